@@ -1,0 +1,113 @@
+"""Train a linear classifier on frozen features (MoCo's protocol), or ask the features' nearest neighbours.
+
+    python main_lincls.py --pretrained CHECKPOINT [flags] DIR        --help lists the flags
+
+Reads top to bottom: data, model, optimizer, loop, save. In --save-dir: checkpoint.pth.tar, model_best.pth.tar,
+lincls.jsonl and result.json (with --knn: knn.jsonl and knn.json). Exit codes: 0 done; 2 input that cannot be used; 3
+the loss was not finite or a frozen tensor changed.
+"""
+
+import os
+import sys
+from argparse import Namespace
+from functools import partial
+
+import torch
+
+from moco import checkpoint, data, distributed, options, probe, seeding
+from moco.encoder import build_encoder
+from moco.meters import RunLog
+from moco.pretrained import PUBLISHED, fill_backbone, read_backbone
+from moco.schedule import learning_rate
+
+AMP = {"off": None, "bf16": torch.bfloat16, "fp16": torch.float16}
+UPRIGHT = ("mnist5k",)  # a mirrored digit is another symbol
+
+
+def worker(args: Namespace) -> int:
+    """One process of a probe, from data to the result; returns the exit code."""
+    device, world = distributed.device(), distributed.world_size()
+    path = probe.resume_path(args.resume, args.save_dir, needed=args.evaluate and not args.knn)
+    state = checkpoint.read(path) if path else {}
+    seed = probe.choose_seed(args.seed, state)
+
+    # data
+    opening = partial(data.open_sources, args.dataset, args.data, download=args.download, val_path=args.val_data)
+    train, val = probe.labelled_pair(probe.open_once(opening, alone=args.download))
+    classes = len(train.classes or ())
+    statistics = data.statistics(args.dataset, train.channels)
+    mean, std = probe.channel_statistics(statistics, args.mean, args.std, train.channels)
+    feed = probe.Feed(
+        size=args.size or train.native_size or 224,
+        batch=args.batch_size * (max(1, args.world_size) if args.multiprocessing_distributed or args.nproc else 1),
+        seed=seed,
+        workers=min(args.workers, os.cpu_count() or 1) // max(1, args.nproc or torch.cuda.device_count()),
+        flip=args.dataset not in UPRIGHT,
+        cached=args.cache_features,
+    )
+
+    # model
+    torch.manual_seed(seeding.key("init", seed) >> 1)
+    encoder = build_encoder(args.arch, classes, stem=args.stem, size=feed.size, in_chans=train.channels)
+    weights, words = {}, f"no --pretrained: random initialisation by seed {seed}, a baseline"
+    if args.pretrained:
+        reading = partial(read_backbone, encoder, args.pretrained, args.arch)
+        weights, words = probe.open_once(reading, alone=args.pretrained.startswith(PUBLISHED))
+        fill_backbone(encoder, weights)
+    model = probe.Probe(encoder, device, mean, std, seed, AMP[args.amp])
+
+    # optimizer
+    optimizer = torch.optim.SGD(model.trained, args.lr, momentum=args.momentum, weight_decay=args.weight_decay)
+    start, best = args.start_epoch, 0.0
+    if state and path:
+        start, best = probe.load(model, optimizer, state, path, args.arch, weights)
+        words += f"; resumed {path} after epoch {start}"
+    frozen = weights or model.frozen()
+    origin = args.pretrained or path or "the random initialisation"
+
+    mode = "knn" if args.knn else "evaluate" if args.evaluate else "lincls"
+    steps = -(-len(train) // feed.batch)
+    with RunLog(args.save_dir, config=vars(args), resume_step=start * steps if state else None, name=mode) as log:
+        log.line(f"{args.arch} at {feed.size} px: {words}")
+        log.line(f"{len(train)} images to train on and {len(val)} held out, {classes} classes; {world} process(es) on "
+                 f"{device.type}, {feed.batch} images a step in all, {feed.workers} loader workers each")  # fmt: skip
+        result = {"mode": mode, "arch": args.arch, "pretrained": args.pretrained, "size": feed.size, "seed": seed,
+                  "classes": classes, "train_images": len(train), "val_images": len(val)}  # fmt: skip
+        note = probe.bad_image_notes(log)
+        if args.knn:
+            accuracy = probe.neighbours(model, feed, train, val, note, args.knn_k, args.knn_t)
+            log.scalars(0, {"knn": accuracy})
+            probe.write_result({**result, "knn": accuracy, "k": args.knn_k, "T": args.knn_t}, args.save_dir, "knn.json")
+            log.line(f" * k-NN {accuracy:.3f} (k={args.knn_k}, T={args.knn_t}, cosine, encoder features)")
+            return 0
+
+        # loop
+        epochs = range(0) if args.evaluate else range(start, args.epochs)
+        held_out = feed.of(model, val, note)
+        training = feed.of(model, train, note, training=True) if epochs else held_out
+        score = probe.validate(model, held_out) if not epochs else None
+        for epoch in epochs:
+            for group in optimizer.param_groups:
+                group["lr"] = learning_rate(args.lr, epoch, args.epochs, cosine=False, milestones=args.schedule)
+            probe.train_epoch(model, training, optimizer, epoch, log, args.print_freq)
+            score = probe.validate(model, held_out)
+            if epoch in (epochs[0], epochs[-1]):
+                model.check_frozen(frozen, origin)
+
+            # save
+            is_best, best = score.acc1 > best, max(score.acc1, best)
+            probe.save(
+                model, optimizer, args.save_dir, epoch=epoch + 1, arch=args.arch, best=best, is_best=is_best, seed=seed
+            )
+            values = {"val_acc1": score.acc1, "val_acc5": score.acc5, "val_loss": score.loss, "best_acc1": best}
+            words = None if epoch == epochs[-1] else score.words(best)  # the last line of all comes after the result
+            log.scalars((epoch + 1) * steps, values, epoch=epoch, text=words)
+        assert score is not None
+        done = {"epochs": epochs[-1] + 1 if epochs else start, "best_acc1": best}
+        probe.write_result({**result, **done, "acc1": score.acc1, "acc5": score.acc5}, args.save_dir, "result.json")
+        log.line(score.words(best))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(distributed.launch(worker, options.parse_lincls()))

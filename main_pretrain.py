@@ -1,0 +1,148 @@
+"""Pretrain an image encoder by momentum contrast with synthetic hard negatives: MoCo, MoCHi, SynCo.
+
+    python main_pretrain.py [flags] [DIR]        --help lists the flags; without DIR: the built-in demo
+
+Reads in the order of a run: data, model, optimizer, loop, save. Exit codes: 0 done, or stopped by --max-minutes or
+SIGUSR1 with a checkpoint; 2 input that cannot be used; 3 training went wrong; 143 SIGTERM, with a checkpoint.
+"""
+
+import sys
+from argparse import Namespace
+from dataclasses import replace
+
+import torch
+
+from moco import checkpoint, data, distributed, engine, kernels, options, seeding
+from moco.builder import MoCo
+from moco.encoder import batchnorm_words, build_encoder, choose_splits, has_batchnorm, split_batchnorm
+from moco.errors import UserError
+from moco.knn import evaluate_knn
+from moco.meters import RunLog
+from moco.methods import METHODS
+from moco.negatives import HardNegatives
+
+SMALL_PRESETS = {"cifar10": "cifar", "cifar100": "cifar", "fashionmnist": "cifar", "mnist5k": "digits"}
+
+
+def worker(args: Namespace) -> int:
+    """One process of a run; returns its exit code."""
+    path = distributed.from_main(checkpoint.resolve(args.resume, args.save_dir))
+    state = checkpoint.read(path) if path else None
+    seed = distributed.from_main(seeding.choose_seed(args.seed, state))
+    torch.manual_seed(seeding.key("init", seed) >> 1)
+    torch.backends.cudnn.deterministic = args.seed is not None
+    torch.backends.cudnn.benchmark = args.seed is None
+
+    # data
+    with distributed.first_on_node() as first:
+        sources = data.open_sources(
+            args.dataset, args.data, download=args.download and first, val_path=args.val_data, channels=args.channels
+        )
+    images = sources.pretrain
+    view = view_settings(args, images)
+    batch = args.batch_size * (distributed.world_size() // distributed.local_size())  # over all nodes
+    sampler = data.EpochSampler(
+        len(images), batch, seed, distributed.world_size(), distributed.rank(), drop_last=args.drop_last
+    )
+    workers = distributed.share_of_cores(args.workers)
+    loader = data.make_loader(data.TwoViews(images, view.preset, view.size, seed), sampler, workers, pin_memory=True)
+
+    # model
+    model, words = build_model(args, view, seed, len(images), batch // distributed.world_size())
+
+    # optimizer: over all parameters and in their order, as upstream's, so that its checkpoints resume here
+    optimizer = torch.optim.SGD(model.parameters(), args.lr, momentum=args.momentum, weight_decay=args.weight_decay)
+    plan = make_plan(args, len(sampler))
+    scaler = torch.amp.GradScaler(distributed.device().type, enabled=plan.amp is torch.float16)
+    done = args.start_epoch * plan.steps_per_epoch
+    progress = engine.Progress(seed, args.start_epoch, 0, done, done * args.accum)
+    if state and path:
+        entries = checkpoint.unpack(state, path, model, optimizer, scaler, args.arch)
+        progress = progress.resumed(entries, progress, plan.steps_per_epoch, args.accum, distributed.world_size())
+    checkpoint.claim(args.save_dir, path, args.overwrite)
+
+    # loop
+    log = RunLog(args.save_dir, wandb=args.wandb, config=vars(args), resume_step=progress.step if path else None)
+    log.line(f"{args.method} with {args.arch} at {view.size} px on {len(images)} images of {images.name}, seed {seed}")
+    log.line(f"{distributed.words()}, batch {batch}, {workers} loader workers each, amp {plan.amp or 'off'}, "
+             f"loss by {kernels.resolve(args.head_impl, distributed.device().type)}")  # fmt: skip
+    log.line(words)
+    log.line(f"from epoch {progress.epoch}, step {progress.step} of {plan.total_steps}" + f" ({path})" * bool(path))
+    trainer = engine.Trainer(
+        model, distributed.wrap(model), optimizer, scaler, plan, progress, log, engine.StopRequest(args.max_minutes),
+        args.save_dir, sampler, images, args.max_bad_images,
+    )  # fmt: skip
+    train, val = (sources.train, sources.val) if args.knn_every else (None, None)
+    if train is None or val is None:
+        log.line(f"no k-NN accuracy: {sources.no_pair or 'switched off by --knn-every 0'}")
+    while trainer.exit_code is None and not trainer.finished():
+        trainer.run_epoch(loader)
+
+        # save
+        if trainer.due(args.save_every):
+            trainer.save(args.arch, args.keep)
+        if train and val and trainer.exit_code is None and trainer.due(args.knn_every):
+            accuracy = evaluate_knn(
+                model.encoder_q, train, val, size=view.size, mean=view.mean, std=view.std, amp=plan.amp,
+                k=args.knn_k, temperature=args.knn_t, batch_size=batch, workers=workers, device=trainer.device,
+            )  # fmt: skip
+            trainer.report_knn(accuracy)
+    log.close()
+    return trainer.exit_code or 0
+
+
+def view_settings(args: Namespace, images: data.Source) -> Namespace:
+    """Size, channels, statistics and augmentation of the views: the flags', else the data set's own."""
+    mean, std = data.statistics(args.dataset, images.channels)
+    mean, std = list(args.mean or mean), list(args.std or std)
+    if len(mean) != images.channels or len(std) != images.channels:
+        raise UserError(f"the images have {images.channels} channel(s); give --mean and --std as many numbers.")
+    preset = args.aug or ("v2" if args.aug_plus else SMALL_PRESETS.get(args.dataset or "", "v1"))
+    size = args.size or images.native_size or 224
+    return Namespace(size=size, channels=images.channels, mean=mean, std=std, preset=data.get_preset(preset))
+
+
+def build_model(args: Namespace, view: Namespace, seed: int, images: int, batch: int) -> tuple[MoCo, str]:
+    """The model on its device, and a line for the log about BatchNorm and masking."""
+    device, world, rank = distributed.device(), distributed.world_size(), distributed.rank()
+    shape = {"mlp": args.mlp, "stem": args.stem, "size": view.size, "in_chans": view.channels}
+    encoders = [build_encoder(args.arch, args.moco_dim, **shape) for _ in range(2)]
+    splits = choose_splits(args.bn_splits, batch, world) if has_batchnorm(encoders[0]) else 1
+    shuffled = args.shuffle_bn and has_batchnorm(encoders[0]) and (world > 1 or splits > 1)
+    masked = args.moco_k > images / 10 if args.mask_same_image is None else args.mask_same_image
+    recipe = tuple(
+        replace(row, start_epoch=args.type_starts.get(row.kind.removesuffix("-paper"), 0))
+        for row in METHODS[args.method].recipe(**options.method_settings(args))
+    )
+    extra = HardNegatives(
+        recipe, args.n_hard, args.moco_dim, seed, rank, device, args.hard_start_epoch, args.hard_stop_epoch
+    )
+    model = MoCo(
+        *(split_batchnorm(encoder, splits) for encoder in encoders),
+        C=args.moco_dim, K=args.moco_k, m=args.moco_m, T=args.moco_t, mean=view.mean, std=view.std, seed=seed,
+        extra=extra if recipe else None, n_hard=args.n_hard, symmetric=args.symmetric, shuffle=shuffled,
+        mask_same_image=masked, head_impl=args.head_impl, channels_last=args.channels_last,
+    )  # fmt: skip
+    model.to(device).to(memory_format=model.layout)
+    if args.compile:
+        model.encoder_q.compile()
+        model.encoder_k.compile()
+    words = batchnorm_words(encoders[0], world, splits, shuffled)
+    return model, words + ("; queue rows of the same image are left out" if masked else "")
+
+
+def make_plan(args: Namespace, batches: int) -> engine.Plan:
+    """How long to train and how fast to learn; ``batches`` is the loader's length."""
+    steps = batches // args.accum
+    if not steps:
+        raise UserError(f"--accum {args.accum} is more than the {batches} batches of an epoch.")
+    return engine.Plan(
+        epochs=-(-args.steps // steps) if args.steps else args.epochs, steps_per_epoch=steps,
+        total_steps=args.steps or args.epochs * steps, lr=args.lr, cosine=args.cos, milestones=args.schedule,
+        by_step=args.steps is not None, accum=args.accum, amp=engine.pick_amp(args.amp, distributed.device()),
+        print_freq=args.print_freq, max_bad_steps=args.max_bad_steps, check_every=args.check_every,
+    )  # fmt: skip
+
+
+if __name__ == "__main__":
+    sys.exit(distributed.launch(worker, options.parse_pretrain()))

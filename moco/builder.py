@@ -1,0 +1,185 @@
+"""MoCo: a query encoder, a key encoder that follows it, a queue of keys, and one hook for extra negatives.
+
+Momentum Contrast, arXiv 1911.05722, algorithm 1; v2 arXiv 2003.04297. The order of a step is the paper's: the key
+encoder moves first, then keys are computed, then the loss, and the keys enter the queue last.
+
+Legend: N queries on this process, C feature width, K queue rows, h x w pixels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from moco import distributed, seeding
+from moco.data import normalise
+from moco.kernels import Head, contrastive_head
+from moco.kernels.spec import Draws
+from moco.key_queue import EMPTY, enqueue_, new_queue, next_rows
+
+# (queries on this process, epoch, draw number) -> the draws of the synthetic negatives, None for none
+ExtraNegatives = Callable[[int, int, int], "Draws | None"]
+
+
+class Output(NamedTuple):
+    """What a step returns. ``loss`` () has the gradient; the other tensors are for the log and the queue."""
+
+    loss: Tensor  # () fp32, what is optimised
+    top1: Tensor  # () share of queries whose key has the highest logit
+    top5: Tensor  # ()
+    hardest: Tensor  # () mean over queries of the largest similarity to the queue
+    synthetic_mass: Tensor  # () share of the softmax on synthetic negatives
+    q: Tensor  # (N, C) unit rows, detached
+    keys: Tensor  # (N or 2N, C) unit rows, to be enqueued
+    paired: Tensor  # (N, C) the keys of q
+
+
+class MoCo(nn.Module):
+    """Momentum contrast with a queue.
+
+    Args:
+        encoder_q, encoder_k: two networks of the same shape with outputs (N, C); k starts as a copy of q.
+        C, K, m, T: feature width, queue rows, momentum and temperature (the paper's symbols).
+        mean, std: of the channels; uint8 images are normalised here, after they were exchanged.
+        seed: of the queue's first rows and of the shuffles.
+        extra: the hook for synthetic negatives.
+        n_hard: rows that a query's synthetic negatives are made from.
+        symmetric: each view is query once and the two losses are added.
+        shuffle: exchange keys' images between processes (or between BatchNorm's splits) so that a key is not
+            normalised together with its query's neighbours.
+        mask_same_image: leave out queue rows that come from the query's own image.
+        head_impl: implementation of the loss, see :mod:`moco.kernels`.
+        channels_last: memory layout in which the encoders get their images.
+    """
+
+    def __init__(
+        self,
+        encoder_q: nn.Module,
+        encoder_k: nn.Module,
+        *,
+        C: int,
+        K: int,
+        m: float,
+        T: float,
+        mean: list[float],
+        std: list[float],
+        seed: int,
+        extra: ExtraNegatives | None = None,
+        n_hard: int = 0,
+        symmetric: bool = False,
+        shuffle: bool = True,
+        mask_same_image: bool = False,
+        head_impl: str = "auto",
+        channels_last: bool = False,
+    ):
+        super().__init__()
+        self.encoder_q, self.encoder_k = encoder_q, encoder_k
+        self.K, self.m, self.T, self.seed = K, m, T, seed
+        self.extra, self.n_hard = extra, n_hard
+        self.symmetric, self.shuffle = symmetric, shuffle
+        self.mask_same_image, self.head_impl = mask_same_image, head_impl
+        self.layout = torch.channels_last if channels_last else torch.contiguous_format
+        encoder_k.load_state_dict(encoder_q.state_dict())
+        encoder_k.requires_grad_(False)
+        self.mean: Tensor
+        self.std: Tensor
+        self.queue: Tensor
+        self.queue_ids: Tensor
+        self.queue_ptr: Tensor
+        self.register_buffer("queue", new_queue(K, C, seeding.torch_generator("init", seed, 1)))
+        self.register_buffer("queue_ids", torch.full((K,), EMPTY))
+        self.register_buffer("queue_ptr", torch.zeros(1, dtype=torch.long))
+        self.register_buffer("mean", torch.tensor(mean), persistent=False)
+        self.register_buffer("std", torch.tensor(std), persistent=False)
+
+    def forward(self, im_q: Tensor, im_k: Tensor, ids: Tensor, epoch: int, draw: int) -> Output:
+        """The loss of one batch; changes nothing but BatchNorm's running statistics.
+
+        Args:
+            im_q, im_k: (N, channels, h, w) two views, uint8 or already normalised floats.
+            ids: (N,) int64, which image each row is.
+            epoch: decides which synthetic negatives are active.
+            draw: number of this batch since the start of training; keys its randomness.
+        """
+        q = self.encode_queries(im_q)  # (N, C)
+        k = self.encode_keys(im_k, draw)  # (N, C)
+        head = self.contrast(q, k, ids, epoch, draw)
+        if not self.symmetric:
+            return _output(head, head.loss, q, k, k)
+        q2 = self.encode_queries(im_k)
+        k2 = self.encode_keys(im_q, draw)
+        other = self.contrast(q2, k2, ids, epoch, draw + (1 << 40))  # its own draws
+        return _output(head, head.loss + other.loss, q, torch.cat([k, k2]), k)
+
+    def encode_queries(self, images: Tensor) -> Tensor:
+        """Unit features (N, C) with a gradient."""
+        return F.normalize(self.encoder_q(self.prepare(images)).float(), dim=1)
+
+    @torch.no_grad()
+    def encode_keys(self, images: Tensor, draw: int) -> Tensor:
+        """Unit features (N, C) of the key encoder, computed in a shuffled order and put back."""
+        if not self.shuffle:
+            return F.normalize(self.encoder_k(self.prepare(images)).float(), dim=1)
+        rows = images.shape[0] * distributed.world_size()
+        permutation = torch.randperm(rows, generator=seeding.torch_generator("shuffle", self.seed, draw))
+        shuffled = distributed.permute_rows(images, permutation)
+        k = F.normalize(self.encoder_k(self.prepare(shuffled)).float(), dim=1)
+        return distributed.permute_rows(k, torch.argsort(permutation))
+
+    def prepare(self, images: Tensor) -> Tensor:
+        """Normalised floats from uint8 images, in the encoder's memory layout."""
+        if images.dtype == torch.uint8:
+            images = normalise(images, self.mean, self.std)
+        return images.contiguous(memory_format=self.layout)
+
+    def contrast(self, q: Tensor, k: Tensor, ids: Tensor, epoch: int, draw: int) -> Head:
+        """InfoNCE of q against its key, the queue and the extra negatives."""
+        draws = self.extra(q.shape[0], epoch, draw) if self.extra else None
+        mask = {"ids": ids, "queue_ids": self.queue_ids} if self.mask_same_image else {}
+        n_hard = self.n_hard if draws is not None else 0
+        return contrastive_head(
+            q, k, self.queue, temperature=self.T, n_hard=n_hard, draws=draws, impl=self.head_impl, **mask
+        )
+
+    @torch.no_grad()
+    def update_key_encoder(self) -> None:
+        """k <- m k + (1 - m) q over the parameters; BatchNorm's buffers are the key encoder's own."""
+        k: list[Tensor] = list(self.encoder_k.parameters())
+        q: list[Tensor] = list(self.encoder_q.parameters())
+        # one launch for all tensors: a loop costs ten times as much on a GPU
+        torch._foreach_lerp_(k, q, 1.0 - self.m)  # pyright: ignore[reportPrivateImportUsage, reportCallIssue]
+
+    @torch.no_grad()
+    def enqueue(self, keys: Tensor, ids: Tensor) -> None:
+        """Put the keys of all processes into the queue, in the same order everywhere."""
+        ids = ids.repeat(keys.shape[0] // ids.shape[0])
+        keys, ids = distributed.gather_keys(keys), distributed.gather_keys(ids)
+        enqueue_(self.queue, self.queue_ids, self.queue_ptr, keys, ids)
+
+    def snapshot(self, keys: int) -> Callable[[], None]:
+        """Remember all that a step changes before its outcome is known; the returned function puts it back.
+
+        Args:
+            keys: how many keys all processes may enqueue meanwhile.
+        """
+        rows = next_rows(self.queue, self.queue_ptr, keys)
+        small = [b for name, b in self.named_buffers() if name not in ("queue", "queue_ids")]
+        saved = [self.queue[rows], self.queue_ids[rows], *(b.clone() for b in small)]
+
+        @torch.no_grad()
+        def restore() -> None:
+            self.queue.index_copy_(0, rows, saved[0])
+            self.queue_ids.index_copy_(0, rows, saved[1])
+            for buffer, value in zip(small, saved[2:], strict=True):
+                buffer.copy_(value)
+
+        return restore
+
+
+def _output(head: Head, loss: Tensor, q: Tensor, keys: Tensor, paired: Tensor) -> Output:
+    top1, top5 = ((head.rank < n).float().mean() for n in (1, 5))
+    return Output(loss, top1, top5, head.hardest, head.synthetic_mass, q.detach(), keys, paired)

@@ -1,0 +1,261 @@
+"""Checkpoints that survive a kill at any instant and hold all that a resumed run needs.
+
+A file has upstream's keys (``epoch``, ``arch``, ``state_dict`` with ``module.`` names, ``optimizer``) and two more:
+``scaler`` and ``run`` (step, batches done in the epoch, seed and the like, plain numbers and strings). ``epoch`` counts
+finished epochs, as upstream's does. Every file can be read with ``weights_only=True``.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import pickle
+import re
+import warnings
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from moco.errors import UserError
+
+POINTER = "latest"
+_NAME = re.compile(r"checkpoint_(\d{4,})(?:_step_(\d+))?\.pth\.tar$")
+
+
+# ------------------------------------------------------------------------------------------------- one file
+
+
+def read(path: str) -> dict:
+    """The dictionary in a checkpoint file, tensors on the CPU.
+
+    Raises:
+        UserError: no such file, damaged, not a checkpoint, or more than weights (arbitrary code is never run).
+    """
+    if not os.path.isfile(path):
+        raise UserError(f"no checkpoint at {path}.")
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # a foreign file's oddities are reported below, in one sentence
+            state = torch.load(path, map_location="cpu", weights_only=True)
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror or error}.") from error
+    except Exception as error:  # a damaged pickle can raise anything
+        raise UserError(f"{path} {_why_unreadable(error)}") from error
+    if not isinstance(state, dict):
+        raise UserError(f"{path} holds a {type(state).__name__}, not a checkpoint dictionary.")
+    return state
+
+
+def _why_unreadable(error: Exception) -> str:
+    text = str(error)
+    found = re.search(r"(?:Unsupported global: GLOBAL|Unsupported class) ([\w.]+)", text)
+    if isinstance(error, pickle.UnpicklingError) and found:
+        return (
+            f"needs {found.group(1)} to be loaded, which is more than weights; refused. If you trust the file, re-save "
+            "its tensors alone, or allow the name with torch.serialization.add_safe_globals."
+        )
+    return "is no readable checkpoint: truncated, damaged or another kind of file."
+
+
+def write(state: dict, path: str) -> None:
+    """Write beside, flush to the disk, then replace: a kill at any instant leaves the old file or the new one.
+
+    Raises:
+        UserError: the disk is full or the folder cannot be written; an older file of that name is untouched.
+    """
+    folder = os.path.dirname(path) or "."
+    beside = path + ".tmp"
+    try:
+        os.makedirs(folder, exist_ok=True)
+        with open(beside, "wb") as file:
+            torch.save(state, file)
+            file.flush()
+            os.fsync(file.fileno())
+        _replace(beside, path)
+    except (OSError, RuntimeError) as error:  # torch reports a full disk as RuntimeError
+        with contextlib.suppress(OSError):
+            os.remove(beside)
+        raise _unwritten(path, error) from error
+
+
+def _unwritten(path: str, error: Exception) -> UserError:
+    reason = " ".join(str(error).split())[:200]
+    return UserError(f"{path} cannot be written ({reason}); make room or choose another --save-dir.")
+
+
+def write_text(text: str, path: str) -> None:
+    """The same care for a small text file."""
+    beside = path + ".tmp"
+    with open(beside, "w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    _replace(beside, path)
+
+
+def _replace(beside: str, path: str) -> None:
+    os.replace(beside, path)
+    handle = os.open(os.path.dirname(path) or ".", os.O_RDONLY)
+    try:
+        os.fsync(handle)  # the new name itself must reach the disk
+    finally:
+        os.close(handle)
+
+
+# ------------------------------------------------------------------------------------------- a run's folder
+
+
+def save(state: dict, folder: str, keep: int) -> str:
+    """Write a run's checkpoint, point ``latest`` at it, then prune; returns the path.
+
+    At an epoch's end the name is upstream's, ``checkpoint_%04d.pth.tar`` with the epoch's number counted from 0; inside
+    an epoch ``_step_%08d`` is added. Pruning: files from inside an epoch go as soon as a newer checkpoint is safe; of
+    the others the newest ``keep`` stay (0: all).
+    """
+    done, run = state["epoch"], state["run"]
+    name = f"checkpoint_{done - 1:04d}.pth.tar"
+    if run["batch"]:
+        name = f"checkpoint_{done:04d}_step_{run['step']:08d}.pth.tar"
+    path = os.path.join(folder, name)
+    write(state, path)
+    pointer = os.path.join(folder, POINTER)
+    try:
+        write_text(name + "\n", pointer)
+    except OSError as error:
+        raise _unwritten(pointer, error) from error
+    _prune(folder, keep, name)
+    return path
+
+
+def _position(name: str) -> tuple[int, int] | None:
+    """(finished epochs, steps of the file's name): orders a folder's checkpoints by progress."""
+    match = _NAME.match(name)
+    if not match:
+        return None
+    epoch, step = int(match.group(1)), match.group(2)
+    return (epoch + 1, 0) if step is None else (epoch, int(step))
+
+
+def runs_checkpoints(folder: str) -> list[str]:
+    """Names of the checkpoints in a run's folder, oldest first."""
+    if not os.path.isdir(folder):
+        return []
+    return sorted((n for n in os.listdir(folder) if _position(n)), key=lambda n: _position(n) or (0, 0))
+
+
+def _prune(folder: str, keep: int, newest: str) -> None:
+    names = [n for n in runs_checkpoints(folder) if n != newest]
+    inside = [n for n in names if "_step_" in n]
+    ends = [n for n in names if "_step_" not in n]
+    spare = keep - ("_step_" not in newest)
+    old = ends[: max(0, len(ends) - spare)] if keep else []
+    for name in inside + old:
+        os.remove(os.path.join(folder, name))
+
+
+def newest(folder: str) -> str | None:
+    """The checkpoint that ``latest`` names, else the one with most progress, else None."""
+    with contextlib.suppress(OSError), open(os.path.join(folder, POINTER), encoding="utf-8") as file:
+        path = os.path.join(folder, os.path.basename(file.read().strip()))
+        if os.path.isfile(path):
+            return path
+    names = runs_checkpoints(folder)
+    return os.path.join(folder, names[-1]) if names else None
+
+
+def resolve(resume: str, folder: str) -> str | None:
+    """The file that ``--resume`` means: None for a fresh start (nothing given, or ``auto`` and nothing there)."""
+    return newest(folder) if resume == "auto" else resume or None
+
+
+def claim(folder: str, resumed: str | None, overwrite: bool) -> None:
+    """Make a run's folder; refuse one that holds another run's checkpoints unless that run goes on.
+
+    Args:
+        resumed: the checkpoint that this run continues; one from elsewhere does not make this folder its run's.
+        overwrite: remove the other run's checkpoints instead.
+
+    Raises:
+        UserError: the folder cannot be made, or this run would write over another one.
+    """
+    try:
+        os.makedirs(folder, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"--save-dir {folder} cannot be made: {error.strerror}.") from error
+    names = runs_checkpoints(folder)
+    if not names or (resumed and os.path.samefile(os.path.dirname(resumed) or ".", folder)):
+        return
+    if not overwrite:
+        raise UserError(
+            f"{folder} already holds {names[-1]} of another run; continue it with --resume auto, choose another "
+            "--save-dir, or start afresh with --overwrite."
+        )
+    for name in names:
+        with contextlib.suppress(FileNotFoundError):  # every process of the run does this
+            os.remove(os.path.join(folder, name))
+
+
+# ------------------------------------------------------------------------------------------ a training state
+
+
+def pack(model: Any, optimizer: Any, scaler: Any, arch: str, epoch: int, run: dict) -> dict:
+    """A training state as a dictionary with upstream's keys."""
+    return {
+        "epoch": epoch,
+        "arch": arch,
+        "state_dict": {"module." + name: value for name, value in model.state_dict().items()},
+        "optimizer": optimizer.state_dict(),
+        "scaler": scaler.state_dict(),
+        "run": run,
+    }
+
+
+def unpack(state: dict, path: str, model: Any, optimizer: Any, scaler: Any, arch: str) -> dict:
+    """Put a checkpoint of ours, MoCo's or SynCo's into the model, optimizer and scaler; returns its ``run`` part.
+
+    Raises:
+        UserError: another architecture, or entries that are missing, unknown or of another shape; nothing is loaded
+            in part.
+    """
+    if not isinstance(state.get("state_dict"), dict) or "optimizer" not in state:
+        raise UserError(f"{path} is no pretraining checkpoint: it lacks state_dict or optimizer.")
+    if state.get("arch") not in (None, arch):
+        raise UserError(f"{path} was trained with -a {state['arch']}; this run has -a {arch}.")
+    found = {name.removeprefix("module."): value for name, value in state["state_dict"].items()}
+    own = model.state_dict()
+    if "queue" in found and "queue_ids" not in found:
+        found["queue"] = _upstreams_queue(found["queue"], own["queue"])
+        found["queue_ids"] = own["queue_ids"]  # upstream has none: nothing is masked until rows are replaced
+    _same_entries(found, own, path)
+    try:
+        optimizer.load_state_dict(state["optimizer"])
+        if state.get("scaler"):  # empty when the run so far did not scale its loss
+            scaler.load_state_dict(state["scaler"])
+        model.load_state_dict(found)
+    except (ValueError, KeyError, TypeError, AttributeError, RuntimeError) as error:
+        raise UserError(f"{path} does not fit this run's optimizer: {' '.join(str(error).split())}") from error
+    return {"epoch": int(state.get("epoch", 0)), **(state.get("run") or {})}
+
+
+def _upstreams_queue(queue: Tensor, own: Tensor) -> Tensor:
+    """(K, C) unit rows from MoCo's (C, K), or from SynCo's (K, C) whose first rows are not of unit length."""
+    if queue.shape != own.shape and queue.T.shape == own.shape:
+        queue = queue.T
+    return F.normalize(queue, dim=1) if queue.shape == own.shape else queue
+
+
+def _same_entries(found: dict, own: dict, path: str) -> None:
+    missing = [name for name in own if name not in found]
+    unknown = [name for name in found if name not in own]
+    if missing or unknown:
+        what = f"lacks {missing[0]}" if missing else f"has {unknown[0]}, which this run does not know"
+        count = len(missing) + len(unknown)
+        raise UserError(f"{path} {what} ({count} entries differ); check -a, --mlp and --stem.")
+    for name, value in own.items():
+        if found[name].shape != value.shape:
+            raise UserError(
+                f"{path}: {name} has shape {tuple(found[name].shape)}, this run needs {tuple(value.shape)}; check "
+                "--moco-k, --moco-dim, --mlp and --stem."
+            )

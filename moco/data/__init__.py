@@ -1,0 +1,36 @@
+"""From image files to batches of two views: sources, views, datasets, loaders."""
+
+from moco.data.decode import BadImageError
+from moco.data.loading import BadImages, EpochSampler, Loader, make_loader, normalise
+from moco.data.named import STATISTICS, statistics
+from moco.data.opening import DATASETS, open_sources
+from moco.data.pairs import Labelled, TwoViews
+from moco.data.sources import ArraySource, FileSource, Source, Sources
+from moco.data.views import PRESETS, Preset, ViewParams, apply, draw, eval_view, get_preset, probe_preset
+
+__all__ = [
+    "DATASETS",
+    "PRESETS",
+    "STATISTICS",
+    "ArraySource",
+    "BadImageError",
+    "BadImages",
+    "EpochSampler",
+    "FileSource",
+    "Labelled",
+    "Loader",
+    "Preset",
+    "Source",
+    "Sources",
+    "TwoViews",
+    "ViewParams",
+    "apply",
+    "draw",
+    "eval_view",
+    "get_preset",
+    "make_loader",
+    "normalise",
+    "open_sources",
+    "probe_preset",
+    "statistics",
+]

@@ -1,0 +1,51 @@
+"""From what a user wrote (a data set's name, a path) to the sources a run needs."""
+
+from __future__ import annotations
+
+import os
+
+from moco.data.files import open_path
+from moco.data.named import READERS
+from moco.data.sources import Sources, paired
+from moco.errors import UserError
+
+DATASETS = ("folder", *READERS)
+
+
+def open_sources(
+    dataset: str | None = None,
+    path: str | None = None,
+    *,
+    download: bool = False,
+    val_path: str | None = None,
+    channels: int | None = None,
+) -> Sources:
+    """The images of ``dataset`` ("folder" or None: of ``path``), and its labelled pair where it has one.
+
+    A folder is read as upstream's (``path``/train for pretraining, with ``path``/val or ``path``/test as held-out
+    images), else itself; ``path`` may be a list of image paths (.txt, .lst). ``val_path``, a folder or list, gives
+    the held-out images of a folder or list. ``channels`` 1 or 3 converts; None keeps the data set's own (3 for files).
+    Every failure is a UserError that says what to do.
+    """
+    if dataset in (None, "folder"):
+        return _open_files(path, val_path, channels or 3)
+    if dataset not in READERS:
+        raise UserError(f"unknown data set {dataset}: choose one of {', '.join(DATASETS)}")
+    if val_path is not None:
+        raise UserError(f"{dataset} has its own held-out images: leave out the path of held-out images")
+    pretrain, train, val = READERS[dataset](path, download, channels)
+    return Sources(pretrain, train, val)
+
+
+def _open_files(path: str | None, val_path: str | None, channels: int) -> Sources:
+    if path is None:
+        raise UserError(f"give an image folder, a list of image paths, or --dataset ({', '.join(READERS)})")
+    train_path = os.path.join(path, "train")
+    split = os.path.isdir(train_path)
+    train = open_path(train_path if split else path, channels)
+    if val_path is None and split:
+        folders = (os.path.join(path, name) for name in ("val", "test"))
+        val_path = next((folder for folder in folders if os.path.isdir(folder)), None)
+    if val_path is None:
+        return Sources(train, no_pair=f"{path} has no held-out images (a folder val or test beside train)")
+    return paired(train, train, open_path(val_path, channels))

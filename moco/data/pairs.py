@@ -1,0 +1,117 @@
+"""The datasets behind the loaders: two views for pretraining, one labelled view for probes.
+
+An item's key is (epoch, index), and its randomness a function of (seed, epoch, index, view): what a step sees depends
+neither on the number of workers nor on what was loaded before.
+
+Legend: C channels, s side of a view in pixels.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from PIL import Image
+from torch.utils.data import Dataset
+
+from moco.data.decode import BadImageError
+from moco.data.sources import Source
+from moco.data.views import Preset, apply, draw, eval_view, probe_preset
+from moco.errors import UserError
+from moco.seeding import numpy_generator
+
+Key = tuple[int, int]  # epoch, index
+MAX_TRIES = 100
+
+
+def _stride(n: int) -> int:
+    """A step that visits all of 0..n-1 and lands far away: bad files lie together, and so do files of one class."""
+    stride = max(1, int(n * 0.618)) | 1
+    while math.gcd(stride, n) != 1:
+        stride += 2
+    return stride
+
+
+def load_or_replace(source: Source, index: int, tries: int = MAX_TRIES) -> tuple[Image.Image, int, int]:
+    """(image, its index, bad): image ``index``, or the same other one every time when it cannot be read.
+
+    bad is -1, or ``index`` when it had to be replaced. Raises UserError when ``tries`` images cannot be read.
+    """
+    n, first = len(source), None
+    tries = min(tries, n)
+    stride = _stride(n)
+    for attempt in range(tries):
+        other = (index + attempt * stride) % n
+        try:
+            return source.load(other), other, -1 if attempt == 0 else index
+        except BadImageError as error:
+            first = first or error
+    raise UserError(f"none of {tries} images tried in {source.name} can be read, first {first}: check the files")
+
+
+class TwoViews(Dataset):
+    """Two random views of each image of ``source``; the image is decoded once.
+
+    Item (epoch, index) is a dict: q, k (C, s, s) uint8; index, the image really used; bad, -1 or the index of the
+    unreadable image that was replaced (its views keep the randomness of the place they fill).
+    """
+
+    def __init__(self, source: Source, preset: Preset, size: int, seed: int, max_tries: int = MAX_TRIES) -> None:
+        self.source = source
+        self.preset = preset
+        self.size = size
+        self.seed = seed
+        self.max_tries = max_tries
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def __getitem__(self, key: Key) -> dict[str, Any]:
+        epoch, index = key
+        image, used, bad = load_or_replace(self.source, index, self.max_tries)
+        width, height = image.size
+        q, k = (
+            apply(image, draw(self.preset, width, height, rng), self.size)
+            for rng in (numpy_generator("view", self.seed, epoch, index, view) for view in (0, 1))
+        )
+        return {"q": q, "k": k, "index": used, "bad": bad}
+
+
+class Labelled(Dataset):
+    """One view of each image of a labelled ``source``: random crop (and flip) with ``train``, else ``eval_view``.
+
+    Item (epoch, index) is a dict: image (C, s, s) uint8, label, index, bad (as TwoViews). Raises UserError at once when
+    ``source`` has no labels.
+    """
+
+    def __init__(
+        self,
+        source: Source,
+        size: int,
+        train: bool,
+        seed: int = 0,
+        flip: bool = True,
+        max_tries: int = MAX_TRIES,
+    ) -> None:
+        if source.labels is None:
+            raise UserError(f"{source.name} has no labels: give class folders, or a list with a label a line")
+        self.source = source
+        self.labels = source.labels
+        self.size = size
+        self.preset = probe_preset(flip) if train else None
+        self.seed = seed
+        self.max_tries = max_tries
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def __getitem__(self, key: Key) -> dict[str, Any]:
+        epoch, index = key
+        image, used, bad = load_or_replace(self.source, index, self.max_tries)
+        if self.preset is None:
+            view = eval_view(image, self.size)
+        else:
+            rng = numpy_generator("probe", self.seed, epoch, index)
+            width, height = image.size
+            view = apply(image, draw(self.preset, width, height, rng), self.size)
+        return {"image": view, "label": int(self.labels[used]), "index": used, "bad": bad}

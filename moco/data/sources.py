@@ -1,0 +1,164 @@
+"""A source of images: how many there are, what they are called, and image i decoded.
+
+Legend: N images, H x W pixels, C channels (1 or 3).
+"""
+
+from __future__ import annotations
+
+import abc
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from moco.data.decode import decode, to_eight_bits
+from moco.errors import UserError
+
+
+class Source(abc.ABC):
+    """N labelled or unlabelled images.
+
+    name: what messages call it. classes: names of the classes, or None. labels: (N,) int64 index into ``classes``, or
+    None when unlabelled. channels: 1 or 3, the mode of every loaded image. native_size: the side in pixels when all
+    images are squares of one size, else None.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        channels: int,
+        classes: list[str] | None = None,
+        labels: np.ndarray | None = None,
+        native_size: int | None = None,
+    ) -> None:
+        self.name = name
+        self.channels = channels
+        self.classes = classes
+        self.labels = None if labels is None else np.asarray(labels, dtype=np.int64)
+        self.native_size = native_size
+
+    @abc.abstractmethod
+    def __len__(self) -> int: ...
+
+    @abc.abstractmethod
+    def load(self, index: int) -> Image.Image:
+        """Image ``index`` in mode "L" or "RGB" by ``channels``; BadImageError when it cannot be read."""
+
+    @abc.abstractmethod
+    def name_of(self, index: int) -> str:
+        """Where image ``index`` comes from: its path, or for images in memory such as ``mnist5k[12]``."""
+
+
+class Paths(Sequence[str]):
+    """Many strings in one buffer.
+
+    A list of a million strings is copied into every worker page by page, because reading a string touches its
+    reference count; one buffer stays shared.
+    """
+
+    def __init__(self, paths: Sequence[str]) -> None:
+        encoded = [os.fsencode(path) for path in paths]
+        self._buffer = b"".join(encoded)
+        self._ends = np.cumsum([len(path) for path in encoded], dtype=np.int64)  # (N,)
+
+    def __len__(self) -> int:
+        return len(self._ends)
+
+    def __getitem__(self, index: Any) -> str:
+        end = int(self._ends[index])
+        start = int(self._ends[index - 1]) if index else 0
+        return os.fsdecode(self._buffer[start:end])
+
+
+class FileSource(Source):
+    """Image files, decoded at every load."""
+
+    def __init__(
+        self,
+        name: str,
+        paths: Sequence[str],
+        channels: int = 3,
+        classes: list[str] | None = None,
+        labels: np.ndarray | None = None,
+    ) -> None:
+        super().__init__(name, channels, classes, labels)
+        self.paths = Paths(paths)
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def load(self, index: int) -> Image.Image:
+        return decode(self.paths[index], self.channels)
+
+    def name_of(self, index: int) -> str:
+        return self.paths[index]
+
+
+class ArraySource(Source):
+    """Images in memory: ``images`` is (N, H, W) grey or (N, H, W, 3) RGB, uint8.
+
+    ``rows`` (N,) are the numbers that names carry when the images are a selection from a larger file. ``images`` may
+    be anything with ``shape`` and ``images[i]``. ``channels`` None keeps what the images have.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        images: Any,
+        channels: int | None = None,
+        classes: list[str] | None = None,
+        labels: np.ndarray | None = None,
+        rows: np.ndarray | None = None,
+    ) -> None:
+        shape = images.shape
+        own = 1 if len(shape) == 3 else 3
+        square = shape[1] if shape[1] == shape[2] else None
+        super().__init__(name, channels or own, classes, labels, square)
+        self.images = images
+        self.rows = rows
+
+    def __len__(self) -> int:
+        return self.images.shape[0]
+
+    def load(self, index: int) -> Image.Image:
+        return to_eight_bits(Image.fromarray(self.images[index]), self.channels)
+
+    def name_of(self, index: int) -> str:
+        return f"{self.name}[{index if self.rows is None else int(self.rows[index])}]"
+
+
+@dataclass
+class Sources:
+    """What a data set offers: images to pretrain on, and a labelled pair for probes and k-NN (both or neither).
+
+    ``no_pair`` says in one sentence why there is no pair.
+    """
+
+    pretrain: Source
+    train: Source | None = None
+    val: Source | None = None
+    no_pair: str = ""
+
+
+def paired(pretrain: Source, train: Source, val: Source) -> Sources:
+    """``train`` and ``val`` with labels that mean the same class: those of ``val`` are renumbered by name.
+
+    Raises UserError for a class of ``val`` that ``train`` does not have.
+    """
+    for source in (train, val):
+        if source.labels is None or source.classes is None:
+            return Sources(pretrain, no_pair=f"{source.name} has no labels")
+    assert train.classes is not None
+    assert val.classes is not None
+    assert val.labels is not None
+    number = {name: index for index, name in enumerate(train.classes)}
+    unknown = [name for name in val.classes if name not in number]
+    if unknown:
+        names = ", ".join(unknown[:5]) + (" and more" if len(unknown) > 5 else "")
+        raise UserError(f"{val.name} has classes that {train.name} lacks ({names}): give both the same classes")
+    renumber = np.array([number[name] for name in val.classes], dtype=np.int64)
+    val.labels, val.classes = renumber[val.labels], train.classes
+    return Sources(pretrain, train, val)

@@ -1,0 +1,268 @@
+"""Backbones by name, from torchvision and timm, with the stem, channels and projection head that a run needs.
+
+Parameter names are the library's own, so checkpoints keep upstream's layout (``encoder_q.conv1.weight``,
+``encoder_q.fc.0.weight``) and a backbone loads back into its library.
+
+Legend: N images, C feature width, F backbone feature width, S splits of a batch.
+"""
+
+from __future__ import annotations
+
+import difflib
+import functools
+
+import torch
+import torch.nn.functional as F
+import torchvision
+from torch import Tensor, nn
+
+from moco.errors import UserError
+
+SMALL = 64  # images up to this size get the 3x3 stem by default: a 7x7 stride-4 stem leaves 32 px with 8 px
+_TUPLE_OUTPUT = {"inception_v3", "googlenet"}  # they return auxiliary outputs while training
+
+
+def build_encoder(
+    arch: str, dim: int, *, mlp: bool = False, stem: str = "auto", size: int = 224, in_chans: int = 3
+) -> nn.Module:
+    """A network whose output is (N, dim).
+
+    Args:
+        arch: a torchvision name (looked up first) or a timm name; ``timm/NAME`` skips torchvision.
+        dim: output width (128 for the contrastive head, the number of classes for a probe).
+        mlp: put Linear ReLU before the last layer (MoCo v2's head).
+        stem: "imagenet" (7x7 and max-pool), "cifar" (3x3, no pooling) or "auto" (cifar up to 64 px).
+        size: side of the square input in pixels.
+        in_chans: 1 or 3.
+
+    Raises:
+        UserError: unknown name, or an architecture that cannot take the stem, size or head.
+    """
+    cifar = size <= SMALL if stem == "auto" else stem == "cifar"
+    if arch in torchvision_names():
+        encoder, head = _from_torchvision(arch, dim, in_chans, size)
+    else:
+        encoder, head = _from_timm(arch, dim, in_chans, size)
+    changed = _use_small_stem(encoder, in_chans) if cifar else False
+    if stem == "cifar" and not changed:
+        raise UserError(f"--stem cifar is for ResNet-like networks with conv1 and maxpool; {arch} has none.")
+    encoder.head_name = head  # type: ignore[assignment]
+    if mlp:
+        _replace(encoder, head, _mlp_head(encoder.get_submodule(head)))
+    return encoder
+
+
+@functools.cache
+def torchvision_names() -> frozenset[str]:
+    """Classification networks of torchvision."""
+    return frozenset(torchvision.models.list_models(module=torchvision.models)) - _TUPLE_OUTPUT
+
+
+def _from_torchvision(arch: str, dim: int, in_chans: int, size: int) -> tuple[nn.Module, str]:
+    options = {"image_size": size} if arch.startswith("vit_") else {}
+    try:
+        encoder = torchvision.models.get_model(arch, weights=None, num_classes=dim, **options)
+    except ValueError as error:
+        raise UserError(f"{arch} cannot be built for {size} px images: {error}") from error
+    heads = [n for n, m in encoder.named_modules() if isinstance(m, nn.Linear) and m.out_features == dim]
+    if not heads:
+        raise UserError(f"{arch} has no linear classifier to replace by a projection head; choose another -a.")
+    if in_chans != 3:
+        name, conv = next((n, m) for n, m in encoder.named_modules() if isinstance(m, nn.Conv2d))
+        _replace(encoder, name, _conv_like(conv, in_channels=in_chans))
+    return encoder, heads[-1]
+
+
+def _from_timm(arch: str, dim: int, in_chans: int, size: int) -> tuple[nn.Module, str]:
+    import timm  # a second of import time that torchvision's networks do not need
+
+    name = arch.removeprefix("timm/")
+    if not timm.is_model(name):
+        known = [*torchvision_names(), *timm.list_models()]
+        close = ", ".join(difflib.get_close_matches(name, known, 3)) or "resnet50, resnet18, vit_small_patch16_224"
+        raise UserError(f"-a {arch}: no torchvision or timm network has this name; close ones: {close}.")
+    config = timm.get_pretrained_cfg(name)
+    fixed = bool(config and config.fixed_input_size)
+    options = {"img_size": size} if fixed else {}
+    create = functools.partial(timm.create_model, name, pretrained=False, in_chans=in_chans, **options)
+    try:
+        encoder = create(num_classes=dim)
+        head = getattr(encoder, "pretrained_cfg", {}).get("classifier")
+        module = encoder.get_submodule(head) if isinstance(head, str) else None
+        if isinstance(module, (nn.Linear, nn.Conv2d)):
+            return encoder, str(head)
+        return Headed(create(num_classes=0), dim, in_chans, size), "fc"
+    except (TypeError, ValueError, AssertionError, RuntimeError) as error:
+        raise UserError(f"{arch} cannot be built for {size} px images with {in_chans} channels: {error}") from error
+
+
+class Headed(nn.Module):
+    """A backbone whose own classifier is not one linear layer (two heads, a fused norm), with a plain ``fc``."""
+
+    def __init__(self, backbone: nn.Module, dim: int, in_chans: int, size: int):
+        super().__init__()
+        self.backbone = backbone.eval()
+        with torch.no_grad():
+            width = backbone(torch.zeros(2, in_chans, size, size)).shape[1]
+        self.backbone.train()
+        self.fc = nn.Linear(width, dim)
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.fc(self.backbone(images))
+
+
+def _conv_like(conv: nn.Conv2d, **changes) -> nn.Conv2d:
+    settings = {
+        "in_channels": conv.in_channels,
+        "out_channels": conv.out_channels,
+        "kernel_size": conv.kernel_size,
+        "stride": conv.stride,
+        "padding": conv.padding,
+        "bias": conv.bias is not None,
+    }
+    made = nn.Conv2d(**{**settings, **changes})
+    nn.init.kaiming_normal_(made.weight, mode="fan_out", nonlinearity="relu")  # as torchvision's ResNets are
+    return made
+
+
+def _use_small_stem(encoder: nn.Module, in_chans: int) -> bool:
+    """3x3 stride-1 first convolution and no max-pool; False when there is no such stem."""
+    conv, pool = getattr(encoder, "conv1", None), getattr(encoder, "maxpool", None)
+    if not isinstance(conv, nn.Conv2d) or pool is None:
+        return False
+    encoder.conv1 = _conv_like(conv, in_channels=in_chans, kernel_size=3, stride=1, padding=1)
+    encoder.maxpool = nn.Identity()
+    return True
+
+
+def _mlp_head(last: nn.Module) -> nn.Sequential:
+    """MoCo v2's head: Linear(F, F) ReLU Linear(F, C); 1x1 convolutions where the network's classifier is one."""
+    if isinstance(last, nn.Conv2d):
+        hidden: nn.Module = nn.Conv2d(last.in_channels, last.in_channels, 1)
+    else:
+        assert isinstance(last, nn.Linear)
+        hidden = nn.Linear(last.in_features, last.in_features)
+    return nn.Sequential(hidden, nn.ReLU(), last)
+
+
+def _replace(root: nn.Module, name: str, new: nn.Module) -> None:
+    parent, _, leaf = name.rpartition(".")
+    root.get_submodule(parent)._modules[leaf] = new  # also right for names that are numbers (Sequential)
+
+
+# -------------------------------------------------------------------------------------------------- features
+
+
+def features(encoder: nn.Module, images: Tensor) -> Tensor:
+    """What enters the head: (N, F) encoder features of (N, channels, height, width) images."""
+    caught: list[Tensor] = []
+    head = encoder.get_submodule(head_of(encoder))
+    handle = head.register_forward_pre_hook(lambda module, inputs: caught.append(inputs[0]))
+    try:
+        encoder(images)
+    finally:
+        handle.remove()
+    return caught[0].flatten(1)
+
+
+def head_of(encoder: nn.Module) -> str:
+    """The name of the head's module inside the encoder: ``fc`` for ResNets."""
+    return str(encoder.head_name)
+
+
+def backbone_keys(encoder: nn.Module) -> set[str]:
+    """Names of the entries of the state dict that are not the head's."""
+    prefix = head_of(encoder) + "."
+    return {name for name in encoder.state_dict() if not name.startswith(prefix)}
+
+
+# ------------------------------------------------------------------------------------------------ BatchNorm
+
+
+def has_batchnorm(encoder: nn.Module) -> bool:
+    """Whether statistics over the batch can leak which images belong together."""
+    return any(isinstance(m, nn.BatchNorm2d) for m in encoder.modules())
+
+
+def split_batchnorm(encoder: nn.Module, splits: int) -> nn.Module:
+    """Let every BatchNorm2d see each of ``splits`` parts of the batch by itself, as several GPUs would.
+
+    With one process there is no other process to shuffle with; the split is what MoCo's own one-GPU code uses.
+    The state dict does not change. Works on plain and on timm's BatchNorm layers.
+    """
+    if splits > 1:
+        for name, module in list(encoder.named_modules()):
+            if isinstance(module, nn.BatchNorm2d):
+                _replace(encoder, name, _as_split(module, splits))
+    return encoder
+
+
+def _as_split(norm: nn.BatchNorm2d, splits: int) -> nn.BatchNorm2d:
+    # The class changes and the tensors stay: a copy would have to know each library's constructor.
+    after = [getattr(norm, name) for name in ("drop", "act") if isinstance(getattr(norm, name, None), nn.Module)]
+    made = SplitBatchNorm2d(norm.num_features, splits, norm.eps, norm.momentum)
+    made.weight, made.bias = norm.weight, norm.bias
+    made.running_mean, made.running_var = norm.running_mean, norm.running_var
+    made.num_batches_tracked = norm.num_batches_tracked
+    made.after = nn.Sequential(*after)  # timm keeps the activation in the norm layer
+    return made
+
+
+class SplitBatchNorm2d(nn.BatchNorm2d):
+    """BatchNorm over each of S equal parts of the batch; running statistics are the mean over the parts.
+
+    A batch that S does not divide is normalised in its largest number of equal parts (its greatest divisor up to S).
+    """
+
+    def __init__(self, num_features: int, splits: int, eps: float, momentum: float | None):
+        super().__init__(num_features, eps=eps, momentum=momentum)
+        self.splits = splits
+        self.after: nn.Module = nn.Sequential()
+
+    def forward(self, input: Tensor) -> Tensor:
+        parts = largest_divisor(input.shape[0], self.splits)
+        if not self.training or parts == 1:
+            return self.after(super().forward(input))
+        assert self.running_mean is not None and self.running_var is not None
+        assert self.num_batches_tracked is not None and self.momentum is not None
+        means = self.running_mean.new_zeros(parts, self.num_features)  # (S, C)
+        variances = self.running_var.new_zeros(parts, self.num_features)
+        # momentum 1 writes each part's own statistics into its row
+        normed = [
+            F.batch_norm(part, means[i], variances[i], self.weight, self.bias, True, 1.0, self.eps)
+            for i, part in enumerate(input.chunk(parts))
+        ]
+        with torch.no_grad():
+            self.num_batches_tracked.add_(1)
+            self.running_mean.lerp_(means.mean(0), self.momentum)
+            self.running_var.lerp_(variances.mean(0), self.momentum)
+        return self.after(torch.cat(normed))
+
+
+def largest_divisor(n: int, limit: int) -> int:
+    """The greatest divisor of n that is at most ``limit`` and leaves parts of at least two."""
+    return next((d for d in range(min(limit, n // 2), 1, -1) if n % d == 0), 1)
+
+
+def choose_splits(wanted: int | None, batch: int, processes: int) -> int:
+    """Parts of this process's batch for BatchNorm: 8 (MoCo's own one-GPU code) or the most that the batch allows.
+
+    Raises:
+        UserError: ``wanted`` does not divide the batch into parts of at least two images.
+    """
+    if wanted is None:
+        return 1 if processes > 1 else largest_divisor(batch, 8)
+    if wanted > 1 and (batch % wanted or batch // wanted < 2):
+        raise UserError(f"--bn-splits {wanted} does not divide a batch of {batch} into equal parts of two or more.")
+    return wanted
+
+
+def batchnorm_words(encoder: nn.Module, processes: int, splits: int, shuffled: bool) -> str:
+    """How a run keeps BatchNorm from leaking which images belong together, for its log."""
+    if not has_batchnorm(encoder):
+        return "no BatchNorm in the encoder, nothing to shuffle"
+    parts = f"SplitBatchNorm in {splits} parts" if splits > 1 else "BatchNorm over each process's whole batch"
+    across = "across processes" if processes > 1 else "between the parts"
+    if shuffled:
+        return f"{parts}, keys shuffled {across} (ShuffleBN)"
+    return f"{parts}, keys NOT shuffled: BatchNorm can leak which images belong together"

@@ -1,0 +1,366 @@
+"""The training loop of the queue family: steps, what is logged, and when a run stops.
+
+A step is all or nothing. Whether the loss and the gradients are finite on every process is known before the optimizer,
+the queue and the key encoder change; a bad step puts back the little that a forward pass had already touched.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import os
+import signal
+import threading
+import time
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, dataclass, field
+from itertools import islice
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.utils import get_total_norm
+
+from moco import checkpoint, distributed, seeding
+from moco.builder import MoCo, Output
+from moco.data import BadImages, EpochSampler, Source
+from moco.errors import SIGTERM_EXIT, TrainingError, UserError
+from moco.knn import alignment, uniformity
+from moco.meters import RunLog, Stopwatch
+from moco.schedule import learning_rate
+
+STATS: tuple[str, ...] = ("loss", "top1", "top5", "hardest", "synthetic_mass", "grad_norm")
+
+
+@dataclass
+class Progress:
+    """Where a run is. Everything here is in the checkpoint, so that a resumed run continues exactly here."""
+
+    seed: int
+    epoch: int = 0  # finished epochs
+    batch: int = 0  # loader batches done in the epoch that is running
+    step: int = 0  # optimizer steps tried since the start, bad ones included
+    draw: int = 0  # batches since the start; keys the random draws
+    ema_due: bool = True  # the key encoder has not yet followed the last optimizer step
+    bad_steps: int = 0  # non-finite steps in a row
+    bad_images: dict = field(default_factory=lambda: {"seen": []})
+
+    @classmethod
+    def resumed(cls, entries: dict, fresh: Progress, steps_per_epoch: int, accum: int, world: int) -> Progress:
+        """From ``run`` of our checkpoints; from the epoch alone for upstream's files, which have no ``run``.
+
+        Raises:
+            UserError: the file was written inside an epoch with other batches, so "the rest of it" has no meaning.
+        """
+        epoch, batch = entries["epoch"], entries.get("batch", 0)
+        if "step" not in entries:
+            return cls(fresh.seed, epoch, 0, epoch * steps_per_epoch, epoch * steps_per_epoch * accum)
+        same = (entries["steps_per_epoch"], entries["accum"], entries["world_size"]) == (steps_per_epoch, accum, world)
+        if batch and not same:
+            raise UserError(
+                f"the checkpoint was written inside epoch {epoch} with {entries['world_size']} process(es), "
+                f"--accum {entries['accum']} and {entries['steps_per_epoch']} steps an epoch; resume it with the same, "
+                "or resume one from an epoch's end."
+            )
+        return cls(**{name: value for name, value in entries.items() if name in cls.__dataclass_fields__})
+
+    def entries(self) -> dict:
+        """The plain numbers that go into a checkpoint's ``run``."""
+        return {k: v for k, v in asdict(self).items() if k != "epoch"}
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How long and how to train: what the flags decided, without the flags."""
+
+    epochs: int
+    steps_per_epoch: int
+    total_steps: int  # ends a run that counts steps, also inside an epoch
+    lr: float
+    cosine: bool
+    milestones: list[int]
+    by_step: bool = False  # the schedule moves every step (for --steps) instead of every epoch
+    accum: int = 1
+    amp: torch.dtype | None = None
+    print_freq: int = 10
+    max_bad_steps: int = 5
+    check_every: int = 1000
+
+    def lr_at(self, epoch: int, step: int) -> float:
+        """The learning rate of a step."""
+        progress, total = (step, self.total_steps) if self.by_step else (epoch, self.epochs)
+        return learning_rate(self.lr, progress, total, cosine=self.cosine, milestones=self.milestones)
+
+    def steps_left(self, at: Progress) -> int:
+        """Steps until the run ends. Epochs are counted in epochs: a resumed run may have longer or shorter ones."""
+        if self.by_step:
+            return self.total_steps - at.step
+        return (self.epochs - at.epoch) * self.steps_per_epoch - at.batch // self.accum
+
+
+class StopRequest:
+    """SIGTERM, SIGUSR1 and a time limit, all answered by finishing the step, saving and leaving.
+
+    Exit code 143 after SIGTERM, 0 after SIGUSR1 (a scheduler's early warning) and at the time limit.
+    """
+
+    def __init__(self, max_minutes: float | None):
+        self.deadline = math.inf if max_minutes is None else time.monotonic() + 60 * max_minutes
+        self.terminated = self.asked = False
+        if threading.current_thread() is threading.main_thread():  # only it may set handlers
+            signal.signal(signal.SIGTERM, self._on_signal)
+            signal.signal(signal.SIGUSR1, self._on_signal)
+
+    def _on_signal(self, number: int, frame: Any) -> None:
+        self.terminated |= number == signal.SIGTERM
+        self.asked = True
+
+    def flags(self) -> tuple[bool, bool]:
+        """(SIGTERM seen, any reason to stop) on this process."""
+        return self.terminated, self.asked or time.monotonic() > self.deadline
+
+
+@dataclass
+class Trainer:
+    """One training run: the objects that a step needs, and the steps."""
+
+    model: MoCo
+    wrapped: torch.nn.Module  # the model with gradient averaging
+    optimizer: torch.optim.Optimizer
+    scaler: torch.amp.GradScaler
+    plan: Plan
+    progress: Progress
+    log: RunLog
+    stop: StopRequest
+    save_dir: str
+    sampler: EpochSampler
+    source: Source
+    max_bad_images: int
+
+    def __post_init__(self) -> None:
+        self.device = distributed.device()
+        self.sums = torch.zeros(len(STATS), device=self.device)
+        self.counted = 0
+        self.watch = Stopwatch()
+        self.exit_code: int | None = None  # set when the run must stop early
+        self.bad_images = BadImages(self.max_bad_images)
+        self.bad_images.load_state_dict(self.progress.bad_images)
+        self.parameters = [p for p in self.model.parameters() if p.requires_grad]
+
+    # ------------------------------------------------------------------------------------------------ an epoch
+
+    def finished(self) -> bool:
+        """Whether all epochs or steps are done."""
+        return self.plan.steps_left(self.progress) <= 0
+
+    def due(self, every: int) -> bool:
+        """Whether something that happens every so many epochs is to happen now; always before the run ends."""
+        inside = self.progress.batch > 0 or self.exit_code is not None
+        return inside or self.finished() or self.progress.epoch % every == 0
+
+    def run_epoch(self, loader: Iterable[dict]) -> None:
+        """Train to the end of the current epoch, or to a step after which the run must stop (see ``exit_code``)."""
+        at = self.progress
+        self.model.train()
+        self.check_queues()
+        self.sampler.set_position(at.epoch, at.batch)
+        self.watch.restart()
+        batches = iter(loader)
+        with self.log.bar(self.plan.steps_per_epoch, at.batch // self.plan.accum, f"epoch {at.epoch}") as bar:
+            for _ in range(at.batch // self.plan.accum, self.plan.steps_per_epoch):
+                self.step(batches)
+                bar.update()
+                self._after_step()
+                if self.exit_code is not None or self.finished():
+                    break
+        if at.batch // self.plan.accum >= self.plan.steps_per_epoch:
+            at.epoch, at.batch = at.epoch + 1, 0
+
+    def _after_step(self) -> None:
+        at = self.progress
+        if at.step % self.plan.print_freq == 0 or self.finished():
+            self.report()
+        if at.step % self.plan.check_every == 0:
+            self.check_queues()
+
+    # ------------------------------------------------------------------------------------------------- a step
+
+    def step(self, batches: Iterator[dict]) -> None:
+        """One optimizer step over ``accum`` batches, or nothing at all if anything is not finite anywhere."""
+        at, accum = self.progress, self.plan.accum
+        lr = self.plan.lr_at(at.epoch, at.step)
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr
+        if at.ema_due:
+            self.model.update_key_encoder()
+        restore, outputs, ids = None, [], []
+        for number, batch in enumerate(islice(self._timed(batches), accum)):
+            im_q, im_k, index = (batch[name].to(self.device, non_blocking=True) for name in ("q", "k", "index"))
+            if restore is None:
+                views = 2 if self.model.symmetric else 1
+                restore = self.model.snapshot(views * accum * len(index) * distributed.world_size())
+            if number:
+                self.model.enqueue(outputs[-1].keys, ids[-1])  # a batch sees the keys of the one before it
+            outputs.append(self._forward_backward(im_q, im_k, index, hold=number < accum - 1))
+            ids.append(index)
+        assert restore is not None
+        self.scaler.unscale_(self.optimizer)
+        norm = get_total_norm([p.grad for p in self.parameters if p.grad is not None])
+        finite = torch.stack([o.loss.detach() for o in outputs]).isfinite().all()
+        if self._agree(bool(finite), bool(norm.isfinite())):
+            self.scaler.step(self.optimizer)
+            self.scaler.update()
+            self.model.enqueue(outputs[-1].keys, ids[-1])
+            at.ema_due, at.bad_steps = True, 0
+            self._count(outputs, norm)
+        else:
+            restore()
+            self.scaler.update()
+            at.ema_due = False
+            self._note_bad_step(outputs, ids, bool(finite))
+        self.optimizer.zero_grad(set_to_none=True)
+        at.step += 1
+        at.batch += accum
+
+    def _timed(self, batches: Iterator[dict]) -> Iterator[dict]:
+        """Batches, with the time spent waiting for them measured and unreadable images noted."""
+        while True:
+            with self.watch.waiting():
+                batch = next(batches)
+            for name in self.bad_images.note(batch, self.source):
+                self.log.line(f"unreadable image replaced by another: {name}")
+            yield batch
+
+    def _forward_backward(self, im_q: Tensor, im_k: Tensor, ids: Tensor, hold: bool) -> Output:
+        at = self.progress
+        seeding.seed_step(at.seed, at.draw, distributed.rank())
+        amp = torch.autocast(self.device.type, self.plan.amp, enabled=self.plan.amp is not None)
+        with distributed.hold_gradients(self.wrapped, hold):
+            with amp:
+                output = self.wrapped(im_q, im_k, ids, at.epoch, at.draw)
+            self.scaler.scale(output.loss / self.plan.accum).backward()
+        at.draw += 1
+        self.last = output
+        self.watch.count(len(ids) * distributed.world_size())
+        return output
+
+    def _agree(self, finite: bool, norm_finite: bool) -> bool:
+        """Exchange, in one small reduction, whether this step is good everywhere and whether to stop after it."""
+        terminated, stop = self.stop.flags()
+        bad = not (finite and norm_finite)
+        bad_loss, bad, terminated, stop = distributed.any_rank(not finite, bad, terminated, stop)
+        if stop:
+            self.exit_code = SIGTERM_EXIT if terminated else 0
+        # With fp16 an infinite gradient of a finite loss only means that the scale was too high.
+        self.overflow = bad and not bad_loss and self.scaler.is_enabled()
+        return not bad
+
+    def _count(self, outputs: list[Output], norm: Tensor) -> None:
+        for output in outputs:
+            values = [getattr(output, name).detach() for name in STATS[:-1]]
+            self.sums += torch.stack([*values, norm])
+        self.counted += len(outputs)
+
+    def _note_bad_step(self, outputs: list[Output], ids: list[Tensor], finite: bool) -> None:
+        at = self.progress
+        if self.overflow:
+            self.log.line(f"step {at.step}: fp16 overflow, step skipped, scale now {self.scaler.get_scale():g}")
+            return
+        at.bad_steps += 1
+        names = [n for n, p in self.model.named_parameters() if p.grad is not None and not p.grad.isfinite().all()]
+        where = "the loss" if not finite else f"the gradient of {names[0]}" if names else "another process"
+        self.log.line(f"step {at.step}: {where} is not finite; nothing was changed ({at.bad_steps} in a row)")
+        if at.bad_steps < self.plan.max_bad_steps:
+            return
+        path = os.path.join(self.save_dir, f"bad_step_{at.step:08d}_rank{distributed.rank()}.pt")
+        losses = [float(o.loss.detach()) for o in outputs]
+        lr = self.optimizer.param_groups[0]["lr"]
+        what = {"step": at.step, "epoch": at.epoch, "losses": losses, "lr": lr, "nonfinite_gradients": names}
+        checkpoint.write({**what, "image_ids": torch.cat(ids).cpu(), "q": self.last.q.cpu()}, path)
+        raise TrainingError(
+            f"{at.bad_steps} steps in a row were not finite, the last in {where}; they changed no weight and no key. "
+            f"See {path}; usual causes: --lr too high, --amp fp16 (try bf16), --moco-t too low."
+        )
+
+    # ---------------------------------------------------------------------------------------------- reporting
+
+    def report(self) -> None:
+        """One line and one record about the steps since the last one."""
+        at, plan = self.progress, self.plan
+        if not self.counted:
+            return
+        means = distributed.mean_over_ranks(self.sums / self.counted).tolist()
+        values: dict[str, float] = dict(zip(STATS, means, strict=True))
+        values["top1"], values["top5"] = 100 * values["top1"], 100 * values["top5"]
+        losses = 2 if self.model.symmetric else 1
+        values["loss_ratio"] = values["loss"] / losses / math.log(1 + self.model.K)
+        values["lr"] = self.optimizer.param_groups[0]["lr"]
+        values["images_per_second"], values["wait_share"] = self.watch.rates()
+        values["alignment"] = float(alignment(self.last.q, self.last.paired))
+        values["uniformity"] = float(uniformity(self.last.q))
+        values["feature_std"] = float(self.last.q.std(0).mean() * math.sqrt(self.last.q.shape[1]))
+        eta = plan.steps_left(at) * self.watch.seconds_per_step(self.counted / plan.accum)
+        values["eta_seconds"] = round(eta)
+        done = at.batch // plan.accum
+        text = (
+            f"Epoch [{at.epoch}][{done:4d}/{plan.steps_per_epoch}] loss {values['loss']:.4f} "
+            f"({values['loss_ratio']:.3f} of ln(1+K)) top1 {values['top1']:.1f} top5 {values['top5']:.1f} "
+            f"lr {values['lr']:.4g} {values['images_per_second']:.0f} images/s wait {100 * values['wait_share']:.0f}% "
+            f"ETA {int(eta) // 3600}:{int(eta) // 60 % 60:02d}:{int(eta) % 60:02d}"
+        )
+        self.log.scalars(at.step, values, epoch=at.epoch, text=text)
+        odd = oddity(values)
+        if odd and at.epoch > 0:  # a first epoch may look like anything
+            self.log.line(f"odd: {odd}")
+        self.sums.zero_()
+        self.counted = 0
+        self.watch.restart()
+
+    def report_knn(self, accuracy: float) -> None:
+        """Log a k-NN accuracy in percent."""
+        text = f"k-NN {accuracy:.2f} % on held-out images (encoder features) after epoch {self.progress.epoch}"
+        self.log.scalars(self.progress.step, {"knn": accuracy}, epoch=self.progress.epoch, text=text)
+
+    def check_queues(self) -> None:
+        """Every process must hold the same queue; a difference means that they no longer train one model."""
+        model = self.model
+        if not all(distributed.same_on_all_ranks(x) for x in (model.queue, model.queue_ids, model.queue_ptr)):
+            raise TrainingError(
+                f"step {self.progress.step}: the queues of the processes differ, so their negatives do; restart from "
+                "the newest checkpoint with --resume auto."
+            )
+
+    def save(self, arch: str, keep: int) -> None:
+        """Write this state from the main process; the others wait, so that none runs ahead of a failed write."""
+        self.progress.bad_images = self.bad_images.state_dict()
+        if distributed.is_main():
+            shape = {"accum": self.plan.accum, "steps_per_epoch": self.plan.steps_per_epoch}
+            run = {**self.progress.entries(), **shape, "world_size": distributed.world_size()}
+            state = checkpoint.pack(self.model, self.optimizer, self.scaler, arch, self.progress.epoch, run)
+            path = checkpoint.save(state, self.save_dir, keep)
+            self.log.line(f"saved {path}")
+        distributed.barrier()
+
+
+def oddity(values: dict[str, float]) -> str:
+    """What looks wrong in a report, or an empty string: collapsed features and a loss above chance."""
+    if values["feature_std"] < 0.05:
+        return "all queries look the same (feature_std near 0), the encoder has collapsed; lower --lr."
+    if values["loss_ratio"] > 1.6:
+        return "the loss is far above ln(1+K), worse than guessing; lower --lr or raise --moco-t."
+    return ""
+
+
+def pick_amp(choice: str, device: torch.device) -> torch.dtype | None:
+    """The encoder's arithmetic: ``auto`` is bf16 where the hardware computes it, else fp32 (None)."""
+    if choice == "auto":
+        return torch.bfloat16 if _has_bf16(device) else None
+    return {"off": None, "bf16": torch.bfloat16, "fp16": torch.float16}[choice]
+
+
+def _has_bf16(device: torch.device) -> bool:
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    with contextlib.suppress(AttributeError):  # private, and absent in some builds
+        return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
+    return False

@@ -1,0 +1,141 @@
+"""Recipes of synthetic hard negatives, as data, and the draws they ask for.
+
+Legend: N queries, C feature width, H hardest rows a query, S synthetic negatives a query.
+
+Every synthetic negative is h = u / |u| with u = x q + y n_a + z n_b + w e + v sgn(q); n_a and n_b are drawn uniformly
+and with replacement from the query's hardest rows, e ~ N(0, I). A kind says how one coefficient c becomes the weights.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from . import seeding
+from .errors import UserError
+from .kernels.spec import Draws
+
+
+@dataclass(frozen=True)
+class Kind:
+    """One type of synthetic negative: its group in ``Draws`` and the weights its coefficient c gives."""
+
+    group: str  # query | pair | sign | noise
+    weights: Callable[[Tensor], tuple[Tensor, ...]]  # c -> (x, y), (y, z), (v,) or (w,) by group
+    low: float  # c ~ U(low, high) unless a recipe says otherwise
+    high: float
+
+
+KINDS = {
+    "mixup": Kind("pair", lambda c: (c, 1 - c), 0.0, 1.0),  # c n_a + (1-c) n_b
+    "interpolation": Kind("query", lambda c: (c, 1 - c), 0.0, 0.5),  # c q + (1-c) n: the query weighs less
+    "extrapolation": Kind("query", lambda c: (1 - c, c), 1.0, 1.5),  # q + c (n - q), SynCo's code
+    "extrapolation-paper": Kind("query", lambda c: (-c, 1 + c), 1.0, 1.5),  # n + c (n - q), SynCo's text
+    "noise": Kind("noise", lambda c: (c,), 0.01, 0.01),  # n + c e
+    "perturbation": Kind("query", lambda c: (c, torch.ones_like(c)), 0.01, 0.01),  # n + c q: d(q.n)/dn = q
+    "adversarial": Kind("sign", lambda c: (c,), 0.01, 0.01),  # n + c sgn(q)
+}
+GROUPS = ("query", "pair", "sign", "noise")  # the column order of Draws
+
+
+@dataclass(frozen=True)
+class Synthetic:
+    """``count`` negatives a query of one kind, coefficients from U(low, high), active from ``start_epoch`` on."""
+
+    kind: str
+    count: int
+    low: float
+    high: float
+    start_epoch: int = 0
+
+    def __post_init__(self):
+        if self.kind not in KINDS:
+            raise UserError(f"unknown kind of synthetic negative {self.kind!r}; use one of {', '.join(KINDS)}")
+        if self.count < 0:
+            raise UserError(f"{self.count} negatives of kind {self.kind}: give a count of 0 or more")
+        if not self.low <= self.high:
+            raise UserError(f"coefficients of {self.kind} from {self.low} to {self.high}: give the smaller one first")
+
+
+Recipe = tuple[Synthetic, ...]
+
+
+def synthetic(
+    kind: str, count: int, low: float | None = None, high: float | None = None, start_epoch: int = 0
+) -> Synthetic:
+    """A row of a recipe with the published range of its kind; only ``low`` given means that constant."""
+    if kind in KINDS and low is None:
+        low, high = KINDS[kind].low, KINDS[kind].high if high is None else high
+    low = 0.0 if low is None else low
+    return Synthetic(kind, count, low, low if high is None else high, start_epoch)
+
+
+def active(recipe: Iterable[Synthetic], epoch: int, start: int = 0, stop: int | None = None) -> Recipe:
+    """The rows in use in ``epoch``: absolute epochs [start, stop), never stopping for None, each from its own start."""
+    if epoch < start or (stop is not None and epoch >= stop):
+        return ()
+    return tuple(row for row in recipe if row.count > 0 and epoch >= row.start_epoch)
+
+
+def draw(recipe: Iterable[Synthetic], n: int, hard: int, dim: int, generator: torch.Generator) -> Draws | None:
+    """The draws of ``recipe`` for n queries, slots in [0, hard), noise of width dim; None when nothing is drawn.
+
+    A function of its arguments and of the generator's state alone. Tensors are float32 on the generator's device;
+    inside a group the columns follow the recipe's order.
+    """
+    rows = [row for row in recipe if row.count > 0]
+    if not rows:
+        return None
+    device = generator.device
+    weights: dict[str, list[tuple[Tensor, ...]]] = {group: [] for group in GROUPS}
+    for row in rows:
+        kind = KINDS[row.kind]
+        c = torch.rand(n, row.count, generator=generator, device=device).mul_(row.high - row.low).add_(row.low)
+        weights[kind.group].append(kind.weights(c))
+    none = torch.empty(n, 0, device=device)
+
+    def column(group: str, which: int) -> Tensor:  # (N, S of the group)
+        return torch.cat([none, *(w[which] for w in weights[group])], dim=1)
+
+    pair_y, noise_w = column("pair", 0), column("noise", 0)
+    total, pairs = sum(row.count for row in rows), pair_y.shape[1]
+    slots = torch.randint(hard, (n, total + pairs), generator=generator, device=device)
+    noise = torch.randn(n, noise_w.shape[1], dim, generator=generator, device=device)
+    return Draws(
+        slots_a=slots[:, :total],
+        slots_b=slots[:, total:],
+        query_x=column("query", 0),
+        query_y=column("query", 1),
+        pair_y=pair_y,
+        pair_z=column("pair", 1),
+        sign_v=column("sign", 0),
+        noise_w=noise_w,
+        noise=noise,
+    )
+
+
+@dataclass(frozen=True)
+class HardNegatives:
+    """The hook that a method with synthetic negatives fills: which draws a batch gets.
+
+    Active in epochs [start, stop). Draws are keyed on (seed, number of the batch, rank), so a resumed run and every
+    implementation of the loss get the same ones.
+    """
+
+    recipe: Recipe
+    hard: int  # H
+    dim: int  # C
+    seed: int
+    rank: int
+    device: torch.device
+    start: int = 0
+    stop: int | None = None
+
+    def __call__(self, n: int, epoch: int, number: int) -> Draws | None:
+        """Draws for n queries of batch ``number`` in ``epoch``; None while no kind is active."""
+        rows = active(self.recipe, epoch, self.start, self.stop)
+        generator = seeding.torch_generator("draws", self.seed, number, self.rank, device=self.device)
+        return draw(rows, n, self.hard, self.dim, generator)

@@ -1,0 +1,355 @@
+"""Every flag of the entry points: upstream's and SynCo's spelling, defaults and meaning, and ours beside them.
+
+No torch here: a wrong flag is answered before a second of imports. ``--config FILE.yml`` is turned into the same
+words as the command line and put in front of it, so that a file is checked like a command and flags override it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from typing import Any, NoReturn
+
+from moco.errors import USAGE_EXIT, UserError
+
+SYNCO_COUNTS = {"n1": 256, "n2": 256, "n3": 256, "n4": 64, "n5": 64, "n6": 64}  # SynCo's defaults
+DATASETS = ("folder", "cifar10", "cifar100", "caltech256", "fashionmnist", "stl10", "mnist5k")
+KINDS = ("mixup", "interpolation", "extrapolation", "noise", "perturbation", "adversarial")
+DEMO_CONFIG = os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__))), "configs", "demo.yml")
+
+
+class _Parser(argparse.ArgumentParser):
+    """One sentence and exit code 2 instead of the whole usage text."""
+
+    def error(self, message: str) -> NoReturn:
+        print(f"error: {message} (--help lists the flags)", file=sys.stderr)
+        sys.exit(USAGE_EXIT)
+
+
+def parse_pretrain(argv: list[str] | None = None) -> argparse.Namespace:
+    """The flags of main_pretrain.py, checked and with every derived choice that needs no data made."""
+    return _parse(pretrain_parser(), argv, _finish_pretrain)
+
+
+def parse_lincls(argv: list[str] | None = None) -> argparse.Namespace:
+    """The flags of main_lincls.py."""
+    return _parse(lincls_parser(), argv, _finish_lincls)
+
+
+def _parse(parser: _Parser, argv: list[str] | None, finish: Any) -> argparse.Namespace:
+    words = list(sys.argv[1:] if argv is None else argv)
+    try:
+        return finish(parser, words)
+    except UserError as error:
+        parser.error(str(error))
+
+
+# --------------------------------------------------------------------------------------------------- parsers
+
+
+def pretrain_parser() -> _Parser:
+    """The parser of main_pretrain.py; without DIR and --dataset it runs the built-in demo."""
+    p = _Parser(
+        prog="main_pretrain.py",
+        allow_abbrev=False,
+        description="Pretrain an image encoder with a momentum encoder, a queue and synthetic hard negatives "
+        "(MoCo, MoCHi, SynCo). Without DIR and --dataset: the built-in demo on 5,000 digits.",
+    )
+    _add_data(p)
+    _add_training(p, epochs=200, lr=0.03, schedule=[120, 160], wd=1e-4)
+    _add_launch(p)
+    _add_moco(p)
+    _add_negatives(p)
+    _add_step(p)
+    _add_run(p)
+    return p
+
+
+def lincls_parser() -> _Parser:
+    """The parser of main_lincls.py."""
+    p = _Parser(
+        prog="main_lincls.py",
+        allow_abbrev=False,
+        description="Train a linear classifier on frozen features (MoCo's protocol), or evaluate them by k-NN.",
+    )
+    _add_data(p)
+    _add_training(p, epochs=100, lr=30.0, schedule=[60, 80], wd=0.0)
+    _add_launch(p)
+    add = p.add_argument
+    add("-e", "--evaluate", action="store_true", help="evaluate on the validation set and stop")
+    add("--pretrained", default="", metavar="PATH", help="checkpoint of ours, MoCo, SynCo or torchvision; "
+        "torchvision:NAME for its published weights")  # fmt: skip
+    add("--knn", action="store_true", help="k-NN accuracy of the frozen features instead of a linear classifier")
+    add("--save-dir", default="./", metavar="DIR", help="where checkpoint.pth.tar and the log go (default ./)")
+    add("--amp", choices=("off", "bf16", "fp16"), default="off", help="arithmetic of the frozen encoder (default: off)")
+    add("--cache-features", action="store_true", help="compute each image's features once, without augmentation: one "
+        "pass instead of one an epoch, not the published protocol")  # fmt: skip
+    _add_knn(p)
+    return p
+
+
+def _add_data(p: _Parser) -> None:
+    add = p.add_argument
+    add("data", metavar="DIR", nargs="?", help="image folder (with or without train/ and val/), a text file of paths, "
+        "or the root of --dataset")  # fmt: skip
+    add("--config", metavar="FILE.yml", help="defaults from a file; flags override it")
+    add("--dataset", choices=DATASETS, help="a known data set instead of an image folder")
+    add("--download", action="store_true", help="let --dataset fetch its files")
+    add("--val-data", metavar="PATH", help="labelled validation images when DIR does not hold them")
+    add("--size", type=int, metavar="PX", help="side of the square views (default: 224, small sets their own size)")
+    add("--channels", type=int, choices=(1, 3), help="read images as grey (1) or colour (3; default: the data set's)")
+    add("--mean", type=float, nargs="+", metavar="X", help="channel means in 0..1 (default: the data set's)")
+    add("--std", type=float, nargs="+", metavar="X", help="channel deviations in 0..1 (default: the data set's)")
+    add("-a", "--arch", default="resnet50", metavar="ARCH", help="torchvision or timm network (default: resnet50)")
+    add("--stem", choices=("auto", "imagenet", "cifar"), default="auto", help="cifar: 3x3 and no pooling; auto: "
+        "cifar up to 64 px")  # fmt: skip
+    add("-j", "--workers", default=32, type=int, metavar="N",
+        help="loader processes on this machine in all (default: 32, never more than its cores)")  # fmt: skip
+
+
+def _add_training(p: _Parser, epochs: int, lr: float, schedule: list[int], wd: float) -> None:
+    add = p.add_argument
+    add("--epochs", default=epochs, type=int, metavar="N", help=f"epochs to run (default: {epochs})")
+    add("--start-epoch", default=0, type=int, metavar="N", help="number of the first epoch, for restarts by hand")
+    add("-b", "--batch-size", default=256, type=int, metavar="N",
+        help="images a step over all processes of this node (default: 256)")  # fmt: skip
+    add("--lr", "--learning-rate", default=lr, type=float, metavar="LR", dest="lr", help=f"learning rate ({lr})")
+    add("--schedule", default=schedule, nargs="*", type=int, help=f"epochs at which lr drops 10x ({schedule})")
+    add("--momentum", default=0.9, type=float, metavar="M", help="momentum of SGD (default: 0.9)")
+    add("--wd", "--weight-decay", default=wd, type=float, metavar="W", dest="weight_decay", help=f"({wd})")
+    add("-p", "--print-freq", default=10, type=int, metavar="N", help="steps between log lines (default: 10)")
+    add("--resume", default="", metavar="PATH", help="continue this checkpoint; auto: the newest in --save-dir")
+    add("--seed", default=None, type=int, help="of all randomness (default: drawn, logged and kept in checkpoints)")
+
+
+def _add_launch(p: _Parser) -> None:
+    add = p.add_argument
+    add("--world-size", default=-1, type=int, help="nodes (with --multiprocessing-distributed) or processes")
+    add("--rank", default=-1, type=int, help="this node's or process's number")
+    add("--dist-url", default=None, metavar="URL", help="where processes meet (default: a free port of this machine)")
+    add("--dist-backend", default="nccl", help="nccl, or gloo without GPUs (chosen by itself)")
+    add("--gpu", default=None, type=int, help="use this GPU")
+    add("--multiprocessing-distributed", action="store_true", help="one process a GPU (or --nproc) on each node")
+    add("--nproc", default=None, type=int, metavar="N", help="processes on this node; without GPUs they use gloo")
+
+
+def _add_moco(p: _Parser) -> None:
+    add, switch = p.add_argument, argparse.BooleanOptionalAction
+    add("--method", choices=("moco", "mochi", "synco"), help="default moco; --n1..--n6 mean synco, --mochi mochi")
+    add("--moco-dim", default=128, type=int, help="feature dimension C (default: 128)")
+    add("--moco-k", default=65536, type=int, help="queue size K (default: 65536)")
+    add("--moco-m", default=0.999, type=float, help="momentum of the key encoder (default: 0.999)")
+    add("--moco-t", default=0.07, type=float, help="temperature T (default: 0.07)")
+    add("--mlp", action=switch, default=False, help="MoCo v2's projection head")
+    add("--aug-plus", action=switch, default=False, help="MoCo v2's augmentation (same as --aug v2)")
+    add("--aug", choices=("v1", "v2", "cifar", "digits"), help="augmentation preset (default v1; small sets their own)")
+    add("--cos", action=switch, default=False, help="cosine learning rate, one value an epoch (a step with --steps)")
+    add("--symmetric", action=switch, default=False, help="each view is query once; the two losses are added")
+    add("--bn-splits", default=None, type=int, metavar="S", help="parts of the batch that BatchNorm sees alone "
+        "(default: 8 or what the batch allows with one process, 1 with several)")  # fmt: skip
+    add("--shuffle-bn", action=switch, default=True, help="shuffle keys between processes (or splits) for BatchNorm")
+    add("--mask-same-image", action=switch, default=None, help="leave out queue rows of the query's own image "
+        "(default: on when the queue holds more than a tenth of the data set)")  # fmt: skip
+
+
+def _add_negatives(p: _Parser) -> None:
+    add = p.add_argument
+    add("--n-hard", default=1024, type=int, help="hardest queue rows that a query mixes (default: 1024)")
+    texts = ("interpolation", "extrapolation", "mixup", "noise", "perturbation", "adversarial")
+    for (name, count), text in zip(SYNCO_COUNTS.items(), texts, strict=True):
+        add(f"--{name}", default=None, type=int, help=f"SynCo: negatives by {text} (default: {count})")
+    add("--sigma", default=0.01, type=float, help="SynCo: deviation of the noise (default: 0.01)")
+    add("--delta", default=0.01, type=float, help="SynCo: step of the perturbation (default: 0.01)")
+    add("--eta", default=0.01, type=float, help="SynCo: step of the adversarial sign (default: 0.01)")
+    add("--mochi", default=None, nargs=3, type=int, metavar=("N", "S", "S2"),
+        help="MoCHi: N hardest rows, S negatives of type 1, S2 of type 2")  # fmt: skip
+    add("--hard-start-epoch", "--warmup-epochs", default=10, type=int, dest="hard_start_epoch", metavar="E",
+        help="first epoch, counted from 0, with synthetic negatives (default: 10)")  # fmt: skip
+    add("--hard-stop-epoch", default=None, type=int, metavar="E", help="first epoch without them again (default: none)")
+    add("--type-starts", default=[], nargs="*", metavar="KIND=E", help="a later first epoch for one kind, such as "
+        "interpolation=20; kinds: " + " ".join(KINDS))  # fmt: skip
+    add("--extrapolation", choices=("code", "paper"), default="code", help="SynCo's released code or its paper's text")
+    add("--head-impl", choices=("auto", "reference", "cpu", "triton"), default="auto", help="loss implementation")
+
+
+def _add_step(p: _Parser) -> None:
+    add, switch = p.add_argument, argparse.BooleanOptionalAction
+    add("--steps", default=None, type=int, metavar="N", help="train N optimizer steps instead of --epochs")
+    add("--amp", choices=("auto", "off", "bf16", "fp16"), default="auto", help="encoder arithmetic (default: bf16 "
+        "where the device has it; the loss is always fp32)")  # fmt: skip
+    add("--channels-last", action=switch, default=True, help="memory layout of convolutions (default: on)")
+    add("--compile", action="store_true", help="torch.compile the two encoders")
+    add("--accum", default=1, type=int, metavar="A", help="batches a step: gradients are averaged over A batches, keys "
+        "are enqueued after each, the key encoder moves once")  # fmt: skip
+    add("--drop-last", action=switch, default=True, help="drop an epoch's last short batch (default: on)")
+
+
+def _add_run(p: _Parser) -> None:
+    add = p.add_argument
+    add("--save-dir", default=None, metavar="DIR", help="checkpoints and logs (default ./; the demo: runs/demo)")
+    add("--save-every", default=1, type=int, metavar="E", help="epochs between checkpoints (default: 1)")
+    add("--keep", default=0, type=int, metavar="N", help="keep only the newest N checkpoints (default: 0 = all)")
+    add("--overwrite", action="store_true", help="start afresh in a folder that holds another run")
+    add("--max-minutes", default=None, type=float, metavar="M", help="save and stop (exit code 0) after M minutes")
+    add("--max-bad-steps", default=5, type=int, metavar="N", help="stop after N non-finite steps in a row (default: 5)")
+    add("--max-bad-images", default=100, type=int, metavar="N", help="stop when more images are unreadable (100)")
+    add("--check-every", default=1000, type=int, metavar="N", help="steps between checks that all queues are equal")
+    add("--knn-every", default=10, type=int, metavar="E", help="epochs between k-NN evaluations (default: 10; 0: off)")
+    add("--wandb", default=None, metavar="PROJECT", help="also log to Weights & Biases (extra: wandb)")
+    _add_knn(p)
+
+
+def _add_knn(p: _Parser) -> None:
+    p.add_argument("--knn-k", default=200, type=int, metavar="k", help="neighbours (default: 200)")
+    p.add_argument("--knn-t", default=0.1, type=float, metavar="T", help="temperature of the votes (default: 0.1)")
+
+
+# --------------------------------------------------------------------------------------------- after parsing
+
+
+def _finish_pretrain(parser: _Parser, words: list[str]) -> argparse.Namespace:
+    args = _with_config(parser, words)
+    args.demo = args.data is None and args.dataset is None
+    if args.demo:
+        _take_defaults(parser, DEMO_CONFIG)  # a layer below the user's own file and flags
+        args = _with_config(parser, words)
+        args.demo = True
+    args.save_dir = args.save_dir or ("runs/demo" if args.demo else "./")
+    _choose_method(args, {word.split("=")[0] for word in words})
+    args.type_starts = _type_starts(args.type_starts)
+    _check_common(args)
+    _check_pretrain(args)
+    return args
+
+
+def _finish_lincls(parser: _Parser, words: list[str]) -> argparse.Namespace:
+    args = _with_config(parser, words)
+    if args.data is None and args.dataset is None:
+        raise UserError("give an image folder or --dataset NAME to classify.")
+    _check_common(args)
+    return args
+
+
+def _with_config(parser: _Parser, words: list[str]) -> argparse.Namespace:
+    args = parser.parse_args(words)
+    if args.config:
+        _take_defaults(parser, args.config)
+        args = parser.parse_args(words)
+    return args
+
+
+def _take_defaults(parser: _Parser, path: str) -> None:
+    """Make a YAML file's entries the parser's defaults, checked as if they had been typed."""
+    flags = {word.lstrip("-"): action for action in parser._actions for word in action.option_strings}
+    for name, value in _read_yaml(path).items():
+        name = str(name).replace("_", "-")
+        if name == "data":
+            parser.set_defaults(data=str(value))
+        elif name not in flags or name in ("config", "help"):
+            raise UserError(f"{path}: {name} is no flag of {parser.prog}.")
+        elif value is not None:
+            dest = flags[name].dest
+            parser.set_defaults(**{dest: getattr(parser.parse_args(_words(name, value, flags[name])), dest)})
+
+
+def _words(name: str, value: Any, action: argparse.Action) -> list[str]:
+    if isinstance(value, bool):
+        negative = f"--no-{name}"
+        return [f"--{name}"] if value else [negative] if negative in action.option_strings else []
+    flag = next(word for word in action.option_strings if word.lstrip("-") == name)
+    return [flag, *map(str, value)] if isinstance(value, list) else [flag, str(value)]
+
+
+def _read_yaml(path: str) -> dict:
+    import yaml
+
+    try:
+        with open(path, encoding="utf-8") as file:
+            entries = yaml.safe_load(file) or {}
+    except OSError as error:
+        raise UserError(f"--config {path} cannot be read: {error.strerror}.") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"--config {path} is not a YAML file: {' '.join(str(error).split())}") from error
+    if not isinstance(entries, dict):
+        raise UserError(f"--config {path} must be a list of FLAG: VALUE lines.")
+    return entries
+
+
+def _choose_method(args: argparse.Namespace, typed: set[str]) -> None:
+    # A --method on the command line also overrides what a file's counts would imply.
+    def asked(name: str) -> bool:
+        return getattr(args, name) is not None and ("--method" not in typed or f"--{name}" in typed)
+
+    given = [name for name in SYNCO_COUNTS if asked(name)]
+    implied = "synco" if given else "mochi" if asked("mochi") else None
+    if given and asked("mochi"):
+        raise UserError("--mochi and SynCo's --n1..--n6 are two methods; give one of them.")
+    if implied and args.method not in (None, implied):
+        flag = "--" + (given[0] if given else "mochi")
+        raise UserError(f"--method {args.method} does not use {flag}; leave one of them out.")
+    args.method = args.method or implied or "moco"
+    if args.method == "mochi":
+        args.n_hard, args.s, args.s2 = args.mochi or (1024, 512, 256)
+    for name, count in SYNCO_COUNTS.items():
+        if getattr(args, name) is None:
+            setattr(args, name, count)
+
+
+def method_settings(args: argparse.Namespace) -> dict[str, Any]:
+    """What the method's recipe takes, see moco/methods."""
+    if args.method == "mochi":
+        return {"s": args.s, "s2": args.s2}
+    if args.method == "synco":
+        return {name: getattr(args, name) for name in (*SYNCO_COUNTS, "sigma", "delta", "eta", "extrapolation")}
+    return {}
+
+
+def _type_starts(entries: list[str]) -> dict[str, int]:
+    starts = {}
+    for entry in entries:
+        kind, _, epoch = entry.partition("=")
+        if kind not in KINDS or not epoch.isdigit():
+            raise UserError(f"--type-starts {entry}: write KIND=EPOCH with KIND one of {', '.join(KINDS)}.")
+        starts[kind] = int(epoch)
+    return starts
+
+
+def _check_common(args: argparse.Namespace) -> None:
+    _at_least(args, 1, "epochs", "batch_size", "print_freq", "knn_k")
+    _at_least(args, 0, "workers", "start_epoch", "weight_decay", "momentum")
+    _positive(args, "lr", "knn_t")
+    if args.size is not None:
+        _at_least(args, 8, "size")
+    if args.std is not None and min(args.std) <= 0:
+        raise UserError("--std divides: every value must be above 0.")
+    lengths = {len(x) for x in (args.mean, args.std) if x is not None}
+    if lengths - {1, 3} or len(lengths) > 1:
+        raise UserError("--mean and --std take one value a channel: 1 or 3, the same number for both.")
+
+
+def _check_pretrain(args: argparse.Namespace) -> None:
+    _at_least(args, 1, "moco_dim", "moco_k", "accum", "max_bad_steps", "save_every", "check_every", "n_hard")
+    _at_least(args, 0, "keep", "max_bad_images", "knn_every", "hard_start_epoch", *SYNCO_COUNTS, "sigma")
+    _positive(args, "moco_t")
+    for name in ("steps", "bn_splits"):
+        if getattr(args, name) is not None:
+            _at_least(args, 1, name)
+    if not 0 <= args.moco_m <= 1:
+        raise UserError(f"--moco-m is a share and must lie in 0..1, not {args.moco_m}.")
+    if args.method != "moco" and args.n_hard > args.moco_k:
+        raise UserError(f"--n-hard {args.n_hard} is more than the queue's {args.moco_k} rows; lower it.")
+    if args.hard_stop_epoch is not None and args.hard_stop_epoch <= args.hard_start_epoch:
+        raise UserError("--hard-stop-epoch must come after --hard-start-epoch.")
+
+
+def _at_least(args: argparse.Namespace, low: float, *names: str) -> None:
+    for name in names:
+        if not getattr(args, name) >= low:  # "not >=" also catches NaN
+            raise UserError(f"--{name.replace('_', '-')} must be at least {low}, not {getattr(args, name)}.")
+
+
+def _positive(args: argparse.Namespace, *names: str) -> None:
+    for name in names:
+        if not 0 < getattr(args, name) < float("inf"):
+            raise UserError(f"--{name.replace('_', '-')} must be a number above 0, not {getattr(args, name)}.")

@@ -1,0 +1,62 @@
+"""Randomness as a function of where it is used, never of what ran before.
+
+Each draw comes from a generator keyed on the run's seed, the name of its stream and a few integers, such as
+(step, rank) for synthetic negatives or (epoch, image, view) for augmentation. A resumed run therefore draws what
+the uninterrupted run would have drawn, whatever the number of loader workers.
+"""
+
+from __future__ import annotations
+
+import secrets
+
+import numpy as np
+import torch
+
+_MASK = (1 << 64) - 1
+
+# One number a stream, so that two streams with the same integers are independent.
+STREAMS = {"init": 1, "order": 2, "view": 3, "shuffle": 4, "draws": 5, "step": 6, "split": 7, "probe": 8}
+
+
+def _splitmix64(x: int) -> int:
+    """The 64-bit finaliser of Steele, Lea and Flood (2014): neighbouring inputs give unrelated outputs."""
+    x = (x + 0x9E3779B97F4A7C15) & _MASK
+    x = ((x ^ (x >> 30)) * 0xBF58476D1CE4E5B9) & _MASK
+    x = ((x ^ (x >> 27)) * 0x94D049BB133111EB) & _MASK
+    return x ^ (x >> 31)
+
+
+def key(stream: str, seed: int, *where: int) -> int:
+    """A 64-bit key for the place ``where`` in ``stream``; different places give different keys."""
+    state = _splitmix64(STREAMS[stream])
+    for number in (seed, *where):
+        state = _splitmix64(state ^ (int(number) & _MASK))
+    return state
+
+
+def torch_generator(stream: str, seed: int, *where: int, device: torch.device | str = "cpu") -> torch.Generator:
+    """A torch generator at its start, keyed on ``(stream, seed, *where)``."""
+    generator = torch.Generator(device=device)
+    generator.manual_seed(key(stream, seed, *where) >> 1)  # torch takes 63 bits
+    return generator
+
+
+def numpy_generator(stream: str, seed: int, *where: int) -> np.random.Generator:
+    """A numpy generator at its start; Philox because making one is cheap (one a view)."""
+    return np.random.Generator(np.random.Philox(key=key(stream, seed, *where)))
+
+
+def seed_step(seed: int, step: int, rank: int) -> None:
+    """Key torch's global generators (dropout, stochastic depth) on (seed, step, rank)."""
+    torch.manual_seed(key("step", seed, step, rank) >> 1)
+
+
+def choose_seed(given: int | None, checkpoint: dict | None) -> int:
+    """The flag's seed, else that of the checkpoint's run, else a new one.
+
+    A resumed run keeps its seed even when another is given: the rest of its randomness would not fit the first part.
+    """
+    kept = ((checkpoint or {}).get("run") or {}).get("seed")
+    if kept is not None:
+        return int(kept)
+    return secrets.randbits(31) if given is None else given

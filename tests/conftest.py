@@ -1,0 +1,194 @@
+"""Shared by the tests: a tiny image folder, and the entry points run as a user runs them."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+ROOT = Path(__file__).resolve().parent.parent
+torch.set_num_threads(2)
+
+# A network and sizes with which a step takes milliseconds.
+TINY = [
+    "-a", "test_resnet", "--size", "16", "-b", "8", "--moco-k", "20", "--moco-dim", "16", "-j", "0", "--amp", "off",
+    "--knn-every", "0", "--seed", "3", "-p", "1",
+]  # fmt: skip
+SYNCO = ["--n-hard", "8", "--n1", "4", "--n2", "4", "--n3", "4", "--n4", "2", "--n5", "2", "--n6", "2",
+         "--warmup-epochs", "0"]  # fmt: skip
+
+
+@pytest.fixture(scope="session")
+def image_folder(tmp_path_factory) -> Path:
+    """Two classes, train (24 images) and val (8), 20 x 20 pixels, colours by class."""
+    root = tmp_path_factory.mktemp("images")
+    rng = np.random.default_rng(0)
+    for split, count in (("train", 12), ("val", 4)):
+        for label, colour in (("blue", (30, 30, 200)), ("red", (200, 30, 30))):
+            folder = root / split / label
+            folder.mkdir(parents=True)
+            for i in range(count):
+                noise = rng.integers(-30, 30, (20, 20, 3))
+                pixels = np.clip(np.array(colour) + noise, 0, 255).astype(np.uint8)
+                Image.fromarray(pixels).save(folder / f"{i}.png")
+    return root
+
+
+def environment(**more: str) -> dict[str, str]:
+    """This environment without a scheduler's variables, one thread a process."""
+    drop = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "SLURM_", "OMPI_", "PMI_", "PBS_", "MASTER_")
+    kept = {k: v for k, v in os.environ.items() if not k.startswith(drop)}
+    return {**kept, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", **more}
+
+
+def run(script: str, *words: object, env: dict[str, str] | None = None, **options) -> subprocess.CompletedProcess[str]:
+    """Run an entry point from the top of the repository and wait for it."""
+    command = [sys.executable, str(ROOT / script), *map(str, words)]
+    return subprocess.run(
+        command, env=env or environment(), capture_output=True, text=True, timeout=300, cwd=ROOT, **options
+    )
+
+
+# ---------------------------------------------------------------------------------------------- many processes
+# Importing torch costs seconds of every new process. A server that has imported it forks them instead: real processes
+# with their own signals, exit codes and process groups, in milliseconds.
+
+
+class Worker:
+    """The worker of a run whose processes write their output to a file and say who they are; ``main`` replaces it."""
+
+    def __init__(self, out: Path, main: Callable[[Any], int | None] | None = None):
+        self.out, self.main = out, main
+
+    def __call__(self, args: Any) -> int | None:
+        import main_pretrain
+        from moco import distributed
+
+        _redirect(self.out)
+        torch.set_num_threads(1)
+        print(f"rank {distributed.rank()} is process {os.getpid()}", flush=True)
+        return (self.main or main_pretrain.worker)(args)
+
+
+def _redirect(out: Path) -> None:
+    with open(out, "a") as file:
+        os.dup2(file.fileno(), 1)
+        os.dup2(file.fileno(), 2)
+
+
+def _be_the_program(words: list[str], out: Path, main: Callable | None, variables: dict[str, str]) -> None:
+    from moco import distributed, options
+
+    os.environ.update(variables)
+    _redirect(out)
+    torch.set_num_threads(1)
+    distributed.mp.get_context = lambda method: multiprocessing.get_context("forkserver")
+    sys.exit(distributed.launch(Worker(out, main), options.parse_pretrain(words)))
+
+
+class Program:
+    """main_pretrain.py as a process: ``words`` are its flags, ``main`` a worker in place of its own."""
+
+    def __init__(self, out: Path, *words: object, main: Callable | None = None, **variables: str):
+        context = multiprocessing.get_context("forkserver")
+        context.set_forkserver_preload(["main_pretrain", "timm", "torch.utils.tensorboard"])
+        self.out = out
+        out.write_text("")
+        self.process = context.Process(target=_be_the_program, args=([*map(str, words)], out, main, variables))
+        self.process.start()
+
+    @property
+    def text(self) -> str:
+        return self.out.read_text()
+
+    @property
+    def pid(self) -> int:
+        assert self.process.pid is not None
+        return self.process.pid
+
+    def wait_for(self, words: str, times: int = 1) -> None:
+        """Return when the output holds ``words`` so often."""
+        deadline = time.monotonic() + 120
+        while self.text.count(words) < times:
+            assert self.process.is_alive() and time.monotonic() < deadline, f"no {words!r} in:\n{self.text}"
+            time.sleep(0.01)
+
+    def pid_of_rank(self, rank: int) -> int:
+        self.wait_for(f"rank {rank} is process")
+        return int(self.text.split(f"rank {rank} is process ")[1].split()[0])
+
+    def end(self) -> int:
+        """Its exit code, when it has ended."""
+        self.process.join(120)
+        assert self.process.exitcode is not None, f"still running:\n{self.text}"
+        return self.process.exitcode
+
+
+@pytest.fixture
+def start(tmp_path):
+    """Start the program: ``start(*flags, main=None, **environment)`` returns a :class:`Program`."""
+    begun: list[Program] = []
+
+    def begin(*words: object, main: Callable | None = None, **variables: str) -> Program:
+        begun.append(Program(tmp_path / f"output{len(begun)}", *words, main=main, **variables))
+        return begun[-1]
+
+    yield begin
+    for program in begun:
+        program.process.kill()
+        program.process.join()
+
+
+@pytest.fixture
+def in_process(monkeypatch):
+    """The program in this process: ``in_process(*flags)`` returns its exit code; one thread, as in ``start``."""
+    import signal
+
+    from main_pretrain import worker
+    from moco import distributed, options
+
+    for name in set(os.environ) - set(environment()):
+        monkeypatch.delenv(name)
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGUSR1)}
+    cudnn, threads = torch.backends.cudnn.deterministic, torch.get_num_threads()
+    torch.set_num_threads(1)
+
+    def begin(*words: object) -> int:
+        return distributed.launch(worker, options.parse_pretrain([*map(str, words)]))
+
+    yield begin
+    torch.set_num_threads(threads)
+    torch.backends.cudnn.deterministic = cudnn
+    for number, handler in handlers.items():
+        signal.signal(number, handler)
+
+
+def load(path: Path | str) -> dict:
+    """A checkpoint; the newest one of a folder."""
+    from moco import checkpoint
+
+    found = checkpoint.newest(str(path)) if os.path.isdir(path) else str(path)
+    assert found, f"no checkpoint in {path}"
+    return checkpoint.read(found)
+
+
+def differences(one: Any, other: Any, where: str = "") -> list[str]:
+    """Names of the entries of two checkpoints whose bits differ."""
+    if isinstance(one, torch.Tensor) and isinstance(other, torch.Tensor):
+        return [] if one.dtype == other.dtype and torch.equal(one, other) else [where]
+    if isinstance(one, dict) and isinstance(other, dict):
+        names = [f"{where}.{n}" for n in one.keys() ^ other.keys()]
+        return names + [d for n in one.keys() & other.keys() for d in differences(one[n], other[n], f"{where}.{n}")]
+    if isinstance(one, (list, tuple)) and isinstance(other, (list, tuple)) and len(one) == len(other):
+        return [d for i, pair in enumerate(zip(one, other, strict=True)) for d in differences(*pair, f"{where}[{i}]")]
+    return [] if type(one) is type(other) and one == other else [where]

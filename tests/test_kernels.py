@@ -1,0 +1,438 @@
+"""The contrastive head: definition (loops from the papers), equivalence of the implementations, properties.
+
+Legend: N queries, C feature width, K queue rows, H hardest rows a query, S synthetic negatives a query.
+"""
+
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from moco.errors import UserError
+from moco.kernels import Draws, contrastive_head, cpu, hardest_rows, resolve
+from moco.kernels.reference import synthesize
+from moco.methods import mochi, synco
+from moco.negatives import draw, synthetic
+
+T = 0.2
+BOTH = ("reference", "cpu")
+ALL_TYPES = synco.recipe(9, 8, 7, 5, 6, 4)
+ONE_TYPE = {row.kind: (row,) for row in (*ALL_TYPES, synthetic("extrapolation-paper", 8))}
+
+
+def unit(*shape, generator, dtype=torch.float64):
+    return F.normalize(torch.randn(*shape, generator=generator, dtype=torch.float64), dim=-1).to(dtype)
+
+
+def problem(n=5, rows=67, dim=16, hard=12, recipe=ALL_TYPES, dtype=torch.float64, seed=0):
+    """q (N, C), k (N, C), queue (K, C) and the draws, the keys near their queries."""
+    generator = torch.Generator().manual_seed(seed)
+    q = unit(n, dim, generator=generator)
+    k = F.normalize(q + 0.1 * unit(n, dim, generator=generator), dim=1)
+    queue = unit(rows, dim, generator=generator)
+    draws = draw(recipe, n, min(hard, rows), dim, generator)
+    return q.to(dtype), k.to(dtype), queue.to(dtype), draws
+
+
+def run(q, k, queue, draws, impl, hard=12, temperature=T, **masks):
+    """Head and dloss/dq."""
+    q = q.detach().requires_grad_()
+    head = contrastive_head(q, k, queue, temperature=temperature, n_hard=hard, draws=draws, impl=impl, **masks)
+    (gradient,) = torch.autograd.grad(head.loss, q)
+    return head._replace(loss=head.loss.detach()), gradient
+
+
+def assert_same(a, b, tolerance=1e-12):
+    (head_a, gradient_a), (head_b, gradient_b) = a, b
+    for x, y in zip(head_a, head_b, strict=True):
+        torch.testing.assert_close(x, y, rtol=tolerance, atol=tolerance)
+    torch.testing.assert_close(gradient_a, gradient_b, rtol=tolerance, atol=tolerance)
+
+
+# Definition ---------------------------------------------------------------------------------------------------------
+
+PAPER = {  # u of one synthetic negative, as MoCHi and SynCo write it; c is the coefficient
+    "mixup": lambda q, a, b, e, c: c * a + (1 - c) * b,
+    "interpolation": lambda q, a, b, e, c: c * q + (1 - c) * a,
+    "extrapolation": lambda q, a, b, e, c: q + c * (a - q),
+    "extrapolation-paper": lambda q, a, b, e, c: a + c * (a - q),
+    "noise": lambda q, a, b, e, c: a + c * e,
+    "perturbation": lambda q, a, b, e, c: a + c * torch.func.grad(lambda n: q @ n)(a),
+    "adversarial": lambda q, a, b, e, c: a + c * torch.func.grad(lambda n: q @ n)(a).sign(),
+}
+
+
+def loops(q, k, queue, parts, hard):
+    """Loss, gradient and ranks from the papers' formulas, a query and a negative at a time; parts: (kind, c, draws)."""
+    q = q.detach().requires_grad_()
+    total, ranks, mass = torch.zeros((), dtype=torch.float64), [], 0.0
+    for i in range(len(q)):
+        scores = (queue @ q[i].detach()).tolist()
+        hardest = sorted(sorted(range(len(queue)), key=lambda j: -scores[j])[:hard])
+        negatives = [q[i] @ row for row in queue]
+        for kind, c, d in parts:
+            for s in range(d.slots_a.shape[1]):
+                a = queue[hardest[d.slots_a[i, s]]]
+                b = queue[hardest[d.slots_b[i, s]]] if d.slots_b.shape[1] else a
+                e = d.noise[i, s].double() if d.noise.shape[1] else a
+                u = PAPER[kind](q[i].detach(), a, b, e, c)
+                negatives.append(q[i] @ (u / u.norm()))
+        positive = q[i] @ k[i]
+        denominator = torch.exp(positive / T) + sum(torch.exp(n / T) for n in negatives)
+        total = total - torch.log(torch.exp(positive / T) / denominator)
+        ranks.append(sum(bool(n > positive) for n in negatives))
+        mass += sum((torch.exp(n / T) / denominator).item() for n in negatives[len(queue) :])
+    loss = total / len(q)
+    return float(loss.detach()), torch.autograd.grad(loss, q)[0], ranks, mass / len(q)
+
+
+@pytest.mark.parametrize("impl", BOTH)
+@pytest.mark.parametrize("kind", [None, *PAPER])
+def test_the_loss_is_the_papers_loop(kind, impl):
+    c = 0.3 if kind is None or "extra" not in kind else 1.3
+    recipe = () if kind is None else (synthetic(kind, 5, c),)
+    q, k, queue, draws = problem(n=3, rows=23, dim=7, hard=6, recipe=recipe)
+    k = F.normalize(k + 0.9 * queue[:3], dim=1)  # some negatives beat the positive
+    # float32 draws carry c rounded; the loop takes the same number
+    c = float(torch.tensor(c))
+    if draws is not None and kind in ("mixup", "interpolation"):
+        parts = [(kind, c, draws)]
+        draws = draws.to(dtype=torch.float64)
+        one_minus = torch.full_like(draws.pair_y if kind == "mixup" else draws.query_y, 1 - c)
+        name = "pair_z" if kind == "mixup" else "query_y"
+        draws = Draws(**{**vars(draws), name: one_minus})
+    else:
+        parts = [] if draws is None else [(kind, c, draws)]
+    loss, gradient, ranks, mass = loops(q, k, queue, parts, hard=6)
+    head, got = run(q, k, queue, draws, impl, hard=6)
+    rounding = 1e-6 if kind and "extra" in kind else 1e-13  # 1 - c and 1 + c were rounded in float32
+    assert float(head.loss) == pytest.approx(loss, rel=rounding)
+    torch.testing.assert_close(got, gradient, rtol=rounding, atol=rounding)
+    assert head.rank.tolist() == ranks
+    assert float(head.synthetic_mass) == pytest.approx(mass, rel=rounding)
+    assert float(head.hardest) == pytest.approx(float((q @ queue.T).amax(1).mean()), rel=1e-13)
+
+
+def test_reference_passes_gradcheck_where_negatives_do_not_move_with_the_query():
+    # h is a constant of the loss, so a numerical derivative sees the same function only if no weight of q is in it.
+    q, k, queue, draws = problem(n=2, rows=15, dim=5, hard=6, recipe=(synthetic("mixup", 3), synthetic("noise", 2)))
+    for impl in BOTH:
+        for d in (None, draws):
+
+            def loss(q, d=d, impl=impl):
+                return contrastive_head(q, k, queue, temperature=T, n_hard=6, draws=d, impl=impl).loss
+
+            assert torch.autograd.gradcheck(loss, q.detach().requires_grad_())
+
+
+def test_no_gradient_flows_through_a_synthetic_negative_nor_to_key_and_queue():
+    q, k, queue, draws = problem()
+    for impl in BOTH:
+        tensors = [t.clone().requires_grad_() for t in (q, k, queue)]
+        contrastive_head(*tensors, temperature=T, n_hard=12, draws=draws, impl=impl).loss.backward()
+        assert tensors[0].grad is not None
+        assert tensors[1].grad is None
+        assert tensors[2].grad is None
+
+
+# Equivalence --------------------------------------------------------------------------------------------------------
+
+SHAPES = [  # n, rows, dim, hard
+    (1, 1, 3, 1),
+    (1, 64, 8, 4),
+    (5, 67, 16, 12),
+    (4, 33, 5, 33),
+    (3, 300, 24, 9),  # buckets, ragged tail
+    (2, 512, 32, 16),  # buckets, no tail
+    (7, 1031, 20, 40),
+]
+
+
+@pytest.mark.parametrize("temperature", [0.02, 0.2])
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@pytest.mark.parametrize("recipe", [(), ALL_TYPES, *ONE_TYPE.values()], ids=["none", "all", *ONE_TYPE])
+def test_closed_forms_equal_the_reference(recipe, shape, temperature):
+    n, rows, dim, hard = shape
+    tensors = problem(n, rows, dim, hard, recipe, seed=rows)
+    reference, closed = (run(*tensors, impl, hard, temperature) for impl in BOTH)
+    assert_same(reference, closed, 1e-10 if temperature < 0.03 else 1e-12)
+
+
+def test_more_synthetic_negatives_than_hard_rows():
+    tensors = problem(hard=4, recipe=mochi.recipe(40, 24))
+    assert_same(run(*tensors, "reference", 4), run(*tensors, "cpu", 4))
+
+
+def test_n_hard_above_the_queue_is_the_queue():
+    tensors = problem(rows=9, hard=9)
+    assert_same(run(*tensors, "cpu", hard=9), run(*tensors, "cpu", hard=1000), 0)
+
+
+@pytest.mark.parametrize("impl", BOTH)
+def test_n_hard_is_only_about_synthetic_negatives(impl):
+    q, k, queue, _ = problem()
+    assert_same(run(q, k, queue, None, impl, hard=0), run(q, k, queue, None, impl, hard=12), 0)
+
+
+def test_blocks_do_not_show(monkeypatch):
+    tensors = problem(n=11, rows=200, hard=10)
+    whole = run(*tensors, "cpu", 10)
+    monkeypatch.setattr(cpu, "BLOCK_ELEMENTS", 3 * 200)
+    monkeypatch.setattr(cpu, "PAIR_ROWS", 5)
+    monkeypatch.setattr(cpu, "COUNT_COLUMNS", 7)
+    assert_same(whole, run(*tensors, "cpu", 10))
+
+
+@pytest.mark.parametrize("temperature", [0.02, 0.07, 0.2])
+def test_float32_is_as_near_to_float64_as_eager_is(temperature):
+    # Few enough draws and rows that no two similarities round across the edge of the hardest set.
+    tensors = problem(n=16, rows=500, dim=64, hard=20, seed=3)
+    edge = (tensors[0] @ tensors[2].T).sort(1, descending=True).values
+    assert float((edge[:, 19] - edge[:, 20]).min()) > 1e-6
+    gold, gold_gradient = run(*tensors, "reference", 20, temperature)
+    errors = {}
+    for impl in BOTH:
+        low = [t.float() for t in tensors[:3]]
+        head, gradient = run(*low, tensors[3], impl, 20, temperature)
+        assert head.loss.dtype == torch.float32
+        loss_error = abs(float(head.loss) - float(gold.loss)) / float(gold.loss)
+        gradient_error = float((gradient - gold_gradient).norm() / gold_gradient.norm())
+        errors[impl] = loss_error, gradient_error
+    for ours, eager in zip(errors["cpu"], errors["reference"], strict=True):
+        assert ours <= 2 * eager + 2e-7
+
+
+def test_evaluation_gives_the_same_numbers_without_a_gradient():
+    q, k, queue, draws = problem()
+    trained, _ = run(q, k, queue, draws, "cpu")
+    seen = contrastive_head(q, k, queue, temperature=T, n_hard=12, draws=draws)
+    assert not seen.loss.requires_grad
+    for a, b in zip(trained, seen, strict=True):
+        torch.testing.assert_close(a, b, rtol=0, atol=0)
+
+
+def test_backward_multiplies_by_what_comes_in_and_reaches_the_encoder():
+    q, k, queue, draws = problem()
+    _, gradient = run(q, k, queue, draws, "cpu")
+    weight = torch.ones((), dtype=torch.float64, requires_grad=True)
+    (3 * contrastive_head(weight * q, k, queue, temperature=T, n_hard=12, draws=draws).loss).backward()
+    torch.testing.assert_close(weight.grad, 3 * (gradient * q).sum(), rtol=1e-12, atol=1e-12)
+
+
+def test_second_derivative_of_the_closed_forms_is_refused():
+    q, k, queue, draws = problem()
+    q.requires_grad_()
+    loss = contrastive_head(q, k, queue, temperature=T, n_hard=12, draws=draws, impl="cpu").loss
+    with pytest.raises(RuntimeError, match="use impl='reference'"):
+        torch.autograd.grad(loss, q, create_graph=True)
+    loss = contrastive_head(q, k, queue, temperature=T, n_hard=12, draws=draws, impl="reference").loss
+    assert torch.autograd.grad(loss, q, create_graph=True)[0].requires_grad
+
+
+def test_statistics_carry_no_gradient():
+    q, k, queue, draws = problem()
+    q.requires_grad_()
+    for impl in BOTH:
+        head = contrastive_head(q, k, queue, temperature=T, n_hard=12, draws=draws, impl=impl)
+        assert head.loss.requires_grad
+        assert not any(t.requires_grad for t in head[1:])
+        assert head.rank.dtype == torch.int64
+
+
+# Inputs -------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("impl", BOTH)
+def test_non_contiguous_inputs(impl):
+    q, k, queue, draws = problem()
+    strided = [torch.stack([t, t], dim=2)[:, :, 0] for t in (q, k)]
+    turned = queue.T.contiguous().T
+    slow = draws.to(dtype=torch.float64)
+    slow = Draws(**{name: torch.stack([t, t], dim=-1)[..., 0] for name, t in vars(slow).items()})
+    assert not any(t.is_contiguous() for t in (*strided, turned, slow.slots_a))
+    assert_same(run(q, k, queue, draws, impl), run(*strided, turned, slow, impl))
+
+
+@pytest.mark.parametrize("impl", BOTH)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_inputs_are_lifted(dtype, impl):
+    q, k, queue, draws = problem(n=6, rows=400, dim=32, hard=20)
+    gold, gold_gradient = run(*(t.to(dtype).double() for t in (q, k, queue)), draws, "reference", 20)
+    head, gradient = run(q.to(dtype), k.to(dtype), queue.to(dtype), draws, impl, 20)
+    assert head.loss.dtype == torch.float32
+    assert gradient.dtype == dtype
+    # The same rounded numbers in float32 arithmetic: the rows are no longer unit, and the closed forms know.
+    assert float(head.loss) == pytest.approx(float(gold.loss), rel=1e-5)
+    torch.testing.assert_close(gradient.double(), gold_gradient, rtol=2**-7, atol=1e-5)
+
+
+@pytest.mark.parametrize("impl", BOTH)
+def test_autocast_does_not_touch_the_loss(impl):
+    q, k, queue, draws = problem(dtype=torch.float32)
+    outside, gradient = run(q, k, queue, draws, impl)
+    q.requires_grad_()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        inside = contrastive_head(q, k, queue, temperature=T, n_hard=12, draws=draws, impl=impl)
+    inside.loss.backward()
+    assert torch.equal(inside.loss, outside.loss)
+    assert torch.equal(q.grad, gradient)
+
+
+def test_nan_in_a_query_is_nan_in_the_loss_and_no_error():
+    q, k, queue, draws = problem(rows=300, hard=9)
+    q[2, 1] = math.nan
+    for impl in BOTH:
+        assert math.isnan(run(q, k, queue, draws, impl, 9)[0].loss)
+
+
+def test_what_does_not_fit_is_an_error():
+    q, k, queue, draws = problem()
+    with pytest.raises(ValueError, match="want"):
+        contrastive_head(q, k[:, 1:], queue, temperature=T)
+    with pytest.raises(ValueError, match="want"):
+        contrastive_head(q, k, queue[:0], temperature=T)
+    with pytest.raises(ValueError, match="temperature"):
+        contrastive_head(q, k, queue, temperature=0)
+    with pytest.raises(ValueError, match="together"):
+        contrastive_head(q, k, queue, temperature=T, ids=torch.arange(5))
+    with pytest.raises(ValueError, match="n_hard"):
+        contrastive_head(q, k, queue, temperature=T, draws=draws)
+    with pytest.raises(ValueError, match="queries"):
+        contrastive_head(q[:3], k[:3], queue, temperature=T, n_hard=12, draws=draws)
+
+
+def test_resolve():
+    assert resolve("auto", "cpu") == resolve("auto", "cuda") == resolve("cpu", "cpu") == "cpu"
+    assert resolve("reference", "cuda") == "reference"
+    with pytest.raises(UserError, match="--head-impl auto"):
+        resolve("triton", "cuda")
+    with pytest.raises(UserError, match="use one of auto"):
+        resolve("fast", "cpu")
+
+
+# Properties ---------------------------------------------------------------------------------------------------------
+
+
+def test_zero_counts_are_plain_moco_bit_for_bit():
+    q, k, queue, _ = problem(dtype=torch.float32)
+    d = draw(synco.recipe(0, 0, 0, 0, 0, 0), len(q), 12, 16, torch.Generator())
+    assert d is None
+    one = draw(ALL_TYPES, len(q), 12, 16, torch.Generator())
+    empty = Draws(**{name: t[:, :0] for name, t in vars(one).items()})
+    for impl in BOTH:
+        assert_same(run(q, k, queue, None, impl), run(q, k, queue, empty, impl), 0)
+
+    published = q.clone().requires_grad_()
+    positive = torch.einsum("nc,nc->n", [published, k]).unsqueeze(-1)
+    negative = torch.einsum("nc,ck->nk", [published, queue.T.clone().detach()])
+    logits = torch.cat([positive, negative], dim=1) / T
+    F.cross_entropy(logits, torch.zeros(len(q), dtype=torch.long)).backward()
+    head, gradient = run(q, k, queue, None, "reference")
+    loss = F.cross_entropy(logits, torch.zeros(len(q), dtype=torch.long))
+    assert torch.equal(head.loss, loss.detach())
+    assert torch.equal(gradient, published.grad)
+
+
+@pytest.mark.parametrize("impl", BOTH)
+def test_permuting_the_queue_permutes_nothing_in_the_loss(impl):
+    q, k, queue, draws = problem(rows=150, hard=10)
+    order = torch.randperm(150, generator=torch.Generator().manual_seed(1))
+    rows, _ = hardest_rows(q @ queue.T, 10)
+    moved, _ = hardest_rows(q @ queue[order].T, 10)
+    # Slots are positions in the set as listed, so the same row now has another slot.
+    slot = (rows.unsqueeze(2) == order[moved].unsqueeze(1)).int().argmax(2)  # (N, H)
+    remapped = {name: slot.gather(1, getattr(draws, name)) for name in ("slots_a", "slots_b")}
+    same = Draws(**{**vars(draws), **remapped})
+    assert_same(run(q, k, queue, draws, impl, 10), run(q, k, queue[order], same, impl, 10))
+
+
+@pytest.mark.parametrize("impl", BOTH)
+@pytest.mark.parametrize("rows", [67, 400])
+def test_left_out_rows_are_as_if_they_were_not_there(rows, impl):
+    q, k, queue, draws = problem(rows=rows, hard=12)
+    queue_ids = torch.arange(rows) % 7
+    heads = []
+    for i in range(len(q)):
+        d = draws.rows(i, i + 1)
+        heads.append(run(q[i : i + 1], k[i : i + 1], queue[queue_ids != i], d, impl))
+    together, gradient = run(q, k, queue, draws, impl, ids=torch.arange(5), queue_ids=queue_ids)
+    assert float(together.loss) == pytest.approx(sum(float(h.loss) for h, _ in heads) / 5, rel=1e-12)
+    assert together.rank.tolist() == [int(h.rank) for h, _ in heads]
+    torch.testing.assert_close(5 * gradient, torch.cat([g for _, g in heads]), rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_draws_of_rows_that_do_not_exist_give_no_negative(dtype):
+    q, k, queue, draws = problem(rows=20, hard=12, dtype=dtype)
+    queue_ids = torch.zeros(20, dtype=torch.long)
+    queue_ids[:4] = 9  # query 0 keeps four rows, the others all
+    masks = {"ids": torch.tensor([0, 1, 2, 3, 4]), "queue_ids": queue_ids}
+    reference, closed = (run(q, k, queue, draws, impl, **masks) for impl in BOTH)
+    assert_same(reference, closed, 1e-5 if dtype == torch.float32 else 1e-12)
+    assert torch.isfinite(closed[1]).all()
+    # By hand: query 0 with its four rows and the draws whose parents are among them.
+    d = draws.to(dtype=dtype).rows(0, 1)
+    h = synthesize(q[:1], queue, torch.arange(12).clamp(max=3).unsqueeze(0), d)[0]
+    present = d.slots_a[0] < 4
+    present[ALL_TYPES[0].count + ALL_TYPES[1].count + ALL_TYPES[4].count :][: d.slots_b.shape[1]] &= d.slots_b[0] < 4
+    logits = torch.cat([q[0] @ k[:1].T, queue[:4] @ q[0], h[present] @ q[0]]) / T
+    alone, _ = run(q[:1], k[:1], queue, draws.rows(0, 1), "cpu", ids=masks["ids"][:1], queue_ids=queue_ids)
+    assert float(alone.loss) == pytest.approx(float(torch.logsumexp(logits, 0) - logits[0]), rel=1e-5)
+
+
+@pytest.mark.parametrize("temperature", [0.02, 0.2])
+@pytest.mark.parametrize("impl", BOTH)
+def test_a_query_that_has_left_out_everything_costs_nothing(impl, temperature):
+    q, k, queue, draws = problem(rows=20, dtype=torch.float32)
+    masks = {"ids": torch.tensor([0, 1, 1, 1, 1]), "queue_ids": torch.zeros(20, dtype=torch.long)}
+    head, gradient = run(q, k, queue, draws, impl, temperature=temperature, **masks)
+    assert torch.isfinite(head.loss)
+    assert torch.isfinite(gradient).all()
+    assert float(gradient[0].abs().max()) == 0
+    assert head.rank[0] == 0
+    assert float(head.hardest) == pytest.approx(float((q[1:] @ queue.T).amax(1).mean()), rel=1e-5)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("kind", list(ONE_TYPE))
+def test_queries_among_rows_duplicates_and_antipodes(kind, dtype):
+    q, k, queue, _ = problem(n=4, rows=12, dim=8, dtype=torch.float64)
+    queue = torch.cat([q, -q, queue, queue, -queue])
+    q, k, queue = q.to(dtype), k.to(dtype), queue.to(dtype)
+    constant = 0.5 if kind in ("mixup", "interpolation") else None  # |u| = 0 where the parents are antipodal
+    draws = draw((synthetic(kind, 300, constant),), 4, len(queue), 8, torch.Generator().manual_seed(0))
+    for temperature in (0.02, 0.2):
+        reference, closed = (run(q, k, queue, draws, impl, len(queue), temperature) for impl in BOTH)
+        for head, gradient in (reference, closed):
+            assert torch.isfinite(head.loss)
+            assert torch.isfinite(gradient).all()
+        # u near 0 has no direction to agree on, so even float64 is held loosely where it occurs.
+        rounding = 1e-4 if dtype == torch.float32 else 1e-9
+        assert float(closed[0].loss) == pytest.approx(float(reference[0].loss), rel=rounding)
+        scale = float(reference[1].abs().max())
+        torch.testing.assert_close(closed[1] / scale, reference[1] / scale, rtol=0, atol=rounding)
+
+
+@pytest.mark.parametrize(("n", "rows", "hard"), [(1, 1, 1), (3, 100, 100), (4, 803, 20), (2, 4096, 200), (5, 64, 4)])
+@pytest.mark.parametrize("levels", [3, 50, 10**9])
+def test_the_fast_hardest_set_is_the_defined_one(n, rows, hard, levels):
+    generator = torch.Generator().manual_seed(rows)
+    similarities = torch.randn(n, rows, generator=generator)
+    similarities = (similarities * levels).round() / levels  # few levels: ties everywhere, at the edge too
+    similarities[0, : rows // 2] = -torch.inf
+    similarities[-1, hard // 2 :] = -torch.inf  # fewer rows than H remain
+    expected, values = hardest_rows(similarities, hard)
+    got, got_values = cpu._hardest(similarities, hard)
+    real = values != -torch.inf
+    assert torch.equal(got_values, values)
+    assert torch.equal(got[real], expected[real])
+    assert torch.equal(torch.sort(similarities, dim=1, descending=True).values[:, :hard], values.sort(1, True).values)
+
+
+def test_hardest_rows_prefers_the_lower_row_and_lists_by_row():
+    similarities = torch.tensor([[0.5, 0.9, 0.5, -torch.inf, 0.5], [-torch.inf, 0.1, -torch.inf, 0.2, -torch.inf]])
+    rows, values = hardest_rows(similarities, 3)
+    assert rows[0].tolist() == [0, 1, 2]
+    assert rows[1, :2].tolist() == [1, 3]
+    assert values[1, 2] == -torch.inf

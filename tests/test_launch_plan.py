@@ -1,0 +1,107 @@
+"""How flags and schedulers' variables become processes, decided without starting any."""
+
+import pytest
+
+from moco.distributed import first_host, plan_launch
+from moco.errors import UserError
+
+NOTHING = {"multiprocessing": False, "nproc": None, "world_size": -1, "rank": -1, "url": None, "gpus": 0, "env": {}}
+
+
+def plan(**changes):
+    return plan_launch(**{**NOTHING, **changes})
+
+
+def test_no_flags_is_one_process():
+    p = plan()
+    assert (p.how, p.rank, p.world_size, p.spawn) == ("one process", 0, 1, 0)
+
+
+def test_upstreams_flags_start_one_process_a_gpu():
+    p = plan(multiprocessing=True, world_size=1, rank=0, url="tcp://localhost:10001", gpus=8)
+    assert (p.spawn, p.world_size, p.rank, p.local_size, p.url) == (8, 8, 0, 8, "tcp://localhost:10001")
+
+
+def test_upstreams_flags_on_the_second_node_of_two():
+    p = plan(multiprocessing=True, world_size=2, rank=1, url="tcp://first:1", gpus=8)
+    assert (p.spawn, p.world_size, p.rank) == (8, 16, 8)
+
+
+def test_upstreams_flags_without_a_gpu_run_as_typed():
+    p = plan(multiprocessing=True, world_size=1, rank=0)
+    assert (p.spawn, p.world_size) == (1, 1)
+
+
+def test_nproc_alone_starts_processes_at_a_free_port():
+    p = plan(nproc=2)
+    assert (p.spawn, p.world_size) == (2, 2)
+    assert p.url.startswith("tcp://127.0.0.1:")
+
+
+def test_torchrun():
+    env = {"RANK": "5", "WORLD_SIZE": "8", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "4"}
+    p = plan(env=env)
+    assert (p.how, p.rank, p.world_size, p.local_rank, p.local_size, p.url) == ("torchrun", 5, 8, 1, 4, "")
+
+
+def test_slurm():
+    env = {
+        "SLURM_STEP_NUM_TASKS": "16",
+        "SLURM_STEP_NUM_NODES": "2",
+        "SLURM_PROCID": "9",
+        "SLURM_LOCALID": "1",
+        "SLURM_STEP_NODELIST": "gpu[07,09]",
+        "SLURM_JOB_ID": "123",
+    }
+    p = plan(env=env)
+    assert (p.how, p.rank, p.world_size, p.local_rank, p.local_size) == ("SLURM", 9, 16, 1, 8)
+    assert p.url == "tcp://gpu07:20123"
+
+
+def test_a_batch_script_without_srun_is_one_process():
+    # sbatch sets these for the script itself, which has no peers
+    p = plan(env={"SLURM_NTASKS": "8", "SLURM_PROCID": "0", "SLURM_JOB_ID": "5"})
+    assert p.how == "one process"
+
+
+def test_pbs_with_open_mpi(tmp_path):
+    nodes = tmp_path / "nodes"
+    nodes.write_text("first\nfirst\nsecond\nsecond\n")
+    env = {
+        "PBS_NODEFILE": str(nodes),
+        "PBS_JOBID": "77.server",
+        "OMPI_COMM_WORLD_RANK": "3",
+        "OMPI_COMM_WORLD_SIZE": "4",
+        "OMPI_COMM_WORLD_LOCAL_RANK": "1",
+        "OMPI_COMM_WORLD_LOCAL_SIZE": "2",
+    }
+    p = plan(env=env)
+    assert (p.how, p.rank, p.world_size, p.local_rank, p.local_size) == ("PBS/MPI", 3, 4, 1, 2)
+    assert p.url == "tcp://first:20077"
+
+
+def test_one_process_per_call_with_flags():
+    p = plan(world_size=2, rank=1, url="tcp://h:1")
+    assert (p.how, p.rank, p.world_size, p.spawn) == ("flags", 1, 2, 0)
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"nproc": 0}, "--nproc"),
+        ({"multiprocessing": True, "world_size": 2, "rank": 0}, "--dist-url"),
+        ({"multiprocessing": True, "world_size": 2, "rank": 2, "url": "tcp://h:1"}, "--rank 2"),
+        ({"world_size": 2}, "--rank"),
+    ],
+)
+def test_impossible_launches_are_sentences(changes, words):
+    with pytest.raises(UserError, match=words):
+        plan(**changes)
+
+
+@pytest.mark.parametrize(
+    ("nodelist", "host"),
+    [("n1", "n1"), ("n1,n2", "n1"), ("node[03-05,9],x", "node03"), ("a[1]", "a1"), ("", "127.0.0.1")],
+)
+def test_first_host_of_a_node_list(nodelist, host):
+    assert first_host(nodelist) == host

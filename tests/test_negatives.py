@@ -1,0 +1,166 @@
+"""Recipes and draws of synthetic negatives.
+
+Legend: N queries, C feature width, H hardest rows a query, S synthetic negatives a query.
+"""
+
+import pytest
+import torch
+
+from moco.errors import UserError
+from moco.methods import METHODS, mochi, synco
+from moco.negatives import KINDS, active, draw, synthetic
+from moco.seeding import torch_generator
+
+RANGES = {  # hard_negatives: one coefficient a synthetic feature, U(low, high)
+    "mixup": (0, 1),
+    "interpolation": (0, 0.5),
+    "extrapolation": (1, 1.5),
+    "extrapolation-paper": (1, 1.5),
+    "noise": (0.01, 0.01),
+    "perturbation": (0.01, 0.01),
+    "adversarial": (0.01, 0.01),
+}
+
+
+def drawn(recipe, n=200, hard=40, dim=6, step=0, rank=0):
+    return draw(recipe, n, hard, dim, torch_generator("draws", 7, step, rank))
+
+
+def coefficient(kind, d):
+    """The published coefficient of each draw, from the weights."""
+    return {
+        "mixup": d.pair_y,
+        "interpolation": d.query_x,
+        "extrapolation": d.query_y,
+        "extrapolation-paper": -d.query_x,
+        "noise": d.noise_w,
+        "perturbation": d.query_x,
+        "adversarial": d.sign_v,
+    }[kind]
+
+
+@pytest.mark.parametrize("kind", list(KINDS))
+def test_coefficients_are_uniform_over_the_published_range(kind):
+    low, high = RANGES[kind]
+    c = coefficient(kind, drawn((synthetic(kind, 50),)))
+    assert c.shape == (200, 50)
+    if low == high:
+        assert torch.equal(c, torch.full_like(c, low))
+    else:
+        assert low <= float(c.min()) < low + 0.01
+        assert high - 0.01 < float(c.max()) <= high
+        shares = torch.histc(c, 10, low, high) / c.numel()
+        assert float((shares - 0.1).abs().max()) < 0.02  # 6 standard deviations of a share of 10,000
+
+
+@pytest.mark.parametrize("kind", list(KINDS))
+def test_weights_of_each_kind(kind):
+    d = drawn((synthetic(kind, 50),))
+    c = coefficient(kind, d)
+    expected = {
+        "mixup": (d.pair_z, 1 - c),
+        "interpolation": (d.query_y, 1 - c),
+        "extrapolation": (d.query_x, 1 - c),
+        "extrapolation-paper": (d.query_y, 1 + c),
+        "perturbation": (d.query_y, torch.ones_like(c)),
+    }
+    if kind in expected:
+        torch.testing.assert_close(*expected[kind], rtol=0, atol=1e-6)
+    assert sum(d.counts) == d.slots_a.shape[1] == 50  # nothing but this kind
+
+
+def test_slots_are_uniform_over_the_hardest_set_with_replacement():
+    d = drawn(mochi.recipe(300, 100))
+    for slots in (d.slots_a, d.slots_b):
+        assert int(slots.min()) == 0
+        assert int(slots.max()) == 39
+        counts = slots.flatten().bincount(minlength=40) / slots.numel()
+        assert float((counts - 1 / 40).abs().max()) < 0.005
+    assert not torch.equal(d.slots_a[:, 100:], d.slots_b)  # the pair's columns come after the query's
+
+
+def test_noise_is_standard_normal():
+    noise = drawn((synthetic("noise", 60),)).noise
+    assert noise.shape == (200, 60, 6)
+    assert abs(float(noise.mean())) < 0.02
+    assert abs(float(noise.std()) - 1) < 0.02
+
+
+def test_columns_stand_in_groups_whatever_the_order_of_the_recipe():
+    d = drawn(tuple(reversed(synco.recipe(6, 5, 4, 3, 2, 1))))
+    assert d.counts == (6 + 5 + 2, 4, 1, 3)
+    assert d.slots_a.shape == (200, 21)
+    assert d.slots_b.shape == (200, 4)
+
+
+def test_draws_are_a_function_of_their_key():
+    first, again = drawn(synco.recipe()), drawn(synco.recipe())
+    elsewhere = [drawn(synco.recipe(), step=1), drawn(synco.recipe(), rank=1)]
+    for name, tensor in vars(first).items():
+        assert torch.equal(tensor, getattr(again, name))
+    for other in elsewhere:
+        assert not torch.equal(first.slots_a, other.slots_a)
+        assert not torch.equal(first.noise, other.noise)
+
+
+def test_nothing_to_draw_is_none():
+    assert drawn(()) is None
+    assert drawn(synco.recipe(0, 0, 0, 0, 0, 0)) is None
+    assert drawn(METHODS["moco"].recipe()) is None
+
+
+def test_a_batch_without_noise_holds_no_noise():
+    assert drawn(mochi.recipe(3, 2)).noise.shape == (200, 0, 6)
+
+
+def test_rows_and_to():
+    d = drawn(synco.recipe())
+    part = d.rows(3, 5).to(dtype=torch.float64)
+    assert torch.equal(part.slots_a, d.slots_a[3:5])
+    assert part.slots_a.dtype == torch.int64
+    assert part.noise.dtype == part.query_x.dtype == torch.float64
+
+
+def test_schedule():
+    recipe = mochi.recipe(4, 2, start_epoch_1=12)
+    kinds = {e: [row.kind for row in active(recipe, e, start=10, stop=20)] for e in (9, 10, 11, 12, 19, 20)}
+    both = ["mixup", "interpolation"]
+    assert kinds == {9: [], 10: both[1:], 11: both[1:], 12: both, 19: both, 20: []}
+    assert active(recipe, 10_000) == recipe
+    assert active(synco.recipe(n1=0), 0)[0].kind == "extrapolation"
+
+
+def test_published_recipes():
+    assert METHODS["moco"].recipe() == ()
+    assert [(r.kind, r.count, r.low, r.high) for r in METHODS["mochi"].recipe(1024, 128)] == [
+        ("mixup", 1024, 0.0, 1.0),
+        ("interpolation", 128, 0.0, 0.5),
+    ]
+    assert [(r.kind, r.count, r.low, r.high) for r in METHODS["synco"].recipe()] == [
+        ("interpolation", 256, 0.0, 0.5),
+        ("extrapolation", 256, 1.0, 1.5),
+        ("mixup", 256, 0.0, 1.0),
+        ("noise", 64, 0.01, 0.01),
+        ("perturbation", 64, 0.01, 0.01),
+        ("adversarial", 64, 0.01, 0.01),
+    ]
+    assert synco.recipe(extrapolation="paper")[1].kind == "extrapolation-paper"
+    assert synco.recipe(sigma=0.5)[3].low == synco.recipe(sigma=0.5)[3].high == 0.5
+
+
+def test_each_count_switches_its_own_type():
+    for i, kind in enumerate(["interpolation", "extrapolation", "mixup", "noise", "perturbation", "adversarial"]):
+        counts = [0] * 6
+        counts[i] = 3
+        assert [row.kind for row in active(synco.recipe(*counts), 0)] == [kind]
+
+
+def test_user_mistakes_are_one_sentence():
+    with pytest.raises(UserError, match="use one of mixup"):
+        synthetic("mixdown", 3)
+    with pytest.raises(UserError, match="count of 0 or more"):
+        mochi.recipe(-1, 2)
+    with pytest.raises(UserError, match="code or paper"):
+        synco.recipe(extrapolation="both")
+    with pytest.raises(UserError, match="smaller one first"):
+        synthetic("mixup", 3, 0.7, 0.2)
