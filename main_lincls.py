@@ -7,7 +7,6 @@ lincls.jsonl and result.json (with --knn: knn.jsonl and knn.json). Exit codes: 0
 the loss was not finite or a frozen tensor changed.
 """
 
-import os
 import sys
 from argparse import Namespace
 from functools import partial
@@ -29,21 +28,23 @@ def worker(args: Namespace) -> int:
     device, world = distributed.device(), distributed.world_size()
     path = probe.resume_path(args.resume, args.save_dir, needed=args.evaluate and not args.knn)
     state = checkpoint.read(path) if path else {}
-    seed = probe.choose_seed(args.seed, state)
+    seed = distributed.from_main(seeding.choose_seed(args.seed, state))
 
     # data
-    opening = partial(data.open_sources, args.dataset, args.data, download=args.download, val_path=args.val_data)
-    train, val = probe.labelled_pair(probe.open_once(opening, alone=args.download))
+    opening = partial(
+        data.open_sources, args.dataset, args.data,
+        download=args.download, val_path=args.val_data, channels=args.channels,
+    )  # fmt: skip
+    train, val = probe.labelled_pair(distributed.first_on_node(opening, wait=args.download))
     classes = len(train.classes or ())
-    statistics = data.statistics(args.dataset, train.channels)
-    mean, std = probe.channel_statistics(statistics, args.mean, args.std, train.channels)
+    mean, std = data.channel_statistics(args.dataset, train.channels, args.mean, args.std)
     feed = probe.Feed(
         size=args.size or train.native_size or 224,
-        batch=args.batch_size * (max(1, args.world_size) if args.multiprocessing_distributed or args.nproc else 1),
+        batch=args.batch_size * distributed.nodes(),
         seed=seed,
-        workers=min(args.workers, os.cpu_count() or 1) // max(1, args.nproc or torch.cuda.device_count()),
+        workers=distributed.share_of_cores(args.workers),
         flip=args.dataset not in UPRIGHT,
-        cached=args.cache_features,
+        cached=args.features == "cached",
     )
 
     # model
@@ -52,7 +53,7 @@ def worker(args: Namespace) -> int:
     weights, words = {}, f"no --pretrained: random initialisation by seed {seed}, a baseline"
     if args.pretrained:
         reading = partial(read_backbone, encoder, args.pretrained, args.arch)
-        weights, words = probe.open_once(reading, alone=args.pretrained.startswith(PUBLISHED))
+        weights, words = distributed.first_on_node(reading, wait=args.pretrained.startswith(PUBLISHED))
         fill_backbone(encoder, weights)
     model = probe.Probe(encoder, device, mean, std, seed, AMP[args.amp])
 

@@ -9,6 +9,7 @@ SIGUSR1 with a checkpoint; 2 input that cannot be used; 3 training went wrong; 1
 import sys
 from argparse import Namespace
 from dataclasses import replace
+from functools import partial
 
 import torch
 
@@ -34,13 +35,12 @@ def worker(args: Namespace) -> int:
     torch.backends.cudnn.benchmark = args.seed is None
 
     # data
-    with distributed.first_on_node() as first:
-        sources = data.open_sources(
-            args.dataset, args.data, download=args.download and first, val_path=args.val_data, channels=args.channels
-        )
+    settings = {"download": args.download, "val_path": args.val_data, "channels": args.channels}
+    opening = partial(data.open_sources, args.dataset, args.data, **settings)
+    sources = distributed.first_on_node(opening, wait=args.download)
     images = sources.pretrain
     view = view_settings(args, images)
-    batch = args.batch_size * (distributed.world_size() // distributed.local_size())  # over all nodes
+    batch = args.batch_size * distributed.nodes()
     sampler = data.EpochSampler(
         len(images), batch, seed, distributed.world_size(), distributed.rank(), drop_last=args.drop_last
     )
@@ -62,41 +62,39 @@ def worker(args: Namespace) -> int:
     checkpoint.claim(args.save_dir, path, args.overwrite)
 
     # loop
-    log = RunLog(args.save_dir, wandb=args.wandb, config=vars(args), resume_step=progress.step if path else None)
-    log.line(f"{args.method} with {args.arch} at {view.size} px on {len(images)} images of {images.name}, seed {seed}")
-    log.line(f"{distributed.words()}, batch {batch}, {workers} loader workers each, amp {plan.amp or 'off'}, "
-             f"loss by {kernels.resolve(args.head_impl, distributed.device().type)}")  # fmt: skip
-    log.line(words)
-    log.line(f"from epoch {progress.epoch}, step {progress.step} of {plan.total_steps}" + f" ({path})" * bool(path))
-    trainer = engine.Trainer(
-        model, distributed.wrap(model), optimizer, scaler, plan, progress, log, engine.StopRequest(args.max_minutes),
-        args.save_dir, sampler, images, args.max_bad_images,
-    )  # fmt: skip
-    train, val = (sources.train, sources.val) if args.knn_every else (None, None)
-    if train is None or val is None:
-        log.line(f"no k-NN accuracy: {sources.no_pair or 'switched off by --knn-every 0'}")
-    while trainer.exit_code is None and not trainer.finished():
-        trainer.run_epoch(loader)
+    resume_step = progress.step if path else None
+    with RunLog(args.save_dir, wandb=args.wandb, config=vars(args), resume_step=resume_step) as log:
+        log.line(f"{args.method}, {args.arch} at {view.size} px, {len(images)} images of {images.name}, seed {seed}")
+        log.line(f"{distributed.words()}, batch {batch}, {workers} loader workers each, amp {plan.amp or 'off'}, "
+                 f"loss by {kernels.resolve(args.head_impl, distributed.device().type)}")  # fmt: skip
+        log.line(words)
+        log.line(f"from epoch {progress.epoch}, step {progress.step} of {plan.total_steps}" + f" ({path})" * bool(path))
+        stop = engine.StopRequest(args.max_minutes)
+        trainer = engine.Trainer(
+            model, distributed.wrap(model), optimizer, scaler, plan, progress, log, stop, args.save_dir, sampler,
+            images, args.max_bad_images,
+        )  # fmt: skip
+        train, val = (sources.train, sources.val) if args.knn_every else (None, None)
+        if train is None or val is None:
+            log.line(f"no k-NN accuracy: {sources.no_pair or 'switched off by --knn-every 0'}")
+        while trainer.exit_code is None and not trainer.finished():
+            trainer.run_epoch(loader)
 
-        # save
-        if trainer.due(args.save_every):
-            trainer.save(args.arch, args.keep)
-        if train and val and trainer.exit_code is None and trainer.due(args.knn_every):
-            accuracy = evaluate_knn(
-                model.encoder_q, train, val, size=view.size, mean=view.mean, std=view.std, amp=plan.amp,
-                k=args.knn_k, temperature=args.knn_t, batch_size=batch, workers=workers, device=trainer.device,
-            )  # fmt: skip
-            trainer.report_knn(accuracy)
-    log.close()
+            # save
+            if trainer.due(args.save_every):
+                trainer.save(args.arch, args.keep)
+            if train and val and trainer.exit_code is None and trainer.due(args.knn_every):
+                accuracy = evaluate_knn(
+                    model.encoder_q, train, val, size=view.size, mean=view.mean, std=view.std, amp=plan.amp,
+                    k=args.knn_k, temperature=args.knn_t, batch_size=batch, workers=workers, device=trainer.device,
+                )  # fmt: skip
+                trainer.report_knn(accuracy)
     return trainer.exit_code or 0
 
 
 def view_settings(args: Namespace, images: data.Source) -> Namespace:
     """Size, channels, statistics and augmentation of the views: the flags', else the data set's own."""
-    mean, std = data.statistics(args.dataset, images.channels)
-    mean, std = list(args.mean or mean), list(args.std or std)
-    if len(mean) != images.channels or len(std) != images.channels:
-        raise UserError(f"the images have {images.channels} channel(s); give --mean and --std as many numbers.")
+    mean, std = data.channel_statistics(args.dataset, images.channels, args.mean, args.std)
     preset = args.aug or ("v2" if args.aug_plus else SMALL_PRESETS.get(args.dataset or "", "v1"))
     size = args.size or images.native_size or 224
     return Namespace(size=size, channels=images.channels, mean=mean, std=std, preset=data.get_preset(preset))

@@ -17,11 +17,11 @@ import socket
 import sys
 import threading
 import traceback
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from multiprocessing import parent_process
 from multiprocessing.connection import wait
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -30,6 +30,7 @@ from torch import Tensor, nn
 
 from moco.errors import DIVERGED_EXIT, SIGTERM_EXIT, USAGE_EXIT, TrainingError, UserError
 
+T = TypeVar("T")
 GRACE_SECONDS = 20  # how long the other processes may take to end after one has failed
 USAGE_GRACE_SECONDS = 3  # the same after a user's mistake: there is nothing to save, only sentences to collect
 
@@ -327,6 +328,11 @@ def local_size() -> int:
     return _local_size
 
 
+def nodes() -> int:
+    """How many nodes train together; --batch-size is one node's, as upstream has it."""
+    return max(1, world_size() // _local_size)
+
+
 def share_of_cores(workers: int) -> int:
     """This process's share of the loader workers of a node, of which there are never more than its cores."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
@@ -360,18 +366,25 @@ def barrier() -> None:
         dist.barrier()
 
 
-@contextlib.contextmanager
-def first_on_node() -> Iterator[bool]:
-    """The body runs in one process of each node first, then in the others; yields whether this is the one.
+def first_on_node(make: Callable[[], T], wait: bool) -> T:
+    """``make()`` on every process; with ``wait`` one process of each node goes before the others.
 
-    For what must happen once a node, such as a download.
+    For what must happen once a node, such as a download. A UserError of one process reaches all: the others would
+    wait for it for ever.
     """
-    first = _local_rank == 0
-    if not first:
-        barrier()
-    yield first
-    if first:
-        barrier()
+    if not wait or world_size() == 1:
+        return make()
+    made, problem = None, ""
+    if _local_rank == 0:
+        try:
+            made = make()
+        except UserError as error:
+            problem = str(error)
+    problems: list[Any] = [""] * world_size()
+    dist.all_gather_object(problems, problem)
+    for text in filter(None, problems):
+        raise UserError(text)
+    return make() if made is None else made
 
 
 @torch.no_grad()

@@ -62,7 +62,7 @@ def _from_torchvision(arch: str, dim: int, in_chans: int, size: int) -> tuple[nn
     options = {"image_size": size} if arch.startswith("vit_") else {}
     try:
         encoder = torchvision.models.get_model(arch, weights=None, num_classes=dim, **options)
-    except ValueError as error:
+    except (ValueError, AssertionError) as error:
         raise UserError(f"{arch} cannot be built for {size} px images: {error}") from error
     heads = [n for n, m in encoder.named_modules() if isinstance(m, nn.Linear) and m.out_features == dim]
     if not heads:

@@ -83,8 +83,8 @@ def lincls_parser() -> _Parser:
     add("--knn", action="store_true", help="k-NN accuracy of the frozen features instead of a linear classifier")
     add("--save-dir", default="./", metavar="DIR", help="where checkpoint.pth.tar and the log go (default ./)")
     add("--amp", choices=("off", "bf16", "fp16"), default="off", help="arithmetic of the frozen encoder (default: off)")
-    add("--cache-features", action="store_true", help="compute each image's features once, without augmentation: one "
-        "pass instead of one an epoch, not the published protocol")  # fmt: skip
+    add("--features", choices=("views", "cached"), default="views", help="views: augmented anew every epoch, the "
+        "published protocol; cached: computed once, without augmentation, then epochs cost seconds")  # fmt: skip
     _add_knn(p)
     return p
 

@@ -12,7 +12,6 @@ from __future__ import annotations
 import json
 import math
 import os
-import secrets
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -37,42 +36,12 @@ MAX_BAD_IMAGES = 100  # of each set; more end the run
 # ------------------------------------------------------------------------------------------------ before a run
 
 
-def choose_seed(asked: int | None, state: dict | None) -> int:
-    """The flag, else the resumed run's, else a new one; the same on every process."""
-    kept = (state or {}).get("run", {}).get("seed")
-    return distributed.from_main(next(x for x in (asked, kept, secrets.randbits(31)) if x is not None))
-
-
-def open_once(open_it: Callable[[], Any], alone: bool) -> Any:
-    """``open_it()`` on every process; with ``alone`` the main one goes first, so that nothing is downloaded twice."""
-    made, problem = None, ""
-    if alone and distributed.is_main():
-        try:
-            made = open_it()
-        except UserError as error:
-            problem = str(error)
-    problem = distributed.from_main(problem)  # a process that waited for a failed one would wait for ever
-    if problem:
-        raise UserError(problem)
-    return open_it() if made is None else made
-
-
 def labelled_pair(sources: Sources) -> tuple[Source, Source]:
     """The labelled training and held-out images; UserError when the data has none."""
     if sources.train is None or sources.val is None:
         why = sources.no_pair or f"{sources.pretrain.name} has no labels"
         raise UserError(f"{why}: a probe needs labelled training images and labelled held-out ones (--val-data).")
     return sources.train, sources.val
-
-
-def channel_statistics(
-    known: tuple[Any, Any], mean: list[float] | None, std: list[float] | None, channels: int
-) -> tuple[list[float], list[float]]:
-    """Mean and deviation of the channels: the flags where given, else the data set's."""
-    chosen = [list(ours if asked is None else asked) for asked, ours in zip((mean, std), known, strict=True)]
-    if any(len(numbers) != channels for numbers in chosen):
-        raise UserError(f"--mean and --std take one value a channel, and these images have {channels}.")
-    return chosen[0], chosen[1]
 
 
 # ------------------------------------------------------------------------------------------------------ a probe

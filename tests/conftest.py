@@ -17,7 +17,7 @@ import torch
 from PIL import Image
 
 ROOT = Path(__file__).resolve().parent.parent
-torch.set_num_threads(2)
+torch.set_num_threads(1)  # many small networks; threads of tests that run side by side would wait for each other
 
 # A network and sizes with which a step takes milliseconds.
 TINY = [
@@ -92,7 +92,7 @@ def _be_the_program(words: list[str], out: Path, main: Callable | None, variable
     os.environ.update(variables)
     _redirect(out)
     torch.set_num_threads(1)
-    distributed.mp.get_context = lambda method: multiprocessing.get_context("forkserver")
+    distributed.mp.get_context = lambda method: multiprocessing.get_context("fork")  # one thread so far
     sys.exit(distributed.launch(Worker(out, main), options.parse_pretrain(words)))
 
 

@@ -83,7 +83,7 @@ def make_probe() -> probe.Probe:
 def test_defaults_are_upstreams():
     args = parse_lincls(["DIR"])
     assert (args.arch, args.lr, args.schedule, args.epochs, args.batch_size) == ("resnet50", 30.0, [60, 80], 100, 256)
-    assert (args.momentum, args.weight_decay, args.amp, args.cache_features) == (0.9, 0.0, "off", False)
+    assert (args.momentum, args.weight_decay, args.amp, args.features) == (0.9, 0.0, "off", "views")
 
 
 def test_head_starts_as_published_and_nothing_else_is_trained():
@@ -218,7 +218,7 @@ def test_neighbours_of_frozen_features(image_folder, pretrained, tmp_path, capsy
 
 
 def test_cached_features_are_those_of_whole_images(image_folder, tmp_path):
-    found = probe_once(image_folder, tmp_path, "--epochs", 4, "--schedule", 3, "--cache-features")
+    found = probe_once(image_folder, tmp_path, "--epochs", 4, "--schedule", 3, "--features", "cached")
     assert found["acc1"] == 100.0
     model, source = make_probe(), ArraySource("grey", np.zeros((5, 16, 16, 3), np.uint8), labels=np.arange(5))
     feed = probe.Feed(size=16, batch=2, seed=0, workers=0, cached=True)
@@ -356,15 +356,3 @@ def test_unreadable_images_are_named_once_for_each_set_and_limited(capsys, tmp_p
         note({"bad": torch.arange(150)}, train)
     assert BadImages(1).limit == 1
     log.close()
-
-
-def test_the_main_process_opens_first_and_a_failure_reaches_all():
-    calls: list[int] = []
-    assert probe.open_once(lambda: calls.append(1) or "data", alone=True) == "data"
-    assert calls == [1]
-
-    def fails():
-        raise UserError("no network")
-
-    with pytest.raises(UserError, match="no network"):
-        probe.open_once(fails, alone=True)

@@ -2,7 +2,7 @@
 
 from moco.data.decode import BadImageError
 from moco.data.loading import BadImages, EpochSampler, Loader, make_loader, normalise
-from moco.data.named import STATISTICS, statistics
+from moco.data.named import STATISTICS, channel_statistics, statistics
 from moco.data.opening import DATASETS, open_sources
 from moco.data.pairs import Labelled, TwoViews
 from moco.data.sources import ArraySource, FileSource, Source, Sources
@@ -25,6 +25,7 @@ __all__ = [
     "TwoViews",
     "ViewParams",
     "apply",
+    "channel_statistics",
     "draw",
     "eval_view",
     "get_preset",

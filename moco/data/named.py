@@ -10,7 +10,7 @@ import importlib.util
 import math
 import os
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -47,6 +47,17 @@ def statistics(dataset: str | None, channels: int) -> tuple[tuple[float, ...], t
     if channels == 1:
         return (round(sum(mean) / 3, 4),), (round(sum(std) / 3, 4),)
     return mean * channels, std * channels
+
+
+def channel_statistics(
+    dataset: str | None, channels: int, mean: Sequence[float] | None = None, std: Sequence[float] | None = None
+) -> tuple[list[float], list[float]]:
+    """Mean and deviation of the channels: those asked for, else the data set's; UserError for a wrong count."""
+    own = statistics(dataset, channels)
+    chosen = [list(known if asked is None else asked) for asked, known in zip((mean, std), own, strict=True)]
+    if any(len(numbers) != channels for numbers in chosen):
+        raise UserError(f"--mean and --std take one value a channel, and these images have {channels}.")
+    return chosen[0], chosen[1]
 
 
 def hold_out_fifth(labels: np.ndarray) -> np.ndarray:

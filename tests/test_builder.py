@@ -1,0 +1,196 @@
+"""The step of MoCo against the paper's algorithm written as loops, and what a forward pass may change."""
+
+import math
+from functools import partial
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from moco.builder import MoCo
+from moco.data import normalise
+from moco.methods import METHODS
+from moco.negatives import HardNegatives
+
+MEAN, STD = [0.5, 0.4, 0.3], [0.2, 0.3, 0.4]
+
+
+class Tiny(nn.Module):
+    """A network with BatchNorm and few weights: (N, 3, 6, 6) -> (N, 4)."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(3, 5, 3)
+        self.norm = nn.BatchNorm2d(5)
+        self.fc = nn.Linear(5, 4)
+
+    def forward(self, x):
+        return self.fc(F.relu(self.norm(self.conv(x))).mean((2, 3)))
+
+
+def moco(**options) -> MoCo:
+    torch.manual_seed(0)
+    settings = {"C": 4, "K": 20, "m": 0.9, "T": 0.2, "mean": MEAN, "std": STD, "seed": 1, "shuffle": False}
+    return MoCo(Tiny(), Tiny(), **{**settings, **options})
+
+
+def batch(n=6, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    q, k = (torch.randint(0, 256, (n, 3, 6, 6), generator=generator, dtype=torch.uint8) for _ in range(2))
+    return q, k, torch.arange(100 * seed, 100 * seed + n)
+
+
+def test_the_loss_is_infonce_written_as_loops():
+    model = moco()
+    im_q, im_k, ids = batch()
+    with torch.no_grad():
+        q = F.normalize(model.encoder_q(normalise(im_q, MEAN, STD)), dim=1)
+        k = F.normalize(model.encoder_k(normalise(im_k, MEAN, STD)), dim=1)
+    losses, firsts = [], 0
+    for i in range(len(q)):
+        positive = math.exp(float(q[i] @ k[i]) / 0.2)
+        negatives = [math.exp(float(q[i] @ row) / 0.2) for row in model.queue]
+        losses.append(-math.log(positive / (positive + sum(negatives))))
+        firsts += positive > max(negatives)
+    out = model(im_q, im_k, ids, 0, 0)
+    assert out.loss.item() == pytest.approx(sum(losses) / len(losses), rel=1e-5)
+    assert float(out.top1) == pytest.approx(firsts / len(q))
+    torch.testing.assert_close(out.keys, k)
+
+
+def test_a_forward_pass_leaves_queue_and_key_encoder_alone():
+    model = moco()
+    before = {n: v.clone() for n, v in model.state_dict().items()}
+    model(*batch(), 0, 0)
+    changed = {n for n, v in model.state_dict().items() if not torch.equal(v, before[n])}
+    assert changed
+    assert all("norm.running" in n or "num_batches" in n for n in changed)
+
+
+def test_keys_enter_the_queue_in_order_and_no_synthetic_negative_does():
+    recipe = METHODS["synco"].recipe(3, 3, 3, 2, 2, 2)
+    extra = HardNegatives(recipe, 6, 4, 0, 0, torch.device("cpu"))
+    model = moco(extra=extra, n_hard=6)
+    im_q, im_k, ids = batch()
+    out = model(im_q, im_k, ids, 0, 0)
+    assert out.synthetic_mass > 0
+    old = model.queue.clone()
+    model.enqueue(out.keys, ids)
+    assert torch.equal(model.queue[:6], out.keys)
+    assert torch.equal(model.queue[6:], old[6:])
+    assert model.queue_ids.tolist() == [*range(6), *[-1] * 14]
+    assert int(model.queue_ptr) == 6
+
+
+def test_key_encoder_moves_as_the_papers_loop_says():
+    model = moco()
+    with torch.no_grad():
+        for p in model.encoder_q.parameters():
+            p.add_(torch.randn_like(p))
+    expected = [
+        0.9 * k + 0.1 * q for q, k in zip(model.encoder_q.parameters(), model.encoder_k.parameters(), strict=True)
+    ]
+    buffers = [b.clone() for b in model.encoder_k.buffers()]
+    model.update_key_encoder()
+    for k, e in zip(model.encoder_k.parameters(), expected, strict=True):
+        torch.testing.assert_close(k, e)
+    for now, then in zip(model.encoder_k.buffers(), buffers, strict=True):
+        assert torch.equal(now, then)
+
+
+def test_an_encoder_that_has_not_moved_stays_bit_for_bit():
+    model = moco()
+    model.update_key_encoder()
+    for q, k in zip(model.encoder_q.parameters(), model.encoder_k.parameters(), strict=True):
+        assert torch.equal(q, k)
+        assert not k.requires_grad
+
+
+def test_all_counts_zero_is_plain_moco_bit_for_bit():
+    extra = HardNegatives(METHODS["synco"].recipe(0, 0, 0, 0, 0, 0), 6, 4, 0, 0, torch.device("cpu"))
+    results = []
+    for options in ({}, {"extra": extra, "n_hard": 6}):
+        model = moco(**options)
+        out = model(*batch(), 0, 0)
+        out.loss.backward()
+        results.append((out.loss, *[p.grad for p in model.encoder_q.parameters()]))
+    for a, b in zip(*results, strict=True):
+        assert torch.equal(a, b)
+
+
+@pytest.mark.parametrize(("epoch", "on"), [(0, False), (2, True), (4, True), (5, False)])
+def test_synthetic_negatives_are_active_in_their_epochs_only(epoch, on):
+    recipe = METHODS["mochi"].recipe(s=4, s2=2)
+    extra = HardNegatives(recipe, 6, 4, 0, 0, torch.device("cpu"), start=2, stop=5)
+    plain, mixed = moco(), moco(extra=extra, n_hard=6)
+    a, b = plain(*batch(), epoch, 0), mixed(*batch(), epoch, 0)
+    assert (a.loss != b.loss) == on
+    assert (b.synthetic_mass > 0) == on
+
+
+def test_draws_depend_on_seed_number_and_rank_alone():
+    make = partial(HardNegatives, METHODS["mochi"].recipe(s=8, s2=8), 6, 4)
+    cpu = torch.device("cpu")
+    again = [make(0, 0, cpu)(5, 0, 7).slots_a for _ in range(2)]
+    assert torch.equal(*again)
+    for other in (make(1, 0, cpu)(5, 0, 7), make(0, 1, cpu)(5, 0, 7), make(0, 0, cpu)(5, 0, 8)):
+        assert not torch.equal(other.slots_a, again[0])
+
+
+def test_symmetric_is_the_sum_of_both_directions():
+    model, one = moco(symmetric=True), moco()
+    im_q, im_k, ids = batch()
+    out = model(im_q, im_k, ids, 0, 0)
+    there = one(im_q, im_k, ids, 0, 0)
+    back = one(im_k, im_q, ids, 0, 0)
+    assert out.loss.item() == pytest.approx((there.loss + back.loss).item(), rel=1e-6)
+    assert out.keys.shape == (12, 4)
+    model.enqueue(out.keys, ids)
+    assert model.queue_ids[:12].tolist() == [*range(6), *range(6)]
+    torch.testing.assert_close(model.queue[:6], there.keys)
+    torch.testing.assert_close(model.queue[6:12], back.keys)
+
+
+def test_rows_of_the_same_image_are_left_out():
+    model = moco(mask_same_image=True)
+    im_q, im_k, ids = batch()
+    model.enqueue(model(im_q, im_k, ids, 0, 0).keys, ids)
+    out = model(im_q, im_k, ids, 1, 1)
+    q, k = out.q, out.paired
+    losses = []
+    for i in range(6):
+        logits = [float(q[i] @ row) / 0.2 for j, row in enumerate(model.queue) if int(model.queue_ids[j]) != i]
+        positive = float(q[i] @ k[i]) / 0.2
+        losses.append(torch.logsumexp(torch.tensor([positive, *logits]), 0).item() - positive)
+        assert len(logits) == 19
+    assert out.loss.item() == pytest.approx(sum(losses) / 6, rel=1e-5)
+
+
+def test_shuffling_in_one_process_changes_the_order_but_not_the_pairs():
+    im_q, im_k, ids = batch()
+    plain, shuffled = moco(), moco(shuffle=True)
+    a, b = plain(im_q, im_k, ids, 0, 3), shuffled(im_q, im_k, ids, 0, 3)
+    torch.testing.assert_close(a.keys, b.keys)  # one BatchNorm group: the order cannot matter
+
+
+def test_a_snapshot_puts_back_everything_a_step_touches():
+    model = moco(K=8)
+    im_q, im_k, ids = batch()
+    model.enqueue(model(im_q, im_k, ids, 0, 0).keys, ids)
+    before = {n: v.clone() for n, v in model.state_dict().items()}
+    restore = model.snapshot(12)
+    for draw in (1, 2):  # wraps around and replaces every row
+        model.enqueue(model(im_q, im_k, ids, 0, draw).keys, ids)
+    assert not torch.equal(model.queue, before["queue"])
+    restore()
+    for name, value in model.state_dict().items():
+        assert torch.equal(value, before[name]), name
+
+
+def test_floats_are_taken_as_already_normalised():
+    model = moco()
+    im_q, im_k, ids = batch()
+    a = model(im_q, im_k, ids, 0, 0)
+    b = model(normalise(im_q, MEAN, STD), normalise(im_k, MEAN, STD), ids, 0, 0)
+    assert torch.equal(a.loss, b.loss)

@@ -1,0 +1,71 @@
+"""The queue, the schedules and the keyed generators, against definitions written as loops."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from moco import seeding
+from moco.key_queue import EMPTY, enqueue_, new_queue, next_rows
+from moco.schedule import learning_rate
+
+
+def test_rows_are_unit_at_birth():
+    queue = new_queue(50, 8, torch.Generator().manual_seed(0))
+    torch.testing.assert_close(queue.norm(dim=1), torch.ones(50))
+
+
+@pytest.mark.parametrize("sizes", [[4, 4, 4], [3, 5, 2, 7], [10, 1, 10], [25, 3], [7, 31, 6]])
+def test_queue_holds_the_newest_keys_whatever_the_batch_sizes(sizes):
+    K, C = 10, 3
+    generator = torch.Generator().manual_seed(0)
+    queue, ids, pointer = new_queue(K, C, generator), torch.full((K,), EMPTY), torch.zeros(1, dtype=torch.long)
+    rows = [(row.clone(), EMPTY) for row in queue]  # the definition: a list with a position
+    place, count = 0, 0
+    for n in sizes:
+        keys = torch.nn.functional.normalize(torch.randn(n, C, generator=generator), dim=1)
+        expected_rows = next_rows(queue, pointer, n).tolist()
+        assert expected_rows == [(place + i) % K for i in range(min(n, K))]
+        enqueue_(queue, ids, pointer, keys, torch.arange(count, count + n))
+        for i in range(n):
+            rows[place] = (keys[i], count + i)
+            place = (place + 1) % K
+        count += n
+        assert int(pointer) == place
+        assert torch.equal(queue, torch.stack([r for r, _ in rows]))
+        assert ids.tolist() == [i for _, i in rows]
+    torch.testing.assert_close(queue.norm(dim=1), torch.ones(K))
+
+
+def test_cosine_is_upstreams_for_every_epoch():
+    for epoch in range(200):
+        expected = 0.03 * 0.5 * (1.0 + math.cos(math.pi * epoch / 200))
+        assert learning_rate(0.03, epoch, 200, cosine=True, milestones=[120]) == expected
+
+
+def test_milestones_are_upstreams_for_every_epoch():
+    for epoch in range(200):
+        lr = 0.03
+        for milestone in (120, 160):
+            lr *= 0.1 if epoch >= milestone else 1.0
+        assert learning_rate(0.03, epoch, 200, cosine=False, milestones=[120, 160]) == pytest.approx(lr, rel=1e-12)
+
+
+def test_keys_differ_by_stream_and_place():
+    places = [("view", 0, 1, 2), ("view", 0, 2, 1), ("view", 1, 1, 2), ("draws", 0, 1, 2), ("view", 0, 1)]
+    assert len({seeding.key(*p) for p in places}) == len(places)
+    assert seeding.key("view", 3, 4) == seeding.key("view", 3, 4)
+
+
+def test_neighbouring_keys_give_unrelated_numbers():
+    draws = np.array([seeding.numpy_generator("view", 0, 0, i).random() for i in range(4000)])
+    assert abs(draws.mean() - 0.5) < 0.02
+    assert abs(np.corrcoef(draws[:-1], draws[1:])[0, 1]) < 0.05
+
+
+def test_a_resumed_run_keeps_its_seed():
+    assert seeding.choose_seed(5, None) == 5
+    assert seeding.choose_seed(5, {"run": {"seed": 9}}) == 9
+    assert seeding.choose_seed(None, {"run": {"seed": 9}}) == 9
+    assert seeding.choose_seed(None, None) != seeding.choose_seed(None, None)
