@@ -81,7 +81,7 @@ def loops(q, k, queue, parts, hard):
         positive = q[i] @ k[i]
         denominator = torch.exp(positive / T) + sum(torch.exp(n / T) for n in negatives)
         total = total - torch.log(torch.exp(positive / T) / denominator)
-        ranks.append(sum(bool(n > positive) for n in negatives))
+        ranks.append(sum(bool(n > positive) for n in negatives[: len(queue)]))
         mass += sum((torch.exp(n / T) / denominator).item() for n in negatives[len(queue) :])
     loss = total / len(q)
     return float(loss.detach()), torch.autograd.grad(loss, q)[0], ranks, mass / len(q)

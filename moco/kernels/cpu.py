@@ -208,7 +208,6 @@ def _block(q, k, queue, row_squares, temperature, n_hard, d, left_out, buffer, g
         largest = values.amax(1, keepdim=True)
         syn = _synthesize(q, queue, row_squares, rows, values * temperature, d)
         synthetic = syn.cosine / temperature  # (n, S)
-        rank += _count_above(synthetic, positive)
     if largest is None:
         largest = logits.amax(1, keepdim=True)  # (n, 1)
 

@@ -70,6 +70,6 @@ def contrastive_head(
     loss = F.cross_entropy(logits, torch.zeros(len(q), dtype=torch.long, device=q.device))
 
     with torch.no_grad():
-        rank = (logits[:, 1:] > logits[:, :1]).sum(1)
+        rank = (similarity > positive).sum(1)
         mass = logits.softmax(1)[:, 1 + len(queue) :].sum(1).mean()
         return Head(loss, rank, mean_hardest(similarity.amax(1)), mass)

@@ -63,7 +63,7 @@ class Head(NamedTuple):
     """What one call returns; only ``loss`` carries a gradient."""
 
     loss: Tensor  # () mean over queries of -log softmax of the positive
-    rank: Tensor  # (N,) int64: how many negatives, queue and synthetic, beat the positive; 0 is top-1
+    rank: Tensor  # (N,) int64: how many queue rows beat the positive, 0 is top-1; comparable between all methods
     hardest: Tensor  # () mean over queries of the largest queue similarity, queries without any negative left out
     synthetic_mass: Tensor  # () mean over queries of the softmax mass on synthetic negatives
 

@@ -1,0 +1,44 @@
+"""`make demo`, shorter: the same commands, two epochs; what it prints is true and better than before."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+from conftest import ROOT, environment
+from PIL import Image
+
+
+@pytest.mark.slow
+def test_the_demo_learns_and_shows_it(tmp_path):
+    command = [sys.executable, "-m", "moco.demo", "--epochs", "3", "--save-dir", str(tmp_path)]
+    options = {"capture_output": True, "text": True, "timeout": 600, "cwd": ROOT, "env": environment()}
+    done = subprocess.run(command, check=False, **options)
+    assert done.returncode == 0, done.stderr[-3000:]
+    found = {
+        (when, name): json.loads((tmp_path / when / file).read_text())[name]
+        for when in ("untrained", "pretrained")
+        for name, file in (("knn", "knn.json"), ("acc1", "result.json"))
+    }
+    assert found["pretrained", "knn"] > found["untrained", "knn"] + 8
+    assert found["pretrained", "acc1"] > found["untrained", "acc1"] + 8
+    last = done.stdout.splitlines()[-8:]
+    for value in found.values():
+        assert f"{value:.1f} %" in "\n".join(last)
+    picture = tmp_path / "embedding.png"
+    assert str(picture) in "\n".join(last)
+    with Image.open(picture) as image:
+        assert image.width > 1000
+    records = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    assert [r["knn"] for r in records if "knn" in r] == [found["pretrained", "knn"]]
+
+
+def test_its_pretraining_is_what_main_pretrain_does_without_words():
+    from moco import demo, options
+
+    settings = options.parse_pretrain([])
+    assert settings.demo
+    assert settings.save_dir == "runs/demo"
+    knn, linear = demo.probes(settings, "x")
+    assert "--knn" in knn
+    assert options.parse_lincls(linear[1:]).arch == settings.arch
