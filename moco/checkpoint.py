@@ -50,7 +50,7 @@ def read(path: str) -> dict:
 
 def _why_unreadable(error: Exception) -> str:
     text = str(error)
-    found = re.search(r"(?:Unsupported global: GLOBAL|Unsupported class) ([\w.]+)", text)
+    found = re.search(r"(?i)unsupported (?:global: )?(?:global|class) ([\w.]+)", text)
     if isinstance(error, pickle.UnpicklingError) and found:
         return (
             f"needs {found.group(1)} to be loaded, which is more than weights; refused. If you trust the file, re-save "
@@ -243,7 +243,10 @@ def _upstreams_queue(queue: Tensor, own: Tensor) -> Tensor:
     """(K, C) unit rows from MoCo's (C, K), or from SynCo's (K, C) whose first rows are not of unit length."""
     if queue.shape != own.shape and queue.T.shape == own.shape:
         queue = queue.T
-    return F.normalize(queue, dim=1) if queue.shape == own.shape else queue
+    if queue.shape != own.shape:
+        return queue
+    unit = (queue.norm(dim=1, keepdim=True) - 1).abs() < 1e-3
+    return torch.where(unit, queue, F.normalize(queue, dim=1))
 
 
 def _same_entries(found: dict, own: dict, path: str) -> None:

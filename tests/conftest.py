@@ -76,7 +76,7 @@ class Worker:
 
         _redirect(self.out)
         torch.set_num_threads(1)
-        print(f"rank {distributed.rank()} is process {os.getpid()}", flush=True)
+        os.write(1, f"rank {distributed.rank()} is process {os.getpid()}\n".encode())  # in one piece
         return (self.main or main_pretrain.worker)(args)
 
 

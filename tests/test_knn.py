@@ -15,15 +15,6 @@ from moco.knn import alignment, evaluate_knn, extract, knn_accuracy, knn_predict
 CPU = torch.device("cpu")
 
 
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    """Two threads wait for each other longer than networks of this size compute."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 def clusters(n: int, m: int, F_width: int = 6, classes: int = 5, seed: int = 0) -> tuple:
     """Overlapping classes: no method gets all of them right."""
     g = torch.Generator().manual_seed(seed)

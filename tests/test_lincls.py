@@ -24,15 +24,6 @@ ARCH = "test_resnet"  # timm's, 0.4 million parameters
 TINY = ["-a", ARCH, "--size", "16", "-b", "8", "-j", "0", "--seed", "3", "--lr", "0.3", "-p", "2"]
 
 
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    """Two threads wait for each other longer than a network of this size computes."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 @pytest.fixture(scope="module")
 def hard_folder(tmp_path_factory):
     """Three classes that a random encoder tells apart badly: 24 images to train on, 15 held out."""

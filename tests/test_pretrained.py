@@ -15,15 +15,6 @@ from moco.pretrained import load_backbone
 K, C = 12, 128
 
 
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    """Two threads wait for each other longer than networks of this size compute."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 def resnet(head: nn.Module | None = None, arch: str = "resnet18") -> nn.Module:
     """torchvision's own network, as upstream builds it, with random running statistics."""
     network = torchvision.models.get_model(arch, weights=None, num_classes=C)

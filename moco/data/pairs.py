@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
+import torch
 from PIL import Image
 from torch.utils.data import Dataset
 
@@ -49,16 +50,11 @@ def load_or_replace(source: Source, index: int, tries: int = MAX_TRIES) -> tuple
     raise UserError(f"none of {tries} images tried in {source.name} can be read, first {first}: check the files")
 
 
-class TwoViews(Dataset):
-    """Two random views of each image of ``source``; the image is decoded once.
+class _Images(Dataset):
+    """Images of ``source`` as views of ``size`` pixels, the randomness keyed on ``seed``."""
 
-    Item (epoch, index) is a dict: q, k (C, s, s) uint8; index, the image really used; bad, -1 or the index of the
-    unreadable image that was replaced (its views keep the randomness of the place they fill).
-    """
-
-    def __init__(self, source: Source, preset: Preset, size: int, seed: int, max_tries: int = MAX_TRIES) -> None:
+    def __init__(self, source: Source, size: int, seed: int, max_tries: int) -> None:
         self.source = source
-        self.preset = preset
         self.size = size
         self.seed = seed
         self.max_tries = max_tries
@@ -66,18 +62,31 @@ class TwoViews(Dataset):
     def __len__(self) -> int:
         return len(self.source)
 
+    def view(self, image: Image.Image, preset: Preset, stream: str, *where: int) -> torch.Tensor:
+        """(C, s, s) uint8: the random view of ``image`` that belongs to a place in a stream of randomness."""
+        width, height = image.size
+        return apply(image, draw(preset, width, height, numpy_generator(stream, self.seed, *where)), self.size)
+
+
+class TwoViews(_Images):
+    """Two random views of each image of ``source``; the image is decoded once.
+
+    Item (epoch, index) is a dict: q, k (C, s, s) uint8; index, the image really used; bad, -1 or the index of the
+    unreadable image that was replaced (its views keep the randomness of the place they fill).
+    """
+
+    def __init__(self, source: Source, preset: Preset, size: int, seed: int, max_tries: int = MAX_TRIES) -> None:
+        super().__init__(source, size, seed, max_tries)
+        self.preset = preset
+
     def __getitem__(self, key: Key) -> dict[str, Any]:
         epoch, index = key
         image, used, bad = load_or_replace(self.source, index, self.max_tries)
-        width, height = image.size
-        q, k = (
-            apply(image, draw(self.preset, width, height, rng), self.size)
-            for rng in (numpy_generator("view", self.seed, epoch, index, view) for view in (0, 1))
-        )
+        q, k = (self.view(image, self.preset, "view", epoch, index, view) for view in (0, 1))
         return {"q": q, "k": k, "index": used, "bad": bad}
 
 
-class Labelled(Dataset):
+class Labelled(_Images):
     """One view of each image of a labelled ``source``: random crop (and flip) with ``train``, else ``eval_view``.
 
     Item (epoch, index) is a dict: image (C, s, s) uint8, label, index, bad (as TwoViews). Raises UserError at once when
@@ -93,17 +102,11 @@ class Labelled(Dataset):
         flip: bool = True,
         max_tries: int = MAX_TRIES,
     ) -> None:
+        super().__init__(source, size, seed, max_tries)
         if source.labels is None:
             raise UserError(f"{source.name} has no labels: give class folders, or a list with a label a line")
-        self.source = source
         self.labels = source.labels
-        self.size = size
         self.preset = probe_preset(flip) if train else None
-        self.seed = seed
-        self.max_tries = max_tries
-
-    def __len__(self) -> int:
-        return len(self.source)
 
     def __getitem__(self, key: Key) -> dict[str, Any]:
         epoch, index = key
@@ -111,7 +114,5 @@ class Labelled(Dataset):
         if self.preset is None:
             view = eval_view(image, self.size)
         else:
-            rng = numpy_generator("probe", self.seed, epoch, index)
-            width, height = image.size
-            view = apply(image, draw(self.preset, width, height, rng), self.size)
+            view = self.view(image, self.preset, "probe", epoch, index)
         return {"image": view, "label": int(self.labels[used]), "index": used, "bad": bad}

@@ -1,0 +1,404 @@
+"""Checkpoint files: what cannot be used is one sentence, and no kill and no full disk costs the previous file."""
+
+import io
+import multiprocessing
+import os
+import pickle
+import random
+import resource
+import time
+from collections import OrderedDict
+from types import SimpleNamespace
+
+import pytest
+import torch
+from conftest import differences
+from torch import nn
+
+from moco import checkpoint
+from moco.builder import MoCo
+from moco.errors import UserError
+
+# ----------------------------------------------------------------------------------------------- files to refuse
+
+
+class Attack:
+    """Unpickling this without care would make a file."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return os.system, (f"touch {self.path}",)
+
+
+def refused(path) -> str:
+    with pytest.raises(UserError) as error:
+        checkpoint.read(str(path))
+    sentence = str(error.value)
+    assert str(path) in sentence
+    assert "\n" not in sentence
+    return sentence
+
+
+@pytest.fixture
+def good(tmp_path):
+    path = tmp_path / "good.pth.tar"
+    checkpoint.write({"epoch": 1, "state_dict": {"a": torch.arange(5000.0)}}, str(path))
+    return path
+
+
+def test_a_missing_file(tmp_path):
+    assert "no checkpoint at" in refused(tmp_path / "nothing")
+    assert "no checkpoint at" in refused(tmp_path)  # a folder
+
+
+@pytest.mark.parametrize("content", [b"", b"hello, I am no checkpoint\n", b"\x80\x02}q\x00.", bytes(1000)])
+def test_another_kind_of_file(content, tmp_path):
+    path = tmp_path / "odd"
+    path.write_bytes(content)
+    sentence = refused(path) if content[:1] != b"\x80" else ""
+    if sentence:
+        assert "no readable checkpoint" in sentence
+    else:
+        with pytest.raises(UserError, match="odd"):  # a plain pickle of {} may be read; then it has no state
+            checkpoint.unpack(checkpoint.read(str(path)), str(path), None, None, None, "a")
+
+
+@pytest.mark.parametrize("share", [0.01, 0.3, 0.7, 0.95, 0.999])
+def test_a_truncated_file(share, good):
+    whole = good.read_bytes()
+    good.write_bytes(whole[: int(share * len(whole))])
+    assert "truncated" in refused(good)
+
+
+def test_a_malicious_file_runs_nothing(tmp_path):
+    target = tmp_path / "owned"
+    for name, save in (("zip", torch.save), ("plain", lambda x, p: p.write_bytes(pickle.dumps(x, 2)))):
+        path = tmp_path / name
+        save({"state_dict": Attack(target)}, path)
+        sentence = refused(path)
+        assert "refused" in sentence
+        assert "posix.system" in sentence
+    assert not target.exists()
+    pickle.loads((tmp_path / "plain").read_bytes())
+    assert target.exists(), "the attack itself does not work, so the test says nothing"
+
+
+def test_more_than_weights_is_named(tmp_path):
+    torch.save({"args": SimpleNamespace(lr=1)}, tmp_path / "x")
+    sentence = refused(tmp_path / "x")
+    assert "types.SimpleNamespace" in sentence
+    assert "add_safe_globals" in sentence
+
+
+def test_a_tensor_is_no_checkpoint(tmp_path):
+    torch.save(torch.zeros(3), tmp_path / "x")
+    assert "holds a Tensor" in refused(tmp_path / "x")
+
+
+def test_what_is_written_is_read(tmp_path):
+    state = {"epoch": 3, "x": torch.randn(4), "run": {"seed": 5, "ids": [1, 2], "flag": True, "none": None}}
+    checkpoint.write(state, str(tmp_path / "deep" / "x"))
+    assert differences(checkpoint.read(str(tmp_path / "deep" / "x")), state) == []
+    assert os.listdir(tmp_path / "deep") == ["x"]
+
+
+# ------------------------------------------------------------------------------------------------- kills, disks
+
+
+def _slow_disk(state: dict, file) -> None:
+    whole = io.BytesIO()
+    torch.serialization.save(state, whole)
+    for start in range(0, whole.tell(), 50_000):
+        file.write(whole.getvalue()[start : start + 50_000])
+        file.flush()
+        time.sleep(0.001)
+
+
+def _keep_saving(folder: str) -> None:
+    torch.set_num_threads(1)
+    torch.save = _slow_disk  # else most kills would fall between two writes
+    for step in range(1, 1 << 20):
+        fill = torch.full((200_000,), float(step))
+        checkpoint.save({"epoch": step // 3, "fill": fill, "run": {"batch": step % 3, "step": step}}, folder, keep=2)
+
+
+@pytest.mark.dist
+def test_a_kill_at_any_instant_leaves_a_loadable_checkpoint(tmp_path):
+    folder = str(tmp_path)
+    moments = random.Random(0)
+    steps = []
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["main_pretrain", "timm", "torch.utils.tensorboard"])
+    for _ in range(12):
+        process = context.Process(target=_keep_saving, args=(folder,))
+        process.start()
+        before = os.path.getmtime(tmp_path / "latest") if steps else 0
+        while not os.path.exists(tmp_path / "latest") or os.path.getmtime(tmp_path / "latest") == before:
+            time.sleep(0.002)  # it has begun to write
+        time.sleep(moments.uniform(0, 0.15))
+        process.kill()
+        process.join()
+        path = checkpoint.newest(folder)
+        assert path and path.endswith((tmp_path / "latest").read_text().strip())
+        state = checkpoint.read(path)
+        steps.append(state["run"]["step"])
+        assert bool((state["fill"] == steps[-1]).all())
+        for name in checkpoint.runs_checkpoints(folder):  # every name is a whole file; only .tmp may be torn
+            checkpoint.read(os.path.join(folder, name))
+    assert len(set(steps)) > 1, "the kills all fell at the same place"
+
+
+def _fill_the_disk(folder: str, result: str) -> None:
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
+    state = {"epoch": 2, "x": torch.zeros(100_000), "run": {"batch": 0, "step": 2}}
+    try:
+        checkpoint.save(state, folder, keep=1)
+    except UserError as error:
+        with open(result, "w") as file:
+            file.write(str(error))
+
+
+@pytest.mark.dist
+def test_a_full_disk_is_a_sentence_and_costs_nothing(tmp_path):
+    folder = tmp_path / "run"
+    old = checkpoint.save({"epoch": 1, "run": {"batch": 0, "step": 1}}, str(folder), keep=1)
+    process = multiprocessing.get_context("forkserver").Process(
+        target=_fill_the_disk, args=(str(folder), str(tmp_path / "result"))
+    )
+    process.start()
+    process.join(60)
+    assert process.exitcode == 0
+    sentence = (tmp_path / "result").read_text()
+    assert "checkpoint_0001.pth.tar cannot be written" in sentence
+    assert "make room" in sentence
+    assert checkpoint.newest(str(folder)) == old
+    assert sorted(os.listdir(folder)) == ["checkpoint_0000.pth.tar", "latest"]
+
+
+def test_a_failed_write_leaves_the_older_file_of_that_name(tmp_path, monkeypatch):
+    def torn(state, file):
+        file.write(b"PK")
+        raise RuntimeError("PytorchStreamWriter failed writing file")
+
+    path = str(tmp_path / "x")
+    checkpoint.write({"epoch": 1}, path)
+    monkeypatch.setattr(checkpoint.torch, "save", torn)
+    with pytest.raises(UserError, match="cannot be written .PytorchStreamWriter"):
+        checkpoint.write({"epoch": 2}, path)
+    assert checkpoint.read(path) == {"epoch": 1}
+    assert os.listdir(tmp_path) == ["x"]
+
+
+def test_a_full_disk_at_the_pointer_is_a_sentence_too(tmp_path, monkeypatch):
+    def full(text, path):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(checkpoint, "write_text", full)
+    with pytest.raises(UserError, match="latest cannot be written.*No space left"):
+        checkpoint.save({"epoch": 1, "run": {"batch": 0, "step": 1}}, str(tmp_path), keep=1)
+
+
+# ------------------------------------------------------------------------------------------------ a run's folder
+
+
+def save(folder, epoch, batch=0, step=0, keep=0) -> str:
+    state = {"epoch": epoch, "run": {"batch": batch, "step": step}}
+    return os.path.basename(checkpoint.save(state, str(folder), keep))
+
+
+def kept(folder) -> list[str]:
+    return checkpoint.runs_checkpoints(str(folder))
+
+
+def test_names_are_upstreams_and_say_the_step_inside_an_epoch(tmp_path):
+    assert save(tmp_path, 1, step=10) == "checkpoint_0000.pth.tar"
+    assert save(tmp_path, 1, batch=3, step=13) == "checkpoint_0001_step_00000013.pth.tar"
+    assert save(tmp_path, 20000) == "checkpoint_19999.pth.tar"
+    assert (tmp_path / "latest").read_text() == "checkpoint_19999.pth.tar\n"
+
+
+def test_pruning_rule(tmp_path):
+    for epoch in range(1, 6):
+        save(tmp_path, epoch, keep=2)
+    assert kept(tmp_path) == ["checkpoint_0003.pth.tar", "checkpoint_0004.pth.tar"]
+    save(tmp_path, 5, batch=1, step=51, keep=2)
+    inside = "checkpoint_0005_step_00000051.pth.tar"
+    assert kept(tmp_path) == ["checkpoint_0003.pth.tar", "checkpoint_0004.pth.tar", inside]
+    save(tmp_path, 6, keep=1)
+    assert kept(tmp_path) == ["checkpoint_0005.pth.tar"]
+
+
+def test_keep_0_keeps_all_but_what_lies_inside_epochs(tmp_path):
+    for epoch in range(1, 5):
+        save(tmp_path, epoch - 1, batch=1, step=epoch)
+        save(tmp_path, epoch)
+    assert kept(tmp_path) == [f"checkpoint_{n:04d}.pth.tar" for n in range(4)]
+
+
+def test_other_files_are_left_alone(tmp_path):
+    for name in ("checkpoint_best.pth.tar", "notes.txt", "bad_step_00000003_rank0.pt"):
+        (tmp_path / name).write_text("")
+    save(tmp_path, 1, keep=1)
+    save(tmp_path, 2, keep=1)
+    checkpoint.claim(str(tmp_path), None, overwrite=True)
+    assert sorted(os.listdir(tmp_path)) == [
+        "bad_step_00000003_rank0.pt", "checkpoint_best.pth.tar", "latest", "notes.txt"
+    ]  # fmt: skip
+
+
+def test_newest_follows_the_pointer_and_does_without(tmp_path):
+    assert checkpoint.newest(str(tmp_path)) is None
+    assert checkpoint.newest(str(tmp_path / "missing")) is None
+    for epoch in (9, 10, 11):
+        save(tmp_path, epoch)
+    save(tmp_path, 11, batch=2, step=99)
+    (tmp_path / "latest").write_text("checkpoint_0008.pth.tar\n")
+    assert checkpoint.newest(str(tmp_path)) == str(tmp_path / "checkpoint_0008.pth.tar")
+    (tmp_path / "latest").write_text("checkpoint_0077.pth.tar\n")  # gone
+    assert checkpoint.newest(str(tmp_path)) == str(tmp_path / "checkpoint_0011_step_00000099.pth.tar")
+
+
+def test_what_resume_means(tmp_path):
+    folder = str(tmp_path)
+    assert checkpoint.resolve("", folder) is None
+    assert checkpoint.resolve("auto", folder) is None
+    assert checkpoint.resolve("x.pth.tar", folder) == "x.pth.tar"
+    save(tmp_path, 1)
+    assert checkpoint.resolve("auto", folder) == str(tmp_path / "checkpoint_0000.pth.tar")
+    assert checkpoint.resolve("", folder) is None
+
+
+def test_a_folder_belongs_to_one_run(tmp_path):
+    folder = str(tmp_path / "run")
+    checkpoint.claim(folder, None, overwrite=False)
+    name = save(folder, 1)
+    mine = os.path.join(folder, name)
+    checkpoint.claim(folder, mine, overwrite=False)  # it goes on
+    for resumed in (None, str(tmp_path / "elsewhere.pth.tar")):
+        with pytest.raises(UserError, match=r"already holds checkpoint_0000.*--resume auto.*--overwrite"):
+            checkpoint.claim(folder, resumed, overwrite=False)
+    assert kept(folder) == [name]
+    checkpoint.claim(folder, mine, overwrite=True)
+    assert kept(folder) == [name], "--overwrite must not remove what is continued"
+    checkpoint.claim(folder, None, overwrite=True)
+    assert kept(folder) == []
+
+
+def test_processes_may_clear_a_folder_at_the_same_time(tmp_path, monkeypatch):
+    monkeypatch.setattr(checkpoint, "runs_checkpoints", lambda folder: ["checkpoint_0000.pth.tar"])
+    checkpoint.claim(str(tmp_path), None, overwrite=True)  # another process has just removed it
+
+
+def test_a_folder_that_cannot_be_made(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="--save-dir .* cannot be made"):
+        checkpoint.claim(str(tmp_path / "file" / "run"), None, overwrite=False)
+
+
+# ---------------------------------------------------------------------------------------------- a training state
+
+
+def encoder(head: str, dim: int) -> nn.Module:
+    last = nn.Linear(6, dim)
+    fc = nn.Sequential(nn.Linear(6, 6), nn.ReLU(), last) if head == "mlp" else last
+    return nn.Sequential(OrderedDict(conv=nn.Conv2d(3, 6, 2), norm=nn.BatchNorm2d(6), pool=nn.AdaptiveAvgPool2d(1),
+                                     flat=nn.Flatten(), fc=fc))  # fmt: skip
+
+
+def training_state(head: str = "linear", K: int = 12, C: int = 4, scale: bool = False, seed: int = 1):
+    """A model, its optimizer with momentum, a scaler."""
+    torch.manual_seed(seed)
+    shape = {"C": C, "K": K, "m": 0.9, "T": 0.2, "mean": [0.0] * 3, "std": [1.0] * 3, "seed": seed}
+    model = MoCo(encoder(head, C), encoder(head, C), **shape)
+    optimizer = torch.optim.SGD(model.parameters(), 0.1, momentum=0.9, weight_decay=1e-4)
+    model.encode_queries(torch.randn(4, 3, 4, 4)).sum().backward()
+    optimizer.step()
+    return model, optimizer, torch.amp.GradScaler("cpu", enabled=scale)
+
+
+def contents(model, optimizer, scaler) -> dict:
+    state = checkpoint.pack(model, optimizer, scaler, "net", 3, {"batch": 0, "step": 9})
+    return pickle.loads(pickle.dumps(state))
+
+
+def test_pack_has_upstreams_keys():
+    state = contents(*training_state())
+    assert {"epoch", "arch", "state_dict", "optimizer"} <= state.keys()
+    names = state["state_dict"].keys()
+    assert {"module.queue", "module.queue_ptr", "module.encoder_q.fc.weight", "module.encoder_k.fc.weight"} <= names
+    assert all(name.startswith("module.") for name in names)
+
+
+def test_unpack_gives_back_all_of_it():
+    state = contents(*training_state(scale=True))
+    other = training_state(scale=True, seed=2)
+    assert len(differences(contents(*other), state)) > 10
+    entries = checkpoint.unpack(state, "x", *other, "net")
+    assert entries == {"epoch": 3, "batch": 0, "step": 9}
+    assert differences(contents(*other), state) == []
+
+
+@pytest.mark.parametrize("transposed", [True, False])
+def test_upstreams_queue_becomes_rows_of_unit_length(transposed):
+    """MoCo's is (C, K); SynCo's (K, C), not of unit rows where its first state is still in place."""
+    trained = training_state()
+    state = contents(*trained)
+    del state["state_dict"]["module.queue_ids"], state["run"], state["scaler"]
+    rows = torch.randn(12, 4)
+    state["state_dict"]["module.queue"] = rows.T.contiguous() if transposed else rows
+    fresh = training_state()
+    assert checkpoint.unpack(state, "x", *fresh, "net") == {"epoch": 3}
+    torch.testing.assert_close(fresh[0].queue, nn.functional.normalize(rows, dim=1))
+    assert bool((fresh[0].queue_ids == -1).all())
+
+
+def test_a_run_that_did_not_scale_its_loss_goes_on_scaling():
+    state = contents(*training_state())
+    assert state["scaler"] == {}
+    model, optimizer, scaler = training_state(scale=True)
+    checkpoint.unpack(state, "x", model, optimizer, scaler, "net")
+    assert scaler.get_scale() == 65536
+
+
+def other_optimizer(state):
+    state["optimizer"]["param_groups"].append(state["optimizer"]["param_groups"][0])
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda s: s.update(arch="resnet50"), "trained with -a resnet50; this run has -a net"),
+        (lambda s: s.pop("optimizer"), "lacks state_dict or optimizer"),
+        (lambda s: s.pop("state_dict"), "lacks state_dict or optimizer"),
+        (lambda s: s["state_dict"].pop("module.encoder_k.norm.weight"), "lacks encoder_k.norm.weight .1 entries"),
+        (lambda s: s["state_dict"].update(more=torch.zeros(1)), "has more, which this run does not know"),
+        (other_optimizer, "does not fit this run's optimizer"),
+        (lambda s: s.update(optimizer={}), "does not fit this run's optimizer"),
+    ],
+)
+def test_another_state_is_a_sentence_and_changes_nothing(change, words):
+    _refuses(contents(*training_state()), change, words)
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"K": 16}, r"queue has shape \(16, 4\), this run needs \(12, 4\); check --moco-k"),
+        ({"C": 5}, r"shape \(12, 5\), this run needs \(12, 4\); check --moco-k, --moco-dim"),
+        ({"head": "mlp"}, "entries differ.; check -a, --mlp"),
+    ],
+)
+def test_other_sizes_are_a_sentence_and_change_nothing(settings, words):
+    _refuses(contents(*training_state(**settings)), lambda s: None, words)
+
+
+def _refuses(state, change, words):
+    mine = training_state(seed=2)
+    before = contents(*mine)
+    change(state)
+    with pytest.raises(UserError, match=words) as error:
+        checkpoint.unpack(state, "FILE", *mine, "net")
+    assert str(error.value).startswith("FILE")
+    assert differences(contents(*mine), before) == []

@@ -1,0 +1,135 @@
+"""The parts of the training loop that need no run: where it stands, its plan, its stops, what it calls odd."""
+
+import math
+import os
+import signal
+
+import pytest
+import torch
+
+from moco import engine
+from moco.engine import Plan, Progress, StopRequest, oddity, pick_amp
+from moco.errors import UserError
+
+
+def plan(**changes) -> Plan:
+    given = {"epochs": 200, "steps_per_epoch": 10, "total_steps": 2000, "lr": 0.03, "cosine": False}
+    return Plan(**{**given, "milestones": [120, 160], **changes})
+
+
+# -------------------------------------------------------------------------------------------------- the schedule
+
+
+@pytest.mark.parametrize(("epoch", "share"), [(0, 1), (119, 1), (120, 0.1), (159, 0.1), (160, 0.01), (199, 0.01)])
+def test_steps_of_moco_v1(epoch, share):
+    assert plan().lr_at(epoch, 10 * epoch) == pytest.approx(0.03 * share)
+
+
+def test_cosine_of_moco_v2_has_one_value_an_epoch():
+    """adjust_learning_rate of main_moco.py: lr *= 0.5 * (1 + cos(pi * epoch / epochs))."""
+    cosine = plan(cosine=True)
+    for epoch in range(200):
+        expected = 0.03 * 0.5 * (1.0 + math.cos(math.pi * epoch / 200))
+        assert cosine.lr_at(epoch, 10 * epoch) == cosine.lr_at(epoch, 10 * epoch + 9) == pytest.approx(expected)
+
+
+def test_by_step_the_schedule_moves_every_step():
+    cosine = plan(cosine=True, by_step=True, total_steps=40)
+    assert [cosine.lr_at(0, s) for s in (0, 20, 40)] == pytest.approx([0.03, 0.015, 0])
+    steps = plan(by_step=True, total_steps=40, milestones=[30])
+    assert [steps.lr_at(3, s) for s in (0, 29, 30)] == pytest.approx([0.03, 0.03, 0.003])
+
+
+def test_steps_left():
+    epochs = plan(epochs=4, accum=2)
+    assert epochs.steps_left(Progress(0)) == 40
+    assert epochs.steps_left(Progress(0, epoch=3, batch=18, step=77)) == 1  # 77: earlier epochs had other lengths
+    assert epochs.steps_left(Progress(0, epoch=4, step=12)) == 0
+    steps = plan(by_step=True, total_steps=25)
+    assert steps.steps_left(Progress(0, epoch=2, batch=4, step=24)) == 1
+
+
+# -------------------------------------------------------------------------------------------------- where it is
+
+
+OURS = {
+    "epoch": 7, "seed": 5, "batch": 4, "step": 72, "draw": 144, "ema_due": False, "bad_steps": 2,
+    "bad_images": {"seen": [3]}, "steps_per_epoch": 10, "accum": 2, "world_size": 4,
+}  # fmt: skip
+
+
+def test_progress_is_what_was_saved():
+    at = Progress.resumed(OURS, Progress(1), steps_per_epoch=10, accum=2, world=4)
+    assert at == Progress(5, 7, 4, 72, 144, False, 2, {"seen": [3]})
+    assert {**at.entries(), "epoch": 7} == {k: OURS[k] for k in OURS if k not in ("steps_per_epoch", "accum",
+                                                                                 "world_size")}  # fmt: skip
+
+
+@pytest.mark.parametrize("other", [{"world": 2}, {"accum": 1}, {"steps_per_epoch": 20}])
+def test_the_rest_of_an_epoch_needs_the_same_batches(other):
+    now = {"steps_per_epoch": 10, "accum": 2, "world": 4, **other}
+    with pytest.raises(UserError, match="inside epoch 7 with 4 process"):
+        Progress.resumed(OURS, Progress(1), **now)
+    assert Progress.resumed({**OURS, "batch": 0}, Progress(1), **now).step == 72  # at an epoch's end all is free
+
+
+def test_upstreams_files_know_only_the_epoch():
+    at = Progress.resumed({"epoch": 3}, Progress(8), steps_per_epoch=10, accum=2, world=1)
+    assert at == Progress(8, 3, 0, 30, 60)
+
+
+# ------------------------------------------------------------------------------------------------------- stops
+
+
+@pytest.fixture
+def handlers():
+    kept = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGUSR1)}
+    yield
+    for number, handler in kept.items():
+        signal.signal(number, handler)
+
+
+@pytest.mark.usefixtures("handlers")
+def test_signals_ask_to_stop():
+    stop = StopRequest(None)
+    assert stop.flags() == (False, False)
+    os.kill(os.getpid(), signal.SIGUSR1)
+    assert stop.flags() == (False, True)
+    os.kill(os.getpid(), signal.SIGTERM)
+    assert stop.flags() == (True, True)
+    os.kill(os.getpid(), signal.SIGUSR1)
+    assert stop.flags() == (True, True)  # a later warning does not take SIGTERM back
+
+
+@pytest.mark.usefixtures("handlers")
+def test_the_time_limit(monkeypatch):
+    now = [100.0]
+    monkeypatch.setattr(engine.time, "monotonic", lambda: now[0])
+    stop = StopRequest(0.5)
+    now[0] += 29
+    assert stop.flags() == (False, False)
+    now[0] += 2
+    assert stop.flags() == (False, True)
+
+
+# ----------------------------------------------------------------------------------------------------- oddities
+
+
+@pytest.mark.parametrize(
+    ("values", "words"),
+    [
+        ({"feature_std": 0.9, "loss_ratio": 0.8}, ""),
+        ({"feature_std": 0.01, "loss_ratio": 0.8}, "collapsed"),
+        ({"feature_std": 0.9, "loss_ratio": 1.7}, "worse than guessing"),
+    ],
+)
+def test_what_is_called_odd(values, words):
+    assert (words in oddity(values)) if words else oddity(values) == ""
+
+
+def test_amp_by_name():
+    cpu = torch.device("cpu")
+    assert pick_amp("off", cpu) is None
+    assert pick_amp("bf16", cpu) is torch.bfloat16
+    assert pick_amp("fp16", cpu) is torch.float16
+    assert pick_amp("auto", cpu) in (None, torch.bfloat16)
