@@ -15,7 +15,7 @@ import torch
 
 from moco import checkpoint, data, distributed, engine, kernels, options, seeding
 from moco.builder import MoCo
-from moco.encoder import batchnorm_words, build_encoder, choose_splits, has_batchnorm, split_batchnorm
+from moco.encoder import batchnorm_words, build_encoder, choose_splits, has_batchnorm, split_batchnorm, strided_point
 from moco.errors import UserError
 from moco.knn import evaluate_knn
 from moco.meters import RunLog
@@ -52,13 +52,15 @@ def worker(args: Namespace) -> int:
 
     # optimizer: over all parameters and in their order, as upstream's, so that its checkpoints resume here
     optimizer = torch.optim.SGD(model.parameters(), args.lr, momentum=args.momentum, weight_decay=args.weight_decay)
-    plan = make_plan(args, len(sampler))
+    on_cpu = distributed.device().type == "cpu"
+    broken = strided_point(model.encoder_q, view.channels, view.size) if on_cpu else ""
+    plan = make_plan(args, len(sampler), engine.pick_amp(args.amp, distributed.device(), broken))
     scaler = torch.amp.GradScaler(distributed.device().type, enabled=plan.amp is torch.float16)
     done = args.start_epoch * plan.steps_per_epoch
     progress = engine.Progress(seed, args.start_epoch, 0, done, done * args.accum)
     if state and path:
         entries = checkpoint.unpack(state, path, model, optimizer, scaler, args.arch)
-        progress = progress.resumed(entries, progress, plan.steps_per_epoch, args.accum, distributed.world_size())
+        progress = progress.resumed(entries, progress, engine.batch_shape(sampler, args.accum), plan)
     checkpoint.claim(args.save_dir, path, args.overwrite)
 
     # loop
@@ -129,7 +131,7 @@ def build_model(args: Namespace, view: Namespace, seed: int, images: int, batch:
     return model, words + ("; queue rows of the same image are left out" if masked else "")
 
 
-def make_plan(args: Namespace, batches: int) -> engine.Plan:
+def make_plan(args: Namespace, batches: int, amp: torch.dtype | None) -> engine.Plan:
     """How long to train and how fast to learn; ``batches`` is the loader's length."""
     steps = batches // args.accum
     if not steps:
@@ -137,8 +139,8 @@ def make_plan(args: Namespace, batches: int) -> engine.Plan:
     return engine.Plan(
         epochs=-(-args.steps // steps) if args.steps else args.epochs, steps_per_epoch=steps,
         total_steps=args.steps or args.epochs * steps, lr=args.lr, cosine=args.cos, milestones=args.schedule,
-        by_step=args.steps is not None, accum=args.accum, amp=engine.pick_amp(args.amp, distributed.device()),
-        print_freq=args.print_freq, max_bad_steps=args.max_bad_steps, check_every=args.check_every,
+        by_step=args.steps is not None, accum=args.accum, amp=amp, print_freq=args.print_freq,
+        max_bad_steps=args.max_bad_steps, check_every=args.check_every,
     )  # fmt: skip
 
 

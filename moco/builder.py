@@ -156,9 +156,9 @@ class MoCo(nn.Module):
     @torch.no_grad()
     def enqueue(self, keys: Tensor, ids: Tensor) -> None:
         """Put the keys of all processes into the queue, in the same order everywhere."""
-        ids = ids.repeat(keys.shape[0] // ids.shape[0])
-        keys, ids = distributed.gather_keys(keys), distributed.gather_keys(ids)
-        enqueue_(self.queue, self.queue_ids, self.queue_ptr, keys, ids)
+        ids = distributed.gather_keys(ids)
+        for direction in keys.split(len(keys) // (2 if self.symmetric else 1)):
+            enqueue_(self.queue, self.queue_ids, self.queue_ptr, distributed.gather_keys(direction), ids)
 
     def snapshot(self, keys: int) -> Callable[[], None]:
         """Remember all that a step changes before its outcome is known; the returned function puts it back.

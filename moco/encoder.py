@@ -176,6 +176,30 @@ def backbone_keys(encoder: nn.Module) -> set[str]:
     return {name for name in encoder.state_dict() if not name.startswith(prefix)}
 
 
+@torch.no_grad()
+def strided_point(encoder: nn.Module, channels: int, size: int) -> str:
+    """The name of a strided convolution wider than 1x1 whose input is a single pixel, or an empty string.
+
+    On CPUs, torch 2.14's oneDNN returns uninitialised weight gradients for it in bf16 and fp16.
+    """
+    found: list[str] = []
+
+    def look(name: str, conv: nn.Conv2d, inputs: tuple[Tensor, ...]) -> None:
+        if inputs[0].shape[-2:] == (1, 1) and max(conv.stride) > 1 and max(conv.kernel_size) > 1:
+            found.append(name)
+
+    convs = [(name, m) for name, m in encoder.named_modules() if isinstance(m, nn.Conv2d)]
+    handles = [m.register_forward_pre_hook(functools.partial(look, name)) for name, m in convs]
+    training = encoder.training
+    try:
+        encoder.eval()(torch.zeros(2, channels, size, size))
+    finally:
+        encoder.train(training)
+        for handle in handles:
+            handle.remove()
+    return found[0] if found else ""
+
+
 # ------------------------------------------------------------------------------------------------ BatchNorm
 
 

@@ -46,21 +46,28 @@ class Progress:
     bad_images: dict = field(default_factory=lambda: {"seen": []})
 
     @classmethod
-    def resumed(cls, entries: dict, fresh: Progress, steps_per_epoch: int, accum: int, world: int) -> Progress:
+    def resumed(cls, entries: dict, fresh: Progress, batches: dict[str, int], plan: Plan) -> Progress:
         """From ``run`` of our checkpoints; from the epoch alone for upstream's files, which have no ``run``.
+
+        Args:
+            entries: what :func:`moco.checkpoint.unpack` returned.
+            fresh: the progress of a run that starts anew.
+            batches: what decides which images a batch holds (:func:`batch_shape`).
+            plan: this run's.
 
         Raises:
             UserError: the file was written inside an epoch with other batches, so "the rest of it" has no meaning.
         """
         epoch, batch = entries["epoch"], entries.get("batch", 0)
         if "step" not in entries:
-            return cls(fresh.seed, epoch, 0, epoch * steps_per_epoch, epoch * steps_per_epoch * accum)
-        same = (entries["steps_per_epoch"], entries["accum"], entries["world_size"]) == (steps_per_epoch, accum, world)
-        if batch and not same:
+            steps = epoch * plan.steps_per_epoch
+            return cls(fresh.seed, epoch, 0, steps, steps * plan.accum)
+        if batch and entries["batches"] != batches:
+            shapes = (entries["batches"], batches)
+            had, has = (", ".join(f"{value} {name}" for name, value in shape.items()) for shape in shapes)
             raise UserError(
-                f"the checkpoint was written inside epoch {epoch} with {entries['world_size']} process(es), "
-                f"--accum {entries['accum']} and {entries['steps_per_epoch']} steps an epoch; resume it with the same, "
-                "or resume one from an epoch's end."
+                f"the checkpoint was written inside epoch {epoch} with {had}; this run has {has}. Resume it with the "
+                "same, or resume one from an epoch's end."
             )
         return cls(**{name: value for name, value in entries.items() if name in cls.__dataclass_fields__})
 
@@ -96,6 +103,12 @@ class Plan:
         if self.by_step:
             return self.total_steps - at.step
         return (self.epochs - at.epoch) * self.steps_per_epoch - at.batch // self.accum
+
+
+def batch_shape(sampler: EpochSampler, accum: int) -> dict[str, int]:
+    """What decides which images a step sees; all of it must stay the same inside an epoch."""
+    shape = {"images": sampler.n, "images a batch": sampler.batch, "batches a step": accum, "processes": sampler.world}
+    return {**shape, "steps an epoch": len(sampler) // accum}
 
 
 class StopRequest:
@@ -334,8 +347,7 @@ class Trainer:
         """Write this state from the main process; the others wait, so that none runs ahead of a failed write."""
         self.progress.bad_images = self.bad_images.state_dict()
         if distributed.is_main():
-            shape = {"accum": self.plan.accum, "steps_per_epoch": self.plan.steps_per_epoch}
-            run = {**self.progress.entries(), **shape, "world_size": distributed.world_size()}
+            run = {**self.progress.entries(), "batches": batch_shape(self.sampler, self.plan.accum)}
             state = checkpoint.pack(self.model, self.optimizer, self.scaler, arch, self.progress.epoch, run)
             path = checkpoint.save(state, self.save_dir, keep)
             self.log.line(f"saved {path}")
@@ -351,10 +363,24 @@ def oddity(values: dict[str, float]) -> str:
     return ""
 
 
-def pick_amp(choice: str, device: torch.device) -> torch.dtype | None:
-    """The encoder's arithmetic: ``auto`` is bf16 where the hardware computes it, else fp32 (None)."""
+def pick_amp(choice: str, device: torch.device, broken: str = "") -> torch.dtype | None:
+    """The encoder's arithmetic: ``auto`` is bf16 where the hardware computes it, else fp32 (None).
+
+    Args:
+        choice: auto, off, bf16 or fp16.
+        broken: a layer whose gradients are wrong in 16 bits on a CPU (:func:`moco.encoder.strided_point`).
+
+    Raises:
+        UserError: 16 bits asked for where they would train on garbage.
+    """
+    broken = broken if device.type == "cpu" else ""
     if choice == "auto":
-        return torch.bfloat16 if _has_bf16(device) else None
+        return torch.bfloat16 if _has_bf16(device) and not broken else None
+    if choice != "off" and broken:
+        raise UserError(
+            f"--amp {choice}: {broken} is a strided convolution on a single pixel; on CPUs its gradients are wrong "
+            "in 16 bits. Use --amp off or a larger --size."
+        )
     return {"off": None, "bf16": torch.bfloat16, "fp16": torch.float16}[choice]
 
 

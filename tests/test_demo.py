@@ -30,7 +30,8 @@ def test_the_demo_learns_and_shows_it(tmp_path):
     with Image.open(picture) as image:
         assert image.width > 1000
     records = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
-    assert [r["knn"] for r in records if "knn" in r] == [found["pretrained", "knn"]]
+    (knn,) = [r["knn"] for r in records if "knn" in r]
+    assert knn == pytest.approx(found["pretrained", "knn"], abs=1.5)  # bf16 where the CPU has it, fp32 in the probe
 
 
 def test_its_pretraining_is_what_main_pretrain_does_without_words():

@@ -15,6 +15,7 @@ from moco.encoder import (
     head_of,
     largest_divisor,
     split_batchnorm,
+    strided_point,
 )
 from moco.errors import UserError
 
@@ -134,3 +135,10 @@ def test_the_log_says_how_batchnorm_is_kept_from_leaking():
     assert "shuffled across processes (ShuffleBN)" in batchnorm_words(norm, 2, 1, True)
     assert "NOT shuffled" in batchnorm_words(norm, 1, 1, False)
     assert "no BatchNorm" in batchnorm_words(without, 1, 1, False)
+
+
+def test_strided_convolutions_on_one_pixel_are_found():
+    # 16 px: the stem leaves 4, two strides 1, and the next stride looks at one pixel
+    assert strided_point(build_encoder("timm/test_resnet", 4, size=16), 3, 16).startswith("layer")
+    assert strided_point(build_encoder("timm/test_resnet", 4, size=28, in_chans=1), 1, 28) == ""
+    assert strided_point(build_encoder("resnet18", 4, size=32), 3, 32) == ""

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from moco import engine
+from moco.data import EpochSampler
 from moco.engine import Plan, Progress, StopRequest, oddity, pick_amp
 from moco.errors import UserError
 
@@ -52,29 +53,36 @@ def test_steps_left():
 # -------------------------------------------------------------------------------------------------- where it is
 
 
+SHAPE = {"images": 90, "images a batch": 4, "batches a step": 2, "processes": 4, "steps an epoch": 10}
 OURS = {
     "epoch": 7, "seed": 5, "batch": 4, "step": 72, "draw": 144, "ema_due": False, "bad_steps": 2,
-    "bad_images": {"seen": [3]}, "steps_per_epoch": 10, "accum": 2, "world_size": 4,
+    "bad_images": {"seen": [3]}, "batches": SHAPE,
 }  # fmt: skip
 
 
 def test_progress_is_what_was_saved():
-    at = Progress.resumed(OURS, Progress(1), steps_per_epoch=10, accum=2, world=4)
+    at = Progress.resumed(OURS, Progress(1), SHAPE, plan(accum=2))
     assert at == Progress(5, 7, 4, 72, 144, False, 2, {"seen": [3]})
-    assert {**at.entries(), "epoch": 7} == {k: OURS[k] for k in OURS if k not in ("steps_per_epoch", "accum",
-                                                                                 "world_size")}  # fmt: skip
+    assert {**at.entries(), "epoch": 7} == {k: OURS[k] for k in OURS if k != "batches"}
 
 
-@pytest.mark.parametrize("other", [{"world": 2}, {"accum": 1}, {"steps_per_epoch": 20}])
-def test_the_rest_of_an_epoch_needs_the_same_batches(other):
-    now = {"steps_per_epoch": 10, "accum": 2, "world": 4, **other}
-    with pytest.raises(UserError, match="inside epoch 7 with 4 process"):
-        Progress.resumed(OURS, Progress(1), **now)
-    assert Progress.resumed({**OURS, "batch": 0}, Progress(1), **now).step == 72  # at an epoch's end all is free
+@pytest.mark.parametrize("what", SHAPE)
+def test_the_rest_of_an_epoch_needs_the_same_batches(what):
+    now = {**SHAPE, what: 7}
+    with pytest.raises(UserError, match=f"inside epoch 7 with .*{SHAPE[what]} {what}.*7 {what}"):
+        Progress.resumed(OURS, Progress(1), now, plan(accum=2))
+    # at an epoch's end all is free
+    assert Progress.resumed({**OURS, "batch": 0}, Progress(1), now, plan(accum=2)).step == 72
+
+
+def test_what_decides_a_batch():
+    sampler = EpochSampler(90, 4, seed=0, world=2, rank=1)
+    expected = {"images": 90, "images a batch": 4, "batches a step": 2, "processes": 2, "steps an epoch": 11}
+    assert engine.batch_shape(sampler, 2) == expected
 
 
 def test_upstreams_files_know_only_the_epoch():
-    at = Progress.resumed({"epoch": 3}, Progress(8), steps_per_epoch=10, accum=2, world=1)
+    at = Progress.resumed({"epoch": 3}, Progress(8), SHAPE, plan(accum=2))
     assert at == Progress(8, 3, 0, 30, 60)
 
 
@@ -133,3 +141,12 @@ def test_amp_by_name():
     assert pick_amp("bf16", cpu) is torch.bfloat16
     assert pick_amp("fp16", cpu) is torch.float16
     assert pick_amp("auto", cpu) in (None, torch.bfloat16)
+
+
+def test_no_16_bits_where_they_give_garbage():
+    cpu, gpu = torch.device("cpu"), torch.device("cuda")
+    assert pick_amp("auto", cpu, broken="layer4.conv1") is None
+    assert pick_amp("off", cpu, broken="layer4.conv1") is None
+    assert pick_amp("bf16", gpu, broken="layer4.conv1") is torch.bfloat16
+    with pytest.raises(UserError, match=r"--amp bf16: layer4.conv1 .* --amp off"):
+        pick_amp("bf16", cpu, broken="layer4.conv1")

@@ -16,6 +16,7 @@ README = (ROOT / "README.md").read_text(encoding="utf-8")
 # Appended to a command, so that later words win; the command's own flags all stay.
 PRETRAIN = """-a resnet18 --size 16 --moco-k 1024 --moco-dim 16 -b 8 -j 0 --steps 2 --hard-start-epoch 0 --knn-every 0
 --amp off"""
+UPSTREAM = "-a test_resnet --size 32 -b 8 --moco-k 1200 -j 2 --epochs 2 -p 1"
 HEAD = "--n 4 --k 256 --hard 16 --counts 4 4 4 2 2 2 --repeats 1 --no-memory"
 CIFAR = "--images 16 --batch-size 16 --queries 8 --epochs 1 --seeds 0 --methods moco synco"
 PROBE = "-a resnet18 --size 16 -b 8 -j 0 --epochs 1"
@@ -65,6 +66,7 @@ def reduced(command: str, folder: Path, checkpoint: Path, images: Path, cifar: P
     }
     script = next(name for name in more if any(word.endswith(name) for word in words))
     if "--multiprocessing-distributed" in words:
+        more["main_pretrain.py"] = [*UPSTREAM.split(), "--save-dir", str(folder)]
         more[script] += ["--nproc", "2"]  # as on a machine with two GPUs
     return [sys.executable, *words[1:], *more[script]]
 
@@ -85,6 +87,14 @@ def test_a_command_of_the_readme_runs(command, image_folder, checkpoint, cifar_l
     if "main_pretrain.py" in command:
         assert list(tmp_path.glob("checkpoint_*.pth.tar"))
         assert "images/s" in done.stdout
+        if "--multiprocessing-distributed" in command:
+            assert done.stderr == ""
+            assert done.stdout.startswith("synco" if "--n1" in command else "moco")
+            assert "2 processes (gloo)" in done.stdout
+            assert done.stdout.count("images/s") == 6
+            assert "k-NN" in done.stdout
+            names = sorted(path.name for path in tmp_path.glob("*.tar"))
+            assert names == ["checkpoint_0000.pth.tar", "checkpoint_0001.pth.tar"]
     elif "main_lincls.py" in command:
         assert " * k-NN" in done.stdout or " * Acc@1" in done.stdout
     else:

@@ -104,7 +104,7 @@ def test_a_skipped_step_and_a_bad_image_are_remembered(image_folder, tmp_path, i
 
 
 def test_scaler_of_fp16_goes_on(image_folder, tmp_path, in_process):
-    words = [*TINY, "--amp", "fp16", "--steps", 3, image_folder]
+    words = [*TINY, "--size", 32, "--amp", "fp16", "--steps", 3, image_folder]
     assert in_process(*words, "--save-dir", tmp_path / "one") == 0
     interrupted(in_process, tmp_path / "many", words, 3)
     whole = load(tmp_path / "one")
@@ -113,7 +113,7 @@ def test_scaler_of_fp16_goes_on(image_folder, tmp_path, in_process):
 
 
 def test_a_run_in_fp32_goes_on_in_fp16(image_folder, tmp_path, in_process):
-    words = [*TINY, "--save-dir", tmp_path, image_folder]
+    words = [*TINY, "--size", 32, "--save-dir", tmp_path, image_folder]
     assert in_process(*words, "--steps", 1) == 0
     assert load(tmp_path)["scaler"] == {}
     assert in_process(*words, "--steps", 2, "--amp", "fp16", "--resume", "auto") == 0
