@@ -170,7 +170,8 @@ def _add_negatives(p: _Parser) -> None:
     add("--type-starts", default=[], nargs="*", metavar="KIND=E", help="a later first epoch for one kind, such as "
         "interpolation=20; kinds: " + " ".join(KINDS))  # fmt: skip
     add("--extrapolation", choices=("code", "paper"), default="code", help="SynCo's released code or its paper's text")
-    add("--head-impl", choices=("auto", "reference", "cpu", "triton"), default="auto", help="loss implementation")
+    add("--head-impl", choices=("auto", "reference", "cpu", "triton"), default="auto",
+        help="loss implementation; auto: triton (fused) on a GPU that has it, else cpu (plain torch)")  # fmt: skip
 
 
 def _add_step(p: _Parser) -> None:

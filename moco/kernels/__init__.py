@@ -10,7 +10,7 @@ from torch import Tensor
 
 from moco.errors import UserError
 
-from . import cpu, reference
+from . import cpu, fused, reference
 from .spec import Draws, Head, hardest_rows
 
 __all__ = ["IMPLEMENTATIONS", "Draws", "Head", "contrastive_head", "hardest_rows", "resolve"]
@@ -21,14 +21,18 @@ IMPLEMENTATIONS = ("auto", "reference", "cpu", "triton")
 def resolve(impl: str, device_type: str) -> str:
     """The implementation that ``impl`` means on a device ("cpu", "cuda", ...), for the dispatch and for the log.
 
-    "auto" is the closed forms everywhere: they are plain torch and run on any device.
-    Raises UserError for an unknown name and for "triton", whose place this is.
+    "auto" is the fused kernel on a GPU where triton is installed, and the closed forms in plain torch elsewhere.
+    Raises UserError for an unknown name, and for "triton" where it cannot run.
     """
     if impl not in IMPLEMENTATIONS:
         raise UserError(f"unknown --head-impl {impl!r}; use one of {', '.join(IMPLEMENTATIONS)}")
-    if impl == "triton":
-        raise UserError(f"--head-impl triton is not built yet (device {device_type}); use --head-impl auto")
-    return "cpu" if impl == "auto" else impl
+    if impl == "auto":
+        return "triton" if device_type == "cuda" and fused.available() else "cpu"
+    if impl == "triton" and not fused.available():
+        raise UserError("--head-impl triton needs the package triton; install it (pip install triton) or use auto")
+    if impl == "triton" and device_type != "cuda" and not fused.interpreted():
+        raise UserError(f"--head-impl triton needs a GPU and this process runs on {device_type}; use --head-impl auto")
+    return impl
 
 
 def contrastive_head(
@@ -58,19 +62,28 @@ def contrastive_head(
         ids, queue_ids: (N,) and (K,) int64. A queue row with queue_ids[j] == ids[i] is left out for query i: it is
             neither a negative nor a parent of one, and a draw that points at it because fewer than H rows remain
             gives no negative.
-        impl: "auto", "reference" or "cpu".
+        impl: "auto", "reference", "cpu" or "triton", see ``resolve``; "auto" computes float64 with the closed forms.
 
     Computes in float32 (float64 if q is float64) whatever the input dtype and whether or not autocast is on.
-    Raises ValueError for shapes that do not fit, UserError for an implementation that does not exist.
+    Raises ValueError for shapes that do not fit, UserError for an implementation that does not exist or cannot run.
     """
     _check(q, k, queue, temperature, n_hard, draws, ids, queue_ids)
-    head = reference.contrastive_head if resolve(impl, q.device.type) == "reference" else cpu.contrastive_head
     dtype = torch.float64 if q.dtype == torch.float64 else torch.float32
+    head = _implementation(impl, q.device.type, dtype)
     if draws is not None:
         draws = draws.to(q.device, dtype) if draws.slots_a.shape[1] else None
     with torch.autocast(q.device.type, enabled=False):
         q, k, queue = q.to(dtype), k.detach().to(dtype), queue.detach()  # the queue's own dtype says if it is unit
         return head(q, k, queue, temperature, min(n_hard, len(queue)), draws, ids, queue_ids)
+
+
+def _implementation(impl: str, device_type: str, dtype: torch.dtype):
+    name = resolve(impl, device_type)
+    if name == "triton" and dtype == torch.float64:
+        if impl == "triton":
+            raise UserError("--head-impl triton computes in float32; use reference or cpu for float64 queries")
+        name = "cpu"
+    return {"reference": reference, "cpu": cpu, "triton": fused}[name].contrastive_head
 
 
 def _check(q, k, queue, temperature, n_hard, draws, ids, queue_ids) -> None:

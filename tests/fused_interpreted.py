@@ -1,0 +1,329 @@
+"""The fused head, run by triton's interpreter on the CPU: every value and gradient against float64 reference.
+
+Not collected by itself: the interpreter has to be chosen before triton is imported, so test_fused.py runs this file in
+a process of its own, as anyone can:  TRITON_INTERPRET=1 python -m pytest tests/fused_interpreted.py
+
+Legend: N queries, C feature width, K queue rows, H hardest rows a query, S synthetic negatives a query.
+"""
+
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+from test_kernels import ALL_TYPES, ONE_TYPE, problem, run, unit
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from moco.errors import UserError
+from moco.kernels import Draws, contrastive_head, fused, hardest_rows, resolve
+from moco.methods import mochi
+from moco.negatives import draw, synthetic
+
+
+@pytest.fixture(autouse=True)
+def interpreter():
+    assert fused.interpreted(), "set TRITON_INTERPRET=1"
+
+
+@pytest.fixture
+def small_blocks(monkeypatch):
+    """Several blocks of rows and draws, the last one ragged."""
+    monkeypatch.setattr(fused, "BLOCK_K", 64)
+    monkeypatch.setattr(fused, "SELECT_K", 64)
+    monkeypatch.setattr(fused, "TILE", 256)
+
+
+def errors(gold, got):
+    """Of the loss, relative; of the gradient, norm of the difference over the norm; of the statistics, absolute.
+
+    Below 1e-6, where a positive has all the mass, loss and gradient of the float64 reference are rounding themselves.
+    """
+    (head, gradient), (head_got, gradient_got) = gold, got
+    assert head_got.rank.tolist() == head.rank.tolist()
+    return (
+        abs(float(head_got.loss) - float(head.loss)) / max(float(head.loss), 1e-6),
+        float((gradient_got - gradient).norm() / gradient.norm().clamp(min=1e-6)),
+        abs(float(head_got.hardest - head.hardest)),
+        abs(float(head_got.synthetic_mass - head.synthetic_mass)),
+    )
+
+
+def assert_near(tensors, hard=12, temperature=0.2, **masks):
+    """As near to the float64 reference as the float32 reference: twice its error, and a logit's rounding, 6e-8 / T."""
+    gold = run(*tensors, "reference", hard, temperature, **masks)
+    low = [t.float() for t in tensors[:3]]
+    eager = errors(gold, run(*low, tensors[3], "reference", hard, temperature, **masks))
+    got = run(*low, tensors[3], "triton", hard, temperature, **masks)
+    for name, ours, theirs in zip(("loss", "gradient", "hardest", "mass"), errors(gold, got), eager, strict=True):
+        assert ours <= 2 * theirs + 6e-8 / temperature, name
+    return got
+
+
+# Values and gradients -----------------------------------------------------------------------------------------------
+
+SHAPES = [  # n, rows, dim, hard
+    (1, 1, 3, 1),
+    (1, 64, 16, 4),
+    (5, 67, 16, 12),
+    (4, 33, 5, 33),
+    (3, 300, 32, 9),
+    (2, 256, 100, 16),
+]
+
+
+@pytest.mark.parametrize("temperature", [0.02, 0.2])
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@pytest.mark.parametrize("recipe", [(), ALL_TYPES], ids=["none", "all"])
+def test_any_shape(recipe, shape, temperature, small_blocks):
+    n, rows, dim, hard = shape
+    assert_near(problem(n, rows, dim, hard, recipe, seed=rows), hard, temperature)
+
+
+@pytest.mark.parametrize("kind", list(ONE_TYPE))
+def test_each_type_alone(kind, small_blocks):
+    assert_near(problem(n=3, rows=150, recipe=ONE_TYPE[kind], seed=1), 12, 0.07)
+
+
+@pytest.mark.parametrize("dim", [32, 128, 300, 512])
+def test_the_blocks_that_a_gpu_gets(dim):
+    assert_near(problem(2, 2500, dim, 30, seed=dim), 30)
+
+
+def test_blocks_do_not_show(monkeypatch):
+    q, k, queue, draws = problem(n=2, rows=100, dtype=torch.float32)
+    head, gradient = run(q, k, queue, draws, "triton")
+    monkeypatch.setattr(fused, "BLOCK_K", 32)
+    monkeypatch.setattr(fused, "SELECT_K", 32)
+    monkeypatch.setattr(fused, "TILE", 64)
+    monkeypatch.setattr(fused, "BLOCK_N", 1)
+    other, other_gradient = run(q, k, queue, draws, "triton")
+    for a, b in zip((*head, gradient), (*other, other_gradient), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-6, atol=1e-7)
+
+
+def test_the_same_bits_every_time():
+    tensors = problem(dtype=torch.float32)
+    (head, gradient), (again, gradient_again) = (run(*tensors, "triton") for _ in range(2))
+    for a, b in zip((*head, gradient), (*again, gradient_again), strict=True):
+        assert torch.equal(a, b)
+
+
+def test_more_synthetic_negatives_than_hard_rows(small_blocks):
+    assert_near(problem(hard=4, recipe=mochi.recipe(40, 24)), 4)
+
+
+def test_n_hard_above_the_queue_is_the_queue():
+    assert_near(problem(rows=9, hard=9), hard=1000)
+
+
+@pytest.mark.parametrize("kind", [None, *ONE_TYPE])
+def test_closed_forms_and_fused_head_differ_by_rounding(kind):
+    tensors = problem(n=2, rows=90, recipe=ALL_TYPES if kind is None else ONE_TYPE[kind], dtype=torch.float32)
+    (head, gradient), (fused_head, fused_gradient) = (run(*tensors, impl) for impl in ("cpu", "triton"))
+    for a, b in zip((*head, gradient), (*fused_head, fused_gradient), strict=True):
+        torch.testing.assert_close(a, b, rtol=2e-6, atol=5e-7)
+
+
+def test_a_run_of_steps_is_the_same_curve():
+    curves, weights = {}, {}
+    for impl in ("reference", "cpu", "triton"):
+        generator = torch.Generator().manual_seed(0)
+        weight = torch.randn(8, 16, generator=generator).div_(4).requires_grad_()
+        queue = unit(40, 8, generator=generator, dtype=torch.float32)
+        images = torch.randn(2, 16, generator=generator)
+        losses = []
+        for step in range(12):
+            q = F.normalize(images @ weight.T, dim=1)
+            k = F.normalize((images + torch.randn(2, 16, generator=generator)) @ weight.detach().T, dim=1)
+            draws = draw(ALL_TYPES, 2, 10, 8, generator)
+            loss = contrastive_head(q, k, queue, temperature=0.2, n_hard=10, draws=draws, impl=impl).loss
+            (gradient,) = torch.autograd.grad(loss, weight)
+            weight.data -= 0.3 * gradient
+            queue[2 * step : 2 * step + 2] = k
+            losses.append(loss.detach())
+        curves[impl], weights[impl] = torch.stack(losses), weight.detach()
+    for impl in ("cpu", "triton"):
+        torch.testing.assert_close(curves[impl], curves["reference"], rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(weights[impl], weights["reference"], rtol=1e-4, atol=1e-5)
+
+
+# Odd geometry and masks ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", list(ONE_TYPE))
+def test_queries_among_rows_duplicates_and_antipodes(kind):
+    q, k, queue, _ = problem(n=4, rows=12, dim=8, dtype=torch.float32)
+    queue = torch.cat([q, -q, queue, queue, -queue])
+    constant = 0.5 if kind in ("mixup", "interpolation") else None  # |u| = 0 where the parents are antipodal
+    draws = draw((synthetic(kind, 140, constant),), 4, len(queue), 8, torch.Generator().manual_seed(0))
+    for temperature in (0.02, 0.2):
+        (head, gradient), (gold, gold_gradient) = (
+            run(q, k, queue, draws, impl, len(queue), temperature) for impl in ("triton", "cpu")
+        )
+        assert torch.isfinite(head.loss)
+        assert float(head.loss) == pytest.approx(float(gold.loss), rel=1e-4)
+        scale = float(gold_gradient.abs().max())
+        torch.testing.assert_close(gradient / scale, gold_gradient / scale, rtol=0, atol=1e-4)
+
+
+def test_left_out_rows(small_blocks):
+    tensors = problem(rows=150, seed=4)
+    assert_near(tensors, 12, 0.1, ids=torch.arange(5), queue_ids=torch.arange(150) % 7)
+
+
+def test_draws_of_rows_that_do_not_exist_give_no_negative(small_blocks):
+    queue_ids = torch.zeros(70, dtype=torch.long)
+    queue_ids[[1, 40, 41, 69]] = 9  # query 0 keeps four rows
+    assert_near(problem(rows=70, seed=5), 12, ids=torch.arange(5), queue_ids=queue_ids)
+
+
+@pytest.mark.parametrize("temperature", [0.02, 0.2])
+def test_a_query_that_has_left_out_everything_costs_nothing(temperature):
+    q, k, queue, draws = problem(rows=20, dtype=torch.float32)
+    masks = {"ids": torch.tensor([0, 1, 1, 1, 1]), "queue_ids": torch.zeros(20, dtype=torch.long)}
+    head, gradient = run(q, k, queue, draws, "triton", temperature=temperature, **masks)
+    assert torch.isfinite(head.loss)
+    assert torch.isfinite(gradient).all()
+    assert float(gradient[0].abs().max()) == 0
+    assert head.rank[0] == 0
+    assert float(head.hardest) == pytest.approx(float((q[1:] @ queue.T).amax(1).mean()), rel=1e-5)
+    for d in (None, draws):
+        alone, _ = run(q[:1], k[:1], queue, None if d is None else d.rows(0, 1), "triton",
+                       ids=torch.zeros(1, dtype=torch.long), queue_ids=masks["queue_ids"])  # fmt: skip
+        assert float(alone.loss) == float(alone.hardest) == float(alone.synthetic_mass) == 0
+
+
+@pytest.mark.parametrize(("n", "rows", "hard"), [(1, 1, 1), (3, 100, 100), (4, 303, 20), (2, 1024, 200), (5, 64, 4)])
+@pytest.mark.parametrize("levels", [3, 50, 10**9])
+def test_the_selected_set_is_the_defined_one(n, rows, hard, levels):
+    generator = torch.Generator().manual_seed(rows)
+    similarities = torch.randn(n, rows, generator=generator)
+    similarities = (similarities * levels).round() / levels  # few levels: ties everywhere, at the edge too, and -0
+    similarities[0, : rows // 2] = -torch.inf
+    similarities[-1, hard // 2 :] = -torch.inf  # fewer rows than H remain
+    expected, expected_values = hardest_rows(similarities, hard)
+    got = torch.full((n, hard), -7, dtype=torch.int32)
+    values = torch.full((n, hard), math.nan)
+    fused._launch(
+        fused.programs().select, n, similarities, None, None, got, values, rows, hard, MASKED=False, BLOCK_K=64
+    )
+    assert torch.equal(values, expected_values)
+    assert torch.equal(got.long(), expected)
+
+
+# Inputs and the operator's manners ----------------------------------------------------------------------------------
+
+
+def test_non_contiguous_inputs():
+    q, k, queue, draws = problem(dtype=torch.float32)
+    strided = [torch.stack([t, t], dim=2)[:, :, 0] for t in (q, k)]
+    wide = [torch.cat([t, t], dim=1)[:, :16] for t in (q, k)]
+    turned = queue.T.contiguous().T
+    slow = Draws(**{name: torch.stack([t, t], dim=-1)[..., 0] for name, t in vars(draws).items()})
+    head, gradient = run(q, k, queue, draws, "triton")
+    for q_k in (strided, wide):
+        assert not any(t.is_contiguous() for t in (*q_k, turned, slow.slots_a))
+        other, other_gradient = run(*q_k, turned, slow, "triton")
+        torch.testing.assert_close(other.loss, head.loss, rtol=1e-6, atol=0)
+        torch.testing.assert_close(other_gradient, gradient, rtol=1e-6, atol=1e-7)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_inputs_are_lifted(dtype):
+    q, k, queue, draws = problem(n=4, rows=200, dim=32, hard=20)
+    gold, gold_gradient = run(*(t.to(dtype).double() for t in (q, k, queue)), draws, "reference", 20)
+    head, gradient = run(q.to(dtype), k.to(dtype), queue.to(dtype), draws, "triton", 20)
+    assert head.loss.dtype == torch.float32
+    assert gradient.dtype == dtype
+    assert float(head.loss) == pytest.approx(float(gold.loss), rel=1e-5)
+    torch.testing.assert_close(gradient.double(), gold_gradient, rtol=2**-7, atol=1e-5)
+
+
+def test_autocast_does_not_touch_the_loss():
+    q, k, queue, draws = problem(dtype=torch.float32)
+    outside, _ = run(q, k, queue, draws, "triton")
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        inside, _ = run(q, k, queue, draws, "triton")
+    assert torch.equal(inside.loss, outside.loss)
+
+
+def test_zero_counts_are_plain_moco_bit_for_bit():
+    q, k, queue, draws = problem(dtype=torch.float32)
+    empty = Draws(**{name: t[:, :0] for name, t in vars(draws).items()})
+    (none, gradient), (zero, zero_gradient) = (run(q, k, queue, d, "triton") for d in (None, empty))
+    assert torch.equal(none.loss, zero.loss)
+    assert torch.equal(gradient, zero_gradient)
+
+
+def test_evaluation_gives_the_same_numbers_without_a_gradient():
+    q, k, queue, draws = problem(dtype=torch.float32)
+    trained, _ = run(q, k, queue, draws, "triton")
+    seen = contrastive_head(q, k, queue, temperature=0.2, n_hard=12, draws=draws, impl="triton")
+    assert not seen.loss.requires_grad
+    for a, b in zip(trained, seen, strict=True):
+        assert torch.equal(a, b)
+
+
+def test_backward_multiplies_by_what_comes_in_and_only_the_loss_has_one():
+    q, k, queue, draws = problem(dtype=torch.float32)
+    _, gradient = run(q, k, queue, draws, "triton")
+    q.requires_grad_()
+    head = contrastive_head(q, k, queue, temperature=0.2, n_hard=12, draws=draws, impl="triton")
+    (3 * head.loss).backward()
+    torch.testing.assert_close(q.grad, 3 * gradient, rtol=1e-6, atol=0)
+    assert not any(t.requires_grad for t in head[1:])
+    assert head.rank.dtype == torch.int64
+
+
+def test_second_derivative_is_refused():
+    q, k, queue, draws = problem(dtype=torch.float32)
+    q.requires_grad_()
+    loss = contrastive_head(q, k, queue, temperature=0.2, n_hard=12, draws=draws, impl="triton").loss
+    with pytest.raises(RuntimeError, match="use impl='reference'"):
+        torch.autograd.grad(loss, q, create_graph=True)
+
+
+def test_nan_in_a_query_is_nan_in_the_loss_and_no_error():
+    q, k, queue, draws = problem(rows=300, hard=9, dtype=torch.float32)
+    q[2, 1] = math.nan
+    for d in (None, draws):
+        assert math.isnan(run(q, k, queue, d, "triton", 9)[0].loss)
+
+
+def test_float64_is_refused_by_name_and_auto_stays_exact():
+    q, k, queue, draws = problem()
+    with pytest.raises(UserError, match="float32"):
+        run(q, k, queue, draws, "triton")
+    assert run(q, k, queue, draws, "auto")[0].loss.dtype == torch.float64
+    assert resolve("triton", "cpu") == "triton"  # interpreted
+    assert resolve("auto", "cpu") == "cpu"
+
+
+class Operators(TorchDispatchMode):
+    """Names of the operators that would launch something on a GPU: no views, no bare allocations."""
+
+    def __init__(self):
+        super().__init__()
+        self.names = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        name = func.overloadpacket.__name__
+        is_view = any(r.alias_info is not None and not r.alias_info.is_write for r in func._schema.returns)
+        if not is_view and not name.startswith(("empty", "new_empty")):
+            self.names.append(name)
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("masked", [False, True])
+def test_a_step_is_six_launches(masked, monkeypatch):
+    q, k, queue, draws = problem(dtype=torch.float32)
+    masks = {"ids": torch.arange(5), "queue_ids": torch.arange(67) % 7} if masked else {}
+    launched = []
+    monkeypatch.setattr(fused, "_launch", lambda program, *_, **__: launched.append(program.fn.__name__))
+    q.requires_grad_()
+    with Operators() as operators:
+        head = contrastive_head(q, k, queue, temperature=0.2, n_hard=12, draws=draws, impl="triton", **masks)
+        torch.autograd.backward(head.loss, torch.ones(()))
+    assert launched == ["select", "head", "average"]
+    # The library's product, its product with an addition, the scaling of the gradient; ones is the test's own.
+    assert sorted(operators.names) == sorted(["mm", "addmm_", "mul", "ones"])
