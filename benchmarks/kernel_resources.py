@@ -1,0 +1,134 @@
+"""Registers, spills and shared memory of the fused head's programs, compiled for GPUs that need not be here.
+
+    python benchmarks/kernel_resources.py [--widths 32 128 512]
+
+NVIDIA figures are read from the cubin with the cuobjdump that triton ships, AMD figures from the assembly's metadata.
+Legend: C feature width.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+import subprocess
+import sys
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from moco.kernels import fused
+
+TARGETS: dict[str, tuple[str, int | str, int]] = {
+    "sm_80": ("cuda", 80, 32),
+    "sm_90": ("cuda", 90, 32),
+    "sm_100": ("cuda", 100, 32),
+    "gfx942": ("hip", "gfx942", 64),
+}
+INT64 = ("ids", "queue_ids", "slots_a", "slots_b", "rank")
+COUNTS = ("K", "C", "H", "N", "Sq", "Sp", "Ss", "Sn", "closed", "stride_q", "stride_k", "stride_a", "stride_b")
+WIDTHS = (32, 96, 128, 512)
+
+
+@dataclass(frozen=True)
+class Usage:
+    """Of one program on one target: registers a thread, bytes spilled a thread, bytes of shared memory a program."""
+
+    registers: int
+    spilled: int
+    shared: int
+
+
+def signature(program: Any, constants: dict[str, Any]) -> dict[str, str]:
+    """Types of a program's arguments, as the launcher passes them."""
+    types = {}
+    for name in program.arg_names:
+        if name in constants:
+            types[name] = "constexpr"
+        elif name in COUNTS:
+            types[name] = "i32"
+        elif name in ("inverse_t", "scale"):
+            types[name] = "fp32"
+        elif name == "rows":
+            types[name] = "*i32"
+        else:
+            types[name] = "*i64" if name in INT64 else "*fp32"
+    return types
+
+
+def variants(width: int) -> dict[str, tuple[Any, dict[str, Any]]]:
+    """Every program, in its largest form, with its constants, for features of width C."""
+    code = fused.programs()
+    return {
+        "select": (code.select, {"MASKED": True, "BLOCK_K": fused.SELECT_K}),
+        "head": (code.head, {"MASKED": True, "GRADIENT": True, **fused.blocks(width)}),
+        "average": (code.average, {"BLOCK_N": fused.BLOCK_N}),
+    }
+
+
+def compile_for(target: str, program: Any, constants: dict[str, Any], **options: int):
+    """What ``triton.compile`` makes of a program for a target; pointers and widths are taken as multiples of 16."""
+    import triton
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource
+
+    types = signature(program, constants)
+    aligned = {
+        (i,): [["tt.divisibility", 16]]
+        for i, (name, kind) in enumerate(types.items())
+        if kind.startswith("*") or name in ("K", "C", "stride_q", "stride_k")
+    }
+    source = ASTSource(fn=program, signature=types, constexprs=constants, attrs=aligned)
+    return triton.compile(source, target=GPUTarget(*TARGETS[target]), options={"num_warps": fused.WARPS, **options})
+
+
+def cuda_usage(cubin: bytes) -> Usage:
+    """From the resource table of a cubin: local memory (stack) is where spilled registers go."""
+    from triton import knobs
+
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "program.cubin"
+        path.write_bytes(cubin)
+        tool = knobs.nvidia.cuobjdump.path
+        text = subprocess.run([tool, "-res-usage", str(path)], capture_output=True, text=True, check=True).stdout
+    found = {name: int(value) for name, value in re.findall(r"(REG|STACK|LOCAL|SHARED):(\d+)", text)}
+    return Usage(found["REG"], found["STACK"] + found["LOCAL"], found["SHARED"])
+
+
+def hip_usage(assembly: str) -> Usage:
+    """From the metadata of the assembly: vector registers, and scratch, where spilled ones go."""
+
+    def number(name: str) -> int:
+        found = re.search(rf"\.{name}:\s+(\d+)", assembly)
+        assert found, name
+        return int(found.group(1))
+
+    return Usage(number("vgpr_count"), number("private_segment_fixed_size"), number("group_segment_fixed_size"))
+
+
+def usage(target: str, program: Any, constants: dict[str, Any], **options: int) -> Usage:
+    """Compile a program for a target, with further options of triton, and read what it uses."""
+    compiled = compile_for(target, program, constants, **options)
+    found = hip_usage(compiled.asm["amdgcn"]) if target == "gfx942" else cuda_usage(compiled.asm["cubin"])
+    return Usage(found.registers, found.spilled, max(found.shared, compiled.metadata.shared))
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--widths", type=int, nargs="+", default=WIDTHS, help="feature widths C")
+    args = parser.parse_args(argv)
+    print(f"registers a thread / bytes spilled / shared KiB; {fused.WARPS} warps a program\n")
+    print("| program | C |", *(f"{target} |" for target in TARGETS))
+    print("| --- | --- |", *("---: |" for _ in TARGETS))
+    for width in args.widths:
+        for name, (program, constants) in variants(width).items():
+            if name != "head" and width != args.widths[0]:
+                continue  # only this one depends on C
+            found = [usage(target, program, constants) for target in TARGETS]
+            cells = (f"{u.registers} / {u.spilled} / {u.shared / 1024:.1f} |" for u in found)
+            print(f"| {name} | {width if name == 'head' else 'any'} |", *cells, flush=True)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
