@@ -20,6 +20,7 @@ $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)
 
 $(VENV)/installed-demo: $(VENV)/bin/python pyproject.toml
+	@echo "installing torch and the rest into $(VENV): a minute or more, once"
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[demo]'
 	touch $@
 

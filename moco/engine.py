@@ -154,7 +154,7 @@ class Trainer:
         self.device = distributed.device()
         self.sums = torch.zeros(len(STATS), device=self.device)
         self.counted = 0
-        self.watch = Stopwatch()
+        self.watch, self.timed = Stopwatch(), 0  # steps since the watch was restarted
         self.exit_code: int | None = None  # set when the run must stop early
         self.bad_images = BadImages(self.max_bad_images)
         self.bad_images.load_state_dict(self.progress.bad_images)
@@ -177,7 +177,7 @@ class Trainer:
         self.model.train()
         self.check_queues()
         self.sampler.set_position(at.epoch, at.batch)
-        self.watch.restart()
+        self._restart_watch()  # what happened between epochs is not training time
         batches = iter(loader)
         with self.log.bar(self.plan.steps_per_epoch, at.batch // self.plan.accum, f"epoch {at.epoch}") as bar:
             for _ in range(at.batch // self.plan.accum, self.plan.steps_per_epoch):
@@ -234,6 +234,7 @@ class Trainer:
         self.optimizer.zero_grad(set_to_none=True)
         at.step += 1
         at.batch += accum
+        self.timed += 1
 
     def _timed(self, batches: Iterator[dict]) -> Iterator[dict]:
         """Batches, with the time spent waiting for them measured and unreadable images noted."""
@@ -312,7 +313,7 @@ class Trainer:
         values["alignment"] = float(alignment(self.last.q, self.last.paired))
         values["uniformity"] = float(uniformity(self.last.q))
         values["feature_std"] = float(self.last.q.std(0).mean() * math.sqrt(self.last.q.shape[1]))
-        eta = plan.steps_left(at) * self.watch.seconds_per_step(self.counted / plan.accum)
+        eta = plan.steps_left(at) * self.watch.seconds_per_step(self.timed)
         values["eta_seconds"] = round(eta)
         done = at.batch // plan.accum
         text = (
@@ -327,7 +328,11 @@ class Trainer:
             self.log.line(f"odd: {odd}")
         self.sums.zero_()
         self.counted = 0
+        self._restart_watch()
+
+    def _restart_watch(self) -> None:
         self.watch.restart()
+        self.timed = 0
 
     def report_knn(self, accuracy: float) -> None:
         """Log a k-NN accuracy in percent."""

@@ -104,7 +104,7 @@ class RunLog:
         save_dir: the run's folder, made if missing.
         tensorboard: also write events into ``save_dir``/tensorboard/NAME.
         wandb: project on Weights & Biases to send the numbers to; a resumed run goes on in its page.
-        config: the run's settings, for W&B.
+        config: the run's settings: written to NAME_settings.json, and for W&B.
         resume_step: None begins a new log in place of an older one; else the log goes on after this step, and what
             an interrupted run had written beyond it is dropped.
         name: tells apart two kinds of run in one folder.
@@ -139,6 +139,9 @@ class RunLog:
         except OSError as error:
             reason = error.strerror or error
             raise UserError(f"{path} cannot be written ({reason}); choose another --save-dir.") from error
+        if config:
+            settings = json.dumps(config, indent=1, default=str)
+            checkpoint.write_text(settings + "\n", os.path.join(save_dir, f"{name}_settings.json"))
         if tensorboard:
             first = 0 if resume_step is None else resume_step + 1
             self._events = _event_writer(os.path.join(save_dir, "tensorboard", name), first)

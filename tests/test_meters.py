@@ -137,3 +137,9 @@ def test_wandb_is_optional_and_a_resumed_run_keeps_its_page(tmp_path, monkeypatc
         log.close()
     once = [(1, {"x": 2.0}), "finished"]
     assert calls == [("p", None, {"lr": 1}), *once, ("p", "abc", {"lr": 1}), *once]
+
+
+def test_settings_are_kept_beside_the_log(tmp_path):
+    with RunLog(str(tmp_path), tensorboard=False, config={"lr": 0.5, "path": tmp_path}):
+        pass
+    assert json.loads((tmp_path / "log_settings.json").read_text()) == {"lr": 0.5, "path": str(tmp_path)}
