@@ -1,6 +1,7 @@
 """What MoCo, MoCHi and SynCo learn on a small CIFAR-10 budget: k-NN accuracy, mean and spread over seeds.
 
     python benchmarks/cifar10_methods.py [--data cifar10.tar | --download] [--images 5000] [--epochs 6] [--seeds 0 1 2]
+    python benchmarks/cifar10_methods.py --digits      the same question on the built-in digits, the demo's recipe
 
 ResNet-18 by MoCo's CIFAR-10 recipe (configs/moco_cifar10.yml) at batch 128, every method with the same images, budget
 and seeds; the three differ only in their synthetic negatives, which are active from epoch 1. k-NN: k=200, T=.1, encoder
@@ -21,10 +22,10 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 TAR = ROOT.parent / "shared" / "data" / "cifar10.tar"
-# The share of the queue that is mixed and the ratio of synthetic to mixed rows are those of the ImageNet recipes.
+# 256 of 4,096 rows are mixed; the counts keep the ratio to mixed rows of the ImageNet recipes.
 METHODS = {
     "moco": ["--method", "moco"],
-    "mochi": ["--mochi", "256", "128", "64"],
+    "mochi": ["--method", "mochi", "--mochi", "256", "128", "64"],
     "synco": ["--n-hard", "256", "--n1", "64", "--n2", "64", "--n3", "64", "--n4", "16", "--n5", "16", "--n6", "16"],
 }
 RECIPE = ["--config", str(ROOT / "configs" / "moco_cifar10.yml"), "--dataset", "folder"]
@@ -36,6 +37,7 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, default=TAR, help="tar or folder of train/CLASS/*.jpg, test/CLASS/*.jpg")
     parser.add_argument("--download", action="store_true", help="fetch CIFAR-10 through torchvision instead")
+    parser.add_argument("--digits", action="store_true", help="the built-in 4,000 digits with configs/demo.yml instead")
     parser.add_argument("--images", type=int, default=5000, help="to train on, the same number of each class")
     parser.add_argument("--queries", type=int, default=2000, help="held-out images, the same number of each class")
     parser.add_argument("--epochs", type=int, default=6)
@@ -45,16 +47,19 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--parallel", type=int, default=1, help="runs side by side, each with its share of the cores")
     parser.add_argument("--out", type=Path, default=ROOT / "runs" / "cifar10_methods")
     args = parser.parse_args(argv)
-    lists = prepare(args)
+    if args.digits:
+        args.images, args.queries, args.epochs = 4000, 1000, 15
+        args.out = args.out.with_name("digits_methods")
+    images = [] if args.digits else prepare(args)
     trials = [(method, seed) for seed in args.seeds for method in args.methods]
     with ThreadPoolExecutor(args.parallel) as pool:
-        scores = list(pool.map(lambda trial: train(args, lists, *trial), trials))
+        scores = list(pool.map(lambda trial: train(args, images, *trial), trials))
     print_table(args, dict(zip(trials, scores, strict=True)))
     return 0
 
 
-def prepare(args: argparse.Namespace) -> tuple[Path, Path]:
-    """Image lists (path, TAB, class) of the subset, extracted or written under --out."""
+def prepare(args: argparse.Namespace) -> list[str]:
+    """The flags that name the images: lists (path, TAB, class) of the subset, extracted or written under --out."""
     out: list[Path] = []
     for split, count in (("train", args.images), ("test", args.queries)):
         target = args.out / f"{split}_{count}.txt"
@@ -63,7 +68,7 @@ def prepare(args: argparse.Namespace) -> tuple[Path, Path]:
             rows = [f"{path}\t{label}" for path, label in subset(args, split, count)]
             target.write_text("\n".join(rows) + "\n", encoding="utf-8")
         out.append(target)
-    return out[0], out[1]
+    return [*RECIPE, "-b", str(args.batch_size), str(out[0]), "--val-data", str(out[1])]
 
 
 def subset(args: argparse.Namespace, split: str, count: int) -> list[tuple[Path, str]]:
@@ -111,16 +116,16 @@ def downloaded(images: Path, split: str, count: int) -> list[tuple[Path, str]]:
     return rows
 
 
-def train(args: argparse.Namespace, lists: tuple[Path, Path], method: str, seed: int) -> float:
+def train(args: argparse.Namespace, images: list[str], method: str, seed: int) -> float:
     """One run, or its recorded result; the k-NN accuracy at its end in percent."""
     folder = args.out / f"{method}_{args.images}x{args.epochs}_seed{seed}"
     result = folder / "result.json"
     if not result.exists():
         threads = max(1, len(os.sched_getaffinity(0)) // args.parallel)
-        command = [sys.executable, str(ROOT / "main_pretrain.py"), *RECIPE, *METHODS[method], str(lists[0])]
-        command += ["--val-data", str(lists[1]), "--epochs", str(args.epochs), "--seed", str(seed), "-j", "1"]
-        command += ["-b", str(args.batch_size)]
-        command += ["--save-dir", str(folder), "--overwrite", "--keep", "1", "--knn-every", str(args.epochs)]
+        command = [sys.executable, str(ROOT / "main_pretrain.py"), *METHODS[method], *images]
+        command += ["--epochs", str(args.epochs), "--seed", str(seed), "-j", "1", "--save-dir", str(folder)]
+        command += ["--overwrite", "--keep", "1", "--knn-every", str(args.epochs)]
+        folder.parent.mkdir(parents=True, exist_ok=True)
         print(f"{method} seed {seed} ...", flush=True)
         env = {**os.environ, "OMP_NUM_THREADS": str(threads)}
         with open(folder.with_suffix(".txt"), "w", encoding="utf-8") as log:

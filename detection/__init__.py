@@ -1,0 +1,1 @@
+"""Detection transfer: from a pretraining checkpoint to detectron2's backbone."""

@@ -1,0 +1,114 @@
+"""From checkpoints to detectron2's names: the whole backbone, unchanged, or a sentence."""
+
+import pickle
+import subprocess
+import sys
+
+import pytest
+import torch
+from conftest import ROOT, environment
+from torch import nn
+from torch.nn import functional as F
+
+from detection.convert import convert, detectron2_name, write
+from moco.encoder import build_encoder
+from moco.errors import UserError
+
+SCRIPT = ROOT / "detection" / "convert-pretrain-to-detectron2.py"
+
+
+@pytest.fixture(scope="module")
+def encoder() -> nn.Module:
+    torch.manual_seed(0)
+    encoder = build_encoder("resnet50", 128, mlp=True).eval()
+    for norm in (m for m in encoder.modules() if isinstance(m, nn.BatchNorm2d)):
+        nn.init.uniform_(norm.running_mean, -0.1, 0.1)
+        nn.init.uniform_(norm.running_var, 0.5, 1.5)
+    return encoder
+
+
+@pytest.fixture(scope="module")
+def moco_file(encoder, tmp_path_factory):
+    path = tmp_path_factory.mktemp("moco") / "checkpoint_0199.pth.tar"
+    entries = {f"module.encoder_{x}.{name}": v for x in "qk" for name, v in encoder.state_dict().items()}
+    torch.save({"epoch": 200, "arch": "resnet50", "state_dict": {**entries, "module.queue": torch.zeros(128, 8)}}, path)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("ours", "theirs"),
+    [
+        ("conv1.weight", "stem.conv1.weight"),
+        ("bn1.running_var", "stem.conv1.norm.running_var"),
+        ("layer1.0.conv3.weight", "res2.0.conv3.weight"),
+        ("layer4.2.bn3.bias", "res5.2.conv3.norm.bias"),
+        ("layer2.0.downsample.0.weight", "res3.0.shortcut.weight"),
+        ("layer3.0.downsample.1.running_mean", "res4.0.shortcut.norm.running_mean"),
+    ],
+)
+def test_names(ours, theirs):
+    assert detectron2_name(ours) == theirs
+
+
+def stage(x, weights, name, stride):
+    """A stage of detectron2's BottleneckBlocks with STRIDE_IN_1X1 False, written with its parameter names."""
+
+    def conv(x, name, **options):
+        x = F.conv2d(x, weights[f"{name}.weight"], **options)
+        n = f"{name}.norm"
+        return F.batch_norm(
+            x, weights[f"{n}.running_mean"], weights[f"{n}.running_var"], weights[f"{n}.weight"], weights[f"{n}.bias"]
+        )
+
+    blocks = len({key.split(".")[1] for key in weights if key.startswith(name)})
+    for i in range(blocks):
+        step = stride if i == 0 else 1
+        out = F.relu(conv(x, f"{name}.{i}.conv1"))
+        out = F.relu(conv(out, f"{name}.{i}.conv2", stride=step, padding=1))
+        out = conv(out, f"{name}.{i}.conv3")
+        x = F.relu(out + (conv(x, f"{name}.{i}.shortcut", stride=step) if i == 0 else x))
+    return x
+
+
+def test_every_stage_computes_what_the_encoder_does(encoder, moco_file):
+    weights = convert(str(moco_file))
+    assert len(weights) == 53 * 5  # 53 convolutions, each with four tensors of its norm
+    x = torch.randn(1, 3, 64, 64)
+    with torch.no_grad():
+        x = encoder.maxpool(encoder.relu(encoder.bn1(encoder.conv1(x))))
+        for i, stride in ((1, 1), (2, 2), (3, 2), (4, 2)):
+            theirs = stage(x, weights, f"res{i + 1}", stride)
+            x = encoder.get_submodule(f"layer{i}")(x)
+            torch.testing.assert_close(theirs, x, rtol=1e-5, atol=1e-5)
+
+
+def test_the_written_file(encoder, moco_file, tmp_path):
+    out = tmp_path / "r50.pkl"
+    done = subprocess.run(
+        [sys.executable, str(SCRIPT), str(moco_file), str(out)], capture_output=True, text=True, env=environment()
+    )
+    assert done.returncode == 0, done.stderr
+    made = pickle.loads(out.read_bytes())
+    assert made["matching_heuristics"] is True
+    assert torch.equal(torch.from_numpy(made["model"]["stem.conv1.weight"]), encoder.conv1.weight.detach())
+
+
+def test_torchvision_files_and_resnet101(tmp_path):
+    path = tmp_path / "r101.pth"
+    torch.save(build_encoder("resnet101", 1000).state_dict(), path)
+    assert "res4.22.conv1.weight" in convert(str(path))
+
+
+def test_what_is_no_resnet_50_is_a_sentence(encoder, tmp_path):
+    partial = tmp_path / "partial.pth"
+    torch.save({k: v for k, v in encoder.state_dict().items() if "layer4" not in k}, partial)
+    with pytest.raises(UserError, match="lacks layer4.0.conv1.weight"):
+        convert(str(partial))
+    small = tmp_path / "r18.pth"
+    torch.save(build_encoder("resnet18", 10).state_dict(), small)
+    with pytest.raises(UserError, match="does not fit the encoder"):
+        convert(str(small))
+    with pytest.raises(UserError, match="cannot be written"):
+        write({}, str(tmp_path / "missing" / "x.pkl"))
+    done = subprocess.run([sys.executable, str(SCRIPT), "nowhere", "x"], capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (2, "error: no checkpoint at nowhere.\n")
