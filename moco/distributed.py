@@ -472,10 +472,11 @@ def broadcast_buffers(buffers: list[Tensor]) -> None:
 
 @torch.no_grad()
 def same_on_all_ranks(x: Tensor) -> bool:
-    """Whether ``x`` has the same bits everywhere, by two checksums of its bytes (one weighs positions)."""
+    """Whether ``x`` has the same bits everywhere, by two checksums of its words (one weighs positions)."""
     if world_size() == 1:
         return True
-    words = x.contiguous().view(torch.uint8).flatten().to(torch.int64)
+    words = x.contiguous().flatten()
+    words = words.view(torch.int32 if words.element_size() % 4 == 0 else torch.uint8).to(torch.int64)
     weights = torch.arange(words.numel(), device=x.device) % 65521 + 1
     sums = torch.stack([words.sum(), (words * weights).sum()])
     return bool((gather_keys(sums[None]) == sums).all())
@@ -496,11 +497,6 @@ def wrap(model: nn.Module) -> nn.Module:
     resend = "forward_sync_buffers" if "forward_sync_buffers" in named else "broadcast_buffers"  # its older name
     never: dict[str, Any] = {resend: False}
     return ddp(model, device_ids=ids, gradient_as_bucket_view=True, **never)
-
-
-def unwrap(model: nn.Module) -> Any:
-    """The model itself, without the wrapper that averages gradients."""
-    return model.module if isinstance(model, nn.parallel.DistributedDataParallel) else model
 
 
 def hold_gradients(model: nn.Module, hold: bool) -> contextlib.AbstractContextManager:
