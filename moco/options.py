@@ -171,7 +171,7 @@ def _add_negatives(p: _Parser) -> None:
         "interpolation=20; kinds: " + " ".join(KINDS))  # fmt: skip
     add("--extrapolation", choices=("code", "paper"), default="code", help="SynCo's released code or its paper's text")
     add("--head-impl", choices=("auto", "reference", "cpu", "triton"), default="auto",
-        help="loss implementation; auto: triton (fused) on a GPU that has it, else cpu (plain torch)")  # fmt: skip
+        help="loss implementation; auto: cpu (closed forms, any device); triton: fused, for GPUs")  # fmt: skip
 
 
 def _add_step(p: _Parser) -> None:

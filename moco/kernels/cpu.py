@@ -17,7 +17,7 @@ The step, for each block of queries:
    where W_j collects p y / |u| of the draws that read row j, and r runs over the sign and noise draws, whose rows are
    at hand. Backward multiplies by the incoming scalar.
 
-Plain torch: the same code runs on any device, which is what "auto" uses wherever fused.py cannot run.
+Plain torch: the same code runs on any device, which is what "auto" uses.
 """
 
 from __future__ import annotations
