@@ -28,6 +28,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .once import once_differentiable
 from .spec import Draws, Head, hardest_rows, mean_hardest
 
 BLOCK_ELEMENTS = 1 << 22  # of the (n, K) matrix: 16 MiB in float32, reused by all blocks of a call
@@ -253,28 +254,6 @@ def _forward(q, k, queue, temperature, n_hard, draws, ids, queue_ids, with_gradi
     return Head(loss.mean(), rank, mean_hardest(largest), share.mean()), gradient
 
 
-class _ClosedForm(torch.autograd.Function):
-    """The gradient is formed with the loss, in place of the logits; backward only scales it.
-
-    Raises RuntimeError under create_graph: the gradient is a constant here, so a second derivative would be wrong
-    without a word.
-    """
-
-    @staticmethod
-    def forward(ctx, q, *rest):
-        head, gradient = _forward(q, *rest, with_gradient=True)
-        ctx.save_for_backward(gradient)
-        ctx.mark_non_differentiable(head.rank, head.hardest, head.synthetic_mass)
-        return tuple(head)
-
-    @staticmethod
-    def backward(ctx, grad_loss, *_):
-        if torch.is_grad_enabled():  # only under create_graph
-            raise RuntimeError("the closed-form head has no second derivative; use impl='reference' for one")
-        (gradient,) = ctx.saved_tensors
-        return gradient * grad_loss, *[None] * 7
-
-
 def contrastive_head(
     q: Tensor,
     k: Tensor,
@@ -289,7 +268,4 @@ def contrastive_head(
 
     Without a gradient to form (q does not require one, or no_grad) the second matrix product is left out.
     """
-    if torch.is_grad_enabled() and q.requires_grad:
-        return Head(*_ClosedForm.apply(q, k, queue, temperature, n_hard, draws, ids, queue_ids))
-    with torch.no_grad():
-        return _forward(q, k, queue, temperature, n_hard, draws, ids, queue_ids, with_gradient=False)[0]
+    return once_differentiable(_forward, q, k, queue, temperature, n_hard, draws, ids, queue_ids)

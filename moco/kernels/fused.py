@@ -25,6 +25,7 @@ from types import ModuleType
 import torch
 from torch import Tensor
 
+from .once import once_differentiable
 from .spec import Draws, Head
 
 # Chosen so that no target and no width spills a register (benchmarks/kernel_resources.py); not yet timed on a GPU.
@@ -113,29 +114,6 @@ def _forward(q, k, queue, temperature, n_hard, draws, ids, queue_ids, with_gradi
     return Head(means[0], rank, means[1], means[2]), vector
 
 
-class _Fused(torch.autograd.Function):
-    """The gradient is formed with the loss, in place of the similarities; backward only scales it.
-
-    Raises RuntimeError under create_graph: the gradient is a constant here, so a second derivative would be wrong
-    without a word.
-    """
-
-    @staticmethod
-    def forward(ctx, q, *rest):
-        head, gradient = _forward(q, *rest, with_gradient=True)
-        ctx.save_for_backward(gradient)
-        ctx.set_materialize_grads(False)  # or backward fills zeros for the statistics, a launch each
-        ctx.mark_non_differentiable(head.rank, head.hardest, head.synthetic_mass)
-        return tuple(head)
-
-    @staticmethod
-    def backward(ctx, grad_loss, *_):
-        if torch.is_grad_enabled():  # only under create_graph
-            raise RuntimeError("the fused head has no second derivative; use impl='reference' for one")
-        (gradient,) = ctx.saved_tensors
-        return gradient * grad_loss, *[None] * 7
-
-
 def contrastive_head(
     q: Tensor,
     k: Tensor,
@@ -150,9 +128,5 @@ def contrastive_head(
 
     Without a gradient to form (q does not require one, or no_grad) the probabilities are not written.
     """
-    arguments = (q, k, queue, temperature, n_hard, draws, ids, queue_ids)
     with torch.cuda.device(q.device) if q.is_cuda else contextlib.nullcontext():
-        if torch.is_grad_enabled() and q.requires_grad:
-            return Head(*_Fused.apply(*arguments))
-        with torch.no_grad():
-            return _forward(*arguments, with_gradient=False)[0]
+        return once_differentiable(_forward, q, k, queue, temperature, n_hard, draws, ids, queue_ids)
