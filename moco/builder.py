@@ -150,7 +150,7 @@ class MoCo(nn.Module):
         """k <- m k + (1 - m) q over the parameters; BatchNorm's buffers are the key encoder's own."""
         k: list[Tensor] = list(self.encoder_k.parameters())
         q: list[Tensor] = list(self.encoder_q.parameters())
-        # one launch for all tensors: a loop costs ten times as much on a GPU
+        # few launches for all tensors instead of two a tensor
         torch._foreach_lerp_(k, q, 1.0 - self.m)  # pyright: ignore[reportPrivateImportUsage, reportCallIssue]
 
     @torch.no_grad()
