@@ -68,7 +68,7 @@ def worker(args: Namespace) -> int:
     with RunLog(args.save_dir, wandb=args.wandb, config=vars(args), resume_step=resume_step) as log:
         log.line(f"{args.method}, {args.arch} at {view.size} px, {len(images)} images of {images.name}, seed {seed}")
         log.line(f"{distributed.words()}, batch {batch}, {workers} loader workers each, amp {plan.amp or 'off'}, "
-                 f"loss by {kernels.resolve(args.head_impl, distributed.device().type)}")  # fmt: skip
+                 f"loss by {kernels.describe(args.head_impl, args.head_precision, distributed.device())}")  # fmt: skip
         log.line(words)
         log.line(f"from epoch {progress.epoch}, step {progress.step} of {plan.total_steps}" + f" ({path})" * bool(path))
         stop = engine.StopRequest(args.max_minutes)
@@ -121,7 +121,8 @@ def build_model(args: Namespace, view: Namespace, seed: int, images: int, batch:
         *(split_batchnorm(encoder, splits) for encoder in encoders),
         C=args.moco_dim, K=args.moco_k, m=args.moco_m, T=args.moco_t, mean=view.mean, std=view.std, seed=seed,
         extra=extra if recipe else None, n_hard=args.n_hard, symmetric=args.symmetric, shuffle=shuffled,
-        mask_same_image=masked, head_impl=args.head_impl, channels_last=args.channels_last,
+        mask_same_image=masked, channels_last=args.channels_last,
+        head_impl=args.head_impl, head_precision=args.head_precision,
     )  # fmt: skip
     model.to(device).to(memory_format=model.layout)
     if args.compile:

@@ -52,7 +52,7 @@ class MoCo(nn.Module):
         shuffle: exchange keys' images between processes (or between BatchNorm's splits) so that a key is not
             normalised together with its query's neighbours.
         mask_same_image: leave out queue rows that come from the query's own image.
-        head_impl: implementation of the loss, see :mod:`moco.kernels`.
+        head_impl, head_precision: implementation of the loss and operands of its products, see :mod:`moco.kernels`.
         channels_last: memory layout in which the encoders get their images.
     """
 
@@ -74,6 +74,7 @@ class MoCo(nn.Module):
         shuffle: bool = True,
         mask_same_image: bool = False,
         head_impl: str = "auto",
+        head_precision: str = "auto",
         channels_last: bool = False,
     ):
         super().__init__()
@@ -81,7 +82,8 @@ class MoCo(nn.Module):
         self.K, self.m, self.T, self.seed = K, m, T, seed
         self.extra, self.n_hard = extra, n_hard
         self.symmetric, self.shuffle = symmetric, shuffle
-        self.mask_same_image, self.head_impl = mask_same_image, head_impl
+        self.mask_same_image = mask_same_image
+        self.head_impl, self.head_precision = head_impl, head_precision
         self.layout = torch.channels_last if channels_last else torch.contiguous_format
         encoder_k.load_state_dict(encoder_q.state_dict())
         encoder_k.requires_grad_(False)
@@ -142,8 +144,9 @@ class MoCo(nn.Module):
         mask = {"ids": ids, "queue_ids": self.queue_ids} if self.mask_same_image else {}
         n_hard = self.n_hard if draws is not None else 0
         return contrastive_head(
-            q, k, self.queue, temperature=self.T, n_hard=n_hard, draws=draws, impl=self.head_impl, **mask
-        )
+            q, k, self.queue, temperature=self.T, n_hard=n_hard, draws=draws,
+            impl=self.head_impl, precision=self.head_precision, **mask,
+        )  # fmt: skip
 
     @torch.no_grad()
     def update_key_encoder(self) -> None:

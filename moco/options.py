@@ -172,6 +172,9 @@ def _add_negatives(p: _Parser) -> None:
     add("--extrapolation", choices=("code", "paper"), default="code", help="SynCo's released code or its paper's text")
     add("--head-impl", choices=("auto", "reference", "cpu", "triton"), default="auto",
         help="loss implementation; auto: cpu (closed forms, any device); triton: fused, for GPUs")  # fmt: skip
+    add("--head-precision", choices=("auto", "fp32", "tf32", "bf16"), default="auto",
+        help="operands of the loss's two matrix products with the queue, summed in fp32; auto: bf16 on a CPU that is "
+        "faster with it, else fp32")  # fmt: skip
 
 
 def _add_step(p: _Parser) -> None:

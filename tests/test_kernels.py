@@ -35,10 +35,12 @@ def problem(n=5, rows=67, dim=16, hard=12, recipe=ALL_TYPES, dtype=torch.float64
     return q.to(dtype), k.to(dtype), queue.to(dtype), draws
 
 
-def run(q, k, queue, draws, impl, hard=12, temperature=T, **masks):
+def run(q, k, queue, draws, impl, hard=12, temperature=T, precision="fp32", **masks):
     """Head and dloss/dq."""
     q = q.detach().requires_grad_()
-    head = contrastive_head(q, k, queue, temperature=temperature, n_hard=hard, draws=draws, impl=impl, **masks)
+    head = contrastive_head(
+        q, k, queue, temperature=temperature, n_hard=hard, draws=draws, impl=impl, precision=precision, **masks
+    )
     (gradient,) = torch.autograd.grad(head.loss, q)
     return head._replace(loss=head.loss.detach()), gradient
 

@@ -269,6 +269,7 @@ def test_a_folder_with_other_files(mistake, tmp_path):
         (["--bn-splits", 8], r"--bn-splits 8 does not divide a batch of 8 into equal parts of two or more"),
         (["-a", "test_vit", "--stem", "cifar"], r"--stem cifar is for ResNet-like networks.*test_vit has none"),
         (["--head-impl", "triton"], r"--head-impl"),
+        (["--head-precision", "tf32"], r"--head-precision tf32 needs a GPU and this process runs on cpu; use auto"),
         (["--mean", 0.5], r"--mean and --std take one value a channel, and these images have 3"),
         (["--resume", "nothing.pth.tar"], r"no checkpoint at nothing.pth.tar"),
         (["--n1", 4], r"--n-hard 1024 is more than the queue's 20 rows"),

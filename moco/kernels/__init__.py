@@ -11,9 +11,20 @@ from torch import Tensor
 from moco.errors import UserError
 
 from . import cpu, fused, reference
+from .products import PRECISIONS, gpu_has_bf16
 from .spec import Draws, Head, hardest_rows
 
-__all__ = ["IMPLEMENTATIONS", "Draws", "Head", "contrastive_head", "hardest_rows", "resolve"]
+__all__ = [
+    "IMPLEMENTATIONS",
+    "PRECISIONS",
+    "Draws",
+    "Head",
+    "contrastive_head",
+    "describe",
+    "hardest_rows",
+    "resolve",
+    "resolve_precision",
+]
 
 IMPLEMENTATIONS = ("auto", "reference", "cpu", "triton")
 
@@ -36,6 +47,32 @@ def resolve(impl: str, device_type: str) -> str:
     return impl
 
 
+def resolve_precision(precision: str, impl: str, device_type: str) -> str:
+    """The precision that ``precision`` means for the operands of an implementation's two matrix products.
+
+    "auto" is bf16 where the closed forms run on a CPU that is faster with it, else fp32; on a GPU neither tf32 nor
+    bf16 has run yet, so they are chosen by name there. Float64 queries are computed in float64 whatever this says.
+    Raises UserError for an unknown name, and for a precision that the implementation or the device does not have.
+    """
+    name = resolve(impl, device_type)
+    if precision not in PRECISIONS:
+        raise UserError(f"unknown --head-precision {precision!r}; use one of {', '.join(PRECISIONS)}")
+    if precision == "auto":
+        return "bf16" if name == device_type == "cpu" and cpu.bf16_is_faster() else "fp32"
+    if precision != "fp32" and name == "reference":
+        raise UserError(f"--head-impl reference has no {precision}; use --head-precision auto or fp32")
+    if precision == "tf32" and device_type != "cuda":
+        raise UserError(f"--head-precision tf32 needs a GPU and this process runs on {device_type}; use auto")
+    if precision == "bf16" and device_type != "cpu" and not (device_type == "cuda" and gpu_has_bf16()):
+        raise UserError(f"--head-precision bf16 on {device_type} needs a GPU and torch 2.8; use auto")
+    return precision
+
+
+def describe(impl: str, precision: str, device: torch.device) -> str:
+    """What the log says about a choice: "cpu in bf16"."""
+    return f"{resolve(impl, device.type)} in {resolve_precision(precision, impl, device.type)}"
+
+
 def contrastive_head(
     q: Tensor,
     k: Tensor,
@@ -47,6 +84,7 @@ def contrastive_head(
     ids: Tensor | None = None,
     queue_ids: Tensor | None = None,
     impl: str = "auto",
+    precision: str = "auto",
 ) -> Head:
     """Mean over queries of -log( e^{q.k/T} / (e^{q.k/T} + sum_j e^{q.n_j/T} + sum_s e^{q.h_s/T}) ) and its statistics.
 
@@ -64,25 +102,89 @@ def contrastive_head(
             neither a negative nor a parent of one, and a draw that points at it because fewer than H rows remain
             gives no negative.
         impl: "auto", "reference", "cpu" or "triton", see ``resolve``.
+        precision: "auto", "fp32", "tf32" or "bf16", of the operands of the two matrix products with the queue, see
+            ``resolve_precision``; they are summed in float32.
 
-    Computes in float32 (float64 if q is float64) whatever the input dtype and whether or not autocast is on.
-    Raises ValueError for shapes that do not fit, UserError for an implementation that does not exist or cannot run.
+    Computes in float32 (float64 if q is float64) whatever the input dtype and whether or not autocast is on. All but
+    the reference is one operator for torch.compile, ``moco::contrastive_head``, and differentiable once.
+    Raises ValueError for shapes that do not fit, UserError for an implementation or precision that cannot be had.
     """
     _check(q, k, queue, temperature, n_hard, draws, ids, queue_ids)
     dtype = torch.float64 if q.dtype == torch.float64 else torch.float32
-    head = _implementation(impl, q.device.type, dtype)
-    if draws is not None:
-        draws = draws.to(q.device, dtype) if draws.slots_a.shape[1] else None
+    wants_gradient = q.requires_grad and torch.is_grad_enabled()
+    q, k, queue = q.to(dtype), k.detach().to(dtype), queue.detach()  # the queue's own dtype says if it is unit
+    if draws is not None and not draws.slots_a.shape[1]:
+        draws = None
+    n_hard = min(n_hard, len(queue))
+    if impl == "reference":
+        resolve_precision(precision, impl, q.device.type)
+        draws = None if draws is None else draws.to(q.device, dtype)
+        with torch.autocast(q.device.type, enabled=False):
+            return reference.contrastive_head(q, k, queue, temperature, n_hard, draws, ids, queue_ids)
+    tensors = [] if draws is None else draws.tensors()
+    *head, _ = _operator(
+        q, k, queue, tensors, ids, queue_ids, temperature, n_hard, impl, precision, wants_gradient
+    )  # fmt: skip
+    return Head(*head)
+
+
+# The operator: opaque to torch.compile, so that neither the choice of an implementation nor a Triton launch is traced.
+# Its last result is the gradient (N, C) of its first, formed with it, or empty (0,) where none is wanted.
+
+
+def _compute(q, k, queue, draws, ids, queue_ids, temperature, n_hard, impl, precision, wants_gradient):
+    compute, precision = _choose(impl, precision, q)
+    d = Draws(*draws).to(q.device, q.dtype) if draws else None
     with torch.autocast(q.device.type, enabled=False):
-        q, k, queue = q.to(dtype), k.detach().to(dtype), queue.detach()  # the queue's own dtype says if it is unit
-        return head(q, k, queue, temperature, min(n_hard, len(queue)), draws, ids, queue_ids)
+        head, gradient = compute(
+            q, k, queue, temperature, n_hard, d, ids, queue_ids, precision, wants_gradient
+        )  # fmt: skip
+    return *head, q.new_empty(0) if gradient is None else gradient
 
 
-def _implementation(impl: str, device_type: str, dtype: torch.dtype):
-    name = resolve(impl, device_type)
-    if name == "triton" and dtype == torch.float64:
-        raise UserError("--head-impl triton computes in float32; use reference or cpu for float64 queries")
-    return {"reference": reference, "cpu": cpu, "triton": fused}[name].contrastive_head
+def _choose(impl: str, precision: str, q: Tensor):
+    name, chosen = resolve(impl, q.device.type), resolve_precision(precision, impl, q.device.type)
+    if q.dtype == torch.float64:
+        if name == "triton":
+            raise UserError("--head-impl triton computes in float32; use reference or cpu for float64 queries")
+        if precision not in ("auto", "fp32"):
+            raise UserError(f"float64 queries are computed in float64, not {precision}; use --head-precision auto")
+        chosen = "fp32"
+    return {"cpu": cpu, "triton": fused}[name].compute, chosen
+
+
+_operator = torch.library.custom_op(
+    "moco::contrastive_head",
+    _compute,
+    mutates_args=(),
+    schema="(Tensor q, Tensor k, Tensor queue, Tensor[] draws, Tensor? ids, Tensor? queue_ids, float temperature, "
+    "SymInt n_hard, str impl, str precision, bool wants_gradient) -> (Tensor, Tensor, Tensor, Tensor, Tensor)",
+)
+
+
+@_operator.register_fake
+def _shapes(q, k, queue, draws, ids, queue_ids, temperature, n_hard, impl, precision, wants_gradient):
+    mean = [q.new_empty(()) for _ in range(3)]
+    rank = q.new_empty(q.shape[0], dtype=torch.int64)
+    return mean[0], rank, mean[1], mean[2], q.new_empty(q.shape if wants_gradient else (0,))
+
+
+def _save(ctx, inputs, output) -> None:
+    ctx.set_materialize_grads(False)  # or backward fills zeros for the statistics, a launch each
+    ctx.mark_non_differentiable(*output[1:])
+    ctx.save_for_backward(output[-1])
+    ctx.draws = [None] * len(inputs[3])
+
+
+def _backward(ctx, grad_loss, *_):
+    if torch.is_grad_enabled():  # only under create_graph: a constant's derivative would be silently wrong
+        raise RuntimeError("this head has no second derivative; use impl='reference' for one")
+    (gradient,) = ctx.saved_tensors
+    scaled = None if grad_loss is None else gradient * grad_loss
+    return scaled, None, None, ctx.draws, None, None, None, None, None, None, None
+
+
+_operator.register_autograd(_backward, setup_context=_save)
 
 
 def _check(q, k, queue, temperature, n_hard, draws, ids, queue_ids) -> None:

@@ -28,7 +28,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .once import once_differentiable
+from .products import cpu_has_bf16, product
 from .spec import Draws, Head, hardest_rows, mean_hardest
 
 BLOCK_ELEMENTS = 1 << 22  # of the (n, K) matrix: 16 MiB in float32, reused by all blocks of a call
@@ -36,6 +36,11 @@ BUCKETS = 8  # rows a bucket of the selection; best of 4, 8, 16 and 32 at n = 64
 COUNT_COLUMNS = 16384  # columns counted at once, so that the 0/1 matrix stays in the cache
 PAIR_ROWS = 4096  # mixed pairs built at once: 2 MiB at C = 128
 SAFE_TEMPERATURE = 0.03  # e^(1/T) and e^(-1/T), and their sums over a queue, are ordinary float32 numbers above it
+
+
+def bf16_is_faster() -> bool:
+    """Whether "auto" multiplies in bf16 on this CPU."""
+    return cpu_has_bf16()
 
 
 @dataclass(frozen=True)
@@ -182,7 +187,9 @@ def _count_above(logits: Tensor, positive: Tensor) -> Tensor:
     return count.long()
 
 
-def _weighted_sum(out: Tensor, q: Tensor, queue: Tensor, mass: Tensor, of_synthetic: Tensor, syn: _Synthetic) -> None:
+def _weighted_sum(
+    out: Tensor, q: Tensor, queue: Tensor, mass: Tensor, of_synthetic: Tensor, syn: _Synthetic, precision: str
+):
     """out (n, C) = sum_j mass_j n_j + sum_s of_synthetic_s h_s, from (n, K), which is overwritten, and (n, S)."""
     d = syn.draws
     n_query, n_pair, n_sign, n_noise = d.counts
@@ -191,14 +198,14 @@ def _weighted_sum(out: Tensor, q: Tensor, queue: Tensor, mass: Tensor, of_synthe
     scattered = torch.cat([of_query * d.query_y, of_pair * d.pair_y], dim=1)
     mass.scatter_add_(1, syn.rows_a[:, : n_query + n_pair], scattered)
     mass.scatter_add_(1, syn.rows_b, of_pair * d.pair_z)
-    torch.matmul(mass, queue, out=out)
+    product(mass, queue, precision, out=out)
     out += (of_query * d.query_x).sum(1, keepdim=True) * q
     out += torch.bmm(of_read.unsqueeze(1), syn.read).squeeze(1)
 
 
-def _block(q, k, queue, row_squares, temperature, n_hard, d, left_out, buffer, gradient):
+def _block(q, k, queue, row_squares, temperature, n_hard, d, left_out, buffer, gradient, precision):
     """One block of queries: loss, rank, largest similarity, synthetic mass, each (n,); fills gradient (n, C)."""
-    logits = torch.matmul(q / temperature, queue.T, out=buffer)  # (n, K)
+    logits = product(q / temperature, queue.T, precision, out=buffer)  # (n, K)
     if left_out is not None:
         logits.masked_fill_(left_out, -torch.inf)
     positive = (q * k).sum(1, keepdim=True) / temperature  # (n, 1)
@@ -222,9 +229,9 @@ def _block(q, k, queue, row_squares, temperature, n_hard, d, left_out, buffer, g
     odds = (mass.sum(1) + synthetic_sum).log() - positive.squeeze(1)  # log of (all negatives / positive)
     if gradient is not None:
         if syn is None:
-            torch.matmul(mass, queue, out=gradient)
+            product(mass, queue, precision, out=gradient)
         else:
-            _weighted_sum(gradient, q, queue, mass, of_synthetic, syn)
+            _weighted_sum(gradient, q, queue, mass, of_synthetic, syn, precision)
         # p_j = e^l_j / total with log total = positive + softplus(odds); 1 - p_0 = sigmoid(odds) without cancellation.
         gradient *= torch.exp(F.logsigmoid(-odds) - positive.squeeze(1)).unsqueeze(1)
         gradient -= odds.sigmoid().unsqueeze(1) * k
@@ -232,14 +239,18 @@ def _block(q, k, queue, row_squares, temperature, n_hard, d, left_out, buffer, g
     return -F.logsigmoid(-odds), rank, largest.squeeze(1) * temperature, share
 
 
-def _forward(q, k, queue, temperature, n_hard, draws, ids, queue_ids, with_gradient):
-    """(Head, dloss/dq (N, C) or None), block by block."""
+def compute(q, k, queue, temperature, n_hard, draws, ids, queue_ids, precision, want_gradient):
+    """``reference.contrastive_head`` in closed forms, block by block: (Head, dloss/dq (N, C) or None).
+
+    Same arguments, same numbers up to rounding, and the precision of the products' operands. Without a gradient to
+    form the second product is left out.
+    """
     measured = queue.dtype not in (torch.float32, torch.float64)  # rows rounded to half precision are not unit
     queue = queue.to(q.dtype).contiguous()
     row_squares = queue.square().sum(1) if measured else None
     step = max(1, min(len(q), BLOCK_ELEMENTS // max(len(queue), 1)))
     buffer = q.new_empty(step, len(queue))
-    gradient = torch.empty_like(q, memory_format=torch.contiguous_format) if with_gradient else None
+    gradient = torch.empty_like(q, memory_format=torch.contiguous_format) if want_gradient else None
     parts = []
     for start in range(0, len(q), step):
         part = slice(start, min(start + step, len(q)))
@@ -247,25 +258,10 @@ def _forward(q, k, queue, temperature, n_hard, draws, ids, queue_ids, with_gradi
         d = None if draws is None else draws.rows(part.start, part.stop)
         here = None if gradient is None else gradient[part]
         space = buffer[: part.stop - part.start]
-        parts.append(_block(q[part], k[part], queue, row_squares, temperature, n_hard, d, left_out, space, here))
+        parts.append(
+            _block(q[part], k[part], queue, row_squares, temperature, n_hard, d, left_out, space, here, precision)
+        )
     loss, rank, largest, share = (torch.cat(column) for column in zip(*parts, strict=True))
     if gradient is not None:
         gradient /= temperature * len(q)
     return Head(loss.mean(), rank, mean_hardest(largest), share.mean()), gradient
-
-
-def contrastive_head(
-    q: Tensor,
-    k: Tensor,
-    queue: Tensor,
-    temperature: float,
-    n_hard: int,
-    draws: Draws | None,
-    ids: Tensor | None,
-    queue_ids: Tensor | None,
-) -> Head:
-    """``reference.contrastive_head`` in closed forms: same arguments, same numbers up to rounding, once differentiable.
-
-    Without a gradient to form (q does not require one, or no_grad) the second matrix product is left out.
-    """
-    return once_differentiable(_forward, q, k, queue, temperature, n_hard, draws, ids, queue_ids)

@@ -3,13 +3,14 @@
 Legend: N queries, C feature width, K queue rows, H hardest rows a query, S synthetic negatives a query (Sq, Sp, Ss, Sn
 of spec.py), T temperature.
 
-A step, forward and backward, is at most six launches, none of which the host waits for:
+A step, forward and backward, is at most six launches, nine with bf16 operands, none of which the host waits for:
 
-1. similarities (N, K) = q queue^T                                       library product
+1. similarities (N, K) = q queue^T                                       library product; bf16: two roundings first
 2. ``select``: the hardest set, exact                                    only with synthetic negatives
-3. ``head``: all synthetic logits, softmax, statistics; probabilities replace the similarities
+3. ``head``: all synthetic logits, softmax, statistics; probabilities replace the similarities, in bf16 beside them
 4. ``average``: three means
-5. dloss/dq = probabilities queue + a vector a query                     library product, only with a gradient
+5. dloss/dq = probabilities queue + a vector a query                     library product, only with a gradient;
+                                                                         bf16: an addition after it
 6. backward: the gradient times the incoming scalar
 
 Importing this file does not import triton; the first call does.
@@ -25,7 +26,7 @@ from types import ModuleType
 import torch
 from torch import Tensor
 
-from .once import once_differentiable
+from .products import add_product_, product
 from .spec import Draws, Head
 
 # Chosen so that no target and no width spills a register (benchmarks/kernel_resources.py); not yet timed on a GPU.
@@ -79,8 +80,17 @@ def _no_draws(q: Tensor) -> Draws:
     return Draws(slots, slots, weights, weights, weights, weights, weights, weights, noise)
 
 
-def _forward(q, k, queue, temperature, n_hard, draws, ids, queue_ids, with_gradient):
-    """(Head, dloss/dq (N, C) or None)."""
+def compute(q, k, queue, temperature, n_hard, draws, ids, queue_ids, precision, want_gradient):
+    """``reference.contrastive_head`` on a GPU, in float32: (Head, dloss/dq (N, C) or None).
+
+    Same arguments, same numbers up to rounding, and the precision of the products' operands. Without a gradient to
+    form the probabilities are not written.
+    """
+    with torch.cuda.device(q.device) if q.is_cuda else contextlib.nullcontext():
+        return _step(q, k, queue, temperature, n_hard, draws, ids, queue_ids, precision, want_gradient)
+
+
+def _step(q, k, queue, temperature, n_hard, draws, ids, queue_ids, precision, want_gradient):
     n, width = q.shape
     total = len(queue)
     measured = queue.dtype != torch.float32  # rows rounded to half precision are not unit: their length is read
@@ -90,7 +100,9 @@ def _forward(q, k, queue, temperature, n_hard, draws, ids, queue_ids, with_gradi
     slots_a, slots_b = _by_rows(d.slots_a), _by_rows(d.slots_b)
     weights = [t.contiguous() for t in (d.query_x, d.query_y, d.pair_y, d.pair_z, d.sign_v, d.noise_w, d.noise)]
     hard = 0 if draws is None else n_hard
-    similarities = torch.matmul(q, queue.T)  # (N, K)
+    operand = queue.bfloat16() if precision == "bf16" else queue  # (K, C), rounded once for both products
+    similarities = product(q.to(operand.dtype), operand.T, precision)  # (N, K)
+    probabilities = torch.empty_like(similarities, dtype=operand.dtype) if precision == "bf16" else similarities
     rows, values = q.new_empty(n, hard, dtype=torch.int32), q.new_empty(n, hard)
     masks, masked = (None, None), ids is not None
     if masked:
@@ -100,33 +112,15 @@ def _forward(q, k, queue, temperature, n_hard, draws, ids, queue_ids, with_gradi
 
     loss, largest, share = q.new_empty(3, n).unbind()
     rank = q.new_empty(n, dtype=torch.int64)
-    vector = torch.empty_like(q, memory_format=torch.contiguous_format) if with_gradient else None
+    vector = torch.empty_like(q, memory_format=torch.contiguous_format) if want_gradient else None
     _launch(
-        programs().head, n, similarities, q, q.stride(0), k, k.stride(0), queue, *masks, rows, values,
+        programs().head, n, similarities, probabilities, q, q.stride(0), k, k.stride(0), queue, *masks, rows, values,
         slots_a, slots_a.stride(0), slots_b, slots_b.stride(0), *weights, vector, loss, rank, largest, share,
         total, width, hard, *d.counts, 0 if measured else d.counts[0], 1 / temperature, 1 / (temperature * n),
-        MASKED=masked, GRADIENT=with_gradient, **blocks(width),
+        MASKED=masked, GRADIENT=want_gradient, **blocks(width),
     )  # fmt: skip
     means = [q.new_empty(()) for _ in range(3)]
     _launch(programs().average, 1, loss, largest, share, *means, n, BLOCK_N=BLOCK_N)
     if vector is not None:
-        vector.addmm_(similarities, queue)
+        add_product_(vector, probabilities, operand, precision)
     return Head(means[0], rank, means[1], means[2]), vector
-
-
-def contrastive_head(
-    q: Tensor,
-    k: Tensor,
-    queue: Tensor,
-    temperature: float,
-    n_hard: int,
-    draws: Draws | None,
-    ids: Tensor | None,
-    queue_ids: Tensor | None,
-) -> Head:
-    """``reference.contrastive_head`` on a GPU, in float32: same arguments, same numbers up to rounding.
-
-    Without a gradient to form (q does not require one, or no_grad) the probabilities are not written.
-    """
-    with torch.cuda.device(q.device) if q.is_cuda else contextlib.nullcontext():
-        return once_differentiable(_forward, q, k, queue, temperature, n_hard, draws, ids, queue_ids)

@@ -13,8 +13,8 @@ so that neither the loss nor 1 - p_0 is a difference of nearly equal numbers onc
 
     T N dloss/dq = (p_0 - 1) k + sum_j p_j n_j + sum_s p_s u_s / |u_s|,
 
-is the matrix product of the p_j, which replace the similarities, with the queue, plus one vector a query: the draws are
-walked twice, first for the logits, then their rows are read and summed in registers.
+is the matrix product of the p_j, which may replace the similarities, with the queue, plus one vector a query: the draws
+are walked twice, first for the logits, then their rows are read and summed in registers.
 """
 
 # Triton's own stubs fit neither constants given as bool nor what its operators return inside a program.
@@ -186,7 +186,8 @@ def _softmax(queue_largest, queue_total, draw_largest, draw_total, positive):
 
 @triton.jit
 def head(
-    sim, q, stride_q, k, stride_k, queue, ids, queue_ids, rows, values, slots_a, stride_a, slots_b, stride_b,
+    sim, probability, q, stride_q, k, stride_k, queue, ids, queue_ids, rows, values,
+    slots_a, stride_a, slots_b, stride_b,
     query_x, query_y, pair_y, pair_z, sign_v, noise_w, noise, vector, loss, rank, largest, share,
     K, C, H, Sq, Sp, Ss, Sn, closed, inverse_t, scale,
     MASKED: tl.constexpr, GRADIENT: tl.constexpr,
@@ -194,7 +195,8 @@ def head(
 ):  # fmt: skip
     """Loss, rank, largest similarity and synthetic mass of a query, each (N,); with GRADIENT also its two parts.
 
-    sim (N, K) becomes scale * p, vector (N, C) scale times all of the gradient that is not p @ queue.
+    probability (N, K), which may be sim, becomes scale * p in its own type, vector (N, C) scale times all of the
+    gradient that is not p @ queue.
     """
     i = tl.program_id(0).to(tl.int64)
     c = tl.arange(0, BLOCK_C)
@@ -247,7 +249,8 @@ def head(
         for start in range(0, K, BLOCK_K):
             j = start + lanes
             s = _similarities(sim, i, j, K, ids, queue_ids, MASKED)
-            tl.store(sim + i * K + j, scale * each * tl.exp(s * inverse_t - shift), mask=j < K)
+            p = scale * each * tl.exp(s * inverse_t - shift)
+            tl.store(probability + i * K + j, p.to(probability.dtype.element_ty), mask=j < K)
 
 
 @triton.jit

@@ -47,6 +47,10 @@ class Draws:
         """(Sq, Sp, Ss, Sn)."""
         return self.query_x.shape[1], self.slots_b.shape[1], self.sign_v.shape[1], self.noise.shape[1]
 
+    def tensors(self) -> list[Tensor]:
+        """The fields in their order; ``Draws(*tensors)`` undoes it."""
+        return [getattr(self, f.name) for f in fields(self)]
+
     def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> Draws:
         """The same draws elsewhere; ``dtype`` is that of the weights and the noise, slots stay int64."""
         return self._map(lambda t: t.to(device=device, dtype=dtype if t.is_floating_point() else None))
