@@ -10,9 +10,7 @@ import math
 
 import pytest
 import torch
-import torch.nn.functional as F
-from test_kernels import ALL_TYPES, ONE_TYPE, problem, run, unit
-from torch.utils._python_dispatch import TorchDispatchMode
+from test_kernels import ALL_TYPES, ONE_TYPE, assert_same_training, problem, run, tensors, train
 
 from moco.errors import UserError
 from moco.kernels import Draws, contrastive_head, fused, hardest_rows, resolve
@@ -33,13 +31,13 @@ def small_blocks(monkeypatch):
     monkeypatch.setattr(fused, "TILE", 256)
 
 
-def errors(gold, got):
+def errors(gold, got, ranks=True):
     """Of the loss, relative; of the gradient, norm of the difference over the norm; of the statistics, absolute.
 
     Below 1e-6, where a positive has all the mass, loss and gradient of the float64 reference are rounding themselves.
     """
     (head, gradient), (head_got, gradient_got) = gold, got
-    assert head_got.rank.tolist() == head.rank.tolist()
+    assert not ranks or head_got.rank.tolist() == head.rank.tolist()
     return (
         abs(float(head_got.loss) - float(head.loss)) / max(float(head.loss), 1e-6),
         float((gradient_got - gradient).norm() / gradient.norm().clamp(min=1e-6)),
@@ -84,7 +82,7 @@ def test_each_type_alone(kind, small_blocks):
     assert_near(problem(n=3, rows=150, recipe=ONE_TYPE[kind], seed=1), 12, 0.07)
 
 
-@pytest.mark.parametrize("dim", [32, 128, 300, 512])
+@pytest.mark.parametrize("dim", [32, 48, 128, 300, 512])
 def test_the_blocks_that_a_gpu_gets(dim):
     assert_near(problem(2, 2500, dim, 30, seed=dim), 30)
 
@@ -124,29 +122,8 @@ def test_closed_forms_and_fused_head_differ_by_rounding(kind):
         torch.testing.assert_close(a, b, rtol=2e-6, atol=5e-7)
 
 
-def test_a_run_of_steps_is_the_same_curve():
-    curves, weights = {}, {}
-    for impl in ("reference", "cpu", "triton"):
-        generator = torch.Generator().manual_seed(0)
-        weight = torch.randn(8, 16, generator=generator).div_(4).requires_grad_()
-        queue = unit(40, 8, generator=generator, dtype=torch.float32)
-        images = torch.randn(2, 16, generator=generator)
-        losses = []
-        for step in range(12):
-            q = F.normalize(images @ weight.T, dim=1)
-            k = F.normalize((images + torch.randn(2, 16, generator=generator)) @ weight.detach().T, dim=1)
-            draws = draw(ALL_TYPES, 2, 10, 8, generator)
-            loss = contrastive_head(
-                q, k, queue, temperature=0.2, n_hard=10, draws=draws, impl=impl, precision="fp32"
-            ).loss
-            (gradient,) = torch.autograd.grad(loss, weight)
-            weight.data -= 0.3 * gradient
-            queue[2 * step : 2 * step + 2] = k
-            losses.append(loss.detach())
-        curves[impl], weights[impl] = torch.stack(losses), weight.detach()
-    for impl in ("cpu", "triton"):
-        torch.testing.assert_close(curves[impl], curves["reference"], rtol=1e-4, atol=1e-5)
-        torch.testing.assert_close(weights[impl], weights["reference"], rtol=1e-4, atol=1e-5)
+def test_one_step_and_fifty_train_the_same_encoder():
+    assert_same_training(train("triton", n=2), train("reference", n=2))
 
 
 # Odd geometry and masks ---------------------------------------------------------------------------------------------
@@ -249,6 +226,41 @@ def test_autocast_does_not_touch_the_loss():
     assert torch.equal(inside.loss, outside.loss)
 
 
+def test_a_half_precision_query_against_a_float32_queue():
+    q, k, queue, draws = problem(rows=100, dtype=torch.float32)
+    q, k = q.bfloat16(), k.bfloat16()  # what an encoder gives that was not told to normalise in float32
+    head, gradient = run(q, k, queue, draws, "triton")
+    gold, gold_gradient = run(q, k, queue, draws, "cpu")
+    torch.testing.assert_close(head.loss, gold.loss, rtol=1e-5, atol=0)
+    torch.testing.assert_close(gradient, gold_gradient, rtol=2**-7, atol=1e-5)
+
+
+@pytest.mark.parametrize("recipe", [(), ALL_TYPES], ids=["none", "all"])
+def test_bf16_products_are_as_near_as_those_of_the_closed_forms(recipe):
+    problems = problem(n=6, rows=300, dim=32, hard=300, recipe=recipe, dtype=torch.float32)
+    gold = run(*problems, "cpu", 300)
+    ours = errors(gold, run(*problems, "triton", 300, precision="bf16"), ranks=False)
+    # The interpreter cuts where a GPU rounds when it stores bf16: twice the error.
+    assert ours[0] <= 2e-3
+    assert 0 < ours[1] <= 0.02
+    assert max(ours[2:]) <= 2e-3
+
+
+def test_torch_compile_traces_it_whole():
+    q, k, queue, draws = problem(dtype=torch.float32)
+
+    def step(q):
+        return contrastive_head(q, k, queue, temperature=0.2, n_hard=12, draws=draws, impl="triton")
+
+    q.requires_grad_()
+    found = []
+    for f in (step, torch.compile(step, backend="aot_eager", fullgraph=True)):
+        head = f(q)
+        found.append(tensors(head, torch.autograd.grad(head.loss, q)[0]))
+    for a, b in zip(*found, strict=True):
+        assert torch.equal(a, b)
+
+
 def test_zero_counts_are_plain_moco_bit_for_bit():
     q, k, queue, draws = problem(dtype=torch.float32)
     empty = Draws(**{name: t[:, :0] for name, t in vars(draws).items()})
@@ -299,33 +311,3 @@ def test_float64_is_refused_by_name_and_auto_stays_exact():
     assert run(q, k, queue, draws, "auto")[0].loss.dtype == torch.float64
     assert resolve("triton", "cpu") == "triton"  # interpreted
     assert resolve("auto", "cpu") == "cpu"
-
-
-class Operators(TorchDispatchMode):
-    """Names of the operators that would launch something on a GPU: no views, no bare allocations."""
-
-    def __init__(self):
-        super().__init__()
-        self.names = []
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        name = func.overloadpacket.__name__
-        is_view = any(r.alias_info is not None and not r.alias_info.is_write for r in func._schema.returns)
-        if not is_view and not name.startswith(("empty", "new_empty")):
-            self.names.append(name)
-        return func(*args, **(kwargs or {}))
-
-
-@pytest.mark.parametrize("masked", [False, True])
-def test_a_step_is_six_launches(masked, monkeypatch):
-    q, k, queue, draws = problem(dtype=torch.float32)
-    masks = {"ids": torch.arange(5), "queue_ids": torch.arange(67) % 7} if masked else {}
-    launched = []
-    monkeypatch.setattr(fused, "_launch", lambda program, *_, **__: launched.append(program.fn.__name__))
-    q.requires_grad_()
-    with Operators() as operators:
-        head = contrastive_head(q, k, queue, temperature=0.2, n_hard=12, draws=draws, impl="triton", **masks)
-        torch.autograd.backward(head.loss, torch.ones(()))
-    assert launched == ["select", "head", "average"]
-    # The library's product, its product with an addition, the scaling of the gradient; ones is the test's own.
-    assert sorted(operators.names) == sorted(["mm", "addmm_", "mul", "ones"])

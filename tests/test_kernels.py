@@ -8,12 +8,15 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
+from torch import nn
+from torch._dynamo.testing import CompileCounterWithBackend
 
+from moco.builder import MoCo
 from moco.errors import UserError
-from moco.kernels import Draws, contrastive_head, cpu, hardest_rows, resolve
+from moco.kernels import Draws, contrastive_head, cpu, describe, hardest_rows, products, resolve, resolve_precision
 from moco.kernels.reference import synthesize
 from moco.methods import mochi, synco
-from moco.negatives import draw, synthetic
+from moco.negatives import HardNegatives, draw, synthetic
 
 T = 0.2
 BOTH = ("reference", "cpu")
@@ -240,6 +243,213 @@ def test_statistics_carry_no_gradient():
         assert head.loss.requires_grad
         assert not any(t.requires_grad for t in head[1:])
         assert head.rank.dtype == torch.int64
+
+
+# Whole steps --------------------------------------------------------------------------------------------------------
+
+RUN_RECIPE = synco.recipe(3, 3, 2, 2, 1, 1)
+
+
+def train(impl, precision="fp32", steps=50, n=4, rows=48, dim=16):
+    """Losses of ``steps`` steps of MoCo with SynCo's negatives, and the encoder after the first and after the last."""
+    torch.manual_seed(0)
+    encoders = [nn.Sequential(nn.Flatten(), nn.Linear(48, 24), nn.ReLU(), nn.Linear(24, dim)) for _ in range(2)]
+    model = MoCo(
+        *encoders, C=dim, K=rows, m=0.9, T=0.2, mean=[0.0] * 3, std=[1.0] * 3, seed=5, shuffle=False, n_hard=rows // 4,
+        extra=HardNegatives(RUN_RECIPE, rows // 4, dim, 5, 0, torch.device("cpu")),
+        head_impl=impl, head_precision=precision,
+    )  # fmt: skip
+    optimizer = torch.optim.SGD(model.encoder_q.parameters(), 0.1, momentum=0.9)
+    generator = torch.Generator().manual_seed(1)
+    ids = torch.arange(n)
+    losses, encoders = [], []
+    for step in range(steps):
+        images = torch.rand(n, 3, 4, 4, generator=generator)
+        im_q, im_k = (images + 0.2 * torch.randn(n, 3, 4, 4, generator=generator) for _ in range(2))
+        model.update_key_encoder()
+        out = model(im_q, im_k, ids, 0, step)
+        optimizer.zero_grad()
+        out.loss.backward()
+        optimizer.step()
+        model.enqueue(out.keys, ids)
+        losses.append(out.loss.detach())
+        if step in (0, steps - 1):
+            encoders.append(torch.cat([t.detach().flatten() for t in model.encoder_q.parameters()]))
+    return torch.stack(losses), *encoders
+
+
+def assert_same_training(ours, reference):
+    """One step to rounding; the curve of 50 within 1e-4, for a rounding error grows along a run."""
+    (losses, first, last), (gold, gold_first, gold_last) = ours, reference
+    assert float(gold.max() - gold.min()) > 0.1  # it is a curve
+    torch.testing.assert_close(losses[0], gold[0], rtol=1e-6, atol=0)
+    torch.testing.assert_close(first, gold_first, rtol=1e-5, atol=1e-7)
+    torch.testing.assert_close(losses, gold, rtol=1e-4, atol=0)
+    torch.testing.assert_close(last, gold_last, rtol=1e-3, atol=1e-5)
+
+
+def test_one_step_and_fifty_train_the_same_encoder():
+    assert_same_training(train("cpu"), train("reference"))
+
+
+def test_bf16_products_train_along_the_same_curve():
+    sizes = {"n": 16, "rows": 1024, "dim": 64}  # large enough that no library leaves the rounding out
+    (gold, *_), (losses, *_) = (train("cpu", precision, **sizes) for precision in ("fp32", "bf16"))
+    assert not torch.equal(losses, gold)
+    # A row that rounding carries across the edge of the hardest set shifts what a query's draws point at: single steps
+    # differ by 1 %, which the run does not keep.
+    torch.testing.assert_close(losses, gold, rtol=0.03, atol=0)
+    torch.testing.assert_close(losses.mean(), gold.mean(), rtol=2e-3, atol=0)
+
+
+# The operator -------------------------------------------------------------------------------------------------------
+
+
+def tensors(head, gradient):
+    return [*head[1:], head.loss.detach(), gradient]
+
+
+@pytest.mark.parametrize("backend", ["eager", "aot_eager"])
+@pytest.mark.parametrize("impl", BOTH)
+def test_torch_compile_traces_it_whole_and_once(impl, backend):
+    counter = CompileCounterWithBackend(backend)
+    masks = {"ids": torch.arange(5), "queue_ids": torch.arange(67) % 7}
+
+    def step(x, k, queue, draws):
+        q = F.normalize(2 * x, dim=1)
+        head = contrastive_head(q, k, queue, temperature=T, n_hard=12, draws=draws, impl=impl, **masks)
+        return head._replace(loss=3 * head.loss)
+
+    torch.compiler.reset()
+    compiled = torch.compile(step, backend=counter, fullgraph=True)
+    for seed in range(3):
+        q, k, queue, draws = problem(dtype=torch.float32, seed=seed)
+        q.requires_grad_()
+        for autocast in (False, True) if seed else (False,):
+            with torch.autocast("cpu", dtype=torch.bfloat16, enabled=autocast):
+                (head, gradient), (other, other_gradient) = (
+                    (head, torch.autograd.grad(head.loss, q)[0])
+                    for head in (f(q, k, queue, draws) for f in (step, compiled))
+                )
+            assert not any(t.requires_grad for t in other[1:])
+            for a, b in zip(tensors(head, gradient), tensors(other, other_gradient), strict=True):
+                assert torch.equal(a, b)
+    assert counter.frame_count == 2  # with and without autocast: nothing of a step is baked into the graph
+    with torch.no_grad():
+        assert torch.equal(compiled(q, k, queue, draws).loss, step(q, k, queue, draws).loss)
+
+
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")  # opcheck's own look
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize("drawn", [False, True])
+def test_the_operator_keeps_torchs_promises(masked, drawn):
+    q, k, queue, draws = problem(dtype=torch.float32)
+    ids = (torch.arange(5), torch.arange(67) % 7) if masked else (None, None)
+    for wants_gradient in (False, True):
+        arguments = (q.requires_grad_(wants_gradient), k, queue, draws.tensors() if drawn else [], *ids, T, 12)
+        torch.library.opcheck(torch.ops.moco.contrastive_head.default, (*arguments, "cpu", "fp32", wants_gradient))
+
+
+# Precision ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(params=[True, False], ids=["as the processor has it", "rounded by hand"])
+def bf16_somehow(request, monkeypatch):
+    if not request.param:
+        monkeypatch.setattr(products, "cpu_has_bf16", lambda: False)
+
+
+def settings():
+    backends = torch.backends.cuda.matmul, getattr(torch.backends.mkldnn, "matmul", None)
+    return [getattr(b, "fp32_precision", None) for b in backends], torch.get_float32_matmul_precision()
+
+
+def test_a_product_rounds_its_operands_and_nothing_else(bf16_somehow):
+    generator = torch.Generator().manual_seed(0)
+    a, b = (torch.randn(shape, generator=generator) for shape in ((48, 96), (96, 300)))
+    before = settings()
+    for precision, low in (("fp32", torch.float32), ("bf16", torch.bfloat16)):
+        exact = a.to(low).double() @ b.to(low).double()
+        out = torch.empty(48, 300)
+        assert products.product(a, b, precision, out=out) is out
+        torch.testing.assert_close(out.double(), exact, rtol=0, atol=1e-4)
+        torch.testing.assert_close(products.product(a.to(low), b.to(low), precision), out, rtol=0, atol=1e-4)
+        total = torch.ones(48, 300)
+        products.add_product_(total, a, b, precision)
+        torch.testing.assert_close(total - 1, out, rtol=0, atol=1e-4)
+    assert float((exact - a.double() @ b.double()).abs().max()) > 0.01  # so 1e-4 tells them apart
+    with pytest.raises(RuntimeError):
+        products.product(a, a, "bf16")
+    assert settings() == before
+
+
+def test_strict_fp32_is_strict_whatever_the_process_is_set_to():
+    tensors = problem(n=32, rows=800, dim=64, dtype=torch.float32)
+    strict = run(*tensors, "cpu")
+    torch.set_float32_matmul_precision("medium")
+    try:
+        again = run(*tensors, "cpu")
+        assert torch.get_float32_matmul_precision() == "medium"
+    finally:
+        torch.set_float32_matmul_precision("highest")
+    assert_same(strict, again, 0)
+
+
+@pytest.mark.parametrize("temperature", [0.07, 0.2])
+def test_bf16_is_nearer_to_float64_than_plain_moco_under_autocast(temperature, bf16_somehow):
+    q, k, queue, _ = problem(n=32, rows=2000, dim=128, seed=2)
+    gold, gold_gradient = run(q, k, queue, None, "reference", 0, temperature)
+    low = [t.float() for t in (q, k, queue)]
+    anchor = low[0].clone().requires_grad_()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        logits = torch.cat([(anchor * low[1]).sum(1, keepdim=True), anchor @ low[2].T], dim=1) / temperature
+    F.cross_entropy(logits.float(), torch.zeros(32, dtype=torch.long)).backward()
+    head, gradient = run(*low, None, "cpu", 0, temperature, precision="bf16")
+    error, eager = (float((g - gold_gradient).norm() / gold_gradient.norm()) for g in (gradient, anchor.grad))
+    assert 0 < error <= eager
+    assert abs(float(head.loss - gold.loss)) <= 1e-3 * float(gold.loss)
+
+
+def test_bf16_keeps_everything_else_in_float32(bf16_somehow):
+    tensors = problem(n=16, rows=600, dim=64, hard=600, dtype=torch.float32)  # H = K: the set cannot change
+    (head, gradient), (gold, gold_gradient) = (
+        run(*tensors, "cpu", 600, precision=precision) for precision in ("bf16", "fp32")
+    )
+    assert head.loss.dtype == gradient.dtype == torch.float32
+    assert float(head.loss) == pytest.approx(float(gold.loss), rel=2e-3)
+    assert float(head.synthetic_mass) == pytest.approx(float(gold.synthetic_mass), rel=2e-3)
+    assert float((gradient - gold_gradient).norm()) <= 0.01 * float(gold_gradient.norm())
+
+
+def test_which_precision(monkeypatch):
+    for faster, auto in ((True, "bf16"), (False, "fp32")):
+        monkeypatch.setattr(cpu, "bf16_is_faster", lambda faster=faster: faster)
+        assert resolve_precision("auto", "auto", "cpu") == resolve_precision("auto", "cpu", "cpu") == auto
+        assert resolve_precision("auto", "reference", "cpu") == resolve_precision("auto", "auto", "cuda") == "fp32"
+        assert describe("auto", "auto", torch.device("cpu")) == f"cpu in {auto}"
+        q, k, queue, draws = problem(n=32, rows=800, dim=64, dtype=torch.float32)
+        assert_same(run(q, k, queue, draws, "cpu", precision="auto"), run(q, k, queue, draws, "cpu", precision=auto), 0)
+        exact = problem()
+        assert_same(run(*exact, "cpu", precision="auto"), run(*exact, "cpu", precision="fp32"), 0)  # float64
+    for name in ("fp32", "tf32", "bf16"):
+        assert resolve_precision(name, "auto", "cuda") == name
+    assert resolve_precision("bf16", "cpu", "cpu") == "bf16"
+
+
+def test_a_precision_that_cannot_be_had_is_an_error(monkeypatch):
+    exact, low = problem(), problem(dtype=torch.float32)
+    with pytest.raises(UserError, match="use one of auto, fp32, tf32, bf16"):
+        run(*low, "cpu", precision="fp8")
+    for impl in BOTH:
+        with pytest.raises(UserError, match=r"use --head-precision auto|--head-precision tf32 needs a GPU .* use auto"):
+            run(*low, impl, precision="tf32")
+        with pytest.raises(UserError, match="use --head-precision auto"):
+            run(*exact, impl, precision="bf16")
+    with pytest.raises(UserError, match="reference has no bf16"):
+        run(*low, "reference", precision="bf16")
+    monkeypatch.setattr("moco.kernels.gpu_has_bf16", lambda: False)
+    with pytest.raises(UserError, match="needs a GPU and torch 2.8"):
+        resolve_precision("bf16", "auto", "cuda")
 
 
 # Inputs -------------------------------------------------------------------------------------------------------------

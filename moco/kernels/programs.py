@@ -238,6 +238,11 @@ def head(
     tl.store(largest + i, tl.max(queue_largest, 0) / inverse_t)
     tl.store(share + i, mass)
     if GRADIENT:
+        for start in range(0, K, BLOCK_K):
+            j = start + lanes
+            s = _similarities(sim, i, j, K, ids, queue_ids, MASKED)
+            p = scale * each * tl.exp(s * inverse_t - shift)
+            tl.store(probability + i * K + j, p.to(probability.dtype.element_ty), mask=j < K)
         weighted = tl.zeros((BLOCK_S, BLOCK_C), tl.float32)
         for start in range(0, S, BLOCK_S):
             u, cosine, inverse = _synthesize(
@@ -246,11 +251,6 @@ def head(
             )  # fmt: skip
             weighted += (tl.exp(cosine * inverse_t - shift) * inverse)[:, None] * u
         tl.store(vector + i * C + c, scale * (each * tl.sum(weighted, 0) - away * key), mask=c < C)
-        for start in range(0, K, BLOCK_K):
-            j = start + lanes
-            s = _similarities(sim, i, j, K, ids, queue_ids, MASKED)
-            p = scale * each * tl.exp(s * inverse_t - shift)
-            tl.store(probability + i * K + j, p.to(probability.dtype.element_ty), mask=j < K)
 
 
 @triton.jit
