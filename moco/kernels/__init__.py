@@ -11,7 +11,7 @@ from torch import Tensor
 from moco.errors import UserError
 
 from . import cpu, fused, reference
-from .products import PRECISIONS, gpu_has_bf16, operands_of
+from .products import PRECISIONS, gpu_has_bf16, operands
 from .spec import Draws, Head, hardest_rows
 
 __all__ = [
@@ -135,7 +135,7 @@ def contrastive_head(
 def _compute(q, k, queue, draws, ids, queue_ids, temperature, n_hard, impl, precision, wants_gradient):
     compute, precision = _choose(impl, precision, q)
     d = Draws(*draws).to(q.device, q.dtype) if draws else None
-    with torch.autocast(q.device.type, enabled=False), operands_of("fp32", q.is_cuda):
+    with torch.autocast(q.device.type, enabled=False), operands("fp32", q.is_cuda):
         head, gradient = compute(
             q, k, queue, temperature, n_hard, d, ids, queue_ids, precision, wants_gradient
         )  # fmt: skip

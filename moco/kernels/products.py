@@ -28,7 +28,7 @@ def gpu_has_bf16() -> bool:
 
 
 @contextlib.contextmanager
-def operands_of(precision: str, on_gpu: bool) -> Iterator[None]:
+def operands(precision: str, on_gpu: bool) -> Iterator[None]:
     """Torch's float32 products inside round their operands to ``precision``, fp32 not at all, whatever the process is
     set to; that setting returns after. For the device's own kind of products, a GPU's or a CPU's."""
     backend = torch.backends.cuda.matmul if on_gpu else getattr(torch.backends.mkldnn, "matmul", None)
@@ -58,7 +58,7 @@ def product(a: Tensor, b: Tensor, precision: str, out: Tensor | None = None) -> 
     if precision == "bf16" and not cpu_has_bf16():  # the same numbers, without the gain
         a, b = a.bfloat16(), b.bfloat16()
     wide = torch.float64 if a.dtype == torch.float64 else torch.float32
-    with operands_of(precision, a.is_cuda):
+    with operands(precision, a.is_cuda):
         return torch.mm(a.to(wide), b.to(wide), out=out)
 
 
@@ -67,5 +67,5 @@ def add_product_(total: Tensor, a: Tensor, b: Tensor, precision: str) -> None:
     if precision == "bf16":
         total += product(a, b, precision)
         return
-    with operands_of(precision, a.is_cuda):
+    with operands(precision, a.is_cuda):
         total.addmm_(a, b)
