@@ -14,6 +14,7 @@ from torch._dynamo.testing import CompileCounterWithBackend
 from moco.builder import MoCo
 from moco.errors import UserError
 from moco.kernels import Draws, contrastive_head, cpu, describe, hardest_rows, products, resolve, resolve_precision
+from moco.kernels.hardest import _on_device, hardest
 from moco.kernels.reference import synthesize
 from moco.methods import mochi, synco
 from moco.negatives import HardNegatives, draw, synthetic
@@ -183,6 +184,7 @@ def test_n_hard_is_only_about_synthetic_negatives(impl):
 def test_blocks_do_not_show(monkeypatch):
     tensors = problem(n=11, rows=200, hard=10)
     whole = run(*tensors, "cpu", 10)
+    monkeypatch.setattr(cpu, "GROUP_ELEMENTS", 5 * 200)
     monkeypatch.setattr(cpu, "BLOCK_ELEMENTS", 3 * 200)
     monkeypatch.setattr(cpu, "PAIR_ROWS", 5)
     monkeypatch.setattr(cpu, "COUNT_COLUMNS", 7)
@@ -633,11 +635,27 @@ def test_the_fast_hardest_set_is_the_defined_one(n, rows, hard, levels):
     similarities[0, : rows // 2] = -torch.inf
     similarities[-1, hard // 2 :] = -torch.inf  # fewer rows than H remain
     expected, values = hardest_rows(similarities, hard)
-    got, got_values = cpu._hardest(similarities, hard)
+    got, got_values = hardest(similarities.clone(), hard)
     real = values != -torch.inf
     assert torch.equal(got_values, values)
     assert torch.equal(got[real], expected[real])
     assert torch.equal(torch.sort(similarities, dim=1, descending=True).values[:, :hard], values.sort(1, True).values)
+    elsewhere, elsewhere_values, sure = _on_device(similarities, hard)  # what a GPU runs
+    assert torch.equal(elsewhere[sure], expected[sure])
+    assert torch.equal(elsewhere_values[sure], values[sure])
+
+
+def test_the_fast_hardest_set_of_rows_that_are_all_alike_or_not_numbers():
+    similarities = torch.zeros(4, 1000)
+    similarities[1, 500] = torch.nan
+    similarities[2, ::3] = 1.0
+    similarities[3] = torch.arange(1000.0)
+    rows, values = hardest(similarities.clone(), 10)
+    assert rows[0].tolist() == list(range(10))  # the lower rows
+    assert rows[2].tolist() == list(range(0, 30, 3))
+    assert rows[3].tolist() == list(range(990, 1000))
+    assert torch.equal(values[[0, 2, 3]], similarities[[0, 2, 3]].gather(1, rows[[0, 2, 3]]))
+    assert torch.equal(rows[1], hardest_rows(similarities[1:2], 10)[0][0])
 
 
 def test_hardest_rows_prefers_the_lower_row_and_lists_by_row():
