@@ -1,35 +1,47 @@
 """The contrastive loss alone, forward and backward: plain MoCo as published, SynCo as released in spirit, and ours.
 
-    python benchmarks/contrastive_head.py [--n 256 --k 65536 --hard 1024 --counts 256 256 256 64 64 64 --repeats 15]
+    python benchmarks/contrastive_head.py [--sizes 256x65536 32x65536 64x16384] [--device cuda] [--json FILE]
 
 Legend: N queries, C feature width, K queue rows, H hardest rows a query, S synthetic negatives a query.
 
-All variants see the same tensors and the same draws and run in turn, so that a disturbance of the machine meets all of
-them; the table gives medians. Drawing is timed on a line of its own. Peak memory is the rise of the resident set's
-high-water mark over the inputs, in a fresh process a variant (Linux only). Dispatches are operators that reach the
-dispatcher, views and backward included.
+All variants see the same tensors and the same draws and run in turn, in a new order every round, so that a disturbance
+of the machine meets all of them; tables give medians. Drawing is timed on a line of its own. Floors: the bytes and
+products that the stages cannot do without (kernel_bytes.py), at the bandwidth and matrix rate that this device showed
+in this run. On a GPU a time is that between two CUDA events, with a cold L2 cache.
+
+Peak memory is above the inputs: on a CPU the rise of the resident set's high-water mark in a fresh process a variant
+(Linux only), on a GPU the allocator's. Calls are operators that reach the dispatcher, views and backward included; on
+a GPU they are launches, as torch.profiler sees them.
 """
 
 from __future__ import annotations
 
 import argparse
+import functools
+import inspect
+import json
 import os
+import random
 import statistics
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
+from kernel_bytes import NOTHING, floor_bytes, floor_seconds, stages
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from moco.errors import UserError
 from moco.kernels import Draws, contrastive_head
 from moco.methods import synco
 from moco.negatives import draw
+
+# ------------------------------------------------------------------------------------------------ what is compared
 
 
 class Problem(NamedTuple):
@@ -42,13 +54,17 @@ class Problem(NamedTuple):
     temperature: float
 
 
-def make_problem(args: argparse.Namespace) -> Problem:
+def make_problem(args: argparse.Namespace, size: tuple[int, int]) -> Problem:
+    """Random unit rows and draws for (N, K), on the device."""
+    n, total = size
     generator = torch.Generator().manual_seed(args.seed)
-    queue = F.normalize(torch.randn(args.k, args.dim, generator=generator), dim=1)
-    q = F.normalize(torch.randn(args.n, args.dim, generator=generator), dim=1)
-    k = F.normalize(q + 0.1 * torch.randn(args.n, args.dim, generator=generator), dim=1)
-    hard = min(args.hard, args.k)
-    draws = draw(synco.recipe(*args.counts), args.n, hard, args.dim, generator)
+    queue = F.normalize(torch.randn(total, args.dim, generator=generator), dim=1)
+    q = F.normalize(torch.randn(n, args.dim, generator=generator), dim=1)
+    k = F.normalize(q + 0.1 * torch.randn(n, args.dim, generator=generator), dim=1)
+    hard = min(args.hard, total)
+    draws = draw(synco.recipe(*args.counts), n, hard, args.dim, generator)
+    q, k, queue = (t.to(args.device) for t in (q, k, queue))
+    draws = None if draws is None else draws.to(args.device)
     return Problem(q.requires_grad_(), k, queue, queue.T.contiguous(), draws, hard, args.temperature)
 
 
@@ -59,15 +75,20 @@ def moco_logits(p: Problem) -> Tensor:
     return torch.cat([positive, negative], dim=1)
 
 
+def no_label(p: Problem) -> Tensor:
+    """(N,) the positive is the first logit."""
+    return torch.zeros(len(p.q), dtype=torch.long, device=p.q.device)
+
+
 def plain_moco(p: Problem) -> Tensor:
-    return F.cross_entropy(moco_logits(p) / p.temperature, torch.zeros(len(p.q), dtype=torch.long))
+    return F.cross_entropy(moco_logits(p) / p.temperature, no_label(p))
 
 
 def naive_synco(p: Problem) -> Tensor:
     """Materialised, and for types 5 and 6 one autograd.grad call a negative, which is how SynCo was released."""
     logits, d = moco_logits(p), p.draws
     if d is None:
-        return F.cross_entropy(logits / p.temperature, torch.zeros(len(p.q), dtype=torch.long))
+        return F.cross_entropy(logits / p.temperature, no_label(p))
     n_query, n_pair, n_sign, n_noise = d.counts
     n_delta = int((d.query_y[0] == 1).sum())  # perturbations are the last columns of the query group
     q = p.q.detach()
@@ -94,56 +115,145 @@ def naive_synco(p: Problem) -> Tensor:
     ]
     h = F.normalize(torch.cat(mixed, dim=1), dim=2)  # (N, S, C)
     logits = torch.cat([logits, torch.einsum("nc,nsc->ns", p.q, h)], dim=1)
-    return F.cross_entropy(logits / p.temperature, torch.zeros(len(p.q), dtype=torch.long))
+    return F.cross_entropy(logits / p.temperature, no_label(p))
 
 
-def head(impl: str, synthetic: bool = True) -> Callable[[Problem], Tensor]:
+def head(impl: str, precision: str = "auto", synthetic: bool = True) -> Callable[[Problem], Tensor]:
+    known = "precision" in inspect.signature(contrastive_head).parameters
+    options: dict[str, Any] = {"precision": precision} if known else {}
+
     def run(p: Problem) -> Tensor:
         draws = p.draws if synthetic else None
         return contrastive_head(
-            p.q, p.k, p.queue, temperature=p.temperature, n_hard=p.hard, draws=draws, impl=impl
+            p.q, p.k, p.queue, temperature=p.temperature, n_hard=p.hard, draws=draws, impl=impl, **options
         ).loss
 
     return run
 
 
-BASE, NAIVE, OURS = "plain MoCo, as published", "naive SynCo", "ours, SynCo"
-VARIANTS: dict[str, Callable[[Problem], Tensor]] = {
-    BASE: plain_moco,
-    NAIVE: naive_synco,
-    "reference, SynCo": head("reference"),
-    OURS: head("auto"),
-    "ours, no synthetic": head("auto", synthetic=False),
+class Variant(NamedTuple):
+    run: Callable[[Problem], Tensor]
+    rates: tuple[str, ...] = ("fp32",)  # of matrix products it may use; the fastest makes its floor
+    synthetic: bool = True
+
+
+BASE, NAIVE, REFERENCE = "plain MoCo, as published", "naive SynCo", "reference"
+FP32, AUTO, PLAIN, FUSED = "cpu, fp32", "cpu, auto", "cpu, auto, no synthetic", "triton, fp32"
+VARIANTS: dict[str, Variant] = {
+    BASE: Variant(plain_moco, synthetic=False),
+    NAIVE: Variant(naive_synco),
+    REFERENCE: Variant(head("reference")),
+    FP32: Variant(head("cpu", "fp32")),
+    AUTO: Variant(head("cpu"), ("fp32", "bf16")),
+    PLAIN: Variant(head("cpu", synthetic=False), ("fp32", "bf16"), synthetic=False),
+    FUSED: Variant(head("triton", "fp32")),
+    "triton, tf32": Variant(head("triton", "tf32"), ("tf32",)),
+    "triton, bf16": Variant(head("triton", "bf16"), ("bf16",)),
 }
 
 
-def forward_backward(variant: Callable[[Problem], Tensor], p: Problem) -> float:
+class Goal(NamedTuple):
+    """``what`` of a variant is at most ``limit`` times that of another one (or at most ``limit``, for None)."""
+
+    device: str
+    size: tuple[int, int] | None  # (N, K), None for any
+    what: str
+    variant: str
+    other: str | None
+    limit: float
+
+
+LARGE, FEW, SHORT = (256, 65536), (32, 65536), (64, 16384)
+GOAL_SHAPE = (128, 1024, 960)  # C, H, S
+GOALS = (
+    Goal("cpu", LARGE, "ms", AUTO, BASE, 0.45),
+    Goal("cpu", LARGE, "ms", FP32, BASE, 0.6),
+    Goal("cpu", LARGE, "ms", AUTO, NAIVE, 1 / 6),
+    Goal("cpu", LARGE, "peak_mib", AUTO, BASE, 1.0),
+    Goal("cpu", FEW, "ms", AUTO, BASE, 0.7),
+    Goal("cpu", SHORT, "ms", AUTO, BASE, 1.5),
+    Goal("cuda", None, "ms", FUSED, BASE, 1.0),
+    Goal("cuda", None, "peak_mib", FUSED, BASE, 1.0),
+    Goal("cuda", None, "calls", FUSED, None, 10),
+)
+
+# ------------------------------------------------------------------------------------------------------- measuring
+
+
+def step(variant: Variant, p: Problem) -> Tensor:
+    """Forward and backward; the loss ()."""
     p.q.grad = None
-    loss = variant(p)
+    loss = variant.run(p)
     loss.backward()
-    return loss.item()
+    return loss.detach()
 
 
-def time_all(p: Problem, repeats: int) -> dict[str, float]:
-    """Median milliseconds of each variant, interleaved."""
-    seconds: dict[str, list[float]] = {name: [] for name in VARIANTS}
-    for repeat in range(repeats + 2):  # two rounds warm allocator and library up
-        for name, variant in VARIANTS.items():
-            start = time.perf_counter()
-            forward_backward(variant, p)
-            if repeat >= 2:
-                seconds[name].append(time.perf_counter() - start)
-    return {name: 1e3 * statistics.median(s) for name, s in seconds.items()}
+def refusal(variant: Variant, p: Problem) -> str:
+    """Why the variant cannot run here, or an empty string; the first call of it in this process."""
+    try:
+        step(variant, p)
+    except (UserError, torch.OutOfMemoryError) as error:
+        return str(error).splitlines()[0]
+    return ""
 
 
-def time_draws(args: argparse.Namespace, p: Problem) -> float:
-    """Median milliseconds of drawing a batch's synthetic negatives, which every SynCo has to do."""
-    seconds, generator = [], torch.Generator()
-    for _ in range(args.repeats + 2):
+def milliseconds(call: Callable[[], Any], device: str) -> float:
+    """Of one call."""
+    if device == "cpu":
         start = time.perf_counter()
-        draw(synco.recipe(*args.counts), args.n, p.hard, args.dim, generator)
-        seconds.append(time.perf_counter() - start)
-    return 1e3 * statistics.median(seconds[2:])
+        call()
+        return 1e3 * (time.perf_counter() - start)
+    cold_cache().zero_()
+    begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    begin.record()
+    call()
+    end.record()
+    end.synchronize()
+    return begin.elapsed_time(end)
+
+
+@functools.cache
+def cold_cache() -> Tensor:
+    """More bytes than any L2 cache holds; writing them drives everything else out."""
+    return torch.empty(1 << 28, dtype=torch.uint8, device="cuda")
+
+
+def median_ms(calls: dict[str, Callable[[], Any]], repeats: int, device: str) -> dict[str, float]:
+    """Median milliseconds of each call; every round makes all of them, in an order of its own."""
+    found: dict[str, list[float]] = {name: [] for name in calls}
+    order, shuffler = list(calls), random.Random(0)
+    for repeat in range(repeats + 2):  # two rounds warm allocator and library up
+        shuffler.shuffle(order)
+        for name in order:
+            taken = milliseconds(calls[name], device)
+            if repeat >= 2:
+                found[name].append(taken)
+    return {name: statistics.median(taken) for name, taken in found.items()}
+
+
+def speeds(device: str, side: int, repeats: int = 7) -> dict[str, float]:
+    """What this device does: "copy" bytes a second, and operations a second of square products by their operands.
+
+    Args: side: of the matrices; the copy reads and writes 65,536 times as many floats.
+    """
+    types = {"fp32": torch.float32, "bf16": torch.bfloat16, **({"tf32": torch.float32} if device == "cuda" else {})}
+    factors = {name: torch.randn(side, side, device=device, dtype=dtype) for name, dtype in types.items()}
+    source = torch.ones(65536 * side, device=device)
+    target = torch.empty_like(source)
+
+    def product(name: str) -> None:
+        torch.set_float32_matmul_precision("high" if name == "tf32" else "highest")
+        torch.matmul(factors[name], factors[name])
+
+    calls: dict[str, Callable[[], Any]] = {name: functools.partial(product, name) for name in types}
+    calls["copy"] = lambda: target.copy_(source)
+    before = torch.get_float32_matmul_precision()
+    try:
+        median = median_ms(calls, repeats, device)
+    finally:
+        torch.set_float32_matmul_precision(before)
+    work = {**dict.fromkeys(types, 2 * side**3), "copy": 2 * source.numel() * source.element_size()}
+    return {name: 1e3 * work[name] / taken for name, taken in median.items()}
 
 
 class CountDispatches(TorchDispatchMode):
@@ -156,11 +266,46 @@ class CountDispatches(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-def count_dispatches(variant: Callable[[Problem], Tensor], p: Problem) -> int:
+def count_calls(variant: Variant, p: Problem) -> int:
+    """Operators on a CPU; kernels, copies and fills on a GPU."""
+    if p.q.is_cuda:
+        from torch.profiler import ProfilerActivity, profile
+
+        with profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA]) as seen:
+            step(variant, p)
+            torch.cuda.synchronize()
+        return sum(event.device_type == torch.autograd.DeviceType.CUDA for event in seen.events() or ())
     with CountDispatches() as counter:
-        p.q.grad = None
-        variant(p).backward()
+        step(variant, p)
     return counter.count
+
+
+def captured(variant: Variant, p: Problem) -> str:
+    """Whether a CUDA graph can hold a step and replays it to the same loss and gradient, else why not."""
+
+    def outcome() -> tuple[Tensor, Tensor]:
+        loss = step(variant, p)
+        assert p.q.grad is not None
+        return loss, p.q.grad
+
+    expected = outcome()
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        step(variant, p)
+    torch.cuda.current_stream().wait_stream(side)
+    graph = torch.cuda.CUDAGraph()
+    try:
+        with torch.cuda.graph(graph):
+            found = outcome()
+    except RuntimeError as error:
+        return f"no: {str(error).splitlines()[0]}"
+    graph.replay()
+    same = all(torch.allclose(one, other) for one, other in zip(found, expected, strict=True))
+    return "yes" if same else "replays to other numbers"
+
+
+# ---------------------------------------------------------------------------------------------------------- memory
 
 
 def resident(field: str) -> float:
@@ -171,74 +316,210 @@ def resident(field: str) -> float:
     raise OSError(f"no {field} in the process status")
 
 
-def peak_of(args: argparse.Namespace) -> float:
+def peak_here(args: argparse.Namespace) -> float:
     """MiB that one call of the variant adds at its peak, in this process, which should be a fresh one."""
     variant = VARIANTS[args.memory_of]
-    small = argparse.Namespace(**{**vars(args), "n": 2, "k": 64, "hard": 16, "counts": [2] * 6})
-    forward_backward(variant, make_problem(small))  # libraries allocate their own memory now, not below
-    p = make_problem(args)
+    small = argparse.Namespace(**{**vars(args), "hard": 16, "counts": [2] * 6})
+    step(variant, make_problem(small, (2, 64)))  # libraries allocate their own memory now, not below
+    p = make_problem(args, args.sizes[0])
     Path("/proc/self/clear_refs").write_text("5")  # the high-water mark starts again from here
     before = resident("VmRSS")
-    forward_backward(variant, p)
+    step(variant, p)
     return resident("VmHWM") - before
 
 
-def child_peak(name: str, argv: Sequence[str]) -> str:
+def peak_mib(name: str, args: argparse.Namespace, p: Problem) -> float | None:
+    """MiB above the inputs; None where it was not asked for or the system does not tell."""
+    if args.no_memory:
+        return None
+    if p.q.is_cuda:
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        step(VARIANTS[name], p)
+        return (torch.cuda.max_memory_allocated() - before) / 2**20
+    words = ["--sizes", f"{len(p.q)}x{len(p.queue)}", "--memory-of", name, "--counts", *map(str, args.counts)]
+    for option in ("dim", "hard", "temperature", "threads", "seed"):
+        words += [f"--{option}", str(getattr(args, option))]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
-    command = [sys.executable, str(Path(__file__).resolve()), *argv, "--memory-of", name]
+    command = [sys.executable, str(Path(__file__).resolve()), *words]
     child = subprocess.run(command, capture_output=True, text=True, env=environment)
-    return child.stdout.strip() if child.returncode == 0 else "n/a"
+    return float(child.stdout) if child.returncode == 0 else None
 
 
-def table(args: argparse.Namespace, argv: Sequence[str]) -> str:
-    p = make_problem(args)
-    median = time_all(p, args.repeats)
-    shape = f"N={args.n} K={args.k} C={args.dim} H={p.hard} S={sum(args.counts)} T={args.temperature}"
-    lines = [
-        f"{shape}, float32, {torch.get_num_threads()} threads, torch {torch.__version__}, {args.repeats} rounds",
-        "",
-        "| loss, forward + backward | median ms | x plain MoCo | x naive SynCo | peak MiB | dispatches | loss |",
-        "| --- | ---: | ---: | ---: | ---: | ---: | ---: |",
+# --------------------------------------------------------------------------------------------------------- results
+
+
+def measure(args: argparse.Namespace, size: tuple[int, int], speed: dict[str, float]) -> dict[str, Any]:
+    """Everything about one size, as --json writes it."""
+    p = make_problem(args, size)
+    refused = {name: why for name, variant in VARIANTS.items() if (why := refusal(variant, p))}
+    here = {name: variant for name, variant in VARIANTS.items() if name not in refused}
+    ms = median_ms({name: functools.partial(step, v, p) for name, v in here.items()}, args.repeats, args.device)
+    kinds = (0, 0, 0, 0) if p.draws is None else p.draws.counts
+    rows = {}
+    for name, variant in here.items():
+        shape = stages(*size, args.dim, p.hard, kinds if variant.synthetic else NOTHING)
+        floor = 1e3 * floor_seconds(shape, speed["copy"], max(speed[kind] for kind in variant.rates))
+        rows[name] = {
+            "ms": ms[name],
+            "of_moco": ms[name] / ms[BASE],
+            "of_naive": ms[name] / ms[NAIVE] if NAIVE in ms else None,
+            "gb_per_s": floor_bytes(shape) / ms[name] / 1e6,
+            "floor_ms": floor,
+            "of_floor": ms[name] / floor,
+            "peak_mib": peak_mib(name, args, p),
+            "calls": count_calls(variant, p),
+            "loss": float(step(variant, p)),
+        }
+    if args.device == "cuda":
+        for name in (name for name in here if name.startswith("triton")):
+            rows[name]["cuda_graph"] = captured(here[name], p)
+    generator = torch.Generator(device=args.device)
+    drawing = functools.partial(draw, synco.recipe(*args.counts), size[0], p.hard, args.dim, generator)
+    return {
+        "n": size[0], "k": size[1], "c": args.dim, "h": p.hard, "s": sum(args.counts), "t": args.temperature,
+        "variants": rows, "refused": refused,
+        "drawing_ms": median_ms({"": drawing}, args.repeats, args.device)[""],
+    }  # fmt: skip
+
+
+def judge(goal: Goal, result: dict[str, Any], device: str) -> dict[str, Any] | None:
+    """A goal beside what was measured; None where it is not about this result."""
+    size, shape = (result["n"], result["k"]), (result["c"], result["h"], result["s"])
+    rows = result["variants"]
+    if goal.device != device or goal.size not in (None, size) or shape != GOAL_SHAPE or goal.variant not in rows:
+        return None
+    found = rows[goal.variant][goal.what]
+    if goal.other is not None:
+        other = rows.get(goal.other, {}).get(goal.what)
+        found = None if found is None or not other else found / other
+    words = f"{goal.what}: {goal.variant}" + (f" / {goal.other}" if goal.other else "")
+    verdict = "not measured" if found is None else "met" if found <= goal.limit else "missed"
+    return {"size": f"{size[0]}x{size[1]}", "goal": words, "limit": goal.limit, "found": found, "verdict": verdict}
+
+
+def run(args: argparse.Namespace) -> dict[str, Any]:
+    """All sizes, as --json writes them."""
+    side = args.speed_side or (1024 if args.device == "cpu" else 8192)
+    speed = speeds(args.device, side)
+    results = [measure(args, size, speed) for size in args.sizes]
+    judged = [found for result in results for goal in GOALS if (found := judge(goal, result, args.device))]
+    name = torch.cuda.get_device_name() if args.device == "cuda" else f"CPU, {torch.get_num_threads()} threads"
+    about = {"device": name, "torch": torch.__version__, "rounds": args.repeats, "per_second": speed}
+    return {**about, "sizes": results, "goals": judged}
+
+
+# -------------------------------------------------------------------------------------------------------- printing
+
+
+def number(value: Any, digits: int) -> str:
+    return "" if value is None else f"{value:.{digits}f}" if isinstance(value, float) else str(value)
+
+
+def markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    lines = ["| " + " | ".join(header) + " |", "| --- |" + " ---: |" * (len(header) - 1)]
+    return lines + ["| " + " | ".join(row) + " |" for row in rows] + [""]
+
+
+COLUMNS = (
+    ("median ms", "ms", 1), ("x plain MoCo", "of_moco", 2), ("x naive SynCo", "of_naive", 2),
+    ("GB/s of the floor's bytes", "gb_per_s", 1), ("floor ms", "floor_ms", 2), ("x floor", "of_floor", 1),
+    ("peak MiB", "peak_mib", 0), ("calls", "calls", 0), ("loss", "loss", 5),
+)  # fmt: skip
+
+
+def report(about: dict[str, Any]) -> str:
+    """The tables of a run: a summary with a column for each implementation, every size, the goals, the verdict."""
+    speed = {name: f"{value / 1e9:,.0f}" for name, value in about["per_second"].items()}
+    products = ", ".join(f"{value} in {name}" for name, value in speed.items() if name != "copy")
+    lines = [f"{about['device']}, torch {about['torch']}, float32 inputs, {about['rounds']} rounds; measured here: "
+             f"copy {speed['copy']} GB/s, products {products} Gflop/s", ""]  # fmt: skip
+    used = [name for name in VARIANTS if any(name in result["variants"] for result in about["sizes"])]
+    medians = [
+        [f"{r['n']}, {r['k']:,}", *(number(r["variants"].get(name, {}).get("ms"), 1) for name in used)]
+        for r in about["sizes"]
     ]
-    for name, variant in VARIANTS.items():
-        peak = "not asked" if args.no_memory else child_peak(name, argv)
+    lines += markdown(["N, K: median ms", *used], medians)
+    for result in about["sizes"]:
+        lines += one_size(result)
+    if about["goals"]:
         cells = [
-            name,
-            f"{median[name]:.1f}",
-            f"{median[name] / median[BASE]:.2f}",
-            f"{median[name] / median[NAIVE]:.2f}",
-            peak,
-            str(count_dispatches(variant, p)),
-            f"{forward_backward(variant, p):.5f}",
+            [g["size"], g["goal"], f"{g['limit']:.2f}", number(g["found"], 2), g["verdict"]] for g in about["goals"]
         ]
-        lines.append("| " + " | ".join(cells) + " |")
-    lines += ["", f"Drawing, not in the table: {time_draws(args, p):.1f} ms."]
-    return "\n".join(lines)
+        lines += markdown(["size", "goal", "at most", "measured", ""], cells)
+    return "\n".join([*lines, *map(verdict, about["sizes"])])
+
+
+def one_size(result: dict[str, Any]) -> list[str]:
+    shape = " ".join(f"{name.upper()}={result[name]}" for name in "nkchst")
+    rows = [
+        [name, *(number(row[key], digits) for _, key, digits in COLUMNS)] for name, row in result["variants"].items()
+    ]
+    lines = [shape, "", *markdown(["loss, forward + backward", *(title for title, *_ in COLUMNS)], rows)]
+    for why in sorted(set(result["refused"].values())):
+        names = [name for name, reason in result["refused"].items() if reason == why]
+        lines.append(f"Not measured: {'; '.join(names)}: {why}.")
+    graphs = {name: row["cuda_graph"] for name, row in result["variants"].items() if "cuda_graph" in row}
+    lines += [f"{name}: captured in a CUDA graph: {found}." for name, found in graphs.items()]
+    return [*lines, f"Drawing, not in the table: {result['drawing_ms']:.1f} ms.", ""]
+
+
+def verdict(result: dict[str, Any]) -> str:
+    """One line: the fastest of ours with all negatives, against the floor."""
+    fast = [name for name, variant in VARIANTS.items() if variant.synthetic and name not in (NAIVE, REFERENCE)]
+    ours = {name: row for name, row in result["variants"].items() if name in fast}
+    name = min(ours, key=lambda name: ours[name]["ms"])
+    row = ours[name]
+    return (
+        f"Verdict at N={result['n']}, K={result['k']}: {name} takes {row['ms']:.2f} ms, {row['of_floor']:.1f} x the "
+        f"floor of {row['floor_ms']:.2f} ms and {row['of_moco']:.2f} x plain MoCo."
+    )
+
+
+def pair(word: str) -> tuple[int, int]:
+    n, _, k = word.partition("x")
+    if not (n.isdigit() and k.isdigit() and int(n) and int(k)):
+        raise argparse.ArgumentTypeError(f"{word}: write N and K as in 256x65536")
+    return int(n), int(k)
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--n", type=int, default=256, help="queries (default: 256)")
-    parser.add_argument("--k", type=int, default=65536, help="queue rows (default: 65536)")
-    parser.add_argument("--dim", type=int, default=128, help="feature width C (default: 128)")
-    parser.add_argument("--hard", type=int, default=1024, help="hardest rows a query (default: 1024)")
-    parser.add_argument("--counts", type=int, nargs=6, default=[256, 256, 256, 64, 64, 64], metavar="n",
-                        help="SynCo's n1 .. n6 (default: 256 256 256 64 64 64)")  # fmt: skip
-    parser.add_argument("--temperature", type=float, default=0.2)
-    parser.add_argument("--repeats", type=int, default=15, help="timed rounds (default: 15)")
-    parser.add_argument("--threads", type=int, default=0, help="torch threads (default: torch's choice)")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--no-memory", action="store_true", help="leave the memory column out")
-    parser.add_argument("--memory-of", choices=list(VARIANTS), help="only print this variant's peak, in MiB")
-    return parser.parse_args(argv)
+    add = parser.add_argument
+    add("--sizes", type=pair, nargs="+", default=[LARGE, FEW, SHORT], metavar="NxK",
+        help="queries x queue rows (default: 256x65536 32x65536 64x16384)")  # fmt: skip
+    add("--dim", type=int, default=128, help="feature width C (default: 128)")
+    add("--hard", type=int, default=1024, help="hardest rows a query (default: 1024)")
+    add("--counts", type=int, nargs=6, default=[256, 256, 256, 64, 64, 64], metavar="n",
+        help="SynCo's n1 .. n6 (default: 256 256 256 64 64 64)")  # fmt: skip
+    add("--temperature", type=float, default=0.2)
+    add("--device", choices=("cpu", "cuda"), default="cpu")
+    add("--repeats", type=int, default=15, help="timed rounds (default: 15)")
+    add("--threads", type=int, default=0, help="torch threads (default: torch's choice)")
+    add("--seed", type=int, default=0)
+    add("--no-memory", action="store_true", help="leave the memory column out")
+    add("--json", type=Path, metavar="FILE", help="also write every number there")
+    add("--speed-side", type=int, default=0, help="side of the matrices that measure the device (default: by device)")
+    add("--memory-of", choices=list(VARIANTS), help="only print this variant's peak at the first size, in MiB")
+    args = parser.parse_args(argv)
+    if args.device == "cuda" and not torch.cuda.is_available():
+        parser.error("--device cuda: torch finds no GPU here; leave it out to measure the CPU")
+    return args
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    argv = sys.argv[1:] if argv is None else list(argv)
     args = parse(argv)
     if args.threads:
         torch.set_num_threads(args.threads)
-    print(f"{peak_of(args):.0f}" if args.memory_of else table(args, argv))
+    if args.memory_of:
+        print(f"{peak_here(args):.1f}")
+        return 0
+    about = run(args)
+    print(report(about))
+    if args.json:
+        beside = args.json.with_name(args.json.name + ".part")
+        beside.write_text(json.dumps(about, indent=1) + "\n", encoding="utf-8")
+        os.replace(beside, args.json)
     return 0
 
 

@@ -9,6 +9,7 @@ Legend: C feature width.
 from __future__ import annotations
 
 import argparse
+import os
 import re
 import subprocess
 import sys
@@ -69,28 +70,38 @@ def variants(width: int) -> dict[str, tuple[Any, dict[str, Any]]]:
 def compile_for(target: str, program: Any, constants: dict[str, Any], **options: int):
     """What ``triton.compile`` makes of a program for a target; pointers and widths are taken as multiples of 16."""
     import triton
-    from triton.backends.compiler import GPUTarget
+    from triton.backends import compiler
     from triton.compiler import ASTSource
 
     types = signature(program, constants)
-    aligned = {
-        (i,): [["tt.divisibility", 16]]
+    aligned = [
+        i
         for i, (name, kind) in enumerate(types.items())
         if kind.startswith("*") or name in ("K", "C", "stride_q", "stride_k")
-    }
-    source = ASTSource(fn=program, signature=types, constexprs=constants, attrs=aligned)
-    return triton.compile(source, target=GPUTarget(*TARGETS[target]), options={"num_warps": fused.WARPS, **options})
+    ]
+    if hasattr(compiler, "AttrsDescriptor"):  # triton 3.2
+        hints = compiler.AttrsDescriptor.from_hints(dict.fromkeys(aligned, 16))
+        source = ASTSource(fn=program, signature=types, constants=constants, attrs=hints)
+    else:
+        attributes = {(i,): [["tt.divisibility", 16]] for i in aligned}
+        source = ASTSource(fn=program, signature=types, constexprs=constants, attrs=attributes)
+    gpu = compiler.GPUTarget(*TARGETS[target])
+    return triton.compile(source, target=gpu, options={"num_warps": fused.WARPS, **options})
+
+
+def cuobjdump() -> str:
+    """The tool that triton ships; TRITON_CUOBJDUMP_PATH names another, as it does for triton."""
+    from triton.backends import nvidia
+
+    return os.environ.get("TRITON_CUOBJDUMP_PATH") or str(Path(nvidia.__file__).parent / "bin" / "cuobjdump")
 
 
 def cuda_usage(cubin: bytes) -> Usage:
     """From the resource table of a cubin: local memory (stack) is where spilled registers go."""
-    from triton import knobs
-
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "program.cubin"
         path.write_bytes(cubin)
-        tool = knobs.nvidia.cuobjdump.path
-        text = subprocess.run([tool, "-res-usage", str(path)], capture_output=True, text=True, check=True).stdout
+        text = subprocess.run([cuobjdump(), "-res-usage", str(path)], capture_output=True, text=True, check=True).stdout
     found = {name: int(value) for name, value in re.findall(r"(REG|STACK|LOCAL|SHARED):(\d+)", text)}
     return Usage(found["REG"], found["STACK"] + found["LOCAL"], found["SHARED"])
 
