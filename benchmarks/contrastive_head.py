@@ -36,6 +36,7 @@ from kernel_bytes import NOTHING, floor_bytes, floor_seconds, stages
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from moco import checkpoint
 from moco.errors import UserError
 from moco.kernels import Draws, contrastive_head
 from moco.methods import synco
@@ -517,9 +518,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     about = run(args)
     print(report(about))
     if args.json:
-        beside = args.json.with_name(args.json.name + ".part")
-        beside.write_text(json.dumps(about, indent=1) + "\n", encoding="utf-8")
-        os.replace(beside, args.json)
+        checkpoint.write_text(json.dumps(about, indent=1) + "\n", str(args.json))
     return 0
 
 

@@ -1,0 +1,149 @@
+"""A whole training step with synthetic hard negatives against the same step with plain MoCo, in one run.
+
+    python benchmarks/training_step.py [--rounds 25] [--methods moco synco mochi] [flags of main_pretrain.py]
+
+Model and step are those of main_pretrain.py: encoders, momentum update, loss, backward, optimizer, queue. Images are
+noise that already lies on the device, so that no loader is measured. In every round each method makes one step, in a
+new order; ratios are taken within rounds, and their median is printed with its quartiles. "moco" among the methods is
+plain MoCo against itself, which shows what the machine does to a ratio. Without flags: ResNet-18 with the 3x3 stem at
+32 px, batch 128, K 16,384, C 128, the methods' own counts. --head-impl and --head-precision choose the loss.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import random
+import statistics
+import sys
+import tempfile
+import time
+from argparse import Namespace
+from collections.abc import Iterator
+
+import torch
+
+from main_pretrain import build_model, make_plan
+from moco import data, distributed, engine, options
+from moco.encoder import strided_point
+from moco.meters import RunLog
+
+SETTING = ["-a", "resnet18", "--dataset", "cifar10", "--size", "32", "-b", "128", "--moco-k", "16384",
+           "--moco-t", "0.2", "--mlp", "--hard-start-epoch", "0", "--no-mask-same-image", "--seed", "0"]  # fmt: skip
+BASE, METHODS = "moco", ("moco", "synco", "mochi")
+GOAL = 1.05
+IMAGES = 1 << 20  # of the data set that is not there
+
+
+def batches(args: Namespace, view: Namespace) -> Iterator[dict[str, torch.Tensor]]:
+    """The same noise again and again, as the loader hands out images, under new numbers."""
+    generator = torch.Generator().manual_seed(args.seed)
+    shape = (args.batch_size, view.channels, view.size, view.size)
+    views = [torch.randint(256, shape, dtype=torch.uint8, generator=generator) for _ in range(2)]
+    q, k = (images.to(distributed.device()) for images in views)
+    bad = torch.full((args.batch_size,), -1)
+    for first in itertools.count(0, args.batch_size):
+        index = torch.arange(first, first + args.batch_size, device=distributed.device()) % IMAGES
+        yield {"q": q, "k": k, "index": index, "bad": bad}
+
+
+def make_trainer(args: Namespace, view: Namespace, log: RunLog, folder: str) -> engine.Trainer:
+    """What main_pretrain.worker makes of the same flags."""
+    torch.manual_seed(args.seed)
+    device = distributed.device()
+    model, _ = build_model(args, view, args.seed, IMAGES, args.batch_size)
+    optimizer = torch.optim.SGD(model.parameters(), args.lr, momentum=args.momentum, weight_decay=args.weight_decay)
+    sampler = data.EpochSampler(IMAGES, args.batch_size, args.seed)
+    broken = strided_point(model.encoder_q, view.channels, view.size) if device.type == "cpu" else ""
+    plan = make_plan(args, len(sampler), engine.pick_amp(args.amp, device, broken))
+    model.train()
+    return engine.Trainer(
+        model=model,
+        wrapped=distributed.wrap(model),
+        optimizer=optimizer,
+        scaler=torch.amp.GradScaler(device.type, enabled=plan.amp is torch.float16),
+        plan=plan,
+        progress=engine.Progress(args.seed),
+        log=log,
+        stop=Namespace(flags=lambda: (False, False)),  # a signal ends a benchmark at once
+        save_dir=folder,
+        sampler=sampler,
+        source=Namespace(name="noise"),
+        max_bad_images=0,
+    )
+
+
+def seconds(trainer: engine.Trainer, source: Iterator[dict[str, torch.Tensor]]) -> float:
+    """Of one step, until the device has finished it."""
+    on_gpu = trainer.device.type == "cuda"
+    if on_gpu:
+        torch.cuda.synchronize()
+    start = time.perf_counter()
+    trainer.step(source)
+    if on_gpu:
+        torch.cuda.synchronize()
+    return time.perf_counter() - start
+
+
+def measure(trainers: dict[str, engine.Trainer], source: Iterator[dict], rounds: int) -> dict[str, list[float]]:
+    """Seconds of each trainer's steps, one a round; two rounds before them are not counted."""
+    found: dict[str, list[float]] = {name: [] for name in trainers}
+    order, shuffler = list(trainers), random.Random(0)
+    for number in range(rounds + 2):
+        shuffler.shuffle(order)
+        for name in order:
+            taken = seconds(trainers[name], source)
+            if number >= 2:
+                found[name].append(taken)
+    return found
+
+
+def report(found: dict[str, list[float]]) -> str:
+    """The table: a line a method, ratios to the plain step of the same round."""
+    lines = [
+        "| step | median ms | x plain MoCo, median | quartiles | goal |",
+        "| --- | ---: | ---: | ---: | ---: |",
+    ]
+    for name, taken in found.items():
+        cells = [name, f"{1e3 * statistics.median(taken):.0f}", "", "", ""]
+        if name != "plain":
+            ratios = [one / other for one, other in zip(taken, found["plain"], strict=True)]
+            low, middle, high = statistics.quantiles(ratios, n=4, method="inclusive")
+            verdict = "" if name == BASE else f"<= {GOAL}: {'met' if middle <= GOAL else 'missed'}"
+            cells[2:] = [f"{middle:.3f}", f"{low:.3f} to {high:.3f}", verdict]
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def worker(args: Namespace) -> int:
+    """Measure and print, in the one process that a benchmark is."""
+    if args.threads:
+        torch.set_num_threads(args.threads)
+    plain = args.runs["plain"]
+    mean, std = data.channel_statistics(plain.dataset, 3, None, None)
+    view = Namespace(size=plain.size, channels=3, mean=mean, std=std)
+    with tempfile.TemporaryDirectory() as folder, RunLog(folder, tensorboard=False) as log:
+        trainers = {name: make_trainer(run, view, log, folder) for name, run in args.runs.items()}
+        found = measure(trainers, batches(plain, view), args.rounds)
+    amp = trainers["plain"].plan.amp or "off"
+    about = f"{plain.arch} at {plain.size} px, batch {plain.batch_size}, K {plain.moco_k}, {distributed.words()}"
+    print(f"{about}, {torch.get_num_threads()} threads, amp {amp}, torch {torch.__version__}, {args.rounds} rounds")
+    print(f"\n{report(found)}")
+    return 0
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0], allow_abbrev=False)
+    parser.add_argument("--rounds", type=int, default=25, help="timed steps of each method, at least 2 (default: 25)")
+    parser.add_argument("--methods", nargs="+", choices=METHODS, default=METHODS, help="default: all")
+    parser.add_argument("--threads", type=int, default=0, help="torch threads (default: torch's choice)")
+    args, words = parser.parse_known_args(argv)
+    if args.rounds < 2:
+        parser.error("--rounds: quartiles need at least 2")
+    names = {"plain": BASE, **{method: method for method in args.methods}}
+    args.runs = {name: options.parse_pretrain([*SETTING, *words, "--method", names[name]]) for name in names}
+    return distributed.launch(worker, Namespace(**{**vars(args.runs["plain"]), **vars(args)}))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
