@@ -5,40 +5,41 @@
 Legend: N queries, C feature width, K queue rows, H hardest rows a query, S synthetic negatives a query.
 
 All variants see the same tensors and the same draws and run in turn, in a new order every round, so that a disturbance
-of the machine meets all of them; tables give medians. Drawing is timed on a line of its own. Floors: the bytes and
-products that the stages cannot do without (kernel_bytes.py), at the bandwidth and matrix rate that this device showed
-in this run. On a GPU a time is that between two CUDA events, with a cold L2 cache.
+of the machine meets all of them; tables give medians. Drawing is timed on a line of its own. The floor is what no
+implementation can do without, two products and one reading of the queue, at the best bandwidth and matrix rate that
+this device showed in this run; the floor of the stages (kernel_bytes.py) also sends the (N, K) matrix through memory
+between them, which a block of queries that stays in a cache need not. On a GPU a time is that between two CUDA events,
+with a cold L2 cache.
 
 Peak memory is above the inputs: on a CPU the rise of the resident set's high-water mark in a fresh process a variant
-(Linux only), on a GPU the allocator's. Calls are operators that reach the dispatcher, views and backward included; on
-a GPU they are launches, as torch.profiler sees them.
+(Linux only), on a GPU the allocator's. Calls are what torch.profiler sees: operators on a CPU, those inside others and
+views included; launches on a GPU.
 """
 
 from __future__ import annotations
 
 import argparse
 import functools
-import inspect
 import json
 import os
-import random
 import statistics
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
-from kernel_bytes import NOTHING, floor_bytes, floor_seconds, stages
+from kernel_bytes import NOTHING, floor_bytes, floor_seconds, least, stages
+from timing import rounds
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
+from torch.profiler import ProfilerActivity, profile
 
 from moco import checkpoint
 from moco.errors import UserError
-from moco.kernels import Draws, contrastive_head
+from moco.kernels import Draws, contrastive_head, resolve_precision
+from moco.kernels.products import product
 from moco.methods import synco
 from moco.negatives import draw
 
@@ -120,13 +121,10 @@ def naive_synco(p: Problem) -> Tensor:
 
 
 def head(impl: str, precision: str = "auto", synthetic: bool = True) -> Callable[[Problem], Tensor]:
-    known = "precision" in inspect.signature(contrastive_head).parameters
-    options: dict[str, Any] = {"precision": precision} if known else {}
-
     def run(p: Problem) -> Tensor:
         draws = p.draws if synthetic else None
         return contrastive_head(
-            p.q, p.k, p.queue, temperature=p.temperature, n_hard=p.hard, draws=draws, impl=impl, **options
+            p.q, p.k, p.queue, temperature=p.temperature, n_hard=p.hard, draws=draws, impl=impl, precision=precision
         ).loss
 
     return run
@@ -189,96 +187,41 @@ def step(variant: Variant, p: Problem) -> Tensor:
     return loss.detach()
 
 
-def refusal(variant: Variant, p: Problem) -> str:
-    """Why the variant cannot run here, or an empty string; the first call of it in this process."""
+def refusal(call: Callable[[], Any]) -> str:
+    """Why this machine cannot make the call, or an empty string."""
     try:
-        step(variant, p)
+        call()
     except (UserError, torch.OutOfMemoryError) as error:
         return str(error).splitlines()[0]
     return ""
 
 
-def milliseconds(call: Callable[[], Any], device: str) -> float:
-    """Of one call."""
-    if device == "cpu":
-        start = time.perf_counter()
-        call()
-        return 1e3 * (time.perf_counter() - start)
-    cold_cache().zero_()
-    begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-    begin.record()
-    call()
-    end.record()
-    end.synchronize()
-    return begin.elapsed_time(end)
-
-
-@functools.cache
-def cold_cache() -> Tensor:
-    """More bytes than any L2 cache holds; writing them drives everything else out."""
-    return torch.empty(1 << 28, dtype=torch.uint8, device="cuda")
-
-
-def median_ms(calls: dict[str, Callable[[], Any]], repeats: int, device: str) -> dict[str, float]:
-    """Median milliseconds of each call; every round makes all of them, in an order of its own."""
-    found: dict[str, list[float]] = {name: [] for name in calls}
-    order, shuffler = list(calls), random.Random(0)
-    for repeat in range(repeats + 2):  # two rounds warm allocator and library up
-        shuffler.shuffle(order)
-        for name in order:
-            taken = milliseconds(calls[name], device)
-            if repeat >= 2:
-                found[name].append(taken)
-    return {name: statistics.median(taken) for name, taken in found.items()}
-
-
 def speeds(device: str, side: int, repeats: int = 7) -> dict[str, float]:
-    """What this device does: "copy" bytes a second, and operations a second of square products by their operands.
+    """What this device does at best: bytes a second of a copy, operations a second of the heads' way to multiply.
 
     Args: side: of the matrices; the copy reads and writes 65,536 times as many floats.
     """
-    types = {"fp32": torch.float32, "bf16": torch.bfloat16, **({"tf32": torch.float32} if device == "cuda" else {})}
-    factors = {name: torch.randn(side, side, device=device, dtype=dtype) for name, dtype in types.items()}
+    known = {kind: functools.partial(resolve_precision, kind, "cpu", device) for kind in ("fp32", "tf32", "bf16")}
+    kinds = [kind for kind, resolved in known.items() if not refusal(resolved)]
+    factor = torch.randn(side, side, device=device)
     source = torch.ones(65536 * side, device=device)
     target = torch.empty_like(source)
-
-    def product(name: str) -> None:
-        torch.set_float32_matmul_precision("high" if name == "tf32" else "highest")
-        torch.matmul(factors[name], factors[name])
-
-    calls: dict[str, Callable[[], Any]] = {name: functools.partial(product, name) for name in types}
-    calls["copy"] = lambda: target.copy_(source)
-    before = torch.get_float32_matmul_precision()
-    try:
-        median = median_ms(calls, repeats, device)
-    finally:
-        torch.set_float32_matmul_precision(before)
-    work = {**dict.fromkeys(types, 2 * side**3), "copy": 2 * source.numel() * source.element_size()}
-    return {name: 1e3 * work[name] / taken for name, taken in median.items()}
-
-
-class CountDispatches(TorchDispatchMode):
-    def __init__(self):
-        super().__init__()
-        self.count = 0
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        self.count += 1
-        return func(*args, **(kwargs or {}))
+    calls: dict[str, Callable[[], Any]] = {kind: functools.partial(product, factor, factor, kind) for kind in kinds}
+    taken = rounds({**calls, "copy": lambda: target.copy_(source)}, repeats, device)
+    work = {**dict.fromkeys(kinds, 2 * side**3), "copy": 2 * source.numel() * source.element_size()}
+    return {name: 1e3 * work[name] / min(ms) for name, ms in taken.items()}
 
 
 def count_calls(variant: Variant, p: Problem) -> int:
     """Operators on a CPU; kernels, copies and fills on a GPU."""
-    if p.q.is_cuda:
-        from torch.profiler import ProfilerActivity, profile
-
-        with profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA]) as seen:
-            step(variant, p)
-            torch.cuda.synchronize()
-        return sum(event.device_type == torch.autograd.DeviceType.CUDA for event in seen.events() or ())
-    with CountDispatches() as counter:
+    on_gpu = p.q.is_cuda
+    with profile(activities=[ProfilerActivity.CPU, *[ProfilerActivity.CUDA] * on_gpu]) as seen:
         step(variant, p)
-    return counter.count
+        if on_gpu:
+            torch.cuda.synchronize()
+    if on_gpu:
+        return sum(event.device_type == torch.autograd.DeviceType.CUDA for event in seen.events() or ())
+    return sum(event.name.startswith("aten::") for event in seen.events() or ())
 
 
 def captured(variant: Variant, p: Problem) -> str:
@@ -353,14 +296,17 @@ def peak_mib(name: str, args: argparse.Namespace, p: Problem) -> float | None:
 def measure(args: argparse.Namespace, size: tuple[int, int], speed: dict[str, float]) -> dict[str, Any]:
     """Everything about one size, as --json writes it."""
     p = make_problem(args, size)
-    refused = {name: why for name, variant in VARIANTS.items() if (why := refusal(variant, p))}
+    steps = {name: functools.partial(step, variant, p) for name, variant in VARIANTS.items()}
+    refused = {name: why for name, call in steps.items() if (why := refusal(call))}
     here = {name: variant for name, variant in VARIANTS.items() if name not in refused}
-    ms = median_ms({name: functools.partial(step, v, p) for name, v in here.items()}, args.repeats, args.device)
-    kinds = (0, 0, 0, 0) if p.draws is None else p.draws.counts
+    taken = rounds({name: steps[name] for name in here}, args.repeats, args.device)
+    ms = {name: statistics.median(each) for name, each in taken.items()}
+    counts = NOTHING if p.draws is None else p.draws.counts
     rows = {}
     for name, variant in here.items():
-        shape = stages(*size, args.dim, p.hard, kinds if variant.synthetic else NOTHING)
-        floor = 1e3 * floor_seconds(shape, speed["copy"], max(speed[kind] for kind in variant.rates))
+        shape = stages(*size, args.dim, p.hard, counts if variant.synthetic else NOTHING)
+        pace = speed["copy"], max(speed[kind] for kind in variant.rates if kind in speed)
+        floor = 1e3 * floor_seconds([least(*size, args.dim)], *pace)
         rows[name] = {
             "ms": ms[name],
             "of_moco": ms[name] / ms[BASE],
@@ -368,6 +314,7 @@ def measure(args: argparse.Namespace, size: tuple[int, int], speed: dict[str, fl
             "gb_per_s": floor_bytes(shape) / ms[name] / 1e6,
             "floor_ms": floor,
             "of_floor": ms[name] / floor,
+            "stages_ms": 1e3 * floor_seconds(shape, *pace),
             "peak_mib": peak_mib(name, args, p),
             "calls": count_calls(variant, p),
             "loss": float(step(variant, p)),
@@ -380,7 +327,7 @@ def measure(args: argparse.Namespace, size: tuple[int, int], speed: dict[str, fl
     return {
         "n": size[0], "k": size[1], "c": args.dim, "h": p.hard, "s": sum(args.counts), "t": args.temperature,
         "variants": rows, "refused": refused,
-        "drawing_ms": median_ms({"": drawing}, args.repeats, args.device)[""],
+        "drawing_ms": statistics.median(rounds({"": drawing}, args.repeats, args.device)[""]),
     }  # fmt: skip
 
 
@@ -424,7 +371,8 @@ def markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
 
 COLUMNS = (
     ("median ms", "ms", 1), ("x plain MoCo", "of_moco", 2), ("x naive SynCo", "of_naive", 2),
-    ("GB/s of the floor's bytes", "gb_per_s", 1), ("floor ms", "floor_ms", 2), ("x floor", "of_floor", 1),
+    ("floor ms", "floor_ms", 2), ("x floor", "of_floor", 1), ("floor of stages ms", "stages_ms", 2),
+    ("GB/s of stages", "gb_per_s", 1),
     ("peak MiB", "peak_mib", 0), ("calls", "calls", 0), ("loss", "loss", 5),
 )  # fmt: skip
 
@@ -473,7 +421,8 @@ def verdict(result: dict[str, Any]) -> str:
     row = ours[name]
     return (
         f"Verdict at N={result['n']}, K={result['k']}: {name} takes {row['ms']:.2f} ms, {row['of_floor']:.1f} x the "
-        f"floor of {row['floor_ms']:.2f} ms and {row['of_moco']:.2f} x plain MoCo."
+        f"floor of {row['floor_ms']:.2f} ms ({row['ms'] / row['stages_ms']:.1f} x that of its stages) and "
+        f"{row['of_moco']:.2f} x plain MoCo."
     )
 
 

@@ -40,8 +40,8 @@ class Usage:
     shared: int
 
 
-def signature(program: Any, constants: dict[str, Any]) -> dict[str, str]:
-    """Types of a program's arguments, as the launcher passes them."""
+def signature(program: Any, constants: dict[str, Any], precision: str = "fp32") -> dict[str, str]:
+    """Types of a program's arguments, as the launcher passes them for products in fp32 or bf16."""
     types = {}
     for name in program.arg_names:
         if name in constants:
@@ -52,28 +52,31 @@ def signature(program: Any, constants: dict[str, Any]) -> dict[str, str]:
             types[name] = "fp32"
         elif name == "rows":
             types[name] = "*i32"
+        elif name == "probability":
+            types[name] = f"*{precision}"
         else:
             types[name] = "*i64" if name in INT64 else "*fp32"
     return types
 
 
-def variants(width: int) -> dict[str, tuple[Any, dict[str, Any]]]:
-    """Every program, in its largest form, with its constants, for features of width C."""
+def variants(width: int) -> dict[str, tuple[Any, ...]]:
+    """Every program, in its largest form, with its constants and precision, for features of width C."""
     code = fused.programs()
     return {
         "select": (code.select, {"MASKED": True, "BLOCK_K": fused.SELECT_K}),
         "head": (code.head, {"MASKED": True, "GRADIENT": True, **fused.blocks(width)}),
+        "head, bf16": (code.head, {"MASKED": True, "GRADIENT": True, **fused.blocks(width)}, "bf16"),
         "average": (code.average, {"BLOCK_N": fused.BLOCK_N}),
     }
 
 
-def compile_for(target: str, program: Any, constants: dict[str, Any], **options: int):
+def compile_for(target: str, program: Any, constants: dict[str, Any], precision: str = "fp32", **options: int):
     """What ``triton.compile`` makes of a program for a target; pointers and widths are taken as multiples of 16."""
     import triton
     from triton.backends import compiler
     from triton.compiler import ASTSource
 
-    types = signature(program, constants)
+    types = signature(program, constants, precision)
     aligned = [
         i
         for i, (name, kind) in enumerate(types.items())
@@ -117,9 +120,9 @@ def hip_usage(assembly: str) -> Usage:
     return Usage(number("vgpr_count"), number("private_segment_fixed_size"), number("group_segment_fixed_size"))
 
 
-def usage(target: str, program: Any, constants: dict[str, Any], **options: int) -> Usage:
+def usage(target: str, program: Any, constants: dict[str, Any], precision: str = "fp32", **options: int) -> Usage:
     """Compile a program for a target, with further options of triton, and read what it uses."""
-    compiled = compile_for(target, program, constants, **options)
+    compiled = compile_for(target, program, constants, precision, **options)
     found = hip_usage(compiled.asm["amdgcn"]) if target == "gfx942" else cuda_usage(compiled.asm["cubin"])
     return Usage(found.registers, found.spilled, max(found.shared, compiled.metadata.shared))
 
@@ -128,16 +131,29 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--widths", type=int, nargs="+", default=WIDTHS, help="feature widths C")
     args = parser.parse_args(argv)
+    unbuilt: dict[str, str] = {}
+
+    def cell(target: str, variant: tuple[Any, ...]) -> str:
+        if target not in unbuilt:
+            try:
+                used = usage(target, *variant)
+                return f"{used.registers} / {used.spilled} / {used.shared / 1024:.1f} |"
+            except Exception as error:  # an older triton lacks a target's assembler or linker, and says so in many ways
+                lines = str(error).splitlines()
+                unbuilt[target] = next((line for line in lines if "fatal" in line), lines[0] if lines else repr(error))
+        return "not built |"
+
     print(f"registers a thread / bytes spilled / shared KiB; {fused.WARPS} warps a program\n")
     print("| program | C |", *(f"{target} |" for target in TARGETS))
     print("| --- | --- |", *("---: |" for _ in TARGETS))
     for width in args.widths:
-        for name, (program, constants) in variants(width).items():
-            if name != "head" and width != args.widths[0]:
-                continue  # only this one depends on C
-            found = [usage(target, program, constants) for target in TARGETS]
-            cells = (f"{u.registers} / {u.spilled} / {u.shared / 1024:.1f} |" for u in found)
-            print(f"| {name} | {width if name == 'head' else 'any'} |", *cells, flush=True)
+        for name, variant in variants(width).items():
+            of_width = name.startswith("head")
+            if of_width or width == args.widths[0]:
+                cells = [cell(target, variant) for target in TARGETS]
+                print(f"| {name} | {width if of_width else 'any'} |", *cells, flush=True)
+    for target, why in unbuilt.items():
+        print(f"\n{target}: this triton cannot build for it: {why}")
     return 0
 
 

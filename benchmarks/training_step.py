@@ -12,16 +12,16 @@ plain MoCo against itself, which shows what the machine does to a ratio. Without
 from __future__ import annotations
 
 import argparse
+import functools
 import itertools
-import random
 import statistics
 import sys
 import tempfile
-import time
 from argparse import Namespace
 from collections.abc import Iterator
 
 import torch
+from timing import rounds
 
 from main_pretrain import build_model, make_plan
 from moco import data, distributed, engine, options
@@ -73,29 +73,10 @@ def make_trainer(args: Namespace, view: Namespace, log: RunLog, folder: str) -> 
     )
 
 
-def seconds(trainer: engine.Trainer, source: Iterator[dict[str, torch.Tensor]]) -> float:
-    """Of one step, until the device has finished it."""
-    on_gpu = trainer.device.type == "cuda"
-    if on_gpu:
-        torch.cuda.synchronize()
-    start = time.perf_counter()
-    trainer.step(source)
-    if on_gpu:
-        torch.cuda.synchronize()
-    return time.perf_counter() - start
-
-
-def measure(trainers: dict[str, engine.Trainer], source: Iterator[dict], rounds: int) -> dict[str, list[float]]:
-    """Seconds of each trainer's steps, one a round; two rounds before them are not counted."""
-    found: dict[str, list[float]] = {name: [] for name in trainers}
-    order, shuffler = list(trainers), random.Random(0)
-    for number in range(rounds + 2):
-        shuffler.shuffle(order)
-        for name in order:
-            taken = seconds(trainers[name], source)
-            if number >= 2:
-                found[name].append(taken)
-    return found
+def measure(trainers: dict[str, engine.Trainer], source: Iterator[dict], steps: int) -> dict[str, list[float]]:
+    """Milliseconds of each trainer's steps."""
+    calls = {name: functools.partial(trainer.step, source) for name, trainer in trainers.items()}
+    return rounds(calls, steps, distributed.device().type)
 
 
 def report(found: dict[str, list[float]]) -> str:
@@ -105,12 +86,13 @@ def report(found: dict[str, list[float]]) -> str:
         "| --- | ---: | ---: | ---: | ---: | ---: |",
     ]
     for name, taken in found.items():
-        cells = [name, f"{1e3 * statistics.median(taken):.0f}", "", "", "", ""]
+        cells = [name, f"{statistics.median(taken):.0f}", "", "", "", ""]
         if name != "plain":
             ratios = [one / other for one, other in zip(taken, found["plain"], strict=True)]
             low, middle, high = statistics.quantiles(ratios, n=4, method="inclusive")
             verdict = "" if name == BASE else f"<= {GOAL}: {'met' if middle <= GOAL else 'missed'}"
-            cells[2:] = [f"{middle:.3f}", f"{low:.3f} to {high:.3f}", f"{min(taken) / min(found['plain']):.3f}", verdict]
+            fastest = min(taken) / min(found["plain"])
+            cells[2:] = [f"{middle:.3f}", f"{low:.3f} to {high:.3f}", f"{fastest:.3f}", verdict]
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
