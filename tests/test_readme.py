@@ -17,7 +17,8 @@ README = (ROOT / "README.md").read_text(encoding="utf-8")
 PRETRAIN = """-a resnet18 --size 16 --moco-k 1024 --moco-dim 16 -b 8 -j 0 --steps 2 --hard-start-epoch 0 --knn-every 0
 --amp off"""
 UPSTREAM = "-a test_resnet --size 32 -b 8 --moco-k 1200 -j 2 --epochs 2 -p 1"
-HEAD = "--n 4 --k 256 --hard 16 --counts 4 4 4 2 2 2 --repeats 1 --no-memory"
+HEAD = "--sizes 4x256 --hard 16 --counts 4 4 4 2 2 2 --repeats 1 --no-memory --speed-side 64"
+STEP = "-a test_resnet --size 16 -b 8 --moco-k 1100 --moco-dim 16 --amp off --rounds 2"
 CIFAR = "--images 16 --batch-size 16 --queries 8 --epochs 1 --seeds 0 --methods moco synco"
 PROBE = "-a resnet18 --size 16 -b 8 -j 0 --epochs 1"
 
@@ -62,6 +63,7 @@ def reduced(command: str, folder: Path, checkpoint: Path, images: Path, cifar: P
         "main_pretrain.py": [*PRETRAIN.split(), "--save-dir", str(folder)],
         "main_lincls.py": [*PROBE.split(), "--save-dir", str(folder)],
         "contrastive_head.py": [*HEAD.split()],
+        "training_step.py": [*STEP.split()],
         "cifar10_methods.py": [*CIFAR.split(), "--data", str(cifar), "--out", str(folder)],
     }
     script = next(name for name in more if any(word.endswith(name) for word in words))
