@@ -37,6 +37,11 @@ def parse_lincls(argv: list[str] | None = None) -> argparse.Namespace:
     return _parse(lincls_parser(), argv, _finish_lincls)
 
 
+def parse_semisup(argv: list[str] | None = None) -> argparse.Namespace:
+    """The flags of main_semisup.py."""
+    return _parse(semisup_parser(), argv, _finish_semisup)
+
+
 def _parse(parser: _Parser, argv: list[str] | None, finish: Any) -> argparse.Namespace:
     words = list(sys.argv[1:] if argv is None else argv)
     try:
@@ -87,6 +92,62 @@ def lincls_parser() -> _Parser:
         "published protocol; cached: computed once, without augmentation, then epochs cost seconds")  # fmt: skip
     _add_knn(p)
     return p
+
+
+def semisup_parser() -> _Parser:
+    """The parser of main_semisup.py: the released SynCo's flags and Barlow Twins'."""
+    p = _Parser(
+        prog="main_semisup.py",
+        allow_abbrev=False,
+        description="Fine-tune a pretrained encoder and a linear classifier on a share of the labels.",
+    )
+    _add_data(p)
+    _add_subset(p)
+    _add_tuning(p)
+    _add_launch(p)
+    return p
+
+
+def _add_subset(p: _Parser) -> None:
+    add = p.add_argument
+    add("--train-percent", default=None, type=float, metavar="P", help="train on P percent of the labelled images "
+        "(default: 100): of ImageNet at 1 and 10 SimCLR's lists, fetched once, else a class-balanced draw")  # fmt: skip
+    add("--train-files", default="", metavar="PATH", help="train on the images named in this file, one a line "
+        "(n01440764_18.JPEG, or FOLDER/NAME); balanced: a draw, also of ImageNet at 1 and 10 percent")  # fmt: skip
+    add("--subset-seed", default=0, type=int, metavar="N", help="of the draw and of the validation part (default: 0); "
+        "not --seed, so that runs with several seeds train on the same images")  # fmt: skip
+    add("--val-share", default=0.0, type=float, metavar="X", help="hold this share of every class's training images "
+        "out, evaluate each epoch on it, and the test images once, at the end (default: 0, each epoch on the test "
+        "images)")  # fmt: skip
+    add("--val-only", action="store_true", help="with --val-share: leave the test images alone")
+
+
+def _add_tuning(p: _Parser) -> None:
+    add, switch = p.add_argument, argparse.BooleanOptionalAction
+    add("pretrained_file", metavar="FILE", nargs="?", help="Barlow Twins' spelling of --pretrained FILE")
+    add("--pretrained", default="", metavar="PATH", help="checkpoint of ours, MoCo, SynCo or torchvision; "
+        "torchvision:NAME for its published weights (default: random weights, a baseline)")  # fmt: skip
+    add("--weights", choices=("finetune", "freeze"), default="finetune", help="train the encoder, or keep it")
+    add("--lr-backbone", default=0.01, type=float, metavar="LR", help="of the encoder (default: 0.01; SynCo's grid: "
+        "0.01 0.02 0.05 0.1 0.005)")  # fmt: skip
+    add("--lr-classifier", default=0.5, type=float, metavar="LR", help="of the linear layer (default: 0.5)")
+    add("--momentum", default=0.9, type=float, metavar="M", help="momentum of SGD (default: 0.9)")
+    add("--wd", "--weight-decay", default=1e-6, type=float, metavar="W", dest="weight_decay", help="(default: 1e-6)")
+    add("--epochs", default=None, type=int, metavar="N", help="epochs to run (default: 60 below 10 percent, 30 below "
+        "100, 90 for all images)")  # fmt: skip
+    add("--start-epoch", default=0, type=int, metavar="N", help="number of the first epoch, for restarts by hand")
+    add("-b", "--batch-size", default=1024, type=int, metavar="N",
+        help="images a step over all processes of this node (default: 1024)")  # fmt: skip
+    add("--amp", choices=("auto", "off", "bf16", "fp16"), default="off", help="encoder arithmetic (default: off)")
+    add("--channels-last", action=switch, default=True, help="memory layout of convolutions (default: on)")
+    add("-p", "--print-freq", default=10, type=int, metavar="N", help="steps between log lines (default: 10)")
+    add("--save-dir", "--checkpoint-dir", default="./", metavar="DIR", dest="save_dir",
+        help="where checkpoint_semisup.pth.tar, result.json and the log go (default ./)")  # fmt: skip
+    add("--resume", default="", metavar="PATH", help="continue this checkpoint; auto: the one in --save-dir")
+    add("--overwrite", action="store_true", help="start afresh in a folder that holds another run")
+    add("--max-minutes", default=None, type=float, metavar="M", help="save and stop (exit code 0) after M minutes")
+    add("--seed", default=None, type=int, help="of all randomness but the draw (default: drawn, logged and kept)")
+    add("-e", "--evaluate", action="store_true", help="evaluate --resume on the test images and stop")
 
 
 def _add_data(p: _Parser) -> None:
@@ -235,6 +296,20 @@ def _finish_lincls(parser: _Parser, words: list[str]) -> argparse.Namespace:
     return args
 
 
+def _finish_semisup(parser: _Parser, words: list[str]) -> argparse.Namespace:
+    args = _with_config(parser, words)
+    if args.data is None and args.dataset is None:
+        raise UserError("give an image folder or --dataset NAME to fine-tune on.")
+    if args.pretrained and args.pretrained_file:
+        raise UserError("--pretrained and FILE after DIR are two spellings of one flag; give one of them.")
+    args.pretrained = args.pretrained or args.pretrained_file or ""
+    if args.train_percent is None and args.train_files in ("", "balanced"):
+        args.train_percent = 100.0
+    _check_semisup(args)
+    _check_images(args)
+    return args
+
+
 def _with_config(parser: _Parser, words: list[str]) -> argparse.Namespace:
     args = parser.parse_args(words)
     if args.config:
@@ -323,6 +398,10 @@ def _check_common(args: argparse.Namespace) -> None:
     _at_least(args, 1, "epochs", "batch_size", "print_freq", "knn_k")
     _at_least(args, 0, "workers", "start_epoch", "weight_decay", "momentum")
     _positive(args, "lr", "knn_t")
+    _check_images(args)
+
+
+def _check_images(args: argparse.Namespace) -> None:
     if args.size is not None:
         _at_least(args, 8, "size")
     if args.std is not None and min(args.std) <= 0:
@@ -330,6 +409,20 @@ def _check_common(args: argparse.Namespace) -> None:
     lengths = {len(x) for x in (args.mean, args.std) if x is not None}
     if lengths - {1, 3} or len(lengths) > 1:
         raise UserError("--mean and --std take one value a channel: 1 or 3, the same number for both.")
+
+
+def _check_semisup(args: argparse.Namespace) -> None:
+    _at_least(args, 1, "batch_size", "print_freq", *(["epochs"] if args.epochs is not None else []))
+    _at_least(args, 0, "workers", "start_epoch", "weight_decay", "momentum", "lr_backbone")
+    _positive(args, "lr_classifier")
+    if args.train_percent is not None and not 0 < args.train_percent <= 100:
+        raise UserError(f"--train-percent is above 0 and at most 100, not {args.train_percent:g}.")
+    if not 0 <= args.val_share < 1:
+        raise UserError(f"--val-share is a share from 0 to below 1, not {args.val_share:g}.")
+    if args.val_only and not args.val_share:
+        raise UserError("--val-only needs --val-share, the share of the training images to validate on.")
+    if args.evaluate and (args.val_only or not args.resume):
+        raise UserError("--evaluate takes --resume with a fine-tuned checkpoint, and no --val-only.")
 
 
 def _check_pretrain(args: argparse.Namespace) -> None:

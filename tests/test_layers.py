@@ -6,13 +6,15 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 
+MAINS = ("main_pretrain", "main_lincls", "main_semisup")
+
 # Lower layers never import higher ones; a module may import its own layer only where no circle results.
 LAYERS = [
     {"moco.errors", "moco.seeding", "moco.schedule", "moco.key_queue", "moco.kernels", "moco.options"},
     {"moco.distributed", "moco.encoder", "moco.negatives", "moco.data", "moco.checkpoint"},
     {"moco.methods", "moco.builder", "moco.meters", "moco.knn", "moco.pretrained"},
-    {"moco.engine", "moco.probe", "moco.embed"},
-    {"main_pretrain", "main_lincls", "moco.demo"},
+    {"moco.engine", "moco.probe", "moco.embed", "moco.finetune"},
+    {"main_pretrain", "main_lincls", "main_semisup", "moco.demo"},
 ]
 
 
@@ -32,11 +34,11 @@ def imports(path: Path, module: str) -> set[str]:
             start = ".".join(parts[: len(parts) - node.level + 1]) if node.level else ""
             name = ".".join(x for x in (start, node.module) if x)
             found |= {f"{name}.{alias.name}" for alias in node.names} if name == "moco" else {name}
-    return {package(name) for name in found if name.split(".")[0] in ("moco", "main_pretrain", "main_lincls")}
+    return {package(name) for name in found if name.split(".")[0] in ("moco", *MAINS)}
 
 
 def modules() -> dict[str, Path]:
-    files = [*ROOT.glob("moco/**/*.py"), ROOT / "main_pretrain.py", ROOT / "main_lincls.py"]
+    files = [*ROOT.glob("moco/**/*.py"), *(ROOT / f"{name}.py" for name in MAINS)]
     names = {".".join(f.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): f for f in files}
     names.pop("moco")
     return names
@@ -92,5 +94,5 @@ def test_no_module_shadows_the_standard_library():
 
 
 def test_entry_points_are_short():
-    for name in ("main_pretrain.py", "main_lincls.py"):
-        assert len((ROOT / name).read_text().splitlines()) < 150
+    for name in MAINS:
+        assert len((ROOT / f"{name}.py").read_text().splitlines()) < 150

@@ -1,0 +1,429 @@
+"""Fine-tuning on few labels: an encoder and a new linear layer, a learning rate for each, cosine per epoch.
+
+The protocol of Barlow Twins (Zbontar et al., arXiv 2103.03230) as SynCo takes it over: cross-entropy, SGD, random
+crops and flips; the encoder is trained too, BatchNorm included, or kept as it is (``freeze``).
+
+Legend: N images on this process, C classes, B images of a step in all.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.utils import get_total_norm
+
+from moco import checkpoint, distributed, seeding
+from moco.data import EpochSampler, Labelled, Loader, Source, Sources, make_loader, normalise
+from moco.encoder import backbone_keys, has_batchnorm, head_of
+from moco.engine import StopRequest
+from moco.errors import SIGTERM_EXIT, TrainingError, UserError
+from moco.meters import Mean, RunLog, Stopwatch, accuracy
+from moco.probe import Score, labelled_pair
+from moco.schedule import learning_rate
+
+# The released code's names; they lie beside a probe's files and a pretraining's without harm.
+CHECKPOINT, BEST, RESULT = "checkpoint_semisup.pth.tar", "model_best_semisup.pth.tar", "result.json"
+
+
+# ------------------------------------------------------------------------------------------------ before a run
+
+
+def epochs_for(percent: float) -> int:
+    """SynCo's published lengths: 60 epochs on 1 % of the labels, 30 on 10 %, 90 on all; a share between two takes the
+    smaller one's. A list's share is never round: 12,811 of 1,281,167 names are its 1 %."""
+    return 60 if percent < 9.95 else 30 if percent < 99.95 else 90
+
+
+def labelled_images(sources: Sources, test: bool) -> tuple[Source, Source | None]:
+    """The labelled training images, and with ``test`` the test images too; UserError when the data lacks them."""
+    if test:
+        return labelled_pair(sources)
+    train = sources.train or sources.pretrain
+    if train.labels is None:
+        raise UserError(f"{train.name} has no labels: give class folders, or a list with a TAB and a label a line.")
+    return train, None
+
+
+def resume_path(resume: str, save_dir: str) -> str | None:
+    """The file that ``--resume`` means; None for a fresh start (nothing given, or ``auto`` and nothing there)."""
+    path = os.path.join(save_dir, CHECKPOINT) if resume == "auto" else resume
+    return path if path and (resume != "auto" or os.path.isfile(path)) else None
+
+
+def claim(save_dir: str, resumed: str | None, overwrite: bool) -> None:
+    """Refuse a folder that holds another run of this program, or clear it.
+
+    Raises:
+        UserError: this run would write over another one.
+    """
+    path = os.path.join(save_dir, CHECKPOINT)
+    if not os.path.isfile(path) or (resumed and os.path.samefile(path, resumed)):
+        return
+    if not overwrite:
+        raise UserError(
+            f"{path} belongs to another run; continue it with --resume auto, choose another --save-dir, or start "
+            "afresh with --overwrite."
+        )
+    if distributed.is_main():
+        for name in (CHECKPOINT, BEST, RESULT):
+            if os.path.isfile(os.path.join(save_dir, name)):
+                os.remove(os.path.join(save_dir, name))
+
+
+# -------------------------------------------------------------------------------------------------- the network
+
+
+class Classifier(nn.Module):
+    """An encoder whose head is a new linear layer: weight normal with deviation .01, bias 0.
+
+    Args:
+        encoder: with C outputs.
+        mean, std: of the channels.
+        seed: of the layer's first weights.
+        freeze: only the layer is trained and the encoder stays in eval mode.
+        amp: the encoder's arithmetic, None for fp32; the loss is always fp32.
+
+    Raises:
+        UserError: the encoder's head is not one linear layer with a bias.
+    """
+
+    def __init__(
+        self, encoder: nn.Module, mean: Any, std: Any, seed: int, freeze: bool, amp: torch.dtype | None = None
+    ) -> None:
+        super().__init__()
+        self.encoder, self.mean, self.std, self.freeze, self.amp = encoder, mean, std, freeze, amp
+        layer = encoder.get_submodule(head_of(encoder))
+        if not isinstance(layer, (nn.Linear, nn.Conv2d)) or layer.bias is None:
+            raise UserError("this -a has no classifier that is one linear layer with a bias; choose another.")
+        first = torch.empty(layer.weight.shape).normal_(0.0, 0.01, generator=seeding.torch_generator("init", seed, 2))
+        layer.weight.data.copy_(first)
+        layer.bias.data.zero_()
+        encoder.requires_grad_(not freeze)
+        layer.requires_grad_(True)
+        self.head = [layer.weight, layer.bias]
+
+    def train(self, mode: bool = True) -> Classifier:
+        """As of any module, but a frozen encoder stays in eval mode: its BatchNorm statistics are the file's."""
+        return super().train(mode and not self.freeze)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """(N, C) fp32 logits of (N, channels, h, w) uint8 images on the model's device."""
+        pixels = normalise(images, self.mean, self.std)
+        with torch.autocast(pixels.device.type, self.amp, enabled=self.amp is not None):
+            logits = self.encoder(pixels)
+        return logits.float()
+
+    def groups(self, lr_classifier: float, lr_backbone: float) -> list[dict[str, Any]]:
+        """SGD's parameter groups in the released code's order: the layer, then the rest if it is trained."""
+        head = {id(p) for p in self.head}
+        rest = [p for p in self.encoder.parameters() if id(p) not in head]
+        groups = [{"params": self.head, "lr": lr_classifier}]
+        return groups if self.freeze else [*groups, {"params": rest, "lr": lr_backbone}]
+
+    def backbone(self) -> dict[str, Tensor]:
+        """A copy, on the CPU, of every tensor but the layer's."""
+        keys = backbone_keys(self.encoder)
+        return {name: value.cpu().clone() for name, value in self.encoder.state_dict().items() if name in keys}
+
+
+# ---------------------------------------------------------------------------------------------------- the images
+
+
+@dataclass(frozen=True)
+class Images:
+    """A set's loader and the order in which it goes through the set. ``note`` sees every batch (bad images)."""
+
+    loader: Loader
+    sampler: EpochSampler
+    note: Callable[[dict[str, Tensor], Source], None]
+
+    def batches(self, epoch: int, first: int, watch: Stopwatch) -> Iterator[dict[str, Tensor]]:
+        """This process's batches of an epoch from ``first`` on; time spent waiting goes to ``watch``."""
+        self.sampler.set_position(epoch, first)
+        source = self.loader.dataset.source  # type: ignore[attr-defined]
+        batches = iter(self.loader)
+        while True:
+            with watch.waiting():
+                batch = next(batches, None)
+            if batch is None:
+                return
+            self.note(batch, source)
+            yield batch
+
+
+@dataclass(frozen=True)
+class Feed:
+    """How images reach the network. size: side in pixels. batch: B. seed: of order and crops. workers: loader processes
+    of this process. flip: training views may be mirrored. note: see :class:`Images`."""
+
+    size: int
+    batch: int
+    seed: int
+    workers: int
+    flip: bool
+    note: Callable[[dict[str, Tensor], Source], None]
+
+    def of(self, source: Source, training: bool = False) -> Images:
+        """Batches of a set, no image dropped: shuffled random crops when ``training``, else whole images in order."""
+        world, rank = distributed.world_size(), distributed.rank()
+        sampler = EpochSampler(len(source), self.batch, self.seed, world, rank, drop_last=False, shuffle=training)
+        views = Labelled(source, self.size, train=training, seed=self.seed, flip=self.flip)
+        return Images(make_loader(views, sampler, self.workers, pin_memory=True), sampler, self.note)
+
+
+def check_batch(model: Classifier, sampler: EpochSampler) -> None:
+    """Refuse batches with which BatchNorm cannot train: one image has no variance.
+
+    Raises:
+        UserError: some step of an epoch gives each process a single image.
+    """
+    sizes = {min(sampler.n, sampler.batch), sampler.n % sampler.batch or sampler.batch}
+    if not model.freeze and has_batchnorm(model.encoder) and min(-(-n // sampler.world) for n in sizes) < 2:
+        raise UserError(
+            f"{sampler.n} training images in batches of {sampler.batch} leave a step with one image a process, too few "
+            "for BatchNorm: choose another --batch-size."
+        )
+
+
+@torch.no_grad()
+def evaluate(model: Classifier, images: Images) -> Score:
+    """Accuracy in eval mode, each image counted once: the last step's repeats, which make the shares of all processes
+    equal, are left out. BatchNorm's statistics are the main process's, which are those of checkpoints."""
+    distributed.broadcast_buffers(list(model.buffers()))
+    model.eval()
+    device = distributed.device()
+    n, world, rank = images.sampler.n, distributed.world_size(), distributed.rank()
+    sums = torch.zeros(3, dtype=torch.float64, device=device)
+    seen = 0
+    for batch in images.batches(0, 0, Stopwatch()):
+        count = len(batch["label"])
+        own = max(0, n - seen - rank * count)
+        seen += world * count
+        labels = batch["label"][:own].to(device)
+        if len(labels):
+            logits = model(batch["image"][:own].to(device))
+            sums += torch.stack([*accuracy(logits, labels, (1, 5)), F.cross_entropy(logits, labels, reduction="sum")])
+    hits1, hits5, loss = distributed.sum_over_ranks(sums).tolist()
+    return Score(100 * hits1 / n, 100 * hits5 / n, loss / n)
+
+
+def last_line(val: Score | None, test: Score | None) -> str:
+    """A run's figures, those of the test images as upstream prints them."""
+    words = f" * validation Acc@1 {val.acc1:.3f} Acc@5 {val.acc5:.3f}" if val else ""
+    return words + (f" * Acc@1 {test.acc1:.3f} Acc@5 {test.acc5:.3f}" if test else "")
+
+
+# ------------------------------------------------------------------------------------------------------ training
+
+
+@dataclass
+class Progress:
+    """Where a run is; all of it is in the checkpoint."""
+
+    seed: int
+    epoch: int = 0  # finished epochs, their evaluation included
+    batch: int = 0  # steps done in the epoch that is running
+    best_acc1: float = 0.0  # percent, on the images that each epoch is evaluated on
+    best_epoch: int = 0  # finished epochs when it was reached
+
+
+@dataclass
+class Tuner:
+    """A run's objects, its epochs and its checkpoints. ``settings`` are the flags that make it this run."""
+
+    model: Classifier
+    wrapped: nn.Module  # the model with gradient averaging
+    optimizer: torch.optim.Optimizer
+    scaler: torch.amp.GradScaler
+    epochs: int
+    progress: Progress
+    settings: dict[str, Any]
+    print_freq: int = 10
+
+    def __post_init__(self) -> None:
+        self.base_lrs = [group["lr"] for group in self.optimizer.param_groups]
+        self.parameters = [p for p in self.model.parameters() if p.requires_grad]
+
+    def train_epoch(self, images: Images, log: RunLog, stop: StopRequest) -> int | None:
+        """The rest of the current epoch; an exit code when the run must stop before it goes on.
+
+        Raises:
+            TrainingError: a loss or gradient is not finite on some process; nothing has been changed by it.
+        """
+        at, steps = self.progress, len(images.sampler)
+        for group, base in zip(self.optimizer.param_groups, self.base_lrs, strict=True):
+            group["lr"] = learning_rate(base, at.epoch, self.epochs, cosine=True, milestones=[])
+        self.model.train()
+        watch, meters = Stopwatch(), [Mean(), Mean(), Mean()]
+        with log.bar(steps, at.batch, f"epoch {at.epoch}") as bar:
+            for batch in images.batches(at.epoch, at.batch, watch):
+                code = self._step(batch, meters, at.epoch * steps + at.batch, stop)
+                at.batch += 1
+                watch.count(len(batch["label"]) * distributed.world_size())
+                bar.update()
+                if at.batch % self.print_freq == 0 or at.batch == steps:
+                    self._report(log, watch, meters, steps)
+                    watch, meters = Stopwatch(), [Mean(), Mean(), Mean()]
+                if code is not None:
+                    return code
+        return None
+
+    def _step(self, batch: dict[str, Tensor], meters: list[Mean], step: int, stop: StopRequest) -> int | None:
+        seeding.seed_step(self.progress.seed, step, distributed.rank())  # dropout, stochastic depth
+        device = distributed.device()
+        images, labels = (batch[name].to(device, non_blocking=True) for name in ("image", "label"))
+        logits = self.wrapped(images)
+        loss = F.cross_entropy(logits, labels)
+        self.optimizer.zero_grad(set_to_none=True)
+        self.scaler.scale(loss).backward()
+        self.scaler.unscale_(self.optimizer)
+        code = self._agree(loss.detach(), step, stop)
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        shares = [100.0 * hits / len(labels) for hits in accuracy(logits, labels, (1, 5))]
+        for meter, value in zip(meters, (loss, *shares), strict=True):
+            meter.add(value)
+        return code
+
+    def _agree(self, loss: Tensor, step: int, stop: StopRequest) -> int | None:
+        """One small exchange before the step: is all finite everywhere, and must the run stop after it?"""
+        norm = get_total_norm([p.grad for p in self.parameters if p.grad is not None])
+        bad_loss, bad_norm = not bool(loss.isfinite()), not bool(norm.isfinite())
+        bad_loss, bad_norm, terminated, ends = distributed.any_rank(bad_loss, bad_norm, *stop.flags())
+        if bad_loss or (bad_norm and not self.scaler.is_enabled()):  # with fp16 the scale was too high: step skipped
+            what = "the loss" if bad_loss else "a gradient"
+            raise TrainingError(
+                f"epoch {self.progress.epoch}, step {step}: {what} is not finite and the step was not taken; lower "
+                "--lr-backbone or --lr-classifier, then go on from the last checkpoint or start anew."
+            )
+        return None if not ends else SIGTERM_EXIT if terminated else 0
+
+    def _report(self, log: RunLog, watch: Stopwatch, meters: list[Mean], steps: int) -> None:
+        at = self.progress
+        here = torch.tensor([meter.value for meter in meters], device=distributed.device())
+        loss, acc1, acc5 = distributed.mean_over_ranks(here).tolist()
+        speed, wait = watch.rates()
+        rates = [group["lr"] for group in self.optimizer.param_groups]
+        values = {"loss": loss, "train_acc1": acc1, "train_acc5": acc5, "lr_classifier": rates[0],
+                  "images_per_second": speed, "wait_share": wait}  # fmt: skip
+        if len(rates) == 2:
+            values["lr_backbone"] = rates[1]
+        text = (
+            f"Epoch: [{at.epoch}][{at.batch:4d}/{steps}] loss {loss:.4f} Acc@1 {acc1:.2f} Acc@5 {acc5:.2f} "
+            f"lr {' '.join(f'{rate:.4g}' for rate in rates)} {speed:.0f} images/s wait {wait:.0%}"
+        )
+        log.scalars(at.epoch * steps + at.batch, values, epoch=at.epoch, text=text)
+
+    def close_epoch(self, score: Score) -> bool:
+        """Count the epoch as finished with this evaluation; returns whether it is the best one so far."""
+        at = self.progress
+        at.epoch, at.batch = at.epoch + 1, 0
+        is_best = score.acc1 > at.best_acc1 or not at.best_epoch
+        if is_best:
+            at.best_acc1, at.best_epoch = score.acc1, at.epoch
+        return is_best
+
+    def report_epoch(self, log: RunLog, score: Score, which: str, steps: int) -> None:
+        """Record an epoch's evaluation on the images called ``which``."""
+        at = self.progress
+        values = {f"{which}_acc1": score.acc1, f"{which}_acc5": score.acc5, f"{which}_loss": score.loss}
+        text = (
+            f"epoch {at.epoch - 1}: {which} Acc@1 {score.acc1:.3f} Acc@5 {score.acc5:.3f} (best {at.best_acc1:.3f} "
+            f"after {at.best_epoch} epochs)"
+        )
+        log.scalars(at.epoch * steps, {**values, "best_acc1": at.best_acc1}, epoch=at.epoch - 1, text=text)
+
+    def result(self, val: Score | None, test: Score | None) -> dict[str, Any]:
+        """What result.json says of the last epoch's network, and of the best epoch by the images it was chosen on."""
+        at = self.progress
+        values: dict[str, Any] = {"epochs": at.epoch, "best_epoch": at.best_epoch}
+        if val is not None:
+            values |= {"val_acc1": val.acc1, "val_acc5": val.acc5, "best_val_acc1": at.best_acc1}
+        elif test is not None:
+            values["best_acc1"] = at.best_acc1
+        if test is not None:
+            values |= {"acc1": test.acc1, "acc5": test.acc5}
+        return values
+
+    def check_frozen(self, reference: dict[str, Tensor]) -> None:
+        """With ``freeze``, every tensor but the layer's still equals the ``reference``, upstream's sanity check.
+
+        Raises:
+            TrainingError: naming the first tensor that differs.
+        """
+        own = self.model.backbone() if self.model.freeze else {}
+        changed = [name for name, value in own.items() if not torch.equal(value, reference[name])]
+        if changed:
+            raise TrainingError(
+                f"{len(changed)} tensors that --weights freeze keeps differ from the encoder that was read, the first "
+                f"{changed[0]}; this accuracy would not be that encoder's."
+            )
+
+    # ------------------------------------------------------------------------------------------------ checkpoints
+
+    def save(self, save_dir: str, arch: str, is_best: bool = False) -> None:
+        """Write upstream's dictionary and ``run``, what a resumed run needs besides; also as the best one if it is."""
+        if distributed.is_main():
+            entries = asdict(self.progress)
+            state = {
+                "epoch": entries.pop("epoch"),
+                "arch": arch,
+                "state_dict": {"module." + name: value for name, value in self.model.encoder.state_dict().items()},
+                "best_acc1": entries.pop("best_acc1"),
+                "optimizer": self.optimizer.state_dict(),
+                "scaler": self.scaler.state_dict(),
+                "run": {**entries, "settings": self.settings},
+            }
+            for name in (BEST, CHECKPOINT) if is_best else (CHECKPOINT,):
+                checkpoint.write(state, os.path.join(save_dir, name))
+        distributed.barrier()
+
+    def load(self, state: dict, path: str, arch: str, weights_only: bool = False) -> None:
+        """Go on where a checkpoint of this program, or of SynCo's, was written; or take its network alone.
+
+        Raises:
+            UserError: another kind of file, architecture, network or run.
+        """
+        if not isinstance(state.get("state_dict"), dict) or "best_acc1" not in state or "optimizer" not in state:
+            raise UserError(f"{path} is no checkpoint of this program: give a pretrained encoder by --pretrained.")
+        if state.get("arch", arch) != arch:
+            raise UserError(f"{path} was trained with -a {state['arch']}; this run has -a {arch}.")
+        run = state.get("run") or {}
+        settings = {} if weights_only else run.get("settings") or {}
+        for name, value in settings.items():
+            if self.settings.get(name, value) != value:
+                raise UserError(
+                    f"{path} is of a run with {name} {value or 'none'} and this one has "
+                    f"{self.settings[name] or 'none'}: give the same to continue it, or begin another --save-dir."
+                )
+        self._fill_network(state, path)
+        if not weights_only:
+            self._fill_optimizer(state, path)
+        at = self.progress
+        at.epoch, at.batch = int(state["epoch"]), int(run.get("batch", 0))
+        at.best_acc1, at.best_epoch = float(state["best_acc1"]), int(run.get("best_epoch", state["epoch"]))
+
+    def _fill_network(self, state: dict, path: str) -> None:
+        found = {name.removeprefix("module."): value for name, value in state["state_dict"].items()}
+        own = self.model.encoder.state_dict()
+        odd = [n for n in {**own, **found} if n not in own or n not in found or own[n].shape != found[n].shape]
+        if odd:
+            raise UserError(
+                f"{path} does not fit: {odd[0]} differs ({len(odd)} entries do); check --stem, --size and that the "
+                "data has the classes it was trained on."
+            )
+        self.model.encoder.load_state_dict(found)
+
+    def _fill_optimizer(self, state: dict, path: str) -> None:
+        try:
+            self.optimizer.load_state_dict(state["optimizer"])
+            if state.get("scaler"):  # empty when the run so far did not scale its loss
+                self.scaler.load_state_dict(state["scaler"])
+        except (ValueError, KeyError, TypeError, RuntimeError) as error:
+            raise UserError(f"{path} does not fit this optimizer: {' '.join(str(error).split())}") from error
