@@ -103,6 +103,9 @@ def worker(args: Namespace) -> int:
         stop = engine.StopRequest(args.max_minutes)
 
         # loop
+        if not val and not args.evaluate:
+            log.line("each epoch is evaluated on the test images: the best one is chosen on them, the last one is not "
+                     "(--val-share holds training images out to choose on)")  # fmt: skip
         score = None
         while progress.epoch < epochs and not args.evaluate:
             code = tuner.train_epoch(training, log, stop)

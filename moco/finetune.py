@@ -344,11 +344,11 @@ class Tuner:
         at = self.progress
         values: dict[str, Any] = {"epochs": at.epoch, "best_epoch": at.best_epoch}
         if val is not None:
-            values |= {"val_acc1": val.acc1, "val_acc5": val.acc5, "best_val_acc1": at.best_acc1}
+            values |= {"val_acc1": val.acc1, "val_acc5": val.acc5, "val_loss": val.loss, "best_val_acc1": at.best_acc1}
         elif test is not None:
             values["best_acc1"] = at.best_acc1
         if test is not None:
-            values |= {"acc1": test.acc1, "acc5": test.acc5}
+            values |= {"acc1": test.acc1, "acc5": test.acc5, "loss": test.loss}
         return values
 
     def check_frozen(self, reference: dict[str, Tensor]) -> None:

@@ -148,7 +148,7 @@ def find_rows(source: Source, names: Sequence[str], path: str) -> np.ndarray:
     if missing:
         raise UserError(
             f"{len(missing)} of the {len(names)} images in {path} are not in {source.name}, the first {missing[0]}: "
-            "give the images that the list is about, or another list."
+            "give the images that the list is about, another list, or --train-files balanced for a draw."
         )
     found = np.array(sorted(rows.values()), dtype=np.int64)
     if len(np.unique(found)) < len(found):
