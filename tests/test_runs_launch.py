@@ -14,8 +14,9 @@ import torch
 from conftest import ROOT, SYNCO, TINY, environment, load, run
 
 import main_pretrain
-from moco import distributed
+from moco import builder, distributed
 from moco.engine import Trainer
+from moco.kernels import contrastive_head
 
 STEPS = ["--steps", 2]
 
@@ -39,6 +40,20 @@ def trained(folder, text: str, processes: int, steps: int = 2) -> None:
 def test_one_process(image_folder, tmp_path, in_process, capsys):
     assert in_process(*TINY, *STEPS, "--save-dir", tmp_path, image_folder) == 0
     trained(tmp_path, capsys.readouterr().out, 1)
+
+
+def test_the_head_is_the_one_that_the_flags_and_the_log_name(image_folder, tmp_path, in_process, capsys, monkeypatch):
+    used = set()
+
+    def watched(*tensors, impl, precision, **others):
+        used.add((impl, precision))
+        return contrastive_head(*tensors, impl=impl, precision=precision, **others)
+
+    monkeypatch.setattr(builder, "contrastive_head", watched)
+    flags = ["--head-impl", "cpu", "--head-precision", "bf16", "--save-dir", tmp_path]
+    assert in_process(*TINY, *STEPS, *flags, image_folder) == 0
+    assert used == {("cpu", "bf16")}
+    assert "loss by cpu in bf16" in capsys.readouterr().out
 
 
 @pytest.mark.dist
