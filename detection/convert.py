@@ -7,18 +7,18 @@ projection of the skip connection is ``shortcut``. Nothing but names changes.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import pickle
 import re
 
 from torch import Tensor
 
-from moco import checkpoint
 from moco.encoder import build_encoder
 from moco.errors import UserError
-from moco.pretrained import read_backbone
+from moco.pretrained import arch_of, open_file, read_backbone
 
-LAYER3_BLOCKS = {"resnet50": 6, "resnet101": 23}  # what tells the two apart
+ARCHS = ("resnet50", "resnet101")
 
 
 def detectron2_name(name: str) -> str:
@@ -30,25 +30,19 @@ def detectron2_name(name: str) -> str:
 
 
 def convert(path: str) -> dict[str, Tensor]:
-    """The backbone in a checkpoint (ours, MoCo, SynCo, torchvision, timm), by detectron2's names.
+    """The backbone in a checkpoint (any that moco.pretrained reads), by detectron2's names.
 
     Raises:
         UserError: unreadable, or not the whole backbone of a ResNet-50 or ResNet-101; the sentence names the keys.
     """
-    tensors, _ = read_backbone(build_encoder(_arch_of(path), 128), path)
+    arch = arch_of(open_file(path))
+    tensors, _ = read_backbone(build_encoder(arch if arch in ARCHS else ARCHS[0], 128), path)
+    return renamed(tensors)
+
+
+def renamed(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """A ResNet's tensors by detectron2's names, which has no counters of BatchNorm's steps."""
     return {detectron2_name(name): value for name, value in tensors.items() if "num_batches" not in name}
-
-
-def _arch_of(path: str) -> str:
-    """resnet50 or resnet101 by the number of blocks; other networks are refused with a sentence by the reader."""
-    text = " ".join(str(name) for name in _names(checkpoint.read(path)))
-    blocks = {int(number) for number in re.findall(r"layer3\.(\d+)\.", text)}
-    return "resnet101" if len(blocks) == LAYER3_BLOCKS["resnet101"] else "resnet50"
-
-
-def _names(state: dict) -> list[str]:
-    nested = [value for value in state.values() if isinstance(value, dict)]
-    return [*state, *(name for value in nested for name in value)]
 
 
 def write(tensors: dict[str, Tensor], path: str) -> None:
@@ -64,4 +58,6 @@ def write(tensors: dict[str, Tensor], path: str) -> None:
             pickle.dump({"model": arrays, "__author__": "moco", "matching_heuristics": True}, file)
         os.replace(beside, path)
     except OSError as error:
+        with contextlib.suppress(OSError):
+            os.remove(beside)
         raise UserError(f"{path} cannot be written: {error.strerror}.") from error

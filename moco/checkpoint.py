@@ -7,7 +7,9 @@ finished epochs, as upstream's does. Every file can be read with ``weights_only=
 
 from __future__ import annotations
 
+import argparse
 import contextlib
+import errno
 import os
 import pickle
 import re
@@ -21,6 +23,15 @@ from torch import Tensor
 from moco.errors import UserError
 
 POINTER = "latest"
+# Containers of plain values in other projects' files (SupContrast's flags, Lightning's hyper-parameters), none of which
+# runs code when it is filled; Lightning's dictionary becomes a plain one, so that Lightning is not needed.
+_CONTAINERS = [
+    argparse.Namespace,
+    *((dict, f"{name}.AttributeDict") for name in (
+        "lightning_fabric.utilities.data", "lightning.fabric.utilities.data", "pytorch_lightning.utilities.parsing",
+        "lightning.pytorch.utilities.parsing",
+    )),
+]  # fmt: skip
 _NAME = re.compile(r"checkpoint_(\d{4,})(?:_step_(\d+))?\.pth\.tar$")
 
 
@@ -36,10 +47,12 @@ def read(path: str) -> dict:
     if not os.path.isfile(path):
         raise UserError(f"no checkpoint at {path}.")
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), torch.serialization.safe_globals(_CONTAINERS):
             warnings.simplefilter("ignore")  # a foreign file's oddities are reported below, in one sentence
             state = torch.load(path, map_location="cpu", weights_only=True)
     except OSError as error:
+        if error.errno == errno.EINVAL:  # torch seeks before the start of a file that is cut very short
+            raise UserError(f"{path} {_why_unreadable(error)}") from error
         raise UserError(f"{path} cannot be read: {error.strerror or error}.") from error
     except Exception as error:  # a damaged pickle can raise anything
         raise UserError(f"{path} {_why_unreadable(error)}") from error

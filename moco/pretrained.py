@@ -1,21 +1,87 @@
 """Read an encoder's weights from the layouts of this field, and refuse, naming the keys, what does not fit.
 
-Layouts: ours, official MoCo v1 and v2 and the released SynCo (``state_dict`` with ``module.encoder_q.*``), a linear
-classifier's (``module.*``), torchvision's and any plain dictionary of an encoder's tensors.
+Where the projects keep the encoder that their own evaluations use (names after DataParallel's ``module.``):
+
+    ours, MoCo v1 and v2, SynCo   state_dict  encoder_q.*
+    MoCo v3                       state_dict  base_encoder.*
+    SupContrast                   model       encoder.*, the projection of a skip connection is ``shortcut``
+    Barlow Twins, VICReg          model       backbone.*, or the backbone alone
+    lightly                       state_dict  backbone.*, of a ResNet often by position: 0 conv1, 1 bn1, 4 layer1 ..
+    solo-learn                    state_dict  backbone.*, older ones encoder.*
+    torchvision, timm, a probe's  all, or state_dict, or model
+
+Tensors do not hold everything: MoCo v3's ViT-S has 12 attention heads where timm's has 6, and solo-learn pads the 3x3
+stem by two pixels. Such a file changes the encoder that reads it, and the sentence on what was read says so.
 """
 
 from __future__ import annotations
+
+import json
+import math
+import os
+import re
+from collections.abc import Iterator
+from typing import Any, NamedTuple
 
 import torch
 import torchvision
 from torch import Tensor, nn
 
 from moco import checkpoint
-from moco.encoder import backbone_keys, head_of
+from moco.encoder import backbone_keys, build_encoder, head_of
 from moco.errors import UserError
 
 PUBLISHED = "torchvision:"  # followed by a name such as IMAGENET1K_V2
+SAFETENSORS = ".safetensors"
+CARD = "moco backbone"  # the kind of the card that moco.export writes
 _NESTS = ("state_dict", "model")
+_PARTS = ("encoder_q", "base_encoder", "backbone", "encoder", "")  # in this order where several fit equally
+_SETTINGS = ("log_settings.json", "lincls_settings.json", "semisup_settings.json")  # beside our checkpoints
+
+# Blocks of the four stages, shape of a block's 3x3 convolution (outputs, inputs a group), whether it is a bottleneck.
+RESNETS = {
+    ((2, 2, 2, 2), (64, 64), False): "resnet18",
+    ((3, 4, 6, 3), (64, 64), False): "resnet34",
+    ((3, 4, 6, 3), (64, 64), True): "resnet50",
+    ((3, 4, 23, 3), (64, 64), True): "resnet101",
+    ((3, 8, 36, 3), (64, 64), True): "resnet152",
+    ((3, 4, 6, 3), (128, 128), True): "wide_resnet50_2",
+    ((3, 4, 23, 3), (128, 128), True): "wide_resnet101_2",
+    ((3, 4, 6, 3), (128, 4), True): "resnext50_32x4d",
+    ((3, 4, 23, 3), (256, 8), True): "resnext101_32x8d",
+    ((3, 4, 23, 3), (256, 4), True): "resnext101_64x4d",
+}
+VITS = {192: "tiny", 384: "small", 768: "base", 1024: "large", 1280: "huge"}  # timm's words for a ViT's width
+ALIASES = {f"vit_{word}": f"vit_{word}_patch{14 if word == 'huge' else 16}_224" for word in VITS.values()}  # MoCo v3's
+
+
+class File(NamedTuple):
+    """What a weight file holds."""
+
+    path: str
+    state: dict  # all of it
+    tensors: dict[str, Tensor]  # the weights, wherever it keeps them, without the prefixes of wrappers
+    settings: dict[str, Any]  # its card, or the settings of our run that wrote it; empty for other files
+
+
+class Part(NamedTuple):
+    """The encoder in a file."""
+
+    name: str  # such as encoder_q, empty for a file that is nothing else
+    entries: dict[str, Tensor]  # by the names of torchvision and timm, the head included
+
+
+class Backbone(NamedTuple):
+    """An encoder with a file's weights, in eval mode, and how it was built."""
+
+    encoder: nn.Module  # its head is fresh
+    arch: str
+    stem: str  # "cifar" or "imagenet"
+    size: int  # pixels
+    channels: int
+    changes: dict[str, int]  # see :func:`apply_changes`
+    file: File
+    words: str  # what was read
 
 
 def load_backbone(encoder: nn.Module, path: str, arch: str = "") -> str:
@@ -35,17 +101,14 @@ def load_backbone(encoder: nn.Module, path: str, arch: str = "") -> str:
 
 
 def read_backbone(encoder: nn.Module, path: str, arch: str = "") -> tuple[dict[str, Tensor], str]:
-    """The file's tensors for everything but the head, checked against the encoder, and a sentence on what was read."""
-    state = _published(arch, path.removeprefix(PUBLISHED)) if path.startswith(PUBLISHED) else checkpoint.read(path)
-    part, entries = _encoder_entries(_tensors(state, path))
-    head = head_of(encoder) + "."
-    found = {name: value for name, value in entries.items() if not name.startswith(head)}
-    _check(encoder, found, path, _hint(state, arch))
-    what = f"{part} of {path}" if part else path
-    epoch = state.get("epoch")
-    age = f", epoch {epoch}" if isinstance(epoch, int) else ""
-    unused = len(entries) - len(found)
-    return found, f"read {len(found)} tensors from {what}{age}; its head ({unused} tensors) is not used"
+    """The file's tensors for everything but the head, checked against the encoder, and a sentence on what was read.
+
+    What the file's project does unlike torchvision and timm, and no tensor tells, is changed in the encoder.
+    """
+    if path.startswith(PUBLISHED):
+        state = _published(arch, path.removeprefix(PUBLISHED))
+        return _fitting(encoder, File(path, state, _tensors(state, path), {}), arch)
+    return _fitting(encoder, open_file(path), arch)
 
 
 def fill_backbone(encoder: nn.Module, tensors: dict[str, Tensor]) -> None:
@@ -56,26 +119,235 @@ def fill_backbone(encoder: nn.Module, tensors: dict[str, Tensor]) -> None:
     assert {name for name in missing if not _is_counter(name)} == allowed, "more than the head is missing"
 
 
+def open_backbone(path: str, arch: str = "", stem: str = "auto", size: int | None = None) -> Backbone:
+    """An encoder built for the file, with the file's weights; what is not given is found in the file.
+
+    Args:
+        path: a checkpoint file.
+        arch: for a file that names none and is neither a ResNet nor a ViT.
+        stem, size: as in :func:`moco.encoder.build_encoder`; by default what the tensors say.
+
+    Raises:
+        UserError: unreadable, no encoder in it, an architecture that cannot be found, or weights that do not fit it.
+    """
+    file = open_file(path)
+    arch = arch or arch_of(file)
+    if not arch:
+        raise UserError(f"{path} does not name its architecture and its tensors are of no known one; give it by -a.")
+    entries = _first_part(file).entries
+    if stem == "auto":
+        stem = "cifar" if _has_small_stem(entries) else "imagenet"
+    size = int(size or _size_of(entries) or file.settings.get("size") or (32 if stem == "cifar" else 224))
+    encoder = build_encoder(arch, 1, stem=stem, size=size)
+    channels = _channels_of(encoder, file)
+    if channels != 3:
+        encoder = build_encoder(arch, 1, stem=stem, size=size, in_chans=channels)
+    tensors, words = _fitting(encoder, file, arch)
+    fill_backbone(encoder, tensors)
+    return Backbone(encoder.eval(), arch, stem, size, channels, _changes(encoder, file), file, words)
+
+
+# ------------------------------------------------------------------------------------------------ what a file holds
+
+
+def open_file(path: str) -> File:
+    """Read a checkpoint or a safetensors file.
+
+    Raises:
+        UserError: unreadable, or without tensors.
+    """
+    if path.endswith(SAFETENSORS) and os.path.isfile(path):
+        return _open_safetensors(path)
+    state = checkpoint.read(path)
+    return File(path, state, _tensors(state, path), _settings(path, state))
+
+
+def _open_safetensors(path: str) -> File:
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="pt") as opened:
+            tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118 (no mapping)
+            card = json.loads((opened.metadata() or {}).get("card", "{}"))
+    except (SafetensorError, OSError, ValueError) as error:
+        raise UserError(f"{path} is no readable safetensors file: truncated, damaged or something else.") from error
+    return File(path, tensors, _tensors(tensors, path), card)
+
+
+def _settings(path: str, state: dict) -> dict[str, Any]:
+    """The card that lies beside a file, or the settings of the run that wrote the checkpoint; empty for others."""
+    beside = [os.path.join(os.path.dirname(path), name) for name in _SETTINGS] if "run" in state else []
+    for name in [os.path.splitext(path)[0] + ".json", *beside]:
+        try:
+            with open(name, encoding="utf-8") as file:
+                found = json.load(file)
+        except (OSError, ValueError):
+            continue
+        if isinstance(found, dict) and (found.get("kind") == CARD or found.get("arch") == state.get("arch", "")):
+            return found
+    return {}
+
+
 def _tensors(state: dict, path: str) -> dict[str, Tensor]:
     """The dictionary of tensors, wherever the file keeps it, without the prefixes of wrappers (DDP, torch.compile)."""
     for nest in _NESTS:
         if isinstance(state.get(nest), dict):
             state = state[nest]
             break
-    found = {}
-    for name, value in state.items():
-        if isinstance(name, str) and isinstance(value, Tensor):
-            found[name.removeprefix("module.").replace("_orig_mod.", "")] = value
+    wrapper = re.compile(r"(?:(?<=\.)|^)(?:module|_orig_mod)\.")
+    named = ((name, value) for name, value in state.items() if isinstance(name, str) and isinstance(value, Tensor))
+    found = {wrapper.sub("", name): value for name, value in named}
     if not found:
         raise UserError(f"{path} holds no weights: neither tensors nor a state_dict with tensors.")
     return found
 
 
-def _encoder_entries(tensors: dict[str, Tensor]) -> tuple[str, dict[str, Tensor]]:
-    """The query encoder of a contrastive checkpoint, else all entries."""
-    prefix = "encoder_q."
-    chosen = {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
-    return ("encoder_q", chosen) if chosen else ("", tensors)
+def parts(file: File) -> Iterator[Part]:
+    """All that may be the encoder in a file, the most specific first."""
+    for name in _PARTS:
+        prefix = f"{name}." if name else ""
+        chosen = {n.removeprefix(prefix): value for n, value in file.tensors.items() if n.startswith(prefix)}
+        if chosen:
+            yield Part(name, _library_names(chosen))
+
+
+def _library_names(entries: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Names of torchvision's ResNets for those that count modules (lightly) and for ``shortcut`` (SupContrast)."""
+    positions: dict[str, str] = {}
+    if "2.0.conv1.weight" in entries:  # lightly's own ResNet has neither ReLU nor max-pool as modules
+        positions = {"0": "conv1", "1": "bn1", **{str(i + 1): f"layer{i}" for i in range(1, 5)}}
+    elif "4.0.conv1.weight" in entries:
+        positions = {"0": "conv1", "1": "bn1", **{str(i + 3): f"layer{i}" for i in range(1, 5)}}
+    renamed = {}
+    for name, value in entries.items():
+        first, _, rest = name.partition(".")
+        name = f"{positions[first]}.{rest}" if first in positions else name
+        renamed[re.sub(r"^(layer\d+\.\d+)\.shortcut\.", r"\1.downsample.", name)] = value
+    return renamed
+
+
+def arch_of(file: File) -> str:
+    """The architecture that a file names, else the one its tensors have; empty for an unknown one."""
+    named = named_arch(file)
+    return named or next(filter(None, (_deduced(part.entries) for part in parts(file))), "")
+
+
+def named_arch(file: File) -> str:
+    """What the file itself calls its architecture, in the words of torchvision and timm; empty if it does not."""
+    named = file.settings.get("arch") or file.state.get("arch")
+    if not isinstance(named, str):
+        named = getattr(file.state.get("opt"), "model", "")  # SupContrast keeps its flags
+    return ALIASES.get(named, named)
+
+
+def _deduced(entries: dict[str, Tensor]) -> str:
+    blocks = [0, 0, 0, 0]
+    for name in entries:
+        if found := re.match(r"layer([1-4])\.\d+\.conv1\.weight$", name):
+            blocks[int(found.group(1)) - 1] += 1
+    if all(blocks):
+        wide, shape = "layer1.0.conv3.weight" in entries, entries["layer1.0.conv1.weight"].shape
+        if "layer1.0.conv2.weight" in entries:
+            shape = entries["layer1.0.conv2.weight"].shape
+        return RESNETS.get((tuple(blocks), tuple(shape[:2]), wide), "")  # type: ignore[arg-type]
+    for patches, prefix in (("patch_embed.proj.weight", "timm"), ("conv_proj.weight", "torchvision")):
+        weight = entries.get(patches)
+        if weight is not None and weight.ndim == 4 and weight.shape[0] in VITS:
+            word, pixels = VITS[weight.shape[0]], weight.shape[-1]
+            return f"vit_{word}_patch{pixels}_224" if prefix == "timm" else f"vit_{word[0]}_{pixels}"
+    return ""
+
+
+def _first_part(file: File) -> Part:
+    """The part whose tensors are of a known architecture, else the most specific."""
+    found = list(parts(file))
+    return next((part for part in found if _deduced(part.entries)), found[0])
+
+
+def _has_small_stem(entries: dict[str, Tensor]) -> bool:
+    weight = entries.get("conv1.weight")
+    return weight is not None and weight.ndim == 4 and weight.shape[-1] == 3
+
+
+def _channels_of(encoder: nn.Module, file: File) -> int:
+    """Channels of the images: what the encoder's first convolution takes in the file."""
+    first = next((name for name, module in encoder.named_modules() if isinstance(module, nn.Conv2d)), "")
+    weight = _part_for(encoder, file).entries.get(f"{first}.weight")
+    return 1 if weight is not None and weight.shape[1:2] == (1,) else 3
+
+
+def _size_of(entries: dict[str, Tensor]) -> int | None:
+    """A ViT's image side from its positions, one for each patch and one for the class token."""
+    for positions, patches in (("pos_embed", "patch_embed.proj.weight"), ("encoder.pos_embedding", "conv_proj.weight")):
+        if positions in entries and patches in entries:
+            return math.isqrt(entries[positions].shape[1]) * entries[patches].shape[-1]
+    return None
+
+
+# ----------------------------------------------------------------------------------------------- file and encoder
+
+
+def _fitting(encoder: nn.Module, file: File, arch: str) -> tuple[dict[str, Tensor], str]:
+    part = _part_for(encoder, file)
+    head = head_of(encoder) + "."
+    found = {name: value for name, value in part.entries.items() if not name.startswith(head)}
+    _check(encoder, found, file.path, _hint(file, arch))
+    changes = apply_changes(encoder, _changes(encoder, file))
+    what = f"{part.name} of {file.path}" if part.name else file.path
+    epoch = file.state.get("epoch")
+    age = f", epoch {epoch}" if isinstance(epoch, int) else ""
+    unused = len(part.entries) - len(found)
+    return found, f"read {len(found)} tensors from {what}{age}; its head ({unused} tensors) is not used{changes}"
+
+
+def head_entries(encoder: nn.Module, file: File) -> dict[str, Tensor]:
+    """What the file has for the encoder's head, by names such as ``weight`` and ``0.weight``."""
+    head = head_of(encoder) + "."
+    entries = _part_for(encoder, file).entries
+    return {name.removeprefix(head): value for name, value in entries.items() if name.startswith(head)}
+
+
+def _part_for(encoder: nn.Module, file: File) -> Part:
+    """The part with most of the encoder's names; the most specific where several have as many."""
+    wanted = backbone_keys(encoder)
+    return max(parts(file), key=lambda part: len(wanted & part.entries.keys()))
+
+
+def _changes(encoder: nn.Module, file: File) -> dict[str, int]:
+    """What the project that wrote the file builds unlike torchvision and timm, see :func:`apply_changes`."""
+    if "changes" in file.settings:
+        return dict(file.settings["changes"])
+    part = _part_for(encoder, file)
+    if part.name not in ("base_encoder", "backbone", "encoder"):
+        return {}
+    positions = part.entries.get("pos_embed")
+    # MoCo v3's fixed sine and cosine positions leave the class token's row at zero (its vits.py; so does solo-learn's)
+    if positions is not None and not positions[0, 0].any() and positions.shape[-1] in (192, 384):
+        return {"num_heads": 12}
+    # every solo-learn model has an online classifier of this name; its base.py pads CIFAR's 3x3 stem by 2
+    if "classifier.weight" in file.tensors and _has_small_stem(part.entries):
+        return {"stem_padding": 2}
+    return {}
+
+
+def apply_changes(encoder: nn.Module, changes: dict[str, int]) -> str:
+    """Change what no tensor tells: ``num_heads`` of a timm ViT's attention, ``stem_padding`` of a ResNet's conv1.
+
+    Returns words for a log, empty without changes.
+    """
+    if "stem_padding" in changes:
+        conv = encoder.get_submodule("conv1")
+        assert isinstance(conv, nn.Conv2d)
+        conv.padding = (changes["stem_padding"],) * 2
+        return f"; conv1 pads by {changes['stem_padding']} as solo-learn's does"
+    if "num_heads" in changes:
+        for module in encoder.modules():
+            if hasattr(module, "num_heads") and hasattr(module, "qkv"):
+                module.num_heads = changes["num_heads"]  # type: ignore[assignment]
+                module.head_dim = module.qkv.in_features // changes["num_heads"]  # type: ignore[assignment, union-attr]
+                module.scale = module.head_dim**-0.5  # type: ignore[assignment, operator]
+        return f"; {changes['num_heads']} attention heads as MoCo v3's ViT has"
+    return ""
 
 
 def _is_counter(name: str) -> bool:
@@ -103,9 +375,9 @@ def _some(names: list[str]) -> str:
     return ", ".join(names[:3]) + (f" and {len(names) - 3} more entries" if len(names) > 3 else "")
 
 
-def _hint(state: dict, arch: str) -> str:
-    theirs = state.get("arch")
-    if isinstance(theirs, str) and theirs != arch:
+def _hint(file: File, arch: str) -> str:
+    theirs = named_arch(file)
+    if theirs and theirs != arch:
         return f"the file was trained with -a {theirs}, give that"
     return "give the -a, --stem and --size it was trained with, and images with as many channels"
 

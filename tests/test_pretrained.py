@@ -1,16 +1,23 @@
-"""Files in the layouts of MoCo, SynCo and torchvision, built here key by key, load; what does not fit is named."""
+"""Files in the layouts of this field's projects, built here key by key, load; what does not fit is named."""
 
+import argparse
+import functools
+import re
+import sys
+import types
 import urllib.error
 from collections import OrderedDict
+from collections.abc import Callable
 
 import pytest
 import torch
+import torch.nn.functional as F
 import torchvision
 from torch import nn
 
-from moco.encoder import backbone_keys, build_encoder
+from moco.encoder import backbone_keys, build_encoder, features
 from moco.errors import UserError
-from moco.pretrained import load_backbone
+from moco.pretrained import RESNETS, File, arch_of, load_backbone, open_backbone, open_file
 
 K, C = 12, 128
 
@@ -184,3 +191,198 @@ def test_a_failed_download_is_one_sentence(monkeypatch, encoder):
     sentence = refusal(encoder, "torchvision:IMAGENET1K_V1")
     assert "no route to host" in sentence
     assert "download it and give its path" in sentence
+
+
+# ------------------------------------------------------------------------------------ other projects' layouts
+# The files below are made as each project makes its own, key by key; the networks that must be reproduced are built
+# as that project builds them.
+
+
+def by_hand(x: torch.Tensor, t: dict[str, torch.Tensor]) -> torch.Tensor:
+    """The features of SupContrast's ResNet-18 (its networks/resnet_big.py): 3x3 stem, no pooling, ``shortcut``."""
+
+    def conv(x, name, norm, stride=1):
+        weight = t[f"{name}.weight"]
+        x = F.conv2d(x, weight, stride=stride, padding=weight.shape[-1] // 2)
+        mean, var, gamma, beta = (t[f"{norm}.{n}"] for n in ("running_mean", "running_var", "weight", "bias"))
+        return F.batch_norm(x, mean, var, gamma, beta)
+
+    x = F.relu(conv(x, "conv1", "bn1"))
+    for block in sorted({name.rpartition(".conv")[0] for name in t if re.match(r"layer\d\.\d+\.conv1", name)}):
+        stride = 2 if block.endswith(".0") and block[5] != "1" else 1
+        y = F.relu(conv(x, f"{block}.conv1", f"{block}.bn1", stride))
+        y = conv(y, f"{block}.conv2", f"{block}.bn2")
+        short = f"{block}.shortcut"
+        x = F.relu(y + (conv(x, f"{short}.0", f"{short}.1", stride) if f"{short}.0.weight" in t else x))
+    return x.mean((2, 3))
+
+
+def prefixed(prefix: str, tensors: dict) -> dict:
+    return {f"{prefix}{name}": value for name, value in tensors.items()}
+
+
+def small(padding: int = 1) -> nn.Module:
+    network = resnet()
+    network.conv1 = nn.Conv2d(3, 64, 3, padding=padding, bias=False)
+    network.maxpool = nn.Identity()
+    return network
+
+
+def without_head(network: nn.Module) -> dict[str, torch.Tensor]:
+    return {name: value for name, value in network.state_dict().items() if not name.startswith("fc.")}
+
+
+def positions(network: nn.Module) -> nn.Sequential:
+    """What lightly's users write: a network's children without its classifier."""
+    return nn.Sequential(*list(network.children())[:-1])
+
+
+def supcontrast(wrapper: str = "") -> tuple[dict, Callable]:
+    shortcuts = {name.replace("downsample", "shortcut"): value for name, value in without_head(small()).items()}
+    head = nn.Sequential(nn.Linear(512, 512), nn.ReLU(), nn.Linear(512, 128)).state_dict()
+    model = {**prefixed(f"encoder.{wrapper}", shortcuts), **prefixed("head.", head)}
+    flags = argparse.Namespace(model="resnet18", dataset="cifar10", lr_decay_epochs=[700, 800])
+    return {"opt": flags, "model": model, "optimizer": {}, "epoch": 1000}, lambda x: by_hand(x, shortcuts)
+
+
+def moco_v3() -> tuple[dict, Callable]:
+    network = resnet(nn.Identity())
+    head = nn.Sequential(nn.Linear(512, 64, bias=False), nn.BatchNorm1d(64), nn.ReLU(), nn.Linear(64, 16, bias=False))
+    entries = {**network.state_dict(), **prefixed("fc.", head.state_dict())}
+    other = prefixed("module.momentum_encoder.", resnet().state_dict())
+    entries = {**prefixed("module.base_encoder.", entries), **other, "module.predictor.0.weight": torch.zeros(8, 8)}
+    return {"epoch": 300, "arch": "resnet18", "state_dict": entries}, network
+
+
+def moco_v3_vit() -> tuple[dict, Callable]:
+    import timm
+
+    network = timm.create_model("vit_small_patch16_224", num_heads=12, img_size=32, depth=12, num_classes=0)
+    with torch.no_grad():
+        network.pos_embed[0, 0] = 0  # its positions are sines and cosines, the class token has none
+    head = {"head.0.weight": torch.zeros(8, 384), "head.1.running_mean": torch.zeros(8)}
+    entries = prefixed("module.base_encoder.", {**network.state_dict(), **head})
+    return {"epoch": 300, "arch": "vit_small", "state_dict": entries}, network
+
+
+def barlow_twins(whole: bool) -> tuple[dict, Callable]:
+    network = resnet(nn.Identity())
+    if not whole:
+        return dict(network.state_dict()), network
+    extra = {"module.projector.0.weight": torch.zeros(8, 512), "module.bn.running_mean": torch.zeros(8)}
+    return {"epoch": 1000, "model": {**prefixed("module.backbone.", network.state_dict()), **extra}}, network
+
+
+def lightly(own: bool) -> tuple[dict, Callable]:
+    if own:  # its ResNet for small images has no module for ReLU and pooling
+        network = small()
+        names = {"conv1": "0", "bn1": "1", "layer1": "2", "layer2": "3", "layer3": "4", "layer4": "5"}
+        shortcuts = {name.replace("downsample", "shortcut"): value for name, value in without_head(network).items()}
+        entries = {names[n.split(".")[0]] + n[n.index(".") :]: value for n, value in shortcuts.items()}
+    else:
+        network = resnet(nn.Identity())
+        entries = positions(network).state_dict()
+    momentum = prefixed("backbone_momentum.", {name: value + 1 for name, value in entries.items()})
+    state = {**prefixed("backbone.", entries), **momentum, "projection_head.layers.0.weight": torch.zeros(8, 512)}
+    return {"epoch": 9, "pytorch-lightning_version": "2.4.0", "state_dict": state}, network
+
+
+def solo_learn(prefix: str) -> tuple[dict, Callable]:
+    network = small(padding=2)
+    head = {"classifier.weight": torch.zeros(10, 512), "classifier.bias": torch.zeros(10)}
+    head |= {"queue": torch.zeros(2, 8, 16), "projector.0.weight": torch.zeros(8, 512)}
+    state = {**prefixed(f"{prefix}.", without_head(network)), **head}
+    state |= prefixed(f"momentum_{prefix}.", {name: value + 1 for name, value in without_head(network).items()})
+    return {"epoch": 999, "pytorch-lightning_version": "1.6.4", "state_dict": state}, network
+
+
+LAYOUTS = {
+    "SupContrast": supcontrast,
+    "SupContrast, several GPUs": functools.partial(supcontrast, "module."),
+    "MoCo v3": moco_v3,
+    "MoCo v3, ViT-S": moco_v3_vit,
+    "Barlow Twins": functools.partial(barlow_twins, True),
+    "Barlow Twins, backbone": functools.partial(barlow_twins, False),
+    "lightly": functools.partial(lightly, False),
+    "lightly, its own ResNet": functools.partial(lightly, True),
+    "solo-learn": functools.partial(solo_learn, "backbone"),
+    "solo-learn, older": functools.partial(solo_learn, "encoder"),
+}
+
+
+@pytest.mark.parametrize("layout", list(LAYOUTS))
+def test_features_of_other_projects_files(tmp_path, layout):
+    torch.manual_seed(1)
+    state, theirs = LAYOUTS[layout]()
+    path = str(tmp_path / "theirs.ckpt")
+    torch.save(state, path)
+    found = open_backbone(path)
+    assert found.arch == ("vit_small_patch16_224" if "ViT" in layout else "resnet18")
+    images = torch.randn(2, 3, 32, 32)
+    if isinstance(theirs, nn.Module):
+        theirs = drop_head(theirs).eval()
+    with torch.no_grad():
+        torch.testing.assert_close(features(found.encoder, images), theirs(images).flatten(1), rtol=1e-5, atol=1e-5)
+    # the mains build their encoder from flags and get the same
+    encoder = build_encoder(found.arch, 10, stem=found.stem, size=32).eval()
+    assert "read " in load_backbone(encoder, path, found.arch)
+    assert torch.equal(features(encoder, images), features(found.encoder, images))
+
+
+def drop_head(network: nn.Module) -> nn.Module:
+    if hasattr(network, "fc"):
+        network.fc = nn.Identity()
+    return network
+
+
+def test_what_tensors_cannot_tell_is_said(tmp_path):
+    for make, words in ((LAYOUTS["solo-learn"], "pads by 2"), (moco_v3_vit, "12 attention heads")):
+        torch.save(make()[0], tmp_path / "theirs.ckpt")
+        assert words in open_backbone(str(tmp_path / "theirs.ckpt")).words
+
+
+def test_lightnings_dictionary_of_settings_needs_no_lightning(tmp_path, monkeypatch):
+    package, module = types.ModuleType("lightning_fabric"), types.ModuleType("lightning_fabric.utilities.data")
+    made = type("AttributeDict", (dict,), {"__module__": module.__name__})
+    module.AttributeDict = made
+    state, _ = lightly(False)
+    with monkeypatch.context() as patch:
+        for known in (package, types.ModuleType("lightning_fabric.utilities"), module):
+            patch.setitem(sys.modules, known.__name__, known)
+        torch.save({**state, "hyper_parameters": made(batch_size_per_device=4)}, tmp_path / "theirs.ckpt")
+    assert open_file(str(tmp_path / "theirs.ckpt")).state["hyper_parameters"] == {"batch_size_per_device": 4}
+
+
+@pytest.mark.parametrize("arch", RESNETS.values())
+def test_every_resnet_is_known_by_its_tensors(arch):
+    with torch.device("meta"):
+        tensors = torchvision.models.get_model(arch).state_dict()
+    assert arch_of(File("weights.pth", {}, dict(tensors), {})) == arch
+
+
+@pytest.mark.parametrize("arch", ["vit_tiny_patch16_224", "vit_base_patch32_224", "vit_b_16", "vit_l_32", "vit_h_14"])
+def test_every_vit_is_known_by_its_tensors(arch):
+    with torch.device("meta"):
+        tensors = build_encoder(arch, 10).state_dict()
+    assert arch_of(File("weights.pth", {}, dict(tensors), {})) == arch
+
+
+def test_an_architecture_that_is_neither_named_nor_known_is_asked_for(tmp_path):
+    path = str(tmp_path / "weights.pth")
+    trained = build_encoder("test_convnext", 10)
+    torch.save(trained.state_dict(), path)
+    with pytest.raises(UserError, match="give it by -a"):
+        open_backbone(path)
+    assert_same_backbone(open_backbone(path, "test_convnext").encoder, trained)
+
+
+@pytest.mark.parametrize("layout", ["SupContrast", "MoCo v3", "lightly", "solo-learn"])
+def test_keys_that_differ_are_named_in_every_layout(tmp_path, layout):
+    state, _ = LAYOUTS[layout]()
+    nest = state["model" if "model" in state else "state_dict"]
+    lost = next(n for n in nest if n.endswith(("layer4.1.conv2.weight", "7.1.conv2.weight")) and "momentum" not in n)
+    nest[lost.replace("conv2", "conv9")] = nest.pop(lost)
+    torch.save(state, tmp_path / "theirs.ckpt")
+    with pytest.raises(UserError) as caught:
+        open_backbone(str(tmp_path / "theirs.ckpt"))
+    assert "lacks layer4.1.conv2.weight and has unknown layer4.1.conv9.weight" in str(caught.value)
