@@ -15,6 +15,7 @@ from moco.errors import USAGE_EXIT, UserError
 
 SYNCO_COUNTS = {"n1": 256, "n2": 256, "n3": 256, "n4": 64, "n5": 64, "n6": 64}  # SynCo's defaults
 DATASETS = ("folder", "cifar10", "cifar100", "caltech256", "fashionmnist", "stl10", "mnist5k")
+EXPORTS = ("torchvision", "timm", "detectron2", "safetensors", "onnx", "features")
 KINDS = ("mixup", "interpolation", "extrapolation", "noise", "perturbation", "adversarial")
 DEMO_CONFIG = os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__))), "configs", "demo.yml")
 
@@ -40,6 +41,16 @@ def parse_lincls(argv: list[str] | None = None) -> argparse.Namespace:
 def parse_semisup(argv: list[str] | None = None) -> argparse.Namespace:
     """The flags of main_semisup.py."""
     return _parse(semisup_parser(), argv, _finish_semisup)
+
+
+def parse_export(argv: list[str] | None = None) -> argparse.Namespace:
+    """The words of python -m moco.export."""
+    return export_parser().parse_args(argv)
+
+
+def parse_describe(argv: list[str] | None = None) -> argparse.Namespace:
+    """The words of python -m moco.describe."""
+    return describe_parser().parse_args(argv)
 
 
 def _parse(parser: _Parser, argv: list[str] | None, finish: Any) -> argparse.Namespace:
@@ -148,6 +159,33 @@ def _add_tuning(p: _Parser) -> None:
     add("--max-minutes", default=None, type=float, metavar="M", help="save and stop (exit code 0) after M minutes")
     add("--seed", default=None, type=int, help="of all randomness but the draw (default: drawn, logged and kept)")
     add("-e", "--evaluate", action="store_true", help="evaluate --resume on the test images and stop")
+
+
+def export_parser() -> _Parser:
+    """The parser of python -m moco.export."""
+    p = _Parser(prog="moco.export", allow_abbrev=False, description="Write a checkpoint's backbone for other tools.")
+    add = p.add_argument
+    add("checkpoint", metavar="CKPT", help="of ours, MoCo v1 to v3, SynCo, SupContrast, Barlow Twins, lightly, "
+        "solo-learn, torchvision or timm")  # fmt: skip
+    add("--to", required=True, choices=EXPORTS, help="what to write")
+    add("--out", metavar="FILE", help="where to (default: beside CKPT, named after it)")
+    add("--head", choices=("drop", "keep"), default="drop", help="keep: logits of the file's linear classifier "
+        "instead of features (torchvision, timm, onnx; default: drop)")  # fmt: skip
+    add("-a", "--arch", default="", metavar="ARCH", help="torchvision or timm network (default: the file's)")
+    add("--stem", choices=("auto", "imagenet", "cifar"), default="auto", help="(default: the file's)")
+    add("--size", type=int, metavar="PX", help="side of the images (default: the file's)")
+    add("--dataset", choices=DATASETS, help="whose channel statistics the card names (default: the run's)")
+    add("--mean", type=float, nargs="+", metavar="X", help="channel means in 0..1 for the card")
+    add("--std", type=float, nargs="+", metavar="X", help="channel deviations in 0..1 for the card")
+    return p
+
+
+def describe_parser() -> _Parser:
+    """The parser of python -m moco.describe."""
+    text = "Say what a checkpoint is and whether it is sane: exit code 0 if so, 1 if not, 2 if it cannot be read."
+    p = _Parser(prog="moco.describe", allow_abbrev=False, description=text)
+    p.add_argument("checkpoint", metavar="CKPT", help="any checkpoint that moco.export reads")
+    return p
 
 
 def _add_data(p: _Parser) -> None:

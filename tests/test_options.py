@@ -52,7 +52,7 @@ UPSTREAM = [
 ]
 LINCLS = {"epochs": 100, "lr": 30.0, "schedule": [60, 80], "weight_decay": 0.0, "pretrained": "", "evaluate": False}
 
-# Every flag of the mains. A flag may be added here; none is renamed or dropped.
+# Every flag of the mains and commands. A flag may be added here; none is renamed or dropped.
 FLAGS = set(Path(__file__).with_name("flags.txt").read_text().split())
 
 SYNCO_LINE = (
@@ -76,7 +76,10 @@ def test_the_probes_defaults_are_upstreams(name, default):
 
 
 def test_flags_are_frozen():
-    parsers = (options.pretrain_parser(), options.lincls_parser(), options.semisup_parser())
+    parsers = (
+        options.pretrain_parser(), options.lincls_parser(), options.semisup_parser(), options.export_parser(),
+        options.describe_parser(),
+    )  # fmt: skip
     assert {word for p in parsers for a in p._actions for word in a.option_strings} == FLAGS
 
 
