@@ -3,8 +3,8 @@
     python main_lincls.py --pretrained CHECKPOINT [flags] DIR        --help lists the flags
 
 Reads top to bottom: data, model, optimizer, loop, save. In --save-dir: checkpoint.pth.tar, model_best.pth.tar,
-lincls.jsonl and result.json (with --knn: knn.jsonl and knn.json). Exit codes: 0 done; 2 input that cannot be used; 3
-the loss was not finite or a frozen tensor changed.
+lincls.jsonl and result.json (with --knn: knn.jsonl and knn.json). Exit
+codes: 0 done; 2 input that cannot be used; 3 the loss was not finite or a frozen tensor changed.
 """
 
 import sys
@@ -13,11 +13,10 @@ from functools import partial
 
 import torch
 
-from moco import checkpoint, data, distributed, options, probe, seeding
+from moco import checkpoint, data, distributed, options, probe, probe_file, probe_report, seeding
 from moco.encoder import build_encoder
 from moco.meters import RunLog
 from moco.pretrained import PUBLISHED, fill_backbone, read_backbone
-from moco.schedule import learning_rate
 
 AMP = {"off": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 UPRIGHT = ("mnist5k",)  # a mirrored digit is another symbol
@@ -26,7 +25,7 @@ UPRIGHT = ("mnist5k",)  # a mirrored digit is another symbol
 def worker(args: Namespace) -> int:
     """One process of a probe, from data to the result; returns the exit code."""
     device, world = distributed.device(), distributed.world_size()
-    path = probe.resume_path(args.resume, args.save_dir, needed=args.evaluate and not args.knn)
+    path = probe_file.resume_path(args.resume, args.save_dir, needed=args.evaluate and not args.knn)
     state = checkpoint.read(path) if path else {}
     seed = distributed.from_main(seeding.choose_seed(args.seed, state))
 
@@ -58,20 +57,24 @@ def worker(args: Namespace) -> int:
     model = probe.Probe(encoder, device, mean, std, seed, AMP[args.amp])
 
     # optimizer
-    optimizer = torch.optim.SGD(model.trained, args.lr, momentum=args.momentum, weight_decay=args.weight_decay)
-    start, best = args.start_epoch, 0.0
+    mode = "knn" if args.knn else "evaluate" if args.evaluate else "lincls"
+    lrs = args.lrs if mode == "lincls" else probe_file.rates_of(state) or args.lrs
+    heads = probe.make_heads(
+        model, lrs, momentum=args.momentum, weight_decay=args.weight_decay, smoothing=args.label_smoothing
+    )
+    start = args.start_epoch
     if state and path:
-        start, best = probe.load(model, optimizer, state, path, args.arch, weights)
+        start = probe_file.load(model, heads, state, path, args.arch, weights)
         words += f"; resumed {path} after epoch {start}"
     frozen = weights or model.frozen()
     origin = args.pretrained or path or "the random initialisation"
 
-    mode = "knn" if args.knn else "evaluate" if args.evaluate else "lincls"
+    views = f"; {feed.words}" if mode == "lincls" else ""
     steps = -(-len(train) // feed.batch)
     with RunLog(args.save_dir, config=vars(args), resume_step=start * steps if state else None, name=mode) as log:
         log.line(f"{args.arch} at {feed.size} px: {words}")
         log.line(f"{len(train)} images to train on and {len(val)} held out, {classes} classes; {world} process(es) on "
-                 f"{device.type}, {feed.batch} images a step in all, {feed.workers} loader workers each")  # fmt: skip
+                 f"{device.type}, {feed.batch} images a step in all, {feed.workers} loaders each{views}")  # fmt: skip
         result = {"mode": mode, "arch": args.arch, "pretrained": args.pretrained, "size": feed.size, "seed": seed,
                   "classes": classes, "train_images": len(train), "val_images": len(val)}  # fmt: skip
         note = probe.bad_image_notes(log)
@@ -83,30 +86,26 @@ def worker(args: Namespace) -> int:
             return 0
 
         # loop
-        epochs = range(0) if args.evaluate else range(start, args.epochs)
+        epochs, details = range(0 if args.evaluate else args.epochs)[start:], bool(args.per_class or args.confusion)
         held_out = feed.of(model, val, note)
         training = feed.of(model, train, note, training=True) if epochs else held_out
-        score = probe.validate(model, held_out) if not epochs else None
+        if not epochs:
+            probe.validate(heads, held_out, details)
         for epoch in epochs:
-            for group in optimizer.param_groups:
-                group["lr"] = learning_rate(args.lr, epoch, args.epochs, cosine=False, milestones=args.schedule)
-            probe.train_epoch(model, training, optimizer, epoch, log, args.print_freq)
-            score = probe.validate(model, held_out)
-            if epoch in (epochs[0], epochs[-1]):
-                model.check_frozen(frozen, origin)
+            probe.set_rates(heads, epoch, args.epochs, args.schedule)
+            probe.train_epoch(heads, training, epoch, log, args.print_freq)
+            probe.validate(heads, held_out, details and epoch == epochs[-1])
+            model.check_frozen(frozen, origin)
 
             # save
-            is_best, best = score.acc1 > best, max(score.acc1, best)
-            probe.save(
-                model, optimizer, args.save_dir, epoch=epoch + 1, arch=args.arch, best=best, is_best=is_best, seed=seed
-            )
-            values = {"val_acc1": score.acc1, "val_acc5": score.acc5, "val_loss": score.loss, "best_acc1": best}
-            words = None if epoch == epochs[-1] else score.words(best)  # the last line of all comes after the result
-            log.scalars((epoch + 1) * steps, values, epoch=epoch, text=words)
-        assert score is not None
-        done = {"epochs": epochs[-1] + 1 if epochs else start, "best_acc1": best}
-        probe.write_result({**result, **done, "acc1": score.acc1, "acc5": score.acc5}, args.save_dir, "result.json")
-        log.line(score.words(best))
+            best = probe.note_best(heads)
+            probe_file.save(model, heads, args.save_dir, epoch + 1, arch=args.arch, seed=seed, new_best=best)
+            text = None if epoch == epochs[-1] else probe_report.words(heads)  # the last line comes after the result
+            log.scalars((epoch + 1) * steps, probe_report.values(heads), epoch=epoch, text=text)
+        result.update(features=args.features, epochs=epochs[-1] + 1 if epochs else start, **probe_report.result(heads))
+        probe.write_result(result, args.save_dir, "result.json")
+        probe_report.write_details(heads, train.classes or [], args.per_class, args.confusion and args.save_dir, log)
+        log.line(probe_report.last_words(heads))
     return 0
 
 

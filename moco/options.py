@@ -26,6 +26,33 @@ class _Parser(argparse.ArgumentParser):
         print(f"error: {message} (--help lists the flags)", file=sys.stderr)
         sys.exit(USAGE_EXIT)
 
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """As argparse does, but a flag of ``type=_numbers`` takes the numbers after it and nothing else.
+
+        ``nargs="+"`` would take a DIR that follows, and upstream's ``--lr 30 DIR`` must stay what it is.
+        """
+        many = {word for a in self._actions if a.type is _numbers for word in a.option_strings}
+        joined: list[str] = []
+        for word in sys.argv[1:] if args is None else args:
+            if len(joined) > 1 and joined[-2] in many and _is_number(word):
+                joined[-1] += " " + word
+            else:
+                joined.append(word)
+        return super().parse_known_args(joined, namespace)
+
+
+def _numbers(text: str) -> list[float]:
+    """One number or more in one word, as the parser joins them."""
+    return [float(word) for word in text.split() or [text]]
+
+
+def _is_number(word: str) -> bool:
+    try:
+        float(word)
+    except ValueError:
+        return False
+    return True
+
 
 def parse_pretrain(argv: list[str] | None = None) -> argparse.Namespace:
     """The flags of main_pretrain.py, checked and with every derived choice that needs no data made."""
@@ -79,7 +106,7 @@ def lincls_parser() -> _Parser:
         description="Train a linear classifier on frozen features (MoCo's protocol), or evaluate them by k-NN.",
     )
     _add_data(p)
-    _add_training(p, epochs=100, lr=30.0, schedule=[60, 80], wd=0.0)
+    _add_training(p, epochs=100, lr=[30.0], schedule=[60, 80], wd=0.0)
     _add_launch(p)
     add = p.add_argument
     add("-e", "--evaluate", action="store_true", help="evaluate on the validation set and stop")
@@ -90,6 +117,7 @@ def lincls_parser() -> _Parser:
     add("--amp", choices=("off", "bf16", "fp16"), default="off", help="arithmetic of the frozen encoder (default: off)")
     add("--features", choices=("views", "cached"), default="views", help="views: augmented anew every epoch, the "
         "published protocol; cached: computed once, without augmentation, then epochs cost seconds")  # fmt: skip
+    _add_classifier(p)
     _add_knn(p)
     return p
 
@@ -150,6 +178,14 @@ def _add_tuning(p: _Parser) -> None:
     add("-e", "--evaluate", action="store_true", help="evaluate --resume on the test images and stop")
 
 
+def _add_classifier(p: _Parser) -> None:
+    add = p.add_argument
+    add("--label-smoothing", default=0.0, type=float, metavar="E", help="of the training loss, in 0..1 (default: 0)")
+    add("--per-class", default=None, metavar="FILE.csv", help="also write top-1, top-5 and the likeliest mistake of "
+        "each class")  # fmt: skip
+    add("--confusion", action="store_true", help="also write confusion.csv and confusion.png into --save-dir")
+
+
 def _add_data(p: _Parser) -> None:
     add = p.add_argument
     add("data", metavar="DIR", nargs="?", help="image folder (with or without train/ and val/), a text file of paths, "
@@ -169,13 +205,16 @@ def _add_data(p: _Parser) -> None:
         help="loader processes on this machine in all (default: 32, never more than its cores)")  # fmt: skip
 
 
-def _add_training(p: _Parser, epochs: int, lr: float, schedule: list[int], wd: float) -> None:
+def _add_training(p: _Parser, epochs: int, lr: float | list[float], schedule: list[int], wd: float) -> None:
     add = p.add_argument
     add("--epochs", default=epochs, type=int, metavar="N", help=f"epochs to run (default: {epochs})")
     add("--start-epoch", default=0, type=int, metavar="N", help="number of the first epoch, for restarts by hand")
     add("-b", "--batch-size", default=256, type=int, metavar="N",
         help="images a step over all processes of this node (default: 256)")  # fmt: skip
-    add("--lr", "--learning-rate", default=lr, type=float, metavar="LR", dest="lr", help=f"learning rate ({lr})")
+    several = isinstance(lr, list)
+    more = "; several, such as 30 10 3: a classifier each, on the same features" if several else ""
+    add("--lr", "--learning-rate", default=lr, type=_numbers if several else float, metavar="LR", dest="lr",
+        help=f"learning rate ({lr}){more}")  # fmt: skip
     add("--schedule", default=schedule, nargs="*", type=int, help=f"epochs at which lr drops 10x ({schedule})")
     add("--momentum", default=0.9, type=float, metavar="M", help="momentum of SGD (default: 0.9)")
     add("--wd", "--weight-decay", default=wd, type=float, metavar="W", dest="weight_decay", help=f"({wd})")
@@ -292,7 +331,9 @@ def _finish_lincls(parser: _Parser, words: list[str]) -> argparse.Namespace:
     args = _with_config(parser, words)
     if args.data is None and args.dataset is None:
         raise UserError("give an image folder or --dataset NAME to classify.")
+    args.lrs, args.lr = args.lr, args.lr[0]  # all that were asked for; upstream's one
     _check_common(args)
+    _check_classifier(args)
     return args
 
 
@@ -423,6 +464,22 @@ def _check_semisup(args: argparse.Namespace) -> None:
         raise UserError("--val-only needs --val-share, the share of the training images to validate on.")
     if args.evaluate and (args.val_only or not args.resume):
         raise UserError("--evaluate takes --resume with a fine-tuned checkpoint, and no --val-only.")
+
+
+def _check_classifier(args: argparse.Namespace) -> None:
+    for lr in args.lrs:
+        _positive(argparse.Namespace(lr=lr), "lr")
+    if len(set(args.lrs)) < len(args.lrs):
+        raise UserError("--lr has the same rate twice; the two classifiers would be one.")
+    if not 0 <= args.label_smoothing < 1:
+        raise UserError(f"--label-smoothing must be at least 0 and below 1, not {args.label_smoothing}.")
+    _check_modes(args)
+
+
+def _check_modes(args: argparse.Namespace) -> None:
+    modes = [flag for flag in ("--evaluate", "--knn") if getattr(args, flag[2:].replace("-", "_"))]
+    if (args.per_class or args.confusion) and modes not in ([], ["--evaluate"]):
+        raise UserError(f"--per-class and --confusion show a trained classifier; {modes[-1]} has none.")
 
 
 def _check_pretrain(args: argparse.Namespace) -> None:

@@ -14,6 +14,7 @@ LAYERS = [
     {"moco.distributed", "moco.encoder", "moco.negatives", "moco.data", "moco.checkpoint"},
     {"moco.methods", "moco.builder", "moco.meters", "moco.knn", "moco.pretrained"},
     {"moco.engine", "moco.probe", "moco.embed", "moco.finetune"},
+    {"moco.probe_file", "moco.probe_report"},
     {"main_pretrain", "main_lincls", "main_semisup", "moco.demo"},
 ]
 
