@@ -35,7 +35,7 @@ def worker(args: Namespace) -> int:
         download=args.download, val_path=args.val_data, channels=args.channels,
     )  # fmt: skip
     train, val = probe.labelled_pair(distributed.first_on_node(opening, wait=args.download))
-    classes = len(train.classes or ())
+    classes = probe.count_classes(train, args.num_classes)
     mean, std = data.channel_statistics(args.dataset, train.channels, args.mean, args.std)
     feed = probe.Feed(
         size=args.size or train.native_size or 224,

@@ -180,6 +180,8 @@ def _add_tuning(p: _Parser) -> None:
 
 def _add_classifier(p: _Parser) -> None:
     add = p.add_argument
+    add("--train-folder", "--data-folder", default=None, metavar="DIR", help="the labelled images to train on, as DIR")
+    add("--num-classes", default=None, type=int, metavar="C", help="checked against the data, which decides by itself")
     add("--label-smoothing", default=0.0, type=float, metavar="E", help="of the training loss, in 0..1 (default: 0)")
     add("--per-class", default=None, metavar="FILE.csv", help="also write top-1, top-5 and the likeliest mistake of "
         "each class")  # fmt: skip
@@ -191,9 +193,11 @@ def _add_data(p: _Parser) -> None:
     add("data", metavar="DIR", nargs="?", help="image folder (with or without train/ and val/), a text file of paths, "
         "or the root of --dataset")  # fmt: skip
     add("--config", metavar="FILE.yml", help="defaults from a file; flags override it")
-    add("--dataset", choices=DATASETS, help="a known data set instead of an image folder")
+    add("--dataset", type=lambda name: {"path": "folder"}.get(name, name), choices=DATASETS,
+        help="a known data set instead of an image folder")  # SupContrast calls a folder "path"  # fmt: skip
     add("--download", action="store_true", help="let --dataset fetch its files")
-    add("--val-data", metavar="PATH", help="labelled validation images when DIR does not hold them")
+    add("--val-data", "--test-folder", metavar="PATH", dest="val_data", help="labelled validation images when DIR does "
+        "not hold them")  # fmt: skip
     add("--size", type=int, metavar="PX", help="side of the square views (default: 224, small sets their own size)")
     add("--channels", type=int, choices=(1, 3), help="read images as grey (1) or colour (3; default: the data set's)")
     add("--mean", type=float, nargs="+", metavar="X", help="channel means in 0..1 (default: the data set's)")
@@ -329,6 +333,9 @@ def _finish_pretrain(parser: _Parser, words: list[str]) -> argparse.Namespace:
 
 def _finish_lincls(parser: _Parser, words: list[str]) -> argparse.Namespace:
     args = _with_config(parser, words)
+    if args.data is not None and args.train_folder is not None:
+        raise UserError("DIR and --train-folder are the same thing; give one of them.")
+    args.data = args.train_folder if args.data is None else args.data
     if args.data is None and args.dataset is None:
         raise UserError("give an image folder or --dataset NAME to classify.")
     args.lrs, args.lr = args.lr, args.lr[0]  # all that were asked for; upstream's one
@@ -473,6 +480,8 @@ def _check_classifier(args: argparse.Namespace) -> None:
         raise UserError("--lr has the same rate twice; the two classifiers would be one.")
     if not 0 <= args.label_smoothing < 1:
         raise UserError(f"--label-smoothing must be at least 0 and below 1, not {args.label_smoothing}.")
+    if args.num_classes is not None:
+        _at_least(args, 1, "num_classes")
     _check_modes(args)
 
 

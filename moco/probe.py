@@ -48,6 +48,14 @@ def labelled_pair(sources: Sources) -> tuple[Source, Source]:
     return sources.train, sources.val
 
 
+def count_classes(train: Source, asked: int | None) -> int:
+    """C, from the labelled images; UserError when ``asked`` (--num-classes) is another number."""
+    found = len(train.classes or ())
+    if asked not in (None, found):
+        raise UserError(f"{train.name} has {found} classes, not {asked}: correct --num-classes or leave it out.")
+    return found
+
+
 # ------------------------------------------------------------------------------------------------------ a probe
 
 

@@ -541,6 +541,9 @@ def test_rates_are_typed_before_or_after_the_folder(tmp_path):
         ("DIR --lr 3 1 3", "the same rate twice"),
         ("DIR --lr fast", "--lr"),
         ("DIR --label-smoothing 1", "--label-smoothing must be at least 0 and below 1"),
+        ("DIR --num-classes 0", "--num-classes must be at least 1"),
+        ("DIR --train-folder OTHER", "DIR and --train-folder are the same thing"),
+        ("--test-folder DIR", "give an image folder"),
         ("DIR --knn --per-class x.csv", "--knn has none"),
     ],
 )
@@ -550,6 +553,16 @@ def test_mistakes_with_the_probes_flags(words, told, capsys):
     error = capsys.readouterr().err
     assert (stopped.value.code, error.count("\n")) == (2, 1)
     assert told in error
+
+
+def test_own_data_by_its_two_folders(image_folder, tmp_path):
+    usual = probe_once(image_folder, tmp_path, "--epochs", 1, "--num-classes", 2)
+    for flag in ("--train-folder", "--data-folder"):
+        words = [flag, image_folder / "train", "--test-folder", image_folder / "val", "--dataset", "path"]
+        args = parse_lincls([*TINY, "--epochs", "1", "--save-dir", str(tmp_path), *map(str, words)])
+        assert main_lincls.worker(args) == 0
+        assert json.loads((tmp_path / "result.json").read_text()) == usual
+    assert "has 2 classes, not 10: correct --num-classes" in sentence(image_folder, tmp_path, "--num-classes", 10)
 
 
 # ------------------------------------------------------------------------------------------------------- mistakes
