@@ -3,7 +3,7 @@
     python main_lincls.py --pretrained CHECKPOINT [flags] DIR        --help lists the flags
 
 Reads top to bottom: data, model, optimizer, loop, save. In --save-dir: checkpoint.pth.tar, model_best.pth.tar,
-lincls.jsonl and result.json (with --knn: knn.jsonl and knn.json). Exit
+lincls.jsonl and result.json (with --knn: knn.jsonl and knn.json; with --lr-find: lr_find.csv, .png and .json). Exit
 codes: 0 done; 2 input that cannot be used; 3 the loss was not finite or a frozen tensor changed.
 """
 
@@ -13,7 +13,7 @@ from functools import partial
 
 import torch
 
-from moco import checkpoint, data, distributed, options, probe, probe_file, probe_report, seeding
+from moco import checkpoint, data, distributed, lr_find, options, probe, probe_file, probe_report, seeding
 from moco.encoder import build_encoder
 from moco.meters import RunLog
 from moco.pretrained import PUBLISHED, fill_backbone, read_backbone
@@ -57,7 +57,7 @@ def worker(args: Namespace) -> int:
     model = probe.Probe(encoder, device, mean, std, seed, AMP[args.amp])
 
     # optimizer
-    mode = "knn" if args.knn else "evaluate" if args.evaluate else "lincls"
+    mode = "knn" if args.knn else "lr_find" if args.lr_find else "evaluate" if args.evaluate else "lincls"
     lrs = args.lrs if mode == "lincls" else probe_file.rates_of(state) or args.lrs
     heads = probe.make_heads(
         model, lrs, momentum=args.momentum, weight_decay=args.weight_decay, smoothing=args.label_smoothing
@@ -69,7 +69,7 @@ def worker(args: Namespace) -> int:
     frozen = weights or model.frozen()
     origin = args.pretrained or path or "the random initialisation"
 
-    views = f"; {feed.words}" if mode == "lincls" else ""
+    views = f"; {feed.words}" if mode in ("lincls", "lr_find") else ""
     steps = -(-len(train) // feed.batch)
     with RunLog(args.save_dir, config=vars(args), resume_step=start * steps if state else None, name=mode) as log:
         log.line(f"{args.arch} at {feed.size} px: {words}")
@@ -83,6 +83,12 @@ def worker(args: Namespace) -> int:
             log.scalars(0, {"knn": accuracy})
             probe.write_result({**result, "knn": accuracy, "k": args.knn_k, "T": args.knn_t}, args.save_dir, "knn.json")
             log.line(f" * k-NN {accuracy:.3f} (k={args.knn_k}, T={args.knn_t}, cosine, encoder features)")
+            return 0
+
+        if args.lr_find:
+            found = lr_find.sweep(heads[0], feed.of(model, train, note, training=True), args.lr_find_steps)
+            lr_find.write(found, {**result, "suggestion": found.suggestion()}, args.save_dir)
+            log.line(found.words())
             return 0
 
         # loop

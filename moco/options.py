@@ -186,6 +186,10 @@ def _add_classifier(p: _Parser) -> None:
     add("--per-class", default=None, metavar="FILE.csv", help="also write top-1, top-5 and the likeliest mistake of "
         "each class")  # fmt: skip
     add("--confusion", action="store_true", help="also write confusion.csv and confusion.png into --save-dir")
+    add("--lr-find", action="store_true", help="learning-rate range test: raise the rate step by step, write "
+        "lr_find.csv and lr_find.png, suggest a --lr, stop")  # fmt: skip
+    add("--lr-find-steps", default=None, type=int, metavar="N", help="steps of --lr-find (default: one epoch, at "
+        "least 100)")  # fmt: skip
 
 
 def _add_data(p: _Parser) -> None:
@@ -486,7 +490,13 @@ def _check_classifier(args: argparse.Namespace) -> None:
 
 
 def _check_modes(args: argparse.Namespace) -> None:
-    modes = [flag for flag in ("--evaluate", "--knn") if getattr(args, flag[2:].replace("-", "_"))]
+    if args.lr_find_steps is not None:
+        _at_least(args, 10, "lr_find_steps")
+    modes = [flag for flag in ("--evaluate", "--knn", "--lr-find") if getattr(args, flag[2:].replace("-", "_"))]
+    if "--lr-find" in modes and len(modes) > 1:
+        raise UserError(f"{modes[0]} and --lr-find are two kinds of run; give one of them.")
+    if args.lr_find and args.resume:
+        raise UserError("--lr-find starts a new classifier; leave --resume out and give the encoder by --pretrained.")
     if (args.per_class or args.confusion) and modes not in ([], ["--evaluate"]):
         raise UserError(f"--per-class and --confusion show a trained classifier; {modes[-1]} has none.")
 

@@ -15,6 +15,9 @@ LAYERS = [
     {"moco.methods", "moco.builder", "moco.meters", "moco.knn", "moco.pretrained"},
     {"moco.engine", "moco.probe", "moco.embed", "moco.finetune"},
     {"moco.probe_file", "moco.probe_report"},
+    {"moco.engine", "moco.probe", "moco.embed", "moco.finetune"},
+    {"moco.probe_file", "moco.probe_report"},
+    {"moco.lr_find"},
     {"main_pretrain", "main_lincls", "main_semisup", "moco.demo"},
 ]
 

@@ -16,7 +16,7 @@ from sklearn.linear_model import LogisticRegression
 from torch import nn
 
 import main_lincls
-from moco import checkpoint, probe, probe_report
+from moco import checkpoint, lr_find, probe, probe_report
 from moco.data import ArraySource, BadImages, EpochSampler, Labelled, Sources, make_loader
 from moco.encoder import build_encoder
 from moco.errors import TrainingError, UserError
@@ -519,6 +519,47 @@ def test_same_accuracy_as_a_peers_logistic_regression():
     assert [head.score.acc1 for head in heads if head.score] == pytest.approx([theirs] * 2, abs=1.0)
 
 
+# ------------------------------------------------------------------------------------------------- the range test
+
+
+def test_the_range_test_suggests_a_rate_and_stops(image_folder, pretrained, tmp_path, capsys):
+    args = [str(image_folder), *TINY, "--pretrained", str(pretrained), "--lr-find", "--lr-find-steps", "40"]
+    assert main_lincls.worker(parse_lincls([*args, "--save-dir", str(tmp_path)])) == 0
+    rows = table_of(tmp_path / "lr_find.csv")
+    rates, losses, smoothed = ([float(row[name]) for row in rows] for name in ("lr", "loss", "smoothed"))
+    assert rates == pytest.approx([1e-3 * 10 ** (6 * i / 39) for i in range(len(rows))])
+    total, weight = 0.0, 0.0
+    for i, (loss, mean) in enumerate(zip(losses, smoothed, strict=True)):
+        weights = [0.9 ** (i - j) for j in range(i + 1)]
+        total, weight = sum(w * v for w, v in zip(weights, losses, strict=False)), sum(weights)
+        assert mean == pytest.approx(total / weight), loss
+    result = json.loads((tmp_path / "lr_find.json").read_text())
+    assert result["suggestion"] == float(f"{rates[smoothed.index(min(smoothed))]:.2g}")
+    assert f"lr-find suggests --lr {result['suggestion']:g}" in capsys.readouterr().out.splitlines()[-1]
+    with Image.open(tmp_path / "lr_find.png") as picture:
+        assert min(picture.size) > 300
+    assert not list(tmp_path.glob("*.tar"))
+    found = probe_once(image_folder, tmp_path, "--pretrained", pretrained, "--epochs", 2, "--lr", result["suggestion"])
+    assert found["acc1"] == 100.0
+
+
+def test_the_range_test_takes_an_epoch_and_stops_where_no_higher_rate_can_do():
+    torch.manual_seed(0)
+    x, labels = torch.randn(130, 6), torch.randint(0, 3, (130,))
+    for batch, steps in ((1, 130), (10, lr_find.MIN_STEPS)):
+        data = probe.Cached(1e-4 * x, labels, EpochSampler(130, batch, 0, drop_last=False), CPU)
+        head = probe.Head(nn.Linear(6, 3), 1.0, momentum=0.0, weight_decay=0.0)
+        with torch.no_grad():
+            head.layer.bias.zero_().requires_grad_(False)
+        assert len(lr_find.sweep(head, data, None).rates) == steps  # features so small that no rate is too high
+    head = probe.Head(nn.Linear(6, 3), 1.0, momentum=0.9, weight_decay=0.0)
+    wild = lr_find.sweep(head, probe.Cached(100 * x, labels, data.sampler, CPU), None)
+    assert len(wild.rates) < lr_find.MIN_STEPS
+    assert wild.smoothed[-1] > 4 * min(wild.smoothed)
+    with pytest.raises(TrainingError, match="not finite at the lowest rate"):
+        lr_find.Sweep([1e-3], [math.nan], [math.nan]).suggestion()
+
+
 # --------------------------------------------------------------------------------------------------------- flags
 
 
@@ -544,7 +585,11 @@ def test_rates_are_typed_before_or_after_the_folder(tmp_path):
         ("DIR --num-classes 0", "--num-classes must be at least 1"),
         ("DIR --train-folder OTHER", "DIR and --train-folder are the same thing"),
         ("--test-folder DIR", "give an image folder"),
+        ("DIR --lr-find --lr-find-steps 3", "--lr-find-steps must be at least 10"),
+        ("DIR --lr-find --knn", "--knn and --lr-find are two kinds of run"),
+        ("DIR --lr-find --resume auto", "--lr-find starts a new classifier"),
         ("DIR --knn --per-class x.csv", "--knn has none"),
+        ("DIR --lr-find --confusion", "--lr-find has none"),
     ],
 )
 def test_mistakes_with_the_probes_flags(words, told, capsys):
