@@ -3,17 +3,18 @@
     python main_lincls.py --pretrained CHECKPOINT [flags] DIR        --help lists the flags
 
 Reads top to bottom: data, model, optimizer, loop, save. In --save-dir: checkpoint.pth.tar, model_best.pth.tar,
-lincls.jsonl and result.json (with --knn: knn.jsonl and knn.json). Exit codes: 0 done; 2 input that cannot be used; 3
-the loss was not finite or a frozen tensor changed.
+lincls.jsonl and result.json (with --knn: knn.jsonl and knn.json). Exit codes: 0 done; 2 input
+that cannot be used; 3 the loss was not finite or a frozen tensor changed.
 """
 
 import sys
 from argparse import Namespace
 from functools import partial
+from typing import Any
 
 import torch
 
-from moco import checkpoint, data, distributed, options, probe, seeding
+from moco import checkpoint, data, distributed, knn, options, probe, seeding
 from moco.encoder import build_encoder
 from moco.meters import RunLog
 from moco.pretrained import PUBLISHED, fill_backbone, read_backbone
@@ -26,7 +27,8 @@ UPRIGHT = ("mnist5k",)  # a mirrored digit is another symbol
 def worker(args: Namespace) -> int:
     """One process of a probe, from data to the result; returns the exit code."""
     device, world = distributed.device(), distributed.world_size()
-    path = probe.resume_path(args.resume, args.save_dir, needed=args.evaluate and not args.knn)
+    measure = "knn" if args.knn else ""  # what needs no training
+    path = probe.resume_path(args.resume, args.save_dir, needed=args.evaluate and not measure)
     state = checkpoint.read(path) if path else {}
     seed = distributed.from_main(seeding.choose_seed(args.seed, state))
 
@@ -35,7 +37,7 @@ def worker(args: Namespace) -> int:
         data.open_sources, args.dataset, args.data,
         download=args.download, val_path=args.val_data, channels=args.channels,
     )  # fmt: skip
-    train, val = probe.labelled_pair(distributed.first_on_node(opening, wait=args.download))
+    train, val = choose_images(args, distributed.first_on_node(opening, wait=args.download))
     classes = len(train.classes or ())
     mean, std = data.channel_statistics(args.dataset, train.channels, args.mean, args.std)
     feed = probe.Feed(
@@ -66,7 +68,7 @@ def worker(args: Namespace) -> int:
     frozen = weights or model.frozen()
     origin = args.pretrained or path or "the random initialisation"
 
-    mode = "knn" if args.knn else "evaluate" if args.evaluate else "lincls"
+    mode = measure or ("evaluate" if args.evaluate else "lincls")
     steps = -(-len(train) // feed.batch)
     with RunLog(args.save_dir, config=vars(args), resume_step=start * steps if state else None, name=mode) as log:
         log.line(f"{args.arch} at {feed.size} px: {words}")
@@ -75,11 +77,11 @@ def worker(args: Namespace) -> int:
         result = {"mode": mode, "arch": args.arch, "pretrained": args.pretrained, "size": feed.size, "seed": seed,
                   "classes": classes, "train_images": len(train), "val_images": len(val)}  # fmt: skip
         note = probe.bad_image_notes(log)
-        if args.knn:
-            accuracy = probe.neighbours(model, feed, train, val, note, args.knn_k, args.knn_t)
-            log.scalars(0, {"knn": accuracy})
-            probe.write_result({**result, "knn": accuracy, "k": args.knn_k, "T": args.knn_t}, args.save_dir, "knn.json")
-            log.line(f" * k-NN {accuracy:.3f} (k={args.knn_k}, T={args.knn_t}, cosine, encoder features)")
+        if measure:
+            values, asked, words = measure_frozen(args, model, train, val, probe.reading(model, feed, note), seed)
+            log.scalars(0, values)
+            probe.write_result({**result, **asked, **values}, args.save_dir, f"{measure}.json")
+            log.line(words)
             return 0
 
         # loop
@@ -108,6 +110,18 @@ def worker(args: Namespace) -> int:
         probe.write_result({**result, **done, "acc1": score.acc1, "acc5": score.acc5}, args.save_dir, "result.json")
         log.line(score.words(best))
     return 0
+
+
+def choose_images(args: Namespace, sources: data.Sources) -> tuple[data.Source, data.Source]:
+    """Images to learn from and held-out ones; one source twice where the measure needs no more."""
+    return knn.labelled_sets(sources) if args.knn else probe.labelled_pair(sources)
+
+
+def measure_frozen(
+    args: Namespace, model: probe.Probe, train: data.Source, val: data.Source, how: knn.Reading, seed: int
+) -> tuple[dict[str, float], dict[str, Any], str]:
+    """k-NN accuracy: numbers, settings and words."""
+    return knn.measure(model.encoder, train, val, how, args.knn_k, args.knn_t)
 
 
 if __name__ == "__main__":

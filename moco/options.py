@@ -266,7 +266,8 @@ def _add_run(p: _Parser) -> None:
 
 
 def _add_knn(p: _Parser) -> None:
-    p.add_argument("--knn-k", default=200, type=int, metavar="k", help="neighbours (default: 200)")
+    p.add_argument("--knn-k", default=[200], nargs="+", type=int, metavar="k", help="neighbours; several numbers are "
+        "answered in one pass, the first is reported as knn (default: 200)")  # fmt: skip
     p.add_argument("--knn-t", default=0.1, type=float, metavar="T", help="temperature of the votes (default: 0.1)")
 
 
@@ -311,11 +312,43 @@ def _finish_semisup(parser: _Parser, words: list[str]) -> argparse.Namespace:
 
 
 def _with_config(parser: _Parser, words: list[str]) -> argparse.Namespace:
-    args = parser.parse_args(words)
+    words = _end_lists(parser, words)
+    args = parser.parse_intermixed_args(words)
     if args.config:
         _take_defaults(parser, args.config)
-        args = parser.parse_args(words)
+        args = parser.parse_intermixed_args(words)
     return args
+
+
+def _end_lists(parser: _Parser, words: list[str]) -> list[str]:
+    """``--knn-k 10 20 DIR`` as ``DIR --knn-k 10 20``: argparse would take DIR for one of the numbers."""
+    lists = {
+        word
+        for action in parser._actions
+        if action.nargs in ("+", "*") and action.type in (int, float)
+        for word in action.option_strings
+    }
+    kept: list[str] = []
+    begin = None  # where the lists begin that the next word might join
+    for word in words:
+        if word in lists:
+            begin = len(kept) if begin is None else begin
+        elif begin is not None and not _is_number(word):
+            if not word.startswith("-"):
+                kept.insert(begin, word)
+                begin += 1
+                continue
+            begin = None
+        kept.append(word)
+    return kept
+
+
+def _is_number(word: str) -> bool:
+    try:
+        float(word)
+    except ValueError:
+        return False
+    return True
 
 
 def _take_defaults(parser: _Parser, path: str) -> None:
@@ -395,7 +428,9 @@ def _type_starts(entries: list[str]) -> dict[str, int]:
 
 
 def _check_common(args: argparse.Namespace) -> None:
-    _at_least(args, 1, "epochs", "batch_size", "print_freq", "knn_k")
+    _at_least(args, 1, "epochs", "batch_size", "print_freq")
+    if min(args.knn_k) < 1:
+        raise UserError(f"--knn-k counts neighbours and must be at least 1, not {min(args.knn_k)}.")
     _at_least(args, 0, "workers", "start_epoch", "weight_decay", "momentum")
     _positive(args, "lr", "knn_t")
     _check_images(args)
