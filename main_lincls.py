@@ -3,7 +3,7 @@
     python main_lincls.py --pretrained CHECKPOINT [flags] DIR        --help lists the flags
 
 Reads top to bottom: data, model, optimizer, loop, save. In --save-dir: checkpoint.pth.tar, model_best.pth.tar,
-lincls.jsonl and result.json (with --knn: knn.jsonl and knn.json). Exit codes: 0 done; 2 input
+lincls.jsonl and result.json (with --knn or --few-shot: knn or few_shot, .jsonl and .json). Exit codes: 0 done; 2 input
 that cannot be used; 3 the loss was not finite or a frozen tensor changed.
 """
 
@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from moco import checkpoint, data, distributed, knn, options, probe, seeding
+from moco import checkpoint, data, distributed, fewshot, knn, options, probe, seeding
 from moco.encoder import build_encoder
 from moco.meters import RunLog
 from moco.pretrained import PUBLISHED, fill_backbone, read_backbone
@@ -27,7 +27,7 @@ UPRIGHT = ("mnist5k",)  # a mirrored digit is another symbol
 def worker(args: Namespace) -> int:
     """One process of a probe, from data to the result; returns the exit code."""
     device, world = distributed.device(), distributed.world_size()
-    measure = "knn" if args.knn else ""  # what needs no training
+    measure = "knn" if args.knn else "few_shot" if args.few_shot else ""  # what needs no training
     path = probe.resume_path(args.resume, args.save_dir, needed=args.evaluate and not measure)
     state = checkpoint.read(path) if path else {}
     seed = distributed.from_main(seeding.choose_seed(args.seed, state))
@@ -114,14 +114,22 @@ def worker(args: Namespace) -> int:
 
 def choose_images(args: Namespace, sources: data.Sources) -> tuple[data.Source, data.Source]:
     """Images to learn from and held-out ones; one source twice where the measure needs no more."""
+    if args.few_shot:
+        images = fewshot.pool(sources, args.few_shot_classes)
+        return images, images
     return knn.labelled_sets(sources) if args.knn else probe.labelled_pair(sources)
 
 
 def measure_frozen(
     args: Namespace, model: probe.Probe, train: data.Source, val: data.Source, how: knn.Reading, seed: int
 ) -> tuple[dict[str, float], dict[str, Any], str]:
-    """k-NN accuracy: numbers, settings and words."""
-    return knn.measure(model.encoder, train, val, how, args.knn_k, args.knn_t)
+    """k-NN or few-shot accuracy: numbers, settings and words."""
+    if args.knn:
+        return knn.measure(model.encoder, train, val, how, args.knn_k, args.knn_t)
+    setting = fewshot.Setting(
+        args.few_shot_way, tuple(args.few_shot_shots), args.few_shot_queries, args.few_shot_episodes, seed
+    )
+    return fewshot.measure(model.encoder, train, how, setting)
 
 
 if __name__ == "__main__":

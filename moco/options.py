@@ -91,6 +91,7 @@ def lincls_parser() -> _Parser:
     add("--features", choices=("views", "cached"), default="views", help="views: augmented anew every epoch, the "
         "published protocol; cached: computed once, without augmentation, then epochs cost seconds")  # fmt: skip
     _add_knn(p)
+    _add_few_shot(p)
     return p
 
 
@@ -271,6 +272,18 @@ def _add_knn(p: _Parser) -> None:
     p.add_argument("--knn-t", default=0.1, type=float, metavar="T", help="temperature of the votes (default: 0.1)")
 
 
+def _add_few_shot(p: _Parser) -> None:
+    add = p.add_argument
+    add("--few-shot", action="store_true", help="few-shot accuracy of the frozen features: logistic regression on "
+        "few images a class, mean and 95 %% interval over episodes")  # fmt: skip
+    add("--few-shot-classes", default="", metavar="FILE", help="the classes to draw from, one a line, or "
+        "miniImageNet's CSV of filename,label (default: all, held-out images only)")  # fmt: skip
+    add("--few-shot-way", default=5, type=int, metavar="N", help="classes an episode (default: 5)")
+    add("--few-shot-shots", default=[1, 5], nargs="+", type=int, metavar="N", help="labelled images a class (1 5)")
+    add("--few-shot-queries", default=15, type=int, metavar="N", help="images to classify a class (default: 15)")
+    add("--few-shot-episodes", default=600, type=int, metavar="N", help="episodes (default: 600)")
+
+
 # --------------------------------------------------------------------------------------------- after parsing
 
 
@@ -294,6 +307,7 @@ def _finish_lincls(parser: _Parser, words: list[str]) -> argparse.Namespace:
     if args.data is None and args.dataset is None:
         raise UserError("give an image folder or --dataset NAME to classify.")
     _check_common(args)
+    _check_few_shot(args)
     return args
 
 
@@ -458,6 +472,17 @@ def _check_semisup(args: argparse.Namespace) -> None:
         raise UserError("--val-only needs --val-share, the share of the training images to validate on.")
     if args.evaluate and (args.val_only or not args.resume):
         raise UserError("--evaluate takes --resume with a fine-tuned checkpoint, and no --val-only.")
+
+
+def _check_few_shot(args: argparse.Namespace) -> None:
+    _at_least(args, 1, "few_shot_queries")
+    _at_least(args, 2, "few_shot_way", "few_shot_episodes")  # one class is no question, one episode has no interval
+    if min(args.few_shot_shots) < 1:
+        raise UserError("--few-shot-shots counts labelled images a class and must be at least 1.")
+    if args.few_shot and args.knn:
+        raise UserError("--knn and --few-shot are two measures; give one of them.")
+    if args.few_shot_classes and not args.few_shot:
+        raise UserError("--few-shot-classes is for --few-shot; give both.")
 
 
 def _check_pretrain(args: argparse.Namespace) -> None:
