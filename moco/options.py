@@ -42,6 +42,11 @@ def parse_semisup(argv: list[str] | None = None) -> argparse.Namespace:
     return _parse(semisup_parser(), argv, _finish_semisup)
 
 
+def parse_embed(argv: list[str] | None = None) -> argparse.Namespace:
+    """The flags of moco.embed."""
+    return _parse(embed_parser(), argv, _finish_embed)
+
+
 def _parse(parser: _Parser, argv: list[str] | None, finish: Any) -> argparse.Namespace:
     words = list(sys.argv[1:] if argv is None else argv)
     try:
@@ -149,6 +154,31 @@ def _add_tuning(p: _Parser) -> None:
     add("--max-minutes", default=None, type=float, metavar="M", help="save and stop (exit code 0) after M minutes")
     add("--seed", default=None, type=int, help="of all randomness but the draw (default: drawn, logged and kept)")
     add("-e", "--evaluate", action="store_true", help="evaluate --resume on the test images and stop")
+
+
+def embed_parser() -> _Parser:
+    """The parser of moco.embed."""
+    p = _Parser(
+        prog="python -m moco.embed",
+        allow_abbrev=False,
+        description="Features of a set of images as a file, and a picture of them in two dimensions.",
+    )
+    add = p.add_argument
+    add("checkpoint", metavar="CHECKPOINT", nargs="?", help="checkpoint of ours, MoCo, SynCo or torchvision; "
+        "torchvision:NAME for its published weights")  # fmt: skip
+    _add_data(p)
+    add("-b", "--batch-size", default=256, type=int, metavar="N",
+        help="images a step over all processes of this node (default: 256)")  # fmt: skip
+    add("--amp", choices=("off", "bf16", "fp16"), default="off", help="arithmetic of the encoder (default: off)")
+    add("--split", choices=("val", "train"), help="which images (default: the held-out ones where there are any)")
+    add("--out", default="embedding", metavar="DIR", help="where the files go (default: embedding)")
+    add("--format", choices=("npz", "safetensors"), default="npz", help="of the features (default: npz)")
+    add("--picture", choices=("tsne", "umap", "pacmap", "none"), default="tsne", help="how features become points "
+        "(default: tsne; the extras umap and pacmap install the others)")  # fmt: skip
+    add("--points", default=2000, type=int, metavar="N", help="images in the picture at most (default: 2000)")
+    add("--seed", default=0, type=int, help="of the choice of images and of the picture (default: 0)")
+    _add_launch(p)
+    return p
 
 
 def _add_data(p: _Parser) -> None:
@@ -322,6 +352,17 @@ def _finish_semisup(parser: _Parser, words: list[str]) -> argparse.Namespace:
         args.train_percent = 100.0
     _check_semisup(args)
     _check_images(args)
+    return args
+
+
+def _finish_embed(parser: _Parser, words: list[str]) -> argparse.Namespace:
+    args = _with_config(parser, words)
+    if args.checkpoint is None or (args.data is None and args.dataset is None):
+        raise UserError("give a checkpoint, and an image folder or --dataset NAME to embed.")
+    _check_images(args)
+    _at_least(args, 1, "batch_size")
+    _at_least(args, 0, "workers")
+    _at_least(args, 10, "points")
     return args
 
 
