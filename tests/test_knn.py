@@ -1,6 +1,7 @@
 """k-NN against loops and scikit-learn; alignment and uniformity against their definitions."""
 
 import functools
+import importlib.util
 import json
 import math
 
@@ -325,3 +326,12 @@ def test_what_is_no_number_of_neighbours_is_one_sentence(words, capsys):
     assert ended.value.code == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert "--knn-k" in line
+
+
+def test_the_variants_of_the_benchmark_agree():
+    spec = importlib.util.spec_from_file_location("bench_knn", conftest.ROOT / "benchmarks" / "knn.py")
+    assert spec is not None and spec.loader is not None
+    bench = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(bench)
+    one, other = (bench.measure(name, 500, 40, 16, 20) for name in bench.VARIANTS)
+    assert one["classes"] == other["classes"]
