@@ -69,13 +69,13 @@ def worker(args: Namespace) -> int:
     origin = args.pretrained or path or "the random initialisation"
 
     mode = measure or ("evaluate" if args.evaluate else "lincls")
-    steps = -(-len(train) // feed.batch)
+    steps, others = -(-len(train) // feed.batch), 0 if val is train else len(val)
     with RunLog(args.save_dir, config=vars(args), resume_step=start * steps if state else None, name=mode) as log:
         log.line(f"{args.arch} at {feed.size} px: {words}")
-        log.line(f"{len(train)} images to train on and {len(val)} held out, {classes} classes; {world} process(es) on "
+        log.line(f"{len(train)} images to learn from and {others} held out, {classes} classes; {world} process(es) on "
                  f"{device.type}, {feed.batch} images a step in all, {feed.workers} loader workers each")  # fmt: skip
         result = {"mode": mode, "arch": args.arch, "pretrained": args.pretrained, "size": feed.size, "seed": seed,
-                  "classes": classes, "train_images": len(train), "val_images": len(val)}  # fmt: skip
+                  "classes": classes, "train_images": len(train), "val_images": others}  # fmt: skip
         note = probe.bad_image_notes(log)
         if measure:
             values, asked, words = measure_frozen(args, model, train, val, probe.reading(model, feed, note), seed)

@@ -187,6 +187,7 @@ def test_the_program_writes_what_the_functions_find(folder, tmp_path, capsys):
         "few_shot", 2, [1, 2], 2, 10,
     )  # fmt: skip
     assert "ImageNet" in found["warning"]
+    assert (found["train_images"], found["val_images"]) == (16, 0)  # one set, the held-out images
     assert 50 < found["acc_1shot"] <= 100 and 0 <= found["ci95_2shot"] < 50
     out = capsys.readouterr().out.splitlines()
     assert out[-1] == (
