@@ -28,7 +28,7 @@ from moco import checkpoint, distributed, seeding
 from moco.data import BadImages, EpochSampler, Labelled, Loader, Source, Sources, make_loader, normalise
 from moco.encoder import backbone_keys, features, head_of
 from moco.errors import TrainingError, UserError
-from moco.knn import evaluate_knn, extract
+from moco.knn import Reading, extract
 from moco.meters import Mean, RunLog, Stopwatch, accuracy
 from moco.schedule import learning_rate
 
@@ -409,14 +409,9 @@ def _predictions(logits: Tensor, labels: Tensor) -> Tensor:
     return torch.stack([labels, first[:, 0], (first == labels[:, None]).any(1).long()], 1)
 
 
-def neighbours(
-    probe: Probe, feed: Feed, train: Source, val: Source, note: Callable, k: int, temperature: float
-) -> float:
-    """k-NN accuracy of the frozen features in percent, see :func:`moco.knn.evaluate_knn`."""
-    return evaluate_knn(
-        probe.encoder, train, val, size=feed.size, batch_size=feed.batch, device=probe.device, mean=probe.mean,
-        std=probe.std, k=k, temperature=temperature, workers=feed.workers, amp=probe.amp, note=note,
-    )  # fmt: skip
+def reading(probe: Probe, feed: Feed, note: Callable) -> Reading:
+    """How the measures without training (k-NN, few-shot) get the frozen features."""
+    return Reading(feed.size, feed.batch, probe.device, probe.mean, probe.std, feed.workers, probe.amp, note)
 
 
 def write_result(result: dict[str, Any], save_dir: str, name: str) -> None:
