@@ -247,6 +247,8 @@ def both(args):
     main_lincls.worker(args)
     args.knn, args.per_class = False, None
     args.lrs, args.save_dir = [1.0, 0.3], args.save_dir + "/several"
+    main_lincls.worker(args)
+    args.lr_find, args.lr_find_steps = True, 10
     return main_lincls.worker(args)
 
 if __name__ == "__main__":
@@ -275,6 +277,11 @@ def test_two_processes_equal_one(hard_folder, pretrained, tmp_path):
         torch.testing.assert_close(one[name], two[name], rtol=1e-4, atol=1e-5)
     assert (tmp_path / "one.csv").read_text() == (tmp_path / "two.csv").read_text()
     same_as_alone(state_of(tmp_path / "two" / "several")["heads"][1], state_of(tmp_path / "two"))
+    args = parse_lincls([*map(str, [hard_folder, *TINY, *words[:2], "--lr-find", "--lr-find-steps", 10])])
+    args.save_dir = str(tmp_path / "one")
+    main_lincls.worker(args)
+    one, two = ([float(r["loss"]) for r in table_of(tmp_path / d / "lr_find.csv")] for d in ("one", "two/several"))
+    assert one == pytest.approx(two, rel=1e-3)
 
 
 def test_padding_is_not_counted():
