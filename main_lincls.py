@@ -3,21 +3,21 @@
     python main_lincls.py --pretrained CHECKPOINT [flags] DIR        --help lists the flags
 
 Reads top to bottom: data, model, optimizer, loop, save. In --save-dir: checkpoint.pth.tar, model_best.pth.tar,
-lincls.jsonl and result.json (with --knn: knn.jsonl and knn.json). Exit codes: 0 done; 2 input that cannot be used; 3
-the loss was not finite or a frozen tensor changed.
+lincls.jsonl and result.json (with --knn, --few-shot or --lr-find: knn, few_shot or lr_find, .jsonl and .json). Exit
+codes: 0 done; 2 input that cannot be used; 3 the loss was not finite or a frozen tensor changed.
 """
 
 import sys
 from argparse import Namespace
 from functools import partial
+from typing import Any
 
 import torch
 
-from moco import checkpoint, data, distributed, options, probe, seeding
+from moco import checkpoint, data, distributed, fewshot, knn, lr_find, options, probe, probe_file, probe_report, seeding
 from moco.encoder import build_encoder
 from moco.meters import RunLog
 from moco.pretrained import PUBLISHED, fill_backbone, read_backbone
-from moco.schedule import learning_rate
 
 AMP = {"off": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 UPRIGHT = ("mnist5k",)  # a mirrored digit is another symbol
@@ -26,7 +26,8 @@ UPRIGHT = ("mnist5k",)  # a mirrored digit is another symbol
 def worker(args: Namespace) -> int:
     """One process of a probe, from data to the result; returns the exit code."""
     device, world = distributed.device(), distributed.world_size()
-    path = probe.resume_path(args.resume, args.save_dir, needed=args.evaluate and not args.knn)
+    measure = "knn" if args.knn else "few_shot" if args.few_shot else ""  # what needs no training
+    path = probe_file.resume_path(args.resume, args.save_dir, needed=args.evaluate and not measure)
     state = checkpoint.read(path) if path else {}
     seed = distributed.from_main(seeding.choose_seed(args.seed, state))
 
@@ -35,8 +36,8 @@ def worker(args: Namespace) -> int:
         data.open_sources, args.dataset, args.data,
         download=args.download, val_path=args.val_data, channels=args.channels,
     )  # fmt: skip
-    train, val = probe.labelled_pair(distributed.first_on_node(opening, wait=args.download))
-    classes = len(train.classes or ())
+    train, val = choose_images(args, distributed.first_on_node(opening, wait=args.download))
+    classes = probe.count_classes(train, args.num_classes)
     mean, std = data.channel_statistics(args.dataset, train.channels, args.mean, args.std)
     feed = probe.Feed(
         size=args.size or train.native_size or 224,
@@ -58,56 +59,82 @@ def worker(args: Namespace) -> int:
     model = probe.Probe(encoder, device, mean, std, seed, AMP[args.amp])
 
     # optimizer
-    optimizer = torch.optim.SGD(model.trained, args.lr, momentum=args.momentum, weight_decay=args.weight_decay)
-    start, best = args.start_epoch, 0.0
+    mode = measure or ("lr_find" if args.lr_find else "evaluate" if args.evaluate else "lincls")
+    lrs = args.lrs if mode == "lincls" else probe_file.rates_of(state) or args.lrs
+    heads = probe.make_heads(
+        model, lrs, momentum=args.momentum, weight_decay=args.weight_decay, smoothing=args.label_smoothing
+    )
+    start = args.start_epoch
     if state and path:
-        start, best = probe.load(model, optimizer, state, path, args.arch, weights)
+        start = probe_file.load(model, heads, state, path, args.arch, weights)
         words += f"; resumed {path} after epoch {start}"
     frozen = weights or model.frozen()
     origin = args.pretrained or path or "the random initialisation"
 
-    mode = "knn" if args.knn else "evaluate" if args.evaluate else "lincls"
-    steps = -(-len(train) // feed.batch)
+    views = f"; {feed.words}" if mode in ("lincls", "lr_find") else ""
+    steps, others = -(-len(train) // feed.batch), 0 if val is train else len(val)
     with RunLog(args.save_dir, config=vars(args), resume_step=start * steps if state else None, name=mode) as log:
         log.line(f"{args.arch} at {feed.size} px: {words}")
-        log.line(f"{len(train)} images to train on and {len(val)} held out, {classes} classes; {world} process(es) on "
-                 f"{device.type}, {feed.batch} images a step in all, {feed.workers} loader workers each")  # fmt: skip
+        log.line(f"{len(train)} images to learn from and {others} held out, {classes} classes; {world} process(es) on "
+                 f"{device.type}, {feed.batch} images a step in all, {feed.workers} loaders each{views}")  # fmt: skip
         result = {"mode": mode, "arch": args.arch, "pretrained": args.pretrained, "size": feed.size, "seed": seed,
-                  "classes": classes, "train_images": len(train), "val_images": len(val)}  # fmt: skip
+                  "classes": classes, "train_images": len(train), "val_images": others}  # fmt: skip
         note = probe.bad_image_notes(log)
-        if args.knn:
-            accuracy = probe.neighbours(model, feed, train, val, note, args.knn_k, args.knn_t)
-            log.scalars(0, {"knn": accuracy})
-            probe.write_result({**result, "knn": accuracy, "k": args.knn_k, "T": args.knn_t}, args.save_dir, "knn.json")
-            log.line(f" * k-NN {accuracy:.3f} (k={args.knn_k}, T={args.knn_t}, cosine, encoder features)")
+        if measure:
+            values, asked, words = measure_frozen(args, model, train, val, probe.reading(model, feed, note), seed)
+            log.scalars(0, values)
+            probe.write_result({**result, **asked, **values}, args.save_dir, f"{measure}.json")
+            log.line(words)
+            return 0
+
+        if args.lr_find:
+            found = lr_find.sweep(heads[0], feed.of(model, train, note, training=True), args.lr_find_steps)
+            lr_find.write(found, {**result, "suggestion": found.suggestion()}, args.save_dir)
+            log.line(found.words())
             return 0
 
         # loop
-        epochs = range(0) if args.evaluate else range(start, args.epochs)
+        epochs, details = range(0 if args.evaluate else args.epochs)[start:], bool(args.per_class or args.confusion)
         held_out = feed.of(model, val, note)
         training = feed.of(model, train, note, training=True) if epochs else held_out
-        score = probe.validate(model, held_out) if not epochs else None
+        if not epochs:
+            probe.validate(heads, held_out, details)
         for epoch in epochs:
-            for group in optimizer.param_groups:
-                group["lr"] = learning_rate(args.lr, epoch, args.epochs, cosine=False, milestones=args.schedule)
-            probe.train_epoch(model, training, optimizer, epoch, log, args.print_freq)
-            score = probe.validate(model, held_out)
-            if epoch in (epochs[0], epochs[-1]):
-                model.check_frozen(frozen, origin)
+            probe.set_rates(heads, epoch, args.epochs, args.schedule)
+            probe.train_epoch(heads, training, epoch, log, args.print_freq)
+            probe.validate(heads, held_out, details and epoch == epochs[-1])
+            model.check_frozen(frozen, origin)
 
             # save
-            is_best, best = score.acc1 > best, max(score.acc1, best)
-            probe.save(
-                model, optimizer, args.save_dir, epoch=epoch + 1, arch=args.arch, best=best, is_best=is_best, seed=seed
-            )
-            values = {"val_acc1": score.acc1, "val_acc5": score.acc5, "val_loss": score.loss, "best_acc1": best}
-            words = None if epoch == epochs[-1] else score.words(best)  # the last line of all comes after the result
-            log.scalars((epoch + 1) * steps, values, epoch=epoch, text=words)
-        assert score is not None
-        done = {"epochs": epochs[-1] + 1 if epochs else start, "best_acc1": best}
-        probe.write_result({**result, **done, "acc1": score.acc1, "acc5": score.acc5}, args.save_dir, "result.json")
-        log.line(score.words(best))
+            best = probe.note_best(heads)
+            probe_file.save(model, heads, args.save_dir, epoch + 1, arch=args.arch, seed=seed, new_best=best)
+            text = None if epoch == epochs[-1] else probe_report.words(heads)  # the last line comes after the result
+            log.scalars((epoch + 1) * steps, probe_report.values(heads), epoch=epoch, text=text)
+        result.update(features=args.features, epochs=epochs[-1] + 1 if epochs else start, **probe_report.result(heads))
+        probe.write_result(result, args.save_dir, "result.json")
+        probe_report.write_details(heads, train.classes or [], args.per_class, args.confusion and args.save_dir, log)
+        log.line(probe_report.last_words(heads))
     return 0
+
+
+def choose_images(args: Namespace, sources: data.Sources) -> tuple[data.Source, data.Source]:
+    """Images to learn from and held-out ones; one source twice where the measure needs no more."""
+    if args.few_shot:
+        images = fewshot.pool(sources, args.few_shot_classes)
+        return images, images
+    return knn.labelled_sets(sources) if args.knn else probe.labelled_pair(sources)
+
+
+def measure_frozen(
+    args: Namespace, model: probe.Probe, train: data.Source, val: data.Source, how: knn.Reading, seed: int
+) -> tuple[dict[str, float], dict[str, Any], str]:
+    """k-NN or few-shot accuracy: numbers, settings and words."""
+    if args.knn:
+        return knn.measure(model.encoder, train, val, how, args.knn_k, args.knn_t)
+    setting = fewshot.Setting(
+        args.few_shot_way, tuple(args.few_shot_shots), args.few_shot_queries, args.few_shot_episodes, seed
+    )
+    return fewshot.measure(model.encoder, train, how, setting)
 
 
 if __name__ == "__main__":

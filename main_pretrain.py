@@ -17,7 +17,7 @@ from moco import checkpoint, data, distributed, engine, kernels, options, seedin
 from moco.builder import MoCo
 from moco.encoder import batchnorm_words, build_encoder, choose_splits, has_batchnorm, split_batchnorm, strided_point
 from moco.errors import UserError
-from moco.knn import evaluate_knn
+from moco.knn import Reading, evaluate_knn
 from moco.meters import RunLog
 from moco.methods import METHODS
 from moco.negatives import HardNegatives
@@ -86,11 +86,10 @@ def worker(args: Namespace) -> int:
             if trainer.due(args.save_every):
                 trainer.save(args.arch, args.keep)
             if train and val and trainer.exit_code is None and trainer.due(args.knn_every):
-                accuracy = evaluate_knn(
-                    model.encoder_q, train, val, size=view.size, mean=view.mean, std=view.std, amp=plan.amp,
-                    k=args.knn_k, temperature=args.knn_t, batch_size=batch, workers=workers, device=trainer.device,
-                )  # fmt: skip
-                trainer.report_knn(accuracy)
+                how = Reading(view.size, batch, trainer.device, view.mean, view.std, workers, plan.amp)
+                trainer.report_knn(
+                    evaluate_knn(model.encoder_q, train, val, how, k=args.knn_k, temperature=args.knn_t)
+                )
     return trainer.exit_code or 0
 
 

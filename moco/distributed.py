@@ -428,6 +428,16 @@ def permute_rows(x: Tensor, permutation: Tensor) -> Tensor:
     return out
 
 
+@torch.no_grad()
+def swap_blocks(x: Tensor) -> Tensor:
+    """Block r of the rows goes to process r. (G, ...) -> (G, ...), whose block r is what process r had for this one."""
+    if world_size() == 1:
+        return x
+    out = torch.empty_like(x, memory_format=torch.contiguous_format)
+    dist.all_to_all_single(out, x.contiguous())
+    return out
+
+
 def any_rank(*flags: bool) -> list[bool]:
     """For each flag, whether it is set on any process: one small reduction for all of them."""
     if world_size() == 1:

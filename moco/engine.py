@@ -25,7 +25,7 @@ from moco import checkpoint, distributed, seeding
 from moco.builder import MoCo, Output
 from moco.data import BadImages, EpochSampler, Source
 from moco.errors import SIGTERM_EXIT, TrainingError, UserError
-from moco.knn import alignment, uniformity
+from moco.knn import alignment, summary, uniformity
 from moco.meters import RunLog, Stopwatch
 from moco.schedule import learning_rate
 
@@ -334,10 +334,11 @@ class Trainer:
         self.watch.restart()
         self.timed = 0
 
-    def report_knn(self, accuracy: float) -> None:
-        """Log a k-NN accuracy in percent."""
-        text = f"k-NN {accuracy:.2f} % on held-out images (encoder features) after epoch {self.progress.epoch}"
-        self.log.scalars(self.progress.step, {"knn": accuracy}, epoch=self.progress.epoch, text=text)
+    def report_knn(self, found: dict[int, float]) -> None:
+        """Log k-NN accuracies in percent, by k."""
+        percent = ", ".join(f"{value:.2f} %" + f" (k={k})" * (len(found) > 1) for k, value in found.items())
+        text = f"k-NN {percent} on held-out images (encoder features) after epoch {self.progress.epoch}"
+        self.log.scalars(self.progress.step, summary(found), epoch=self.progress.epoch, text=text)
 
     def check_queues(self) -> None:
         """Every process must hold the same queue; a difference means that they no longer train one model."""

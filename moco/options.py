@@ -53,6 +53,11 @@ def parse_describe(argv: list[str] | None = None) -> argparse.Namespace:
     return describe_parser().parse_args(argv)
 
 
+def parse_embed(argv: list[str] | None = None) -> argparse.Namespace:
+    """The flags of moco.embed."""
+    return _parse(embed_parser(), argv, _finish_embed)
+
+
 def _parse(parser: _Parser, argv: list[str] | None, finish: Any) -> argparse.Namespace:
     words = list(sys.argv[1:] if argv is None else argv)
     try:
@@ -90,7 +95,7 @@ def lincls_parser() -> _Parser:
         description="Train a linear classifier on frozen features (MoCo's protocol), or evaluate them by k-NN.",
     )
     _add_data(p)
-    _add_training(p, epochs=100, lr=30.0, schedule=[60, 80], wd=0.0)
+    _add_training(p, epochs=100, lr=[30.0], schedule=[60, 80], wd=0.0)
     _add_launch(p)
     add = p.add_argument
     add("-e", "--evaluate", action="store_true", help="evaluate on the validation set and stop")
@@ -101,7 +106,9 @@ def lincls_parser() -> _Parser:
     add("--amp", choices=("off", "bf16", "fp16"), default="off", help="arithmetic of the frozen encoder (default: off)")
     add("--features", choices=("views", "cached"), default="views", help="views: augmented anew every epoch, the "
         "published protocol; cached: computed once, without augmentation, then epochs cost seconds")  # fmt: skip
+    _add_classifier(p)
     _add_knn(p)
+    _add_few_shot(p)
     return p
 
 
@@ -188,14 +195,55 @@ def describe_parser() -> _Parser:
     return p
 
 
+def _add_classifier(p: _Parser) -> None:
+    add = p.add_argument
+    add("--train-folder", "--data-folder", default=None, metavar="DIR", help="the labelled images to train on, as DIR")
+    add("--num-classes", default=None, type=int, metavar="C", help="checked against the data, which decides by itself")
+    add("--label-smoothing", default=0.0, type=float, metavar="E", help="of the training loss, in 0..1 (default: 0)")
+    add("--per-class", default=None, metavar="FILE.csv", help="also write top-1, top-5 and the likeliest mistake of "
+        "each class")  # fmt: skip
+    add("--confusion", action="store_true", help="also write confusion.csv and confusion.png into --save-dir")
+    add("--lr-find", action="store_true", help="learning-rate range test: raise the rate step by step, write "
+        "lr_find.csv and lr_find.png, suggest a --lr, stop")  # fmt: skip
+    add("--lr-find-steps", default=None, type=int, metavar="N", help="steps of --lr-find (default: one epoch, at "
+        "least 100)")  # fmt: skip
+
+
+def embed_parser() -> _Parser:
+    """The parser of moco.embed."""
+    p = _Parser(
+        prog="python -m moco.embed",
+        allow_abbrev=False,
+        description="Features of a set of images as a file, and a picture of them in two dimensions.",
+    )
+    add = p.add_argument
+    add("checkpoint", metavar="CHECKPOINT", nargs="?", help="checkpoint of ours, MoCo, SynCo or torchvision; "
+        "torchvision:NAME for its published weights")  # fmt: skip
+    _add_data(p)
+    add("-b", "--batch-size", default=256, type=int, metavar="N",
+        help="images a step over all processes of this node (default: 256)")  # fmt: skip
+    add("--amp", choices=("off", "bf16", "fp16"), default="off", help="arithmetic of the encoder (default: off)")
+    add("--split", choices=("val", "train"), help="which images (default: the held-out ones where there are any)")
+    add("--out", default="embedding", metavar="DIR", help="where the files go (default: embedding)")
+    add("--format", choices=("npz", "safetensors"), default="npz", help="of the features (default: npz)")
+    add("--picture", choices=("tsne", "umap", "pacmap", "none"), default="tsne", help="how features become points "
+        "(default: tsne; the extras umap and pacmap install the others)")  # fmt: skip
+    add("--points", default=2000, type=int, metavar="N", help="images in the picture at most (default: 2000)")
+    add("--seed", default=0, type=int, help="of the choice of images and of the picture (default: 0)")
+    _add_launch(p)
+    return p
+
+
 def _add_data(p: _Parser) -> None:
     add = p.add_argument
     add("data", metavar="DIR", nargs="?", help="image folder (with or without train/ and val/), a text file of paths, "
         "or the root of --dataset")  # fmt: skip
     add("--config", metavar="FILE.yml", help="defaults from a file; flags override it")
-    add("--dataset", choices=DATASETS, help="a known data set instead of an image folder")
+    add("--dataset", type=lambda name: {"path": "folder"}.get(name, name), choices=DATASETS,
+        help="a known data set instead of an image folder")  # SupContrast calls a folder "path"  # fmt: skip
     add("--download", action="store_true", help="let --dataset fetch its files")
-    add("--val-data", metavar="PATH", help="labelled validation images when DIR does not hold them")
+    add("--val-data", "--test-folder", metavar="PATH", dest="val_data", help="labelled validation images when DIR does "
+        "not hold them")  # fmt: skip
     add("--size", type=int, metavar="PX", help="side of the square views (default: 224, small sets their own size)")
     add("--channels", type=int, choices=(1, 3), help="read images as grey (1) or colour (3; default: the data set's)")
     add("--mean", type=float, nargs="+", metavar="X", help="channel means in 0..1 (default: the data set's)")
@@ -207,13 +255,16 @@ def _add_data(p: _Parser) -> None:
         help="loader processes on this machine in all (default: 32, never more than its cores)")  # fmt: skip
 
 
-def _add_training(p: _Parser, epochs: int, lr: float, schedule: list[int], wd: float) -> None:
+def _add_training(p: _Parser, epochs: int, lr: float | list[float], schedule: list[int], wd: float) -> None:
     add = p.add_argument
     add("--epochs", default=epochs, type=int, metavar="N", help=f"epochs to run (default: {epochs})")
     add("--start-epoch", default=0, type=int, metavar="N", help="number of the first epoch, for restarts by hand")
     add("-b", "--batch-size", default=256, type=int, metavar="N",
         help="images a step over all processes of this node (default: 256)")  # fmt: skip
-    add("--lr", "--learning-rate", default=lr, type=float, metavar="LR", dest="lr", help=f"learning rate ({lr})")
+    several = isinstance(lr, list)
+    more = "; several, such as 30 10 3: a classifier each, on the same features" if several else ""
+    add("--lr", "--learning-rate", default=lr, type=float, nargs="+" if several else None,
+        metavar="LR", dest="lr", help=f"learning rate ({lr}){more}")  # fmt: skip
     add("--schedule", default=schedule, nargs="*", type=int, help=f"epochs at which lr drops 10x ({schedule})")
     add("--momentum", default=0.9, type=float, metavar="M", help="momentum of SGD (default: 0.9)")
     add("--wd", "--weight-decay", default=wd, type=float, metavar="W", dest="weight_decay", help=f"({wd})")
@@ -304,8 +355,21 @@ def _add_run(p: _Parser) -> None:
 
 
 def _add_knn(p: _Parser) -> None:
-    p.add_argument("--knn-k", default=200, type=int, metavar="k", help="neighbours (default: 200)")
+    p.add_argument("--knn-k", default=[200], nargs="+", type=int, metavar="k", help="neighbours; several numbers are "
+        "answered in one pass, the first is reported as knn (default: 200)")  # fmt: skip
     p.add_argument("--knn-t", default=0.1, type=float, metavar="T", help="temperature of the votes (default: 0.1)")
+
+
+def _add_few_shot(p: _Parser) -> None:
+    add = p.add_argument
+    add("--few-shot", action="store_true", help="few-shot accuracy of the frozen features: logistic regression on "
+        "few images a class, mean and 95 %% interval over episodes")  # fmt: skip
+    add("--few-shot-classes", default="", metavar="FILE", help="the classes to draw from, one a line, or "
+        "miniImageNet's CSV of filename,label (default: all, held-out images only)")  # fmt: skip
+    add("--few-shot-way", default=5, type=int, metavar="N", help="classes an episode (default: 5)")
+    add("--few-shot-shots", default=[1, 5], nargs="+", type=int, metavar="N", help="labelled images a class (1 5)")
+    add("--few-shot-queries", default=15, type=int, metavar="N", help="images to classify a class (default: 15)")
+    add("--few-shot-episodes", default=600, type=int, metavar="N", help="episodes (default: 600)")
 
 
 # --------------------------------------------------------------------------------------------- after parsing
@@ -328,9 +392,15 @@ def _finish_pretrain(parser: _Parser, words: list[str]) -> argparse.Namespace:
 
 def _finish_lincls(parser: _Parser, words: list[str]) -> argparse.Namespace:
     args = _with_config(parser, words)
+    if args.data is not None and args.train_folder is not None:
+        raise UserError("DIR and --train-folder are the same thing; give one of them.")
+    args.data = args.train_folder if args.data is None else args.data
     if args.data is None and args.dataset is None:
         raise UserError("give an image folder or --dataset NAME to classify.")
+    args.lrs, args.lr = args.lr, args.lr[0]  # all that were asked for; upstream's one
     _check_common(args)
+    _check_classifier(args)
+    _check_few_shot(args)
     return args
 
 
@@ -348,12 +418,55 @@ def _finish_semisup(parser: _Parser, words: list[str]) -> argparse.Namespace:
     return args
 
 
+def _finish_embed(parser: _Parser, words: list[str]) -> argparse.Namespace:
+    args = _with_config(parser, words)
+    if args.checkpoint is None or (args.data is None and args.dataset is None):
+        raise UserError("give a checkpoint, and an image folder or --dataset NAME to embed.")
+    _check_images(args)
+    _at_least(args, 1, "batch_size")
+    _at_least(args, 0, "workers")
+    _at_least(args, 10, "points")
+    return args
+
+
 def _with_config(parser: _Parser, words: list[str]) -> argparse.Namespace:
-    args = parser.parse_args(words)
+    words = _end_lists(parser, words)
+    args = parser.parse_intermixed_args(words)
     if args.config:
         _take_defaults(parser, args.config)
-        args = parser.parse_args(words)
+        args = parser.parse_intermixed_args(words)
     return args
+
+
+def _end_lists(parser: _Parser, words: list[str]) -> list[str]:
+    """``--knn-k 10 20 DIR`` as ``DIR --knn-k 10 20``: argparse would take DIR for one of the numbers."""
+    lists = {
+        word
+        for action in parser._actions
+        if action.nargs in ("+", "*") and action.type in (int, float)
+        for word in action.option_strings
+    }
+    kept: list[str] = []
+    begin = None  # where the lists begin that the next word might join
+    for word in words:
+        if word in lists:
+            begin = len(kept) if begin is None else begin
+        elif begin is not None and not _is_number(word):
+            if not word.startswith("-"):
+                kept.insert(begin, word)
+                begin += 1
+                continue
+            begin = None
+        kept.append(word)
+    return kept
+
+
+def _is_number(word: str) -> bool:
+    try:
+        float(word)
+    except ValueError:
+        return False
+    return True
 
 
 def _take_defaults(parser: _Parser, path: str) -> None:
@@ -433,7 +546,9 @@ def _type_starts(entries: list[str]) -> dict[str, int]:
 
 
 def _check_common(args: argparse.Namespace) -> None:
-    _at_least(args, 1, "epochs", "batch_size", "print_freq", "knn_k")
+    _at_least(args, 1, "epochs", "batch_size", "print_freq")
+    if min(args.knn_k) < 1:
+        raise UserError(f"--knn-k counts neighbours and must be at least 1, not {min(args.knn_k)}.")
     _at_least(args, 0, "workers", "start_epoch", "weight_decay", "momentum")
     _positive(args, "lr", "knn_t")
     _check_images(args)
@@ -461,6 +576,42 @@ def _check_semisup(args: argparse.Namespace) -> None:
         raise UserError("--val-only needs --val-share, the share of the training images to validate on.")
     if args.evaluate and (args.val_only or not args.resume):
         raise UserError("--evaluate takes --resume with a fine-tuned checkpoint, and no --val-only.")
+
+
+def _check_classifier(args: argparse.Namespace) -> None:
+    for lr in args.lrs:
+        _positive(argparse.Namespace(lr=lr), "lr")
+    if len(set(args.lrs)) < len(args.lrs):
+        raise UserError("--lr has the same rate twice; the two classifiers would be one.")
+    if not 0 <= args.label_smoothing < 1:
+        raise UserError(f"--label-smoothing must be at least 0 and below 1, not {args.label_smoothing}.")
+    if args.num_classes is not None:
+        _at_least(args, 1, "num_classes")
+    _check_modes(args)
+
+
+def _check_modes(args: argparse.Namespace) -> None:
+    if args.lr_find_steps is not None:
+        _at_least(args, 10, "lr_find_steps")
+    kinds = ("--evaluate", "--knn", "--few-shot", "--lr-find")
+    modes = [flag for flag in kinds if getattr(args, flag[2:].replace("-", "_"))]
+    if "--lr-find" in modes and len(modes) > 1:
+        raise UserError(f"{modes[0]} and --lr-find are two kinds of run; give one of them.")
+    if args.lr_find and args.resume:
+        raise UserError("--lr-find starts a new classifier; leave --resume out and give the encoder by --pretrained.")
+    if (args.per_class or args.confusion) and modes not in ([], ["--evaluate"]):
+        raise UserError(f"--per-class and --confusion show a trained classifier; {modes[-1]} has none.")
+
+
+def _check_few_shot(args: argparse.Namespace) -> None:
+    _at_least(args, 1, "few_shot_queries")
+    _at_least(args, 2, "few_shot_way", "few_shot_episodes")  # one class is no question, one episode has no interval
+    if min(args.few_shot_shots) < 1:
+        raise UserError("--few-shot-shots counts labelled images a class and must be at least 1.")
+    if args.few_shot and args.knn:
+        raise UserError("--knn and --few-shot are two measures; give one of them.")
+    if args.few_shot_classes and not args.few_shot:
+        raise UserError("--few-shot-classes is for --few-shot; give both.")
 
 
 def _check_pretrain(args: argparse.Namespace) -> None:

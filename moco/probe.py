@@ -2,13 +2,17 @@
 
 The encoder stays in eval mode and exactly two tensors are trained, the layer's weight (normal, deviation .01) and its
 bias (0), by SGD with a rate that drops 10x at given epochs. That nothing else moved is checked against the file the
-encoder came from. He et al., arXiv 1911.05722, section 4.1.
+encoder came from, after every epoch. He et al., arXiv 1911.05722, section 4.1.
+
+Several rates are several heads: each is the layer, optimizer and order of operations of a run with that rate alone, and
+only the features, which no head changes, are computed once. So each head equals its own run bit for bit.
 
 Legend: N images on this process, F feature width, C classes, n images of the set, B images of a step in all.
 """
 
 from __future__ import annotations
 
+import copy
 import json
 import math
 import os
@@ -24,12 +28,12 @@ from moco import checkpoint, distributed, seeding
 from moco.data import BadImages, EpochSampler, Labelled, Loader, Source, Sources, make_loader, normalise
 from moco.encoder import backbone_keys, features, head_of
 from moco.errors import TrainingError, UserError
-from moco.knn import evaluate_knn, extract
+from moco.knn import Reading, extract
 from moco.meters import Mean, RunLog, Stopwatch, accuracy
+from moco.schedule import learning_rate
 
 Batches = Iterator[tuple[Tensor, Tensor]]  # features (N, F), labels (N,)
 
-CHECKPOINT, BEST = "checkpoint.pth.tar", "model_best.pth.tar"
 MAX_BAD_IMAGES = 100  # of each set; more end the run
 
 
@@ -42,6 +46,14 @@ def labelled_pair(sources: Sources) -> tuple[Source, Source]:
         why = sources.no_pair or f"{sources.pretrain.name} has no labels"
         raise UserError(f"{why}: a probe needs labelled training images and labelled held-out ones (--val-data).")
     return sources.train, sources.val
+
+
+def count_classes(train: Source, asked: int | None) -> int:
+    """C, from the labelled images; UserError when ``asked`` (--num-classes) is another number."""
+    found = len(train.classes or ())
+    if asked not in (None, found):
+        raise UserError(f"{train.name} has {found} classes, not {asked}: correct --num-classes or leave it out.")
+    return found
 
 
 # ------------------------------------------------------------------------------------------------------ a probe
@@ -66,14 +78,13 @@ class Probe:
         layer = encoder.get_submodule(head_of(encoder))
         if not isinstance(layer, (nn.Linear, nn.Conv2d)) or layer.bias is None:
             raise UserError("this -a has no classifier that is one linear layer with a bias; choose another.")
-        self._pixels = (1, 1) if isinstance(layer, nn.Conv2d) else ()  # some timm classifiers are 1x1 convolutions
         first = torch.empty(layer.weight.shape).normal_(0.0, 0.01, generator=seeding.torch_generator("init", seed, 2))
         layer.weight.data.copy_(first)
         layer.bias.data.zero_()
         layer.requires_grad_(True)
         self.trained = [p for p in encoder.parameters() if p.requires_grad]
         assert len(self.trained) == 2, "the protocol trains the linear layer's weight and bias alone"
-        self.layer = distributed.wrap(layer)
+        self.layer: nn.Linear | nn.Conv2d = layer
 
     @torch.no_grad()
     def features(self, images: Tensor) -> Tensor:
@@ -85,10 +96,6 @@ class Probe:
         pixels = normalise(images.to(self.device, non_blocking=True), self.mean, self.std)
         with torch.autocast(self.device.type, self.amp, enabled=self.amp is not None):
             return features(self.encoder, pixels).float()
-
-    def logits(self, x: Tensor) -> Tensor:
-        """(N, C) from features (N, F)."""
-        return self.layer(x.view(*x.shape, *self._pixels)).flatten(1)
 
     def frozen(self) -> dict[str, Tensor]:
         """A copy, on the CPU, of every tensor that must not change."""
@@ -115,7 +122,101 @@ class Probe:
 
 
 def _same(a: Tensor, b: Tensor) -> bool:
-    return torch.allclose(a.to(b.dtype), b, rtol=0, atol=0, equal_nan=True)
+    a = a.to(b.dtype)
+    return torch.equal(a, b) or torch.allclose(a, b, rtol=0, atol=0, equal_nan=True)
+
+
+# ---------------------------------------------------------------------------------------------------------- heads
+
+
+@dataclass(frozen=True)
+class Score:
+    """What a validation pass found; the same on every process."""
+
+    acc1: float  # percent
+    acc5: float
+    loss: float  # never smoothed
+    predictions: Tensor | None = None  # (n, 3) int64 on the CPU: label, predicted class, label among the first five
+
+
+class Head:
+    """One linear layer, the optimizer that trains it at one base rate, and what it has reached.
+
+    Args:
+        layer: the classifier; its weight and bias are trained in place.
+        lr: the base rate; ``rate`` is the present one.
+        smoothing: of the training labels, 0..1.
+    """
+
+    def __init__(
+        self, layer: nn.Linear | nn.Conv2d, lr: float, *, momentum: float, weight_decay: float, smoothing: float = 0.0
+    ) -> None:
+        self.lr, self.layer, self.smoothing = lr, layer, smoothing
+        assert layer.bias is not None
+        self.optimizer = torch.optim.SGD([layer.weight, layer.bias], lr, momentum=momentum, weight_decay=weight_decay)
+        self.score: Score | None = None  # of the newest weights
+        self.best = 0.0  # highest top-1 of any epoch
+        self.diverged = False  # its loss was not finite; it is trained no more
+        self._wrapped = distributed.wrap(layer)
+        self._pixels = (1, 1) if isinstance(layer, nn.Conv2d) else ()  # some timm classifiers are 1x1 convolutions
+
+    @property
+    def name(self) -> str:
+        """The base rate as it is typed."""
+        return f"{self.lr:.12g}"
+
+    @property
+    def rate(self) -> float:
+        """The optimizer's present rate."""
+        return self.optimizer.param_groups[0]["lr"]
+
+    @rate.setter
+    def rate(self, value: float) -> None:
+        self.optimizer.param_groups[0]["lr"] = value
+
+    def logits(self, x: Tensor) -> Tensor:
+        """(N, C) from features (N, F)."""
+        return self._wrapped(x.view(*x.shape, *self._pixels)).flatten(1)
+
+    def step(self, x: Tensor, labels: Tensor) -> Tensor:
+        """One step of SGD on features (N, F) and labels (N,); (3,) loss, top-1 and top-5 in percent, from before it."""
+        logits = self.logits(x)
+        loss = F.cross_entropy(logits, labels, label_smoothing=self.smoothing)
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        self.optimizer.step()
+        return torch.stack([loss.detach(), *(100.0 * c / len(labels) for c in accuracy(logits, labels, (1, 5)))])
+
+
+def make_heads(
+    probe: Probe, lrs: list[float], *, momentum: float, weight_decay: float, smoothing: float = 0.0
+) -> list[Head]:
+    """A head for each rate, all from the same first weights; the first is the encoder's own layer."""
+    layers = [probe.layer, *(copy.deepcopy(probe.layer) for _ in lrs[1:])]
+    return [
+        Head(layer, lr, momentum=momentum, weight_decay=weight_decay, smoothing=smoothing)
+        for layer, lr in zip(layers, lrs, strict=True)
+    ]
+
+
+def set_rates(heads: list[Head], epoch: int, epochs: int, milestones: list[int]) -> None:
+    """Each head's rate of an epoch: the base rate, 10x lower from each milestone on."""
+    for head in heads:
+        head.rate = learning_rate(head.lr, epoch, epochs, cosine=False, milestones=milestones)
+
+
+def leader(heads: list[Head]) -> Head:
+    """The head with the highest top-1 at the last validation; of equals, the first typed."""
+    return max(heads, key=lambda head: head.score.acc1 if head.score else -1.0)
+
+
+def note_best(heads: list[Head]) -> Head | None:
+    """Keep each head's best top-1; the head that has just beaten all heads' best of all epochs, if one has."""
+    before = max(head.best for head in heads)
+    for head in heads:
+        head.best = max(head.best, head.score.acc1 if head.score else 0.0)
+    first = leader(heads)
+    return first if first.best > before else None
 
 
 # ------------------------------------------------------------------------------------------- batches of features
@@ -128,7 +229,7 @@ class Images:
     """
 
     def __init__(self, probe: Probe, loader: Loader, sampler: EpochSampler, note: Callable) -> None:
-        self.probe, self.loader, self.sampler, self.note = probe, loader, sampler, note
+        self.probe, self.loader, self.sampler, self.note, self.device = probe, loader, sampler, note, probe.device
 
     def batches(self, epoch: int, watch: Stopwatch) -> Batches:
         """This process's batches of an epoch; time spent waiting for images goes to ``watch``."""
@@ -173,6 +274,13 @@ class Feed:
     flip: bool = True
     cached: bool = False
 
+    @property
+    def words(self) -> str:
+        """Where the training features come from, for the log."""
+        if self.cached:
+            return "features computed once from whole images: no augmentation is in what is trained"
+        return "features of new random crops in every epoch"
+
     def of(self, probe: Probe, source: Source, note: Callable, training: bool = False) -> Images | Cached:
         """Batches of a set, no image dropped: shuffled random crops when ``training``, else whole images in order."""
         sampler, ordered = (
@@ -205,154 +313,105 @@ def bad_image_notes(log: RunLog) -> Callable[[dict[str, Tensor], Source], None]:
 # ------------------------------------------------------------------------------------------------- train, validate
 
 
-def train_epoch(
-    probe: Probe, data: Images | Cached, optimizer: torch.optim.Optimizer, epoch: int, log: RunLog, every: int
-) -> None:
+def train_epoch(heads: list[Head], data: Images | Cached, epoch: int, log: RunLog, every: int) -> None:
     """One pass over the training images; a line and a record each ``every`` steps and at the end.
 
+    A head whose loss is not finite is trained no more; the others cannot notice.
+
     Raises:
-        TrainingError: the loss is not finite.
+        TrainingError: no head has a finite loss.
     """
     steps, world = len(data.sampler), distributed.world_size()
-    watch, meters = Stopwatch(), [Mean(), Mean(), Mean()]
+    watch, meters = Stopwatch(), _meters(heads)
     with log.bar(steps, desc=f"epoch {epoch}") as bar:
         for step, (x, labels) in enumerate(data.batches(epoch, watch), 1):
-            logits = probe.logits(x)
-            loss = F.cross_entropy(logits, labels)
-            optimizer.zero_grad(set_to_none=True)
-            loss.backward()
-            optimizer.step()
-            parts = torch.stack([loss.detach(), *(100.0 * c / len(labels) for c in accuracy(logits, labels, (1, 5)))])
-            for meter, part in zip(meters, parts, strict=True):
-                meter.add(part)
+            for head, means in zip(heads, meters, strict=True):
+                if not head.diverged:
+                    for mean, value in zip(means, head.step(x, labels), strict=True):
+                        mean.add(value)
             watch.count(len(labels) * world)
             bar.update()
             if step % every == 0 or step == steps:
-                lr = optimizer.param_groups[0]["lr"]
-                _report(log, watch, meters, epoch * steps + step, f"Epoch: [{epoch}][{step:4d}/{steps}]", lr)
-                watch, meters = Stopwatch(), [Mean(), Mean(), Mean()]
+                _report(log, watch, heads, meters, epoch * steps + step, f"Epoch: [{epoch}][{step:4d}/{steps}]")
+                watch, meters = Stopwatch(), _meters(heads)
 
 
-def _report(log: RunLog, watch: Stopwatch, meters: list[Mean], step: int, where: str, lr: float) -> None:
-    here = torch.tensor([m.value for m in meters], device=distributed.device())
-    loss, acc1, acc5 = distributed.mean_over_ranks(here).tolist()
-    if not math.isfinite(loss):
-        raise TrainingError(f"{where} the loss is {loss}; lower --lr (30 is for ImageNet features at batch 256).")
+def _meters(heads: list[Head]) -> list[list[Mean]]:
+    return [[Mean(), Mean(), Mean()] for _ in heads]  # loss, top-1, top-5
+
+
+def _report(log: RunLog, watch: Stopwatch, heads: list[Head], meters: list[list[Mean]], step: int, where: str) -> None:
+    words, values = [where], {}
+    for head, means in zip(heads, meters, strict=True):
+        if head.diverged:
+            continue
+        # One reduction a head: the order of a sum over many processes may depend on what else is in it.
+        here = torch.tensor([mean.value for mean in means], device=distributed.device())
+        loss, acc1, acc5 = distributed.mean_over_ranks(here).tolist()
+        if not math.isfinite(loss):
+            _diverge(head, heads, loss, where, log)
+            continue
+        values.update(named({"loss": loss, "acc1": acc1, "acc5": acc5, "lr": head.rate}, head, heads))
+        words.append(f"loss {loss:.4f} Acc@1 {acc1:.2f} Acc@5 {acc5:.2f} lr {head.rate:g}" + " |" * (len(heads) > 1))
     speed, wait = watch.rates()
-    values = {"loss": loss, "acc1": acc1, "acc5": acc5, "lr": lr, "images_per_second": speed, "wait_share": wait}
-    text = f"{where} loss {loss:.4f} Acc@1 {acc1:.2f} Acc@5 {acc5:.2f} lr {lr:g} {speed:.0f} images/s wait {wait:.0%}"
-    log.scalars(step, values, text=text)
+    values.update({"images_per_second": speed, "wait_share": wait})
+    log.scalars(step, values, text=f"{' '.join(words)} {speed:.0f} images/s wait {wait:.0%}")
 
 
-@dataclass(frozen=True)
-class Score:
-    """What a validation pass found; the same on every process."""
+def _diverge(head: Head, heads: list[Head], loss: float, where: str, log: RunLog) -> None:
+    head.diverged, head.score = True, None
+    if all(other.diverged for other in heads):
+        raise TrainingError(f"{where} the loss is {loss}; lower --lr (30 is for ImageNet features at batch 256).")
+    log.line(f"{where} the loss of lr {head.name} is {loss}: it is trained no more, the other rates go on")
 
-    acc1: float  # percent
-    acc5: float
-    loss: float
 
-    def words(self, best: float) -> str:
-        """Upstream's line."""
-        return f" * Acc@1 {self.acc1:.3f} Acc@5 {self.acc5:.3f} (best Acc@1 {best:.3f})"
+def named(values: dict[str, float], head: Head, heads: list[Head]) -> dict[str, float]:
+    """Names of a record's numbers: plain for one head, with the base rate (``val_acc1/lr30``) for one of several."""
+    return values if len(heads) == 1 else {f"{name}/lr{head.name}": value for name, value in values.items()}
 
 
 @torch.no_grad()
-def validate(probe: Probe, data: Images | Cached) -> Score:
-    """Accuracy on the held-out images, each counted once: the last step's repeats, which make the shares of all
-    processes equal, are left out."""
-    n, world, rank = data.sampler.n, distributed.world_size(), distributed.rank()
-    sums = torch.zeros(3, dtype=torch.float64, device=probe.device)
-    seen = 0
-    for x, labels in data.batches(0, Stopwatch()):
-        first = seen + rank * len(labels)
-        seen += world * len(labels)
-        x, labels = x[: max(0, n - first)], labels[: max(0, n - first)]
-        if len(labels):
-            logits = probe.logits(x)
-            sums += torch.stack([*accuracy(logits, labels, (1, 5)), F.cross_entropy(logits, labels, reduction="sum")])
-    hits1, hits5, loss = distributed.sum_over_ranks(sums).tolist()
-    return Score(100 * hits1 / n, 100 * hits5 / n, loss / n)
-
-
-def neighbours(
-    probe: Probe, feed: Feed, train: Source, val: Source, note: Callable, k: int, temperature: float
-) -> float:
-    """k-NN accuracy of the frozen features in percent, see :func:`moco.knn.evaluate_knn`."""
-    return evaluate_knn(
-        probe.encoder, train, val, size=feed.size, batch_size=feed.batch, device=probe.device, mean=probe.mean,
-        std=probe.std, k=k, temperature=temperature, workers=feed.workers, amp=probe.amp, note=note,
-    )  # fmt: skip
-
-
-# ----------------------------------------------------------------------------------------------------- checkpoints
-
-
-def resume_path(resume: str, save_dir: str, needed: bool) -> str | None:
-    """The file that ``--resume`` means; ``auto`` is the one in ``save_dir``, if there is one.
-
-    Raises:
-        UserError: none, though ``needed``: a classifier that nobody trained must not be evaluated by mistake.
-    """
-    path = os.path.join(save_dir, CHECKPOINT) if resume == "auto" else resume
-    if path and (resume != "auto" or os.path.isfile(path)):
-        return path
-    if needed:
-        raise UserError("--evaluate needs --resume with a classifier's checkpoint (--knn needs no classifier).")
-    return None
-
-
-def save(
-    probe: Probe, optimizer: torch.optim.Optimizer, save_dir: str, *, epoch: int, arch: str, best: float, is_best: bool,
-    seed: int,
-) -> None:  # fmt: skip
-    """Write upstream's dictionary as ``checkpoint.pth.tar``, and as ``model_best.pth.tar`` when it is the best."""
-    if distributed.is_main():
-        state = {
-            "epoch": epoch,
-            "arch": arch,
-            "state_dict": {"module." + name: value for name, value in probe.encoder.state_dict().items()},
-            "best_acc1": best,
-            "optimizer": optimizer.state_dict(),
-            "run": {"seed": seed},
-        }
-        for name in (CHECKPOINT, BEST) if is_best else (CHECKPOINT,):
-            checkpoint.write(state, os.path.join(save_dir, name))
-    distributed.barrier()
-
-
-def load(
-    probe: Probe, optimizer: torch.optim.Optimizer, state: dict, path: str, arch: str, weights: dict[str, Tensor]
-) -> tuple[int, float]:
-    """Put a classifier's checkpoint, ours or upstream's, back; returns (finished epochs, best top-1).
+def validate(heads: list[Head], data: Images | Cached, predictions: bool = False) -> None:
+    """Give each head its score on the held-out images, each counted once: the last step's repeats, which make the
+    shares of all processes equal, are left out.
 
     Args:
-        weights: of ``--pretrained``, which the checkpoint's encoder must have; empty for any.
-
-    Raises:
-        UserError: another kind of file, another architecture or encoder, or entries that do not fit.
+        predictions: also keep what was predicted for each image.
     """
-    if not isinstance(state.get("state_dict"), dict) or "best_acc1" not in state or "optimizer" not in state:
-        raise UserError(f"{path} is no checkpoint of this program: give a pretrained encoder by --pretrained.")
-    if state.get("arch", arch) != arch:
-        raise UserError(f"{path} was trained with -a {state['arch']}; this run has -a {arch}.")
-    found = {name.removeprefix("module."): value for name, value in state["state_dict"].items()}
-    own = probe.encoder.state_dict()
-    odd = [name for name in {**own, **found} if name not in own or name not in found]
-    odd += [name for name in own if name in found and own[name].shape != found[name].shape]
-    if odd:
-        raise UserError(
-            f"{path} does not fit: {odd[0]} differs ({len(odd)} entries do); check --stem, --size and that the data "
-            "has the classes it was trained on."
-        )
-    probe.encoder.load_state_dict(found)
-    try:
-        optimizer.load_state_dict(state["optimizer"])
-    except (ValueError, KeyError) as error:
-        raise UserError(f"{path} does not fit this optimizer: {' '.join(str(error).split())}.") from error
-    if probe.changed(weights):
-        raise UserError(f"{path} was trained on another encoder than --pretrained; leave one of the two out.")
-    return int(state.get("epoch", 0)), float(state["best_acc1"])
+    n, world, rank = data.sampler.n, distributed.world_size(), distributed.rank()
+    heads = [head for head in heads if not head.diverged]
+    sums = torch.zeros(len(heads), 3, dtype=torch.float64, device=data.device)
+    seen: int = 0
+    parts: list[list[Tensor]] = [[] for _ in heads]
+    for x, labels in data.batches(0, Stopwatch()):
+        kept = max(0, n - seen - rank * len(labels))
+        seen += world * len(labels)
+        for head, total, part in zip(heads, sums, parts, strict=True):
+            logits = head.logits(x)
+            if predictions:
+                part.append(distributed.gather_keys(_predictions(logits, labels)).cpu())
+            if kept:
+                total += _counts(logits[:kept], labels[:kept])
+    for head, total, part in zip(heads, sums, parts, strict=True):
+        hits1, hits5, loss = distributed.sum_over_ranks(total).tolist()
+        rows = torch.cat(part)[:n] if part else None
+        head.score = Score(100 * hits1 / n, 100 * hits5 / n, loss / n, rows)
+
+
+def _counts(logits: Tensor, labels: Tensor) -> Tensor:
+    """(3,) float64: hits among the first and the first five, and the summed loss."""
+    loss = F.cross_entropy(logits, labels, reduction="sum")
+    return torch.stack([*accuracy(logits, labels, (1, 5)), loss]).double()
+
+
+def _predictions(logits: Tensor, labels: Tensor) -> Tensor:
+    first = logits.topk(min(5, logits.shape[1]), dim=1).indices  # (N, 5), best first
+    return torch.stack([labels, first[:, 0], (first == labels[:, None]).any(1).long()], 1)
+
+
+def reading(probe: Probe, feed: Feed, note: Callable) -> Reading:
+    """How the measures without training (k-NN, few-shot) get the frozen features."""
+    return Reading(feed.size, feed.batch, probe.device, probe.mean, probe.std, feed.workers, probe.amp, note)
 
 
 def write_result(result: dict[str, Any], save_dir: str, name: str) -> None:

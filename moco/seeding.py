@@ -15,7 +15,10 @@ import torch
 _MASK = (1 << 64) - 1
 
 # One number a stream, so that two streams with the same integers are independent.
-STREAMS = {"init": 1, "order": 2, "view": 3, "shuffle": 4, "draws": 5, "step": 6, "split": 7, "probe": 8}
+STREAMS = {
+    "init": 1, "order": 2, "view": 3, "shuffle": 4, "draws": 5, "step": 6, "split": 7, "probe": 8, "episode": 9,
+    "sample": 10,
+}  # fmt: skip
 
 
 def _splitmix64(x: int) -> int:

@@ -12,8 +12,10 @@ MAINS = ("main_pretrain", "main_lincls", "main_semisup")
 LAYERS = [
     {"moco.errors", "moco.seeding", "moco.schedule", "moco.key_queue", "moco.kernels", "moco.options"},
     {"moco.distributed", "moco.encoder", "moco.negatives", "moco.data", "moco.checkpoint"},
-    {"moco.methods", "moco.builder", "moco.meters", "moco.knn", "moco.pretrained"},
+    {"moco.methods", "moco.builder", "moco.meters", "moco.knn", "moco.fewshot", "moco.pretrained"},
     {"moco.engine", "moco.probe", "moco.embed", "moco.finetune"},
+    {"moco.probe_file", "moco.probe_report"},
+    {"moco.lr_find"},
     {"main_pretrain", "main_lincls", "main_semisup", "moco.demo", "moco.export", "moco.describe"},
 ]
 

@@ -1,18 +1,22 @@
 """The linear probe: the protocol's rules, one process against two, resume, and each mistake's sentence."""
 
+import csv
 import json
+import math
 import shutil
 
 import numpy as np
 import pytest
 import torch
 import torchvision
-from conftest import ROOT, environment, run
+from conftest import ROOT, differences, environment, run
 from PIL import Image
+from sklearn.datasets import load_digits
+from sklearn.linear_model import LogisticRegression
 from torch import nn
 
 import main_lincls
-from moco import checkpoint, probe
+from moco import checkpoint, lr_find, probe, probe_report
 from moco.data import ArraySource, BadImages, EpochSampler, Labelled, Sources, make_loader
 from moco.encoder import build_encoder
 from moco.errors import TrainingError, UserError
@@ -63,6 +67,18 @@ def state_of(save_dir, name="checkpoint.pth.tar") -> dict:
     return torch.load(save_dir / name, weights_only=True)
 
 
+def one_head(model: probe.Probe, lr: float = 0.3) -> probe.Head:
+    return probe.make_heads(model, [lr], momentum=0.9, weight_decay=0.0)[0]
+
+
+def records(save_dir) -> list[dict]:
+    return [json.loads(line) for line in (save_dir / "lincls.jsonl").read_text().splitlines()]
+
+
+def table_of(path) -> list[dict]:
+    return list(csv.DictReader(path.read_text().splitlines()))
+
+
 def make_probe() -> probe.Probe:
     torch.manual_seed(0)
     return probe.Probe(build_encoder("resnet18", 10, size=16), CPU, (0.5,) * 3, (0.2,) * 3, seed=0)
@@ -90,7 +106,7 @@ def test_head_starts_as_published_and_nothing_else_is_trained():
 def test_same_numbers_and_gradients_as_upstreams_forward_through_the_whole_network():
     model = make_probe()
     images, labels = torch.randint(256, (6, 3, 16, 16), dtype=torch.uint8), torch.arange(6)
-    ours = model.logits(model.features(images))
+    ours = one_head(model).logits(model.features(images))
     nn.functional.cross_entropy(ours, labels).backward()
     gradients = [p.grad.clone() for p in model.trained]
     for p in model.trained:
@@ -110,7 +126,7 @@ def test_heads_of_other_families_are_probed(arch):
     images = torch.randint(256, (2, 3, 32, 32), dtype=torch.uint8)
     with torch.no_grad():
         whole = model.encoder((images.float() / 255 - 0.5) / 0.2)
-    torch.testing.assert_close(model.logits(model.features(images)), whole)
+    torch.testing.assert_close(one_head(model).logits(model.features(images)), whole)
 
 
 def test_separable_images_reach_all_right(image_folder, tmp_path, capsys):
@@ -228,6 +244,11 @@ from moco.options import parse_lincls
 def both(args):
     main_lincls.worker(args)
     args.knn = True
+    main_lincls.worker(args)
+    args.knn, args.per_class = False, None
+    args.lrs, args.save_dir = [1.0, 0.3], args.save_dir + "/several"
+    main_lincls.worker(args)
+    args.lr_find, args.lr_find_steps = True, 10
     return main_lincls.worker(args)
 
 if __name__ == "__main__":
@@ -238,10 +259,11 @@ if __name__ == "__main__":
 @pytest.mark.dist
 def test_two_processes_equal_one(hard_folder, pretrained, tmp_path):
     words = ["--pretrained", pretrained, "--epochs", 2, "--schedule", 1, "--knn-k", 5]
-    probe_once(hard_folder, tmp_path / "one", *words)
+    probe_once(hard_folder, tmp_path / "one", *words, "--per-class", tmp_path / "one.csv")
     probe_once(hard_folder, tmp_path / "one", *words, "--knn")
     script = tmp_path / "two.py"
     script.write_text(TWO)
+    words += ["--per-class", tmp_path / "two.csv"]
     arguments = [*TINY, "--save-dir", tmp_path / "two", *words, "--nproc", 2, hard_folder]
     done = run(str(script), *arguments, env=environment(PYTHONPATH=str(ROOT)))
     assert done.returncode == 0, done.stderr
@@ -253,6 +275,13 @@ def test_two_processes_equal_one(hard_folder, pretrained, tmp_path):
     assert list(one) == list(two)
     for name in one:
         torch.testing.assert_close(one[name], two[name], rtol=1e-4, atol=1e-5)
+    assert (tmp_path / "one.csv").read_text() == (tmp_path / "two.csv").read_text()
+    same_as_alone(state_of(tmp_path / "two" / "several")["heads"][1], state_of(tmp_path / "two"))
+    args = parse_lincls([*map(str, [hard_folder, *TINY, *words[:2], "--lr-find", "--lr-find-steps", 10])])
+    args.save_dir = str(tmp_path / "one")
+    main_lincls.worker(args)
+    one, two = ([float(r["loss"]) for r in table_of(tmp_path / d / "lr_find.csv")] for d in ("one", "two/several"))
+    assert one == pytest.approx(two, rel=1e-3)
 
 
 def test_padding_is_not_counted():
@@ -268,12 +297,324 @@ def test_padding_is_not_counted():
         images = probe.Images(
             model, make_loader(Labelled(source, 16, train=False), sampler), sampler, lambda batch, source: None
         )
+        head = one_head(model)
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(probe.distributed, "world_size", lambda: 2)
             patch.setattr(probe.distributed, "rank", lambda rank=rank: rank)
             patch.setattr(probe.distributed, "sum_over_ranks", lambda values: values)
-            right += probe.validate(model, images).acc1
+            probe.validate([head], images)
+            assert head.score is not None
+            right += head.score.acc1
     assert right == pytest.approx(100.0)
+
+
+# ------------------------------------------------------------------------------------------------- several rates
+
+
+def same_as_alone(entries: dict, state: dict) -> None:
+    """One head of a file of several has every bit of a run with its rate alone."""
+    alone = {
+        "lr": state["run"]["lr"],
+        "layer": {name: state["state_dict"][f"module.fc.{name}"] for name in ("weight", "bias")},
+        "optimizer": state["optimizer"],
+        "best_acc1": state["best_acc1"],
+        "diverged": False,
+    }
+    assert differences({**entries, "layer": dict(entries["layer"])}, alone) == []
+
+
+@pytest.mark.parametrize("features", ["views", "cached"])
+def test_each_rate_equals_its_own_run_bit_for_bit(features, hard_folder, pretrained, tmp_path):
+    words = ("--pretrained", pretrained, "--epochs", 3, "--schedule", 2, "--features", features)
+    several = probe_once(hard_folder, tmp_path / "all", *words, "--lr", 0.3, 3, 0.01)
+    heads = state_of(tmp_path / "all")["heads"]
+    assert [entries["lr"] for entries in heads] == [0.3, 3.0, 0.01]
+    for entries, row in zip(heads, several["per_lr"], strict=True):
+        lr = f"{entries['lr']:g}"
+        alone = probe_once(hard_folder, tmp_path / lr, *words, "--lr", lr)
+        same_as_alone(entries, state_of(tmp_path / lr))
+        assert {name: alone[name] for name in ("lr", "acc1", "acc5", "best_acc1")}.items() <= row.items()
+        for record, whole in zip(records(tmp_path / lr), records(tmp_path / "all"), strict=True):
+            mine = {name.split("/")[0]: value for name, value in whole.items() if name.endswith(f"/lr{lr}")}
+            assert mine
+            assert mine.items() <= record.items()
+
+
+def test_the_best_rate_is_marked_and_the_selection_is_said(hard_folder, tmp_path, capsys):
+    found = probe_once(hard_folder, tmp_path, "--epochs", 2, "--lr", 1e-6, 3, 0.3)
+    rows = found["per_lr"]
+    picked = next(row for row in rows if row["selected"])
+    assert sum(row["selected"] for row in rows) == 1
+    assert picked["acc1"] == max(row["acc1"] for row in rows)
+    assert [found[name] for name in ("lr", "acc1", "acc5", "best_acc1")] == [
+        picked[name] for name in ("lr", "acc1", "acc5", "best_acc1")
+    ]
+    assert found["selected_on"] == "validation"
+    warning, last = capsys.readouterr().out.splitlines()[-2:]
+    assert f"lr {picked['lr']:g} is picked among 3 by its accuracy on the held-out images" in warning
+    assert last.startswith(f" * Acc@1 {picked['acc1']:.3f} Acc@5 {picked['acc5']:.3f} (best Acc@1")
+    assert f"lr {picked['lr']:g} {picked['acc1']:.3f}*" in last
+    assert "lr 1e-06" in last
+
+
+def test_several_rates_leave_files_that_a_reader_of_one_takes(hard_folder, tmp_path, capsys):
+    found = probe_once(hard_folder, tmp_path, "--epochs", 3, "--lr", 3, 0.3, 0.003)
+    best = state_of(tmp_path, "model_best.pth.tar")
+    assert set(best) == {"epoch", "arch", "state_dict", "best_acc1", "optimizer", "run"}
+    assert best["best_acc1"] == max(row["best_acc1"] for row in found["per_lr"])
+    for state in (best, state_of(tmp_path)):
+        entries = {name.removeprefix("module."): value for name, value in state["state_dict"].items()}
+        build_encoder(ARCH, 3, size=16).load_state_dict(entries)  # strict
+    last = state_of(tmp_path)
+    leading = next(entries for entries in last["heads"] if entries["lr"] == found["lr"])
+    assert torch.equal(last["state_dict"]["module.fc.weight"], leading["layer"]["weight"])
+    alone = probe_once(hard_folder, tmp_path, "-e", "--resume", tmp_path / "model_best.pth.tar")
+    assert alone["acc1"] == best["best_acc1"]
+    again = probe_once(hard_folder, tmp_path, "-e", "--resume", tmp_path / "checkpoint.pth.tar")  # --lr is not typed
+    assert again["per_lr"] == found["per_lr"]
+    probe_once(hard_folder, tmp_path, "--knn", "--resume", tmp_path / "checkpoint.pth.tar")
+
+
+def test_several_rates_resumed_equal_uninterrupted(hard_folder, pretrained, tmp_path):
+    words = ("--pretrained", pretrained, "--schedule", 1, 2)
+    whole = probe_once(hard_folder, tmp_path / "whole", *words, "--epochs", 3, "--lr", 3, 0.3, 1e38)
+    probe_once(hard_folder, tmp_path / "parts", *words, "--epochs", 2, "--lr", 3, 0.3, 1e38)
+    rest = ("--epochs", 3, "--resume", "auto", "--lr", 3, 0.3, 1e38)
+    parts = probe_once(hard_folder, tmp_path / "parts", *words, *rest)
+    assert whole == parts
+    assert [entries["diverged"] for entries in state_of(tmp_path / "parts")["heads"]] == [False, False, True]
+    for name in ("checkpoint.pth.tar", "model_best.pth.tar"):
+        one, two = (state_of(tmp_path / run, name) for run in ("whole", "parts"))
+        broken = [state.get("heads", [{}] * 3).pop(2) for state in (one, two)]  # NaN equals nothing
+        assert differences(one, two) == []
+        assert broken[0].keys() == broken[1].keys()
+    told = [[r for r in records(tmp_path / run) if "val_acc1/lr3" in r] for run in ("whole", "parts")]
+    assert told[0] == told[1]
+    assert len(told[0]) == 3
+
+
+def test_a_rate_that_diverges_does_not_end_the_others(hard_folder, tmp_path, capsys):
+    found = probe_once(hard_folder, tmp_path / "all", "--epochs", 2, "--lr", 1e38, 0.3)
+    output = capsys.readouterr().out
+    assert output.count("the loss of lr 1e+38 is") == 1
+    assert "lr 1e+38 diverged, lr 0.3" in output.splitlines()[-1]
+    probe_once(hard_folder, tmp_path / "alone", "--epochs", 2, "--lr", 0.3)
+    same_as_alone(state_of(tmp_path / "all")["heads"][1], state_of(tmp_path / "alone"))
+    lost = found["per_lr"][0]
+    assert (lost["acc1"], lost["diverged"], lost["selected"], found["lr"]) == (None, True, False, 0.3)
+    with pytest.raises(TrainingError, match="lower --lr"):
+        probe_once(hard_folder, tmp_path / "none", "--epochs", 2, "--lr", 1e38, 2e38)
+
+
+def test_resume_with_other_rates_is_refused(hard_folder, tmp_path):
+    probe_once(hard_folder, tmp_path / "two", "--epochs", 1, "--lr", 3, 0.3)
+    probe_once(hard_folder, tmp_path / "one", "--epochs", 1)
+    two = ("--resume", tmp_path / "two" / "checkpoint.pth.tar")
+    assert "was trained with --lr 3 0.3; resume it with" in sentence(hard_folder, tmp_path, *two, "--lr", 3, 0.1)
+    assert "was trained with --lr 3 0.3; resume it with" in sentence(hard_folder, tmp_path, *two)
+    one = ("--resume", tmp_path / "one" / "checkpoint.pth.tar")
+    assert "holds one classifier" in sentence(hard_folder, tmp_path, *one, "--lr", 0.3, 3)
+    state = checkpoint.read(str(two[1]))
+    cut = {**state, "heads": [{"lr": entries["lr"]} for entries in state["heads"]]}
+    checkpoint.write(cut, str(tmp_path / "cut.pth.tar"))
+    damaged = ("--resume", tmp_path / "cut.pth.tar", "--lr", 3, 0.3)
+    assert "does not fit this optimizer" in sentence(hard_folder, tmp_path, *damaged)
+    swapped = probe_once(hard_folder, tmp_path / "two", "--epochs", 1, *two, "--lr", 0.3, 3)
+    assert [row["lr"] for row in swapped["per_lr"]] == [0.3, 3.0]
+
+
+def test_a_buffer_that_changes_in_the_second_epoch_ends_the_run(hard_folder, pretrained, tmp_path, monkeypatch):
+    train_epoch = probe.train_epoch
+
+    def tampering(heads, data, epoch, log, every):
+        train_epoch(heads, data, epoch, log, every)
+        if epoch == 1:
+            data.probe.encoder.bn1.running_var[2] += 1e-3
+
+    monkeypatch.setattr(probe, "train_epoch", tampering)
+    with pytest.raises(TrainingError, match=r"1 tensors that must stay frozen .* bn1\.running_var"):
+        probe_once(hard_folder, tmp_path, "--pretrained", pretrained, "--epochs", 4)
+    assert state_of(tmp_path)["epoch"] == 1
+
+
+# ---------------------------------------------------------------------------------------- what is told on request
+
+
+def test_classes_and_confusion_are_counts_of_the_predictions(hard_folder, tmp_path):
+    table, wanted = tmp_path / "tables" / "classes.csv", ("--confusion", "--lr", 0.3, 0.01)
+    found = probe_once(hard_folder, tmp_path, "--epochs", 2, "--per-class", table, *wanted)
+    matrix = list(csv.reader((tmp_path / "confusion.csv").read_text().splitlines()))
+    names = ["class0", "class1", "class2"]
+    assert matrix[0][1:] == [row[0] for row in matrix[1:]] == names
+    counts = np.array([row[1:] for row in matrix[1:]], dtype=int)
+    assert counts.sum(1).tolist() == [5, 5, 5]
+    assert 100 * counts.trace() / 15 == found["acc1"]
+    rows = table_of(table)
+    assert [row["class"] for row in rows] == names
+    for i, row in enumerate(rows):
+        assert (row["images"], row["top-1"], row["top-5"]) == ("5", f"{100 * counts[i, i] / 5:.3f}", "100.000")
+        wrong = {name: count for name, count in zip(names, counts[i], strict=True) if name != names[i]}
+        assert row["most confused with"] == (max(wrong, key=lambda n: wrong[n]) if any(wrong.values()) else "")
+    with Image.open(tmp_path / "confusion.png") as picture:
+        assert min(picture.size) > 300
+    before = table.read_text()
+    table.unlink()
+    probe_once(hard_folder, tmp_path, "-e", "--resume", tmp_path / "checkpoint.pth.tar", "--per-class", table)
+    assert table.read_text() == before
+
+
+def test_predictions_are_what_a_loop_finds(tmp_path):
+    torch.manual_seed(0)
+    x, labels = torch.randn(50, 9), torch.randint(0, 7, (50,))
+    sampler = EpochSampler(50, 16, 0, drop_last=False, shuffle=False)
+    head = probe.Head(nn.Linear(9, 8), 1.0, momentum=0.9, weight_decay=0.0)  # no image has class 7
+    probe.validate([head], probe.Cached(x, labels, sampler, CPU), predictions=True)
+    assert head.score is not None and head.score.predictions is not None
+    order = [sorted(range(8), key=lambda c: -row[c]) for row in head.layer(x).tolist()]
+    matrix, among5 = [[0] * 8 for _ in range(8)], [0] * 8
+    for best, label in zip(order, labels.tolist(), strict=True):
+        matrix[label][best[0]] += 1
+        among5[label] += label in best[:5]
+    assert head.score.predictions[:, 1].tolist() == [best[0] for best in order]
+    assert head.score.acc1 == 100 * sum(matrix[c][c] for c in range(8)) / 50
+    assert head.score.acc5 == 100 * sum(among5) / 50
+    rows = probe_report.class_rows(np.array(matrix), np.array(among5), list("abcdefgh"))
+    assert rows[-1] == ["h", 0, "", "", ""]
+    for c, row in enumerate(rows[1:8]):
+        n = sum(matrix[c])
+        assert row[1:4] == [n, f"{100 * matrix[c][c] / n:.3f}", f"{100 * among5[c] / n:.3f}"]
+        assert matrix[c]["abcdefgh".index(row[4])] == max(matrix[c][:c] + matrix[c][c + 1 :])
+    with RunLog(str(tmp_path), tensorboard=False) as log:
+        probe_report.write_details([head], list("abcdefgh"), str(tmp_path / "c.csv"), None, log)
+        blocked = tmp_path / "c.csv" / "below a file.csv"
+        with pytest.raises(UserError, match=r"cannot be written .*choose another path"):
+            probe_report.write_details([head], list("abcdefgh"), str(blocked), None, log)
+    assert len((tmp_path / "c.csv").read_text().splitlines()) == 9
+
+
+def test_label_smoothing_is_the_published_mixture():
+    """Szegedy et al., arXiv 1512.00567, section 7: the target is (1 - e) of the label and e spread over all classes."""
+    torch.manual_seed(0)
+    x, labels, e = torch.randn(6, 5), torch.tensor([0, 1, 2, 3, 0, 1]), 0.2
+    head = probe.Head(nn.Linear(5, 4), 0.1, momentum=0.9, weight_decay=0.0, smoothing=e)
+    total = 0.0
+    for row, label in zip(head.layer(x).detach().double(), labels.tolist(), strict=True):
+        logs = [float(value) - math.log(sum(math.exp(v) for v in row.tolist())) for value in row]
+        total -= sum(((1 - e) * (c == label) + e / 4) * log for c, log in enumerate(logs)) / 6
+    assert float(head.step(x, labels)[0]) == pytest.approx(total, rel=1e-6)
+
+
+def test_same_accuracy_as_a_peers_logistic_regression():
+    """Real digits (8 x 8 pixels as features): within a point of scikit-learn's optimum of the same convex loss.
+
+    Its C weighs the summed loss against |w|^2 / 2, so weight decay is 1 / (C n).
+    """
+    x, labels = (np.asarray(part) for part in load_digits(return_X_y=True))
+    x = x / 16.0
+    peer = LogisticRegression(C=1.0, max_iter=1000).fit(x[:1200], labels[:1200])
+    rows, targets = torch.tensor(x, dtype=torch.float32), torch.tensor(labels)
+    train = probe.Cached(rows[:1200], targets[:1200], EpochSampler(1200, 100, 0, drop_last=False), CPU)
+    val = probe.Cached(rows[1200:], targets[1200:], EpochSampler(597, 100, 0, drop_last=False, shuffle=False), CPU)
+    heads = [probe.Head(nn.Linear(64, 10), lr, momentum=0.9, weight_decay=1 / 1200) for lr in (1.0, 0.3)]
+    for epoch in range(60):
+        probe.set_rates(heads, epoch, 60, [40, 50])
+        for features, classes in train.batches(epoch, probe.Stopwatch()):
+            for head in heads:
+                head.step(features, classes)
+    probe.validate(heads, val)
+    theirs = 100 * peer.score(x[1200:], labels[1200:])
+    assert [head.score.acc1 for head in heads if head.score] == pytest.approx([theirs] * 2, abs=1.0)
+
+
+# ------------------------------------------------------------------------------------------------- the range test
+
+
+def test_the_range_test_suggests_a_rate_and_stops(image_folder, pretrained, tmp_path, capsys):
+    args = [str(image_folder), *TINY, "--pretrained", str(pretrained), "--lr-find", "--lr-find-steps", "40"]
+    assert main_lincls.worker(parse_lincls([*args, "--save-dir", str(tmp_path)])) == 0
+    rows = table_of(tmp_path / "lr_find.csv")
+    rates, losses, smoothed = ([float(row[name]) for row in rows] for name in ("lr", "loss", "smoothed"))
+    assert rates == pytest.approx([1e-3 * 10 ** (6 * i / 39) for i in range(len(rows))])
+    total, weight = 0.0, 0.0
+    for i, (loss, mean) in enumerate(zip(losses, smoothed, strict=True)):
+        weights = [0.9 ** (i - j) for j in range(i + 1)]
+        total, weight = sum(w * v for w, v in zip(weights, losses, strict=False)), sum(weights)
+        assert mean == pytest.approx(total / weight), loss
+    result = json.loads((tmp_path / "lr_find.json").read_text())
+    assert result["suggestion"] == float(f"{rates[smoothed.index(min(smoothed))]:.2g}")
+    assert f"lr-find suggests --lr {result['suggestion']:g}" in capsys.readouterr().out.splitlines()[-1]
+    with Image.open(tmp_path / "lr_find.png") as picture:
+        assert min(picture.size) > 300
+    assert not list(tmp_path.glob("*.tar"))
+    found = probe_once(image_folder, tmp_path, "--pretrained", pretrained, "--epochs", 2, "--lr", result["suggestion"])
+    assert found["acc1"] == 100.0
+
+
+def test_the_range_test_takes_an_epoch_and_stops_where_no_higher_rate_can_do():
+    torch.manual_seed(0)
+    x, labels = torch.randn(130, 6), torch.randint(0, 3, (130,))
+    for batch, steps in ((1, 130), (10, lr_find.MIN_STEPS)):
+        data = probe.Cached(1e-4 * x, labels, EpochSampler(130, batch, 0, drop_last=False), CPU)
+        head = probe.Head(nn.Linear(6, 3), 1.0, momentum=0.0, weight_decay=0.0)
+        with torch.no_grad():
+            head.layer.bias.zero_().requires_grad_(False)
+        assert len(lr_find.sweep(head, data, None).rates) == steps  # features so small that no rate is too high
+    head = probe.Head(nn.Linear(6, 3), 1.0, momentum=0.9, weight_decay=0.0)
+    wild = lr_find.sweep(head, probe.Cached(100 * x, labels, data.sampler, CPU), None)
+    assert len(wild.rates) < lr_find.MIN_STEPS
+    assert wild.smoothed[-1] > 4 * min(wild.smoothed)
+    with pytest.raises(TrainingError, match="not finite at the lowest rate"):
+        lr_find.Sweep([1e-3], [math.nan], [math.nan]).suggestion()
+
+
+# --------------------------------------------------------------------------------------------------------- flags
+
+
+def test_rates_are_typed_before_or_after_the_folder(tmp_path):
+    for words in ("--lr 30 10 3 DIR", "DIR --lr 30 10 3", "--lr 30 10 3 -j 0 DIR", "--lr 1 --lr 30 10 3 DIR"):
+        args = parse_lincls(words.split())
+        assert (args.lrs, args.lr, args.data) == ([30.0, 10.0, 3.0], 30.0, "DIR")
+    assert parse_lincls(["--lr", "0.5", "DIR"]).lrs == [0.5]
+    file = tmp_path / "probe.yml"
+    file.write_text("lr: [3, 0.3]\nlabel-smoothing: 0.1\n")
+    assert parse_lincls(["--config", str(file), "DIR"]).lrs == [3.0, 0.3]
+    assert parse_lincls(["--config", str(file), "--lr", "7", "DIR"]).lrs == [7.0]
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        ("DIR --lr 30 0", "--lr must be a number above 0, not 0.0"),
+        ("DIR --lr 30 nan 1", "--lr must be a number above 0"),
+        ("DIR --lr 3 1 3", "the same rate twice"),
+        ("DIR --lr fast", "--lr"),
+        ("DIR --label-smoothing 1", "--label-smoothing must be at least 0 and below 1"),
+        ("DIR --num-classes 0", "--num-classes must be at least 1"),
+        ("DIR --train-folder OTHER", "DIR and --train-folder are the same thing"),
+        ("--test-folder DIR", "give an image folder"),
+        ("DIR --lr-find --lr-find-steps 3", "--lr-find-steps must be at least 10"),
+        ("DIR --lr-find --knn", "--knn and --lr-find are two kinds of run"),
+        ("DIR --lr-find --resume auto", "--lr-find starts a new classifier"),
+        ("DIR --knn --per-class x.csv", "--knn has none"),
+        ("DIR --lr-find --confusion", "--lr-find has none"),
+    ],
+)
+def test_mistakes_with_the_probes_flags(words, told, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        parse_lincls(words.split())
+    error = capsys.readouterr().err
+    assert (stopped.value.code, error.count("\n")) == (2, 1)
+    assert told in error
+
+
+def test_own_data_by_its_two_folders(image_folder, tmp_path):
+    usual = probe_once(image_folder, tmp_path, "--epochs", 1, "--num-classes", 2)
+    for flag in ("--train-folder", "--data-folder"):
+        words = [flag, image_folder / "train", "--test-folder", image_folder / "val", "--dataset", "path"]
+        args = parse_lincls([*TINY, "--epochs", "1", "--save-dir", str(tmp_path), *map(str, words)])
+        assert main_lincls.worker(args) == 0
+        assert json.loads((tmp_path / "result.json").read_text()) == usual
+    assert "has 2 classes, not 10: correct --num-classes" in sentence(image_folder, tmp_path, "--num-classes", 10)
 
 
 # ------------------------------------------------------------------------------------------------------- mistakes

@@ -1,0 +1,137 @@
+"""A probe's checkpoints: upstream's dictionary, the rates that one file holds, and going on from it."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+from torch import Tensor
+
+from moco import checkpoint, distributed
+from moco.encoder import head_of
+from moco.errors import UserError
+from moco.probe import Head, Probe, leader
+
+CHECKPOINT, BEST = "checkpoint.pth.tar", "model_best.pth.tar"
+
+
+def resume_path(resume: str, save_dir: str, needed: bool) -> str | None:
+    """The file that ``--resume`` means; ``auto`` is the one in ``save_dir``, if there is one.
+
+    Raises:
+        UserError: none, though ``needed``: a classifier that nobody trained must not be evaluated by mistake.
+    """
+    path = os.path.join(save_dir, CHECKPOINT) if resume == "auto" else resume
+    if path and (resume != "auto" or os.path.isfile(path)):
+        return path
+    if needed:
+        raise UserError("--evaluate needs --resume with a classifier's checkpoint (--knn needs no classifier).")
+    return None
+
+
+def save(
+    probe: Probe, heads: list[Head], save_dir: str, epoch: int, *, arch: str, seed: int, new_best: Head | None
+) -> None:
+    """Write upstream's dictionary as ``checkpoint.pth.tar``, and as ``model_best.pth.tar`` if there is a ``new_best``.
+
+    Both are read by upstream's tools: ``state_dict`` is the network with one classifier, that of the leading head in
+    the first file and that of the best so far in the second. With several heads the first file has one more entry,
+    ``heads``: all that each of them needs to go on.
+    """
+    if distributed.is_main():
+        first = leader(heads)
+        state = _state_of(probe, first, epoch, arch, seed)
+        if len(heads) > 1:
+            state["heads"] = [_entries(head) for head in heads]
+        checkpoint.write(state, os.path.join(save_dir, CHECKPOINT))
+        if new_best is not None:  # it leads, so the file differs by the other heads alone
+            state.pop("heads", None)
+            checkpoint.write(state, os.path.join(save_dir, BEST))
+    distributed.barrier()
+
+
+def _state_of(probe: Probe, head: Head, epoch: int, arch: str, seed: int) -> dict[str, Any]:
+    prefix = head_of(probe.encoder) + "."
+    layer = {prefix + name: value for name, value in head.layer.state_dict().items()}
+    network = {**probe.encoder.state_dict(), **layer}
+    return {
+        "epoch": epoch,
+        "arch": arch,
+        "state_dict": {"module." + name: value for name, value in network.items()},
+        "best_acc1": head.best,
+        "optimizer": head.optimizer.state_dict(),
+        "run": {"seed": seed, "lr": head.lr},
+    }
+
+
+def _entries(head: Head) -> dict[str, Any]:
+    return {
+        "lr": head.lr,
+        "layer": head.layer.state_dict(),
+        "optimizer": head.optimizer.state_dict(),
+        "best_acc1": head.best,
+        "diverged": head.diverged,
+    }
+
+
+def rates_of(state: dict) -> list[float]:
+    """The base rates of a checkpoint of several heads; empty for any other file."""
+    heads = state.get("heads")
+    entries = heads if isinstance(heads, list) else []
+    return [entry["lr"] for entry in entries if isinstance(entry, dict) and isinstance(entry.get("lr"), float)]
+
+
+def load(probe: Probe, heads: list[Head], state: dict, path: str, arch: str, weights: dict[str, Tensor]) -> int:
+    """Put a classifier's checkpoint, ours or upstream's, back; returns the number of finished epochs.
+
+    Args:
+        weights: of ``--pretrained``, which the checkpoint's encoder must have; empty for any.
+
+    Raises:
+        UserError: another kind of file, other rates, another architecture or encoder, or entries that do not fit.
+    """
+    if not isinstance(state.get("state_dict"), dict) or "best_acc1" not in state or "optimizer" not in state:
+        raise UserError(f"{path} is no checkpoint of this program: give a pretrained encoder by --pretrained.")
+    if state.get("arch", arch) != arch:
+        raise UserError(f"{path} was trained with -a {state['arch']}; this run has -a {arch}.")
+    _check_rates(heads, state, path)
+    found = {name.removeprefix("module."): value for name, value in state["state_dict"].items()}
+    own = probe.encoder.state_dict()
+    odd = [name for name in {**own, **found} if name not in own or name not in found]
+    odd += [name for name in own if name in found and own[name].shape != found[name].shape]
+    if odd:
+        raise UserError(
+            f"{path} does not fit: {odd[0]} differs ({len(odd)} entries do); check --stem, --size and that the data "
+            "has the classes it was trained on."
+        )
+    probe.encoder.load_state_dict(found)
+    try:
+        _load_heads(heads, state)
+    except (ValueError, KeyError, RuntimeError) as error:
+        raise UserError(f"{path} does not fit this optimizer: {' '.join(str(error).split())}.") from error
+    if probe.changed(weights):
+        raise UserError(f"{path} was trained on another encoder than --pretrained; leave one of the two out.")
+    return int(state.get("epoch", 0))
+
+
+def _check_rates(heads: list[Head], state: dict, path: str) -> None:
+    held, asked = rates_of(state), [head.lr for head in heads]
+    if not held and len(asked) > 1:
+        raise UserError(f"{path} holds one classifier; resume it with one --lr, or start the others in a new run.")
+    if held and sorted(held) != sorted(asked):
+        typed = " ".join(f"{lr:.12g}" for lr in held)
+        raise UserError(f"{path} was trained with --lr {typed}; resume it with the same rates.")
+
+
+def _load_heads(heads: list[Head], state: dict) -> None:
+    """A single head's layer is the encoder's own, which is already loaded."""
+    if len(heads) == 1:
+        heads[0].optimizer.load_state_dict(state["optimizer"])
+        heads[0].best = float(state["best_acc1"])
+        return
+    by_rate = {entries["lr"]: entries for entries in state["heads"]}
+    for head in heads:
+        entries = by_rate[head.lr]
+        head.layer.load_state_dict(entries["layer"])
+        head.optimizer.load_state_dict(entries["optimizer"])
+        head.best, head.diverged = float(entries["best_acc1"]), bool(entries["diverged"])
