@@ -16,7 +16,7 @@ LAYERS = [
     {"moco.engine", "moco.probe", "moco.embed", "moco.finetune"},
     {"moco.probe_file", "moco.probe_report"},
     {"moco.lr_find"},
-    {"main_pretrain", "main_lincls", "main_semisup", "moco.demo", "moco.export", "moco.describe"},
+    {"main_pretrain", "main_lincls", "main_semisup", "moco.demo", "moco.export", "moco.describe", "moco.sweep"},
 ]
 
 

@@ -1,0 +1,114 @@
+"""`python -m moco.sweep`: read a spec, run its trials, select, run what is reported, write the tables."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shlex
+import signal
+import sys
+import threading
+import time
+
+from moco.errors import SIGTERM_EXIT, USAGE_EXIT, UserError
+from moco.sweep import pool, report, spec, trial
+
+FAILED_EXIT, INTERRUPT_EXIT = 1, 130
+
+
+def main(argv: list[str] | None = None) -> int:
+    """One sweep from its file to its tables; returns the exit code (see the package)."""
+    words = sys.argv[1:] if argv is None else argv
+    cut = words.index("--") if "--" in words else len(words)
+    parser = argparse.ArgumentParser(
+        prog="python -m moco.sweep", description="Run a grid of settings. Words after -- go to every trial.",
+    )  # fmt: skip
+    parser.add_argument("spec", metavar="SPEC.yml")
+    parser.add_argument("--out", metavar="DIR", help="instead of the file's (default: runs/sweeps/NAME)")
+    parser.add_argument("--gpus", nargs="+", metavar="ID", help="run on these GPUs, one trial each (default: all)")
+    parser.add_argument("--slots", type=int, metavar="N", help="run without GPUs, N trials at a time")
+    parser.add_argument("--dry-run", action="store_true", help="print the commands and stop")
+    args = parser.parse_args(words[:cut])
+    try:
+        sweep = spec.read(args.spec, words[cut + 1 :], args.out, gpus=args.gpus, slots=args.slots)
+        return dry_run(sweep) if args.dry_run else run(sweep)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return USAGE_EXIT
+
+
+def dry_run(sweep: spec.Spec) -> int:
+    """Print the command of every trial."""
+    first = sweep.select or sweep.report
+    for item in sweep.trials(first):
+        print(shlex.join(["python", *item.command]))
+    if sweep.select and sweep.select.flags != sweep.report.flags:
+        print(f"# then each selected setting again, with {sweep.report.flags or 'no flags'} in the place of "
+              f"{sweep.select.flags or 'no flags'}, under {len(sweep.seeds)} seeds")  # fmt: skip
+    return 0
+
+
+def run(sweep: spec.Spec) -> int:
+    """Run what is not yet done, and write the tables whatever happens on the way."""
+    try:
+        os.makedirs(sweep.out, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"{sweep.out} cannot be made ({error.strerror}); choose another --out.") from error
+    began, stop, received = time.time(), threading.Event(), []
+
+    def on_signal(number: int, frame: object) -> None:
+        received.append(number)
+        stop.set()
+
+    earlier = {number: signal.signal(number, on_signal) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        chosen = _stages(sweep, began, stop)
+    finally:
+        for number, handler in earlier.items():
+            signal.signal(number, handler)
+    print("\n" + report.write(sweep, chosen), flush=True)
+    if received:
+        print("stopped: run the same command again to go on", flush=True)
+        return SIGTERM_EXIT if received[0] == signal.SIGTERM else INTERRUPT_EXIT
+    return FAILED_EXIT if _something_is_missing(sweep, chosen) else 0
+
+
+def _stages(sweep: spec.Spec, began: float, stop: threading.Event) -> list[dict]:
+    """Run the trials that selection looks at, then those of the selected settings, which are returned."""
+    chosen = [] if sweep.select else sweep.settings
+    if sweep.select:
+        _run_all(sweep, sweep.select, sweep.settings, began, stop)
+    if not stop.is_set():
+        chosen = report.selected(sweep)
+        _run_all(sweep, sweep.report, chosen, began, stop)
+    return chosen
+
+
+def _run_all(sweep: spec.Spec, stage: spec.Stage, settings: list[dict], began: float, stop: threading.Event) -> None:
+    todo = list({item.folder: item for item in sweep.trials(stage, settings)}.values())
+    count = 0
+
+    def say(item: spec.Trial, record: trial.Record) -> None:
+        nonlocal count
+        count += 1
+        name = os.path.basename(item.folder)
+        if record.status != trial.DONE:
+            print(f"[{count}/{len(todo)}] {name} {record.words()} (folder {item.folder})", flush=True)
+            return
+        when = record.words() if record.ended >= began else "was done before"
+        found = [] if item.row else [f"{metric} {trial.number(item, metric)}" for metric in stage.metrics]
+        print(f"[{count}/{len(todo)}] {name} {when}{': ' * bool(found)}{', '.join(found)}", flush=True)
+
+    where = pool.Slurm(sweep.run, sweep.out) if sweep.run.slurm else pool.Local(sweep.run, stop)
+    pool.run_all(todo, where, began, stop, say)
+
+
+def _something_is_missing(sweep: spec.Spec, chosen: list[dict]) -> bool:
+    groups = set(map(sweep.group, sweep.settings))
+    return len(set(map(sweep.group, chosen))) < len(groups) or any(
+        report.unfinished(item, stage) for _, stage, mine in report.stages(sweep, chosen) for item in mine
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,167 @@
+"""Where and when trials run: one a GPU, a share of the cores each, or SLURM jobs; each once, whoever else works."""
+
+from __future__ import annotations
+
+import math
+import os
+import queue
+import subprocess
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+from moco.errors import UserError
+from moco.sweep import trial as trials
+from moco.sweep.spec import Run, Trial
+from moco.sweep.trial import Record, Slot
+
+
+class Local:
+    """Trials on this machine, at most one a slot; ``poll`` is the time in seconds between two looks at them."""
+
+    poll = 0.1
+
+    def __init__(self, run: Run, stop: threading.Event) -> None:
+        slots = local_slots(run)
+        self.size, self.minutes, self.stop = len(slots), run.minutes, stop
+        self._threads = ThreadPoolExecutor(self.size)
+        self._free: queue.SimpleQueue[Slot] = queue.SimpleQueue()
+        for slot in slots:
+            self._free.put(slot)
+
+    def submit(self, trial: Trial, since: float) -> Any:
+        """Begin; the returned job has ``done`` and ``result``."""
+        return self._threads.submit(self._run, trial, since)
+
+    def _run(self, trial: Trial, since: float) -> None:
+        slot = self._free.get()
+        try:
+            trials.run(trial, slot, self.minutes, since, self.stop)
+        finally:
+            self._free.put(slot)
+
+    def close(self, jobs: list[Any]) -> None:
+        """Wait for what runs; when ``stop`` is set, that is the time its trials take to save."""
+        self._threads.shutdown(wait=True, cancel_futures=True)
+
+
+class SlurmTrial:
+    """What a SLURM job does. Preempted or near its time limit, submitit queues it again, and the trial resumes."""
+
+    def __call__(self, trial: Trial, minutes: float | None, since: float) -> None:
+        trials.run(trial, Slot(), minutes, since)
+
+    def checkpoint(self, *arguments: Any) -> Any:
+        """submitit's name for what a requeued job does."""
+        from submitit.helpers import DelayedSubmission
+
+        return DelayedSubmission(self, *arguments)
+
+
+class Slurm:
+    """Trials as jobs of a cluster; the executor is submitit's, whose jobs have ``done``, ``result`` and ``cancel``."""
+
+    poll = 2.0
+
+    def __init__(self, run: Run, out: str, executor: Any = None) -> None:
+        self.size, self.minutes = run.slots or 10**9, run.minutes
+        parameters = dict(run.slurm or {})
+        if run.minutes and "timeout_min" not in parameters:
+            parameters["timeout_min"] = math.ceil(run.minutes) + 5  # to start, and to save
+        self._executor = executor or _submitit(parameters, os.path.join(out, "slurm"))
+
+    def submit(self, trial: Trial, since: float) -> Any:
+        """Put a job into the queue."""
+        try:
+            return self._executor.submit(SlurmTrial(), trial, self.minutes, since)
+        except (RuntimeError, OSError, subprocess.SubprocessError) as error:
+            raise UserError(f"SLURM does not take the job: {_one_line(error)}") from error
+
+    def close(self, jobs: list[Any]) -> None:
+        """Cancel jobs that have not ended; the next sweep resumes what they had begun."""
+        for job in jobs:
+            job.cancel()
+
+
+def _submitit(parameters: dict[str, Any], folder: str) -> Any:
+    try:
+        import submitit
+    except ImportError as error:
+        raise UserError("run: slurm needs the package submitit: run `pip install .[slurm]`.") from error
+    try:
+        executor = submitit.AutoExecutor(folder, cluster=parameters.pop("cluster", "slurm"))
+        executor.update_parameters(**{"name": "sweep", **parameters})
+    except (TypeError, ValueError, RuntimeError, NameError) as error:
+        raise UserError(f"run: slurm is not what submitit takes: {_one_line(error)}") from error
+    return executor
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())[:300]
+
+
+def local_slots(run: Run) -> list[Slot]:
+    """The shares of this machine: ``gpus_per_trial`` GPUs each, or without GPUs ``slots`` equal parts of its cores.
+
+    Raises:
+        UserError: fewer GPUs than one trial needs.
+    """
+    gpus = [] if run.slots else run.gpus or _visible_gpus()
+    if run.gpus_per_trial > max(len(gpus), 1) or (run.gpus_per_trial > 1 and not gpus):
+        raise UserError(f"run gpus_per_trial is {run.gpus_per_trial}, but there are {len(gpus)} GPUs to use.")
+    n = len(gpus) // run.gpus_per_trial or run.slots or 1
+    cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else range(os.cpu_count() or 1)
+    slots = []
+    for i in range(n):
+        mine = tuple(cores[i * len(cores) // n : (i + 1) * len(cores) // n])
+        ids = ",".join(gpus[i * run.gpus_per_trial : (i + 1) * run.gpus_per_trial])
+        threads = os.environ.get("OMP_NUM_THREADS", str(max(1, len(mine))))
+        slots.append(Slot({"CUDA_VISIBLE_DEVICES": ids, "OMP_NUM_THREADS": threads}, mine))
+    return slots
+
+
+def _visible_gpus() -> list[str]:
+    import torch
+
+    count = torch.cuda.device_count()
+    given = os.environ.get("CUDA_VISIBLE_DEVICES")  # ids of a trial are those outside, not torch's count from 0
+    return given.split(",")[:count] if given else [str(i) for i in range(count)]
+
+
+def run_all(todo: list[Trial], pool: Local | Slurm, since: float, stop: threading.Event, say: Callable) -> None:
+    """Run each trial once, until all are settled or ``stop`` is set; records are in the trials' folders.
+
+    Args:
+        todo: of different folders.
+        since: see :func:`moco.sweep.trial.settled`.
+        say: gets (trial, record) when a trial settles.
+    """
+    waiting, jobs = list(todo), {}
+    while (waiting or jobs) and not stop.is_set():
+        for job in [job for job in jobs if job.done()]:
+            trial = jobs.pop(job)
+            _collect(job, trial, since)
+            waiting.insert(0, trial)  # settled now, unless another sweep runs it
+        for trial in list(waiting):
+            if len(jobs) >= pool.size:
+                break
+            record = trials.settled(trial.folder, since)
+            if record:
+                waiting.remove(trial)
+                say(trial, record)
+            elif not trials.running(trial.folder):
+                waiting.remove(trial)
+                jobs[pool.submit(trial, since)] = trial
+        stop.wait(pool.poll if jobs or waiting else 0)
+    pool.close(list(jobs))
+
+
+def _collect(job: Any, trial: Trial, since: float) -> None:
+    """A job that could not even write its record (a node that failed, a full disk) is a failed trial."""
+    try:
+        job.result()
+    except Exception as error:
+        if not trials.settled(trial.folder, since):
+            os.makedirs(trial.folder, exist_ok=True)
+            trials.write_record(trial, Record(trials.FAILED, None, 0.0, f"the job failed: {_one_line(error)}"))

@@ -1,0 +1,221 @@
+"""What a sweep found: one setting a group selected by its mean over seeds, and tables and a picture of all of them.
+
+Selection sees the figures of ``select`` alone. The figures of ``report`` are read for selected settings only (for all
+of them when nothing is selected).
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import os
+import statistics
+from dataclasses import dataclass
+from typing import Any
+
+from moco import checkpoint
+from moco.sweep import trial as trials
+from moco.sweep.spec import Spec, Stage, Trial
+
+CSV, TABLE, PLOT = "results.csv", "results.md", "results.png"
+
+
+@dataclass(frozen=True)
+class Figure:
+    """One metric of one setting: its values over the seeds that have one, of ``seeds`` in all."""
+
+    values: list[float]
+    seeds: int
+
+    @property
+    def complete(self) -> bool:
+        """Whether every seed has a value."""
+        return len(self.values) == self.seeds
+
+    @property
+    def mean(self) -> float:
+        """Over the seeds that have a value, of which there is one at least."""
+        return statistics.mean(self.values)
+
+    @property
+    def std(self) -> float:
+        """Standard deviation over seeds (n - 1 in the denominator); 0 for one seed."""
+        return statistics.stdev(self.values) if len(self.values) > 1 else 0.0
+
+    def words(self) -> str:
+        """Mean and standard deviation; how many seeds are missing, if any are."""
+        if not self.values:
+            return "-"
+        spread = f" ± {self.std:.2f}" if len(self.values) > 1 else ""
+        missing = "" if self.complete else f" ({len(self.values)} of {self.seeds} seeds)"
+        return f"{self.mean:.2f}{spread}{missing}"
+
+
+def figure(spec: Spec, stage: Stage, setting: dict[str, Any], metric: str) -> Figure:
+    """A metric of a setting, from its finished trials."""
+    found = [value(trial, metric) for trial in spec.trials(stage, [setting])]
+    return Figure([x for x in found if x is not None], len(found))
+
+
+def value(trial: Trial, metric: str) -> float | None:
+    """A metric of one trial; None unless it is done and has that number."""
+    record = trials.read_record(trial.folder)
+    return trials.number(trial, metric) if record and record.status == trials.DONE else None
+
+
+def selected(spec: Spec) -> list[dict[str, Any]]:
+    """The setting of each group with the best mean over seeds (the first of equals); all settings without ``select``.
+
+    A setting without a figure for every seed is no candidate: a mean over fewer seeds cannot be compared.
+    """
+    if spec.select is None:
+        return spec.settings
+    best: dict[tuple, tuple[float, dict[str, Any]]] = {}
+    for setting in spec.settings:
+        found = figure(spec, spec.select, setting, spec.select.metrics[0])
+        if not found.complete:
+            continue
+        score = found.mean if spec.select.mode == "max" else -found.mean
+        group = spec.group(setting)
+        if group not in best or score > best[group][0]:
+            best[group] = (score, setting)
+    return [setting for _, setting in best.values()]
+
+
+def stages(spec: Spec, chosen: list[dict[str, Any]]) -> list[tuple[str, Stage, list[Trial]]]:
+    """(name, stage, trials) of all that the sweep runs, given the selected settings."""
+    first = [("select", spec.select, spec.trials(spec.select))] if spec.select else []
+    return [*first, ("report", spec.report, spec.trials(spec.report, chosen))]
+
+
+def write(spec: Spec, chosen: list[dict[str, Any]]) -> str:
+    """Write results.csv, results.md and results.png into the sweep's folder; returns the Markdown."""
+    text = markdown(spec, chosen)
+    checkpoint.write_text(_csv(spec, chosen), os.path.join(spec.out, CSV))
+    checkpoint.write_text(text, os.path.join(spec.out, TABLE))
+    _plot(spec, chosen, os.path.join(spec.out, PLOT))
+    return text
+
+
+def _csv(spec: Spec, chosen: list[dict[str, Any]]) -> str:
+    """One row a trial and stage, with that stage's figures alone."""
+    names = list(spec.settings[0])
+    metrics = dict.fromkeys([*(spec.select.metrics if spec.select else []), *spec.report.metrics])
+    file = io.StringIO()
+    columns = ["stage", *names, "seed", "status", "exit_code", "seconds", *metrics, "folder"]
+    rows = csv.DictWriter(file, columns, lineterminator="\n")
+    rows.writeheader()
+    for name, stage, mine in stages(spec, chosen):
+        for trial in mine:
+            record = trials.read_record(trial.folder) or trials.Record("not run")
+            entry = {"stage": name, **trial.settings, "seed": trial.seed, "status": record.status}
+            entry |= {"exit_code": record.exit_code, "seconds": record.seconds, "folder": trial.folder}
+            rows.writerow({**entry, **{metric: value(trial, metric) for metric in stage.metrics}})
+    return file.getvalue()
+
+
+def markdown(spec: Spec, chosen: list[dict[str, Any]]) -> str:
+    """A table with a row a setting, what was selected and how, and the trials that did not finish."""
+    names, tests = list(spec.settings[0]), spec.report.metrics
+    choice = [f"{spec.select.metrics[0]} (selection)", "selected"] if spec.select else []
+    lines = [f"# {spec.main}: {os.path.basename(spec.path)}", "", *_row([*names, *choice, *tests]),
+             *_row(["---"] * (len(names) + len(choice) + len(tests)))]  # fmt: skip
+    for setting in spec.settings:
+        cells = [_cell(setting[name]) for name in names]
+        mine = setting in chosen
+        if spec.select:
+            cells += [figure(spec, spec.select, setting, spec.select.metrics[0]).words(), "yes" if mine else ""]
+        cells += [figure(spec, spec.report, setting, test).words() if mine else "" for test in tests]
+        lines += _row(cells)
+    lines += ["", _how(spec)]
+    for name, stage, mine in stages(spec, chosen):
+        lines += dict.fromkeys(f"- {name}, {why}" for trial in mine if (why := unfinished(trial, stage)))
+    return "\n".join(lines) + "\n"
+
+
+def unfinished(trial: Trial, stage: Stage) -> str:
+    """What is wrong with a trial, empty when nothing is."""
+    record = trials.read_record(trial.folder)
+    if record is None:
+        why = "not run"
+    elif record.status != trials.DONE:
+        why = record.words()
+    else:
+        lacking = [metric for metric in stage.metrics if trials.number(trial, metric) is None]
+        why = f"done, but without a finite {lacking[0]}" if lacking else ""
+    return why and f"{trial.folder}: {why}"
+
+
+def _how(spec: Spec) -> str:
+    seeds = f"Mean ± standard deviation over {len(spec.seeds)} seeds" if len(spec.seeds) > 1 else "One seed"
+    if spec.select is None:
+        return f"{seeds}; nothing was selected."
+    best = {"max": "highest", "min": "lowest"}[spec.select.mode]
+    each = f" for each {', '.join(spec.group_by)}" if spec.group_by else ""
+    return (
+        f"{seeds}. Selected{each}: the {best} mean of {spec.select.metrics[0]} among settings whose seeds all "
+        f"finished; {', '.join(spec.report.metrics)} read for selected settings alone."
+    )
+
+
+def _row(cells: list[str]) -> list[str]:
+    return ["| " + " | ".join(cells) + " |"]
+
+
+def _cell(setting: Any) -> str:
+    return (" ".join(map(str, setting)) if isinstance(setting, list) else str(setting)).replace("|", "\\|")
+
+
+def _plot(spec: Spec, chosen: list[dict[str, Any]], path: str) -> None:
+    """A line a group over the other settings: mean and standard deviation, each seed a dot, reported figures stars."""
+    import matplotlib
+
+    matplotlib.use("Agg")  # no screen is needed
+    from matplotlib import pyplot as plt
+
+    stage = spec.select or spec.report
+    metric, test = stage.metrics[0], spec.report.metrics[0]
+    inner = _inner_names(spec)
+    ticks = list(dict.fromkeys(_label(setting, inner) for setting in sorted(spec.settings, key=_in_order(inner))))
+    plot, axis = plt.subplots(figsize=(max(5.0, 1.0 + 0.7 * len(ticks)), 4.0))
+    for i, group in enumerate(dict.fromkeys(map(spec.group, spec.settings))):
+        mine = sorted((s for s in spec.settings if spec.group(s) == group), key=_in_order(inner))
+        found = [(ticks.index(_label(s, inner)), figure(spec, stage, s, metric)) for s in mine]
+        found = [(x, y) for x, y in found if y.values]
+        name = "".join(f"{n} {v}: " for n, v in zip(spec.group_by, group, strict=True))
+        axis.errorbar([x for x, _ in found], [y.mean for _, y in found], [y.std for _, y in found],
+                      color=f"C{i}", marker="o", capsize=3, label=name + metric)  # fmt: skip
+        for x, y in found:
+            axis.plot([x] * len(y.values), y.values, ".", color=f"C{i}", alpha=0.5)
+        for setting in [s for s in mine if spec.select and s in chosen]:
+            reported = figure(spec, spec.report, setting, test)
+            if reported.values:
+                x, label = ticks.index(_label(setting, inner)), f"{name}{test}, selected"
+                axis.plot(x, reported.mean, "*", color=f"C{i}", markersize=14, label=label)
+    axis.set_xticks(range(len(ticks)), ticks, rotation=30, ha="right")
+    axis.set_xlabel(", ".join(inner))
+    axis.set_ylabel(metric)
+    axis.legend()
+    plot.savefig(path + ".tmp", format="png", dpi=110, bbox_inches="tight")
+    plt.close(plot)
+    os.replace(path + ".tmp", path)
+
+
+def _inner_names(spec: Spec) -> list[str]:
+    """Settings that differ inside some group; what only goes with the group says nothing new."""
+
+    def differs(name: str) -> bool:
+        return len({(spec.group(s), _cell(s[name])) for s in spec.settings}) > len(set(map(spec.group, spec.settings)))
+
+    return [name for name in spec.settings[0] if name not in spec.group_by and differs(name)]
+
+
+def _label(setting: dict[str, Any], names: list[str]) -> str:
+    return ", ".join(f"{name} {_cell(setting[name])}" for name in names)
+
+
+def _in_order(names: list[str]) -> Any:
+    def key(setting: dict[str, Any]) -> list:
+        return [(0, v, "") if isinstance(v := setting[name], (int, float)) else (1, 0, _cell(v)) for name in names]
+
+    return key

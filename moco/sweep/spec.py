@@ -1,0 +1,341 @@
+"""A sweep's YAML file: read, checked in full before anything runs, and turned into trials."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import io
+import itertools
+import json
+import os
+import re
+import shlex
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from moco import options
+from moco.errors import UserError
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+MAINS = {f"main_{name}.py": name for name in ("pretrain", "lincls", "semisup")}
+OURS = ("save-dir", "resume", "seed", "max-minutes")  # flags that the sweep itself gives
+KEYS = ("main", "flags", "grid", "paired", "one_run", "seeds", "group_by", "select", "report", "run", "out")
+RUN_KEYS = ("gpus", "gpus_per_trial", "slots", "minutes", "slurm")
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One run of the entry point. ``settings`` is what the sweep varies, without the seed. Trials with the same words
+    share one folder, so they are one run."""
+
+    settings: dict[str, Any]
+    seed: int
+    folder: str
+    command: list[str]  # from the script on, without the interpreter
+    parent: str = ""  # folder of a finished trial whose checkpoints this one goes on from
+    row: tuple[str, Any] | None = None  # (flag, value): whose figures these are in a run of many values
+
+
+@dataclass(frozen=True)
+class Stage:
+    """What one pass over settings looks at: ``metrics`` of result.json, with ``flags`` added to every command.
+
+    mode: whether the best is the max or the min. together: the values of ``one_run`` go into one command. resume: go on
+    from the checkpoints of the selection's trials instead of training again.
+    """
+
+    metrics: list[str]
+    flags: dict[str, Any]
+    mode: str = "max"
+    together: bool = False
+    resume: bool = False
+
+
+@dataclass(frozen=True)
+class Run:
+    """Where trials run. gpus: ids, None for all there are. slots: trials at a time without GPUs, or SLURM jobs at a
+    time. minutes: after which a trial is told to save and stop. slurm: parameters of submitit's executor."""
+
+    gpus: list[str] | None = None
+    gpus_per_trial: int = 1
+    slots: int | None = None
+    minutes: float | None = None
+    slurm: dict[str, Any] | None = None
+
+
+@dataclass(frozen=True)
+class Spec:
+    """A checked sweep; see docs/evaluation.md for the file it comes from."""
+
+    path: str
+    main: str
+    flags: dict[str, Any]
+    settings: list[dict[str, Any]]
+    one_run: tuple[str, list[Any]] | None  # a flag that takes all its values at once
+    seeds: list[int]
+    group_by: list[str]
+    select: Stage | None  # None: nothing is chosen, every setting is reported
+    report: Stage
+    run: Run
+    out: str
+    words: list[str] = field(default_factory=list)  # of the command line, for every trial
+
+    def trials(self, stage: Stage, settings: list[dict[str, Any]] | None = None) -> list[Trial]:
+        """Each setting (all by default) under each seed."""
+        chosen = self.settings if settings is None else settings
+        return [self._trial(stage, setting, seed) for setting in chosen for seed in self.seeds]
+
+    def group(self, setting: dict[str, Any]) -> tuple:
+        """The values of ``group_by``: one setting is selected for each."""
+        return tuple(setting[name] for name in self.group_by)
+
+    @property
+    def script(self) -> str:
+        """Where the entry point is."""
+        return str(ROOT / self.main) if self.main in MAINS else self.main
+
+    def _trial(self, stage: Stage, setting: dict[str, Any], seed: int) -> Trial:
+        varied, row = {**setting, "seed": seed}, None
+        if self.one_run and stage.together:
+            name, values = self.one_run
+            varied[name], row = values, (name, setting[name])
+        words = self._words({**self.flags, **stage.flags, **varied})
+        code = hashlib.sha256(json.dumps([self.main, *words]).encode()).hexdigest()[:10]
+        named = ",".join(f"{name}={_plain(value)}" for name, value in varied.items())
+        folder = os.path.join(self.out, "trials", re.sub(r"[^\w.,=+-]", "_", named)[:120] + "-" + code)
+        parent = self._trial(self.select, setting, seed).folder if stage.resume and self.select else ""
+        command = [self.script, *words, "--save-dir", folder, "--resume", "auto"]
+        return Trial(setting, seed, folder, command, parent, row)
+
+    def _words(self, flags: dict[str, Any]) -> list[str]:
+        known = _flags_of(self.main)
+        # DIR goes first, because a flag with several values before it would take it for one of them; what else the
+        # command line gave goes last, because the last word of a flag wins.
+        at = next((i for i, word in enumerate(self.words) if word.startswith("-")), len(self.words))
+        spoken = [word for name in sorted(flags) for word in _spoken(name, flags[name], known)]
+        return [*self.words[:at], *spoken, *self.words[at:]]
+
+
+def read(path: str, words: list[str] | None = None, out: str | None = None, **run: Any) -> Spec:
+    """The spec in a file, with every command it will start accepted by the entry point's own parser.
+
+    Args:
+        path: of the YAML file.
+        words: for every trial, put behind the file's flags.
+        out: the sweep's folder instead of the file's.
+        run: entries that take the place of the file's ``run``; None leaves the file's.
+
+    Raises:
+        UserError: one sentence that names the file, the entry and what is wrong with it.
+    """
+    try:
+        spec = _build(path, _load(path), words or [], out, {k: v for k, v in run.items() if v is not None})
+        _check_words(spec)
+        for stage in filter(None, (spec.select, spec.report)):
+            for trial in spec.trials(stage):
+                _check_command(spec.main, trial.command)
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from error
+    return spec
+
+
+# --------------------------------------------------------------------------------------------------- the entries
+
+
+def _load(path: str) -> dict[str, Any]:
+    import yaml
+
+    try:
+        with open(path, encoding="utf-8") as file:
+            entries = yaml.safe_load(file)
+    except OSError as error:
+        raise UserError(f"this sweep cannot be read: {error.strerror}.") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"this is not a YAML file: {' '.join(str(error).split())}") from error
+    return _mapping(entries, "the file", KEYS)
+
+
+def _build(path: str, entries: dict[str, Any], words: list[str], out: str | None, run: dict[str, Any]) -> Spec:
+    main = entries.get("main")
+    if main not in MAINS and not (isinstance(main, str) and os.path.isfile(main)):
+        raise UserError(f"main must be one of {', '.join(MAINS)} or the path of a script like them, not {main}.")
+    flags, grid, paired = (_flags(entries.get(name), name) for name in ("flags", "grid", "paired"))
+    settings = _settings(flags, grid, paired)
+    group_by = [_spelled(name) for name in _list(entries.get("group_by", []), "group_by")]
+    for name in group_by:
+        if name not in settings[0]:
+            raise UserError(f"group_by {name} is neither in grid nor in paired.")
+    one_run = _one_run(entries.get("one_run"), grid)
+    select, report = _stages(entries, {*settings[0], *flags})
+    if report.resume and one_run:
+        raise UserError("report resume does not go with one_run: a checkpoint of many values is not one of them.")
+    name = os.path.splitext(os.path.basename(path))[0]
+    folder = out or str(entries.get("out") or os.path.join("runs", "sweeps", name))
+    seeds = _seeds(entries.get("seeds", [0]))
+    return Spec(
+        path, main, flags, settings, one_run, seeds, group_by, select, report, _run(entries, run), folder, words
+    )
+
+
+def _settings(flags: dict, grid: dict, paired: dict) -> list[dict[str, Any]]:
+    for where, lists in (("grid", grid), ("paired", paired)):
+        for name, values in lists.items():
+            if not isinstance(values, list) or not values:
+                raise UserError(f"{where} {name} must be a list of values, not {values}.")
+            if len({json.dumps(value) for value in values}) < len(values) and where == "grid":
+                raise UserError(f"grid {name} holds a value twice; each would be the same run.")
+    if len({len(values) for values in paired.values()}) > 1:
+        lengths = ", ".join(f"{name} {len(values)}" for name, values in paired.items())
+        raise UserError(f"paired lists are walked together and must have one length, not {lengths}.")
+    names = [*flags, *grid, *paired]
+    if twice := [name for name in names if names.count(name) > 1]:
+        raise UserError(f"{twice[0]} stands in two of flags, grid and paired; leave it in one.")
+    rows = [dict(zip(paired, row, strict=True)) for row in zip(*paired.values(), strict=True)] or [{}]
+    cells = [dict(zip(grid, cell, strict=True)) for cell in itertools.product(*grid.values())]
+    return [{**row, **cell} for row in rows for cell in cells]
+
+
+def _one_run(entry: Any, grid: dict[str, Any]) -> tuple[str, list[Any]] | None:
+    if entry is None:
+        return None
+    if _spelled(entry) not in grid:
+        raise UserError(f"one_run {entry} is not in grid.")
+    return _spelled(entry), grid[_spelled(entry)]
+
+
+def _stages(entries: dict[str, Any], taken: set[str]) -> tuple[Stage | None, Stage]:
+    if "report" not in entries:
+        raise UserError("report is missing: write report: {metrics: [acc1]}.")
+    report = _stage(entries["report"], "report", ("metrics", "flags", "resume"), taken)
+    if entries.get("select") is None:
+        return None, replace(report, together=True, resume=False)
+    select = replace(_stage(entries["select"], "select", ("metric", "mode", "flags"), taken), together=True)
+    if select.flags == report.flags and set(select.metrics) & set(report.metrics):
+        raise UserError(
+            f"{select.metrics[0]} is both selected on and reported: such a figure is too good; select on a validation "
+            "figure, or give select and report different flags."
+        )
+    return select, report
+
+
+def _stage(entry: Any, where: str, keys: tuple[str, ...], taken: set[str]) -> Stage:
+    entry = _mapping(entry, where, keys)
+    metrics = entry.get(keys[0])
+    metrics = [metrics] if isinstance(metrics, str) else metrics
+    if not isinstance(metrics, list) or not metrics or not all(isinstance(name, str) for name in metrics):
+        raise UserError(f"{where} needs {keys[0]}: the name of a number in result.json.")
+    mode = entry.get("mode", "max")
+    if mode not in ("max", "min"):
+        raise UserError(f"select mode must be max or min, not {mode}.")
+    flags = _flags(entry.get("flags"), f"{where} flags")
+    if both := taken & set(flags):
+        raise UserError(f"{sorted(both)[0]} stands in {where} flags and in flags, grid or paired; leave it in one.")
+    return Stage(metrics, flags, mode, resume=entry.get("resume", False) is True)
+
+
+def _seeds(entry: Any) -> list[int]:
+    seeds = list(range(entry)) if type(entry) is int else entry
+    if not isinstance(seeds, list) or not seeds or not all(type(seed) is int and seed >= 0 for seed in seeds):
+        raise UserError(f"seeds must be their number or a list of whole numbers, not {entry}.")
+    if len(set(seeds)) < len(seeds):
+        raise UserError("seeds holds a value twice; each would be the same run.")
+    return seeds
+
+
+def _run(entries: dict[str, Any], given: dict[str, Any]) -> Run:
+    run = _mapping(entries.get("run", {}), "run", RUN_KEYS)
+    if "gpus" in given or "slots" in given:  # one of the two on the command line takes the place of both
+        run = {name: value for name, value in run.items() if name not in ("gpus", "slots")}
+    run = {name: value for name, value in {**run, **given}.items() if value is not None}
+    if "gpus" in run and "slots" in run:
+        raise UserError("run: give gpus (one trial each) or slots (trials at a time without GPUs), not both.")
+    for name in ("slots", "gpus_per_trial"):
+        if type(run.get(name, 1)) is not int or run.get(name, 1) < 1:
+            raise UserError(f"run {name} must be a whole number of at least 1, not {run[name]}.")
+    if type(run.get("minutes", 1)) not in (int, float) or not run.get("minutes", 1) > 0:
+        raise UserError(f"run minutes must be a number above 0, not {run['minutes']}.")
+    if "gpus" in run:
+        run["gpus"] = [str(gpu) for gpu in _list(run["gpus"], "run gpus")]
+    _check_slurm(run)
+    return Run(**run)
+
+
+def _check_slurm(run: dict[str, Any]) -> None:
+    if "slurm" not in run:
+        return
+    parameters = _mapping(run["slurm"], "run slurm")
+    if "gpus" in run or "gpus_per_trial" in run:
+        raise UserError("run: with slurm, GPUs are asked for by its own gpus_per_node.")
+    if "minutes" not in run and "timeout_min" not in parameters:
+        raise UserError("run: slurm needs timeout_min, or run needs minutes: submitit's own limit is 5 minutes.")
+
+
+def _mapping(entry: Any, where: str, keys: tuple[str, ...] = ()) -> dict[str, Any]:
+    if not isinstance(entry, dict):
+        raise UserError(f"{where} must be lines of NAME: VALUE, not {entry}.")
+    if odd := [str(name) for name in entry if keys and name not in keys]:
+        raise UserError(f"{where} has no entry {odd[0]}; it has {', '.join(keys)}.")
+    return entry
+
+
+def _list(entry: Any, where: str) -> list:
+    if not isinstance(entry, list):
+        raise UserError(f"{where} must be a list, not {entry}.")
+    return entry
+
+
+def _flags(entry: Any, where: str) -> dict[str, Any]:
+    flags = {_spelled(name): value for name, value in _mapping(entry or {}, where).items()}
+    if ours := [name for name in flags if name in OURS]:
+        instead = {"seed": "seeds", "max-minutes": "run: {minutes: ..}", "save-dir": "out"}.get(ours[0])
+        raise UserError(f"{where} {ours[0]}: the sweep gives this flag" + (f"; write {instead}." if instead else "."))
+    return flags
+
+
+def _spelled(name: Any) -> str:
+    return str(name).replace("_", "-")
+
+
+# ------------------------------------------------------------------------------------------------- command lines
+
+
+def _parser_of(main: str) -> Callable | None:
+    return getattr(options, f"{MAINS[main]}_parser") if main in MAINS else None
+
+
+def _flags_of(main: str) -> set[str]:
+    parser = _parser_of(main)
+    return {word for action in parser()._actions for word in action.option_strings} if parser else set()
+
+
+def _spoken(name: str, value: Any, known: set[str]) -> list[str]:
+    if value is None or value is False:
+        return [f"--no-{name}"] if value is False and f"--no-{name}" in known else []
+    values = [] if value is True else value if isinstance(value, list) else [value]
+    return [f"--{name}", *map(_plain, values)]
+
+
+def _plain(value: Any) -> str:
+    return " ".join(map(str, value)) if isinstance(value, list) else str(value)
+
+
+def _check_words(spec: Spec) -> None:
+    """Words of the command line must leave alone what tells the trials apart."""
+    for word in spec.words:
+        name = word.split("=")[0].removeprefix("--")
+        if word.startswith("--") and name in {*OURS, *spec.settings[0]}:
+            raise UserError(f"--{name} after -- would make trials alike; change it in the file.")
+
+
+def _check_command(main: str, command: list[str]) -> None:
+    if main not in MAINS:
+        return
+    said = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(said):
+            getattr(options, f"parse_{MAINS[main]}")(command[1:])
+    except SystemExit as error:
+        why = said.getvalue().strip().removeprefix("error: ")
+        raise UserError(f"{main} does not take {shlex.join(command[1:])}: {why}") from error

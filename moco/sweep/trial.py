@@ -1,0 +1,227 @@
+"""One trial: a process of the entry point in its own folder, and the record of how it ended.
+
+A folder holds what the entry point writes (checkpoints, log, result.json), output.txt (what it printed), trial.json
+(the record, written when it has ended) and lock. The process itself holds the lock, so it is held exactly as long as
+the trial runs, even when the sweep that started it is gone.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import math
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from moco import checkpoint
+from moco.sweep.spec import Trial
+
+DONE, FAILED, STOPPED, OUT_OF_TIME = "done", "failed", "stopped", "out of time"
+RECORD, RESULT, LOG, OUTPUT, LOCK = "trial.json", "result.json", "log.jsonl", "output.txt", "lock"
+GRACE_SECONDS = 60  # between SIGTERM and SIGKILL: time to finish a step and save
+POLL_SECONDS = 0.05
+
+
+@dataclass(frozen=True)
+class Record:
+    """How a trial ended. exit_code: of the process, 128 + N after signal N, None when none is known. ended: seconds
+    since 1970."""
+
+    status: str
+    exit_code: int | None = None
+    seconds: float = 0.0
+    last_line: str = ""
+    ended: float = 0.0
+    settings: dict[str, Any] = field(default_factory=dict)
+
+    def words(self) -> str:
+        """For people."""
+        if self.status == DONE:
+            return f"done in {self.seconds:.0f} s"
+        code = "" if self.exit_code is None else f" (exit code {self.exit_code})"
+        return f"{self.status}{code}: {self.last_line or 'no output'}"
+
+
+@dataclass(frozen=True)
+class Slot:
+    """A share of this machine: environment variables and the cores a trial may use (empty: all)."""
+
+    variables: dict[str, str] = field(default_factory=dict)
+    cores: tuple[int, ...] = ()
+
+
+def read_record(folder: str) -> Record | None:
+    """How the trial in ``folder`` ended last; None when it has not ended.
+
+    A result without a record is that of a trial that finished when its sweep was gone.
+    """
+    entries = _json(os.path.join(folder, RECORD))
+    if entries is not None:
+        return Record(**entries)
+    return Record(DONE) if os.path.isfile(os.path.join(folder, RESULT)) else None
+
+
+def settled(folder: str, since: float) -> Record | None:
+    """The record that leaves nothing to do: done at any time, or failed since ``since`` (so it is not tried twice by
+    two sweeps at once, and is tried again by the next one)."""
+    record = read_record(folder)
+    if record is None or record.status == DONE:
+        return record
+    return record if record.status in (FAILED, OUT_OF_TIME) and record.ended >= since else None
+
+
+def write_record(trial: Trial, record: Record) -> None:
+    """Complete whenever it exists."""
+    settings = {**trial.settings, "seed": trial.seed}
+    entries = {**asdict(record), "ended": time.time(), "settings": settings}
+    checkpoint.write_text(json.dumps(entries, indent=2) + "\n", os.path.join(trial.folder, RECORD))
+
+
+def number(trial: Trial, metric: str) -> float | None:
+    """A figure of a finished trial: ``metric`` in result.json or, for an entry point that writes none, its last value
+    in log.jsonl. None when there is no such finite number.
+
+    A run of many values of a flag keeps each one's figures in a row of ``per_FLAG``.
+    """
+    path = os.path.join(trial.folder, RESULT)
+    if not os.path.isfile(path):
+        return _finite(_last_logged(os.path.join(trial.folder, LOG), metric))
+    found = _json(path) or {}
+    if trial.row and f"per_{trial.row[0]}" in found:
+        flag, value = trial.row
+        found = next((row for row in found[f"per_{flag}"] if row.get(flag) == value), {})
+    return _finite(found.get(metric))
+
+
+def _finite(value: Any) -> float | None:
+    return float(value) if type(value) in (int, float) and math.isfinite(value) else None
+
+
+def running(folder: str) -> bool:
+    """Whether a process, of whatever sweep, works in ``folder`` now."""
+    if not os.path.isdir(folder):
+        return False
+    with _locked(folder) as mine:
+        return mine is None
+
+
+def run(trial: Trial, slot: Slot, minutes: float | None, since: float, stop: threading.Event | None = None) -> None:
+    """Run a trial to its end and write its record; nothing happens when it is settled or another process runs it.
+
+    Args:
+        minutes: after which it gets SIGTERM; None for no limit.
+        since: see :func:`settled`.
+        stop: when set, the trial gets SIGTERM.
+    """
+    os.makedirs(trial.folder, exist_ok=True)
+    with _locked(trial.folder) as lock:
+        if lock is None or settled(trial.folder, since):
+            return
+        for name in (RECORD, RESULT):  # of an earlier attempt: they would speak for this one
+            with contextlib.suppress(FileNotFoundError):
+                os.remove(os.path.join(trial.folder, name))
+        path, began = os.path.join(trial.folder, OUTPUT), time.monotonic()
+        if trial.parent and not os.path.exists(path):
+            _take_over(trial.parent, trial.folder)
+        with open(path, "ab") as output:
+            before = output.tell()
+            process = _start(trial, slot, output, lock)
+        status = STOPPED  # what an exception (a scheduler that ends this job) leaves behind
+        try:
+            status = _wait(process, stop or threading.Event(), began + 60 * (minutes or math.inf))
+        finally:
+            code = _end(process)
+            status = DONE if code == 0 else status or FAILED
+            last = _last_line(path, before)
+            write_record(trial, Record(status, code, round(time.monotonic() - began, 1), last))
+
+
+def _take_over(parent: str, folder: str) -> None:
+    """Copy what a finished trial would resume from."""
+    for entry in os.scandir(parent):
+        if entry.is_file() and entry.name not in (RECORD, RESULT, OUTPUT, LOCK):
+            shutil.copyfile(entry.path, os.path.join(folder, entry.name))
+
+
+def _start(trial: Trial, slot: Slot, output: Any, lock: int) -> subprocess.Popen:
+    process = subprocess.Popen(
+        [sys.executable, *trial.command], stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT,
+        env={**os.environ, **slot.variables},
+        start_new_session=True,  # Ctrl-C reaches the sweep alone, which lets the trial save
+        pass_fds=(lock,),
+    )  # fmt: skip
+    if slot.cores and hasattr(os, "sched_setaffinity"):  # threads and loader workers then count these cores only
+        with contextlib.suppress(ProcessLookupError):
+            os.sched_setaffinity(process.pid, slot.cores)
+    return process
+
+
+def _wait(process: subprocess.Popen, stop: threading.Event, deadline: float) -> str:
+    """Why to end the process; empty when it has ended by itself."""
+    while process.poll() is None:
+        if time.monotonic() > deadline:
+            return OUT_OF_TIME
+        if stop.wait(POLL_SECONDS):
+            return STOPPED
+    return ""
+
+
+def _end(process: subprocess.Popen) -> int:
+    """End the process if it runs, then whatever it started; returns the exit code, 128 + N after signal N."""
+    try:
+        process.terminate()
+        process.wait(GRACE_SECONDS)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+        os.killpg(process.pid, signal.SIGKILL)  # loader workers of a process that was killed hold the lock too
+    return process.returncode if process.returncode >= 0 else 128 - process.returncode
+
+
+@contextlib.contextmanager
+def _locked(folder: str) -> Iterator[int | None]:
+    """The folder's lock as an open file, None when another process has it; it falls when all copies are closed."""
+    handle = os.open(os.path.join(folder, LOCK), os.O_RDWR | os.O_CREAT, 0o644)
+    try:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            yield None
+        else:
+            yield handle
+    finally:
+        os.close(handle)
+
+
+def _json(path: str) -> Any:
+    try:
+        with open(path, encoding="utf-8") as file:
+            return json.load(file)
+    except (OSError, ValueError):
+        return None
+
+
+def _last_logged(path: str, name: str) -> Any:
+    value = None
+    with contextlib.suppress(OSError), open(path, encoding="utf-8", errors="replace") as lines:
+        for line in lines:
+            with contextlib.suppress(ValueError, AttributeError):
+                value = json.loads(line).get(name, value)
+    return value
+
+
+def _last_line(path: str, start: int) -> str:
+    with open(path, "rb") as file:
+        file.seek(max(start, os.path.getsize(path) - 10_000))
+        lines = [line.strip() for line in file.read().decode(errors="replace").splitlines()]
+    return next((line for line in reversed(lines) if line), "")[:500]
