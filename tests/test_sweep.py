@@ -16,11 +16,15 @@ import time
 import types
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import yaml
+from conftest import ROOT, differences, load
 from PIL import Image
 
+from moco import options, probe
+from moco.data import open_sources
 from moco.errors import UserError
 from moco.sweep import pool, report, spec, trial
 from moco.sweep.__main__ import main
@@ -615,3 +619,81 @@ def test_an_unwritable_folder_and_a_dry_run(sweep, tmp_path, capsys):
     ]  # fmt: skip
     assert len(lines) == 5 and "then each selected setting again" in lines[4]
     assert not sweep.out.exists()
+
+
+# ------------------------------------------------------------------------------------------- the real entry points
+
+TINY = ["-a", "test_resnet", "--size", "16", "-b", "8", "-j", "0", "-p", "100"]
+
+
+def test_the_published_grids(sweep):
+    """SynCo's: five rates at 60 epochs on 1 % and at 30 on 10 %; test images are opened for selected settings alone."""
+    made = spec.read(str(ROOT / "configs" / "sweeps" / "semisup_synco.yml"), ["DIR", "--pretrained", "X"])
+    trials = [options.parse_semisup(item.command[1:]) for item in made.trials(made.select or made.report)]
+    assert {(t.train_percent, t.epochs, t.lr_backbone) for t in trials} == {
+        (percent, epochs, lr) for percent, epochs in ((1, 60), (10, 30)) for lr in (0.01, 0.02, 0.05, 0.1, 0.005)
+    }
+    assert {(t.lr_classifier, t.batch_size, t.weights, t.val_only) for t in trials} == {(0.5, 1024, "finetune", True)}
+    assert len(trials) == len({t.save_dir for t in trials}) == 2 * 5 * 3
+    made = spec.read(str(ROOT / "configs" / "sweeps" / "linear.yml"), ["DIR", "--pretrained", "X"])
+    assert made.select
+    linear = [options.parse_lincls(item.command[1:]) for item in made.trials(made.select)]
+    assert len({t.save_dir for t in linear}) == 3  # one run a seed for all rates
+    assert {(*t.lrs, t.epochs, *t.schedule, t.val_share > 0) for t in linear} == {(30, 10, 3, 1, 100, 60, 80, True)}
+    assert {options.parse_lincls(item.command[1:]).val_share for item in made.trials(made.report)} == {0}
+
+
+def test_the_probe_can_be_judged_on_training_images(image_folder, capsys):
+    """--val-share divides the training images in two and leaves the validation images alone."""
+    sources = open_sources(None, str(image_folder))
+    whole = {sources.train.name_of(i) for i in range(24)}
+    train, val = probe.labelled_pair(sources, val_share=0.25)
+    parts = [{part.name_of(i) for i in range(len(part))} for part in (train, val)]
+    assert [len(names) for names in parts] == [18, 6]
+    assert parts[0] | parts[1] == whole
+    assert [list(np.bincount(part.labels)) for part in (train, val)] == [[9, 9], [3, 3]]
+    assert probe.labelled_pair(sources) == (sources.train, sources.val)
+    with pytest.raises(SystemExit, match="2"):
+        options.parse_lincls(["DIR", "--val-share", "1"])
+    assert "--val-share is a share from 0 to below 1, not 1" in capsys.readouterr().err
+
+
+@pytest.mark.dist
+def test_the_linear_grid_over_the_real_probe(image_folder, tmp_path):
+    """The figures that decide are of held-out training images; the reported ones are of one rate's own run."""
+    text = (ROOT / "configs" / "sweeps" / "linear.yml").read_text()
+    path = tmp_path / "linear.yml"
+    path.write_text(text.replace("seeds: 3", "seeds: [5]").replace("val-share: 0.02", "val-share: 0.25"))
+    words = ["--out", str(tmp_path / "out"), "--slots", "1", "--", str(image_folder), *TINY, "--epochs", "2"]
+    assert main([str(path), *words]) == 0
+    found = rows(tmp_path / "out")
+    assert [r["stage"] for r in found] == ["select"] * 4 + ["report"]
+    many, one = (json.loads(Path(r["folder"], "result.json").read_text()) for r in found[3:])
+    assert (many["train_images"], many["val_images"]) == (18, 6)
+    assert (one["train_images"], one["val_images"]) == (24, 8)
+    assert [(float(r["lr"]), float(r["acc1"])) for r in found[:4]] == [(r["lr"], r["acc1"]) for r in many["per_lr"]]
+    assert (one["lr"], one["acc1"], one["seed"]) == (float(found[4]["lr"]), float(found[4]["acc1"]), 5)
+    assert one["lr"] == max(many["per_lr"], key=lambda row: row["acc1"])["lr"]
+
+
+@pytest.mark.dist
+def test_a_fine_tuning_sweep_over_the_real_entry_point(image_folder, tmp_path):
+    """The selected network itself is tested: the second run trains nothing and opens the test images for the first."""
+    entries = {
+        "main": "main_semisup.py", "out": str(tmp_path / "out"), "run": {"slots": 1},
+        "flags": {"train-percent": 50, "val-share": 0.25, "epochs": 1}, "grid": {"lr-backbone": [0.1]},
+        "select": {"metric": "val_acc1", "flags": {"val-only": True}},
+        "report": {"metrics": ["acc1", "acc5"], "resume": True},
+    }  # fmt: skip
+    path = tmp_path / "semisup.yml"
+    path.write_text(yaml.safe_dump(entries))
+    assert main([str(path), "--", str(image_folder), *TINY]) == 0
+    chosen, tested = (Path(r["folder"]) for r in rows(tmp_path / "out"))
+    results = [json.loads((folder / "result.json").read_text()) for folder in (chosen, tested)]
+    assert [r["test_images"] for r in results] == [0, 8]
+    assert "acc1" not in results[0]
+    assert results[0]["val_acc1"] == results[1]["val_acc1"]
+    networks = [load(folder / "checkpoint_semisup.pth.tar")["state_dict"] for folder in (chosen, tested)]
+    assert differences(*networks) == []
+    assert "Epoch: [0]" in (chosen / "output.txt").read_text()
+    assert "Epoch: [0]" not in (tested / "output.txt").read_text()

@@ -118,7 +118,7 @@ def markdown(spec: Spec, chosen: list[dict[str, Any]]) -> str:
     """A table with a row a setting, what was selected and how, and the trials that did not finish."""
     names, tests = list(spec.settings[0]), spec.report.metrics
     choice = [f"{spec.select.metrics[0]} (selection)", "selected"] if spec.select else []
-    lines = [f"# {spec.main}: {os.path.basename(spec.path)}", "", *_row([*names, *choice, *tests]),
+    lines = [f"# {os.path.basename(spec.main)}: {os.path.basename(spec.path)}", "", *_row([*names, *choice, *tests]),
              *_row(["---"] * (len(names) + len(choice) + len(tests)))]  # fmt: skip
     for setting in spec.settings:
         cells = [_cell(setting[name]) for name in names]
@@ -195,7 +195,7 @@ def _plot(spec: Spec, chosen: list[dict[str, Any]], path: str) -> None:
     axis.set_xticks(range(len(ticks)), ticks, rotation=30, ha="right")
     axis.set_xlabel(", ".join(inner))
     axis.set_ylabel(metric)
-    axis.legend()
+    axis.legend(loc="center left", bbox_to_anchor=(1, 0.5))
     plot.savefig(path + ".tmp", format="png", dpi=110, bbox_inches="tight")
     plt.close(plot)
     os.replace(path + ".tmp", path)

@@ -1,4 +1,17 @@
-"""A sweep's YAML file: read, checked in full before anything runs, and turned into trials."""
+"""A sweep's YAML file: read, checked in full before anything runs, and turned into trials.
+
+main: main_semisup.py                 # or main_lincls.py, main_pretrain.py, or a script with their contract
+flags: {arch: resnet50}               # of every trial; true for a switch, a list for several values
+paired: {train-percent: [1, 10], epochs: [60, 30]}          # lists walked together
+grid: {lr-backbone: [0.01, 0.1]}      # crossed with each other and with the paired rows
+one_run: lr                           # optional: a flag of the grid that takes all its values in one run
+seeds: 3                              # 0, 1, 2; or a list; default: seed 0
+group_by: [train-percent]             # one setting is selected for each value; default: one of all
+select: {metric: val_acc1, mode: max, flags: {val-only: true}}    # optional; flags only of these trials
+report: {metrics: [acc1], flags: {}, resume: true}  # resume: test the selected networks, train no new ones
+run: {gpus: [0, 1], gpus_per_trial: 1, slots: 2, minutes: 600, slurm: {...}}    # all optional
+out: runs/sweeps/NAME                 # the default
+"""
 
 from __future__ import annotations
 
@@ -67,7 +80,7 @@ class Run:
 
 @dataclass(frozen=True)
 class Spec:
-    """A checked sweep; see docs/evaluation.md for the file it comes from."""
+    """A checked sweep."""
 
     path: str
     main: str
