@@ -539,7 +539,7 @@ WRONG = [
     ({"flags": ["lr"]}, "flags must be lines of NAME: VALUE"),
     ({"grid": {"lr": 3}}, "grid lr must be a list of values, not 3"),
     ({"grid": {"lr": []}}, "grid lr must be a list of values"),
-    ({"grid": {"lr": [1, 1]}}, "grid lr holds a value twice"),
+    ({"grid": {"lr": [1, 1]}}, "grid or paired holds a setting twice"),
     ({"grid": {"lr": [1]}, "flags": {"lr": 2}}, "lr stands in two of flags, grid and paired"),
     ({"paired": {"epochs": [1, 2], "wait": [1]}}, "must have one length, not epochs 2, wait 1"),
     ({"grid": {"seed": [1, 2]}}, "grid seed: the sweep gives this flag; write seeds"),
@@ -550,6 +550,7 @@ WRONG = [
     ({"seeds": [True]}, "seeds must be their number or a list"),
     ({"group_by": ["epochs"]}, "group_by epochs is neither in grid nor in paired"),
     ({"group_by": "lr"}, "group_by must be a list"),
+    ({"paired": {"epochs": [1, 1]}}, "grid or paired holds a setting twice"),
     ({"one_run": "epochs"}, "one_run epochs is not in grid"),
     ({"one_run": "lr", "report": {"metrics": ["test"], "resume": True}}, "report resume does not go with one_run"),
     ({"report": None}, "report is missing: write report: {metrics: [acc1]}"),
@@ -604,6 +605,28 @@ def test_words_of_the_command_line(sweep, capsys):
     for word in ("--lr", "--seed", "--save-dir=x", "--resume"):
         assert main([path, "--", "DIR", word, "3"]) == 2
         assert "would make trials alike" in capsys.readouterr().err
+
+
+def test_every_spelling_of_a_varied_flag_is_refused(sweep, capsys):
+    for word in ("--learning-rate=3", "--lr"):
+        assert main([sweep(main="main_lincls.py", grid={"lr": [1]}, **SELECT), "--", "DIR", word, "3"]) == 2
+        assert f"{word.split('=')[0]} after -- would make trials alike" in capsys.readouterr().err
+
+
+def test_groups_may_be_lists(sweep):
+    made = spec.read(sweep(paired={"lr": [[1, 3], [5]], "epochs": [1, 2]}, group_by=["lr"], **SELECT))
+    assert [made.group(setting) for setting in made.settings] == [("1 3",), ("5",)]
+
+
+def test_an_error_of_the_sweep_itself_stops_what_runs(sweep):
+    made, stop = spec.read(sweep(paired={"lr": [1, 3], "wait": [30, 0]}, **SELECT)), threading.Event()
+
+    def fail(item: spec.Trial, record: trial.Record) -> None:
+        raise OSError("the disk is gone")
+
+    with pytest.raises(OSError, match="the disk is gone"):
+        pool.run_all(made.trials(made.report), pool.Local(made.run, stop), time.time(), stop, fail)
+    assert [trial.read_record(item.folder).status for item in made.trials(made.report)] == ["stopped", "done"]
 
 
 def test_an_unwritable_folder_and_a_dry_run(sweep, tmp_path, capsys):

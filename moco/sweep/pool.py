@@ -138,23 +138,32 @@ def run_all(todo: list[Trial], pool: Local | Slurm, since: float, stop: threadin
         say: gets (trial, record) when a trial settles.
     """
     waiting, jobs = list(todo), {}
-    while (waiting or jobs) and not stop.is_set():
-        for job in [job for job in jobs if job.done()]:
-            trial = jobs.pop(job)
-            _collect(job, trial, since)
-            waiting.insert(0, trial)  # settled now, unless another sweep runs it
-        for trial in list(waiting):
-            if len(jobs) >= pool.size:
-                break
-            record = trials.settled(trial.folder, since)
-            if record:
-                waiting.remove(trial)
-                say(trial, record)
-            elif not trials.running(trial.folder):
-                waiting.remove(trial)
-                jobs[pool.submit(trial, since)] = trial
-        stop.wait(pool.poll if jobs or waiting else 0)
-    pool.close(list(jobs))
+    try:
+        while (waiting or jobs) and not stop.is_set():
+            _look(waiting, jobs, pool, since, say)
+            stop.wait(pool.poll if jobs or waiting else 0)
+    except BaseException:
+        stop.set()  # what runs in threads would keep this process alive
+        raise
+    finally:
+        pool.close(list(jobs))
+
+
+def _look(waiting: list[Trial], jobs: dict[Any, Trial], pool: Local | Slurm, since: float, say: Callable) -> None:
+    for job in [job for job in jobs if job.done()]:
+        trial = jobs.pop(job)
+        _collect(job, trial, since)
+        waiting.insert(0, trial)  # settled now, unless another sweep runs it
+    for trial in list(waiting):
+        if len(jobs) >= pool.size:
+            break
+        record = trials.settled(trial.folder, since)
+        if record:
+            waiting.remove(trial)
+            say(trial, record)
+        elif not trials.running(trial.folder):
+            waiting.remove(trial)
+            jobs[pool.submit(trial, since)] = trial
 
 
 def _collect(job: Any, trial: Trial, since: float) -> None:

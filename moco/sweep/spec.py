@@ -16,6 +16,7 @@ out: runs/sweeps/NAME                 # the default
 from __future__ import annotations
 
 import contextlib
+import functools
 import hashlib
 import io
 import itertools
@@ -23,7 +24,7 @@ import json
 import os
 import re
 import shlex
-from collections.abc import Callable
+from collections.abc import Container
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -101,8 +102,8 @@ class Spec:
         return [self._trial(stage, setting, seed) for setting in chosen for seed in self.seeds]
 
     def group(self, setting: dict[str, Any]) -> tuple:
-        """The values of ``group_by``: one setting is selected for each."""
-        return tuple(setting[name] for name in self.group_by)
+        """The values of ``group_by``, as words: one setting is selected for each."""
+        return tuple(_plain(setting[name]) for name in self.group_by)
 
     @property
     def script(self) -> str:
@@ -123,11 +124,10 @@ class Spec:
         return Trial(setting, seed, folder, command, parent, row)
 
     def _words(self, flags: dict[str, Any]) -> list[str]:
-        known = _flags_of(self.main)
         # DIR goes first, because a flag with several values before it would take it for one of them; what else the
         # command line gave goes last, because the last word of a flag wins.
         at = next((i for i, word in enumerate(self.words) if word.startswith("-")), len(self.words))
-        spoken = [word for name in sorted(flags) for word in _spoken(name, flags[name], known)]
+        spoken = [word for name in sorted(flags) for word in _spoken(name, flags[name], _spellings(self.main))]
         return [*self.words[:at], *spoken, *self.words[at:]]
 
 
@@ -197,8 +197,6 @@ def _settings(flags: dict, grid: dict, paired: dict) -> list[dict[str, Any]]:
         for name, values in lists.items():
             if not isinstance(values, list) or not values:
                 raise UserError(f"{where} {name} must be a list of values, not {values}.")
-            if len({json.dumps(value) for value in values}) < len(values) and where == "grid":
-                raise UserError(f"grid {name} holds a value twice; each would be the same run.")
     if len({len(values) for values in paired.values()}) > 1:
         lengths = ", ".join(f"{name} {len(values)}" for name, values in paired.items())
         raise UserError(f"paired lists are walked together and must have one length, not {lengths}.")
@@ -207,7 +205,10 @@ def _settings(flags: dict, grid: dict, paired: dict) -> list[dict[str, Any]]:
         raise UserError(f"{twice[0]} stands in two of flags, grid and paired; leave it in one.")
     rows = [dict(zip(paired, row, strict=True)) for row in zip(*paired.values(), strict=True)] or [{}]
     cells = [dict(zip(grid, cell, strict=True)) for cell in itertools.product(*grid.values())]
-    return [{**row, **cell} for row in rows for cell in cells]
+    settings = [{**row, **cell} for row in rows for cell in cells]
+    if len({tuple(map(_plain, setting.values())) for setting in settings}) < len(settings):
+        raise UserError("grid or paired holds a setting twice; each would be the same run.")
+    return settings
 
 
 def _one_run(entry: Any, grid: dict[str, Any]) -> tuple[str, list[Any]] | None:
@@ -314,16 +315,14 @@ def _spelled(name: Any) -> str:
 # ------------------------------------------------------------------------------------------------- command lines
 
 
-def _parser_of(main: str) -> Callable | None:
-    return getattr(options, f"{MAINS[main]}_parser") if main in MAINS else None
+@functools.cache
+def _spellings(main: str) -> dict[str, set[str]]:
+    """Each flag's spellings, by any of them; nothing is known of a script that is not ours."""
+    actions = getattr(options, f"{MAINS[main]}_parser")()._actions if main in MAINS else []
+    return {word: set(action.option_strings) for action in actions for word in action.option_strings}
 
 
-def _flags_of(main: str) -> set[str]:
-    parser = _parser_of(main)
-    return {word for action in parser()._actions for word in action.option_strings} if parser else set()
-
-
-def _spoken(name: str, value: Any, known: set[str]) -> list[str]:
+def _spoken(name: str, value: Any, known: Container[str]) -> list[str]:
     if value is None or value is False:
         return [f"--no-{name}"] if value is False and f"--no-{name}" in known else []
     values = [] if value is True else value if isinstance(value, list) else [value]
@@ -336,10 +335,10 @@ def _plain(value: Any) -> str:
 
 def _check_words(spec: Spec) -> None:
     """Words of the command line must leave alone what tells the trials apart."""
-    for word in spec.words:
-        name = word.split("=")[0].removeprefix("--")
-        if word.startswith("--") and name in {*OURS, *spec.settings[0]}:
-            raise UserError(f"--{name} after -- would make trials alike; change it in the file.")
+    own = {f"--{name}" for name in (*OURS, *spec.settings[0])}
+    for word in (word.split("=")[0] for word in spec.words):
+        if own & {word, *_spellings(spec.main).get(word, ())}:
+            raise UserError(f"{word} after -- would make trials alike; change it in the file.")
 
 
 def _check_command(main: str, command: list[str]) -> None:
