@@ -122,7 +122,7 @@ def choose_images(args: Namespace, sources: data.Sources) -> tuple[data.Source, 
     if args.few_shot:
         images = fewshot.pool(sources, args.few_shot_classes)
         return images, images
-    return knn.labelled_sets(sources) if args.knn else probe.labelled_pair(sources)
+    return knn.labelled_sets(sources) if args.knn else probe.labelled_pair(sources, args.val_share)
 
 
 def measure_frozen(

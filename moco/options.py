@@ -106,6 +106,8 @@ def lincls_parser() -> _Parser:
     add("--amp", choices=("off", "bf16", "fp16"), default="off", help="arithmetic of the frozen encoder (default: off)")
     add("--features", choices=("views", "cached"), default="views", help="views: augmented anew every epoch, the "
         "published protocol; cached: computed once, without augmentation, then epochs cost seconds")  # fmt: skip
+    add("--val-share", default=0.0, type=float, metavar="X", help="evaluate on this share of every class's training "
+        "images, held out, and leave the validation images alone: to choose settings by (default: 0)")  # fmt: skip
     _add_classifier(p)
     _add_knn(p)
     _add_few_shot(p)
@@ -564,14 +566,18 @@ def _check_images(args: argparse.Namespace) -> None:
         raise UserError("--mean and --std take one value a channel: 1 or 3, the same number for both.")
 
 
+def _check_val_share(args: argparse.Namespace) -> None:
+    if not 0 <= args.val_share < 1:
+        raise UserError(f"--val-share is a share from 0 to below 1, not {args.val_share:g}.")
+
+
 def _check_semisup(args: argparse.Namespace) -> None:
     _at_least(args, 1, "batch_size", "print_freq", *(["epochs"] if args.epochs is not None else []))
     _at_least(args, 0, "workers", "start_epoch", "weight_decay", "momentum", "lr_backbone")
     _positive(args, "lr_classifier")
     if args.train_percent is not None and not 0 < args.train_percent <= 100:
         raise UserError(f"--train-percent is above 0 and at most 100, not {args.train_percent:g}.")
-    if not 0 <= args.val_share < 1:
-        raise UserError(f"--val-share is a share from 0 to below 1, not {args.val_share:g}.")
+    _check_val_share(args)
     if args.val_only and not args.val_share:
         raise UserError("--val-only needs --val-share, the share of the training images to validate on.")
     if args.evaluate and (args.val_only or not args.resume):
@@ -579,6 +585,7 @@ def _check_semisup(args: argparse.Namespace) -> None:
 
 
 def _check_classifier(args: argparse.Namespace) -> None:
+    _check_val_share(args)
     for lr in args.lrs:
         _positive(argparse.Namespace(lr=lr), "lr")
     if len(set(args.lrs)) < len(args.lrs):

@@ -26,6 +26,7 @@ from torch import Tensor, nn
 
 from moco import checkpoint, distributed, seeding
 from moco.data import BadImages, EpochSampler, Labelled, Loader, Source, Sources, make_loader, normalise
+from moco.data.subset import Subset, split
 from moco.encoder import backbone_keys, features, head_of
 from moco.errors import TrainingError, UserError
 from moco.knn import Reading, extract
@@ -40,12 +41,20 @@ MAX_BAD_IMAGES = 100  # of each set; more end the run
 # ------------------------------------------------------------------------------------------------ before a run
 
 
-def labelled_pair(sources: Sources) -> tuple[Source, Source]:
-    """The labelled training and held-out images; UserError when the data has none."""
+def labelled_pair(sources: Sources, val_share: float = 0.0) -> tuple[Source, Source]:
+    """The labelled training and held-out images; UserError when the data has none.
+
+    With ``val_share`` that share of every class's training images is held out in the place of the others, which stay
+    unseen: what a choice among settings may look at.
+    """
     if sources.train is None or sources.val is None:
         why = sources.no_pair or f"{sources.pretrain.name} has no labels"
         raise UserError(f"{why}: a probe needs labelled training images and labelled held-out ones (--val-data).")
-    return sources.train, sources.val
+    if not val_share:
+        return sources.train, sources.val
+    assert sources.train.labels is not None
+    train, val = split(sources.train.labels, 100.0, val_share, seed=0)
+    return Subset(sources.train, train, "training part"), Subset(sources.train, val, "held-out part")
 
 
 def count_classes(train: Source, asked: int | None) -> int:
