@@ -626,7 +626,9 @@ def test_queries_among_rows_duplicates_and_antipodes(kind, dtype):
         torch.testing.assert_close(closed[1] / scale, reference[1] / scale, rtol=0, atol=rounding)
 
 
-@pytest.mark.parametrize(("n", "rows", "hard"), [(1, 1, 1), (3, 100, 100), (4, 803, 20), (2, 4096, 200), (5, 64, 4)])
+@pytest.mark.parametrize(
+    ("n", "rows", "hard"), [(1, 1, 1), (3, 100, 100), (4, 803, 20), (2, 4096, 200), (5, 64, 4), (6, 4099, 100)]
+)
 @pytest.mark.parametrize("levels", [3, 50, 10**9])
 def test_the_fast_hardest_set_is_the_defined_one(n, rows, hard, levels):
     generator = torch.Generator().manual_seed(rows)

@@ -5,6 +5,7 @@ Legend: N queries, C feature width, K queue rows.
 
 import multiprocessing
 import warnings
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -82,3 +83,22 @@ def test_a_forked_process_has_cores_of_its_own(three_threads):
 
 def _loss_elsewhere(writer, q, queue):
     writer.send(float(contrastive_head(q, q, queue, temperature=0.2).loss))
+
+
+def test_other_threads_keep_the_number_of_cores():
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(2)
+        workers._pools.pop(2, None)
+        workers.Team(torch.device("cpu")).run(lambda share: share, [slice(0, 1), slice(1, 2)])
+        with ThreadPoolExecutor(1) as pool:
+            torch.ones(4).sum()
+            assert pool.submit(_cores_of_a_new_thread).result() == 2
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
+
+
+def _cores_of_a_new_thread() -> int:
+    torch.ones(1 << 16).exp()  # the first parallel operator takes the default
+    return torch.get_num_threads()

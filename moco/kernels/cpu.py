@@ -120,9 +120,9 @@ def _synthesize(q: Tensor, queue: Tensor, row_squares: Tensor | None, rows: Tens
 
 def _left_out(s: Tensor, d: Draws) -> Tensor | None:
     """(n, S) which draws have a parent that is left out, from the hardest similarities (n, H); None for none."""
-    absent = s == -torch.inf
-    if not bool(absent.any()):
+    if bool(s.amin() > -torch.inf):
         return None
+    absent = s == -torch.inf
     n_query, n_pair, n_sign, n_noise = d.counts
     return absent.gather(1, d.slots_a) | F.pad(absent.gather(1, d.slots_b), (n_query, n_sign + n_noise), value=False)
 

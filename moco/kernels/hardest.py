@@ -17,6 +17,7 @@ from torch import Tensor
 from .spec import hardest_rows
 
 BUCKET = 8  # elements a bucket
+DIRECT = 32  # up to so many rows a wanted one, selecting among all rows is faster than among maxima and candidates
 SPARE = 8  # a query with more than SPARE * H candidates (rows without number alike) goes to the definition
 
 
@@ -44,12 +45,16 @@ def _on_host(similarities: Tensor, hard: int) -> tuple[Tensor, Tensor, Tensor]:
     """``_on_device`` by numpy; ties are settled as well."""
     s = similarities.numpy()
     n, total = s.shape
+    first = total * np.arange(n)[:, None]  # (n, 1) flat place of a query's first row
     floor = _floor(similarities, hard)  # (n, 1)
     places, counts = _reaching(s, floor)  # (M,), (n,)
     sure = (counts >= hard) & (counts <= SPARE * hard) & (floor[:, 0] > -np.inf)
     if not sure.all():
         places, counts = _reaching(s, np.where(sure[:, None], floor, np.inf))
     values = s.reshape(-1).take(places)  # (M,)
+    if (counts == hard).all():
+        rows, similar = places.reshape(n, hard) - first, values.reshape(n, hard)
+        return torch.from_numpy(rows), torch.from_numpy(similar), torch.from_numpy(sure)
 
     width = max(int(counts.max()), hard)
     lines = np.full((n, width), -np.inf, s.dtype)  # a query's candidates stand at the front of its line
@@ -62,17 +67,20 @@ def _on_host(similarities: Tensor, hard: int) -> tuple[Tensor, Tensor, Tensor]:
         equal = np.flatnonzero(values[of_query] == least[i])
         keep[of_query][equal[hard - np.count_nonzero(keep[of_query]) :]] = False  # the last ones: the higher rows
 
-    rows, similar = np.zeros((n, hard), np.int64), np.zeros((n, hard), s.dtype)
-    rows[sure] = places.compress(keep).reshape(-1, hard)
-    similar[sure] = values.compress(keep).reshape(-1, hard)
-    rows -= total * np.arange(n)[:, None]
+    kept = np.flatnonzero(keep)
+    rows, similar = places.take(kept).reshape(-1, hard), values.take(kept).reshape(-1, hard)
+    rows -= first[sure]
+    if len(rows) < n:
+        some_rows, some_similar = rows, similar
+        rows, similar = np.zeros((n, hard), np.int64), np.zeros((n, hard), s.dtype)
+        rows[sure], similar[sure] = some_rows, some_similar
     return torch.from_numpy(rows), torch.from_numpy(similar), torch.from_numpy(sure)
 
 
 def _floor(similarities: Tensor, hard: int) -> np.ndarray:
-    """(n, 1) a number that at least H elements of each query reach, and the H-th largest does: of W bucket maxima."""
+    """(n, 1) a number that at least H elements of each query reach, and the H-th largest does: of all, or of maxima."""
     width = similarities.shape[1] // BUCKET
-    if 2 * hard > width:
+    if similarities.shape[1] < DIRECT * hard:
         return _largest(similarities.numpy(), hard)
     return _largest(similarities[:, : width * BUCKET].unflatten(1, (BUCKET, width)).amax(1).numpy(), hard)
 

@@ -7,6 +7,7 @@ costs more than they do: one core at a time over its own queries took half as lo
 from __future__ import annotations
 
 import os
+import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
@@ -39,6 +40,14 @@ class Team:
         function = torch.no_grad()(function)
         if self.size == 1 or len(jobs) == 1:
             return [function(job) for job in jobs]
-        if self.size not in _pools:
-            _pools[self.size] = ThreadPoolExecutor(self.size, "head", torch.set_num_threads, (1,))
-        return list(_pools[self.size].map(function, jobs))
+        return list(_pool(self.size).map(function, jobs))
+
+
+def _pool(size: int) -> ThreadPoolExecutor:
+    if size not in _pools:
+        pool = _pools[size] = ThreadPoolExecutor(size, "head", torch.set_num_threads, (1,))
+        started = threading.Barrier(size)
+        list(pool.map(lambda _: started.wait(), range(size)))
+        # Each has set its own number and the default of threads to come, which is not theirs to choose.
+        torch.set_num_threads(size)
+    return _pools[size]
