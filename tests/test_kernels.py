@@ -642,7 +642,7 @@ def test_the_fast_hardest_set_is_the_defined_one(n, rows, hard, levels):
     assert torch.equal(got_values, values)
     assert torch.equal(got[real], expected[real])
     assert torch.equal(torch.sort(similarities, dim=1, descending=True).values[:, :hard], values.sort(1, True).values)
-    elsewhere, elsewhere_values, sure = _on_device(similarities, hard)  # what a GPU runs
+    elsewhere, elsewhere_values, sure = _on_device(similarities, hard, -torch.inf)  # what a GPU runs
     assert torch.equal(elsewhere[sure], expected[sure])
     assert torch.equal(elsewhere_values[sure], values[sure])
 
@@ -658,6 +658,29 @@ def test_the_fast_hardest_set_of_rows_that_are_all_alike_or_not_numbers():
     assert rows[3].tolist() == list(range(990, 1000))
     assert torch.equal(values[[0, 2, 3]], similarities[[0, 2, 3]].gather(1, rows[[0, 2, 3]]))
     assert torch.equal(rows[1], hardest_rows(similarities[1:2], 10)[0][0])
+
+
+@pytest.mark.parametrize("temperature", [0.2, 0.01])
+def test_draws_from_a_set_that_lacks_rows(temperature):
+    q, k, queue, draws = problem(n=6, rows=40, hard=12)
+    ids, queue_ids = torch.arange(6), torch.arange(40) % 6
+    queue_ids[::2] = torch.arange(20) // 18  # queries 0 and 1 keep fewer than 12 and others more
+    queue_ids[1:36:2] = 0
+    queue[3] = queue[5]  # the same similarity twice
+    tensors = (q, k, queue, draws)
+    for dtype, error in ((torch.float64, 1e-10), (torch.float32, 1e-4)):
+        cast = tuple(t.to(dtype) for t in tensors[:3])
+        results = []
+        for impl in BOTH:
+            leaf = cast[0].clone().requires_grad_()
+            head = contrastive_head(
+                leaf, *cast[1:], temperature=temperature, n_hard=12, draws=draws, ids=ids, queue_ids=queue_ids,
+                impl=impl, precision="fp32",
+            )  # fmt: skip
+            head.loss.backward()
+            results.append([*(value.detach().double() for value in head), leaf.grad.double()])
+        for got, expected in zip(*reversed(results), strict=True):
+            torch.testing.assert_close(got, expected, rtol=error, atol=error)
 
 
 def test_hardest_rows_prefers_the_lower_row_and_lists_by_row():

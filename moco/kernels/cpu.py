@@ -5,11 +5,12 @@ negatives a query (Sq, Sp, Ss, Sn of spec.py; Sr = Ss + Sn), T temperature.
 
 The step, for each group of queries:
 
-1. logits l = q queue^T / T, the only (n, K) matrix; everything later overwrites it.
+1. logits l = q queue^T / T, the only (n, K) matrix, tile by tile, and in place, while a cache holds the tile, e^l, its
+   sum and the maxima of buckets; the order of e^l is that of l.
 2. The hardest set, exactly (hardest.py), and from its similarities the synthetic logits. A draw that mixes the
    query with one row needs no vector at all: q.u = x q.q + y s and |u|^2 = x^2 q.q + y^2 + 2 x y s. A pair of rows
    is read once to get |u|; sign and noise draws read one row each.
-3. l becomes e^l in place, the weights y / |u| of the synthetic negatives are added to the entries of their rows, and
+3. The weights y / |u| of the synthetic negatives are added to the entries of their rows, and
 4. ONE product with the queue gives the gradient:
 
    T dL/dq = (p_0 - 1) k + sum_j (p_j + W_j) n_j + q sum p x / |u| + sum_r p_r h_r,
@@ -25,18 +26,21 @@ from __future__ import annotations
 
 import contextlib
 import platform
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from . import workers
-from .hardest import hardest
+from .hardest import bucket_maxima, by_maxima, hardest
 from .products import cpu_has_bf16, operands, product
 from .spec import Draws, Head, mean_hardest
 
 GROUP_ELEMENTS = 1 << 22  # of the (n, K) matrix: 16 MiB in float32, reused by all groups of a call
+TILE_ELEMENTS = 1 << 21  # of the matrix that a core multiplies, exponentiates and searches before it goes on
 BLOCK_ELEMENTS = 1 << 21  # of a worker's queries at a time, so that a cache holds their rows and the mask beside them
 COUNT_COLUMNS = 16384  # columns counted at once, so that the 0/1 matrix stays in the cache
 PAIR_ROWS = 4096  # mixed pairs built at once: 2 MiB at C = 128
@@ -127,20 +131,19 @@ def _left_out(s: Tensor, d: Draws) -> Tensor | None:
     return absent.gather(1, d.slots_a) | F.pad(absent.gather(1, d.slots_b), (n_query, n_sign + n_noise), value=False)
 
 
-def _count_above(logits: Tensor, positive: Tensor) -> Tensor:
-    """(n,) how many logits (n, K) exceed the positive (n, 1). Compared into floats: summing booleans is far slower."""
-    count = logits.new_zeros(len(logits))
-    for part in logits.split(COUNT_COLUMNS, dim=1):
-        count += torch.gt(part, positive, out=torch.empty_like(part)).sum(1)
-    return count.long()
+def _count_above(scores: Tensor, positive: Tensor) -> Tensor:
+    """(n,) how many scores (n, V) exceed the positive's (n, 1). Compared into floats: summing booleans is slower."""
+    return torch.gt(scores, positive, out=torch.empty_like(scores)).sum(1)
 
 
-def _rank(logits: Tensor, hardest: Tensor, positive: Tensor) -> Tensor:
-    """``_count_above``, from the hardest logits (n, H) alone where the positive exceeds the least of them."""
-    rank = (hardest > positive).sum(1)
+def _rank(scores: Tensor, hardest: Tensor, positive: Tensor) -> Tensor:
+    """``_count_above``, from the hardest scores (n, H) alone where the positive exceeds the least of them."""
+    rank = _count_above(hardest, positive)
     beyond = ~(positive >= hardest.amin(1, keepdim=True)).squeeze(1)
     if bool(beyond.any()):
-        rank[beyond] = _count_above(logits[beyond], positive[beyond])
+        for part in scores.split(COUNT_COLUMNS, dim=1):
+            rank[beyond] += _count_above(part[beyond], positive[beyond])
+        rank[beyond] -= _count_above(hardest[beyond], positive[beyond])
     return rank
 
 
@@ -161,6 +164,42 @@ def _add_weights(mass: Tensor, q: Tensor, of_synthetic: Tensor, syn: _Synthetic)
     )
 
 
+class _Columns(NamedTuple):
+    """What some columns of the (n, K) matrix say about each query."""
+
+    total: Tensor  # (n,) sum of the masses; of no meaning below SAFE_TEMPERATURE
+    largest: Tensor  # (n,) score
+    above: Tensor  # (n,) how many exceed the positive; only counted without synthetic negatives
+    maxima: Tensor  # (n, W) of disjoint buckets, for the selection; W may be 0
+
+    @staticmethod
+    def joined(parts: Sequence[_Columns]) -> _Columns:
+        total, largest, above, maxima = (list(column) for column in zip(*parts, strict=True))
+        if len(parts) == 1:
+            return parts[0]
+        return _Columns(
+            torch.stack(total).sum(0), torch.stack(largest).amax(0), torch.stack(above).sum(0), torch.cat(maxima, 1)
+        )
+
+
+def _score(scores: Tensor, left_out: Tensor | None, positive: Tensor | None, early: bool, buckets: bool) -> _Columns:
+    """From logits (n, V) that a cache still holds to scores: masses e^l if ``early``, else the logits themselves.
+
+    positive: (n, 1) score to count against, or None.
+    """
+    if left_out is not None:
+        scores.masked_fill_(left_out, -torch.inf)
+    if early:
+        scores.exp_()
+    nothing = scores.new_zeros(len(scores))
+    return _Columns(
+        scores.sum(1) if early else nothing,
+        scores.amax(1) if positive is not None else nothing,
+        nothing if positive is None else _count_above(scores, positive),
+        bucket_maxima(scores) if buckets else scores[:, :0],
+    )
+
+
 @dataclass(frozen=True)
 class _Block:
     """What a block of queries gives, beside the masses that stand in its part of the (n, K) matrix."""
@@ -169,38 +208,42 @@ class _Block:
     rank: Tensor  # (n,)
     largest: Tensor  # (n,) similarity
     share: Tensor  # (n,) of the softmax on synthetic negatives
-    total: Tensor  # (n,) 1 / the sum of all masses: p_j = mass_j * total
+    factor: Tensor  # (n,) 1 / the sum of all masses: p_j = mass_j * factor
     pull: Tensor  # (n,) 1 - p_0
     beside: Tensor  # (n, C) part of the gradient that has no queue row, or (0,)
 
 
-def _block(logits, q, k, queue, row_squares, temperature, n_hard, d, left_out) -> _Block:
-    """Everything between the two products; leaves the masses, weights W included, in ``logits`` (n, K)."""
-    if left_out is not None:
-        logits.masked_fill_(left_out, -torch.inf)
-    positive = torch.linalg.vecdot(q, k).unsqueeze(1) / temperature  # (n, 1)
+def _block(scores: Tensor, seen: _Columns, positive: Tensor, q, queue, row_squares, temperature, n_hard, d) -> _Block:
+    """Everything between the two products; leaves the masses, weights W included, in ``scores`` (n, K).
+
+    positive: (n, 1) logit.
+    """
+    early = temperature >= SAFE_TEMPERATURE
     if d is None:
-        syn, synthetic = None, positive[:, :0]
-        largest, rank = logits.amax(1, keepdim=True), _count_above(logits, positive)
+        syn, synthetic, rank = None, positive[:, :0], seen.above
+        largest = (seen.largest.log() if early else seen.largest).unsqueeze(1)  # (n, 1) logit
     else:
-        rows, values = hardest(logits, n_hard)
-        largest, rank = values.amax(1, keepdim=True), _rank(logits, values, positive)
-        syn = _synthesize(q, queue, row_squares, rows, values * temperature, d)
+        rows, hard = hardest(scores, n_hard, seen.maxima, absent=0.0 if early else -torch.inf)
+        rank = _rank(scores, hard, positive.exp() if early else positive)
+        hard = hard.log_() if early else hard
+        largest = hard.amax(1, keepdim=True)
+        syn = _synthesize(q, queue, row_squares, rows, hard * temperature, d)
         synthetic = syn.cosine / temperature  # (n, S)
 
-    if temperature < SAFE_TEMPERATURE:
+    queue_sum = seen.total
+    if not early:
         # Cosines are at most 1, and only a query that has left out everything keeps a shift at the positive itself.
         shift = torch.cat([positive, largest, synthetic], dim=1).amax(1, keepdim=True)
-        logits.sub_(shift)
+        queue_sum = scores.sub_(shift).exp_().sum(1)
         synthetic, positive = synthetic - shift, positive - shift
-    mass, of_synthetic = logits.exp_(), synthetic.exp()
+    of_synthetic = synthetic.exp()
     synthetic_sum = of_synthetic.sum(1)
-    odds = (mass.sum(1) + synthetic_sum).log() - positive.squeeze(1)  # log of (all negatives / positive)
-    beside = q.new_empty(0) if syn is None else _add_weights(mass, q, of_synthetic, syn)
+    odds = (queue_sum + synthetic_sum).log() - positive.squeeze(1)  # log of (all negatives / positive)
+    beside = q.new_empty(0) if syn is None else _add_weights(scores, q, of_synthetic, syn)
     # p_j = e^l_j / total with log total = positive + softplus(odds); 1 - p_0 = sigmoid(odds) without cancellation.
-    total = torch.exp(F.logsigmoid(-odds) - positive.squeeze(1))
+    factor = torch.exp(F.logsigmoid(-odds) - positive.squeeze(1))
     largest = largest.squeeze(1) * temperature
-    return _Block(-F.logsigmoid(-odds), rank, largest, synthetic_sum * total, total, odds.sigmoid(), beside)
+    return _Block(-F.logsigmoid(-odds), rank.long(), largest, synthetic_sum * factor, factor, odds.sigmoid(), beside)
 
 
 def compute(q, k, queue, temperature, n_hard, draws, ids, queue_ids, precision, want_gradient):
@@ -212,6 +255,10 @@ def compute(q, k, queue, temperature, n_hard, draws, ids, queue_ids, precision, 
     measured = queue.dtype not in (torch.float32, torch.float64)  # rows rounded to half precision are not unit
     queue = queue.to(q.dtype).contiguous()
     row_squares = queue.square().sum(1) if measured else None
+    positive = torch.linalg.vecdot(q, k).unsqueeze(1) / temperature  # (N, 1)
+    early = temperature >= SAFE_TEMPERATURE
+    counted = None if draws is not None else positive.exp() if early else positive  # (N, 1)
+    buckets = draws is not None and by_maxima(len(queue), n_hard, q.device)
     team = workers.Team(q.device)
     step = max(1, min(len(q), GROUP_ELEMENTS // len(queue)))
     buffer = q.new_empty(step, len(queue))
@@ -219,33 +266,42 @@ def compute(q, k, queue, temperature, n_hard, draws, ids, queue_ids, precision, 
     products: list[Tensor] = []  # (n, C) mass queue, of each group
     for start in range(0, len(q), step):
         group = slice(start, min(start + step, len(q)))
-        logits, scaled = buffer[: group.stop - start], q[group] / temperature
+        scores, scaled = buffer[: group.stop - start], q[group] / temperature
 
-        def multiply(columns: slice, logits=logits, scaled=scaled) -> None:
-            product(scaled, queue[columns].T, precision, out=logits[:, columns])
-
-        def negatives(part: slice, logits=logits, start=start) -> _Block:
-            here = slice(start + part.start, start + part.stop)
-            left_out = None if ids is None else ids[here].unsqueeze(1) == queue_ids
-            d = None if draws is None else draws.rows(here.start, here.stop)
-            return _block(logits[part], q[here], k[here], queue, row_squares, temperature, n_hard, d, left_out)
-
-        def weigh(columns: slice, logits=logits) -> Tensor:
-            return product(logits[:, columns], queue[columns], precision)
+        def multiply(columns: slice, scores=scores, scaled=scaled, group=group) -> _Columns:
+            parts = []
+            width = max(1, TILE_ELEMENTS // len(scores)) if q.device.type == "cpu" else len(queue)
+            for first in range(columns.start, columns.stop, width):
+                tile = slice(first, min(first + width, columns.stop))
+                product(scaled, queue[tile].T, precision, out=scores[:, tile])
+                left_out = None if ids is None else ids[group].unsqueeze(1) == queue_ids[tile]
+                against = None if counted is None else counted[group]
+                parts.append(_score(scores[:, tile], left_out, against, early, buckets))
+            return _Columns.joined(parts)
 
         with operands(precision, q.is_cuda):
-            team.run(multiply, team.shares(len(queue)))
-        blocks += team.run(negatives, team.shares(len(logits), BLOCK_ELEMENTS // len(queue)))
+            seen = _Columns.joined(team.run(multiply, team.shares(len(queue))))
+
+        def negatives(part: slice, scores=scores, seen=seen, start=start) -> _Block:
+            here = slice(start + part.start, start + part.stop)
+            d = None if draws is None else draws.rows(here.start, here.stop)
+            of_part = _Columns(*(value[part] for value in seen))
+            return _block(scores[part], of_part, positive[here], q[here], queue, row_squares, temperature, n_hard, d)
+
+        def weigh(columns: slice, scores=scores) -> Tensor:
+            return product(scores[:, columns], queue[columns], precision)
+
+        blocks += team.run(negatives, team.shares(len(scores), BLOCK_ELEMENTS // len(queue)))
         if want_gradient:
             with operands(precision, q.is_cuda):
                 products.append(sum(team.run(weigh, team.shares(len(queue))), torch.zeros_like(scaled)))
 
-    loss, rank, largest, share, total, pull, beside = (
+    loss, rank, largest, share, factor, pull, beside = (
         torch.cat([getattr(block, field.name) for block in blocks]) for field in fields(_Block)
     )
     head = Head(loss.mean(), rank, mean_hardest(largest), share.mean())
     if not want_gradient:
         return head, None
     gradient = torch.cat(products) + beside if draws is not None else torch.cat(products)
-    gradient = gradient.mul_(total.unsqueeze(1)).sub_(pull.unsqueeze(1) * k)
+    gradient = gradient.mul_(factor.unsqueeze(1)).sub_(pull.unsqueeze(1) * k)
     return head, gradient.div_(temperature * len(q))

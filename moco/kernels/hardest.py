@@ -21,34 +21,58 @@ DIRECT = 32  # up to so many rows a wanted one, selecting among all rows is fast
 SPARE = 8  # a query with more than SPARE * H candidates (rows without number alike) goes to the definition
 
 
-def hardest(similarities: Tensor, hard: int) -> tuple[Tensor, Tensor]:
-    """``spec.hardest_rows`` of similarities (n, K): rows (n, H) int64, ascending, and their similarities (n, H).
+def by_maxima(total: int, hard: int, device: torch.device) -> bool:
+    """Whether ``hardest`` of ``hard`` among ``total`` rows wants the maxima of buckets."""
+    return device.type == "cpu" and total >= DIRECT * hard
 
-    A query with fewer than H rows that are not left out, or with NaN, is given to the definition itself.
+
+def bucket_maxima(scores: Tensor) -> Tensor:
+    """(n, V / BUCKET) maxima of disjoint buckets of scores (n, V); the columns of a last, short bucket are left out."""
+    width = scores.shape[1] // BUCKET
+    return scores[:, : width * BUCKET].unflatten(1, (BUCKET, width)).amax(1)
+
+
+def hardest(
+    scores: Tensor, hard: int, maxima: Tensor | None = None, absent: float = -torch.inf
+) -> tuple[Tensor, Tensor]:
+    """``spec.hardest_rows`` of scores (n, K): rows (n, H) int64, ascending, and their scores (n, H).
+
+    Scores are similarities or any increasing function of them. A query with fewer than H rows that are not left out,
+    or with NaN, is given to the definition itself.
+
+    Args:
+        maxima: (n, W) of disjoint buckets where the caller has them, see ``by_maxima``.
+        absent: the score of a row that is left out, the least there is.
     """
-    rows, values, sure = (_on_host if similarities.device.type == "cpu" else _on_device)(similarities, hard)
+    if scores.device.type == "cpu":
+        rows, values, sure = _on_host(scores, hard, _floor(scores, hard, maxima), absent)
+    else:
+        rows, values, sure = _on_device(scores, hard, absent)
     if not bool(sure.all()):
-        rows[~sure], values[~sure] = hardest_rows(similarities[~sure], hard)
+        doubtful = scores[~sure]
+        rows[~sure], found = hardest_rows(doubtful.masked_fill(doubtful == absent, -torch.inf), hard)
+        values[~sure] = found.masked_fill(found == -torch.inf, absent)
     return rows, values
 
 
-def _on_device(similarities: Tensor, hard: int) -> tuple[Tensor, Tensor, Tensor]:
+def _on_device(scores: Tensor, hard: int, absent: float) -> tuple[Tensor, Tensor, Tensor]:
     """Rows and values (n, H), and whether they are surely the defined ones (n,): no tie at the H-th place."""
-    more = min(hard + 1, similarities.shape[1])
-    values, rows = similarities.topk(more, dim=1)
-    sure = values[:, hard - 1] > (values[:, hard] if more > hard else -torch.inf)
+    more = min(hard + 1, scores.shape[1])
+    values, rows = scores.topk(more, dim=1)
+    sure = values[:, hard - 1] > (values[:, hard] if more > hard else absent)
     rows, order = rows[:, :hard].sort(dim=1)
     return rows, values.gather(1, order), sure
 
 
-def _on_host(similarities: Tensor, hard: int) -> tuple[Tensor, Tensor, Tensor]:
-    """``_on_device`` by numpy; ties are settled as well."""
-    s = similarities.numpy()
+def _on_host(
+    scores: Tensor, hard: int, floor: np.ndarray, absent: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """``_on_device`` by numpy, from a floor (n, 1); ties are settled as well."""
+    s = scores.numpy()
     n, total = s.shape
     first = total * np.arange(n)[:, None]  # (n, 1) flat place of a query's first row
-    floor = _floor(similarities, hard)  # (n, 1)
     places, counts = _reaching(s, floor)  # (M,), (n,)
-    sure = (counts >= hard) & (counts <= SPARE * hard) & (floor[:, 0] > -np.inf)
+    sure = (counts >= hard) & (counts <= SPARE * hard) & (floor[:, 0] > absent)
     if not sure.all():
         places, counts = _reaching(s, np.where(sure[:, None], floor, np.inf))
     values = s.reshape(-1).take(places)  # (M,)
@@ -77,12 +101,12 @@ def _on_host(similarities: Tensor, hard: int) -> tuple[Tensor, Tensor, Tensor]:
     return torch.from_numpy(rows), torch.from_numpy(similar), torch.from_numpy(sure)
 
 
-def _floor(similarities: Tensor, hard: int) -> np.ndarray:
+def _floor(scores: Tensor, hard: int, maxima: Tensor | None) -> np.ndarray:
     """(n, 1) a number that at least H elements of each query reach, and the H-th largest does: of all, or of maxima."""
-    width = similarities.shape[1] // BUCKET
-    if similarities.shape[1] < DIRECT * hard:
-        return _largest(similarities.numpy(), hard)
-    return _largest(similarities[:, : width * BUCKET].unflatten(1, (BUCKET, width)).amax(1).numpy(), hard)
+    if not by_maxima(scores.shape[1], hard, scores.device):
+        return _largest(scores.numpy(), hard)
+    few = maxima is None or maxima.shape[1] < hard
+    return _largest((bucket_maxima(scores) if few else maxima).numpy(), hard)
 
 
 def _reaching(s: np.ndarray, floor: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
