@@ -5,7 +5,8 @@
 Legend: N queries, C feature width, K queue rows, H hardest rows a query, S synthetic negatives a query.
 
 All variants see the same tensors and the same draws and run in turn, in a new order every round, so that a disturbance
-of the machine meets all of them; tables give medians. Drawing is timed on a line of its own. The floor is what no
+of the machine meets all of them; tables give medians. A turn is two calls: the second is the time, the first, with
+caches that another variant has filled, stands in the columns "after another". Drawing is timed on a line of its own. The floor is what no
 implementation can do without, two products and one reading of the queue, at the best bandwidth and matrix rate that
 this device showed in this run; the floor of the stages (kernel_bytes.py) also sends the (N, K) matrix through memory
 between them, which a block of queries that stays in a cache need not. On a GPU a time is that between two CUDA events,
@@ -32,7 +33,7 @@ from typing import Any, NamedTuple
 import torch
 import torch.nn.functional as F
 from kernel_bytes import NOTHING, floor_bytes, floor_seconds, least, stages
-from timing import rounds
+from timing import rounds, turns
 from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 
@@ -299,8 +300,9 @@ def measure(args: argparse.Namespace, size: tuple[int, int], speed: dict[str, fl
     steps = {name: functools.partial(step, variant, p) for name, variant in VARIANTS.items()}
     refused = {name: why for name, call in steps.items() if (why := refusal(call))}
     here = {name: variant for name, variant in VARIANTS.items() if name not in refused}
-    taken = rounds({name: steps[name] for name in here}, args.repeats, args.device)
-    ms = {name: statistics.median(each) for name, each in taken.items()}
+    taken = turns({name: steps[name] for name in here}, args.repeats, args.device, row=2)
+    ms = {name: statistics.median(second for _, second in each) for name, each in taken.items()}
+    after = {name: statistics.median(first for first, _ in each) for name, each in taken.items()}
     counts = NOTHING if p.draws is None else p.draws.counts
     rows = {}
     for name, variant in here.items():
@@ -311,6 +313,8 @@ def measure(args: argparse.Namespace, size: tuple[int, int], speed: dict[str, fl
             "ms": ms[name],
             "of_moco": ms[name] / ms[BASE],
             "of_naive": ms[name] / ms[NAIVE] if NAIVE in ms else None,
+            "after_ms": after[name],
+            "after_of_moco": after[name] / after[BASE],
             "gb_per_s": floor_bytes(shape) / ms[name] / 1e6,
             "floor_ms": floor,
             "of_floor": ms[name] / floor,
@@ -371,6 +375,7 @@ def markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
 
 COLUMNS = (
     ("median ms", "ms", 1), ("x plain MoCo", "of_moco", 2), ("x naive SynCo", "of_naive", 2),
+    ("ms after another", "after_ms", 1), ("x plain MoCo after another", "after_of_moco", 2),
     ("floor ms", "floor_ms", 2), ("x floor", "of_floor", 1), ("floor of stages ms", "stages_ms", 2),
     ("GB/s of stages", "gb_per_s", 1),
     ("peak MiB", "peak_mib", 0), ("calls", "calls", 0), ("loss", "loss", 5),

@@ -35,14 +35,19 @@ def cold_cache() -> Tensor:
     return torch.empty(1 << 28, dtype=torch.uint8, device="cuda")
 
 
-def rounds(calls: dict[str, Callable[[], Any]], repeats: int, device: str) -> dict[str, list[float]]:
-    """Milliseconds of each call; every round makes all of them, in an order of its own."""
-    found: dict[str, list[float]] = {name: [] for name in calls}
+def turns(calls: dict[str, Callable[[], Any]], repeats: int, device: str, row: int) -> dict[str, list[list[float]]]:
+    """Milliseconds of each call; every round makes all of them ``row`` times in a row, in an order of its own."""
+    found: dict[str, list[list[float]]] = {name: [] for name in calls}
     order, shuffler = list(calls), random.Random(0)
     for repeat in range(WARM_UP + repeats):
         shuffler.shuffle(order)
         for name in order:
-            taken = milliseconds(calls[name], device)
+            taken = [milliseconds(calls[name], device) for _ in range(row)]
             if repeat >= WARM_UP:
                 found[name].append(taken)
     return found
+
+
+def rounds(calls: dict[str, Callable[[], Any]], repeats: int, device: str) -> dict[str, list[float]]:
+    """``turns`` of one call each."""
+    return {name: [first for first, in taken] for name, taken in turns(calls, repeats, device, 1).items()}

@@ -114,6 +114,16 @@ def test_rounds_are_interleaved_and_the_first_two_not_counted(load, monkeypatch)
     assert [sorted(calls[i : i + 2]) for i in range(0, 10, 2)] == [["a", "b"]] * 5
 
 
+def test_a_turn_is_calls_in_a_row(load, monkeypatch):
+    timing = load("timing")
+    calls = []
+    monkeypatch.setattr(timing, "milliseconds", lambda call, device: call() or float(len(calls)))
+    found = timing.turns({"a": lambda: calls.append("a"), "b": lambda: calls.append("b")}, 1, "cpu", row=2)
+    assert len(calls) == 2 * 2 * (timing.WARM_UP + 1)
+    assert all(calls[i] == calls[i + 1] for i in range(0, len(calls), 2))
+    assert sorted(found["a"] + found["b"]) == [[9.0, 10.0], [11.0, 12.0]]
+
+
 @pytest.mark.parametrize(("ratio", "words"), [(0.44, "met"), (0.46, "missed")])
 def test_goals_are_judged_against_the_measured_ratio(bench, ratio, words):
     rows = {bench.BASE: {"ms": 100.0, "peak_mib": 10.0}, bench.NAIVE: {"ms": 600.0, "peak_mib": 50.0}}

@@ -105,8 +105,9 @@ def _floor(scores: Tensor, hard: int, maxima: Tensor | None) -> np.ndarray:
     """(n, 1) a number that at least H elements of each query reach, and the H-th largest does: of all, or of maxima."""
     if not by_maxima(scores.shape[1], hard, scores.device):
         return _largest(scores.numpy(), hard)
-    few = maxima is None or maxima.shape[1] < hard
-    return _largest((bucket_maxima(scores) if few else maxima).numpy(), hard)
+    if maxima is None or maxima.shape[1] < hard:
+        maxima = bucket_maxima(scores)
+    return _largest(maxima.numpy(), hard)
 
 
 def _reaching(s: np.ndarray, floor: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
