@@ -6,11 +6,11 @@ Legend: N queries, C feature width, K queue rows, H hardest rows a query, S synt
 
 All variants see the same tensors and the same draws and run in turn, in a new order every round, so that a disturbance
 of the machine meets all of them; tables give medians. A turn is two calls: the second is the time, the first, with
-caches that another variant has filled, stands in the columns "after another". Drawing is timed on a line of its own. The floor is what no
-implementation can do without, two products and one reading of the queue, at the best bandwidth and matrix rate that
-this device showed in this run; the floor of the stages (kernel_bytes.py) also sends the (N, K) matrix through memory
-between them, which a block of queries that stays in a cache need not. On a GPU a time is that between two CUDA events,
-with a cold L2 cache.
+caches that another variant has filled, stands in the columns "after another". Drawing is timed on a line of its own.
+The floor is what no implementation can do without, two products and one reading of the queue, at the best bandwidth and
+matrix rate that this device showed in this run; the floor of the stages (kernel_bytes.py) also sends the (N, K) matrix
+through memory between them, which a block of queries that stays in a cache need not. On a GPU a time is that between
+two CUDA events, with a cold L2 cache.
 
 Peak memory is above the inputs: on a CPU the rise of the resident set's high-water mark in a fresh process a variant
 (Linux only), on a GPU the allocator's. Calls are what torch.profiler sees: operators on a CPU, those inside others and
