@@ -9,6 +9,7 @@ Legend: N queries on this process, C feature width, K queue rows, h x w pixels.
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from typing import NamedTuple
 
 import torch
@@ -85,6 +86,7 @@ class MoCo(nn.Module):
         self.mask_same_image = mask_same_image
         self.head_impl, self.head_precision = head_impl, head_precision
         self.layout = torch.channels_last if channels_last else torch.contiguous_format
+        self.part: Callable[[str], AbstractContextManager] = nullcontext  # told which part of a step begins
         encoder_k.load_state_dict(encoder_q.state_dict())
         encoder_k.requires_grad_(False)
         self.mean: Tensor
@@ -119,18 +121,25 @@ class MoCo(nn.Module):
 
     def encode_queries(self, images: Tensor) -> Tensor:
         """Unit features (N, C) with a gradient."""
-        return F.normalize(self.encoder_q(self.prepare(images)).float(), dim=1)
+        with self.part("q forward"):
+            return F.normalize(self.encoder_q(self.prepare(images)).float(), dim=1)
 
     @torch.no_grad()
     def encode_keys(self, images: Tensor, draw: int) -> Tensor:
         """Unit features (N, C) of the key encoder, computed in a shuffled order and put back."""
         if not self.shuffle:
+            return self._keys(images)
+        with self.part("shuffle"):
+            rows = images.shape[0] * distributed.world_size()
+            permutation = torch.randperm(rows, generator=seeding.torch_generator("shuffle", self.seed, draw))
+            shuffled = distributed.permute_rows(images, permutation)
+        k = self._keys(shuffled)
+        with self.part("shuffle"):
+            return distributed.permute_rows(k, torch.argsort(permutation))
+
+    def _keys(self, images: Tensor) -> Tensor:
+        with self.part("k forward"):
             return F.normalize(self.encoder_k(self.prepare(images)).float(), dim=1)
-        rows = images.shape[0] * distributed.world_size()
-        permutation = torch.randperm(rows, generator=seeding.torch_generator("shuffle", self.seed, draw))
-        shuffled = distributed.permute_rows(images, permutation)
-        k = F.normalize(self.encoder_k(self.prepare(shuffled)).float(), dim=1)
-        return distributed.permute_rows(k, torch.argsort(permutation))
 
     def prepare(self, images: Tensor) -> Tensor:
         """Normalised floats from uint8 images, in the encoder's memory layout."""
@@ -140,21 +149,37 @@ class MoCo(nn.Module):
 
     def contrast(self, q: Tensor, k: Tensor, ids: Tensor, epoch: int, draw: int) -> Head:
         """InfoNCE of q against its key, the queue and the extra negatives."""
-        draws = self.extra(q.shape[0], epoch, draw) if self.extra else None
-        mask = {"ids": ids, "queue_ids": self.queue_ids} if self.mask_same_image else {}
-        n_hard = self.n_hard if draws is not None else 0
-        return contrastive_head(
-            q, k, self.queue, temperature=self.T, n_hard=n_hard, draws=draws,
-            impl=self.head_impl, precision=self.head_precision, **mask,
-        )  # fmt: skip
+        with self.part("head"):
+            draws = self.extra(q.shape[0], epoch, draw) if self.extra else None
+            mask = {"ids": ids, "queue_ids": self.queue_ids} if self.mask_same_image else {}
+            n_hard = self.n_hard if draws is not None else 0
+            return contrastive_head(
+                q, k, self.queue, temperature=self.T, n_hard=n_hard, draws=draws,
+                impl=self.head_impl, precision=self.head_precision, **mask,
+            )  # fmt: skip
 
     @torch.no_grad()
-    def update_key_encoder(self) -> None:
-        """k <- m k + (1 - m) q over the parameters; BatchNorm's buffers are the key encoder's own."""
+    def update_key_encoder(self, due: Tensor | None = None) -> None:
+        """k <- m k + (1 - m) q over the parameters; BatchNorm's buffers are the key encoder's own.
+
+        Args:
+            due: () bool, nothing moves where it is false. On a GPU it is not read by the host.
+        """
         k: list[Tensor] = list(self.encoder_k.parameters())
         q: list[Tensor] = list(self.encoder_q.parameters())
         # few launches for all tensors instead of two a tensor
-        torch._foreach_lerp_(k, q, 1.0 - self.m)  # pyright: ignore[reportPrivateImportUsage, reportCallIssue]
+        if due is None or due.device.type == "cpu":
+            if due is None or bool(due):
+                torch._foreach_lerp_(k, q, 1.0 - self.m)  # pyright: ignore[reportPrivateImportUsage, reportCallIssue]
+            return
+        self._lerp_where(due, k, q)
+
+    @torch.no_grad()
+    def _lerp_where(self, due: Tensor, k: list[Tensor], q: list[Tensor]) -> None:
+        # The weight of foreach_lerp is a number of the host's; one that only the device knows takes three passes.
+        step = torch._foreach_sub(q, k)  # pyright: ignore[reportPrivateImportUsage]
+        torch._foreach_mul_(step, due * (1.0 - self.m))  # pyright: ignore[reportPrivateImportUsage]
+        torch._foreach_add_(k, step)  # pyright: ignore[reportPrivateImportUsage]
 
     @torch.no_grad()
     def enqueue(self, keys: Tensor, ids: Tensor) -> None:
@@ -163,24 +188,35 @@ class MoCo(nn.Module):
         for direction in keys.split(len(keys) // (2 if self.symmetric else 1)):
             enqueue_(self.queue, self.queue_ids, self.queue_ptr, distributed.gather_keys(direction), ids)
 
-    def snapshot(self, keys: int) -> Callable[[], None]:
-        """Remember all that a step changes before its outcome is known; the returned function puts it back.
+    def snapshot(self, keys: int) -> Callable[[Tensor], None]:
+        """Remember all that a step changes besides the weights; returns ``restore(bad)``.
+
+        ``restore`` puts it back where ``bad``, () bool, is true and else changes nothing. Which it is, the host never
+        asks: both are the same few launches.
 
         Args:
             keys: how many keys all processes may enqueue meanwhile.
         """
         rows = next_rows(self.queue, self.queue_ptr, keys)
+        queues = [(x, x[rows]) for x in (self.queue, self.queue_ids)]
         small = [b for name, b in self.named_buffers() if name not in ("queue", "queue_ids")]
-        saved = [self.queue[rows], self.queue_ids[rows], *(b.clone() for b in small)]
+        by_type = [[b for b in small if b.dtype == dtype] for dtype in {b.dtype for b in small}]
+        flat = [(group, _flat(group)) for group in by_type]  # hundreds of little statistics as one tensor
 
         @torch.no_grad()
-        def restore() -> None:
-            self.queue.index_copy_(0, rows, saved[0])
-            self.queue_ids.index_copy_(0, rows, saved[1])
-            for buffer, value in zip(small, saved[2:], strict=True):
-                buffer.copy_(value)
+        def restore(bad: Tensor) -> None:
+            for tensor, old in queues:
+                tensor.index_copy_(0, rows, torch.where(bad, old, tensor[rows]))
+            for group, old in flat:
+                parts = torch.where(bad, old, _flat(group)).split([b.numel() for b in group])
+                values = [part.view_as(b) for part, b in zip(parts, group, strict=True)]
+                torch._foreach_copy_(group, values)  # pyright: ignore[reportPrivateImportUsage]
 
         return restore
+
+
+def _flat(tensors: list[Tensor]) -> Tensor:
+    return torch.cat([x.flatten() for x in tensors])
 
 
 def _output(head: Head, loss: Tensor, q: Tensor, keys: Tensor, paired: Tensor) -> Output:

@@ -413,19 +413,24 @@ def permute_rows(x: Tensor, permutation: Tensor) -> Tensor:
     """
     size, rows = world_size(), x.shape[0]
     if size == 1:
-        return x[permutation.to(x.device)]
+        return x[_beside(permutation, x)]
     me, owner = rank(), permutation // rows
     chunks = permutation.view(size, rows)
     sent = [chunk[chunk // rows == me] - me * rows for chunk in chunks]  # to each process, in its order
     sources = owner.view(size, rows)[me]
     arrival = torch.argsort(sources, stable=True)  # received rows are grouped by source
     counts = torch.bincount(sources, minlength=size).tolist()
-    outgoing = x[torch.cat(sent).to(x.device)].contiguous()
+    outgoing = x[_beside(torch.cat(sent), x)].contiguous()
     incoming = torch.empty_like(outgoing)
     dist.all_to_all_single(incoming, outgoing, counts, [len(s) for s in sent])
     out = torch.empty_like(incoming)
-    out[arrival.to(x.device)] = incoming
+    out[_beside(arrival, x)] = incoming
     return out
+
+
+def _beside(index: Tensor, x: Tensor) -> Tensor:
+    """``index`` on the device of ``x``; from ordinary memory a copy to a GPU would wait for all that it computes."""
+    return index.pin_memory().to(x.device, non_blocking=True) if x.is_cuda else index
 
 
 @torch.no_grad()
@@ -443,8 +448,16 @@ def any_rank(*flags: bool) -> list[bool]:
     if world_size() == 1:
         return list(flags)
     x = torch.tensor([int(f) for f in flags], device=device(), dtype=torch.int32)
-    dist.all_reduce(x, op=dist.ReduceOp.MAX)
-    return [bool(v) for v in x.tolist()]
+    return [bool(v) for v in max_over_ranks(x).tolist()]
+
+
+@torch.no_grad()
+def max_over_ranks(values: Tensor) -> Tensor:
+    """The largest of each entry over the processes; on a GPU the host does not wait for it."""
+    if world_size() > 1:
+        values = values.clone()
+        dist.all_reduce(values, op=dist.ReduceOp.MAX)
+    return values
 
 
 def mean_over_ranks(values: Tensor) -> Tensor:

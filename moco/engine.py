@@ -1,7 +1,8 @@
 """The training loop of the queue family: steps, what is logged, and when a run stops.
 
-A step is all or nothing. Whether the loss and the gradients are finite on every process is known before the optimizer,
-the queue and the key encoder change; a bad step puts back the little that a forward pass had already touched.
+A step is all or nothing. Whether the loss and the gradients are finite on every process is found on the device, and the
+device itself leaves the weights alone and puts back the little that a bad step had already touched. The host reads what
+became of the steps later, at the log lines; on a CPU, where reading costs nothing, after every step.
 """
 
 from __future__ import annotations
@@ -26,9 +27,10 @@ from moco.builder import MoCo, Output
 from moco.data import BadImages, EpochSampler, Source
 from moco.errors import SIGTERM_EXIT, TrainingError, UserError
 from moco.knn import alignment, summary, uniformity
-from moco.meters import RunLog, Stopwatch
+from moco.meters import Parts, RunLog, Stopwatch
 from moco.schedule import learning_rate
 
+LOOK_STEPS = 10  # the host never runs further ahead: a signal is answered after so many steps at most
 STATS: tuple[str, ...] = ("loss", "top1", "top5", "hardest", "synthetic_mass", "grad_norm")
 
 
@@ -152,13 +154,17 @@ class Trainer:
 
     def __post_init__(self) -> None:
         self.device = distributed.device()
-        self.sums = torch.zeros(len(STATS), device=self.device)
-        self.counted = 0
+        self.sums = torch.zeros(len(STATS) + 1, device=self.device)  # the last entry counts the batches
+        self.good = torch.tensor(self.progress.ema_due, device=self.device)  # () did the last step move the weights?
+        self.unread: list[Tensor] = []  # (4,) int32 a step since the last look, see _flags
+        self.look_every = 1 if self.device.type == "cpu" else min(self.plan.print_freq, LOOK_STEPS)
+        self.parts = self.model.part = Parts(self.device)
         self.watch, self.timed = Stopwatch(), 0  # steps since the watch was restarted
         self.exit_code: int | None = None  # set when the run must stop early
         self.bad_images = BadImages(self.max_bad_images)
         self.bad_images.load_state_dict(self.progress.bad_images)
         self.parameters = [p for p in self.model.parameters() if p.requires_grad]
+        let_the_device_decide(self.optimizer)
 
     # ------------------------------------------------------------------------------------------------ an epoch
 
@@ -173,20 +179,22 @@ class Trainer:
 
     def run_epoch(self, loader: Iterable[dict]) -> None:
         """Train to the end of the current epoch, or to a step after which the run must stop (see ``exit_code``)."""
-        at = self.progress
+        at, accum = self.progress, self.plan.accum
         self.model.train()
         self.check_queues()
         self.sampler.set_position(at.epoch, at.batch)
         self._restart_watch()  # what happened between epochs is not training time
-        batches = iter(loader)
-        with self.log.bar(self.plan.steps_per_epoch, at.batch // self.plan.accum, f"epoch {at.epoch}") as bar:
-            for _ in range(at.batch // self.plan.accum, self.plan.steps_per_epoch):
+        batches = ahead(iter(loader), self.device)
+        with self.log.bar(self.plan.steps_per_epoch, at.batch // accum, f"epoch {at.epoch}") as bar:
+            for _ in range(at.batch // accum, self.plan.steps_per_epoch):
                 self.step(batches)
                 bar.update()
                 self._after_step()
                 if self.exit_code is not None or self.finished():
                     break
-        if at.batch // self.plan.accum >= self.plan.steps_per_epoch:
+        self.look()
+        self.log.line(f"epoch {at.epoch}, where the time of a step goes: {self.parts.words()}")
+        if at.batch // accum >= self.plan.steps_per_epoch:
             at.epoch, at.batch = at.epoch + 1, 0
 
     def _after_step(self) -> None:
@@ -201,45 +209,52 @@ class Trainer:
     def step(self, batches: Iterator[dict]) -> None:
         """One optimizer step over ``accum`` batches, or nothing at all if anything is not finite anywhere."""
         at, accum = self.progress, self.plan.accum
-        lr = self.plan.lr_at(at.epoch, at.step)
-        for group in self.optimizer.param_groups:
-            group["lr"] = lr
-        if at.ema_due:
-            self.model.update_key_encoder()
-        restore, outputs, ids = None, [], []
-        for number, batch in enumerate(islice(self._timed(batches), accum)):
-            im_q, im_k, index = (batch[name].to(self.device, non_blocking=True) for name in ("q", "k", "index"))
-            if restore is None:
-                views = 2 if self.model.symmetric else 1
-                restore = self.model.snapshot(views * accum * len(index) * distributed.world_size())
-            if number:
-                self.model.enqueue(outputs[-1].keys, ids[-1])  # a batch sees the keys of the one before it
-            outputs.append(self._forward_backward(im_q, im_k, index, hold=number < accum - 1))
-            ids.append(index)
-        assert restore is not None
-        self.scaler.unscale_(self.optimizer)
-        norm = get_total_norm([p.grad for p in self.parameters if p.grad is not None])
-        finite = torch.stack([o.loss.detach() for o in outputs]).isfinite().all()
-        if self._agree(bool(finite), bool(norm.isfinite())):
-            self.scaler.step(self.optimizer)
-            self.scaler.update()
-            self.model.enqueue(outputs[-1].keys, ids[-1])
-            at.ema_due, at.bad_steps = True, 0
-            self._count(outputs, norm)
-        else:
-            restore()
-            self.scaler.update()
-            at.ema_due = False
-            self._note_bad_step(outputs, ids, bool(finite))
-        self.optimizer.zero_grad(set_to_none=True)
+        looks = (at.step + 1) % self.look_every == 0
+        with self.parts.of_a_step(looks):
+            self._step(batches)
         at.step += 1
         at.batch += accum
         self.timed += 1
+        if looks:
+            self.look()
+        self.optimizer.zero_grad(set_to_none=True)
+
+    def _step(self, batches: Iterator[dict]) -> None:
+        at, accum, part = self.progress, self.plan.accum, self.parts
+        lr = self.plan.lr_at(at.epoch, at.step)
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr
+        with part("EMA"):
+            self.model.update_key_encoder(self.good)
+        restore, outputs, ids = None, [], []
+        for number, batch in enumerate(islice(self._timed(batches), accum)):
+            with part("transfer"):
+                im_q, im_k, index = (batch[name].to(self.device, non_blocking=True) for name in ("q", "k", "index"))
+            if restore is None:
+                views = 2 if self.model.symmetric else 1
+                restore = self.model.snapshot(views * accum * len(index) * distributed.world_size())
+            outputs.append(self._forward_backward(im_q, im_k, index, hold=number < accum - 1))
+            ids.append(index)
+            with part("enqueue"):
+                self.model.enqueue(outputs[-1].keys, index)  # a batch sees the keys of the one before it
+        assert restore is not None
+        with part("optimizer"):
+            self.scaler.unscale_(self.optimizer)
+            norm = get_total_norm([p.grad for p in self.parameters if p.grad is not None])
+            flags = self._flags(torch.stack([o.loss.detach() for o in outputs]), norm)
+            bad = flags[1] > 0
+            self._move(bad)
+            self.scaler.update()
+            restore(bad)
+        self.good = ~bad
+        self.unread.append(flags)
+        self.tried = outputs, ids
+        self._count(outputs, norm)
 
     def _timed(self, batches: Iterator[dict]) -> Iterator[dict]:
         """Batches, with the time spent waiting for them measured and unreadable images noted."""
         while True:
-            with self.watch.waiting():
+            with self.watch.waiting(), self.parts("waiting for images"):
                 batch = next(batches)
             for name in self.bad_images.note(batch, self.source):
                 self.log.line(f"unreadable image replaced by another: {name}")
@@ -252,59 +267,92 @@ class Trainer:
         with distributed.hold_gradients(self.wrapped, hold):
             with amp:
                 output = self.wrapped(im_q, im_k, ids, at.epoch, at.draw)
-            self.scaler.scale(output.loss / self.plan.accum).backward()
+            with self.parts("q backward"):
+                self.scaler.scale(output.loss / self.plan.accum).backward()
         at.draw += 1
         self.last = output
         self.watch.count(len(ids) * distributed.world_size())
         return output
 
-    def _agree(self, finite: bool, norm_finite: bool) -> bool:
-        """Exchange, in one small reduction, whether this step is good everywhere and whether to stop after it."""
-        terminated, stop = self.stop.flags()
-        bad = not (finite and norm_finite)
-        bad_loss, bad, terminated, stop = distributed.any_rank(not finite, bad, terminated, stop)
-        if stop:
-            self.exit_code = SIGTERM_EXIT if terminated else 0
-        # With fp16 an infinite gradient of a finite loss only means that the scale was too high.
-        self.overflow = bad and not bad_loss and self.scaler.is_enabled()
-        return not bad
+    def _flags(self, losses: Tensor, norm: Tensor) -> Tensor:
+        """(4,) int32, in one small reduction: on any process, is a loss not finite, is anything, was SIGTERM seen, is
+        this step to be the last?"""
+        bad_loss = ~losses.isfinite().all()
+        asked = [bad_loss.new_full((), flag) for flag in self.stop.flags()]  # filled in, not copied from the host
+        return distributed.max_over_ranks(torch.stack([bad_loss, bad_loss | ~norm.isfinite(), *asked]).int())
+
+    def _move(self, bad: Tensor) -> None:
+        """The optimizer's step where ``bad``, () bool, is false."""
+        if not self.optimizer.param_groups[0].get("fused"):
+            if not bool(bad):  # the one optimizer step that has to ask the device
+                self.optimizer.step()
+            return
+        # What GradScaler hands to fused optimizers; the gradients are unscaled already.
+        self.optimizer.grad_scale, self.optimizer.found_inf = None, bad.float()  # type: ignore[attr-defined]
+        self.optimizer.step()
+        del self.optimizer.grad_scale, self.optimizer.found_inf  # type: ignore[attr-defined]
 
     def _count(self, outputs: list[Output], norm: Tensor) -> None:
         for output in outputs:
-            values = [getattr(output, name).detach() for name in STATS[:-1]]
-            self.sums += torch.stack([*values, norm])
-        self.counted += len(outputs)
+            values = torch.stack([*(getattr(output, name).detach() for name in STATS[:-1]), norm, self.good.float()])
+            self.sums += torch.where(self.good, values, 0.0)
 
-    def _note_bad_step(self, outputs: list[Output], ids: list[Tensor], finite: bool) -> None:
+    def look(self) -> None:
+        """Read what became of the steps since the last look: the only place where the host waits for the device."""
         at = self.progress
-        if self.overflow:
-            self.log.line(f"step {at.step}: fp16 overflow, step skipped, scale now {self.scaler.get_scale():g}")
+        if not self.unread:
             return
+        steps = torch.stack(self.unread).tolist()
+        self.unread.clear()
+        self.parts.read()
+        for ago, (bad_loss, bad, terminated, stop) in zip(range(len(steps) - 1, -1, -1), steps, strict=True):
+            if stop:
+                self.exit_code = SIGTERM_EXIT if terminated else 0
+            at.ema_due = not bad
+            if not bad:
+                at.bad_steps = 0
+            elif self.scaler.is_enabled() and not bad_loss:
+                # With fp16 an infinite gradient of a finite loss only means that the scale was too high.
+                scale = self.scaler.get_scale()
+                self.log.line(f"step {at.step - 1 - ago}: fp16 overflow, step skipped, scale now {scale:g}")
+            else:
+                self._note_bad_step(ago, bool(bad_loss))
+
+    def _note_bad_step(self, ago: int, bad_loss: bool) -> None:
+        at = self.progress
+        step = at.step - 1 - ago
         at.bad_steps += 1
-        names = [n for n, p in self.model.named_parameters() if p.grad is not None and not p.grad.isfinite().all()]
-        where = "the loss" if not finite else f"the gradient of {names[0]}" if names else "another process"
-        self.log.line(f"step {at.step}: {where} is not finite; nothing was changed ({at.bad_steps} in a row)")
+        where, names = self._culprit(bad_loss) if ago == 0 else ("the loss" if bad_loss else "a gradient", [])
+        self.log.line(f"step {step}: {where} is not finite; nothing was changed ({at.bad_steps} in a row)")
         if at.bad_steps < self.plan.max_bad_steps:
             return
-        path = os.path.join(self.save_dir, f"bad_step_{at.step:08d}_rank{distributed.rank()}.pt")
+        outputs, ids = self.tried
+        path = os.path.join(self.save_dir, f"bad_step_{at.step - 1:08d}_rank{distributed.rank()}.pt")
         losses = [float(o.loss.detach()) for o in outputs]
         lr = self.optimizer.param_groups[0]["lr"]
-        what = {"step": at.step, "epoch": at.epoch, "losses": losses, "lr": lr, "nonfinite_gradients": names}
+        what = {"step": at.step - 1, "epoch": at.epoch, "losses": losses, "lr": lr, "nonfinite_gradients": names}
         checkpoint.write({**what, "image_ids": torch.cat(ids).cpu(), "q": self.last.q.cpu()}, path)
         raise TrainingError(
             f"{at.bad_steps} steps in a row were not finite, the last in {where}; they changed no weight and no key. "
             f"See {path}; usual causes: --lr too high, --amp fp16 (try bf16), --moco-t too low."
         )
 
+    def _culprit(self, bad_loss: bool) -> tuple[str, list[str]]:
+        """What was not finite in the last step on this process, and the names of the gradients that were not."""
+        own = not all(bool(o.loss.isfinite()) for o in self.tried[0])
+        names = [n for n, p in self.model.named_parameters() if p.grad is not None and not p.grad.isfinite().all()]
+        return "the loss" if own else f"the gradient of {names[0]}" if names else "another process", names
+
     # ---------------------------------------------------------------------------------------------- reporting
 
     def report(self) -> None:
         """One line and one record about the steps since the last one."""
         at, plan = self.progress, self.plan
-        if not self.counted:
+        self.look()
+        *sums, counted = distributed.mean_over_ranks(self.sums).tolist()
+        if not counted:
             return
-        means = distributed.mean_over_ranks(self.sums / self.counted).tolist()
-        values: dict[str, float] = dict(zip(STATS, means, strict=True))
+        values: dict[str, float] = {name: value / counted for name, value in zip(STATS, sums, strict=True)}
         values["top1"], values["top5"] = 100 * values["top1"], 100 * values["top5"]
         losses = 2 if self.model.symmetric else 1
         values["loss_ratio"] = values["loss"] / losses / math.log(1 + self.model.K)
@@ -327,7 +375,6 @@ class Trainer:
         if odd and at.epoch > 0:  # a first epoch may look like anything
             self.log.line(f"odd: {odd}")
         self.sums.zero_()
-        self.counted = 0
         self._restart_watch()
 
     def _restart_watch(self) -> None:
@@ -351,6 +398,7 @@ class Trainer:
 
     def save(self, arch: str, keep: int) -> None:
         """Write this state from the main process; the others wait, so that none runs ahead of a failed write."""
+        self.look()
         self.progress.bad_images = self.bad_images.state_dict()
         if distributed.is_main():
             run = {**self.progress.entries(), "batches": batch_shape(self.sampler, self.plan.accum)}
@@ -358,6 +406,44 @@ class Trainer:
             path = checkpoint.save(state, self.save_dir, keep)
             self.log.line(f"saved {path}")
         distributed.barrier()
+
+
+def let_the_device_decide(optimizer: torch.optim.Optimizer) -> None:
+    """Use the optimizer's fused form where it has one: few launches, and it takes "not this step" from the device.
+
+    Momentum starts at zeros: fused SGD would leave its first buffer as it found it if the first step were skipped.
+    """
+    if "fused" not in optimizer.defaults:
+        return
+    for group in optimizer.param_groups:
+        group.update(fused=True, foreach=False)
+        for p in group["params"] if group.get("momentum") else ():
+            if p.requires_grad and optimizer.state[p].get("momentum_buffer") is None:
+                optimizer.state[p]["momentum_buffer"] = torch.zeros_like(p)
+
+
+def ahead(batches: Iterator[dict], device: torch.device) -> Iterator[dict]:
+    """The batches, on a GPU each copied there by a side stream while the step before it computes."""
+    if device.type != "cuda":
+        yield from batches
+        return
+    side = torch.cuda.Stream(device)
+
+    def copied() -> dict | None:
+        batch = next(batches, None)
+        with torch.cuda.stream(side):
+            moved = {n: batch[n].to(device, non_blocking=True) for n in ("q", "k", "index")} if batch else {}
+        return {**batch, **moved} if batch else None
+
+    following = copied()
+    while following is not None:
+        batch = following
+        here = torch.cuda.current_stream(device)
+        here.wait_stream(side)
+        for name in ("q", "k", "index"):  # the allocator must not hand their memory to the side stream too early
+            batch[name].record_stream(here)
+        following = copied()
+        yield batch
 
 
 def oddity(values: dict[str, float]) -> str:

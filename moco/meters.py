@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import torch
 from torch import Tensor
 from tqdm import tqdm
 
@@ -91,6 +92,72 @@ class Stopwatch:
     def seconds_per_step(self, steps: float) -> float:
         """The mean over ``steps`` steps since the last restart."""
         return self.seconds() / max(steps, 1)
+
+
+class Parts:
+    """Where the time of a step goes, by part, on the device that computes them.
+
+    On a GPU the parts are events in its stream, so that nothing waits for them until :meth:`read`; only steps that
+    :meth:`of_a_step` is told to measure are measured. Parts lie beside each other, not in each other.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self._gpu = device.type == "cuda"
+        self._on = False
+        self._marks: list[tuple[str, Any, Any]] = []
+        self._seconds: dict[str, float] = {}
+        self._total, self.steps = 0.0, 0
+
+    def _mark(self) -> Any:
+        if not self._gpu:
+            return time.perf_counter()
+        event = torch.cuda.Event(enable_timing=True)
+        event.record()
+        return event
+
+    @contextlib.contextmanager
+    def __call__(self, name: str) -> Iterator[None]:
+        """Time in here belongs to ``name``."""
+        begin = self._mark() if self._on else None
+        yield
+        if begin is not None:
+            self._marks.append((name, begin, self._mark()))
+
+    @contextlib.contextmanager
+    def of_a_step(self, measured: bool) -> Iterator[None]:
+        """Around one step; with ``measured`` it and its parts count."""
+        self._on = measured
+        with self(""):
+            yield
+        self._on = False
+
+    def read(self) -> None:
+        """Add what was measured; the device must have finished it."""
+        for name, begin, end in self._marks:
+            seconds = begin.elapsed_time(end) / 1e3 if self._gpu else end - begin
+            if name:
+                self._seconds[name] = self._seconds.get(name, 0.0) + seconds
+            else:
+                self._total += seconds
+                self.steps += 1
+        self._marks.clear()
+
+    def take(self) -> dict[str, float]:
+        """Seconds a step by part, the longest first, "other" what no part had; begins anew. Empty without a step."""
+        found = dict(sorted(self._seconds.items(), key=lambda item: -item[1]))
+        if self.steps:
+            found["other"] = max(0.0, self._total - sum(found.values()))
+        means = {name: seconds / self.steps for name, seconds in found.items()} if self.steps else {}
+        self._seconds, self._total, self.steps = {}, 0.0, 0
+        return means
+
+    def words(self) -> str:
+        """The same as one line, and begins anew."""
+        means = self.take()
+        total = sum(means.values())
+        if not total:
+            return "nothing was measured"
+        return f"{1e3 * total:.4g} ms, " + ", ".join(f"{n} {100 * s / total:.1f} %" for n, s in means.items())
 
 
 class RunLog:

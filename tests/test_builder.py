@@ -99,6 +99,21 @@ def test_key_encoder_moves_as_the_papers_loop_says():
         assert torch.equal(now, then)
 
 
+@pytest.mark.parametrize("due", [True, False])
+def test_the_device_decides_whether_the_key_encoder_moves(due):
+    model, host = moco(), moco()
+    for m in (model, host):
+        torch.manual_seed(1)
+        with torch.no_grad():
+            for p in m.encoder_q.parameters():
+                p.add_(torch.randn_like(p))
+    model._lerp_where(torch.tensor(due), list(model.encoder_k.parameters()), list(model.encoder_q.parameters()))
+    host.update_key_encoder(torch.tensor(due))
+    for k, e in zip(model.encoder_k.parameters(), host.encoder_k.parameters(), strict=True):
+        torch.testing.assert_close(k, e, rtol=0, atol=1e-6 if due else 0)
+    assert torch.equal(host.encoder_k.fc.bias, moco().encoder_k.fc.bias) != due
+
+
 def test_an_encoder_that_has_not_moved_stays_bit_for_bit():
     model = moco()
     model.update_key_encoder()
@@ -183,7 +198,11 @@ def test_a_snapshot_puts_back_everything_a_step_touches():
     for draw in (1, 2):  # wraps around and replaces every row
         model.enqueue(model(im_q, im_k, ids, 0, draw).keys, ids)
     assert not torch.equal(model.queue, before["queue"])
-    restore()
+    changed = {n: v.clone() for n, v in model.state_dict().items()}
+    restore(torch.tensor(False))
+    for name, value in model.state_dict().items():
+        assert torch.equal(value, changed[name]), name
+    restore(torch.tensor(True))
     for name, value in model.state_dict().items():
         assert torch.equal(value, before[name]), name
 

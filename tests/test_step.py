@@ -1,0 +1,210 @@
+"""The step decides on the device whether it happened, the host reads the outcome later, and both give the same run."""
+
+import math
+from argparse import Namespace
+
+import pytest
+import torch
+from conftest import TINY, differences, load
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from moco import engine
+from moco.builder import MoCo
+from moco.engine import Trainer, ahead, let_the_device_decide
+from moco.meters import Parts
+
+READS = {Tensor.item, Tensor.tolist, Tensor.numpy, Tensor.cpu, Tensor.__bool__, Tensor.__float__, Tensor.__int__}
+
+
+class NoReadByName(TorchFunctionMode):
+    """Fails where Python asks a tensor for its value."""
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        assert func not in READS, f"the host reads a tensor by {func}"
+        return func(*args, **(kwargs or {}))
+
+
+class NoReadBelow(TorchDispatchMode):
+    """Fails where an operator hands a value to the host, or has a result whose size depends on values."""
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        name = func.name()
+        assert name not in ("aten::_local_scalar_dense", "aten::equal", "aten::nonzero", "aten::masked_select"), name
+        return func(*args, **(kwargs or {}))
+
+
+def every(steps: int, monkeypatch) -> None:
+    """The host looks after so many steps, as on a GPU."""
+    original = Trainer.__post_init__
+
+    def prepare(self):
+        original(self)
+        self.look_every = steps
+
+    monkeypatch.setattr(Trainer, "__post_init__", prepare)
+
+
+def spoil(draws: set[int], monkeypatch) -> None:
+    original = MoCo.forward
+
+    def forward(self, im_q, im_k, ids, epoch, draw):
+        output = original(self, im_q, im_k, ids, epoch, draw)
+        return output._replace(loss=output.loss * math.nan, keys=output.keys * math.nan) if draw in draws else output
+
+    monkeypatch.setattr(MoCo, "forward", forward)
+
+
+@pytest.mark.parametrize("words", [[], ["--accum", 2, "-b", 4], ["--symmetric"]], ids=str)
+def test_between_two_looks_the_host_reads_nothing(words, image_folder, tmp_path, in_process, monkeypatch):
+    every(3, monkeypatch)
+    original, watched = Trainer._step, []
+
+    def step(self, batches):
+        # What lies on the host anyway: the ids of unreadable images, and here the whole model.
+        monkeypatch.setattr(self.bad_images, "note", lambda batch, source: [])
+        encoders = (list(x.parameters()) for x in (self.model.encoder_k, self.model.encoder_q))
+        monkeypatch.setattr(self.model, "update_key_encoder", lambda due: self.model._lerp_where(due, *encoders))
+        ready = [next(batches) for _ in range(self.plan.accum)]
+        with NoReadByName(), NoReadBelow():
+            original(self, iter(ready))
+        watched.append(len(self.unread))
+
+    monkeypatch.setattr(Trainer, "_step", step)
+    assert in_process(*TINY, *words, "-p", 3, "--steps", 3, "--save-dir", tmp_path, image_folder) == 0
+    assert watched == [1, 2, 3]
+
+
+def test_the_watch_sees_a_read():
+    x = torch.ones(2)
+    for read in (bool, float, Tensor.tolist):
+        with pytest.raises(AssertionError, match="the host reads"), NoReadByName():
+            read(x[0])
+    with pytest.raises(AssertionError, match="_local_scalar_dense"), NoReadBelow():
+        x[0].item()
+
+
+def test_a_run_that_looks_seldom_is_the_run_that_looks_always(image_folder, tmp_path, in_process, monkeypatch, capsys):
+    spoil({0, 4, 5}, monkeypatch)
+    said = []
+    for steps in (1, 4):
+        with monkeypatch.context() as patch:
+            every(steps, patch)
+            words = ["--epochs", 3, "-p", 100, "--save-dir", tmp_path / str(steps)]
+            assert in_process(*TINY, *words, image_folder) == 0
+        lines = [line for line in capsys.readouterr().out.splitlines() if "nothing was changed" in line]
+        said.append([line.split(":")[0] + line.split("changed")[1] for line in lines])
+    assert said[0] == said[1] == ["step 0 (1 in a row)", "step 4 (1 in a row)", "step 5 (2 in a row)"]
+    assert differences(load(tmp_path / "1"), load(tmp_path / "4")) == []
+
+
+def test_too_many_bad_steps_end_the_run_at_the_next_look(image_folder, tmp_path, in_process, monkeypatch, capsys):
+    spoil(set(range(2, 99)), monkeypatch)
+    every(6, monkeypatch)
+    words = ["--epochs", 9, "--max-bad-steps", 2, "--save-every", 99, "--save-dir", tmp_path]
+    assert in_process(*TINY, *words, "-p", 6, image_folder) == 3
+    assert "error: 2 steps in a row were not finite" in capsys.readouterr().err
+
+
+# ----------------------------------------------------------------------------------------------- the optimizer
+
+
+def sgd_by_hand(weights: list[Tensor], gradients: list[list[Tensor]], lr: float, mu: float, wd: float) -> list[Tensor]:
+    """torch's SGD as loops: v <- mu v + (g + wd w), w <- w - lr v."""
+    weights, velocity = [w.clone() for w in weights], [torch.zeros_like(w) for w in weights]
+    for step in gradients:
+        for w, v, g in zip(weights, velocity, step, strict=True):
+            v.mul_(mu).add_(g + wd * w)
+            w.sub_(lr * v)
+    return weights
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_a_step_that_is_not_taken_leaves_no_trace(layout):
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten(), nn.Linear(4, 2)).to(memory_format=layout)  # type: ignore
+    unused = nn.Parameter(torch.ones(3), requires_grad=False)
+    begin = [p.detach().clone() for p in net.parameters()]
+    optimizer = torch.optim.SGD([*net.parameters(), unused], 0.1, momentum=0.9, weight_decay=0.01)
+    let_the_device_decide(optimizer)
+    trainer, kept = Namespace(optimizer=optimizer), []
+    for bad in (True, False, True, False, False):
+        optimizer.zero_grad()
+        net(torch.randn(2, 3, 3, 3).contiguous(memory_format=layout)).square().sum().backward()
+        gradients = [p.grad.clone() for p in net.parameters()]
+        if bad:
+            net[0].weight.grad[0, 0, 0, 0] = math.nan
+        else:
+            kept.append(gradients)
+        Trainer._move(trainer, torch.tensor(bad))  # type: ignore[arg-type]
+    for p, expected in zip(net.parameters(), sgd_by_hand(begin, kept, 0.1, 0.9, 0.01), strict=True):
+        torch.testing.assert_close(p.detach(), expected)
+    assert unused not in optimizer.state
+
+
+def test_an_optimizer_without_a_fused_form_is_asked_by_the_host():
+    weight = nn.Parameter(torch.ones(2))
+    optimizer = torch.optim.Rprop([weight])
+    let_the_device_decide(optimizer)
+    weight.grad = torch.ones(2)
+    for bad, moved in ((True, False), (False, True)):
+        Trainer._move(Namespace(optimizer=optimizer), torch.tensor(bad))  # type: ignore[arg-type]
+        assert torch.equal(weight, torch.ones(2)) != moved
+
+
+def test_the_fused_form_survives_a_checkpoint_without_it(image_folder, tmp_path, in_process, monkeypatch):
+    """Upstream's files say fused None, and a group read from a file would silently ignore "not this step"."""
+    words = [*TINY, "--save-dir", tmp_path, image_folder]
+    assert in_process(*words, "--steps", 1) == 0
+    path = next(tmp_path.glob("*.tar"))
+    state = load(path)
+    for group in state["optimizer"]["param_groups"]:
+        group["fused"] = None
+    torch.save(state, path)
+    spoil({1}, monkeypatch)
+    assert in_process(*words, "--steps", 2, "--resume", "auto") == 0
+    assert load(tmp_path)["run"]["bad_steps"] == 1
+    assert all(bool(v.isfinite().all()) for v in load(tmp_path)["state_dict"].values())
+
+
+# --------------------------------------------------------------------------------------- where the time goes
+
+
+def test_parts_lie_beside_each_other(monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr("moco.meters.time.perf_counter", lambda: now[0])
+    parts = Parts(torch.device("cpu"))
+    for measured in (True, False, True):
+        with parts.of_a_step(measured):
+            for name, seconds in (("head", 2.0), ("EMA", 1.0), ("head", 3.0)):
+                with parts(name):
+                    now[0] += seconds
+            now[0] += 0.5
+    with parts("head"):  # outside of a step nothing counts
+        now[0] += 9
+    parts.read()
+    assert parts.take() == {"head": 5.0, "EMA": 1.0, "other": 0.5}
+    assert parts.take() == {}
+    assert parts.words() == "nothing was measured"
+    with parts.of_a_step(True), parts("head"):
+        now[0] += 0.25
+    parts.read()
+    assert parts.words() == "250 ms, head 100.0 %, other 0.0 %"
+
+
+def test_the_log_says_every_epoch_where_the_time_goes(image_folder, tmp_path, in_process, capsys):
+    assert in_process(*TINY, "--epochs", 2, "--save-dir", tmp_path, image_folder) == 0
+    lines = [x for x in capsys.readouterr().out.splitlines() if "where the time of a step goes" in x]
+    assert [line.split(",")[0] for line in lines] == ["epoch 0", "epoch 1"]
+    for line in lines:
+        shares = {x.rsplit(" ", 2)[0]: float(x.rsplit(" ", 2)[1]) for x in line.split(" ms, ")[1].split(", ")}
+        assert set(shares) == {"waiting for images", "transfer", "q forward", "shuffle", "k forward", "head",
+                               "q backward", "enqueue", "optimizer", "EMA", "other"}  # fmt: skip
+        assert sum(shares.values()) == pytest.approx(100, abs=1)
+
+
+def test_on_a_cpu_batches_pass_unchanged():
+    batches = [{"q": torch.ones(1)}, {"q": torch.zeros(1)}]
+    assert list(ahead(iter(batches), torch.device("cpu"))) == batches
+    assert engine.LOOK_STEPS >= 1
