@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import functools
-import itertools
 import statistics
 import sys
 import tempfile
@@ -23,9 +22,8 @@ from collections.abc import Iterator
 import torch
 from timing import rounds
 
-from main_pretrain import build_model, make_plan
 from moco import data, distributed, engine, options
-from moco.encoder import strided_point
+from moco.bench import make_trainer, noise
 from moco.meters import RunLog
 
 SETTING = ["-a", "resnet18", "--dataset", "cifar10", "--size", "32", "-b", "128", "--moco-k", "16384",
@@ -33,44 +31,6 @@ SETTING = ["-a", "resnet18", "--dataset", "cifar10", "--size", "32", "-b", "128"
 BASE, METHODS = "moco", ("moco", "synco", "mochi")
 GOAL = 1.05
 IMAGES = 1 << 20  # of the data set that is not there
-
-
-def batches(args: Namespace, view: Namespace) -> Iterator[dict[str, torch.Tensor]]:
-    """The same noise again and again, as the loader hands out images, under new numbers."""
-    generator = torch.Generator().manual_seed(args.seed)
-    shape = (args.batch_size, view.channels, view.size, view.size)
-    views = [torch.randint(256, shape, dtype=torch.uint8, generator=generator) for _ in range(2)]
-    q, k = (images.to(distributed.device()) for images in views)
-    bad = torch.full((args.batch_size,), -1)
-    for first in itertools.count(0, args.batch_size):
-        index = torch.arange(first, first + args.batch_size, device=distributed.device()) % IMAGES
-        yield {"q": q, "k": k, "index": index, "bad": bad}
-
-
-def make_trainer(args: Namespace, view: Namespace, log: RunLog, folder: str) -> engine.Trainer:
-    """What main_pretrain.worker makes of the same flags."""
-    torch.manual_seed(args.seed)
-    device = distributed.device()
-    model, _ = build_model(args, view, args.seed, IMAGES, args.batch_size)
-    optimizer = torch.optim.SGD(model.parameters(), args.lr, momentum=args.momentum, weight_decay=args.weight_decay)
-    sampler = data.EpochSampler(IMAGES, args.batch_size, args.seed)
-    broken = strided_point(model.encoder_q, view.channels, view.size) if device.type == "cpu" else ""
-    plan = make_plan(args, len(sampler), engine.pick_amp(args.amp, device, broken))
-    model.train()
-    return engine.Trainer(
-        model=model,
-        wrapped=distributed.wrap(model),
-        optimizer=optimizer,
-        scaler=torch.amp.GradScaler(device.type, enabled=plan.amp is torch.float16),
-        plan=plan,
-        progress=engine.Progress(args.seed),
-        log=log,
-        stop=Namespace(flags=lambda: (False, False)),  # a signal ends a benchmark at once
-        save_dir=folder,
-        sampler=sampler,
-        source=Namespace(name="noise"),
-        max_bad_images=0,
-    )
 
 
 def measure(trainers: dict[str, engine.Trainer], source: Iterator[dict], steps: int) -> dict[str, list[float]]:
@@ -105,8 +65,11 @@ def worker(args: Namespace) -> int:
     mean, std = data.channel_statistics(plain.dataset, 3, None, None)
     view = Namespace(size=plain.size, channels=3, mean=mean, std=std)
     with tempfile.TemporaryDirectory() as folder, RunLog(folder, tensorboard=False) as log:
-        trainers = {name: make_trainer(run, view, log, folder) for name, run in args.runs.items()}
-        found = measure(trainers, batches(plain, view), args.rounds)
+        trainers = {
+            name: make_trainer(run, view, log, folder, IMAGES, run.batch_size) for name, run in args.runs.items()
+        }
+        source = noise(plain.batch_size, view, plain.seed, distributed.device(), IMAGES)
+        found = measure(trainers, source, args.rounds)
     amp = trainers["plain"].plan.amp or "off"
     about = f"{plain.arch} at {plain.size} px, batch {plain.batch_size}, K {plain.moco_k}, {distributed.words()}"
     print(f"{about}, {torch.get_num_threads()} threads, amp {amp}, torch {torch.__version__}, {args.rounds} rounds")

@@ -335,8 +335,12 @@ def nodes() -> int:
 
 def share_of_cores(workers: int) -> int:
     """This process's share of the loader workers of a node, of which there are never more than its cores."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return -(-min(workers, cores) // local_size())
+    return -(-min(workers, cores()) // local_size())
+
+
+def cores() -> int:
+    """Cores of this machine that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def words() -> str:

@@ -58,6 +58,16 @@ def parse_embed(argv: list[str] | None = None) -> argparse.Namespace:
     return _parse(embed_parser(), argv, _finish_embed)
 
 
+def parse_bench(argv: list[str] | None = None) -> argparse.Namespace:
+    """The words of moco.bench: its own, and every flag of main_pretrain.py."""
+    asked, rest = bench_parser().parse_known_args(argv)
+    args = parse_pretrain(rest)
+    for name in ("bench_steps", "bench_images", "bench_seconds"):
+        if not getattr(asked, name) > 0:
+            bench_parser().error(f"--{name.replace('_', '-')} must be above 0, not {getattr(asked, name)}.")
+    return argparse.Namespace(**vars(args), **vars(asked))
+
+
 def _parse(parser: _Parser, argv: list[str] | None, finish: Any) -> argparse.Namespace:
     words = list(sys.argv[1:] if argv is None else argv)
     try:
@@ -233,6 +243,18 @@ def embed_parser() -> _Parser:
     add("--points", default=2000, type=int, metavar="N", help="images in the picture at most (default: 2000)")
     add("--seed", default=0, type=int, help="of the choice of images and of the picture (default: 0)")
     _add_launch(p)
+    return p
+
+
+def bench_parser() -> _Parser:
+    """The parser of moco.bench; what it does not know is main_pretrain.py's."""
+    text = "Where the time of a run would go on this machine. Takes DIR and the flags of main_pretrain.py."
+    p = _Parser(prog="python -m moco.bench", allow_abbrev=False, description=text)
+    add = p.add_argument
+    add("what", choices=("data", "step", "head", "all"), help="what to measure")
+    add("--bench-steps", default=10, type=int, metavar="N", help="measured steps, after two (default: 10)")
+    add("--bench-images", default=64, type=int, metavar="N", help="images to decode, crop and augment (default: 64)")
+    add("--bench-seconds", default=5.0, type=float, metavar="S", help="how long the loader is watched (default: 5)")
     return p
 
 

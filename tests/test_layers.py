@@ -16,7 +16,8 @@ LAYERS = [
     {"moco.engine", "moco.probe", "moco.embed", "moco.finetune"},
     {"moco.probe_file", "moco.probe_report"},
     {"moco.lr_find"},
-    {"main_pretrain", "main_lincls", "main_semisup", "moco.demo", "moco.export", "moco.describe", "moco.sweep"},
+    {"main_pretrain", "main_lincls", "main_semisup", "moco.demo", "moco.export", "moco.describe", "moco.sweep",
+     "moco.bench"},
 ]
 
 
