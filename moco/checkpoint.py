@@ -178,6 +178,22 @@ def newest(folder: str) -> str | None:
     return os.path.join(folder, names[-1]) if names else None
 
 
+def written(folder: str) -> dict[str, int]:
+    """Paths of the checkpoints in a run's folder, oldest first, and when each was written (ns)."""
+    paths = (os.path.join(folder, name) for name in runs_checkpoints(folder))
+    return {path: os.stat(path).st_mtime_ns for path in paths}
+
+
+def newest_good(folder: str, before: dict[str, int]) -> str | None:
+    """The newest checkpoint that can be read, of those written since ``before`` (:func:`written`), else None."""
+    for path, when in reversed(written(folder).items()):
+        if before.get(path) != when:
+            with contextlib.suppress(UserError):
+                read(path)
+                return path
+    return None
+
+
 def resolve(resume: str, folder: str) -> str | None:
     """The file that ``--resume`` means: None for a fresh start (nothing given, or ``auto`` and nothing there)."""
     return newest(folder) if resume == "auto" else resume or None

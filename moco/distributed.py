@@ -28,10 +28,12 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 from torch import Tensor, nn
 
+from moco import checkpoint
 from moco.errors import DIVERGED_EXIT, SIGTERM_EXIT, USAGE_EXIT, TrainingError, UserError
 
 T = TypeVar("T")
 GRACE_SECONDS = 20  # how long the other processes may take to end after one has failed
+INTERRUPTED_EXIT = 130  # Ctrl-C
 USAGE_GRACE_SECONDS = 3  # the same after a user's mistake: there is nothing to save, only sentences to collect
 
 
@@ -148,22 +150,53 @@ def launch(worker: Callable[[Any], int | None], args: Any) -> int:
     """Run ``worker(args)`` in every process that the flags or the scheduler ask for; return the exit code.
 
     ``args`` needs multiprocessing_distributed, nproc, world_size, rank, dist_url, dist_backend and gpu. A
-    :class:`UserError` becomes one sentence on standard error and exit code 2.
+    :class:`UserError` becomes one sentence on standard error and exit code 2. With max_restarts above 0 it also needs
+    save_dir, resume and overwrite.
     """
+    restarts = getattr(args, "max_restarts", 0)
     try:
-        plan = plan_launch(
-            multiprocessing=args.multiprocessing_distributed,
-            nproc=args.nproc,
-            world_size=args.world_size,
-            rank=args.rank,
-            url=args.dist_url,
-            gpus=torch.cuda.device_count(),
-            env=os.environ,
-        )
+        plan = _plan(args)
+        if restarts and not plan.spawn:
+            raise UserError(
+                "--max-restarts needs --nproc: a process that was killed cannot start itself again. Under torchrun "
+                "give --max-restarts to torchrun and --resume auto here."
+            )
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return USAGE_EXIT
-    return _spawn(worker, args, plan) if plan.spawn else _run(worker, args, plan)
+    if not plan.spawn:
+        return _run(worker, args, plan)
+    return _spawn_again(worker, args, plan, restarts) if restarts else _spawn(worker, args, plan, [])
+
+
+def _plan(args: Any) -> Plan:
+    return plan_launch(
+        multiprocessing=args.multiprocessing_distributed,
+        nproc=args.nproc,
+        world_size=args.world_size,
+        rank=args.rank,
+        url=args.dist_url,
+        gpus=torch.cuda.device_count(),
+        env=os.environ,
+    )
+
+
+def _spawn_again(worker: Callable, args: Any, plan: Plan, restarts: int) -> int:
+    """:func:`_spawn`, and again from the newest good checkpoint of this run when a process crashed or was killed."""
+    before, signals = checkpoint.written(args.save_dir), []
+    for restart in range(1, restarts + 1):
+        code = _spawn(worker, args, plan, signals)
+        if code in (0, USAGE_EXIT, DIVERGED_EXIT, SIGTERM_EXIT, INTERRUPTED_EXIT):  # another try would end likewise
+            return code
+        path = checkpoint.newest_good(args.save_dir, before)
+        if signals:  # who sent one wants the run to end, even if the process it was for is gone
+            return code
+        if path:
+            args = type(args)(**{**vars(args), "resume": path, "overwrite": False})
+        where = path or "where this run began, it had saved nothing yet"
+        print(f"restart {restart} of {restarts}, from {where}", file=sys.stderr, flush=True)
+        plan = _plan(args)  # another free port
+    return _spawn(worker, args, plan, signals)
 
 
 def _run(worker: Callable[[Any], int | None], args: Any, plan: Plan) -> int:
@@ -242,8 +275,8 @@ def _end_with_the_parent() -> None:
         os._exit(1)
 
 
-def _spawn(worker: Callable, args: Any, plan: Plan) -> int:
-    """Start ``plan.spawn`` processes, pass signals on to them, and end them all when one fails."""
+def _spawn(worker: Callable, args: Any, plan: Plan, signals: list[int]) -> int:
+    """Start ``plan.spawn`` processes, pass signals on to them (noted in ``signals``), end them all when one fails."""
     context = mp.get_context("spawn")
     threads = torch.get_num_threads()
     if not torch.cuda.is_available():
@@ -253,11 +286,11 @@ def _spawn(worker: Callable, args: Any, plan: Plan) -> int:
     children = [context.Process(target=_child, args=(worker, args, mine, threads, reports)) for mine in plans]
     for child in children:
         child.start()
-    _pass_signals_to(children)
+    _pass_signals_to(children, signals)
     try:
         code = _wait(children)
     except KeyboardInterrupt:
-        code = 130
+        code = INTERRUPTED_EXIT
     finally:
         for child in children:
             child.kill()
@@ -283,8 +316,9 @@ def _explain(code: int, reports: Any) -> int:
     return code
 
 
-def _pass_signals_to(children: list) -> None:
+def _pass_signals_to(children: list, signals: list[int]) -> None:
     def forward(number: int, frame: Any) -> None:
+        signals.append(number)
         for child in children:
             if child.is_alive() and child.pid:
                 os.kill(child.pid, number)

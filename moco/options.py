@@ -370,6 +370,8 @@ def _add_run(p: _Parser) -> None:
     add("--keep", default=0, type=int, metavar="N", help="keep only the newest N checkpoints (default: 0 = all)")
     add("--overwrite", action="store_true", help="start afresh in a folder that holds another run")
     add("--max-minutes", default=None, type=float, metavar="M", help="save and stop (exit code 0) after M minutes")
+    add("--max-restarts", default=0, type=int, metavar="N", help="with --nproc: start again from the newest good "
+        "checkpoint when a process dies, at most N times (default: 0; torchrun has its own)")  # fmt: skip
     add("--max-bad-steps", default=5, type=int, metavar="N", help="stop after N non-finite steps in a row (default: 5)")
     add("--max-bad-images", default=100, type=int, metavar="N", help="stop when more images are unreadable (100)")
     add("--check-every", default=1000, type=int, metavar="N", help="steps between checks that all queues are equal")
@@ -645,7 +647,8 @@ def _check_few_shot(args: argparse.Namespace) -> None:
 
 def _check_pretrain(args: argparse.Namespace) -> None:
     _at_least(args, 1, "moco_dim", "moco_k", "accum", "max_bad_steps", "save_every", "check_every", "n_hard")
-    _at_least(args, 0, "keep", "max_bad_images", "knn_every", "hard_start_epoch", *SYNCO_COUNTS, "sigma")
+    _at_least(args, 0, "keep", "max_bad_images", "max_restarts", "knn_every", "hard_start_epoch", "sigma")
+    _at_least(args, 0, *SYNCO_COUNTS)
     _positive(args, "moco_t")
     for name in ("steps", "bn_splits"):
         if getattr(args, name) is not None:

@@ -402,3 +402,19 @@ def _refuses(state, change, words):
         checkpoint.unpack(state, "FILE", *mine, "net")
     assert str(error.value).startswith("FILE")
     assert differences(contents(*mine), before) == []
+
+
+def test_the_newest_good_checkpoint_is_one_of_this_run_that_can_be_read(tmp_path):
+    folder = str(tmp_path)
+    names = [f"checkpoint_{epoch:04d}.pth.tar" for epoch in range(4)]
+    for name in names[:2]:
+        checkpoint.write({"epoch": 1}, str(tmp_path / name))
+    before = checkpoint.written(folder)
+    assert list(before) == [str(tmp_path / name) for name in names[:2]]
+    assert checkpoint.newest_good(folder, before) is None  # those are of an earlier run
+    for name in names[2:]:
+        checkpoint.write({"epoch": 1}, str(tmp_path / name))
+    assert checkpoint.newest_good(folder, before) == str(tmp_path / names[3])
+    (tmp_path / names[3]).write_bytes(b"damaged")
+    assert checkpoint.newest_good(folder, before) == str(tmp_path / names[2])
+    assert checkpoint.newest_good(str(tmp_path / "nowhere"), {}) is None

@@ -68,6 +68,43 @@ def test_kill_9_of_one_process_ends_the_run_and_costs_one_checkpoint_at_most(ima
 
 
 @pytest.mark.dist
+def test_a_killed_process_costs_a_restart_from_the_newest_good_checkpoint(image_folder, tmp_path, start):
+    words = [*LONG, "--save-every", 1, "--max-restarts", 2, "--save-dir", tmp_path, image_folder]
+    program = start(*words)
+    program.wait_for("saved ", 2)
+    os.kill(program.pid_of_rank(1), signal.SIGKILL)
+    program.wait_for("restart 1 of 2, from ")
+    path = program.text.split("restart 1 of 2, from ")[1].split()[0]
+    epoch = int(path.split("checkpoint_")[1][:4]) + 1
+    program.wait_for(f"from epoch {epoch}, step {3 * epoch} ")
+    program.wait_for(f"checkpoint_{epoch:04d}.pth.tar")
+    os.kill(program.pid, signal.SIGTERM)  # somebody wants it to end: no restart
+    assert program.end() == 143, program.text
+    assert program.text.count("restart ") == 1
+    assert load(tmp_path)["epoch"] >= epoch + 1
+
+
+def crashing(args) -> int:
+    raise RuntimeError("a bug")
+
+
+@pytest.mark.dist
+def test_restarts_end_and_nothing_saved_means_from_the_beginning(image_folder, tmp_path, start):
+    words = [*LONG, "--nproc", 1, "--max-restarts", 2, "--save-dir", tmp_path, image_folder]
+    program = start(*words, main=crashing)
+    assert program.end() == 1, program.text
+    assert program.text.count("RuntimeError: a bug") == 3
+    assert [f"restart {n} of 2, from where this run began" in program.text for n in (1, 2)] == [True, True]
+
+
+@pytest.mark.dist
+def test_a_users_mistake_is_not_made_again(image_folder, tmp_path, start):
+    program = start(*LONG, "-b", 64, "--max-restarts", 2, "--save-dir", tmp_path, image_folder)
+    assert program.end() == 2, program.text
+    assert "restart" not in program.text
+
+
+@pytest.mark.dist
 def test_kill_9_of_the_parent_leaves_no_process_behind(image_folder, tmp_path, start):
     program = start(*LONG, "--save-dir", tmp_path, image_folder)
     program.wait_for("top1", 2)

@@ -289,6 +289,8 @@ def test_a_folder_with_other_files(mistake, tmp_path):
         (["--resume", "nothing.pth.tar"], r"no checkpoint at nothing.pth.tar"),
         (["--n1", 4], r"--n-hard 1024 is more than the queue's 20 rows"),
         (["--nproc", 0], r"--nproc .* at least 1, not 0"),
+        (["--max-restarts", 1], r"--max-restarts needs --nproc: .* Under torchrun give --max-restarts to torchrun"),
+        (["--max-restarts", -1], r"--max-restarts must be at least 0, not -1"),
         (["--world-size", 2], r"--world-size above 1 needs --rank and --dist-url"),
         (["--multiprocessing-distributed", "--world-size", 2, "--rank", 0], r"several nodes need --dist-url"),
     ],
