@@ -1,0 +1,56 @@
+"""python detection/train_net.py --config-file FILE [--num-gpus N] [--resume | --eval-only] [KEY VALUE ...]
+
+The flags are detectron2's. KEY VALUE override the file, as in MODEL.WEIGHTS backbone.pkl SOLVER.IMS_PER_BATCH 8.
+"""
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # runs from a clone without installing
+
+from detection import needs
+from moco.errors import USAGE_EXIT, UserError
+
+
+def main(words: list[str]) -> int:
+    """Train or evaluate; the exit code."""
+    try:
+        needs.check()
+        train(words)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return USAGE_EXIT
+    return 0
+
+
+def train(words: list[str]) -> None:
+    """Check all that can be checked, then start the processes."""
+    import torch
+    from detectron2.engine import default_argument_parser, launch
+
+    from detection import recipe, trainer
+
+    parser = default_argument_parser(epilog=__doc__)
+    parser.add_argument(
+        "--no-scaling", action="store_true", help="SOLVER.IMS_PER_BATCH changes no rate and no schedule"
+    )
+    # Upstream's default is one GPU; without any the default is the CPU.
+    parser.set_defaults(num_gpus=min(1, torch.cuda.device_count()))
+    args = parser.parse_args(words)
+    args.config_file = recipe.find_config(args.config_file)
+    cfg, said = recipe.read_config(args.config_file, args.opts, args.num_gpus, scale=not args.no_scaling)
+    for sentence in said:
+        print(sentence, flush=True)
+    recipe.check_start(cfg, args.resume, args.eval_only)
+    launch(
+        trainer.work,
+        args.num_gpus,
+        num_machines=args.num_machines,
+        machine_rank=args.machine_rank,
+        dist_url=args.dist_url,
+        args=(cfg, args),
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
