@@ -24,8 +24,9 @@ $(VENV)/installed-demo: $(VENV)/bin/python pyproject.toml
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[demo]'
 	touch $@
 
-$(VENV)/installed-test: $(VENV)/bin/python pyproject.toml
+$(VENV)/installed-test: $(VENV)/bin/python pyproject.toml detection/requirements-ci.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[test]'
+	$(BIN)/python detection/install_for_ci.py
 	touch $@
 
 clean:

@@ -35,8 +35,13 @@ def convert(path: str) -> dict[str, Tensor]:
     Raises:
         UserError: unreadable, or not the whole backbone of a ResNet-50 or ResNet-101; the sentence names the keys.
     """
-    arch = arch_of(open_file(path))
-    tensors, _ = read_backbone(build_encoder(arch if arch in ARCHS else ARCHS[0], 128), path)
+    arch = arch_of(open_file(path)).partition(".")[0]  # timm names its weights behind a dot
+    try:
+        tensors, _ = read_backbone(build_encoder(arch if arch in ARCHS else ARCHS[0], 128), path)
+    except UserError as error:
+        if arch and arch not in ARCHS:
+            raise UserError(f"{path} is a {arch}; detectron2 gets a {' or a '.join(ARCHS)} from here.") from error
+        raise
     return renamed(tensors)
 
 

@@ -19,6 +19,10 @@ from detection.trainer import Trainer
 from moco.errors import UserError
 
 HERE = os.path.dirname(os.path.abspath(__file__))
+CONVERT = (
+    "convert a checkpoint by python detection/convert-pretrain-to-detectron2.py CHECKPOINT OUT.pkl and append "
+    "MODEL.WEIGHTS OUT.pkl"
+)
 SCALED = ("SOLVER.MAX_ITER", "SOLVER.STEPS", "SOLVER.WARMUP_ITERS", "SOLVER.CHECKPOINT_PERIOD", "TEST.EVAL_PERIOD")
 
 
@@ -112,6 +116,9 @@ class _Judge(DetectionCheckpointer):
         self.incompatible = super()._load_model(checkpoint)
         return self.incompatible
 
+    def _log_incompatible_keys(self, incompatible: Any) -> None:
+        """Nothing here: the training's own load lists what the new layers do not find."""
+
 
 def check_start(cfg: CfgNode, resume: bool, eval_only: bool) -> None:
     """Data sets, weights and, for ``--resume``, the run to be resumed: all asked before the first process starts.
@@ -136,10 +143,7 @@ def check_weights(cfg: CfgNode, whole: bool = False) -> None:
     if not path and not whole:  # MODEL.WEIGHTS '' is detectron2's spelling of training from scratch
         return
     if not re.match(r"\w+://", path) and not os.path.isfile(path):
-        raise UserError(
-            f"MODEL.WEIGHTS names no file ({path}); convert a checkpoint by python "
-            "detection/convert-pretrain-to-detectron2.py CHECKPOINT OUT.pkl and append MODEL.WEIGHTS OUT.pkl."
-        )
+        raise UserError(f"MODEL.WEIGHTS names no file ({path}); {CONVERT}.")
     cfg = cfg.clone()
     cfg.defrost()
     cfg.MODEL.DEVICE = "meta"
@@ -150,7 +154,7 @@ def check_weights(cfg: CfgNode, whole: bool = False) -> None:
         try:
             judge.load(path)
         except Exception as error:  # the file's content decides what its reader raises
-            raise UserError(f"{path} cannot be read as weights by detectron2: {error}.") from error
+            raise UserError(f"{path} cannot be read by detectron2 ({error}); {CONVERT}.") from error
     _complain(path, judge.incompatible, r"" if whole else r"(stem|res[2-5]\.\d+)\.", cfg.MODEL.RESNETS.DEPTH)
 
 
@@ -159,10 +163,8 @@ def _complain(path: str, incompatible: Any, part: str, depth: int) -> None:
     odd = [n for n in incompatible.unexpected_keys if re.search(r"(^|\.)res[2-5]\.\d+\.", n)]
     faults = [f"{word} {_some(names)}" for word, names in (("lacks", missing), ("has besides", odd)) if names]
     if faults:
-        raise UserError(
-            f"{path} does not fit the ResNet-{depth} of this config: it {' and '.join(faults)}; convert the checkpoint "
-            "by detection/convert-pretrain-to-detectron2.py, and give MODEL.RESNETS.DEPTH 101 if it is a ResNet-101."
-        )
+        what = f"{path} does not fit the ResNet-{depth} of this config: it {' and '.join(faults)}"
+        raise UserError(f"{what}; {CONVERT}, and give MODEL.RESNETS.DEPTH 101 if it is a ResNet-101.")
 
 
 def _some(names: list[str]) -> str:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
 import os
 from typing import Any
 
@@ -92,10 +91,10 @@ def work(cfg: CfgNode, args: argparse.Namespace) -> None:
 
 
 def plain(results: Any) -> Any:
-    """Nested results as JSON takes them: floats, and None for NaN (a size of object that the data does not have)."""
+    """Nested results as JSON takes them, without those that are NaN: classes and sizes that the data does not have."""
     if isinstance(results, dict):
-        return {name: plain(value) for name, value in results.items()}
-    return None if math.isnan(float(results)) else float(results)
+        return {name: plain(value) for name, value in results.items() if isinstance(value, dict) or value == value}
+    return float(results)
 
 
 def write_json(value: Any, path: str) -> None:

@@ -1,12 +1,15 @@
 """From checkpoints to detectron2's names: the whole backbone, unchanged, or a sentence."""
 
+import importlib.util
 import pickle
 import subprocess
 import sys
 
 import pytest
+import timm
 import torch
 from conftest import ROOT, environment
+from safetensors.torch import save_file
 from torch import nn
 from torch.nn import functional as F
 
@@ -106,9 +109,46 @@ def test_what_is_no_resnet_50_is_a_sentence(encoder, tmp_path):
         convert(str(partial))
     small = tmp_path / "r18.pth"
     torch.save(build_encoder("resnet18", 10).state_dict(), small)
-    with pytest.raises(UserError, match="does not fit the encoder"):
+    with pytest.raises(UserError, match="r18.pth is a resnet18; detectron2 gets a resnet50 or a resnet101 from here"):
         convert(str(small))
     with pytest.raises(UserError, match="cannot be written"):
         write({}, str(tmp_path / "missing" / "x.pkl"))
     done = subprocess.run([sys.executable, str(SCRIPT), "nowhere", "x"], capture_output=True, text=True)
     assert (done.returncode, done.stderr) == (2, "error: no checkpoint at nowhere.\n")
+
+
+def test_files_without_a_whole_resnet_end_with_code_2_and_one_sentence(moco_file, tmp_path, capsys):
+    spec = importlib.util.spec_from_file_location("convert_main", SCRIPT)
+    assert spec and spec.loader
+    script = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(script)
+    state = torch.load(moco_file, weights_only=True)["state_dict"]
+    head = {name: value for name, value in state.items() if ".fc." in name}
+    vit = timm.create_model("vit_tiny_patch16_224", num_classes=0).state_dict()
+    for name, content, words in (
+        ("head.pth", {"state_dict": head}, "lacks conv1.weight, bn1.weight, bn1.bias and"),
+        ("vit.pth", {"model": vit}, "is a vit_tiny_patch16_224; detectron2 gets a resnet50 or a resnet101 from here."),
+        ("deep.pth", {"arch": "resnet101", "state_dict": state}, "lacks layer3.6.conv1.weight"),
+    ):
+        torch.save(content, tmp_path / name)
+        assert script.main([str(tmp_path / name), str(tmp_path / "out.pkl")]) == 2
+        assert words in one_sentence(capsys)
+    (tmp_path / "cut.pth").write_bytes(moco_file.read_bytes()[:100_000])
+    assert script.main([str(tmp_path / "cut.pth"), str(tmp_path / "out.pkl")]) == 2
+    assert "cut.pth" in one_sentence(capsys)
+    assert not (tmp_path / "out.pkl").exists()
+
+
+def one_sentence(capsys) -> str:
+    said = capsys.readouterr().err
+    assert said.startswith("error: ") and said.count("\n") == 1
+    return said
+
+
+def test_safetensors_and_timm_names(encoder, tmp_path):
+    tensors = {name: value for name, value in encoder.state_dict().items() if not name.startswith("fc.")}
+    save_file(tensors, tmp_path / "r50.safetensors")
+    found = convert(str(tmp_path / "r50.safetensors"))
+    assert torch.equal(found["res5.2.conv3.weight"], encoder.layer4[2].conv3.weight.detach())
+    torch.save({"arch": "resnet50.a1_in1k", "state_dict": tensors}, tmp_path / "timm.pth")
+    assert convert(str(tmp_path / "timm.pth")).keys() == found.keys()

@@ -1,0 +1,167 @@
+"""python -m detection.run CHECKPOINT --task voc|coco: from a pretraining checkpoint to AP, mean and spread over trials.
+
+Converts the checkpoint, trains and evaluates detectors that differ in their seed alone, each by train_net.py in a
+process of its own, and writes into --out: backbone.pkl, trial_N/ (detectron2's files and results.json), summary.json,
+table.md and pictures/. The same command continues: finished trials are not run again, a trial that was cut is resumed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+from detection import needs, report
+from detection.convert import convert, write
+from moco.errors import USAGE_EXIT, TrainingError, UserError
+
+SCHEDULES = {"voc": ("24k", "12k"), "coco": ("1x", "2x")}  # the first is the default
+NAMES = {"voc": "pascal_voc_R_50_{}_{}", "coco": "coco_R_50_{}_{}"}
+METHODS = ("moco", "mochi", "synco", "synco_lr0.01")
+TRAIN_NET = Path(__file__).resolve().parent / "train_net.py"
+
+
+def parse(words: list[str]) -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(prog="python -m detection.run", description=__doc__.partition("\n")[0])
+    parser.add_argument("checkpoint", help="a pretraining checkpoint; any layout that the converter reads")
+    parser.add_argument("--task", choices=SCHEDULES, required=True)
+    parser.add_argument("--schedule", help="voc: 24k (default) or 12k; coco: 1x (default) or 2x")
+    parser.add_argument("--backbone", choices=("C4", "FPN"), default="C4", help="FPN: coco, 1x")
+    parser.add_argument(
+        "--method", choices=METHODS, default="moco", help="whose config; all but synco_lr0.01 are alike"
+    )
+    parser.add_argument("--config-file", help="another config, in place of the four flags above")
+    parser.add_argument("--trials", type=int, default=5, help="published rows are means of 5 (default)")
+    parser.add_argument("--seed", type=int, default=0, help="of the first trial; the next one has the next seed")
+    parser.add_argument("--num-gpus", type=int, help="default: 1, or 0 (the CPU) where there is none")
+    parser.add_argument("--pictures", type=int, default=4, help="test images to draw predictions on (default 4)")
+    parser.add_argument("--out", help="default: output/detection_TASK")
+    parser.add_argument("opts", nargs="*", help="KEY VALUE pairs of detectron2, such as SOLVER.BASE_LR 0.01")
+    return parser.parse_intermixed_args(words)  # KEY VALUE may stand behind the flags
+
+
+def config_name(task: str, schedule: str | None, backbone: str, method: str) -> str:
+    """The config's path relative to detection/.
+
+    Raises:
+        UserError: a combination without a published recipe.
+    """
+    schedule = schedule or SCHEDULES[task][0]
+    name = f"configs/{NAMES[task].format(backbone, schedule)}_{method}.yaml"
+    if not (TRAIN_NET.parent / name).is_file():
+        raise UserError(
+            f"there is no recipe for --task {task} --schedule {schedule} --backbone {backbone} --method {method}; "
+            "voc has 24k and 12k with C4, coco 1x and 2x with C4 and 1x with FPN (no synco_lr0.01 with FPN)."
+        )
+    return name
+
+
+def main(words: list[str]) -> int:
+    """Run; the exit code."""
+    args = parse(words)
+    try:
+        needs.check()
+        config = args.config_file or config_name(args.task, args.schedule, args.backbone, args.method)
+        out = Path(args.out or f"output/detection_{args.task}")
+        print(run(args.checkpoint, config, out, args.trials, args.seed, args.num_gpus, args.pictures, args.opts))
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return USAGE_EXIT
+    except TrainingError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def run(
+    checkpoint: str,
+    config: str,
+    out: Path,
+    trials: int,
+    seed: int,
+    num_gpus: int | None,
+    pictures: int,
+    opts: list[str],
+) -> str:
+    """Convert, run what is not done, and report; the Markdown table.
+
+    Raises:
+        UserError: bad input, or ``out`` holds results of other settings.
+        TrainingError: a trial ended with an error; those before it are kept.
+    """
+    import torch
+
+    from detection import pictures as drawing
+    from detection import recipe, trainer
+
+    if trials < 1:
+        raise UserError(f"--trials {trials} runs nothing; give 1 or more.")
+    tensors = convert(checkpoint)
+    out.mkdir(parents=True, exist_ok=True)
+    weights = str(out / "backbone.pkl")
+    depth = 101 if "res4.22.conv1.weight" in tensors else 50
+    words = ["MODEL.RESNETS.DEPTH", str(depth), *opts, "MODEL.WEIGHTS", weights]
+    num_gpus = min(1, torch.cuda.device_count()) if num_gpus is None else num_gpus
+    file = recipe.find_config(config)
+    cfg, said = recipe.read_config(file, words, num_gpus)
+    _claim(out, {"weights": _digest(tensors), "settings": _settings(cfg), "seed": seed})
+    write(tensors, weights)
+    recipe.check_start(cfg, resume=False, eval_only=False)
+
+    found = []
+    for number in range(trials):
+        folder = out / f"trial_{number}"
+        if not (folder / trainer.RESULTS).is_file():
+            print(f"trial {number + 1} of {trials}: seed {seed + number}, {folder}", *said, sep="\n", flush=True)
+            _train(folder, file, num_gpus, [*words, "SEED", str(seed + number), "OUTPUT_DIR", str(folder)])
+        found.append(json.loads((folder / trainer.RESULTS).read_text(encoding="utf-8")))
+
+    figures = report.summary(found)
+    published = Path(file).stem if not opts else ""  # changed settings are no longer the published recipe
+    table = report.table(figures, Path(checkpoint).name, trials, published)
+    trainer.write_json({"checkpoint": checkpoint, "config": config, "opts": opts, **figures}, str(out / "summary.json"))
+    (out / "table.md").write_text(table, encoding="utf-8")
+    if pictures > 0:
+        final = [*words, "MODEL.WEIGHTS", str(out / "trial_0" / "model_final.pth")]
+        drawing.draw(recipe.read_config(file, final, num_gpus)[0], str(out / "pictures"), pictures)
+    return table
+
+
+def _train(folder: Path, config: str, num_gpus: int, words: list[str]) -> None:
+    command = [sys.executable, str(TRAIN_NET), "--config-file", config, "--num-gpus", str(num_gpus)]
+    if (folder / "last_checkpoint").is_file():
+        command.append("--resume")
+    done = subprocess.run([*command, *words])
+    if done.returncode:
+        raise TrainingError(
+            f"a trial ended with code {done.returncode}, see {folder}/log.txt; it was: {shlex.join(command)}."
+        )
+
+
+def _claim(out: Path, claim: dict[str, Any]) -> None:
+    """Say in ``out`` whose results it holds, or refuse a folder that holds others'."""
+    path = out / "claim.json"
+    if path.is_file() and json.loads(path.read_text(encoding="utf-8")) != claim:
+        raise UserError(f"{out} holds results of another checkpoint or of other settings; give another --out.")
+    path.write_text(json.dumps(claim), encoding="utf-8")
+
+
+def _settings(cfg: Any) -> str:
+    return hashlib.sha256(cfg.dump().encode()).hexdigest()
+
+
+def _digest(tensors: dict[str, Any]) -> str:
+    found = hashlib.sha256()
+    for name in sorted(tensors):
+        found.update(name.encode() + tensors[name].float().contiguous().numpy().tobytes())
+    return found.hexdigest()
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
