@@ -9,7 +9,7 @@ detectron2 takes its built-in data sets from the folder DETECTRON2_DATASETS (by 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
@@ -53,7 +53,7 @@ def evaluator_type(name: str) -> str:
     return kind
 
 
-def _missing(name: str, kind: str) -> Iterable[str]:
+def _missing(name: str, kind: str) -> Iterator[str]:
     """Paths that are not there, the most telling first."""
     meta = MetadataCatalog.get(name)
     if kind == "coco":
@@ -62,7 +62,7 @@ def _missing(name: str, kind: str) -> Iterable[str]:
     return _missing_of_voc(meta.dirname, meta.split)
 
 
-def _missing_of_voc(folder: str, split: str) -> Iterable[str]:
+def _missing_of_voc(folder: str, split: str) -> Iterator[str]:
     listed = os.path.join(folder, "ImageSets", "Main", f"{split}.txt")
     if not _holds_something(listed):
         yield listed

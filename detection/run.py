@@ -28,7 +28,7 @@ TRAIN_NET = Path(__file__).resolve().parent / "train_net.py"
 
 def parse(words: list[str]) -> argparse.Namespace:
     """The command line."""
-    parser = argparse.ArgumentParser(prog="python -m detection.run", description=__doc__.partition("\n")[0])
+    parser = argparse.ArgumentParser(prog="python -m detection.run", description=str(__doc__).partition("\n")[0])
     parser.add_argument("checkpoint", help="a pretraining checkpoint; any layout that the converter reads")
     parser.add_argument("--task", choices=SCHEDULES, required=True)
     parser.add_argument("--schedule", help="voc: 24k (default) or 12k; coco: 1x (default) or 2x")
@@ -146,13 +146,18 @@ def _train(folder: Path, config: str, num_gpus: int, words: list[str]) -> None:
 
 def _claim(out: Path, claim: dict[str, Any]) -> None:
     """Say in ``out`` whose results it holds, or refuse a folder that holds others'."""
+    from detection import trainer
+
     path = out / "claim.json"
     if path.is_file() and json.loads(path.read_text(encoding="utf-8")) != claim:
         raise UserError(f"{out} holds results of another checkpoint or of other settings; give another --out.")
-    path.write_text(json.dumps(claim), encoding="utf-8")
+    trainer.write_json(claim, str(path))
 
 
 def _settings(cfg: Any) -> str:
+    cfg = cfg.clone()
+    cfg.defrost()
+    cfg.MODEL.WEIGHTS = ""  # a path; what it holds has a digest of its own
     return hashlib.sha256(cfg.dump().encode()).hexdigest()
 
 

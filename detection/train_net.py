@@ -3,6 +3,7 @@
 The flags are detectron2's. KEY VALUE override the file, as in MODEL.WEIGHTS backbone.pkl SOLVER.IMS_PER_BATCH 8.
 """
 
+import argparse
 import sys
 from pathlib import Path
 
@@ -16,19 +17,17 @@ def main(words: list[str]) -> int:
     """Train or evaluate; the exit code."""
     try:
         needs.check()
-        train(words)
+        train(parse(words))
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return USAGE_EXIT
     return 0
 
 
-def train(words: list[str]) -> None:
-    """Check all that can be checked, then start the processes."""
+def parse(words: list[str]) -> argparse.Namespace:
+    """detectron2's flags, and one of ours."""
     import torch
-    from detectron2.engine import default_argument_parser, launch
-
-    from detection import recipe, trainer
+    from detectron2.engine import default_argument_parser
 
     parser = default_argument_parser(epilog=__doc__)
     parser.add_argument(
@@ -36,7 +35,15 @@ def train(words: list[str]) -> None:
     )
     # Upstream's default is one GPU; without any the default is the CPU.
     parser.set_defaults(num_gpus=min(1, torch.cuda.device_count()))
-    args = parser.parse_args(words)
+    return parser.parse_args(words)
+
+
+def train(args: argparse.Namespace) -> None:
+    """Check all that can be checked, then start the processes."""
+    from detectron2.engine import launch
+
+    from detection import recipe, trainer
+
     args.config_file = recipe.find_config(args.config_file)
     cfg, said = recipe.read_config(args.config_file, args.opts, args.num_gpus, scale=not args.no_scaling)
     for sentence in said:

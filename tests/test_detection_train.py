@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import logging
+import pickle
 import re
+import shlex
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -364,3 +366,25 @@ def test_the_two_lists_of_needs_agree():
     block = re.search(r"^detection = \[\n(.*?)^\]", (ROOT / "pyproject.toml").read_text(), re.S | re.M)
     assert block
     assert re.findall(r'"(.*)"', block.group(1)) == [line for line in listed if not line.startswith("#")]
+
+
+def test_commands_of_the_readme_name_files_and_flags_that_exist():
+    from detection import recipe
+
+    blocks = re.findall(r"```bash\n(.*?)```", (ROOT / "detection" / "README.md").read_text(), flags=re.S)
+    commands = [shlex.split(line) for block in blocks for line in block.splitlines()]
+    runs = [words[3:] for words in commands if words[:3] == ["python", "-m", "detection.run"]]
+    for args in map(run.parse, runs):
+        assert recipe.find_config(run.config_name(args.task, args.schedule, args.backbone, args.method))
+    trained = [words[2:] for words in commands if words[1] == "detection/train_net.py"]
+    for args in map(train_net.parse, trained):
+        recipe.read_config(recipe.find_config(args.config_file), args.opts, num_gpus=0)
+    assert (len(runs), len(trained)) == (2, 2)
+    files = [word for words in commands for word in words if word.startswith("detection/")]
+    assert files and all((ROOT / file).is_file() for file in files)
+
+
+def test_settings_travel_to_other_processes():
+    """train_net.py hands them to one process a GPU."""
+    cfg = settings(VOC)
+    assert pickle.loads(pickle.dumps(cfg)) == cfg
