@@ -134,13 +134,14 @@ def run(
 
 
 def _train(folder: Path, config: str, num_gpus: int, words: list[str]) -> None:
-    command = [sys.executable, str(TRAIN_NET), "--config-file", config, "--num-gpus", str(num_gpus)]
+    flags = ["--config-file", config, "--num-gpus", str(num_gpus)]
     if (folder / "last_checkpoint").is_file():
-        command.append("--resume")
-    done = subprocess.run([*command, *words])
-    if done.returncode:
+        flags.append("--resume")
+    command = [sys.executable, str(TRAIN_NET), *flags, *words]
+    code = subprocess.run(command).returncode
+    if code:
         raise TrainingError(
-            f"a trial ended with code {done.returncode}, see {folder}/log.txt; it was: {shlex.join(command)}."
+            f"the trial in {folder} ended with code {code}, see its log.txt; it was: {shlex.join(command)}"
         )
 
 

@@ -13,7 +13,7 @@ from sklearn.datasets import load_sample_images
 
 SIDE = 64
 Box = tuple[int, int, int, int]  # left, top, right, bottom; pixels, right and bottom outside
-BOXES: list[Box] = [(4, 6, 30, 40), (34, 10, 60, 58)]
+BOXES: list[Box] = [(2, 4, 28, 30), (34, 2, 60, 28), (4, 34, 30, 62), (36, 32, 62, 58)]
 
 
 def photographs(count: int) -> list[Image.Image]:
@@ -25,10 +25,10 @@ def photographs(count: int) -> list[Image.Image]:
 
 
 def make_voc(root: Path) -> None:
-    """VOC2007 with 4 trainval and 10 test images, VOC2012 with 4; the test images show each of the 20 classes once."""
+    """VOC2007 with 4 trainval and 5 test images, VOC2012 with 4; the test images show each of the 20 classes once."""
     for year, split, names in (
         (2007, "trainval", [f"{i:06d}" for i in range(4)]),
-        (2007, "test", [f"{i:06d}" for i in range(4, 14)]),
+        (2007, "test", [f"{i:06d}" for i in range(4, 9)]),
         (2012, "trainval", [f"2008_{i:06d}" for i in range(4)]),
     ):
         folder = root / f"VOC{year}"
@@ -37,7 +37,7 @@ def make_voc(root: Path) -> None:
         (folder / "ImageSets" / "Main" / f"{split}.txt").write_text("\n".join(names) + "\n")
         for i, (name, image) in enumerate(zip(names, photographs(len(names)), strict=True)):
             image.save(folder / "JPEGImages" / f"{name}.jpg")
-            objects = zip(CLASS_NAMES[2 * i : 2 * i + 2], BOXES, strict=True)
+            objects = zip(CLASS_NAMES[4 * i : 4 * i + 4], BOXES, strict=True)
             (folder / "Annotations" / f"{name}.xml").write_text(_xml("".join(_xml_object(*one) for one in objects)))
 
 
@@ -54,19 +54,19 @@ def _xml_object(name: str, box: Box) -> str:
 
 
 def make_coco(root: Path) -> None:
-    """COCO 2017 with 4 training and 4 validation images, two objects each, all 80 categories named."""
+    """COCO 2017 with 3 training and 3 validation images, four objects each, all 80 categories named."""
     categories = [{"id": c["id"], "name": c["name"]} for c in COCO_CATEGORIES if c["isthing"]]
     (root / "coco" / "annotations").mkdir(parents=True)
     for split in ("train", "val"):
         folder = root / "coco" / f"{split}2017"
         folder.mkdir()
         images, objects = [], []
-        for i, image in enumerate(photographs(4), 1):
+        for i, image in enumerate(photographs(3), 1):
             name = f"{i:012d}.jpg"
             image.save(folder / name)
             images.append({"id": i, "file_name": name, "height": SIDE, "width": SIDE})
             for j, box in enumerate(BOXES):
-                objects.append(_coco_object(2 * i + j, i, categories[j]["id"], box))
+                objects.append(_coco_object(4 * i + j, i, categories[j]["id"], box))
         whole = {"info": {}, "images": images, "annotations": objects, "categories": categories}
         (root / "coco" / "annotations" / f"instances_{split}2017.json").write_text(json.dumps(whole))
 

@@ -196,6 +196,11 @@ def test_run_goes_from_a_checkpoint_to_a_row_and_continues(checkpoint, tmp_path,
     assert len(begun) == 3 and "--resume" in begun[2] and str(tmp_path / "trial_1") in begun[2]
     assert json.loads((tmp_path / "summary.json").read_text()) == made
 
+    (tmp_path / "trial_0" / "results.json").unlink()
+    monkeypatch.setattr(run, "subprocess", SimpleNamespace(run=lambda command: subprocess.CompletedProcess(command, 7)))
+    assert run.main(words) == 1
+    assert "trial_0 ended with code 7, see its log.txt" in capsys.readouterr().err
+
     assert run.main([*words, "SOLVER.BASE_LR", "0.1"]) == 2
     assert "holds results of another checkpoint or of other settings" in capsys.readouterr().err
     assert len(begun) == 3
