@@ -22,11 +22,12 @@ import sys
 from argparse import Namespace
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from PIL import Image
+from torch import nn
 
 from moco import data, distributed, options
 from moco.data import BadImages, Source, Sources
@@ -51,7 +52,31 @@ def worker(args: Namespace) -> int:
     """One process of the command, from data to files; returns the exit code."""
     if args.picture in EXTRAS:
         _extra(args.picture)  # said before an hour of features, not after it
-    _make_folder(args.out)
+    make_folder(args.out)
+    found = read(args)
+    share, source = found.share, found.source
+    if distributed.is_main():
+        print(f"{args.arch} at {found.size} px: {found.words}")
+        written = save_features(share, source, args.out, args.format)
+        print(f"{len(share.x)} x {share.x.shape[1]} features of {source.name}: {written}")
+        if args.picture != "none":
+            draw(share, source, args.out, args.picture, args.points, args.seed)
+    distributed.barrier()
+    return 0
+
+
+class Found(NamedTuple):
+    """Features and where they come from."""
+
+    share: Share  # of all images, on every process
+    source: Source
+    encoder: nn.Module
+    size: int  # of the views, pixels
+    words: str  # what was read from the checkpoint
+
+
+def read(args: Namespace) -> Found:
+    """Features of the images that the flags of this command name; every process has to call."""
     opening = partial(
         data.open_sources, args.dataset, args.data,
         download=args.download, val_path=args.val_data, channels=args.channels,
@@ -75,15 +100,7 @@ def worker(args: Namespace) -> int:
         size, args.batch_size * distributed.nodes(), device, mean, std, distributed.share_of_cores(args.workers),
         AMP[args.amp], note,
     )  # fmt: skip
-    share = read_set(encoder.to(device), source, how)
-    if distributed.is_main():
-        print(f"{args.arch} at {size} px: {words}")
-        written = save_features(share, source, args.out, args.format)
-        print(f"{len(share.x)} x {share.x.shape[1]} features of {source.name}: {written}")
-        if args.picture != "none":
-            draw(share, source, args.out, args.picture, args.points, args.seed)
-    distributed.barrier()
-    return 0
+    return Found(read_set(encoder.to(device), source, how), source, encoder, size, words)
 
 
 def choose(sources: Sources, split: str | None) -> Source:
@@ -101,7 +118,8 @@ def choose(sources: Sources, split: str | None) -> Source:
 # -------------------------------------------------------------------------------------------------------- files
 
 
-def _make_folder(path: str) -> None:
+def make_folder(path: str) -> None:
+    """The folder of --out; UserError when it cannot be made."""
     try:
         os.makedirs(path, exist_ok=True)
     except OSError as error:

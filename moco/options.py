@@ -68,6 +68,11 @@ def parse_bench(argv: list[str] | None = None) -> argparse.Namespace:
     return argparse.Namespace(**vars(args), **vars(asked))
 
 
+def parse_retrieval(argv: list[str] | None = None) -> argparse.Namespace:
+    """The flags of moco.retrieval."""
+    return _parse(retrieval_parser(), argv, _finish_read)
+
+
 def _parse(parser: _Parser, argv: list[str] | None, finish: Any) -> argparse.Namespace:
     words = list(sys.argv[1:] if argv is None else argv)
     try:
@@ -229,13 +234,7 @@ def embed_parser() -> _Parser:
         description="Features of a set of images as a file, and a picture of them in two dimensions.",
     )
     add = p.add_argument
-    add("checkpoint", metavar="CHECKPOINT", nargs="?", help="checkpoint of ours, MoCo, SynCo or torchvision; "
-        "torchvision:NAME for its published weights")  # fmt: skip
-    _add_data(p)
-    add("-b", "--batch-size", default=256, type=int, metavar="N",
-        help="images a step over all processes of this node (default: 256)")  # fmt: skip
-    add("--amp", choices=("off", "bf16", "fp16"), default="off", help="arithmetic of the encoder (default: off)")
-    add("--split", choices=("val", "train"), help="which images (default: the held-out ones where there are any)")
+    _add_read(p)
     add("--out", default="embedding", metavar="DIR", help="where the files go (default: embedding)")
     add("--format", choices=("npz", "safetensors"), default="npz", help="of the features (default: npz)")
     add("--picture", choices=("tsne", "umap", "pacmap", "none"), default="tsne", help="how features become points "
@@ -256,6 +255,32 @@ def bench_parser() -> _Parser:
     add("--bench-images", default=64, type=int, metavar="N", help="images to decode, crop and augment (default: 64)")
     add("--bench-seconds", default=5.0, type=float, metavar="S", help="how long the loader is watched (default: 5)")
     return p
+
+
+def retrieval_parser() -> _Parser:
+    """The parser of moco.retrieval."""
+    p = _Parser(
+        prog="python -m moco.retrieval",
+        allow_abbrev=False,
+        description="How well features find and group their classes, before the projection head and behind it.",
+    )
+    _add_read(p)
+    p.add_argument("--out", default="./", metavar="DIR", help="where retrieval.json goes (default ./)")
+    p.add_argument("--seed", default=0, type=int, help="of k-means (default: 0)")
+    _add_launch(p)
+    return p
+
+
+def _add_read(p: _Parser) -> None:
+    """A checkpoint and the images whose features it makes."""
+    add = p.add_argument
+    add("checkpoint", metavar="CHECKPOINT", nargs="?", help="checkpoint of ours, MoCo, SynCo or torchvision; "
+        "torchvision:NAME for its published weights")  # fmt: skip
+    _add_data(p)
+    add("-b", "--batch-size", default=256, type=int, metavar="N",
+        help="images a step over all processes of this node (default: 256)")  # fmt: skip
+    add("--amp", choices=("off", "bf16", "fp16"), default="off", help="arithmetic of the encoder (default: off)")
+    add("--split", choices=("val", "train"), help="which images (default: the held-out ones where there are any)")
 
 
 def _add_data(p: _Parser) -> None:
@@ -445,13 +470,18 @@ def _finish_semisup(parser: _Parser, words: list[str]) -> argparse.Namespace:
 
 
 def _finish_embed(parser: _Parser, words: list[str]) -> argparse.Namespace:
+    args = _finish_read(parser, words)
+    _at_least(args, 10, "points")
+    return args
+
+
+def _finish_read(parser: _Parser, words: list[str]) -> argparse.Namespace:
     args = _with_config(parser, words)
     if args.checkpoint is None or (args.data is None and args.dataset is None):
         raise UserError("give a checkpoint, and an image folder or --dataset NAME to embed.")
     _check_images(args)
     _at_least(args, 1, "batch_size")
     _at_least(args, 0, "workers")
-    _at_least(args, 10, "points")
     return args
 
 

@@ -15,7 +15,7 @@ LAYERS = [
     {"moco.methods", "moco.builder", "moco.meters", "moco.knn", "moco.fewshot", "moco.pretrained"},
     {"moco.engine", "moco.probe", "moco.embed", "moco.finetune"},
     {"moco.probe_file", "moco.probe_report"},
-    {"moco.lr_find"},
+    {"moco.lr_find", "moco.retrieval"},
     {"main_pretrain", "main_lincls", "main_semisup", "moco.demo", "moco.export", "moco.describe", "moco.sweep",
      "moco.bench"},
 ]
