@@ -1,16 +1,26 @@
-"""Every command of the README runs: flag for flag, with the network and sizes reduced and DIR a small image folder."""
+"""Every command of the README and of docs/ runs: flag for flag, with the network and sizes reduced and DIR a small
+image folder. The README's are started as typed; a page of docs/ is one session, its commands in their order."""
 
+import os
 import re
+import runpy
 import shlex
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 from conftest import ROOT, environment
 from PIL import Image
 
-from moco import distributed
+import main_lincls
+import main_pretrain
+import main_semisup
+from moco import describe, distributed, embed, export, options, retrieval
+from moco.encoder import build_encoder
+from moco.sweep import __main__ as sweep
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 # Appended to a command, so that later words win; the command's own flags all stay.
@@ -21,11 +31,31 @@ HEAD = "--sizes 4x256 --hard 16 --counts 4 4 4 2 2 2 --repeats 1 --no-memory --s
 STEP = "-a test_resnet --size 16 -b 8 --moco-k 1100 --moco-dim 16 --amp off --rounds 2"
 CIFAR = "--images 16 --batch-size 16 --queries 8 --epochs 1 --seeds 0 --methods moco synco"
 PROBE = "-a resnet18 --size 16 -b 8 -j 0 --epochs 1"
+PAGES = ("evaluation", "running")
+# What a page's commands get behind their own words, by a word that is among them.
+SMALL = {
+    "main_pretrain.py": "-a test_resnet --size 16 -b 8 -j 0 --moco-k 1024 --moco-dim 16 --amp off --knn-every 0",
+    "main_lincls.py": "-a test_resnet --size 16 -b 8 -j 0 --epochs 1",
+    "main_semisup.py": "-a test_resnet --size 16 -b 8 -j 0 --epochs 1",
+    "moco.embed": "-a test_resnet --size 16 -b 8 -j 0 --split train --points 12",
+    "moco.retrieval": "-a test_resnet --size 16 -b 8 -j 0",
+    "benchmarks/probe_heads.py": "-a test_resnet --size 16 -b 8 --heads 2 --steps 1",
+    "benchmarks/knn.py": "--bank 300 --queries 8 --dim 16 --k 5 --only 'ours, in parts'",
+    "--val-share": "--val-share 0.25",
+    "--lr-find": "--lr-find-steps 10",
+    "--few-shot": "--few-shot-way 2 --few-shot-shots 1 --few-shot-queries 2 --few-shot-episodes 3",
+}
+# Only parsed here, because other tests run them: exports in test_export.py, sweeps in test_sweep.py (here --dry-run).
+EXPORTS_PARSED = ("torchvision", "detectron2", "safetensors", "onnx")
 
 
-def commands() -> list[str]:
-    blocks = re.findall(r"```bash\n(.*?)```", README, flags=re.S)
+def commands(text: str = README) -> list[str]:
+    blocks = re.findall(r"```bash\n(.*?)```", text, flags=re.S)
     return [line for block in blocks for line in block.replace("\\\n", " ").splitlines()]
+
+
+def page(name: str) -> str:
+    return (ROOT / "docs" / f"{name}.md").read_text(encoding="utf-8")
 
 
 def scripts() -> list[str]:
@@ -62,6 +92,7 @@ def reduced(command: str, folder: Path, checkpoint: Path, images: Path, cifar: P
     more = {
         "main_pretrain.py": [*PRETRAIN.split(), "--save-dir", str(folder)],
         "main_lincls.py": [*PROBE.split(), "--save-dir", str(folder)],
+        "main_semisup.py": [*PROBE.split(), "--save-dir", str(folder), "--train-percent", "50"],  # 1 % is 2 images
         "contrastive_head.py": [*HEAD.split()],
         "training_step.py": [*STEP.split()],
         "cifar10_methods.py": [*CIFAR.split(), "--data", str(cifar), "--out", str(folder)],
@@ -73,10 +104,10 @@ def reduced(command: str, folder: Path, checkpoint: Path, images: Path, cifar: P
     return [sys.executable, *words[1:], *more[script]]
 
 
-def test_the_readme_shows_the_two_commands_and_the_three_of_upstream():
+def test_the_readme_shows_the_two_commands_and_the_four_of_upstream():
     assert [c for c in commands() if c.startswith("make")] == ["make demo", "make test"]
     assert "-m moco.demo" in (ROOT / "Makefile").read_text()
-    assert sum("--dist-url" in c for c in commands()) == 3
+    assert sum("--dist-url" in c for c in commands()) == 4
 
 
 @pytest.mark.slow
@@ -97,16 +128,91 @@ def test_a_command_of_the_readme_runs(command, image_folder, checkpoint, cifar_l
             assert "k-NN" in done.stdout
             names = sorted(path.name for path in tmp_path.glob("*.tar"))
             assert names == ["checkpoint_0000.pth.tar", "checkpoint_0001.pth.tar"]
+    elif "main_semisup.py" in command:
+        assert (tmp_path / "result.json").exists()
+        assert "2 processes (gloo)" in done.stdout
     elif "main_lincls.py" in command:
         assert " * k-NN" in done.stdout or " * Acc@1" in done.stdout
     else:
         assert "| --- |" in done.stdout
 
 
+def benchmark(name: str) -> Callable[[list[str]], int]:
+    return runpy.run_path(str(ROOT / "benchmarks" / f"{name}.py"))["main"]
+
+
+def export_or_parse(words: list[str]) -> int:
+    return int(options.parse_export(words).to not in EXPORTS_PARSED and export.main(words))
+
+
+@pytest.fixture
+def session(image_folder, tmp_path, monkeypatch):
+    """A folder with DIR and a checkpoint in it, and a function that runs a page's command there, in this process."""
+    for name in set(os.environ) - set(environment()):
+        monkeypatch.delenv(name)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "DIR").symlink_to(image_folder)
+    (tmp_path / "configs").symlink_to(ROOT / "configs")
+    encoder = build_encoder("test_resnet", 16, size=16)
+    encoder(torch.rand(4, 3, 16, 16))  # BatchNorm statistics that never moved are a sign of damage
+    state = {f"module.encoder_q.{name}": value for name, value in encoder.state_dict().items()}
+    torch.save({"epoch": 200, "arch": "test_resnet", "state_dict": state}, "checkpoint_0199.pth.tar")
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    programs = {
+        "main_pretrain.py": lambda words: distributed.launch(main_pretrain.worker, options.parse_pretrain(words)),
+        "main_lincls.py": lambda words: distributed.launch(main_lincls.worker, options.parse_lincls(words)),
+        "main_semisup.py": lambda words: distributed.launch(main_semisup.worker, options.parse_semisup(words)),
+        "moco.embed": embed.main,
+        "moco.retrieval": retrieval.main,
+        "benchmarks/probe_heads.py": benchmark("probe_heads"),
+        "benchmarks/knn.py": benchmark("knn"),
+        "moco.export": export_or_parse,
+        "moco.describe": describe.main,
+        "moco.sweep": lambda words: sweep.main(["--dry-run", *words]),
+    }
+
+    def run(command: str) -> int:
+        _, *words = shlex.split(command)
+        program, *words = words[1:] if words[0] == "-m" else words
+        more = [word for name, small in SMALL.items() if name in (program, *words) for word in shlex.split(small)]
+        return programs[program]([*words, *more])
+
+    yield run
+    torch.set_num_threads(threads)
+
+
+# What the evaluation page says that its commands write.
+WRITTEN = """lr_find.csv lr_find.png lr_find.json result.json classes.csv knn.json few_shot.json
+runs/lincls/checkpoint.pth.tar runs/lincls/model_best.pth.tar runs/lincls/result.json runs/lincls/lincls.jsonl
+runs/choose/result.json runs/classes/confusion.csv runs/classes/confusion.png runs/semisup1/result.json
+runs/semisup1/checkpoint_semisup.pth.tar runs/semisup10/result.json runs/digits_scratch/model_best_semisup.pth.tar
+embedding/features.npz embedding/embedding.png embedding/embedding.html retrieval.json checkpoint_0199.timm.pth
+checkpoint_0199.features.pt checkpoint_0199.features.json"""
+
+
+@pytest.mark.parametrize("name", PAGES)
+def test_a_page_of_the_docs_is_a_session_that_runs(name, session, capsys):
+    for command in commands(page(name)):
+        assert session(command) == 0, f"{command}\n{capsys.readouterr().err[-2000:]}"
+    if name == "evaluation":
+        assert [path for path in WRITTEN.split() if not Path(path).exists()] == []
+
+
+@pytest.mark.parametrize("name", [*PAGES, "experiments"])
+def test_links_of_the_docs_lead_somewhere(name):
+    for file, _, part in re.findall(r"\]\((?!http)([^)#]*)(#([^)]+))?\)", page(name)):
+        assert (ROOT / "docs" / file).exists(), file
+        if part:
+            text = (ROOT / "docs" / (file or f"{name}.md")).read_text(encoding="utf-8")
+            titles = re.findall(r"^#+ (.*)$", text, flags=re.M)
+            assert part in [re.sub(r"[^a-z0-9 -]", "", title.lower()).replace(" ", "-") for title in titles], part
+
+
 def test_files_that_the_readme_names_exist():
     tree = README.split("## The tree")[1].split("```")[1]
     for line in tree.strip().splitlines():
-        for name in re.findall(r"^\s*([\w/]+(?:\.py|/))", line) + re.findall(r"(?<=  )(\w+\.py)", line):
-            assert any((base / name).exists() for base in (ROOT, ROOT / "moco")), name
+        for name in re.findall(r"^\s*(\w+/)", line) + re.findall(r"\w+\.(?:py|md)", line):
+            assert any((ROOT / base / name).exists() for base in (".", "moco", "moco/kernels", "docs")), name
     for link in re.findall(r"\]\((?!http)([^)]+)\)", README):
         assert (ROOT / link).exists(), link
