@@ -24,6 +24,7 @@ from moco.encoder import backbone_keys, has_batchnorm, head_of
 from moco.engine import StopRequest
 from moco.errors import SIGTERM_EXIT, TrainingError, UserError
 from moco.meters import Mean, RunLog, Stopwatch, accuracy
+from moco.pretrained import apply_changes, changes_of
 from moco.probe import Score, labelled_pair
 from moco.schedule import learning_rate
 
@@ -378,7 +379,7 @@ class Tuner:
                 "best_acc1": entries.pop("best_acc1"),
                 "optimizer": self.optimizer.state_dict(),
                 "scaler": self.scaler.state_dict(),
-                "run": {**entries, "settings": self.settings},
+                "run": {**entries, "settings": self.settings, **changes_of(self.model.encoder)},
             }
             for name in (BEST, CHECKPOINT) if is_best else (CHECKPOINT,):
                 checkpoint.write(state, os.path.join(save_dir, name))
@@ -418,6 +419,7 @@ class Tuner:
                 f"{path} does not fit: {odd[0]} differs ({len(odd)} entries do); check --stem, --size and that the "
                 "data has the classes it was trained on."
             )
+        apply_changes(self.model.encoder, (state.get("run") or {}).get("changes", {}))
         self.model.encoder.load_state_dict(found)
 
     def _fill_optimizer(self, state: dict, path: str) -> None:

@@ -114,7 +114,7 @@ def lincls_parser() -> _Parser:
     _add_launch(p)
     add = p.add_argument
     add("-e", "--evaluate", action="store_true", help="evaluate on the validation set and stop")
-    add("--pretrained", default="", metavar="PATH", help="checkpoint of ours, MoCo, SynCo or torchvision; "
+    add("--pretrained", default="", metavar="PATH", help="checkpoint of ours or of nine other projects; "
         "torchvision:NAME for its published weights")  # fmt: skip
     add("--knn", action="store_true", help="k-NN accuracy of the frozen features instead of a linear classifier")
     add("--save-dir", default="./", metavar="DIR", help="where checkpoint.pth.tar and the log go (default ./)")
@@ -160,7 +160,7 @@ def _add_subset(p: _Parser) -> None:
 def _add_tuning(p: _Parser) -> None:
     add, switch = p.add_argument, argparse.BooleanOptionalAction
     add("pretrained_file", metavar="FILE", nargs="?", help="Barlow Twins' spelling of --pretrained FILE")
-    add("--pretrained", default="", metavar="PATH", help="checkpoint of ours, MoCo, SynCo or torchvision; "
+    add("--pretrained", default="", metavar="PATH", help="checkpoint of ours or of nine other projects; "
         "torchvision:NAME for its published weights (default: random weights, a baseline)")  # fmt: skip
     add("--weights", choices=("finetune", "freeze"), default="finetune", help="train the encoder, or keep it")
     add("--lr-backbone", default=0.01, type=float, metavar="LR", help="of the encoder (default: 0.01; SynCo's grid: "
@@ -274,7 +274,7 @@ def retrieval_parser() -> _Parser:
 def _add_read(p: _Parser) -> None:
     """A checkpoint and the images whose features it makes."""
     add = p.add_argument
-    add("checkpoint", metavar="CHECKPOINT", nargs="?", help="checkpoint of ours, MoCo, SynCo or torchvision; "
+    add("checkpoint", metavar="CHECKPOINT", nargs="?", help="checkpoint of ours or of nine other projects; "
         "torchvision:NAME for its published weights")  # fmt: skip
     _add_data(p)
     add("-b", "--batch-size", default=256, type=int, metavar="N",

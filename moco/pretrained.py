@@ -315,8 +315,9 @@ def _part_for(encoder: nn.Module, file: File) -> Part:
 
 def _changes(encoder: nn.Module, file: File) -> dict[str, int]:
     """What the project that wrote the file builds unlike torchvision and timm, see :func:`apply_changes`."""
-    if "changes" in file.settings:
-        return dict(file.settings["changes"])
+    for kept in (file.settings, file.state.get("run")):  # a card, or what a probe or a fine-tuning wrote
+        if isinstance(kept, dict) and "changes" in kept:
+            return dict(kept["changes"])
     part = _part_for(encoder, file)
     if part.name not in ("base_encoder", "backbone", "encoder"):
         return {}
@@ -333,8 +334,10 @@ def _changes(encoder: nn.Module, file: File) -> dict[str, int]:
 def apply_changes(encoder: nn.Module, changes: dict[str, int]) -> str:
     """Change what no tensor tells: ``num_heads`` of a timm ViT's attention, ``stem_padding`` of a ResNet's conv1.
 
-    Returns words for a log, empty without changes.
+    The encoder remembers them, see :func:`changes_of`. Returns words for a log, empty without changes.
     """
+    if changes:
+        encoder.changes = changes  # type: ignore[assignment]
     if "stem_padding" in changes:
         conv = encoder.get_submodule("conv1")
         assert isinstance(conv, nn.Conv2d)
@@ -348,6 +351,11 @@ def apply_changes(encoder: nn.Module, changes: dict[str, int]) -> str:
                 module.scale = module.head_dim**-0.5  # type: ignore[assignment, operator]
         return f"; {changes['num_heads']} attention heads as MoCo v3's ViT has"
     return ""
+
+
+def changes_of(encoder: nn.Module) -> dict[str, dict[str, int]]:
+    """The entry of a checkpoint's ``run`` that builds this encoder anew; none for one without changes."""
+    return {"changes": encoder.changes} if hasattr(encoder, "changes") else {}  # type: ignore[dict-item]
 
 
 def _is_counter(name: str) -> bool:

@@ -10,6 +10,7 @@ from torch import Tensor
 from moco import checkpoint, distributed
 from moco.encoder import head_of
 from moco.errors import UserError
+from moco.pretrained import apply_changes, changes_of
 from moco.probe import Head, Probe, leader
 
 CHECKPOINT, BEST = "checkpoint.pth.tar", "model_best.pth.tar"
@@ -60,7 +61,7 @@ def _state_of(probe: Probe, head: Head, epoch: int, arch: str, seed: int) -> dic
         "state_dict": {"module." + name: value for name, value in network.items()},
         "best_acc1": head.best,
         "optimizer": head.optimizer.state_dict(),
-        "run": {"seed": seed, "lr": head.lr},
+        "run": {"seed": seed, "lr": head.lr, **changes_of(probe.encoder)},
     }
 
 
@@ -104,6 +105,7 @@ def load(probe: Probe, heads: list[Head], state: dict, path: str, arch: str, wei
             f"{path} does not fit: {odd[0]} differs ({len(odd)} entries do); check --stem, --size and that the data "
             "has the classes it was trained on."
         )
+    apply_changes(probe.encoder, (state.get("run") or {}).get("changes", {}))
     probe.encoder.load_state_dict(found)
     try:
         _load_heads(heads, state)

@@ -2,6 +2,8 @@
 
 import argparse
 import functools
+import importlib
+import json
 import re
 import sys
 import types
@@ -15,6 +17,8 @@ import torch.nn.functional as F
 import torchvision
 from torch import nn
 
+import moco.options as flags
+from moco import distributed
 from moco.encoder import backbone_keys, build_encoder, features
 from moco.errors import UserError
 from moco.pretrained import RESNETS, File, arch_of, load_backbone, open_backbone, open_file
@@ -339,6 +343,27 @@ def test_what_tensors_cannot_tell_is_said(tmp_path):
     for make, words in ((LAYOUTS["solo-learn"], "pads by 2"), (moco_v3_vit, "12 attention heads")):
         torch.save(make()[0], tmp_path / "theirs.ckpt")
         assert words in open_backbone(str(tmp_path / "theirs.ckpt")).words
+
+
+@pytest.mark.parametrize("program", ["lincls", "semisup"])
+def test_what_tensors_cannot_tell_stays_with_a_probes_and_a_fine_tunings_file(program, tmp_path, image_folder):
+    """Evaluated later without --pretrained, and read as an encoder, the network is the one that was trained."""
+    torch.save(LAYOUTS["solo-learn"]()[0], tmp_path / "theirs.ckpt")
+    parse = getattr(flags, f"parse_{program}")
+    worker = importlib.import_module(f"main_{program}").worker
+    words = [str(image_folder), "-a", "resnet18", "--size", "16", "-b", "8", "-j", "0", "--epochs", "1"]
+    words += ["--save-dir", str(tmp_path), *(["--weights", "freeze"] if program == "semisup" else ["--lr", "0.1", "0.01"])]
+    assert distributed.launch(worker, parse([*words, "--pretrained", str(tmp_path / "theirs.ckpt")])) == 0
+    trained = json.loads((tmp_path / "result.json").read_text())
+    assert distributed.launch(worker, parse([*words, "--evaluate", "--resume", "auto"])) == 0
+    name = "result.json" if program == "lincls" else "evaluate.json"
+    loss = "per_lr" if program == "lincls" else "loss"
+    assert json.loads((tmp_path / name).read_text())[loss] == trained[loss]
+    images = torch.randn(2, 3, 32, 32)
+    written = tmp_path / ("checkpoint.pth.tar" if program == "lincls" else "checkpoint_semisup.pth.tar")
+    with torch.no_grad():
+        ours, theirs = (features(open_backbone(str(p)).encoder, images) for p in (written, tmp_path / "theirs.ckpt"))
+    torch.testing.assert_close(ours, theirs)
 
 
 def test_lightnings_dictionary_of_settings_needs_no_lightning(tmp_path, monkeypatch):
