@@ -352,7 +352,8 @@ def test_what_tensors_cannot_tell_stays_with_a_probes_and_a_fine_tunings_file(pr
     parse = getattr(flags, f"parse_{program}")
     worker = importlib.import_module(f"main_{program}").worker
     words = [str(image_folder), "-a", "resnet18", "--size", "16", "-b", "8", "-j", "0", "--epochs", "1"]
-    words += ["--save-dir", str(tmp_path), *(["--weights", "freeze"] if program == "semisup" else ["--lr", "0.1", "0.01"])]
+    words += ["--save-dir", str(tmp_path)]
+    words += ["--weights", "freeze"] if program == "semisup" else ["--lr", "0.1", "0.01"]
     assert distributed.launch(worker, parse([*words, "--pretrained", str(tmp_path / "theirs.ckpt")])) == 0
     trained = json.loads((tmp_path / "result.json").read_text())
     assert distributed.launch(worker, parse([*words, "--evaluate", "--resume", "auto"])) == 0
