@@ -17,7 +17,7 @@ LAYERS = [
     {"moco.probe_file", "moco.probe_report"},
     {"moco.lr_find", "moco.retrieval"},
     {"main_pretrain", "main_lincls", "main_semisup", "moco.demo", "moco.export", "moco.describe", "moco.sweep",
-     "moco.bench"},
+     "moco.bench", "moco.traffic"},
 ]
 
 

@@ -1,0 +1,51 @@
+"""Bytes that one process sends in a training step, by exchange, as a function of how many there are.
+
+Legend: W processes, N images of each, v bytes of a view (uint8), C feature width, K queue rows, P trained parameters.
+
+An all-reduce of n bytes sends 2 n (W - 1) / W from each process and an all-gather of n bytes a process (W - 1) n, in
+the ring that gloo uses and NCCL from a few nodes on (Patarasuk and Yuan 2009). An all-to-all of n bytes sends what is
+for others: n (W - 1) / W. tests/test_traffic.py counts what really leaves a process.
+"""
+
+from __future__ import annotations
+
+
+def per_step(W: int, N: int, v: int, C: int, P: int) -> dict[str, float]:
+    """Of this code. Random shuffles: the mean over permutations for the rows that move."""
+    others = (W - 1) / W
+    return {
+        "shuffle of images": others * N * v,
+        "shuffle of keys": others * N * 4 * C,
+        "gather of keys": (W - 1) * N * 4 * C,
+        "gather of ids": (W - 1) * N * 8,
+        "gradients": 2 * others * 4 * P,
+        "flags": 2 * others * 16,
+    }
+
+
+def upstreams(W: int, N: int, v: int, C: int, P: int, K: int) -> dict[str, float]:
+    """Of MoCo's published code, which gathers fp32 images everywhere and sends buffers with every forward pass."""
+    others = (W - 1) / W
+    return {
+        "shuffle of images": (W - 1) * N * 4 * v,
+        "shuffle of keys": (W - 1) * N * 4 * C,
+        "gather of keys": (W - 1) * N * 4 * C,
+        "gradients": 2 * others * 4 * P,
+        "queue, with the buffers": others * 4 * C * K if W > 1 else 0.0,  # a broadcast, the mean over the processes
+    }
+
+
+def table(worlds: tuple[int, ...], N: int, v: int, C: int, P: int, K: int) -> str:
+    """MB a process and step, this code's rows and both sums."""
+    ours = [per_step(W, N, v, C, P) for W in worlds]
+    theirs = [upstreams(W, N, v, C, P, K) for W in worlds]
+    lines = ["| MB sent a process and step | " + " | ".join(f"{W:,}" for W in worlds) + " |",
+             "| --- |" + " ---: |" * len(worlds)]  # fmt: skip
+    rows = [(name, [one[name] for one in ours]) for name in ours[0]]
+    rows += [("all", [sum(x.values()) for x in ours]), ("as published", [sum(x.values()) for x in theirs])]
+    lines += ["| " + name + " | " + " | ".join(map(_megabytes, values)) + " |" for name, values in rows]
+    return "\n".join(lines)
+
+
+def _megabytes(n: float) -> str:
+    return f"{n / 1e6:,.0f}" if n >= 1e9 else f"{n / 1e6:.2g}" if n < 1e6 else f"{n / 1e6:.1f}"
