@@ -52,7 +52,10 @@ def agent(port: int, number: int, words: list[str], out: Path, ended: list[int])
 
 
 @pytest.mark.dist
-def test_two_nodes_lose_a_worker_and_end_as_if_they_had_not(image_folder, tmp_path, start, in_process, capsys):
+def test_two_nodes_lose_a_worker_and_end_as_if_they_had_not(
+    image_folder, tmp_path, start, in_process, capsys, monkeypatch
+):
+    monkeypatch.setenv("TORCH_DISABLE_SHARE_RDZV_TCP_STORE", "1")  # see docs/launch/torchrun.sh
     words = [*TINY, "--save-every", 1, "--resume", "auto", image_folder]
     alone = start(*words, "--nproc", 2, "--epochs", 4, "--save-dir", tmp_path / "one")
     # --batch-size is a node's: twice 4 here, 8 on the one node that is compared with

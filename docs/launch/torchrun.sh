@@ -3,6 +3,8 @@
 # A node whose worker dies restarts it with the others, at most three times, from the newest checkpoint.
 set -euo pipefail
 HOST=${HOST:?address of the first node} DATA=${DATA:?folder of images, the same on every node}
+# torch 2.14's agents keep one store for all restarts, in which new processes find the dead ones' addresses and hang.
+export TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1
 
 torchrun --nnodes 2 --nproc-per-node 8 --rdzv-backend c10d --rdzv-endpoint "$HOST:29400" --rdzv-id synco \
     --max-restarts 3 \
