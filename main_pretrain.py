@@ -121,7 +121,7 @@ def build_model(args: Namespace, view: Namespace, seed: int, images: int, batch:
         C=args.moco_dim, K=args.moco_k, m=args.moco_m, T=args.moco_t, mean=view.mean, std=view.std, seed=seed,
         extra=extra if recipe else None, n_hard=args.n_hard, symmetric=args.symmetric, shuffle=shuffled,
         mask_same_image=masked, channels_last=args.channels_last,
-        head_impl=args.head_impl, head_precision=args.head_precision,
+        head_impl=args.head_impl, head_precision=args.head_precision, recompute=args.recompute,
     )  # fmt: skip
     model.to(device).to(memory_format=model.layout)
     if args.compile:

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from moco import distributed, seeding
 from moco.data import normalise
+from moco.encoder import recompute_blocks
 from moco.kernels import Head, contrastive_head
 from moco.kernels.spec import Draws
 from moco.key_queue import EMPTY, enqueue_, new_queue, next_rows
@@ -55,6 +56,7 @@ class MoCo(nn.Module):
         mask_same_image: leave out queue rows that come from the query's own image.
         head_impl, head_precision: implementation of the loss and operands of its products, see :mod:`moco.kernels`.
         channels_last: memory layout in which the encoders get their images.
+        recompute: keep less of the query encoder's forward pass, see :func:`moco.encoder.recompute_blocks`.
     """
 
     def __init__(
@@ -77,6 +79,7 @@ class MoCo(nn.Module):
         head_impl: str = "auto",
         head_precision: str = "auto",
         channels_last: bool = False,
+        recompute: bool = False,
     ):
         super().__init__()
         self.encoder_q, self.encoder_k = encoder_q, encoder_k
@@ -89,6 +92,8 @@ class MoCo(nn.Module):
         self.part: Callable[[str], AbstractContextManager] = nullcontext  # told which part of a step begins
         encoder_k.load_state_dict(encoder_q.state_dict())
         encoder_k.requires_grad_(False)
+        if recompute:
+            recompute_blocks(encoder_q)
         self.mean: Tensor
         self.std: Tensor
         self.queue: Tensor

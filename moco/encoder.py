@@ -8,13 +8,17 @@ Legend: N images, C feature width, F backbone feature width, S splits of a batch
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import functools
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 import torchvision
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from moco.errors import UserError
 
@@ -198,6 +202,49 @@ def strided_point(encoder: nn.Module, channels: int, size: int) -> str:
         for handle in handles:
             handle.remove()
     return found[0] if found else ""
+
+
+# ---------------------------------------------------------------------------------------------- recomputation
+
+
+def recompute_blocks(encoder: nn.Module) -> None:
+    """Keep only what enters each block for the backward pass and compute the rest again there: less memory, more time.
+
+    Blocks are what the network repeats: the members of its outermost ``nn.Sequential``s that are all of one class.
+    Gradients, statistics and random numbers stay what they were.
+
+    Raises:
+        UserError: the network has no such blocks.
+    """
+    stages = [m for m in encoder.modules() if isinstance(m, nn.Sequential)]
+    inside = {id(x) for stage in stages for x in stage.modules() if x is not stage}
+    repeated = [m for m in stages if id(m) not in inside and len({type(block) for block in m}) == 1]
+    blocks = [block for stage in repeated for block in stage if any(True for _ in block.parameters())]
+    if not blocks:
+        raise UserError("--recompute needs a network of repeated blocks, such as a ResNet or a ViT; leave it out.")
+    for block in blocks:
+        block.forward = functools.partial(_recomputed, block, block.forward)  # type: ignore[method-assign]
+
+
+def _recomputed(block: nn.Module, forward: Callable, *inputs: Tensor) -> Any:
+    if not torch.is_grad_enabled():
+        return forward(*inputs)
+    return checkpoint(
+        forward, *inputs, use_reentrant=False, context_fn=lambda: (contextlib.nullcontext(), _same_statistics(block))
+    )
+
+
+@contextlib.contextmanager
+def _same_statistics(block: nn.Module) -> Iterator[None]:
+    """What runs in here leaves BatchNorm's running statistics as they were: the second time must not count."""
+    buffers = list(block.buffers())
+    before = [b.clone() for b in buffers]
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            for buffer, value in zip(buffers, before, strict=True):
+                buffer.copy_(value)
 
 
 # ------------------------------------------------------------------------------------------------ BatchNorm

@@ -383,6 +383,7 @@ def _add_step(p: _Parser) -> None:
         "where the device has it; the loss is always fp32)")  # fmt: skip
     add("--channels-last", action=switch, default=True, help="memory layout of convolutions (default: on)")
     add("--compile", action="store_true", help="torch.compile the two encoders")
+    add("--recompute", action="store_true", help="keep less of the forward pass for backward, for larger batches")
     add("--accum", default=1, type=int, metavar="A", help="batches a step: gradients are averaged over A batches, keys "
         "are enqueued after each, the key encoder moves once")  # fmt: skip
     add("--drop-last", action=switch, default=True, help="drop an epoch's last short batch (default: on)")

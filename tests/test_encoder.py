@@ -14,6 +14,7 @@ from moco.encoder import (
     has_batchnorm,
     head_of,
     largest_divisor,
+    recompute_blocks,
     split_batchnorm,
     strided_point,
 )
@@ -142,3 +143,38 @@ def test_strided_convolutions_on_one_pixel_are_found():
     assert strided_point(build_encoder("timm/test_resnet", 4, size=16), 3, 16).startswith("layer")
     assert strided_point(build_encoder("timm/test_resnet", 4, size=28, in_chans=1), 1, 28) == ""
     assert strided_point(build_encoder("resnet18", 4, size=32), 3, 32) == ""
+
+
+# ---------------------------------------------------------------------------------------------- recomputation
+
+
+def passed(arch: str, recompute: bool, splits: int) -> tuple[list[torch.Tensor], int]:
+    """Output, gradients and statistics of one pass, and the bytes that were kept for the backward pass."""
+    torch.manual_seed(0)
+    net = split_batchnorm(build_encoder(arch, 8, size=32, mlp=True), splits)
+    if recompute:
+        recompute_blocks(net)
+    kept = 0
+
+    def keep(x: torch.Tensor) -> torch.Tensor:
+        nonlocal kept
+        kept += x.nbytes
+        return x
+
+    torch.manual_seed(1)
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda x: x):
+        out = net(torch.randn(4, 3, 32, 32))
+    out.square().sum().backward()
+    return [out.detach(), *[p.grad for p in net.parameters()], *net.buffers()], kept
+
+
+@pytest.mark.parametrize(("arch", "splits"), [("test_resnet", 1), ("test_resnet", 2), ("test_vit", 1)])
+def test_recomputed_blocks_change_memory_and_nothing_else(arch, splits):
+    (plain, kept), (again, less) = (passed(arch, recompute, splits) for recompute in (False, True))
+    assert all(torch.equal(a, b) for a, b in zip(plain, again, strict=True))
+    assert less < kept / 2
+
+
+def test_recomputation_needs_blocks():
+    with pytest.raises(UserError, match="--recompute needs a network of repeated blocks"):
+        recompute_blocks(torch.nn.Linear(3, 2))

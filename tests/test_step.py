@@ -208,3 +208,9 @@ def test_on_a_cpu_batches_pass_unchanged():
     batches = [{"q": torch.ones(1)}, {"q": torch.zeros(1)}]
     assert list(ahead(iter(batches), torch.device("cpu"))) == batches
     assert engine.LOOK_STEPS >= 1
+
+
+def test_a_run_that_recomputes_is_the_run_that_keeps(image_folder, tmp_path, in_process):
+    for words in (["--save-dir", tmp_path / "keeps"], ["--save-dir", tmp_path / "recomputes", "--recompute"]):
+        assert in_process(*TINY, "--steps", 2, *words, image_folder) == 0
+    assert differences(load(tmp_path / "keeps"), load(tmp_path / "recomputes")) == []
