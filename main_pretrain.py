@@ -1,4 +1,4 @@
-"""Pretrain an image encoder by momentum contrast with synthetic hard negatives: MoCo, MoCHi, SynCo.
+"""Pretrain an image encoder by contrast: MoCo, MoCHi, SynCo, SupCon with a queue; SimCLR, SupCon, HCL, DCL without.
 
     python main_pretrain.py [flags] [DIR]        --help lists the flags; without DIR: the built-in demo
 
@@ -8,19 +8,15 @@ SIGUSR1 with a checkpoint; 2 input that cannot be used; 3 training went wrong; 1
 
 import sys
 from argparse import Namespace
-from dataclasses import replace
 from functools import partial
 
+import numpy as np
 import torch
 
-from moco import checkpoint, data, distributed, engine, kernels, options, seeding
-from moco.builder import MoCo
-from moco.encoder import batchnorm_words, build_encoder, choose_splits, has_batchnorm, split_batchnorm, strided_point
-from moco.errors import UserError
+from moco import checkpoint, data, distributed, engine, models, options, seeding
+from moco.encoder import build_encoder, strided_point
 from moco.knn import Reading, evaluate_knn
 from moco.meters import RunLog
-from moco.methods import METHODS
-from moco.negatives import HardNegatives
 
 SMALL_PRESETS = {"cifar10": "cifar", "cifar100": "cifar", "fashionmnist": "cifar", "mnist5k": "digits"}
 
@@ -39,6 +35,8 @@ def worker(args: Namespace) -> int:
     opening = partial(data.open_sources, args.dataset, args.data, **settings)
     sources = distributed.first_on_node(opening, wait=args.download)
     images = sources.pretrain
+    labels = data.class_labels(images, args.method) if args.method == "supcon" else None
+    data.check_classes(images, args.num_classes)
     view = view_settings(args, images)
     batch = args.batch_size * distributed.nodes()
     sampler = data.EpochSampler(
@@ -48,7 +46,7 @@ def worker(args: Namespace) -> int:
     loader = data.make_loader(data.TwoViews(images, view.preset, view.size, seed), sampler, workers, pin_memory=True)
 
     # model
-    model, words = build_model(args, view, seed, len(images), batch // distributed.world_size())
+    model, words = build_model(args, view, seed, len(images), batch // distributed.world_size(), labels)
 
     # optimizer: over all parameters and in their order, as upstream's, so that its checkpoints resume here
     optimizer = torch.optim.SGD(model.parameters(), args.lr, momentum=args.momentum, weight_decay=args.weight_decay)
@@ -67,9 +65,9 @@ def worker(args: Namespace) -> int:
     resume_step = progress.step if path else None
     with RunLog(args.save_dir, wandb=args.wandb, config=vars(args), resume_step=resume_step) as log:
         log.line(f"{args.method}, {args.arch} at {view.size} px, {len(images)} images of {images.name}, seed {seed}")
-        log.line(f"{distributed.words()}, batch {batch}, {workers} loader workers each, amp {plan.amp or 'off'}, "
-                 f"loss by {kernels.describe(args.head_impl, args.head_precision, distributed.device())}")  # fmt: skip
-        log.line(words)
+        log.line(f"{distributed.words()}, batch {batch}, {workers} loader workers each, amp {plan.amp or 'off'}")
+        for sentence in filter(None, (words, data.size_warning(images, view.size))):
+            log.line(sentence)
         log.line(f"from epoch {progress.epoch}, step {progress.step} of {plan.total_steps}" + f" ({path})" * bool(path))
         stop = engine.StopRequest(args.max_minutes)
         trainer = engine.Trainer(
@@ -101,47 +99,29 @@ def view_settings(args: Namespace, images: data.Source) -> Namespace:
     return Namespace(size=size, channels=images.channels, mean=mean, std=std, preset=data.get_preset(preset))
 
 
-def build_model(args: Namespace, view: Namespace, seed: int, images: int, batch: int) -> tuple[MoCo, str]:
-    """The model on its device, and a line for the log about BatchNorm and masking."""
-    device, world, rank = distributed.device(), distributed.world_size(), distributed.rank()
+def build_model(
+    args: Namespace, view: Namespace, seed: int, images: int, batch: int, labels: np.ndarray | None = None
+) -> tuple[models.Model, str]:
+    """The model on its device, and a line for the log about its loss, BatchNorm and masking."""
+    device = distributed.device()
     shape = {"mlp": args.mlp, "stem": args.stem, "size": view.size, "in_chans": view.channels}
-    encoders = [build_encoder(args.arch, args.moco_dim, **shape) for _ in range(2)]
-    splits = choose_splits(args.bn_splits, batch, world) if has_batchnorm(encoders[0]) else 1
-    shuffled = args.shuffle_bn and has_batchnorm(encoders[0]) and (world > 1 or splits > 1)
-    masked = args.moco_k > images / 10 if args.mask_same_image is None else args.mask_same_image
-    recipe = tuple(
-        replace(row, start_epoch=args.type_starts.get(row.kind.removesuffix("-paper"), 0))
-        for row in METHODS[args.method].recipe(**options.method_settings(args))
-    )
-    extra = HardNegatives(
-        recipe, args.n_hard, args.moco_dim, seed, rank, device, args.hard_start_epoch, args.hard_stop_epoch
-    )
-    model = MoCo(
-        *(split_batchnorm(encoder, splits) for encoder in encoders),
-        C=args.moco_dim, K=args.moco_k, m=args.moco_m, T=args.moco_t, mean=view.mean, std=view.std, seed=seed,
-        extra=extra if recipe else None, n_hard=args.n_hard, symmetric=args.symmetric, shuffle=shuffled,
-        mask_same_image=masked, channels_last=args.channels_last,
-        head_impl=args.head_impl, head_precision=args.head_precision, recompute=args.recompute,
+    encoders = [build_encoder(args.arch, args.moco_dim, **shape) for _ in range(2 if args.queue else 1)]
+    classes = None if labels is None else torch.from_numpy(labels).to(device)
+    build = models.with_queue if args.queue else models.in_batch
+    model, words = build(
+        *encoders, mean=view.mean, std=view.std, seed=seed, images=images, batch=batch, labels=classes,
+        **options.model_settings(args),
     )  # fmt: skip
     model.to(device).to(memory_format=model.layout)
     if args.compile:
-        model.encoder_q.compile()
-        model.encoder_k.compile()
-    words = batchnorm_words(encoders[0], world, splits, shuffled)
-    return model, words + ("; queue rows of the same image are left out" if masked else "")
+        for encoder in encoders:
+            encoder.compile()
+    return model, words
 
 
 def make_plan(args: Namespace, batches: int, amp: torch.dtype | None) -> engine.Plan:
     """How long to train and how fast to learn; ``batches`` is the loader's length."""
-    steps = batches // args.accum
-    if not steps:
-        raise UserError(f"--accum {args.accum} is more than the {batches} batches of an epoch.")
-    return engine.Plan(
-        epochs=-(-args.steps // steps) if args.steps else args.epochs, steps_per_epoch=steps,
-        total_steps=args.steps or args.epochs * steps, lr=args.lr, cosine=args.cos, milestones=args.schedule,
-        by_step=args.steps is not None, accum=args.accum, amp=amp, print_freq=args.print_freq,
-        max_bad_steps=args.max_bad_steps, check_every=args.check_every,
-    )  # fmt: skip
+    return engine.make_plan(batches, amp, **options.plan_settings(args))
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ Legend: N queries on this process, C feature width, K queue rows, h x w pixels.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from typing import NamedTuple
@@ -59,6 +60,9 @@ class MoCo(nn.Module):
         recompute: keep less of the query encoder's forward pass, see :func:`moco.encoder.recompute_blocks`.
     """
 
+    STATS = ("loss", "top1", "top5", "hardest", "synthetic_mass")
+    CHANCE = "ln(1+K)"
+
     def __init__(
         self,
         encoder_q: nn.Module,
@@ -104,6 +108,11 @@ class MoCo(nn.Module):
         self.register_buffer("queue_ptr", torch.zeros(1, dtype=torch.long))
         self.register_buffer("mean", torch.tensor(mean), persistent=False)
         self.register_buffer("std", torch.tensor(std), persistent=False)
+
+    @property
+    def chance(self) -> float:
+        """The loss of queries that all look like every key."""
+        return math.log(1 + self.K) * (2 if self.symmetric else 1)
 
     def forward(self, im_q: Tensor, im_k: Tensor, ids: Tensor, epoch: int, draw: int) -> Output:
         """The loss of one batch; changes nothing but BatchNorm's running statistics.
@@ -193,6 +202,10 @@ class MoCo(nn.Module):
         for direction in keys.split(len(keys) // (2 if self.symmetric else 1)):
             enqueue_(self.queue, self.queue_ids, self.queue_ptr, distributed.gather_keys(direction), ids)
 
+    def shared(self) -> tuple[Tensor, ...]:
+        """What must be equal on all processes besides the parameters."""
+        return self.queue, self.queue_ids, self.queue_ptr
+
     def snapshot(self, keys: int) -> Callable[[Tensor], None]:
         """Remember all that a step changes besides the weights; returns ``restore(bad)``.
 
@@ -204,20 +217,30 @@ class MoCo(nn.Module):
         """
         rows = next_rows(self.queue, self.queue_ptr, keys)
         queues = [(x, x[rows]) for x in (self.queue, self.queue_ids)]
-        small = [b for name, b in self.named_buffers() if name not in ("queue", "queue_ids")]
-        by_type = [[b for b in small if b.dtype == dtype] for dtype in {b.dtype for b in small}]
-        flat = [(group, _flat(group)) for group in by_type]  # hundreds of little statistics as one tensor
+        restore_small = remember([b for name, b in self.named_buffers() if name not in ("queue", "queue_ids")])
 
         @torch.no_grad()
         def restore(bad: Tensor) -> None:
             for tensor, old in queues:
                 tensor.index_copy_(0, rows, torch.where(bad, old, tensor[rows]))
-            for group, old in flat:
-                parts = torch.where(bad, old, _flat(group)).split([b.numel() for b in group])
-                values = [part.view_as(b) for part, b in zip(parts, group, strict=True)]
-                torch._foreach_copy_(group, values)  # pyright: ignore[reportPrivateImportUsage]
+            restore_small(bad)
 
         return restore
+
+
+def remember(small: list[Tensor]) -> Callable[[Tensor], None]:
+    """Remember many little tensors; returns ``restore(bad)`` as :meth:`MoCo.snapshot` does."""
+    by_type = [[b for b in small if b.dtype == dtype] for dtype in {b.dtype for b in small}]
+    flat = [(group, _flat(group)) for group in by_type]  # hundreds of little statistics as one tensor
+
+    @torch.no_grad()
+    def restore(bad: Tensor) -> None:
+        for group, old in flat:
+            parts = torch.where(bad, old, _flat(group)).split([b.numel() for b in group])
+            values = [part.view_as(b) for part, b in zip(parts, group, strict=True)]
+            torch._foreach_copy_(group, values)  # pyright: ignore[reportPrivateImportUsage]
+
+    return restore
 
 
 def _flat(tensors: list[Tensor]) -> Tensor:

@@ -439,6 +439,42 @@ def gather_keys(x: Tensor) -> Tensor:
     return torch.cat(parts)
 
 
+def gather_features(z: Tensor) -> Tensor:
+    """Rows of all processes in rank order, WITH a gradient: for losses over gathered embeddings. (B, ...) -> (G, ...).
+
+    A row's gradient is the sum of what the losses of all processes send to it. With gradients averaged over the
+    processes, as :func:`wrap` does, the mean of their losses trains as one process with the whole batch would.
+    """
+    return z if world_size() == 1 else _GatherFeatures.apply(z)  # pyright: ignore[reportReturnType]
+
+
+class _GatherFeatures(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, z: Tensor) -> Tensor:
+        ctx.rows = len(z)
+        return gather_keys(z)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Tensor:
+        total = sum_over_ranks(grads[0].contiguous())  # gloo has no reduce-scatter
+        return total[rank() * ctx.rows : (rank() + 1) * ctx.rows]
+
+
+def add_over_ranks(values: Tensor) -> Tensor:
+    """The sum of each entry over the processes, WITH a gradient: for statistics that a network is normalised by."""
+    return values if world_size() == 1 else _AddOverRanks.apply(values)  # pyright: ignore[reportReturnType]
+
+
+class _AddOverRanks(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, values: Tensor) -> Tensor:
+        return sum_over_ranks(values)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Tensor:
+        return sum_over_ranks(grads[0].contiguous())
+
+
 @torch.no_grad()
 def permute_rows(x: Tensor, permutation: Tensor) -> Tensor:
     """Row i of process r becomes global row ``permutation[r * B + i]``; only rows that move are sent.

@@ -20,6 +20,7 @@ import torchvision
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from moco import distributed
 from moco.errors import UserError
 
 SMALL = 64  # images up to this size get the 3x3 stem by default: a 7x7 stride-4 stem leaves 32 px with 8 px
@@ -269,9 +270,13 @@ def split_batchnorm(encoder: nn.Module, splits: int) -> nn.Module:
 
 
 def _as_split(norm: nn.BatchNorm2d, splits: int) -> nn.BatchNorm2d:
+    return _take_over(SplitBatchNorm2d(norm.num_features, splits, norm.eps, norm.momentum), norm)
+
+
+def _take_over(made: nn.BatchNorm2d, norm: nn.BatchNorm2d) -> nn.BatchNorm2d:
     # The class changes and the tensors stay: a copy would have to know each library's constructor.
     after = [getattr(norm, name) for name in ("drop", "act") if isinstance(getattr(norm, name, None), nn.Module)]
-    made = SplitBatchNorm2d(norm.num_features, splits, norm.eps, norm.momentum)
+    made.eps, made.momentum = norm.eps, norm.momentum
     made.weight, made.bias = norm.weight, norm.bias
     made.running_mean, made.running_var = norm.running_mean, norm.running_var
     made.num_batches_tracked = norm.num_batches_tracked
@@ -308,6 +313,46 @@ class SplitBatchNorm2d(nn.BatchNorm2d):
             self.running_mean.lerp_(means.mean(0), self.momentum)
             self.running_var.lerp_(variances.mean(0), self.momentum)
         return self.after(torch.cat(normed))
+
+
+def sync_batchnorm(encoder: nn.Module) -> nn.Module:
+    """Let every BatchNorm2d normalise by the statistics of the batch of all processes; the state dict does not change.
+
+    On GPUs the library's layer, which has kernels for it; torch has none for CPUs, so there ours.
+    """
+    if torch.cuda.is_available():
+        from timm.layers import convert_sync_batchnorm  # also knows timm's own BatchNorm layers
+
+        return convert_sync_batchnorm(encoder)
+    for name, module in list(encoder.named_modules()):
+        if isinstance(module, nn.BatchNorm2d):
+            _replace(encoder, name, _take_over(SyncBatchNorm2d(module.num_features), module))
+    return encoder
+
+
+class SyncBatchNorm2d(nn.BatchNorm2d):
+    """BatchNorm over the equal parts of a batch that the processes hold, with the gradient of one process."""
+
+    after: nn.Module
+
+    def forward(self, input: Tensor) -> Tensor:
+        world = distributed.world_size()
+        if not self.training or world == 1:
+            return self.after(super().forward(input))
+        assert self.running_mean is not None and self.running_var is not None
+        assert self.num_batches_tracked is not None and self.momentum is not None
+        x = input.float()
+        mean = distributed.add_over_ranks(x.mean((0, 2, 3))) / world  # (C,)
+        centred = x - mean.view(-1, 1, 1)
+        variance = distributed.add_over_ranks(centred.square().mean((0, 2, 3))) / world  # (C,)
+        count = world * x.numel() // self.num_features
+        with torch.no_grad():
+            self.num_batches_tracked.add_(1)
+            self.running_mean.lerp_(mean, self.momentum)
+            self.running_var.lerp_(variance * (count / max(count - 1, 1)), self.momentum)
+        scale = self.weight * torch.rsqrt(variance + self.eps)
+        out = centred * scale.view(-1, 1, 1) + self.bias.view(-1, 1, 1)
+        return self.after(out.to(input.dtype))
 
 
 def largest_divisor(n: int, limit: int) -> int:

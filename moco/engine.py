@@ -1,4 +1,4 @@
-"""The training loop of the queue family: steps, what is logged, and when a run stops.
+"""The training loop of both families, with a queue and without: steps, what is logged, and when a run stops.
 
 A step is all or nothing. Whether the loss and the gradients are finite on every process is found on the device, and the
 device itself leaves the weights alone and puts back the little that a bad step had already touched. The host reads what
@@ -22,8 +22,7 @@ import torch
 from torch import Tensor
 from torch.nn.utils import get_total_norm
 
-from moco import checkpoint, distributed, seeding
-from moco.builder import MoCo, Output
+from moco import batch_family, builder, checkpoint, distributed, seeding
 from moco.data import BadImages, EpochSampler, Source
 from moco.errors import SIGTERM_EXIT, TrainingError, UserError
 from moco.knn import alignment, summary, uniformity
@@ -31,7 +30,7 @@ from moco.meters import Parts, RunLog, Stopwatch
 from moco.schedule import learning_rate
 
 LOOK_STEPS = 10  # the host never runs further ahead: a signal is answered after so many steps at most
-STATS: tuple[str, ...] = ("loss", "top1", "top5", "hardest", "synthetic_mass", "grad_norm")
+Output = builder.Output | batch_family.Output
 
 
 @dataclass
@@ -88,6 +87,8 @@ class Plan:
     lr: float
     cosine: bool
     milestones: list[int]
+    warm_epochs: int = 0  # of rising from warm_from to the schedule's rate then, step by step
+    warm_from: float = 0.01
     by_step: bool = False  # the schedule moves every step (for --steps) instead of every epoch
     accum: int = 1
     amp: torch.dtype | None = None
@@ -97,6 +98,12 @@ class Plan:
 
     def lr_at(self, epoch: int, step: int) -> float:
         """The learning rate of a step."""
+        warm = self.warm_epochs * self.steps_per_epoch
+        if step >= warm:
+            return self._scheduled(epoch, step)
+        return self.warm_from + (self._scheduled(self.warm_epochs, warm) - self.warm_from) * step / warm
+
+    def _scheduled(self, epoch: int, step: int) -> float:
         progress, total = (step, self.total_steps) if self.by_step else (epoch, self.epochs)
         return learning_rate(self.lr, progress, total, cosine=self.cosine, milestones=self.milestones)
 
@@ -105,6 +112,21 @@ class Plan:
         if self.by_step:
             return self.total_steps - at.step
         return (self.epochs - at.epoch) * self.steps_per_epoch - at.batch // self.accum
+
+
+def make_plan(
+    batches: int, amp: torch.dtype | None, *, epochs: int, steps: int | None, accum: int, **others: Any
+) -> Plan:
+    """The plan of a run whose epochs have so many ``batches``, for so many ``epochs`` or, where given, ``steps``.
+
+    Raises:
+        UserError: an epoch holds no step.
+    """
+    per_epoch = batches // accum
+    if not per_epoch:
+        raise UserError(f"--accum {accum} is more than the {batches} batches of an epoch.")
+    last = -(-steps // per_epoch) if steps else epochs
+    return Plan(last, per_epoch, steps or epochs * per_epoch, by_step=steps is not None, accum=accum, amp=amp, **others)
 
 
 def batch_shape(sampler: EpochSampler, accum: int) -> dict[str, int]:
@@ -139,7 +161,7 @@ class StopRequest:
 class Trainer:
     """One training run: the objects that a step needs, and the steps."""
 
-    model: MoCo
+    model: builder.MoCo | batch_family.BatchContrast
     wrapped: torch.nn.Module  # the model with gradient averaging
     optimizer: torch.optim.Optimizer
     scaler: torch.amp.GradScaler
@@ -154,7 +176,8 @@ class Trainer:
 
     def __post_init__(self) -> None:
         self.device = distributed.device()
-        self.sums = torch.zeros(len(STATS) + 1, device=self.device)  # the last entry counts the batches
+        self.stats = (*self.model.STATS, "grad_norm")  # what is averaged between log lines
+        self.sums = torch.zeros(len(self.stats) + 1, device=self.device)  # the last entry counts the batches
         self.good = torch.tensor(self.progress.ema_due, device=self.device)  # () did the last step move the weights?
         self.unread: list[Tensor] = []  # (4,) int32 a step since the last look, see _flags
         self.look_every = 1 if self.device.type == "cpu" else min(self.plan.print_freq, LOOK_STEPS)
@@ -294,8 +317,8 @@ class Trainer:
 
     def _count(self, outputs: list[Output], norm: Tensor) -> None:
         for output in outputs:
-            values = torch.stack([*(getattr(output, name).detach() for name in STATS[:-1]), norm, self.good.float()])
-            self.sums += torch.where(self.good, values, 0.0)
+            values = [getattr(output, name).detach() for name in self.model.STATS]
+            self.sums += torch.where(self.good, torch.stack([*values, norm, self.good.float()]), 0.0)
 
     def look(self) -> None:
         """Read what became of the steps since the last look: the only place where the host waits for the device."""
@@ -352,10 +375,9 @@ class Trainer:
         *sums, counted = distributed.mean_over_ranks(self.sums).tolist()
         if not counted:
             return
-        values: dict[str, float] = {name: value / counted for name, value in zip(STATS, sums, strict=True)}
+        values: dict[str, float] = {name: value / counted for name, value in zip(self.stats, sums, strict=True)}
         values["top1"], values["top5"] = 100 * values["top1"], 100 * values["top5"]
-        losses = 2 if self.model.symmetric else 1
-        values["loss_ratio"] = values["loss"] / losses / math.log(1 + self.model.K)
+        values["loss_ratio"] = values["loss"] / self.model.chance
         values["lr"] = self.optimizer.param_groups[0]["lr"]
         values["images_per_second"], values["wait_share"] = self.watch.rates()
         values["alignment"] = float(alignment(self.last.q, self.last.paired))
@@ -366,7 +388,7 @@ class Trainer:
         done = at.batch // plan.accum
         text = (
             f"Epoch [{at.epoch}][{done:4d}/{plan.steps_per_epoch}] loss {values['loss']:.4f} "
-            f"({values['loss_ratio']:.3f} of ln(1+K)) top1 {values['top1']:.1f} top5 {values['top5']:.1f} "
+            f"({values['loss_ratio']:.3f} of {self.model.CHANCE}) top1 {values['top1']:.1f} top5 {values['top5']:.1f} "
             f"lr {values['lr']:.4g} {values['images_per_second']:.0f} images/s wait {100 * values['wait_share']:.0f}% "
             f"ETA {int(eta) // 3600}:{int(eta) // 60 % 60:02d}:{int(eta) % 60:02d}"
         )
@@ -389,8 +411,7 @@ class Trainer:
 
     def check_queues(self) -> None:
         """Every process must hold the same queue; a difference means that they no longer train one model."""
-        model = self.model
-        if not all(distributed.same_on_all_ranks(x) for x in (model.queue, model.queue_ids, model.queue_ptr)):
+        if not all(distributed.same_on_all_ranks(x) for x in self.model.shared()):
             raise TrainingError(
                 f"step {self.progress.step}: the queues of the processes differ, so their negatives do; restart from "
                 "the newest checkpoint with --resume auto."

@@ -9,7 +9,7 @@ and with replacement from the query's hardest rows, e ~ N(0, I). A kind says how
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -71,6 +71,11 @@ def synthetic(
         low, high = KINDS[kind].low, KINDS[kind].high if high is None else high
     low = 0.0 if low is None else low
     return Synthetic(kind, count, low, low if high is None else high, start_epoch)
+
+
+def starting_at(recipe: Recipe, epochs: dict[str, int]) -> Recipe:
+    """The same rows, each from its kind's first epoch; a kind is called alike in both of SynCo's versions."""
+    return tuple(replace(row, start_epoch=epochs.get(row.kind.removesuffix("-paper"), 0)) for row in recipe)
 
 
 def active(recipe: Iterable[Synthetic], epoch: int, start: int = 0, stop: int | None = None) -> Recipe:

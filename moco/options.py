@@ -13,6 +13,8 @@ from typing import Any, NoReturn
 
 from moco.errors import USAGE_EXIT, UserError
 
+QUEUE_METHODS = ("moco", "mochi", "synco")
+BATCH_METHODS = ("simclr", "supcon", "hcl", "dcl")
 SYNCO_COUNTS = {"n1": 256, "n2": 256, "n3": 256, "n4": 64, "n5": 64, "n6": 64}  # SynCo's defaults
 DATASETS = ("folder", "cifar10", "cifar100", "caltech256", "fashionmnist", "stl10", "mnist5k")
 EXPORTS = ("torchvision", "timm", "detectron2", "safetensors", "onnx", "features")
@@ -76,7 +78,7 @@ def parse_retrieval(argv: list[str] | None = None) -> argparse.Namespace:
 def _parse(parser: _Parser, argv: list[str] | None, finish: Any) -> argparse.Namespace:
     words = list(sys.argv[1:] if argv is None else argv)
     try:
-        return finish(parser, words)
+        return finish(parser, _spelled(words))
     except UserError as error:
         parser.error(str(error))
 
@@ -90,12 +92,14 @@ def pretrain_parser() -> _Parser:
         prog="main_pretrain.py",
         allow_abbrev=False,
         description="Pretrain an image encoder with a momentum encoder, a queue and synthetic hard negatives "
-        "(MoCo, MoCHi, SynCo). Without DIR and --dataset: the built-in demo on 5,000 digits.",
+        "(MoCo, MoCHi, SynCo, SupCon with a queue), or by the other images of its batch (SimCLR, SupCon, HCL, DCL). "
+        "Without DIR and --dataset: the built-in demo on 5,000 digits.",
     )
     _add_data(p)
     _add_training(p, epochs=200, lr=0.03, schedule=[120, 160], wd=1e-4)
     _add_launch(p)
     _add_moco(p)
+    _add_batch(p)
     _add_negatives(p)
     _add_step(p)
     _add_run(p)
@@ -297,10 +301,11 @@ def _add_data(p: _Parser) -> None:
     add("--channels", type=int, choices=(1, 3), help="read images as grey (1) or colour (3; default: the data set's)")
     add("--mean", type=float, nargs="+", metavar="X", help="channel means in 0..1 (default: the data set's)")
     add("--std", type=float, nargs="+", metavar="X", help="channel deviations in 0..1 (default: the data set's)")
-    add("-a", "--arch", default="resnet50", metavar="ARCH", help="torchvision or timm network (default: resnet50)")
+    add("-a", "--arch", "--model", default="resnet50", metavar="ARCH",
+        help="torchvision or timm network (default: resnet50)")  # fmt: skip
     add("--stem", choices=("auto", "imagenet", "cifar"), default="auto", help="cifar: 3x3 and no pooling; auto: "
         "cifar up to 64 px")  # fmt: skip
-    add("-j", "--workers", default=32, type=int, metavar="N",
+    add("-j", "--workers", "--num-workers", default=32, type=int, metavar="N",
         help="loader processes on this machine in all (default: 32, never more than its cores)")  # fmt: skip
 
 
@@ -335,21 +340,49 @@ def _add_launch(p: _Parser) -> None:
 
 def _add_moco(p: _Parser) -> None:
     add, switch = p.add_argument, argparse.BooleanOptionalAction
-    add("--method", choices=("moco", "mochi", "synco"), help="default moco; --n1..--n6 mean synco, --mochi mochi")
+    add("--method", type=str.lower, choices=(*QUEUE_METHODS, *BATCH_METHODS), help="default moco; --n1..--n6 mean "
+        "synco, --mochi mochi; simclr, supcon, hcl, dcl compare the images of a batch; supcon and --moco-k: with a "
+        "queue of keys and labels, and synthetic negatives if --mochi or --n1..--n6 ask for them")  # fmt: skip
     add("--moco-dim", default=128, type=int, help="feature dimension C (default: 128)")
-    add("--moco-k", default=65536, type=int, help="queue size K (default: 65536)")
+    add("--moco-k", default=None, type=int, help="queue size K (default: 65536; supcon: no queue)")
     add("--moco-m", default=0.999, type=float, help="momentum of the key encoder (default: 0.999)")
-    add("--moco-t", default=0.07, type=float, help="temperature T (default: 0.07)")
-    add("--mlp", action=switch, default=False, help="MoCo v2's projection head")
+    add("--moco-t", "--temp", default=0.07, type=float, dest="moco_t", help="temperature T (default: 0.07)")
+    add("--mlp", action=switch, default=None, help="MoCo v2's head (default: on for simclr, supcon, hcl, dcl)")
     add("--aug-plus", action=switch, default=False, help="MoCo v2's augmentation (same as --aug v2)")
-    add("--aug", choices=("v1", "v2", "cifar", "digits"), help="augmentation preset (default v1; small sets their own)")
-    add("--cos", action=switch, default=False, help="cosine learning rate, one value an epoch (a step with --steps)")
+    add("--aug", choices=("v1", "v2", "cifar", "supcon", "digits"), help="augmentation preset (default v1; small sets "
+        "their own; simclr, supcon, hcl, dcl: supcon)")  # fmt: skip
+    add("--cos", "--cosine", action=switch, dest="cos", default=False, help="cosine learning rate, one value an "
+        "epoch (a step with --steps)")  # fmt: skip
     add("--symmetric", action=switch, default=False, help="each view is query once; the two losses are added")
     add("--bn-splits", default=None, type=int, metavar="S", help="parts of the batch that BatchNorm sees alone "
         "(default: 8 or what the batch allows with one process, 1 with several)")  # fmt: skip
     add("--shuffle-bn", action=switch, default=True, help="shuffle keys between processes (or splits) for BatchNorm")
     add("--mask-same-image", action=switch, default=None, help="leave out queue rows of the query's own image "
         "(default: on when the queue holds more than a tenth of the data set)")  # fmt: skip
+
+
+def _add_batch(p: _Parser) -> None:
+    add, switch = p.add_argument, argparse.BooleanOptionalAction
+    add("--base-temperature", default=None, type=float, metavar="T0", help="multiply the loss by T / T0 (default: 0.07 "
+        "for simclr and supcon without a queue, as SupContrast does; others: not multiplied)")  # fmt: skip
+    add("--contrast-mode", choices=("all", "one"), default="all", help="anchors: all views, or the first of each image")
+    add("--beta", default=1.0, type=float, metavar="B", help="hcl: how much harder negatives weigh more (default: 1)")
+    add("--tau-plus", default=0.1, type=float, metavar="X", help="hcl: share of negatives that are positives (0.1)")
+    add("--estimator", choices=("hard", "easy"), default="hard", help="hcl: easy weighs all negatives alike")
+    add("--sync-bn", "--syncBN", action="store_true", dest="sync_bn", help="BatchNorm over the batch of all processes")
+    add("--warm", action=switch, default=None, help="raise the rate from --warm-from over --warm-epochs (default: on "
+        "for simclr, supcon, hcl, dcl at batches above 256)")  # fmt: skip
+    add("--warm-epochs", default=10, type=int, metavar="E", help="of --warm (default: 10)")
+    add("--warm-from", default=0.01, type=float, metavar="LR", help="of --warm (default: 0.01)")
+    add("--data-folder", "--train-folder", default=None, metavar="DIR", dest="train_folder", help="SupContrast's DIR")
+    add("--num-classes", default=None, type=int, metavar="C", help="checked against the data, which decides by itself")
+    add("--trial", default=None, metavar="NAME", help="put the run into --save-dir/trial_NAME")
+    add("--lr-decay-epochs", type=epoch_list, default=argparse.SUPPRESS, dest="schedule", metavar="E,E",
+        help="SupContrast's spelling of --schedule E E")  # fmt: skip
+
+
+def epoch_list(text: str) -> list[int]:
+    return [int(part) for part in text.split(",")]
 
 
 def _add_negatives(p: _Parser) -> None:
@@ -392,7 +425,8 @@ def _add_step(p: _Parser) -> None:
 def _add_run(p: _Parser) -> None:
     add = p.add_argument
     add("--save-dir", default=None, metavar="DIR", help="checkpoints and logs (default ./; the demo: runs/demo)")
-    add("--save-every", default=1, type=int, metavar="E", help="epochs between checkpoints (default: 1)")
+    add("--save-every", "--save-freq", default=1, type=int, metavar="E", dest="save_every",
+        help="epochs between checkpoints (default: 1)")  # fmt: skip
     add("--keep", default=0, type=int, metavar="N", help="keep only the newest N checkpoints (default: 0 = all)")
     add("--overwrite", action="store_true", help="start afresh in a folder that holds another run")
     add("--max-minutes", default=None, type=float, metavar="M", help="save and stop (exit code 0) after M minutes")
@@ -429,13 +463,18 @@ def _add_few_shot(p: _Parser) -> None:
 
 def _finish_pretrain(parser: _Parser, words: list[str]) -> argparse.Namespace:
     args = _with_config(parser, words)
+    args.data = _one_folder(args)
     args.demo = args.data is None and args.dataset is None
     if args.demo:
         _take_defaults(parser, DEMO_CONFIG)  # a layer below the user's own file and flags
         args = _with_config(parser, words)
         args.demo = True
     args.save_dir = args.save_dir or ("runs/demo" if args.demo else "./")
-    _choose_method(args, {word.split("=")[0] for word in words})
+    if args.trial is not None:
+        args.save_dir = os.path.join(args.save_dir, f"trial_{args.trial}")
+    typed = {word.split("=")[0] for word in words}
+    _choose_method(args, typed)
+    _choose_family(args, typed)
     args.type_starts = _type_starts(args.type_starts)
     _check_common(args)
     _check_pretrain(args)
@@ -444,9 +483,7 @@ def _finish_pretrain(parser: _Parser, words: list[str]) -> argparse.Namespace:
 
 def _finish_lincls(parser: _Parser, words: list[str]) -> argparse.Namespace:
     args = _with_config(parser, words)
-    if args.data is not None and args.train_folder is not None:
-        raise UserError("DIR and --train-folder are the same thing; give one of them.")
-    args.data = args.train_folder if args.data is None else args.data
+    args.data = _one_folder(args)
     if args.data is None and args.dataset is None:
         raise UserError("give an image folder or --dataset NAME to classify.")
     args.lrs, args.lr = args.lr, args.lr[0]  # all that were asked for; upstream's one
@@ -454,6 +491,12 @@ def _finish_lincls(parser: _Parser, words: list[str]) -> argparse.Namespace:
     _check_classifier(args)
     _check_few_shot(args)
     return args
+
+
+def _one_folder(args: argparse.Namespace) -> str | None:
+    if args.data is not None and args.train_folder is not None:
+        raise UserError("DIR and --train-folder are the same thing; give one of them.")
+    return args.train_folder if args.data is None else args.data
 
 
 def _finish_semisup(parser: _Parser, words: list[str]) -> argparse.Namespace:
@@ -493,6 +536,30 @@ def _with_config(parser: _Parser, words: list[str]) -> argparse.Namespace:
         _take_defaults(parser, args.config)
         args = parser.parse_intermixed_args(words)
     return args
+
+
+def _spelled(words: list[str]) -> list[str]:
+    """``--batch_size 8 --mean "(.1, .2, .3)"`` as ``--batch-size 8 --mean .1 .2 .3``: SupContrast's spelling."""
+    out: list[str] = []
+    for word in words:
+        name, equals, value = word.partition("=")
+        if name.startswith("--"):
+            name = name.replace("_", "-")
+            word = name + equals + value
+        before = name if equals else out[-1] if out else ""
+        tuple_ = value if equals else word
+        if before in ("--mean", "--std") and tuple_[:1] in ("(", "["):
+            out += [before] * bool(equals) + _numbers(before, tuple_)
+        else:
+            out.append(word)
+    return out
+
+
+def _numbers(flag: str, text: str) -> list[str]:
+    numbers = text.strip("()[] ").replace(",", " ").split()
+    if not numbers or not all(map(_is_number, numbers)):
+        raise UserError(f"{flag} {text}: write numbers, such as {flag} 0.5 0.5 0.5.")
+    return numbers
 
 
 def _end_lists(parser: _Parser, words: list[str]) -> list[str]:
@@ -537,7 +604,7 @@ def _take_defaults(parser: _Parser, path: str) -> None:
             raise UserError(f"{path}: {name} is no flag of {parser.prog}.")
         elif value is not None:
             dest = flags[name].dest
-            parser.set_defaults(**{dest: getattr(parser.parse_args(_words(name, value, flags[name])), dest)})
+            parser.set_defaults(**{dest: getattr(parser.parse_args(_spelled(_words(name, value, flags[name]))), dest)})
 
 
 def _words(name: str, value: Any, action: argparse.Action) -> list[str]:
@@ -566,30 +633,94 @@ def _read_yaml(path: str) -> dict:
 def _choose_method(args: argparse.Namespace, typed: set[str]) -> None:
     # A --method on the command line also overrides what a file's counts would imply.
     def asked(name: str) -> bool:
-        return getattr(args, name) is not None and ("--method" not in typed or f"--{name}" in typed)
+        return getattr(args, name) is not None and ("--method" not in typed or f"--{name.replace('_', '-')}" in typed)
 
     given = [name for name in SYNCO_COUNTS if asked(name)]
     implied = "synco" if given else "mochi" if asked("mochi") else None
     if given and asked("mochi"):
         raise UserError("--mochi and SynCo's --n1..--n6 are two methods; give one of them.")
-    if implied and args.method not in (None, implied):
+    args.queue = asked("moco_k") if args.method in BATCH_METHODS else True
+    if implied and args.method not in (None, "supcon", implied):
         flag = "--" + (given[0] if given else "mochi")
         raise UserError(f"--method {args.method} does not use {flag}; leave one of them out.")
     args.method = args.method or implied or "moco"
-    if args.method == "mochi":
+    args.negatives = (implied or "moco") if args.method in BATCH_METHODS else args.method
+    if args.negatives == "mochi":
         args.n_hard, args.s, args.s2 = args.mochi or (1024, 512, 256)
     for name, count in SYNCO_COUNTS.items():
         if getattr(args, name) is None:
             setattr(args, name, count)
 
 
+def _choose_family(args: argparse.Namespace, typed: set[str]) -> None:
+    """What follows from the method: whether there is a queue, and the defaults of SupContrast's methods."""
+    relative = args.method in BATCH_METHODS
+    if args.queue and args.method in ("simclr", "hcl", "dcl"):
+        raise UserError(f"--method {args.method} compares the images of a batch and has no queue; leave --moco-k out.")
+    if args.negatives != "moco" and not args.queue:
+        raise UserError("synthetic negatives are made from a queue; give --method supcon a --moco-k, such as 8192.")
+    args.moco_k = args.moco_k if args.queue and args.moco_k is not None else 65536
+    args.mlp = relative if args.mlp is None else args.mlp
+    if relative and args.dataset != "mnist5k" and not args.aug_plus:
+        args.aug = args.aug or "supcon"
+    if args.base_temperature is None and args.method in ("simclr", "supcon") and not args.queue:
+        args.base_temperature = 0.07
+    if args.warm is None:
+        args.warm = relative and args.batch_size > 256 and args.epochs > args.warm_epochs and not args.steps
+    _check_family(args, typed)
+
+
+def _check_family(args: argparse.Namespace, typed: set[str]) -> None:
+    if args.sync_bn and args.queue:
+        raise UserError("--syncBN is for the methods without a queue; with one, --shuffle-bn keeps BatchNorm honest.")
+    alone = [flag for flag in ("--symmetric", "--bn-splits", "--mask-same-image", "--head-impl") if flag in typed]
+    if args.method in BATCH_METHODS and alone and not (args.queue and alone[0] in ("--symmetric", "--bn-splits")):
+        raise UserError(f"--method {args.method} does not use {alone[0]}; leave one of them out.")
+    if args.contrast_mode == "one" and args.queue:
+        raise UserError("--contrast-mode one is for the methods without a queue, where a query is one view anyway.")
+    _at_least(args, 0, "beta", "warm_from")
+    _at_least(args, 1, "warm_epochs")
+    if args.warm and (args.steps or args.warm_epochs >= args.epochs):
+        raise UserError("--warm lasts --warm-epochs epochs and needs more --epochs than that, and no --steps.")
+    if args.num_classes is not None:
+        _at_least(args, 1, "num_classes")
+    if not 0 <= args.tau_plus < 1:
+        raise UserError(f"--tau-plus is a share from 0 to below 1, not {args.tau_plus:g}.")
+    if args.base_temperature is not None:
+        _positive(args, "base_temperature")
+
+
 def method_settings(args: argparse.Namespace) -> dict[str, Any]:
-    """What the method's recipe takes, see moco/methods."""
-    if args.method == "mochi":
+    """What the recipe of the synthetic negatives takes, or the loss of a method without a queue, see moco/methods."""
+    if args.negatives == "mochi":
         return {"s": args.s, "s2": args.s2}
-    if args.method == "synco":
+    if args.negatives == "synco":
         return {name: getattr(args, name) for name in (*SYNCO_COUNTS, "sigma", "delta", "eta", "extrapolation")}
+    if args.method == "hcl":
+        return {name: getattr(args, name) for name in ("beta", "tau_plus", "estimator")}
+    if args.method in ("simclr", "supcon") and not args.queue:
+        return {"base_temperature": args.base_temperature}
     return {}
+
+
+def model_settings(args: argparse.Namespace) -> dict[str, Any]:
+    """What :func:`moco.models.with_queue` takes, or :func:`moco.models.in_batch`, besides the data and the encoders."""
+    same = ("base_temperature", "channels_last")
+    if args.queue:
+        same += ("negatives", "n_hard", "hard_start_epoch", "hard_stop_epoch", "type_starts", "symmetric", "bn_splits")
+        same += ("shuffle_bn", "mask_same_image", "head_impl", "head_precision")
+        more = {"C": args.moco_dim, "K": args.moco_k, "m": args.moco_m}
+    else:
+        same += ("method", "sync_bn", "contrast_mode")
+        more = {}
+    return {name: getattr(args, name) for name in same} | more | {"T": args.moco_t, "settings": method_settings(args)}
+
+
+def plan_settings(args: argparse.Namespace) -> dict[str, Any]:
+    """What :func:`moco.engine.make_plan` takes besides the data's length and the arithmetic."""
+    same = ("epochs", "steps", "lr", "accum", "print_freq", "max_bad_steps", "check_every", "warm_from")
+    warm = {"warm_epochs": args.warm_epochs if args.warm else 0}
+    return {name: getattr(args, name) for name in same} | warm | {"cosine": args.cos, "milestones": args.schedule}
 
 
 def _type_starts(entries: list[str]) -> dict[str, int]:
@@ -686,7 +817,7 @@ def _check_pretrain(args: argparse.Namespace) -> None:
             _at_least(args, 1, name)
     if not 0 <= args.moco_m <= 1:
         raise UserError(f"--moco-m is a share and must lie in 0..1, not {args.moco_m}.")
-    if args.method != "moco" and args.n_hard > args.moco_k:
+    if args.negatives != "moco" and args.n_hard > args.moco_k:
         raise UserError(f"--n-hard {args.n_hard} is more than the queue's {args.moco_k} rows; lower it.")
     if args.hard_stop_epoch is not None and args.hard_stop_epoch <= args.hard_start_epoch:
         raise UserError("--hard-stop-epoch must come after --hard-start-epoch.")

@@ -10,10 +10,11 @@ MAINS = ("main_pretrain", "main_lincls", "main_semisup")
 
 # Lower layers never import higher ones; a module may import its own layer only where no circle results.
 LAYERS = [
-    {"moco.errors", "moco.seeding", "moco.schedule", "moco.key_queue", "moco.kernels", "moco.options"},
+    {"moco.errors", "moco.seeding", "moco.schedule", "moco.key_queue", "moco.kernels", "moco.losses", "moco.options"},
     {"moco.distributed", "moco.encoder", "moco.negatives", "moco.data", "moco.checkpoint"},
     {"moco.methods", "moco.builder", "moco.meters", "moco.knn", "moco.fewshot", "moco.pretrained"},
-    {"moco.engine", "moco.probe", "moco.embed", "moco.finetune"},
+    {"moco.batch_family", "moco.labelled_queue"},
+    {"moco.engine", "moco.models", "moco.probe", "moco.embed", "moco.finetune"},
     {"moco.probe_file", "moco.probe_report"},
     {"moco.lr_find", "moco.retrieval"},
     {"main_pretrain", "main_lincls", "main_semisup", "moco.demo", "moco.export", "moco.describe", "moco.sweep",

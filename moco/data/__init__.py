@@ -1,5 +1,6 @@
 """From image files to batches of two views: sources, views, datasets, loaders."""
 
+from moco.data.checks import check_classes, class_labels, size_warning
 from moco.data.decode import BadImageError
 from moco.data.loading import BadImages, EpochSampler, Loader, make_loader, normalise
 from moco.data.named import STATISTICS, channel_statistics, statistics
@@ -26,6 +27,8 @@ __all__ = [
     "ViewParams",
     "apply",
     "channel_statistics",
+    "check_classes",
+    "class_labels",
     "draw",
     "eval_view",
     "get_preset",
@@ -33,5 +36,6 @@ __all__ = [
     "normalise",
     "open_sources",
     "probe_preset",
+    "size_warning",
     "statistics",
 ]

@@ -269,6 +269,8 @@ PRESETS: dict[str, Preset] = {
     "v2": _MOCO_V2,
     # MoCo's CIFAR-10 notebook: torchvision's default crop scale, no blur.
     "cifar": replace(_MOCO_V2, order=("crop", "flip", "jitter", "grey"), crop_scale=(0.08, 1.0), blur_p=0.0),
+    # SupContrast's, for SupCon and SimCLR alike.
+    "supcon": replace(_MOCO_V2, order=("crop", "flip", "jitter", "grey"), blur_p=0.0),
     # Ours, for grey symbols of about 28 pixels: a mirrored digit is another symbol, so nothing is flipped.
     "digits": Preset(
         order=("affine", "crop", "jitter"),

@@ -11,6 +11,7 @@ from torch import Tensor
 from moco.errors import UserError
 
 from . import cpu, fused, reference
+from .labelled import labelled_head
 from .products import PRECISIONS, gpu_has_bf16, operands
 from .spec import Draws, Head, hardest_rows
 
@@ -22,6 +23,7 @@ __all__ = [
     "contrastive_head",
     "describe",
     "hardest_rows",
+    "labelled_head",
     "resolve",
     "resolve_precision",
 ]

@@ -59,7 +59,7 @@ def bf16_is_faster() -> bool:
 
 
 @dataclass(frozen=True)
-class _Synthetic:
+class Synthetic:
     """Synthetic negatives of a block, in the column order of Draws: [query | pair | sign | noise]."""
 
     cosine: Tensor  # (n, S) q.h, -inf where a parent is left out
@@ -82,7 +82,7 @@ def _pair_lengths(queue: Tensor, rows_a: Tensor, rows_b: Tensor, y: Tensor, z: T
     return lengths.view_as(y)
 
 
-def _synthesize(q: Tensor, queue: Tensor, row_squares: Tensor | None, rows: Tensor, s: Tensor, d: Draws) -> _Synthetic:
+def synthesize(q: Tensor, queue: Tensor, row_squares: Tensor | None, rows: Tensor, s: Tensor, d: Draws) -> Synthetic:
     """Cosines with the query and lengths of the draws ``d``, from the hardest rows (n, H) and similarities s (n, H).
 
     row_squares (K,) are the |n_j|^2, None where rows are unit.
@@ -119,7 +119,7 @@ def _synthesize(q: Tensor, queue: Tensor, row_squares: Tensor | None, rows: Tens
     cosine = torch.cat([query_dot, pair_dot, read_dot], dim=1).mul_(inverse).clamp_(-bound, bound)
     if left_out is not None:
         cosine.masked_fill_(left_out, -torch.inf)
-    return _Synthetic(cosine, inverse, rows_a, rows_b, read, d)
+    return Synthetic(cosine, inverse, rows_a, rows_b, read, d)
 
 
 def _left_out(s: Tensor, d: Draws) -> Tensor | None:
@@ -147,7 +147,7 @@ def _rank(scores: Tensor, hardest: Tensor, positive: Tensor) -> Tensor:
     return rank
 
 
-def _add_weights(mass: Tensor, q: Tensor, of_synthetic: Tensor, syn: _Synthetic) -> Tensor:
+def _add_weights(mass: Tensor, q: Tensor, of_synthetic: Tensor, syn: Synthetic) -> Tensor:
     """Adds W, from the masses (n, S) of the synthetic negatives, to mass (n, K); returns what has no queue row, (n, C).
 
     The sum of both, mass queue + the result, is sum_j mass_j n_j + sum_s of_synthetic_s h_s.
@@ -227,7 +227,7 @@ def _block(scores: Tensor, seen: _Columns, positive: Tensor, q, queue, row_squar
         rank = _rank(scores, hard, positive.exp() if early else positive)
         hard = hard.log_() if early else hard
         largest = hard.amax(1, keepdim=True)
-        syn = _synthesize(q, queue, row_squares, rows, hard * temperature, d)
+        syn = synthesize(q, queue, row_squares, rows, hard * temperature, d)
         synthetic = syn.cosine / temperature  # (n, S)
 
     queue_sum = seen.total

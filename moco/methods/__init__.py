@@ -1,10 +1,15 @@
-"""Methods by name. One method is one file with ``recipe(...)``: the synthetic negatives its paper adds to MoCo.
+"""Methods by name. One method is one file that fills the hook of its family.
+
+With a queue ``recipe(...)``: the synthetic negatives that its paper adds to MoCo. Without one ``loss(...)``: how the
+other images of a batch count, and ``supervised``: whether images of one class are the same or views of one image.
 
 >>> METHODS["mochi"].recipe(s=512, s2=256)
+>>> BATCH_METHODS["hcl"].loss(beta=0.5)
 """
 
 from types import ModuleType
 
-from . import mochi, moco, synco
+from . import dcl, hcl, mochi, moco, simclr, supcon, synco
 
 METHODS: dict[str, ModuleType] = {"moco": moco, "mochi": mochi, "synco": synco}
+BATCH_METHODS: dict[str, ModuleType] = {"simclr": simclr, "supcon": supcon, "hcl": hcl, "dcl": dcl}

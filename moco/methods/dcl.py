@@ -1,0 +1,10 @@
+"""DCL: Decoupled Contrastive Learning, arXiv 2110.06848. The same: views of one image."""
+
+from moco import losses
+
+supervised = False
+
+
+def loss() -> losses.Loss:
+    """SimCLR's without the positive in the denominator."""
+    return losses.dcl

@@ -1,0 +1,16 @@
+"""SupCon: Supervised Contrastive Learning, arXiv 2004.11362. The same: views of images of one class.
+
+Without a queue the loss is here; with one (its section 4) it is ``moco.kernels.labelled_head``, and the recipe of
+synthetic negatives is another method's.
+"""
+
+from functools import partial
+
+from moco import losses
+
+supervised = True
+
+
+def loss(base_temperature: float | None = 0.07) -> losses.Loss:
+    """The sum over positives outside the logarithm, multiplied by T / base_temperature; None for the paper's."""
+    return partial(losses.supcon, base_temperature=base_temperature)
