@@ -321,7 +321,7 @@ def sync_batchnorm(encoder: nn.Module) -> nn.Module:
     On GPUs the library's layer, which has kernels for it; torch has none for CPUs, so there ours.
     """
     if torch.cuda.is_available():
-        from timm.layers import convert_sync_batchnorm  # also knows timm's own BatchNorm layers
+        from timm.layers.norm_act import convert_sync_batchnorm  # also knows timm's own BatchNorm layers
 
         return convert_sync_batchnorm(encoder)
     for name, module in list(encoder.named_modules()):
