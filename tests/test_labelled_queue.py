@@ -46,7 +46,7 @@ def by_loops(q, k, queue, labels, queue_labels, n_hard, d):
         if d is not None:
             other = (queue_labels != labels[i]).nonzero()[:, 0]
             rows, _ = hardest_rows((queue[other] @ q[i].detach())[None], min(n_hard, len(other)))
-            ok = [bool((d.slots_a[i, s] < rows.shape[1])) for s in range(d.slots_a.shape[1])]
+            ok = [bool(d.slots_a[i, s] < rows.shape[1]) for s in range(d.slots_a.shape[1])]
             first = d.counts[0]
             for s in range(d.counts[1]):
                 ok[first + s] &= bool(d.slots_b[i, s] < rows.shape[1])

@@ -1,4 +1,4 @@
-"""Each loss of a batch against loops written from its paper, in float64, value and gradient; and what must not break."""
+"""Each loss of a batch against loops written from its paper, in float64, value and gradient; and hard cases."""
 
 import math
 
@@ -120,7 +120,8 @@ def test_supcon_is_pytorch_metric_learnings(groups):
     from pytorch_metric_learning.reducers import MeanReducer
 
     z = features(n=6, c=8).requires_grad_()
-    theirs = SupConLoss(temperature=T, reducer=MeanReducer())(z.flatten(0, 1), torch.tensor(groups).repeat_interleave(2))
+    library = SupConLoss(temperature=T, reducer=MeanReducer())
+    theirs = library(z.flatten(0, 1), torch.tensor(groups).repeat_interleave(2))
     ours = losses.supcon(losses.compare(z, torch.tensor(groups)), T).mean()
     torch.testing.assert_close(ours, theirs, rtol=1e-9, atol=0)
     torch.testing.assert_close(*(torch.autograd.grad(x, z, retain_graph=True)[0] for x in (ours, theirs)))
@@ -233,7 +234,9 @@ def test_who_is_alone():
     assert losses.compare(features(6, views), groups).alone.tolist() == [False, False, True, True, True, False]
 
 
-@pytest.mark.parametrize(("shape", "groups", "mode"), [((4, 5), 4, "all"), ((4, 2, 5), 3, "all"), ((4, 2, 5), 4, "two")])
+@pytest.mark.parametrize(
+    ("shape", "groups", "mode"), [((4, 5), 4, "all"), ((4, 2, 5), 3, "all"), ((4, 2, 5), 4, "two")]
+)
 def test_shapes_that_do_not_fit(shape, groups, mode):
     with pytest.raises(ValueError, match="want"):
         losses.compare(torch.zeros(shape), torch.arange(groups), contrast_mode=mode)
