@@ -11,18 +11,21 @@ import torch
 import torch.nn.functional as F
 from conftest import ROOT, TINY, differences, load
 from PIL import Image
+from sklearn.linear_model import RidgeClassifier
 from test_builder import MEAN, STD, batch
 from test_builder import Tiny as Network
 from test_runs_launch import noting
 from torch import nn
 
-from moco import distributed, losses, options
+from moco import checkpoint, distributed, losses, options
 from moco.batch_family import BatchContrast
-from moco.data import normalise, size_warning
+from moco.data import EpochSampler, Labelled, make_loader, normalise, open_sources, size_warning
 from moco.data.sources import ArraySource
-from moco.encoder import sync_batchnorm
+from moco.encoder import build_encoder, sync_batchnorm
 from moco.engine import Plan
+from moco.knn import extract
 from moco.methods import BATCH_METHODS
+from moco.pretrained import load_backbone
 
 OWN = [word for word in TINY if word not in ("--moco-k", "20")]  # naming a queue would ask for one
 LABELS = torch.tensor([0, 1, 0, 2, 1, 0])
@@ -297,3 +300,32 @@ def test_the_recipes_are_the_published_ones():
             assert (args.method, args.dataset, args.moco_t, args.batch_size) == (name, data, temperature, 1024)
             assert (args.lr, args.epochs, args.warm, args.cos, args.queue) == (0.5, 1000, True, True, False)
     assert options.parse_pretrain(["--config", str(ROOT / "configs" / "supcon_queue_in1k.yml"), "DIR"]).queue
+
+
+# ---------------------------------------------------------------------------------------------------- learning
+
+
+def linear_accuracy(path: str) -> float:
+    """Top-1 on the 1,000 held-out digits of a linear classifier on frozen features of the 4,000 others."""
+    encoder = build_encoder("test_resnet", 10, size=20, in_chans=1)
+    load_backbone(encoder, path)
+    sources = open_sources("mnist5k")
+    assert sources.train is not None and sources.val is not None
+    sets = []
+    for source in (sources.train, sources.val):
+        sampler = EpochSampler(len(source), 500, 0, drop_last=False, shuffle=False)
+        loader = make_loader(Labelled(source, 20, train=False), sampler)
+        sets.append(extract(encoder, loader, torch.device("cpu"), [0.1307], [0.3081]))
+    (x, y), (held_x, held_y) = sets
+    return 100 * RidgeClassifier().fit(x.numpy(), y.numpy()).score(held_x.numpy(), held_y.numpy())
+
+
+def test_labels_teach_more_than_views_do(tmp_path, in_process):
+    """The same 40 steps on the built-in digits: SupCon and a linear classifier beat SimCLR and one."""
+    scores = {}
+    for method in ("simclr", "supcon"):
+        words = ["--dataset", "mnist5k", "-a", "test_resnet", "--aug", "digits", "-b", 128, "--size", 20]
+        words += ["--steps", 40, "--temp", 0.2, "--lr", 0.1, "--cos", "--seed", 0, "-j", 0, "--knn-every", 0, "--method", method]
+        assert in_process(*words, "--save-dir", tmp_path / method) == 0
+        scores[method] = linear_accuracy(checkpoint.newest(str(tmp_path / method)))
+    assert scores["supcon"] > scores["simclr"] + 4
