@@ -66,9 +66,9 @@ def _kind(file: File) -> Iterator[Line]:
 
 
 def _queue_project(file: File) -> str:
-    if "queue_ids" in file.tensors:
-        return "this project"
     queue = file.tensors.get("queue")
+    if "queue_ids" in file.tensors or (queue is None and "run" in file.state):
+        return "this project"
     if queue is not None and queue.shape[0] != _output_width(file):
         return "SynCo as released"
     return "MoCo v2" if "encoder_q.fc.2.weight" in file.tensors else "MoCo v1"

@@ -17,7 +17,7 @@ from test_builder import Tiny as Network
 from test_runs_launch import noting
 from torch import nn
 
-from moco import checkpoint, distributed, losses, options
+from moco import checkpoint, describe, distributed, losses, options
 from moco.batch_family import BatchContrast
 from moco.data import EpochSampler, Labelled, make_loader, normalise, open_sources, size_warning
 from moco.data.sources import ArraySource
@@ -175,8 +175,8 @@ def test_a_run(words, said, image_folder, tmp_path, in_process, capsys):
 
 
 @pytest.mark.parametrize("queue", [True, False])
-def test_a_resumed_run_is_the_same_run(queue, image_folder, tmp_path, in_process):
-    """Also with mixed negatives and labels in the queue."""
+def test_a_resumed_run_is_the_same_run(queue, image_folder, tmp_path, in_process, capsys):
+    """Also with mixed negatives and labels in the queue; and its checkpoint is a sane one of ours."""
     words = [*OWN, "--method", "supcon", image_folder]
     if queue:
         words += ["--moco-k", 20, "--mochi", 8, 4, 4, "--hard-start-epoch", 0]
@@ -187,6 +187,9 @@ def test_a_resumed_run_is_the_same_run(queue, image_folder, tmp_path, in_process
     whole, parts = load(tmp_path / "whole"), load(tmp_path / "parts")
     assert ("module.queue_labels" in whole["state_dict"]) == queue
     assert differences(whole, parts) == []
+    file = checkpoint.newest(str(tmp_path / "whole"))
+    assert describe.main([file]) == 0
+    assert f"{file}: pretraining checkpoint of this project" in capsys.readouterr().out
 
 
 MISTAKES = [
