@@ -26,6 +26,7 @@ from torch import Tensor
 
 from main_pretrain import build_model, make_plan, view_settings
 from moco import data, distributed, engine, options
+from moco.builder import MoCo
 from moco.encoder import strided_point
 from moco.kernels import Draws, contrastive_head, describe
 from moco.meters import RunLog
@@ -192,6 +193,7 @@ def head_seconds(args: Namespace, view: Namespace) -> dict[str, float]:
     device = distributed.device()
     n = args.batch_size // distributed.local_size()
     model, _ = build_model(args, view, args.seed, 1 << 20, n)
+    assert isinstance(model, MoCo)  # options.parse_bench saw to it
     generator = torch.Generator().manual_seed(args.seed)
     q, k = (F.normalize(torch.randn(n, args.moco_dim, generator=generator), dim=1).to(device) for _ in range(2))
     epoch = max([args.hard_start_epoch, *args.type_starts.values()])

@@ -77,7 +77,7 @@ def test_a_snapshot_puts_batchnorm_back():
     restore = net.snapshot(0)
     net(*batch())
     assert differences(net.state_dict(), before)
-    restore()
+    restore(torch.tensor(True))
     assert not differences(dict(net.state_dict()), before)
 
 
@@ -228,6 +228,13 @@ def test_mistakes_are_one_sentence_and_exit_code_2(words, sentence, image_folder
     assert re.fullmatch(r"error: [^\n]*\n", error)
 
 
+def test_the_benchmark_says_that_it_does_not_know_these_losses(capsys):
+    with pytest.raises(SystemExit) as stopped:
+        options.parse_bench(["step", "--method", "supcon", "--moco-k", "64", "DIR"])
+    assert stopped.value.code == 2
+    assert "measures moco, mochi and synco; it does not know supcon's loss" in capsys.readouterr().err
+
+
 # --------------------------------------------------------------------------------- SupContrast's command lines
 
 
@@ -328,7 +335,7 @@ def test_labels_teach_more_than_views_do(tmp_path, in_process):
     scores = {}
     for method in ("simclr", "supcon"):
         words = ["--dataset", "mnist5k", "-a", "test_resnet", "--aug", "digits", "-b", 128, "--size", 20]
-        words += ["--steps", 40, "--temp", 0.2, "--lr", 0.1, "--cos", "--seed", 0, "-j", 0, "--knn-every", 0, "--method", method]
-        assert in_process(*words, "--save-dir", tmp_path / method) == 0
+        words += ["--steps", 40, "--temp", 0.2, "--lr", 0.1, "--cos", "--seed", 0, "-j", 0, "--knn-every", 0]
+        assert in_process(*words, "--method", method, "--save-dir", tmp_path / method) == 0
         scores[method] = linear_accuracy(checkpoint.newest(str(tmp_path / method)))
     assert scores["supcon"] > scores["simclr"] + 4
