@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from moco import distributed
 from moco.builder import remember
 from moco.data import normalise
+from moco.encoder import recompute_blocks
 from moco.kernels.spec import mean_hardest
 from moco.losses import Loss, Pairs, compare
 
@@ -49,6 +50,7 @@ class BatchContrast(nn.Module):
         contrast_mode: see :func:`moco.losses.compare`.
         mean, std: of the channels; uint8 images are normalised here.
         channels_last: memory layout in which the encoder gets its images.
+        recompute: keep less of the encoder's forward pass, see :func:`moco.encoder.recompute_blocks`.
     """
 
     STATS = ("loss", "top1", "top5", "hardest", "no_positive")
@@ -67,8 +69,11 @@ class BatchContrast(nn.Module):
         labels: Tensor | None = None,
         contrast_mode: str = "all",
         channels_last: bool = False,
+        recompute: bool = False,
     ):
         super().__init__()
+        if recompute:
+            recompute_blocks(encoder)
         self.encoder_q = encoder
         self.loss, self.T, self.contrast_mode = loss, T, contrast_mode
         self.chance = chance

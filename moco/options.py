@@ -707,7 +707,7 @@ def method_settings(args: argparse.Namespace) -> dict[str, Any]:
 
 def model_settings(args: argparse.Namespace) -> dict[str, Any]:
     """What :func:`moco.models.with_queue` takes, or :func:`moco.models.in_batch`, besides the data and the encoders."""
-    same = ("base_temperature", "channels_last")
+    same = ("base_temperature", "channels_last", "recompute")
     if args.queue:
         same += ("negatives", "n_hard", "hard_start_epoch", "hard_stop_epoch", "type_starts", "symmetric", "bn_splits")
         same += ("shuffle_bn", "mask_same_image", "head_impl", "head_precision")
