@@ -14,10 +14,12 @@ from functools import partial
 
 import torch
 
-from moco import checkpoint, data, distributed, engine, finetune, options, probe, seeding
+from moco import checkpoint, data, distributed, engine, fewshot, finetune, options, probe, seeding
 from moco.data import subset
 from moco.encoder import build_encoder, strided_point
 from moco.meters import RunLog
+from moco.objective import Objective
+from moco.optimizers import build_optimizer
 from moco.pretrained import PUBLISHED, fill_backbone, read_backbone
 
 UPRIGHT = ("mnist5k",)  # a mirrored digit is another symbol
@@ -46,11 +48,14 @@ def worker(args: Namespace) -> int:
     train, val, origin = distributed.first_on_node(choosing, wait=True)  # it may fetch a list
     share = 100.0 * len(train) / len(whole)
     epochs = args.epochs or finetune.epochs_for(args.train_percent or share)
+    novel = finetune.novel_images(sources, args.few_shot_data, args.few_shot_classes) if args.few_shot else None
 
     # model
     size = args.size or whole.native_size or 224
     mean, std = data.channel_statistics(args.dataset, whole.channels, args.mean, args.std)
-    encoder = build_encoder(args.arch, len(whole.classes or ()), stem=args.stem, size=size, in_chans=whole.channels)
+    classes = len(whole.classes or ())
+    shape = {"stem": args.stem, "size": size, "in_chans": whole.channels, "drop_path": args.drop_path}
+    encoder = build_encoder(args.arch, classes, **shape)
     words = f"no --pretrained: random initialisation by seed {seed}, a baseline"
     if args.pretrained:
         reading = partial(read_backbone, encoder, args.pretrained, args.arch)
@@ -64,19 +69,21 @@ def worker(args: Namespace) -> int:
     model.to(distributed.device()).to(memory_format=layout)
 
     # optimizer
-    groups = model.groups(args.lr_classifier, args.lr_backbone)
-    optimizer = torch.optim.SGD(groups, momentum=args.momentum, weight_decay=args.weight_decay)
+    groups = model.groups(args.lr_classifier, args.lr_backbone, args.weight_decay, args.layer_decay)
+    optimizer = build_optimizer(args.opt, groups, args.lr_classifier, args.momentum, args.weight_decay)
+    objective = Objective(args.loss, classes, **options.objective_settings(args))
     scaler = torch.amp.GradScaler(distributed.device().type, enabled=amp is torch.float16)
     batch = args.batch_size * distributed.nodes()
-    settings = {
-        "--weights": args.weights, "--lr-backbone": args.lr_backbone, "--lr-classifier": args.lr_classifier,
-        "--wd": args.weight_decay, "--momentum": args.momentum, "--epochs": epochs, "--batch-size": batch,
-        "--size": size, "training images": train.fingerprint(), "validation images": val.fingerprint() if val else "",
+    settings = options.tuning_settings(args) | {
+        "--epochs": epochs, "--batch-size": batch, "--size": size,
+        "training images": train.fingerprint(), "validation images": val.fingerprint() if val else "",
     }  # fmt: skip
     progress = finetune.Progress(seed, args.start_epoch)
-    tuner = finetune.Tuner(
-        model, distributed.wrap(model), optimizer, scaler, epochs, progress, settings, args.print_freq
-    )
+    plan = finetune.Plan(epochs, **options.tuning_plan(args))
+    steps = -(-len(train) // batch)
+    ema = finetune.average_of(model, args.ema, args.ema_epoch, -(-steps // args.update_freq))
+    wrapped = distributed.wrap(model)
+    tuner = finetune.Tuner(model, wrapped, optimizer, scaler, plan, progress, settings, objective, ema)
     frozen = model.backbone()
     if state and path:
         tuner.load(state, path, args.arch, weights_only=args.evaluate)
@@ -86,7 +93,6 @@ def worker(args: Namespace) -> int:
     if not args.evaluate:
         distributed.first_on_node(partial(finetune.claim, args.save_dir, path, args.overwrite), wait=True)
 
-    steps = -(-len(train) // batch)
     resume_step = progress.epoch * steps + progress.batch if path else None
     with RunLog(args.save_dir, config=vars(args), resume_step=resume_step, name=mode) as log:
         log.line(f"{args.arch} at {size} px, --weights {args.weights}: {words}")
@@ -96,7 +102,7 @@ def worker(args: Namespace) -> int:
                  f"seed {seed}")  # fmt: skip
         feed = finetune.Feed(
             size, batch, seed, distributed.share_of_cores(args.workers), args.dataset not in UPRIGHT,
-            probe.bad_image_notes(log),
+            probe.bad_image_notes(log), data.get_preset(args.aug) if args.aug else None, args.aa, objective.views,
         )  # fmt: skip
         training, selecting = feed.of(train, training=True), feed.of(val or test or train)
         finetune.check_batch(model, training.sampler)
@@ -104,26 +110,30 @@ def worker(args: Namespace) -> int:
 
         # loop
         if not val and not args.evaluate:
-            log.line("each epoch is evaluated on the test images: the best one is chosen on them, the last one is not "
-                     "(--val-share holds training images out to choose on)")  # fmt: skip
+            log.line(finetune.CHOSEN_ON_TEST)
         score = None
-        while progress.epoch < epochs and not args.evaluate:
+        while not (tuner.finished() or args.evaluate):
             code = tuner.train_epoch(training, log, stop)
             if code is not None:
                 tuner.save(args.save_dir, args.arch)
                 log.line(f"stopped after {progress.batch} of {steps} steps of epoch {progress.epoch}: --resume auto")
                 return code
-            score = finetune.evaluate(model, selecting)
+            score = finetune.evaluate(tuner.evaluated, selecting)
             tuner.check_frozen(frozen)
 
             # save
             tuner.save(args.save_dir, args.arch, is_best=tuner.close_epoch(score))
             tuner.report_epoch(log, score, "val" if val else "test", steps)
-        score = score or finetune.evaluate(model, selecting)
-        final = score if not val else finetune.evaluate(model, feed.of(test)) if test else None
+        score = score or finetune.evaluate(tuner.evaluated, selecting)
+        final = score if not val else finetune.evaluate(tuner.evaluated, feed.of(test)) if test else None
         result = {"mode": mode, "arch": args.arch, "pretrained": args.pretrained, "seed": seed, "origin": origin,
                   "train_images": len(train), "val_images": len(val or ()), "test_images": len(test or ())}  # fmt: skip
         result |= tuner.result(score if val else None, final)
+        if novel:
+            setting = fewshot.Setting(**options.few_shot_settings(args), seed=seed)
+            values, asked, words = fewshot.measure(tuner.evaluated.encoder, novel, feed.reading(model), setting)
+            result |= values | {"few_shot": asked}
+            log.line(words)
         name = "evaluate.json" if args.evaluate else finetune.RESULT
         probe.write_result({**result, "settings": {**vars(args), "epochs": epochs}}, args.save_dir, name)
         log.line(finetune.last_line(score if val else None, final))

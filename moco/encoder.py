@@ -28,8 +28,9 @@ _TUPLE_OUTPUT = {"inception_v3", "googlenet"}  # they return auxiliary outputs w
 
 
 def build_encoder(
-    arch: str, dim: int, *, mlp: bool = False, stem: str = "auto", size: int = 224, in_chans: int = 3
-) -> nn.Module:
+    arch: str, dim: int, *, mlp: bool = False, stem: str = "auto", size: int = 224, in_chans: int = 3,
+    drop_path: float = 0.0,
+) -> nn.Module:  # fmt: skip
     """A network whose output is (N, dim).
 
     Args:
@@ -39,15 +40,18 @@ def build_encoder(
         stem: "imagenet" (7x7 and max-pool), "cifar" (3x3, no pooling) or "auto" (cifar up to 64 px).
         size: side of the square input in pixels.
         in_chans: 1 or 3.
+        drop_path: rate of stochastic depth of the last block; those below it have less, in proportion (timm alone).
 
     Raises:
         UserError: unknown name, or an architecture that cannot take the stem, size or head.
     """
     cifar = size <= SMALL if stem == "auto" else stem == "cifar"
     if arch in torchvision_names():
+        if drop_path:
+            raise UserError(f"--drop-path is for timm's networks: write timm/{arch} if timm has it, or leave it out.")
         encoder, head = _from_torchvision(arch, dim, in_chans, size)
     else:
-        encoder, head = _from_timm(arch, dim, in_chans, size)
+        encoder, head = _from_timm(arch, dim, in_chans, size, drop_path)
     changed = _use_small_stem(encoder, in_chans) if cifar else False
     if stem == "cifar" and not changed:
         raise UserError(f"--stem cifar is for ResNet-like networks with conv1 and maxpool; {arch} has none.")
@@ -78,7 +82,7 @@ def _from_torchvision(arch: str, dim: int, in_chans: int, size: int) -> tuple[nn
     return encoder, heads[-1]
 
 
-def _from_timm(arch: str, dim: int, in_chans: int, size: int) -> tuple[nn.Module, str]:
+def _from_timm(arch: str, dim: int, in_chans: int, size: int, drop_path: float = 0.0) -> tuple[nn.Module, str]:
     import timm  # a second of import time that torchvision's networks do not need
 
     name = arch.removeprefix("timm/")
@@ -88,7 +92,8 @@ def _from_timm(arch: str, dim: int, in_chans: int, size: int) -> tuple[nn.Module
         raise UserError(f"-a {arch}: no torchvision or timm network has this name; close ones: {close}.")
     config = timm.get_pretrained_cfg(name)
     fixed = bool(config and config.fixed_input_size)
-    options = {"img_size": size} if fixed else {}
+    options: dict[str, float] = {"img_size": size} if fixed else {}
+    options |= {"drop_path_rate": drop_path} if drop_path else {}
     create = functools.partial(timm.create_model, name, pretrained=False, in_chans=in_chans, **options)
     try:
         encoder = create(num_classes=dim)

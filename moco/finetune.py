@@ -1,35 +1,56 @@
 """Fine-tuning on few labels: an encoder and a new linear layer, a learning rate for each, cosine per epoch.
 
 The protocol of Barlow Twins (Zbontar et al., arXiv 2103.03230) as SynCo takes it over: cross-entropy, SGD, random
-crops and flips; the encoder is trained too, BatchNorm included, or kept as it is (``freeze``).
+crops and flips; the encoder is trained too, BatchNorm included, or kept as it is (``freeze``). Other losses, optimizers
+and schedules are a :class:`moco.objective.Objective` and a :class:`Plan` away.
 
 Legend: N images on this process, C classes, B images of a step in all.
 """
 
 from __future__ import annotations
 
+import glob
 import os
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
+from itertools import islice
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.nn.utils import get_total_norm
+from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
-from moco import checkpoint, distributed, seeding
-from moco.data import EpochSampler, Labelled, Loader, Source, Sources, make_loader, normalise
+from moco import checkpoint, distributed, fewshot, seeding
+from moco.data import (
+    EpochSampler,
+    Labelled,
+    Loader,
+    Preset,
+    Source,
+    Sources,
+    make_loader,
+    normalise,
+    open_sources,
+)
 from moco.encoder import backbone_keys, has_batchnorm, head_of
 from moco.engine import StopRequest
 from moco.errors import SIGTERM_EXIT, TrainingError, UserError
+from moco.knn import Reading
 from moco.meters import Mean, RunLog, Stopwatch, accuracy
+from moco.objective import Judged, Objective
+from moco.optimizers import Plateau, layer_groups
 from moco.pretrained import apply_changes, changes_of
 from moco.probe import Score, labelled_pair
-from moco.schedule import learning_rate
+from moco.schedule import learning_rate, warm_up
 
 # The released code's names; they lie beside a probe's files and a pretraining's without harm.
 CHECKPOINT, BEST, RESULT = "checkpoint_semisup.pth.tar", "model_best_semisup.pth.tar", "result.json"
+CHOSEN_ON_TEST = (
+    "each epoch is evaluated on the test images: the best one is chosen on them, the last one is not "
+    "(--val-share holds training images out to choose on)"
+)
+KEPT = "checkpoint_semisup_{:04d}.pth.tar"  # of an epoch, counted from 0 as upstream's are
 
 
 # ------------------------------------------------------------------------------------------------ before a run
@@ -49,6 +70,16 @@ def labelled_images(sources: Sources, test: bool) -> tuple[Source, Source | None
     if train.labels is None:
         raise UserError(f"{train.name} has no labels: give class folders, or a list with a TAB and a label a line.")
     return train, None
+
+
+def novel_images(sources: Sources, path: str, classes: str) -> Source:
+    """The images of few-shot episodes: those at ``path``, else the data's held-out ones, whose classes were trained on.
+
+    ``classes`` is as in :func:`moco.fewshot.pool`.
+    """
+    if path:
+        sources = open_sources(path=path, channels=sources.pretrain.channels)
+    return fewshot.pool(sources, classes)
 
 
 def resume_path(resume: str, save_dir: str) -> str | None:
@@ -72,9 +103,10 @@ def claim(save_dir: str, resumed: str | None, overwrite: bool) -> None:
             "afresh with --overwrite."
         )
     if distributed.is_main():
-        for name in (CHECKPOINT, BEST, RESULT):
-            if os.path.isfile(os.path.join(save_dir, name)):
-                os.remove(os.path.join(save_dir, name))
+        kept = glob.glob(os.path.join(glob.escape(save_dir), KEPT.replace("{:04d}", "[0-9]*")))
+        for path in (*(os.path.join(save_dir, name) for name in (CHECKPOINT, BEST, RESULT)), *kept):
+            if os.path.isfile(path):
+                os.remove(path)
 
 
 # -------------------------------------------------------------------------------------------------- the network
@@ -113,15 +145,31 @@ class Classifier(nn.Module):
         """As of any module, but a frozen encoder stays in eval mode: its BatchNorm statistics are the file's."""
         return super().train(mode and not self.freeze)
 
-    def forward(self, images: Tensor) -> Tensor:
-        """(N, C) fp32 logits of (N, channels, h, w) uint8 images on the model's device."""
-        pixels = normalise(images, self.mean, self.std)
-        with torch.autocast(pixels.device.type, self.amp, enabled=self.amp is not None):
-            logits = self.encoder(pixels)
-        return logits.float()
+    def prepare(self, images: Tensor) -> Tensor:
+        """Normalised fp32 pixels of uint8 images, both (N, channels, h, w)."""
+        return normalise(images, self.mean, self.std)
 
-    def groups(self, lr_classifier: float, lr_backbone: float) -> list[dict[str, Any]]:
-        """SGD's parameter groups in the released code's order: the layer, then the rest if it is trained."""
+    def forward(self, images: Tensor, with_features: bool = False) -> Any:
+        """(N, C) fp32 logits of (N, channels, h, w) images, uint8 or prepared, on the model's device; with_features:
+        also what enters the layer, (N, F)."""
+        pixels = self.prepare(images) if images.dtype == torch.uint8 else images
+        caught: list[Tensor] = []
+        layer = self.encoder.get_submodule(head_of(self.encoder))
+        handle = layer.register_forward_pre_hook(lambda module, inputs: caught.append(inputs[0]))
+        try:
+            with torch.autocast(pixels.device.type, self.amp, enabled=self.amp is not None):
+                logits = self.encoder(pixels)
+        finally:
+            handle.remove()
+        return (logits.float(), caught[0].flatten(1).float()) if with_features else logits.float()
+
+    def groups(
+        self, lr_classifier: float, lr_backbone: float, weight_decay: float = 0.0, layer_decay: float | None = None
+    ) -> list[dict[str, Any]]:
+        """Parameter groups in the released code's order: the layer, then the rest if it is trained; with
+        ``layer_decay`` those of :func:`moco.optimizers.layer_groups`, whose weight decay is per group."""
+        if layer_decay is not None:
+            return layer_groups(self.encoder, self.head, lr_classifier, lr_backbone, weight_decay, layer_decay)
         head = {id(p) for p in self.head}
         rest = [p for p in self.encoder.parameters() if id(p) not in head]
         groups = [{"params": self.head, "lr": lr_classifier}]
@@ -161,7 +209,8 @@ class Images:
 @dataclass(frozen=True)
 class Feed:
     """How images reach the network. size: side in pixels. batch: B. seed: of order and crops. workers: loader processes
-    of this process. flip: training views may be mirrored. note: see :class:`Images`."""
+    of this process. flip: training views may be mirrored. note: see :class:`Images`. preset, auto, views: of training
+    views, see :class:`moco.data.Labelled`."""
 
     size: int
     batch: int
@@ -169,13 +218,24 @@ class Feed:
     workers: int
     flip: bool
     note: Callable[[dict[str, Tensor], Source], None]
+    preset: Preset | None = None
+    auto: str = ""
+    views: int = 1
 
     def of(self, source: Source, training: bool = False) -> Images:
         """Batches of a set, no image dropped: shuffled random crops when ``training``, else whole images in order."""
         world, rank = distributed.world_size(), distributed.rank()
         sampler = EpochSampler(len(source), self.batch, self.seed, world, rank, drop_last=False, shuffle=training)
-        views = Labelled(source, self.size, train=training, seed=self.seed, flip=self.flip)
+        views = Labelled(
+            source, self.size, train=training, seed=self.seed, flip=self.flip, preset=self.preset, auto=self.auto,
+            views=self.views,
+        )  # fmt: skip
         return Images(make_loader(views, sampler, self.workers, pin_memory=True), sampler, self.note)
+
+    def reading(self, model: Classifier) -> Reading:
+        """How measures of frozen features get the images."""
+        device = distributed.device()
+        return Reading(self.size, self.batch, device, model.mean, model.std, self.workers, model.amp, self.note)
 
 
 def check_batch(model: Classifier, sampler: EpochSampler) -> None:
@@ -234,22 +294,69 @@ class Progress:
     best_epoch: int = 0  # finished epochs when it was reached
 
 
+@dataclass(frozen=True)
+class Plan:
+    """How long and how to train.
+
+    warmup: epochs in which rates rise from 0. update_freq: batches a step. clip: largest norm of the gradient.
+    patience: epochs without a better accuracy after which rates drop, in place of the cosine. keep_every: epochs
+    between checkpoints that are kept, 0 for none.
+    """
+
+    epochs: int
+    print_freq: int = 10
+    warmup: float = 0.0
+    update_freq: int = 1
+    clip: float | None = None
+    patience: int | None = None
+    keep_every: int = 0
+
+
+def average_of(model: Classifier, decay: float | None, decay_epoch: float | None, steps: int) -> Any:
+    """timm's moving average of a classifier, or None.
+
+    Args:
+        decay: share of itself that it keeps at a step.
+        decay_epoch: the same for an epoch of ``steps`` optimizer steps (SupCon-Framework's form).
+    """
+    if decay_epoch is not None:
+        decay = decay_epoch ** (1 / steps)
+    if decay is None:
+        return None
+    from timm.utils.model_ema import ModelEmaV3
+
+    return ModelEmaV3(model, decay)
+
+
 @dataclass
 class Tuner:
-    """A run's objects, its epochs and its checkpoints. ``settings`` are the flags that make it this run."""
+    """A run's objects, its epochs and its checkpoints. ``settings`` are the flags that make it this run; ``ema`` is of
+    :func:`average_of`."""
 
     model: Classifier
     wrapped: nn.Module  # the model with gradient averaging
     optimizer: torch.optim.Optimizer
     scaler: torch.amp.GradScaler
-    epochs: int
+    plan: Plan
     progress: Progress
     settings: dict[str, Any]
-    print_freq: int = 10
+    objective: Objective
+    ema: Any = None
 
     def __post_init__(self) -> None:
         self.base_lrs = [group["lr"] for group in self.optimizer.param_groups]
         self.parameters = [p for p in self.model.parameters() if p.requires_grad]
+        self.plateau = Plateau(self.plan.patience)
+        self.acc1 = 0.0  # of the last epoch that was evaluated
+
+    @property
+    def evaluated(self) -> Classifier:
+        """The network that is evaluated and handed on: the moving average where there is one."""
+        return self.model if self.ema is None else self.ema.module
+
+    def finished(self) -> bool:
+        """Whether all epochs are done."""
+        return self.progress.epoch >= self.plan.epochs
 
     def train_epoch(self, images: Images, log: RunLog, stop: StopRequest) -> int | None:
         """The rest of the current epoch; an exit code when the run must stop before it goes on.
@@ -258,44 +365,63 @@ class Tuner:
             TrainingError: a loss or gradient is not finite on some process; nothing has been changed by it.
         """
         at, steps = self.progress, len(images.sampler)
-        for group, base in zip(self.optimizer.param_groups, self.base_lrs, strict=True):
-            group["lr"] = learning_rate(base, at.epoch, self.epochs, cosine=True, milestones=[])
         self.model.train()
-        watch, meters = Stopwatch(), [Mean(), Mean(), Mean()]
+        watch, meters = Stopwatch(), {}
         with log.bar(steps, at.batch, f"epoch {at.epoch}") as bar:
-            for batch in images.batches(at.epoch, at.batch, watch):
-                code = self._step(batch, meters, at.epoch * steps + at.batch, stop)
-                at.batch += 1
-                watch.count(len(batch["label"]) * distributed.world_size())
-                bar.update()
-                if at.batch % self.print_freq == 0 or at.batch == steps:
+            batches = images.batches(at.epoch, at.batch, watch)
+            while group := list(islice(batches, self.plan.update_freq)):
+                self._set_rates(steps)
+                code = self._step(group, meters, at.epoch * steps + at.batch, stop)
+                before, at.batch = at.batch, at.batch + len(group)
+                watch.count(sum(len(batch["label"]) for batch in group) * distributed.world_size())
+                bar.update(len(group))
+                if at.batch // self.plan.print_freq > before // self.plan.print_freq or at.batch == steps:
                     self._report(log, watch, meters, steps)
-                    watch, meters = Stopwatch(), [Mean(), Mean(), Mean()]
+                    watch, meters = Stopwatch(), {}
                 if code is not None:
                     return code
         return None
 
-    def _step(self, batch: dict[str, Tensor], meters: list[Mean], step: int, stop: StopRequest) -> int | None:
-        seeding.seed_step(self.progress.seed, step, distributed.rank())  # dropout, stochastic depth
-        device = distributed.device()
-        images, labels = (batch[name].to(device, non_blocking=True) for name in ("image", "label"))
-        logits = self.wrapped(images)
-        loss = F.cross_entropy(logits, labels)
+    def _set_rates(self, steps: int) -> None:
+        """The published cosine moves once an epoch; after a warm-up, once a step and over the rest of the run."""
+        at, plan = self.progress, self.plan
+        done = at.epoch + at.batch / steps if plan.warmup else at.epoch
+        past = max(0.0, done - plan.warmup)
+        share = learning_rate(1.0, past, plan.epochs - plan.warmup, cosine=plan.patience is None, milestones=[])
+        factor = warm_up(done, plan.warmup) * self.plateau.factor
+        for group, base in zip(self.optimizer.param_groups, self.base_lrs, strict=True):
+            group["lr"] = base * share * factor
+
+    def _step(
+        self, group: list[dict[str, Tensor]], meters: dict[str, Mean], step: int, stop: StopRequest
+    ) -> int | None:
+        """One optimizer step over the batches of a group."""
         self.optimizer.zero_grad(set_to_none=True)
-        self.scaler.scale(loss).backward()
+        losses = []
+        for number, batch in enumerate(group):
+            with distributed.hold_gradients(self.wrapped, number < len(group) - 1):
+                judged = self._judge(batch, step + number)
+                self.scaler.scale(judged.loss / len(group)).backward()
+            losses.append(judged.loss.detach())
+            _count(meters, judged)
         self.scaler.unscale_(self.optimizer)
-        code = self._agree(loss.detach(), step, stop)
+        code = self._agree(torch.stack(losses), step, stop)
         self.scaler.step(self.optimizer)
         self.scaler.update()
-        shares = [100.0 * hits / len(labels) for hits in accuracy(logits, labels, (1, 5))]
-        for meter, value in zip(meters, (loss, *shares), strict=True):
-            meter.add(value)
+        if self.ema is not None:
+            self.ema.update(self.model)
         return code
+
+    def _judge(self, batch: dict[str, Tensor], step: int) -> Judged:
+        seed, rank, device = self.progress.seed, distributed.rank(), distributed.device()
+        seeding.seed_step(seed, step, rank)  # dropout, stochastic depth
+        here = {name: batch[name].to(device, non_blocking=True) for name in ("image", "label", "index")}
+        return self.objective(self.model, self.wrapped, here, seed, step, rank)
 
     def _agree(self, loss: Tensor, step: int, stop: StopRequest) -> int | None:
         """One small exchange before the step: is all finite everywhere, and must the run stop after it?"""
         norm = get_total_norm([p.grad for p in self.parameters if p.grad is not None])
-        bad_loss, bad_norm = not bool(loss.isfinite()), not bool(norm.isfinite())
+        bad_loss, bad_norm = not bool(loss.isfinite().all()), not bool(norm.isfinite())
         bad_loss, bad_norm, terminated, ends = distributed.any_rank(bad_loss, bad_norm, *stop.flags())
         if bad_loss or (bad_norm and not self.scaler.is_enabled()):  # with fp16 the scale was too high: step skipped
             what = "the loss" if bad_loss else "a gradient"
@@ -303,21 +429,25 @@ class Tuner:
                 f"epoch {self.progress.epoch}, step {step}: {what} is not finite and the step was not taken; lower "
                 "--lr-backbone or --lr-classifier, then go on from the last checkpoint or start anew."
             )
+        if self.plan.clip is not None:
+            clip_grads_with_norm_(self.parameters, self.plan.clip, norm)
         return None if not ends else SIGTERM_EXIT if terminated else 0
 
-    def _report(self, log: RunLog, watch: Stopwatch, meters: list[Mean], steps: int) -> None:
+    def _report(self, log: RunLog, watch: Stopwatch, meters: dict[str, Mean], steps: int) -> None:
         at = self.progress
-        here = torch.tensor([meter.value for meter in meters], device=distributed.device())
-        loss, acc1, acc5 = distributed.mean_over_ranks(here).tolist()
+        here = torch.tensor([meter.value for meter in meters.values()], device=distributed.device())
+        values = dict(zip(meters, distributed.mean_over_ranks(here).tolist(), strict=True))
+        loss, acc1, acc5, *terms = values.items()
         speed, wait = watch.rates()
-        rates = [group["lr"] for group in self.optimizer.param_groups]
-        values = {"loss": loss, "train_acc1": acc1, "train_acc5": acc5, "lr_classifier": rates[0],
-                  "images_per_second": speed, "wait_share": wait}  # fmt: skip
-        if len(rates) == 2:
-            values["lr_backbone"] = rates[1]
+        groups = self.optimizer.param_groups
+        head = {id(p) for p in self.model.head}
+        rates = [[g["lr"] for g in groups if (id(g["params"][0]) in head) == first] for first in (True, False)]
+        rates = {"lr_classifier": max(rates[0]), **({"lr_backbone": max(rates[1])} if rates[1] else {})}
+        values |= {**rates, "images_per_second": speed, "wait_share": wait}
         text = (
-            f"Epoch: [{at.epoch}][{at.batch:4d}/{steps}] loss {loss:.4f} Acc@1 {acc1:.2f} Acc@5 {acc5:.2f} "
-            f"lr {' '.join(f'{rate:.4g}' for rate in rates)} {speed:.0f} images/s wait {wait:.0%}"
+            f"Epoch: [{at.epoch}][{at.batch:4d}/{steps}] loss {loss[1]:.4f} "
+            f"{''.join(f'{name} {value:.4f} ' for name, value in terms)}Acc@1 {acc1[1]:.2f} Acc@5 {acc5[1]:.2f} "
+            f"lr {' '.join(f'{rate:.4g}' for rate in rates.values())} {speed:.0f} images/s wait {wait:.0%}"
         )
         log.scalars(at.epoch * steps + at.batch, values, epoch=at.epoch, text=text)
 
@@ -328,6 +458,8 @@ class Tuner:
         is_best = score.acc1 > at.best_acc1 or not at.best_epoch
         if is_best:
             at.best_acc1, at.best_epoch = score.acc1, at.epoch
+        self.plateau.note(score.acc1)
+        self.acc1 = score.acc1
         return is_best
 
     def report_epoch(self, log: RunLog, score: Score, which: str, steps: int) -> None:
@@ -369,19 +501,33 @@ class Tuner:
     # ------------------------------------------------------------------------------------------------ checkpoints
 
     def save(self, save_dir: str, arch: str, is_best: bool = False) -> None:
-        """Write upstream's dictionary and ``run``, what a resumed run needs besides; also as the best one if it is."""
+        """Write upstream's dictionary and ``run``, what a resumed run needs besides; also as the best one if it is, and
+        once more where the plan keeps this epoch's.
+
+        ``state_dict`` is what was evaluated. With a moving average the weights that are trained are ``trained``.
+        """
+        at = self.progress
         if distributed.is_main():
-            entries = asdict(self.progress)
+            entries = asdict(at)
             state = {
                 "epoch": entries.pop("epoch"),
                 "arch": arch,
-                "state_dict": {"module." + name: value for name, value in self.model.encoder.state_dict().items()},
+                "state_dict": _prefixed(self.evaluated.encoder),
                 "best_acc1": entries.pop("best_acc1"),
                 "optimizer": self.optimizer.state_dict(),
                 "scaler": self.scaler.state_dict(),
-                "run": {**entries, "settings": self.settings, **changes_of(self.model.encoder)},
+                "run": {
+                    **entries, "settings": self.settings, "plateau": self.plateau.state_dict(),
+                    **changes_of(self.model.encoder),
+                },  # fmt: skip
             }
-            for name in (BEST, CHECKPOINT) if is_best else (CHECKPOINT,):
+            if self.ema is not None:
+                state["trained"] = _prefixed(self.model.encoder)
+            kept = self.plan.keep_every and not at.batch and at.epoch % self.plan.keep_every == 0
+            if not at.batch:
+                state["acc1"] = self.acc1  # of this epoch; moco.average chooses by it
+            names = [BEST] * is_best + [KEPT.format(at.epoch - 1)] * bool(kept) + [CHECKPOINT]
+            for name in names:
                 checkpoint.write(state, os.path.join(save_dir, name))
         distributed.barrier()
 
@@ -403,24 +549,17 @@ class Tuner:
                     f"{path} is of a run with {name} {value or 'none'} and this one has "
                     f"{self.settings[name] or 'none'}: give the same to continue it, or begin another --save-dir."
                 )
-        self._fill_network(state, path)
+        if self.ema is not None or weights_only:
+            apply_changes(self.evaluated.encoder, changes)
+            _fill_network(self.evaluated.encoder, state["state_dict"], path)
         if not weights_only:
+            apply_changes(self.model.encoder, changes)
+            _fill_network(self.model.encoder, state.get("trained", state["state_dict"]), path)
             self._fill_optimizer(state, path)
+            self.plateau.load_state_dict(run.get("plateau", {}))
         at = self.progress
         at.epoch, at.batch = int(state["epoch"]), int(run.get("batch", 0))
         at.best_acc1, at.best_epoch = float(state["best_acc1"]), int(run.get("best_epoch", state["epoch"]))
-
-    def _fill_network(self, state: dict, path: str) -> None:
-        found = {name.removeprefix("module."): value for name, value in state["state_dict"].items()}
-        own = self.model.encoder.state_dict()
-        odd = [n for n in {**own, **found} if n not in own or n not in found or own[n].shape != found[n].shape]
-        if odd:
-            raise UserError(
-                f"{path} does not fit: {odd[0]} differs ({len(odd)} entries do); check --stem, --size and that the "
-                "data has the classes it was trained on."
-            )
-        apply_changes(self.model.encoder, (state.get("run") or {}).get("changes", {}))
-        self.model.encoder.load_state_dict(found)
 
     def _fill_optimizer(self, state: dict, path: str) -> None:
         try:
@@ -429,3 +568,26 @@ class Tuner:
                 self.scaler.load_state_dict(state["scaler"])
         except (ValueError, KeyError, TypeError, RuntimeError) as error:
             raise UserError(f"{path} does not fit this optimizer: {' '.join(str(error).split())}") from error
+
+
+def _count(meters: dict[str, Mean], judged: Judged) -> None:
+    """Add a batch's loss, accuracies in percent and parts of the loss."""
+    acc1, acc5 = (100.0 * hits / len(judged.labels) for hits in accuracy(judged.logits, judged.labels, (1, 5)))
+    for name, value in {"loss": judged.loss, "train_acc1": acc1, "train_acc5": acc5, **judged.terms}.items():
+        meters.setdefault(name, Mean()).add(value)
+
+
+def _prefixed(encoder: nn.Module) -> dict[str, Tensor]:
+    return {"module." + name: value for name, value in encoder.state_dict().items()}
+
+
+def _fill_network(encoder: nn.Module, state_dict: dict, path: str) -> None:
+    found = {name.removeprefix("module."): value for name, value in state_dict.items()}
+    own = encoder.state_dict()
+    odd = [n for n in {**own, **found} if n not in own or n not in found or own[n].shape != found[n].shape]
+    if odd:
+        raise UserError(
+            f"{path} does not fit: {odd[0]} differs ({len(odd)} entries do); check --stem, --size and that the data "
+            "has the classes it was trained on."
+        )
+    encoder.load_state_dict(found)

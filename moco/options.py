@@ -18,6 +18,7 @@ BATCH_METHODS = ("simclr", "supcon", "hcl", "dcl")
 SYNCO_COUNTS = {"n1": 256, "n2": 256, "n3": 256, "n4": 64, "n5": 64, "n6": 64}  # SynCo's defaults
 DATASETS = ("folder", "cifar10", "cifar100", "caltech256", "fashionmnist", "stl10", "mnist5k")
 EXPORTS = ("torchvision", "timm", "detectron2", "safetensors", "onnx", "features")
+TUNING_LOSSES = ("ce", "supcon", "simclr", "schane")
 KINDS = ("mixup", "interpolation", "extrapolation", "noise", "perturbation", "adversarial")
 DEMO_CONFIG = os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__))), "configs", "demo.yml")
 
@@ -145,6 +146,9 @@ def semisup_parser() -> _Parser:
     _add_data(p)
     _add_subset(p)
     _add_tuning(p)
+    _add_objective(p)
+    _add_recipe(p)
+    _add_few_shot(p)
     _add_launch(p)
     return p
 
@@ -166,12 +170,16 @@ def _add_subset(p: _Parser) -> None:
 def _add_tuning(p: _Parser) -> None:
     add, switch = p.add_argument, argparse.BooleanOptionalAction
     add("pretrained_file", metavar="FILE", nargs="?", help="Barlow Twins' spelling of --pretrained FILE")
-    add("--pretrained", default="", metavar="PATH", help="checkpoint of ours or of nine other projects; "
-        "torchvision:NAME for its published weights (default: random weights, a baseline)")  # fmt: skip
+    add("--pretrained", "--finetune", default="", metavar="PATH", dest="pretrained", help="checkpoint of ours, of nine "
+        "other projects or of BEiT-3; torchvision:NAME for its published weights (default: random weights, a "
+        "baseline)")  # fmt: skip
     add("--weights", choices=("finetune", "freeze"), default="finetune", help="train the encoder, or keep it")
     add("--lr-backbone", default=0.01, type=float, metavar="LR", help="of the encoder (default: 0.01; SynCo's grid: "
         "0.01 0.02 0.05 0.1 0.005)")  # fmt: skip
     add("--lr-classifier", default=0.5, type=float, metavar="LR", help="of the linear layer (default: 0.5)")
+    add("--lr", default=None, type=float, metavar="LR", help="of both, in place of the two")
+    add("--opt", default="sgd", metavar="NAME", help="sgd, or an optimizer of timm: adamw, lars, lookahead_adamw .. "
+        "(default: sgd)")  # fmt: skip
     add("--momentum", default=0.9, type=float, metavar="M", help="momentum of SGD (default: 0.9)")
     add("--wd", "--weight-decay", default=1e-6, type=float, metavar="W", dest="weight_decay", help="(default: 1e-6)")
     add("--epochs", default=None, type=int, metavar="N", help="epochs to run (default: 60 below 10 percent, 30 below "
@@ -182,13 +190,55 @@ def _add_tuning(p: _Parser) -> None:
     add("--amp", choices=("auto", "off", "bf16", "fp16"), default="off", help="encoder arithmetic (default: off)")
     add("--channels-last", action=switch, default=True, help="memory layout of convolutions (default: on)")
     add("-p", "--print-freq", default=10, type=int, metavar="N", help="steps between log lines (default: 10)")
-    add("--save-dir", "--checkpoint-dir", default="./", metavar="DIR", dest="save_dir",
+    add("--save-dir", "--checkpoint-dir", "--output-dir", default="./", metavar="DIR", dest="save_dir",
         help="where checkpoint_semisup.pth.tar, result.json and the log go (default ./)")  # fmt: skip
     add("--resume", default="", metavar="PATH", help="continue this checkpoint; auto: the one in --save-dir")
     add("--overwrite", action="store_true", help="start afresh in a folder that holds another run")
     add("--max-minutes", default=None, type=float, metavar="M", help="save and stop (exit code 0) after M minutes")
     add("--seed", default=None, type=int, help="of all randomness but the draw (default: drawn, logged and kept)")
     add("-e", "--evaluate", action="store_true", help="evaluate --resume on the test images and stop")
+
+
+def _add_objective(p: _Parser) -> None:
+    add = p.add_argument
+    add("--loss", type=str.lower, choices=TUNING_LOSSES, default="ce", help="ce: cross-entropy; the others: (1 - "
+        "alpha) cross-entropy + alpha times the contrastive loss of two views an image (default: ce)")  # fmt: skip
+    add("--alpha", default=None, type=float, metavar="A", help="weight of the contrastive loss (default: 0.9)")
+    add("--temp", default=None, type=float, metavar="T", help="temperature of the contrastive loss (default: 0.5)")
+    add("--estimator", choices=("hard", "easy"), help="schane: weigh hard negatives, or all alike, which is supcon "
+        "(default: hard)")  # fmt: skip
+    add("--beta", default=None, type=float, metavar="B", help="schane: how much more hard negatives weigh (1)")
+    add("--smoothing", "--label-smoothing", default=0.0, type=float, metavar="E", help="of cross-entropy (default: 0)")
+    add("--mixup", default=0.0, type=float, metavar="A", help="of cross-entropy's images, timm's (default: 0, off)")
+    add("--cutmix", default=0.0, type=float, metavar="A", help="the same by rectangles (default: 0, off)")
+    add("--reprob", default=0.0, type=float, metavar="P", help="probability of erasing a rectangle (default: 0)")
+    add("--aa", default="", metavar="POLICY", help="timm's AutoAugment or RandAugment, such as rand-m9-mstd0.5-inc1, "
+        "after the random crop (default: none)")  # fmt: skip
+    add("--aug", choices=("v1", "v2", "cifar", "digits"), help="a pretraining's views in place of crop and flip")
+
+
+def _add_recipe(p: _Parser) -> None:
+    add = p.add_argument
+    add("--layer-decay", default=None, type=float, metavar="D", help="each layer's rate is D times that of the layer "
+        "above; biases and norms are not decayed (default: off)")  # fmt: skip
+    add("--drop-path", default=0.0, type=float, metavar="P", help="stochastic depth of timm's networks (default: 0)")
+    add("--update-freq", default=1, type=int, metavar="A", help="batches a step: gradients are averaged over A, each "
+        "with its own contrastive loss (default: 1)")  # fmt: skip
+    add("--warmup-epochs", default=0.0, type=float, metavar="E", help="raise the rates from 0 over E epochs; then the "
+        "cosine moves every step (default: 0, every epoch)")  # fmt: skip
+    add("--clip-grad", default=None, type=float, metavar="X", help="largest norm of the gradient (default: no limit)")
+    add("--plateau", default=None, type=int, metavar="E", help="in place of the cosine: rates drop 10x when the "
+        "accuracy has not risen for more than E epochs")  # fmt: skip
+    add("--ema", default=None, type=float, metavar="D", help="evaluate and save an average of the weights that keeps a "
+        "share D of itself at every step")  # fmt: skip
+    add("--ema-epoch", default=None, type=float, metavar="D", help="the same, D an epoch")
+    add("--save-ckpt-freq", default=0, type=int, metavar="E", help="also keep the checkpoint of every E-th epoch, as "
+        "checkpoint_semisup_NNNN.pth.tar (default: 0, none)")  # fmt: skip
+    add("--few-shot-data", default="", metavar="PATH", help="images of new classes for --few-shot, a folder or list "
+        "(default: the test images, whose classes were trained on)")  # fmt: skip
+    add("--task", default=None, metavar="NAME", help="BEiT-3's: imagenet for an image folder, or a --dataset's name")
+    add("--data-path", default=None, metavar="DIR", help="BEiT-3's DIR")
+    add("--dist-eval", action="store_true", help="BEiT-3's: changes nothing, processes always share the evaluation")
 
 
 def export_parser() -> _Parser:
@@ -299,7 +349,8 @@ def _add_data(p: _Parser) -> None:
     add("--download", action="store_true", help="let --dataset fetch its files")
     add("--val-data", "--test-folder", metavar="PATH", dest="val_data", help="labelled validation images when DIR does "
         "not hold them")  # fmt: skip
-    add("--size", type=int, metavar="PX", help="side of the square views (default: 224, small sets their own size)")
+    add("--size", "--input-size", type=int, metavar="PX", dest="size",
+        help="side of the square views (default: 224, small sets their own size)")  # fmt: skip
     add("--channels", type=int, choices=(1, 3), help="read images as grey (1) or colour (3; default: the data set's)")
     add("--mean", type=float, nargs="+", metavar="X", help="channel means in 0..1 (default: the data set's)")
     add("--std", type=float, nargs="+", metavar="X", help="channel deviations in 0..1 (default: the data set's)")
@@ -450,8 +501,9 @@ def _add_knn(p: _Parser) -> None:
 
 def _add_few_shot(p: _Parser) -> None:
     add = p.add_argument
-    add("--few-shot", action="store_true", help="few-shot accuracy of the frozen features: logistic regression on "
-        "few images a class, mean and 95 %% interval over episodes")  # fmt: skip
+    add("--few-shot", "--eval-fewshot", action="store_true", dest="few_shot",
+        help="few-shot accuracy of the frozen features: logistic regression on few images a class, mean and 95 %% "
+        "interval over episodes")  # fmt: skip
     add("--few-shot-classes", default="", metavar="FILE", help="the classes to draw from, one a line, or "
         "miniImageNet's CSV of filename,label (default: all, held-out images only)")  # fmt: skip
     add("--few-shot-way", default=5, type=int, metavar="N", help="classes an episode (default: 5)")
@@ -503,6 +555,7 @@ def _one_folder(args: argparse.Namespace) -> str | None:
 
 def _finish_semisup(parser: _Parser, words: list[str]) -> argparse.Namespace:
     args = _with_config(parser, words)
+    _take_beit3_names(args)
     if args.data is None and args.dataset is None:
         raise UserError("give an image folder or --dataset NAME to fine-tune on.")
     if args.pretrained and args.pretrained_file:
@@ -510,9 +563,28 @@ def _finish_semisup(parser: _Parser, words: list[str]) -> argparse.Namespace:
     args.pretrained = args.pretrained or args.pretrained_file or ""
     if args.train_percent is None and args.train_files in ("", "balanced"):
         args.train_percent = 100.0
+    if args.lr is not None:
+        _positive(args, "lr")
+        args.lr_backbone = args.lr_classifier = args.lr
     _check_semisup(args)
+    _check_objective(args)
+    _check_recipe(args)
     _check_images(args)
     return args
+
+
+def _take_beit3_names(args: argparse.Namespace) -> None:
+    """--task and --data-path as --dataset and DIR. With --data-path, the one positional word is no DIR."""
+    if args.data_path is not None:
+        if args.data is not None:
+            raise UserError("DIR and --data-path are the same thing; give one of them.")
+        args.data = args.data_path
+    if args.task is not None:
+        name = {"imagenet": "folder", "imagenet1k": "folder"}.get(args.task.lower(), args.task.lower())
+        if name not in DATASETS or args.dataset not in (None, name):
+            raise UserError(f"--task {args.task} classifies no images known here; give imagenet or one of "
+                            f"{', '.join(DATASETS)}, the same as --dataset.")  # fmt: skip
+        args.dataset = name
 
 
 def _finish_embed(parser: _Parser, words: list[str]) -> argparse.Namespace:
@@ -725,6 +797,36 @@ def plan_settings(args: argparse.Namespace) -> dict[str, Any]:
     return {name: getattr(args, name) for name in same} | warm | {"cosine": args.cos, "milestones": args.schedule}
 
 
+def objective_settings(args: argparse.Namespace) -> dict[str, Any]:
+    """What fine-tuning minimises, see moco/objective.py."""
+    same = ("alpha", "estimator", "beta", "smoothing", "mixup", "cutmix")
+    return {"T": args.temp, "erase": args.reprob, **{name: getattr(args, name) for name in same}}
+
+
+def tuning_plan(args: argparse.Namespace) -> dict[str, Any]:
+    """How fine-tuning goes about it, see moco.finetune.Plan."""
+    return {
+        "print_freq": args.print_freq, "warmup": args.warmup_epochs, "update_freq": args.update_freq,
+        "clip": args.clip_grad, "patience": args.plateau, "keep_every": args.save_ckpt_freq,
+    }  # fmt: skip
+
+
+def few_shot_settings(args: argparse.Namespace) -> dict[str, Any]:
+    """The episodes, see moco.fewshot.Setting."""
+    named = {name: getattr(args, f"few_shot_{name}") for name in ("way", "queries", "episodes")}
+    return {**named, "shots": tuple(args.few_shot_shots)}
+
+
+def tuning_settings(args: argparse.Namespace) -> dict[str, Any]:
+    """The flags that make a fine-tuning run the run it is, by name; a resumed one has the same."""
+    settings = {"--weights": args.weights, "--lr-backbone": args.lr_backbone, "--lr-classifier": args.lr_classifier,
+                "--wd": args.weight_decay, "--momentum": args.momentum}  # fmt: skip
+    later = ("loss", "opt", "smoothing", "mixup", "cutmix", "reprob", "aa", "aug", "layer_decay", "drop_path",
+             "update_freq", "warmup_epochs", "clip_grad", "plateau", "ema", "ema_epoch")  # fmt: skip
+    contrast = ("alpha", "temp", "estimator", "beta") if args.loss != "ce" else ()
+    return settings | {"--" + name.replace("_", "-"): getattr(args, name) for name in (*later, *contrast)}
+
+
 def _type_starts(entries: list[str]) -> dict[str, int]:
     starts = {}
     for entry in entries:
@@ -772,6 +874,48 @@ def _check_semisup(args: argparse.Namespace) -> None:
         raise UserError("--evaluate takes --resume with a fine-tuned checkpoint, and no --val-only.")
 
 
+def _check_objective(args: argparse.Namespace) -> None:
+    own = {"alpha": TUNING_LOSSES[1:], "temp": TUNING_LOSSES[1:], "estimator": ("schane",), "beta": ("schane",)}
+    defaults = {"alpha": 0.9, "temp": 0.5, "estimator": "hard", "beta": 1.0}
+    for name, losses in own.items():
+        if getattr(args, name) is None:
+            setattr(args, name, defaults[name])
+        elif args.loss not in losses:
+            raise UserError(f"--{name} is for --loss {', '.join(losses)}; {args.loss} has none.")
+    if args.loss != "ce" and args.weights == "freeze":
+        raise UserError(f"--loss {args.loss} trains the encoder, which --weights freeze keeps; leave one of them out.")
+    _check_shares(args)
+
+
+def _check_shares(args: argparse.Namespace) -> None:
+    _positive(args, "temp")
+    _at_least(args, 0, "beta", "mixup", "cutmix")
+    for name in ("alpha", "reprob"):
+        if not 0 <= getattr(args, name) <= 1:
+            raise UserError(f"--{name} is a share from 0 to 1, not {getattr(args, name):g}.")
+    for name in ("smoothing", "drop_path"):
+        if not 0 <= getattr(args, name) < 1:
+            raise UserError(f"--{name.replace('_', '-')} is from 0 to below 1, not {getattr(args, name):g}.")
+
+
+def _check_recipe(args: argparse.Namespace) -> None:
+    _at_least(args, 1, "update_freq")
+    _at_least(args, 0, "warmup_epochs", "save_ckpt_freq", *(["plateau"] if args.plateau is not None else []))
+    if args.clip_grad is not None:
+        _positive(args, "clip_grad")
+    for name in ("ema", "ema_epoch", "layer_decay"):
+        value = getattr(args, name)
+        if value is not None and not 0 < value < 1:
+            raise UserError(f"--{name.replace('_', '-')} is above 0 and below 1, not {value:g}.")
+    if args.ema is not None and args.ema_epoch is not None:
+        raise UserError("--ema and --ema-epoch are one decay, a step and an epoch; give one of them.")
+    if args.epochs is not None and args.warmup_epochs >= args.epochs:
+        raise UserError("--warmup-epochs must end before --epochs do.")
+    _check_few_shot_numbers(args)
+    if (args.few_shot_data or args.few_shot_classes) and not args.few_shot:
+        raise UserError("--few-shot-data and --few-shot-classes are for --few-shot (--eval-fewshot); give both.")
+
+
 def _check_classifier(args: argparse.Namespace) -> None:
     _check_val_share(args)
     for lr in args.lrs:
@@ -798,11 +942,15 @@ def _check_modes(args: argparse.Namespace) -> None:
         raise UserError(f"--per-class and --confusion show a trained classifier; {modes[-1]} has none.")
 
 
-def _check_few_shot(args: argparse.Namespace) -> None:
+def _check_few_shot_numbers(args: argparse.Namespace) -> None:
     _at_least(args, 1, "few_shot_queries")
     _at_least(args, 2, "few_shot_way", "few_shot_episodes")  # one class is no question, one episode has no interval
     if min(args.few_shot_shots) < 1:
         raise UserError("--few-shot-shots counts labelled images a class and must be at least 1.")
+
+
+def _check_few_shot(args: argparse.Namespace) -> None:
+    _check_few_shot_numbers(args)
     if args.few_shot and args.knn:
         raise UserError("--knn and --few-shot are two measures; give one of them.")
     if args.few_shot_classes and not args.few_shot:

@@ -8,6 +8,7 @@ Where the projects keep the encoder that their own evaluations use (names after 
     Barlow Twins, VICReg          model       backbone.*, or the backbone alone
     lightly                       state_dict  backbone.*, of a ResNet often by position: 0 conv1, 1 bn1, 4 layer1 ..
     solo-learn                    state_dict  backbone.*, older ones encoder.*
+    BEiT-3                        model       beit3.vision_embed.*, beit3.encoder.* with branches A (vision) and B
     torchvision, timm, a probe's  all, or state_dict, or model
 
 Tensors do not hold everything: MoCo v3's ViT-S has 12 attention heads where timm's has 6, and solo-learn pads the 3x3
@@ -288,6 +289,7 @@ def _size_of(entries: dict[str, Tensor]) -> int | None:
 
 
 def _fitting(encoder: nn.Module, file: File, arch: str) -> tuple[dict[str, Tensor], str]:
+    file, note = _from_beit3(encoder, file)
     part = _part_for(encoder, file)
     head = head_of(encoder) + "."
     found = {name: value for name, value in part.entries.items() if not name.startswith(head)}
@@ -297,7 +299,22 @@ def _fitting(encoder: nn.Module, file: File, arch: str) -> tuple[dict[str, Tenso
     epoch = file.state.get("epoch")
     age = f", epoch {epoch}" if isinstance(epoch, int) else ""
     unused = len(part.entries) - len(found)
-    return found, f"read {len(found)} tensors from {what}{age}; its head ({unused} tensors) is not used{changes}"
+    return found, f"read {len(found)} tensors from {what}{age}; its head ({unused} tensors) is not used{changes}{note}"
+
+
+def _from_beit3(encoder: nn.Module, file: File) -> tuple[File, str]:
+    """An official BEiT-3 file by timm's names and for the encoder's size, and words on what it has beside the vision
+    branch; other files as they are. A pretraining's file has no norm after the pooling, which then starts anew."""
+    vision = {name: value for name, value in file.tensors.items() if re.match(r"beit3\.|fc_norm\.|head\.", name)}
+    if not any(name.startswith("beit3.") for name in vision) or not hasattr(encoder, "patch_embed"):
+        return file, ""
+    from timm.models.vision_transformer import checkpoint_filter_fn
+
+    # timm drops the text's embedding, the mask token and branch B, which pairs of images and texts alone use
+    found = checkpoint_filter_fn(dict(vision), encoder)  # pyright: ignore[reportArgumentType]
+    fresh = {name: value for name, value in encoder.state_dict().items() if name.startswith("fc_norm.")}
+    note = "; BEiT-3's vision branch" + ("" if fresh.keys() <= found.keys() else ", its fc_norm is new")
+    return file._replace(tensors={**fresh, **found}), note
 
 
 def head_entries(encoder: nn.Module, file: File) -> dict[str, Tensor]:

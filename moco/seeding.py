@@ -7,7 +7,10 @@ the uninterrupted run would have drawn, whatever the number of loader workers.
 
 from __future__ import annotations
 
+import contextlib
+import random
 import secrets
+from collections.abc import Iterator
 
 import numpy as np
 import torch
@@ -17,7 +20,7 @@ _MASK = (1 << 64) - 1
 # One number a stream, so that two streams with the same integers are independent.
 STREAMS = {
     "init": 1, "order": 2, "view": 3, "shuffle": 4, "draws": 5, "step": 6, "split": 7, "probe": 8, "episode": 9,
-    "sample": 10,
+    "sample": 10, "augment": 21, "mix": 22,
 }  # fmt: skip
 
 
@@ -52,6 +55,23 @@ def numpy_generator(stream: str, seed: int, *where: int) -> np.random.Generator:
 def seed_step(seed: int, step: int, rank: int) -> None:
     """Key torch's global generators (dropout, stochastic depth) on (seed, step, rank)."""
     torch.manual_seed(key("step", seed, step, rank) >> 1)
+
+
+@contextlib.contextmanager
+def library_randomness(stream: str, seed: int, *where: int) -> Iterator[None]:
+    """Python's and numpy's global generators keyed on a place, and as they were afterwards.
+
+    For libraries whose functions draw from them and take no generator.
+    """
+    python, legacy = random.getstate(), np.random.get_state()
+    value = key(stream, seed, *where)
+    random.seed(value)
+    np.random.seed(value & 0xFFFFFFFF)
+    try:
+        yield
+    finally:
+        random.setstate(python)
+        np.random.set_state(legacy)
 
 
 def choose_seed(given: int | None, checkpoint: dict | None) -> int:

@@ -18,6 +18,7 @@ from moco import checkpoint, finetune
 from moco.data import open_sources
 from moco.encoder import build_encoder
 from moco.errors import TrainingError, UserError
+from moco.objective import Objective
 from moco.options import parse_semisup
 
 ARCH = "test_resnet"  # timm's, 0.4 million parameters
@@ -207,7 +208,9 @@ def test_a_frozen_tensor_that_moved_is_noticed():
     model = finetune.Classifier(build_encoder(ARCH, 3, size=16), MEAN, STD, seed=0, freeze=True)
     reference = model.backbone()
     sgd = torch.optim.SGD(model.groups(0.1, 0.1))
-    tuner = finetune.Tuner(model, model, sgd, torch.amp.GradScaler("cpu", enabled=False), 1, finetune.Progress(0), {})
+    scaler = torch.amp.GradScaler("cpu", enabled=False)
+    plan, objective = finetune.Plan(1), Objective("ce", 3)
+    tuner = finetune.Tuner(model, model, sgd, scaler, plan, finetune.Progress(0), {}, objective)
     tuner.check_frozen(reference)
     model.encoder.bn1.running_mean[0] += 1e-3
     with pytest.raises(TrainingError, match=r"1 tensors that --weights freeze keeps .* the first bn1.running_mean"):

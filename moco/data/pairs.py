@@ -8,7 +8,9 @@ Legend: C channels, s side of a view in pixels.
 
 from __future__ import annotations
 
+import functools
 import math
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -17,9 +19,9 @@ from torch.utils.data import Dataset
 
 from moco.data.decode import BadImageError
 from moco.data.sources import Source
-from moco.data.views import Preset, apply, draw, eval_view, probe_preset
+from moco.data.views import Preset, apply, draw, eval_view, probe_preset, to_tensor
 from moco.errors import UserError
-from moco.seeding import numpy_generator
+from moco.seeding import library_randomness, numpy_generator
 
 Key = tuple[int, int]  # epoch, index
 MAX_TRIES = 100
@@ -87,10 +89,16 @@ class TwoViews(_Images):
 
 
 class Labelled(_Images):
-    """One view of each image of a labelled ``source``: random crop (and flip) with ``train``, else ``eval_view``.
+    """Views of each image of a labelled ``source``: random ones with ``train``, else one ``eval_view``.
 
-    Item (epoch, index) is a dict: image (C, s, s) uint8, label, index, bad (as TwoViews). Raises UserError at once when
-    ``source`` has no labels.
+    Item (epoch, index) is a dict: image (C, s, s) uint8, or (views, C, s, s) of several; label, index, bad (as
+    TwoViews). Raises UserError at once when ``source`` has no labels.
+
+    Args:
+        flip: the probe's random crops are mirrored half of the time.
+        preset: of random views, in place of the probe's crop and flip.
+        auto: timm's words for a policy such as ``rand-m9-mstd0.5-inc1``, applied to each random view; empty for none.
+        views: random views an image.
     """
 
     def __init__(
@@ -101,18 +109,59 @@ class Labelled(_Images):
         seed: int = 0,
         flip: bool = True,
         max_tries: int = MAX_TRIES,
+        *,
+        preset: Preset | None = None,
+        auto: str = "",
+        views: int = 1,
     ) -> None:
         super().__init__(source, size, seed, max_tries)
         if source.labels is None:
             raise UserError(f"{source.name} has no labels: give class folders, or a list with a label a line")
         self.labels = source.labels
-        self.preset = probe_preset(flip) if train else None
+        self.preset = (preset or probe_preset(flip)) if train else None
+        self.auto, self.views = auto, views
+        if auto:
+            if source.channels != 3:
+                raise UserError("--aa is for colour images: leave it out, or read them as colour by --channels 3.")
+            auto_augment(auto, size)
 
     def __getitem__(self, key: Key) -> dict[str, Any]:
         epoch, index = key
         image, used, bad = load_or_replace(self.source, index, self.max_tries)
         if self.preset is None:
             view = eval_view(image, self.size)
-        else:
-            view = self.view(image, self.preset, "probe", epoch, index)
+        elif self.views == 1:
+            view = self._random_view(image, self.preset, epoch, index)
+        else:  # the first view is that of a run with one
+            more = [() if number == 0 else (number,) for number in range(self.views)]
+            view = torch.stack([self._random_view(image, self.preset, epoch, index, *which) for which in more])
         return {"image": view, "label": int(self.labels[used]), "index": used, "bad": bad}
+
+    def _random_view(self, image: Image.Image, preset: Preset, *where: int) -> torch.Tensor:
+        view = self.view(image, preset, "probe", *where)
+        if not self.auto:
+            return view
+        with library_randomness("augment", self.seed, *where):
+            changed = auto_augment(self.auto, self.size)(Image.fromarray(view.permute(1, 2, 0).numpy()))
+        return to_tensor(changed)
+
+
+@functools.cache  # in each loader process, which need not receive it
+def auto_augment(policy: str, size: int) -> Callable[[Image.Image], Image.Image]:
+    """timm's AutoAugment, RandAugment, AugMix or 3-Augment by its name for them; UserError for an unknown one.
+
+    Moved pixels are replaced by grey and translations are relative to ``size``, as in timm's own training transforms.
+    """
+    from timm.data.auto_augment import augment_and_mix_transform, auto_augment_transform, rand_augment_transform
+
+    grey = (124, 116, 104)  # ImageNet's mean
+    settings: dict[str, Any] = {"translate_const": int(size * 0.45), "img_mean": grey}
+    kind = policy[:4]
+    make = {"rand": rand_augment_transform, "augm": augment_and_mix_transform}.get(kind, auto_augment_transform)
+    try:
+        return make(policy, settings)
+    except (AssertionError, ValueError, KeyError, IndexError) as error:
+        raise UserError(
+            f"--aa {policy} is no policy that timm knows ({error or 'not understood'}): write one such as "
+            "rand-m9-mstd0.5-inc1, original or augmix-m5-w4-d2."
+        ) from error

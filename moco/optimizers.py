@@ -1,0 +1,91 @@
+"""Optimizers by name, layer-wise rates, and a rate that follows the score."""
+
+from __future__ import annotations
+
+import difflib
+from typing import Any
+
+import torch
+from torch import nn
+
+from moco.errors import UserError
+
+
+def build_optimizer(name: str, groups: Any, lr: float, momentum: float, weight_decay: float) -> torch.optim.Optimizer:
+    """``sgd`` is torch's, as upstream's; every other name is timm's: adamw, lars, lookahead_adamw, lamb and the like.
+
+    Args:
+        groups: parameters, or dictionaries with ``params`` and optionally ``lr`` and ``weight_decay``.
+        lr, weight_decay: of groups without their own.
+        momentum: of optimizers that have one; the others' betas are timm's (AdamW: .9, .999).
+
+    Raises:
+        UserError: no such optimizer.
+    """
+    if name == "sgd":
+        return torch.optim.SGD(groups, lr, momentum=momentum, weight_decay=weight_decay)
+    from timm import optim
+
+    known = [str(word) for word in optim.list_optimizers()]
+    if name.removeprefix("lookahead_") not in known:
+        close = ", ".join(difflib.get_close_matches(name, known, 3)) or "sgd, adamw, lars"
+        raise UserError(f"--opt {name}: timm has no optimizer of this name; close ones: {close}; or lookahead_NAME.")
+    return optim.create_optimizer_v2(list(groups), name, lr=lr, momentum=momentum, weight_decay=weight_decay)
+
+
+def layer_groups(
+    encoder: nn.Module, head: list[Any], lr_head: float, lr_rest: float, weight_decay: float, layer_decay: float
+) -> list[dict[str, Any]]:
+    """timm's groups for layer-wise rates: each layer's is ``layer_decay`` times that of the layer above it.
+
+    Vectors (biases, norms) and what the network asks for (positions, class token) are not decayed.
+    Source: BEiT, arXiv 2106.08254, and timm.optim.param_groups_layer_decay.
+
+    Args:
+        encoder: from :func:`moco.encoder.build_encoder`.
+        head: parameters of the classifier, whose rate is ``lr_head``.
+    """
+    from timm import optim
+
+    spared = getattr(encoder, "no_weight_decay", set)()
+    groups = optim.param_groups_layer_decay(
+        encoder, weight_decay=weight_decay, no_weight_decay_list=spared, layer_decay=layer_decay
+    )
+    own, made = {id(p) for p in head}, []
+    for group in groups:
+        for lr, is_head in ((lr_head, True), (lr_rest, False)):
+            params = [p for p in group["params"] if (id(p) in own) == is_head]
+            if params:
+                made.append({"params": params, "lr": lr * group["lr_scale"], "weight_decay": group["weight_decay"]})
+    return made
+
+
+class Plateau:
+    """A factor on the learning rate that drops 10x whenever a score has not risen for more than ``patience`` epochs.
+
+    torch's ReduceLROnPlateau on a rate of 1, so that it combines with any rates; without ``patience`` always 1.
+    """
+
+    def __init__(self, patience: int | None) -> None:
+        self._rate = torch.optim.SGD([torch.zeros(1)], lr=1.0)
+        self._rule = None
+        if patience is not None:
+            self._rule = torch.optim.lr_scheduler.ReduceLROnPlateau(self._rate, "max", patience=patience)
+
+    @property
+    def factor(self) -> float:
+        return float(self._rate.param_groups[0]["lr"])
+
+    def note(self, score: float) -> None:
+        """The score of an epoch that has ended."""
+        if self._rule is not None:
+            self._rule.step(score)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Plain numbers and strings."""
+        return {} if self._rule is None else {"factor": self.factor, "rule": self._rule.state_dict()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        if self._rule is not None and state:
+            self._rule.load_state_dict(state["rule"])
+            self._rate.param_groups[0]["lr"] = state["factor"]
