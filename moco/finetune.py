@@ -537,7 +537,7 @@ class Tuner:
         Raises:
             UserError: another kind of file, architecture, network or run.
         """
-        if not isinstance(state.get("state_dict"), dict) or "best_acc1" not in state or "optimizer" not in state:
+        if not isinstance(state.get("state_dict"), dict) or not _ours(state, weights_only):
             raise UserError(f"{path} is no checkpoint of this program: give a pretrained encoder by --pretrained.")
         if state.get("arch", arch) != arch:
             raise UserError(f"{path} was trained with -a {state['arch']}; this run has -a {arch}.")
@@ -549,6 +549,7 @@ class Tuner:
                     f"{path} is of a run with {name} {value or 'none'} and this one has "
                     f"{self.settings[name] or 'none'}: give the same to continue it, or begin another --save-dir."
                 )
+        changes = run.get("changes", {})
         if self.ema is not None or weights_only:
             apply_changes(self.evaluated.encoder, changes)
             _fill_network(self.evaluated.encoder, state["state_dict"], path)
@@ -575,6 +576,10 @@ def _count(meters: dict[str, Mean], judged: Judged) -> None:
     acc1, acc5 = (100.0 * hits / len(judged.labels) for hits in accuracy(judged.logits, judged.labels, (1, 5)))
     for name, value in {"loss": judged.loss, "train_acc1": acc1, "train_acc5": acc5, **judged.terms}.items():
         meters.setdefault(name, Mean()).add(value)
+
+
+def _ours(state: dict, weights_only: bool) -> bool:
+    return "best_acc1" in state and (weights_only or "optimizer" in state)  # an average of checkpoints has none
 
 
 def _prefixed(encoder: nn.Module) -> dict[str, Tensor]:

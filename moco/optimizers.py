@@ -24,13 +24,14 @@ def build_optimizer(name: str, groups: Any, lr: float, momentum: float, weight_d
     """
     if name == "sgd":
         return torch.optim.SGD(groups, lr, momentum=momentum, weight_decay=weight_decay)
-    from timm import optim
+    import timm.optim
 
-    known = [str(word) for word in optim.list_optimizers()]
+    library: Any = timm.optim  # its __init__ does not say what it exports
+    known = [str(word) for word in library.list_optimizers()]
     if name.removeprefix("lookahead_") not in known:
         close = ", ".join(difflib.get_close_matches(name, known, 3)) or "sgd, adamw, lars"
         raise UserError(f"--opt {name}: timm has no optimizer of this name; close ones: {close}; or lookahead_NAME.")
-    return optim.create_optimizer_v2(list(groups), name, lr=lr, momentum=momentum, weight_decay=weight_decay)
+    return library.create_optimizer_v2(list(groups), name, lr=lr, momentum=momentum, weight_decay=weight_decay)
 
 
 def layer_groups(
@@ -45,10 +46,11 @@ def layer_groups(
         encoder: from :func:`moco.encoder.build_encoder`.
         head: parameters of the classifier, whose rate is ``lr_head``.
     """
-    from timm import optim
+    import timm.optim
 
+    library: Any = timm.optim
     spared = getattr(encoder, "no_weight_decay", set)()
-    groups = optim.param_groups_layer_decay(
+    groups = library.param_groups_layer_decay(
         encoder, weight_decay=weight_decay, no_weight_decay_list=spared, layer_decay=layer_decay
     )
     own, made = {id(p) for p in head}, []

@@ -56,6 +56,16 @@ def parse_describe(argv: list[str] | None = None) -> argparse.Namespace:
     return describe_parser().parse_args(argv)
 
 
+def parse_average(argv: list[str] | None = None) -> argparse.Namespace:
+    """The words of python -m moco.average."""
+    return _parse(average_parser(), argv, _finish_average)
+
+
+def parse_data(argv: list[str] | None = None) -> argparse.Namespace:
+    """The words of python -m moco.data."""
+    return data_parser().parse_args(argv)
+
+
 def parse_embed(argv: list[str] | None = None) -> argparse.Namespace:
     """The flags of moco.embed."""
     return _parse(embed_parser(), argv, _finish_embed)
@@ -265,6 +275,39 @@ def describe_parser() -> _Parser:
     text = "Say what a checkpoint is and whether it is sane: exit code 0 if so, 1 if not, 2 if it cannot be read."
     p = _Parser(prog="moco.describe", allow_abbrev=False, description=text)
     p.add_argument("checkpoint", metavar="CKPT", help="any checkpoint that moco.export reads")
+    return p
+
+
+def average_parser() -> _Parser:
+    """The parser of python -m moco.average."""
+    p = _Parser(prog="moco.average", allow_abbrev=False, description="Average the weights of several checkpoints.")
+    add = p.add_argument
+    add("checkpoints", metavar="CKPT", nargs="+", help="checkpoints of one network, or the folder of a run")
+    add("--last", type=int, metavar="N", help="of a folder: the newest N of its epochs")
+    add("--best", type=int, metavar="N", help="of a folder: the N with the highest accuracy (fine-tuning) or k-NN "
+        "accuracy (pretraining)")  # fmt: skip
+    add("--out", metavar="FILE", help="where to (default: averaged.pth.tar beside the checkpoints)")
+    add("--refresh", action=argparse.BooleanOptionalAction, default=True, help="measure BatchNorm's statistics anew on "
+        "--data (default: on)")  # fmt: skip
+    add("--data", metavar="DIR", help="training images: a folder, a list, or the root of --dataset")
+    add("--dataset", choices=DATASETS, help="a known data set instead of a folder")
+    add("--download", action="store_true", help="let --dataset fetch its files")
+    add("--aug", choices=("v1", "v2", "cifar", "digits"), help="its views (default: the run's, else crop and flip)")
+    add("-a", "--arch", default="", metavar="ARCH", help="torchvision or timm network (default: the file's)")
+    add("--size", type=int, metavar="PX", help="side of the images (default: the run's)")
+    add("--mean", type=float, nargs="+", metavar="X", help="channel means in 0..1 (default: the run's)")
+    add("--std", type=float, nargs="+", metavar="X", help="channel deviations in 0..1 (default: the run's)")
+    add("-b", "--batch-size", default=256, type=int, metavar="N", help="images a batch (default: 256)")
+    add("-j", "--workers", default=4, type=int, metavar="N", help="loader processes (default: 4)")
+    return p
+
+
+def data_parser() -> _Parser:
+    """The parser of python -m moco.data."""
+    p = _Parser(prog="moco.data", allow_abbrev=False, description="Work on data sets.")
+    p.add_argument("command", choices=("index",), help="write BEiT-3's index of an image folder")
+    p.add_argument("folder", metavar="DIR", help="with train and val, each with class folders")
+    p.add_argument("--out", metavar="FOLDER", help="where the index goes (default: DIR)")
     return p
 
 
@@ -585,6 +628,20 @@ def _take_beit3_names(args: argparse.Namespace) -> None:
             raise UserError(f"--task {args.task} classifies no images known here; give imagenet or one of "
                             f"{', '.join(DATASETS)}, the same as --dataset.")  # fmt: skip
         args.dataset = name
+
+
+def _finish_average(parser: _Parser, words: list[str]) -> argparse.Namespace:
+    args = parser.parse_intermixed_args(_end_lists(parser, words))
+    if args.last is not None and args.best is not None:
+        raise UserError("--last and --best are two choices of checkpoints; give one of them.")
+    counts = [name for name in ("last", "best") if getattr(args, name) is not None]
+    if counts and (len(args.checkpoints) > 1 or not os.path.isdir(args.checkpoints[0])):
+        raise UserError(f"--{counts[0]} chooses from the folder of a run; give that alone.")
+    _at_least(args, 2, *counts)
+    _at_least(args, 1, "batch_size")
+    _at_least(args, 0, "workers")
+    _check_images(args)
+    return args
 
 
 def _finish_embed(parser: _Parser, words: list[str]) -> argparse.Namespace:

@@ -164,7 +164,7 @@ def test_sentences_about_folders(tmp_path, monkeypatch):
     (tmp_path / "some" / "b").mkdir()
     assert f"class folder {tmp_path / 'some' / 'b'} holds no image" in mistake(path=str(tmp_path / "some"))
     (tmp_path / "images.tar").write_bytes(b"")
-    assert "neither a folder nor a list of image paths (.txt or .lst)" in mistake(path=str(tmp_path / "images.tar"))
+    assert "nor a list of image paths (.txt, .lst, .jsonl)" in mistake(path=str(tmp_path / "images.tar"))
     assert mistake().startswith("give an image folder, a list of image paths, or --dataset (cifar10,")
     assert mistake(dataset="cifar11").startswith("unknown data set cifar11: choose one of folder, cifar10")
 

@@ -19,6 +19,7 @@ LAYERS = [
     {"moco.lr_find", "moco.retrieval"},
     {"main_pretrain", "main_lincls", "main_semisup", "moco.demo", "moco.export", "moco.describe", "moco.sweep",
      "moco.bench", "moco.traffic"},
+    {"moco.average"},
 ]
 
 

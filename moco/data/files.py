@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Iterator
 
@@ -11,7 +12,7 @@ from moco.data.sources import FileSource
 from moco.errors import UserError
 
 IMAGE_EXTENSIONS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")  # torchvision's
-LIST_EXTENSIONS = (".txt", ".lst")
+LIST_EXTENSIONS = (".txt", ".lst", ".jsonl")
 
 
 def _list_directory(directory: str) -> tuple[list[str], list[str]]:
@@ -77,6 +78,23 @@ def _read_lines(path: str) -> list[list[str]]:
         raise UserError(f"cannot read the list {path} ({error.strerror}): check its permissions") from error
 
 
+def _read_index(path: str) -> list[list[str]]:
+    """The lines of BEiT-3's index as those of a list; a path's leading / is that of the data's folder."""
+    rows: list[list[str]] = []
+    try:
+        for (line, *_) in _read_lines(path):
+            entry = json.loads(line)
+            rows.append([str(entry["image_path"]), str(int(entry["label"]))])
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(
+            f'line {len(rows) + 1} of the index {path} is not {{"image_path": "train/cat/1.jpg", "label": 0}}: make it '
+            "by python -m moco.data index"
+        ) from error
+    if rows and not os.path.isfile(rows[0][0]):
+        rows = [[image.lstrip("/"), label] for image, label in rows]
+    return rows
+
+
 def _list_labels(path: str, rows: list[list[str]]) -> tuple[list[str] | None, np.ndarray | None]:
     """Class names and (N,) labels of a list's second column; integers sort as numbers. (None, None) without one."""
     labelled = sum(len(row) > 1 for row in rows)
@@ -97,10 +115,11 @@ def _list_labels(path: str, rows: list[list[str]]) -> tuple[list[str] | None, np
 def open_list(path: str, channels: int = 3) -> FileSource:
     """A text file with one image a line: its path (relative to the list's folder, or absolute), then TAB and label.
 
-    The label is a class name or an integer, on every line or on none. Files that do not exist are bad images when
+    The label is a class name or an integer, on every line or on none. A name that ends in .jsonl is BEiT-3's index,
+    :mod:`moco.data.index`. Files that do not exist are bad images when
     they are loaded. Raises UserError for an empty list, one that names no existing file, or uneven labels.
     """
-    rows = _read_lines(path)
+    rows = _read_index(path) if path.lower().endswith(".jsonl") else _read_lines(path)
     if not rows:
         raise UserError(f"the list {path} is empty: write one image path a line")
     folder = os.path.dirname(os.path.abspath(path))
@@ -115,7 +134,7 @@ def open_list(path: str, channels: int = 3) -> FileSource:
 
 
 def open_path(path: str, channels: int = 3) -> FileSource:
-    """An image folder or a list of paths (.txt, .lst); UserError when it is neither."""
+    """An image folder or a list of paths (.txt, .lst, .jsonl); UserError when it is neither."""
     if not os.path.exists(path):
         raise UserError(f"{path} does not exist: give an image folder or a list of image paths ({_lists()})")
     if os.path.isdir(path):
@@ -126,4 +145,4 @@ def open_path(path: str, channels: int = 3) -> FileSource:
 
 
 def _lists() -> str:
-    return " or ".join(LIST_EXTENSIONS)
+    return ", ".join(LIST_EXTENSIONS)

@@ -9,6 +9,7 @@ Legend: C channels, s side of a view in pixels.
 from __future__ import annotations
 
 import functools
+import itertools
 import math
 from collections.abc import Callable
 from typing import Any
@@ -159,9 +160,19 @@ def auto_augment(policy: str, size: int) -> Callable[[Image.Image], Image.Image]
     kind = policy[:4]
     make = {"rand": rand_augment_transform, "augm": augment_and_mix_transform}.get(kind, auto_augment_transform)
     try:
-        return make(policy, settings)
+        made = make(policy, settings)
     except (AssertionError, ValueError, KeyError, IndexError) as error:
         raise UserError(
             f"--aa {policy} is no policy that timm knows ({error or 'not understood'}): write one such as "
             "rand-m9-mstd0.5-inc1, original or augmix-m5-w4-d2."
         ) from error
+    several = made.policy if hasattr(made, "policy") else [made.ops]
+    for operation in itertools.chain(*several):
+        if operation.name.startswith("Posterize"):
+            operation.aug_fn = functools.partial(_posterize, operation.aug_fn)
+    return made
+
+
+def _posterize(function: Callable, image: Image.Image, bits: int, **more: Any) -> Image.Image:
+    """With one bit at least: timm asks for none at high magnitudes, which Pillow refuses since its version 12."""
+    return function(image, max(1, bits), **more)

@@ -1,0 +1,193 @@
+"""Average the weights of several checkpoints (SWA): python -m moco.average FILE... | FOLDER --last N | --best N.
+
+Stochastic weight averaging, arXiv 1803.05407: the mean of every weight, after which BatchNorm's running statistics
+belong to no network any more and are measured anew on training images.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import sys
+from argparse import Namespace
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim.swa_utils import update_bn
+
+from moco import checkpoint, data, options
+from moco.encoder import backbone_keys
+from moco.errors import USAGE_EXIT, UserError
+from moco.pretrained import Backbone, fill_backbone, open_backbone
+
+_CHECKPOINTS = re.compile(r"checkpoint_(semisup_)?\d{4,}\.pth\.tar$")  # of ends of epochs, a pretraining's or ours
+_PREFIX = "module.encoder_q."
+
+
+# ------------------------------------------------------------------------------------------------ which files
+
+
+def choose(folder: str, last: int | None, best: int | None) -> list[str]:
+    """Paths of a run's ``last`` checkpoints, or of its ``best`` by accuracy, oldest first.
+
+    A fine-tuning's files hold their own accuracy; of a pretraining's log it is the k-NN accuracy.
+
+    Raises:
+        UserError: the folder has fewer of them.
+    """
+    names = sorted(name for name in os.listdir(folder) if _CHECKPOINTS.match(name))
+    paths = [os.path.join(folder, name) for name in names]
+    count = last or best or len(paths)
+    if best:
+        known = _logged(folder)
+        scores = {path: _score(path, known) for path in paths}
+        ranked = sorted((path for path in paths if scores[path] is not None), key=lambda path: scores[path] or 0.0)
+        paths = sorted(ranked[-count:])
+    if not paths or len(paths) < count:
+        kind = "with a known accuracy " if best else ""
+        raise UserError(f"{folder} holds {len(paths)} checkpoints of epochs {kind}and {count} are asked for: lower it.")
+    return paths[-count:]
+
+
+def _logged(folder: str) -> dict[int, float]:
+    """k-NN accuracies of a pretraining's log, by finished epochs."""
+    try:
+        with open(os.path.join(folder, "log.jsonl"), encoding="utf-8") as lines:
+            records = [json.loads(line) for line in lines]
+    except (OSError, ValueError):
+        return {}
+    return {record["epoch"]: record["knn"] for record in records if record.get("knn") is not None}
+
+
+def _score(path: str, logged: dict[int, float]) -> float | None:
+    state = checkpoint.read(path)
+    return state.get("acc1", logged.get(state.get("epoch", -1)))
+
+
+# --------------------------------------------------------------------------------------------------- averaging
+
+
+def average(paths: list[str]) -> dict[str, Any]:
+    """A checkpoint whose weights are the mean of those at ``paths``, computed in float64.
+
+    Of a pretraining's files only the query encoder is kept: the mean of two queues is no queue. Numbers that are no
+    weights (BatchNorm's counters, the epoch) are the last file's.
+
+    Raises:
+        UserError: fewer than two files, a file without weights, or one whose weights have other names or shapes.
+    """
+    if len(paths) < 2:
+        raise UserError("an average needs two checkpoints or more: name them, or a folder with --last N or --best N.")
+    sums: dict[str, Tensor] = {}
+    state: dict[str, Any] = {}
+    weights: dict[str, Tensor] = {}
+    for path in paths:
+        state = checkpoint.read(path)
+        weights = _weights(state, path)
+        sums = sums or {name: torch.zeros_like(value, dtype=torch.float64) for name, value in weights.items()}
+        odd = [n for n in {**sums, **weights} if n not in sums or n not in weights or sums[n].shape != weights[n].shape]
+        if odd:
+            raise UserError(f"{path} is of another network than {paths[0]}: {odd[0]} differs ({len(odd)} entries do).")
+        for name, value in weights.items():
+            sums[name] += value
+    mean = {n: (sums[n] / len(paths)).to(v.dtype) if v.is_floating_point() else v for n, v in weights.items()}
+    kept = {name: state[name] for name in ("epoch", "arch", "best_acc1") if name in state}
+    return {**kept, "state_dict": mean, "run": {"averaged": [os.path.basename(path) for path in paths]}}
+
+
+def _weights(state: dict, path: str) -> dict[str, Tensor]:
+    found = state.get("state_dict")
+    if not isinstance(found, dict):
+        raise UserError(f"{path} is no checkpoint of this project: it has no state_dict.")
+    query = {name: value for name, value in found.items() if name.startswith(_PREFIX)}
+    return query or found
+
+
+def has_batchnorm(weights: dict[str, Tensor]) -> bool:
+    """Whether there are running statistics to measure anew."""
+    return any(name.endswith("running_mean") for name in weights)
+
+
+def refresh(weights: dict[str, Tensor], like: Backbone, batches: Iterator[Tensor], device: torch.device) -> None:
+    """Measure BatchNorm's running statistics anew, in place: the mean over all batches, as torch's update_bn has it.
+
+    Args:
+        weights: of :func:`average`.
+        like: an encoder of their shape.
+        batches: (N, channels, h, w) normalised training images.
+        device: where to compute.
+    """
+    prefix = _PREFIX if any(name.startswith(_PREFIX) for name in weights) else "module."
+    own = {name.removeprefix(prefix): value for name, value in weights.items()}
+    keys = backbone_keys(like.encoder)
+    fill_backbone(like.encoder, {name: value for name, value in own.items() if name in keys})
+    encoder: nn.Module = like.encoder.to(device)
+    with torch.no_grad():
+        update_bn(batches, encoder, device)
+    for name, value in encoder.state_dict().items():
+        if name.endswith(("running_mean", "running_var", "num_batches_tracked")):
+            weights[prefix + name] = value.cpu()
+
+
+# ------------------------------------------------------------------------------------------------- the command
+
+
+def _batches(args: Namespace, like: Backbone) -> tuple[Iterator[Tensor], str]:
+    """Normalised views of the training images, and words on them."""
+    known = like.file.settings
+    dataset = args.dataset or known.get("dataset")
+    sources = data.open_sources(dataset, args.data, channels=like.channels, download=args.download)
+    source = sources.pretrain
+    mean, std = data.channel_statistics(
+        dataset, like.channels, args.mean or known.get("mean"), args.std or known.get("std")
+    )
+    aug = args.aug or known.get("aug") or ("v2" if known.get("aug_plus") else None)
+    preset = data.get_preset(aug) if aug else data.probe_preset(dataset != "mnist5k")
+    batch = min(args.batch_size, len(source))
+    sampler = data.EpochSampler(len(source), batch, seed=0)  # a short last batch would weigh as much as the others
+    loader = data.make_loader(data.TwoViews(source, preset, like.size, seed=0), sampler, args.workers)
+    images = len(sampler) * batch
+    words = f"BatchNorm measured anew on {images} images of {source.name}, views {aug or 'crop and flip'}"
+    return (data.normalise(found["q"], mean, std) for found in loader), words
+
+
+def _run(args: Namespace) -> None:
+    paths = args.checkpoints
+    folder = paths[0] if len(paths) == 1 and os.path.isdir(paths[0]) else ""
+    if folder:
+        paths = choose(folder, args.last, args.best)
+    state = average(paths)
+    words = "no BatchNorm to measure anew"
+    if has_batchnorm(state["state_dict"]) and args.refresh:
+        if args.data is None and args.dataset is None:
+            raise UserError("BatchNorm's statistics are to be measured anew: give training images by --data or "
+                            "--dataset, or --no-refresh to keep the mean of the old ones.")  # fmt: skip
+        like = open_backbone(paths[-1], args.arch, size=args.size)
+        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        batches, words = _batches(args, like)
+        refresh(state["state_dict"], like, batches, device)
+    elif has_batchnorm(state["state_dict"]):
+        words = "BatchNorm's statistics are the mean of the old ones, which fit no network"
+    out = args.out or os.path.join(folder or os.path.dirname(paths[-1]), "averaged.pth.tar")
+    checkpoint.write(state, out)
+    print(f"averaged {len(paths)} checkpoints: {' '.join(os.path.basename(path) for path in paths)}")
+    print(words)
+    print(f"wrote {out}")
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Average checkpoints; the exit code."""
+    args = options.parse_average(argv)
+    try:
+        _run(args)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return USAGE_EXIT
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
