@@ -13,7 +13,7 @@ from functools import partial
 import numpy as np
 import torch
 
-from moco import checkpoint, data, distributed, engine, models, options, seeding
+from moco import checkpoint, data, distributed, engine, models, optimizers, options, seeding
 from moco.encoder import build_encoder, strided_point
 from moco.knn import Reading, evaluate_knn
 from moco.meters import RunLog
@@ -49,11 +49,14 @@ def worker(args: Namespace) -> int:
     model, words = build_model(args, view, seed, len(images), batch // distributed.world_size(), labels)
 
     # optimizer: over all parameters and in their order, as upstream's, so that its checkpoints resume here
-    optimizer = torch.optim.SGD(model.parameters(), args.lr, momentum=args.momentum, weight_decay=args.weight_decay)
+    optimizer = optimizers.build_optimizer(
+        args.opt, model.parameters(), args.lr, args.momentum, args.weight_decay, args.clip_grad
+    )
     on_cpu = distributed.device().type == "cpu"
     broken = strided_point(model.encoder_q, view.channels, view.size) if on_cpu else ""
     plan = make_plan(args, len(sampler), engine.pick_amp(args.amp, distributed.device(), broken))
     scaler = torch.amp.GradScaler(distributed.device().type, enabled=plan.amp is torch.float16)
+    evaluated = optimizers.follow(model, optimizer, args.ema, args.ema_epoch, plan.steps_per_epoch)
     done = args.start_epoch * plan.steps_per_epoch
     progress = engine.Progress(seed, args.start_epoch, 0, done, done * args.accum)
     if state and path:
@@ -86,7 +89,7 @@ def worker(args: Namespace) -> int:
             if train and val and trainer.exit_code is None and trainer.due(args.knn_every):
                 how = Reading(view.size, batch, trainer.device, view.mean, view.std, workers, plan.amp)
                 trainer.report_knn(
-                    evaluate_knn(model.encoder_q, train, val, how, k=args.knn_k, temperature=args.knn_t)
+                    evaluate_knn(evaluated, train, val, how, k=args.knn_k, temperature=args.knn_t)
                 )
     return trainer.exit_code or 0
 

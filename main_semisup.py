@@ -19,7 +19,7 @@ from moco.data import subset
 from moco.encoder import build_encoder, strided_point
 from moco.meters import RunLog
 from moco.objective import Objective
-from moco.optimizers import build_optimizer
+from moco.optimizers import build_optimizer, moving_average
 from moco.pretrained import PUBLISHED, fill_backbone, read_backbone
 
 UPRIGHT = ("mnist5k",)  # a mirrored digit is another symbol
@@ -70,7 +70,7 @@ def worker(args: Namespace) -> int:
 
     # optimizer
     groups = model.groups(args.lr_classifier, args.lr_backbone, args.weight_decay, args.layer_decay)
-    optimizer = build_optimizer(args.opt, groups, args.lr_classifier, args.momentum, args.weight_decay)
+    optimizer = build_optimizer(args.opt, groups, args.lr_classifier, args.momentum, args.weight_decay, args.clip_grad)
     objective = Objective(args.loss, classes, **options.objective_settings(args))
     scaler = torch.amp.GradScaler(distributed.device().type, enabled=amp is torch.float16)
     batch = args.batch_size * distributed.nodes()
@@ -81,7 +81,7 @@ def worker(args: Namespace) -> int:
     progress = finetune.Progress(seed, args.start_epoch)
     plan = finetune.Plan(epochs, **options.tuning_plan(args))
     steps = -(-len(train) // batch)
-    ema = finetune.average_of(model, args.ema, args.ema_epoch, -(-steps // args.update_freq))
+    ema = moving_average(model, args.ema, args.ema_epoch, -(-steps // args.update_freq))
     wrapped = distributed.wrap(model)
     tuner = finetune.Tuner(model, wrapped, optimizer, scaler, plan, progress, settings, objective, ema)
     frozen = model.backbone()

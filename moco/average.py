@@ -24,7 +24,7 @@ from moco.errors import USAGE_EXIT, UserError
 from moco.pretrained import Backbone, fill_backbone, open_backbone
 
 _CHECKPOINTS = re.compile(r"checkpoint_(semisup_)?\d{4,}\.pth\.tar$")  # of ends of epochs, a pretraining's or ours
-_PREFIX = "module.encoder_q."
+_PREFIXES = ("module.encoder_ema.", "module.encoder_q.")  # of a pretraining, the first that is there
 
 
 # ------------------------------------------------------------------------------------------------ which files
@@ -73,8 +73,8 @@ def _score(path: str, logged: dict[int, float]) -> float | None:
 def average(paths: list[str]) -> dict[str, Any]:
     """A checkpoint whose weights are the mean of those at ``paths``, computed in float64.
 
-    Of a pretraining's files only the query encoder is kept: the mean of two queues is no queue. Numbers that are no
-    weights (BatchNorm's counters, the epoch) are the last file's.
+    Of a pretraining's files only the query encoder is kept, or its moving average: the mean of two queues is no queue.
+    Numbers that are no weights (BatchNorm's counters, the epoch) are the last file's.
 
     Raises:
         UserError: fewer than two files, a file without weights, or one whose weights have other names or shapes.
@@ -102,8 +102,10 @@ def _weights(state: dict, path: str) -> dict[str, Tensor]:
     found = state.get("state_dict")
     if not isinstance(found, dict):
         raise UserError(f"{path} is no checkpoint of this project: it has no state_dict.")
-    query = {name: value for name, value in found.items() if name.startswith(_PREFIX)}
-    return query or found
+    for prefix in _PREFIXES:
+        if query := {name: value for name, value in found.items() if name.startswith(prefix)}:
+            return query
+    return found
 
 
 def has_batchnorm(weights: dict[str, Tensor]) -> bool:
@@ -120,7 +122,7 @@ def refresh(weights: dict[str, Tensor], like: Backbone, batches: Iterator[Tensor
         batches: (N, channels, h, w) normalised training images.
         device: where to compute.
     """
-    prefix = _PREFIX if any(name.startswith(_PREFIX) for name in weights) else "module."
+    prefix = next((known for known in _PREFIXES if all(name.startswith(known) for name in weights)), "module.")
     own = {name.removeprefix(prefix): value for name, value in weights.items()}
     keys = backbone_keys(like.encoder)
     fill_backbone(like.encoder, {name: value for name, value in own.items() if name in keys})

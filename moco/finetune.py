@@ -19,7 +19,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.nn.utils import clip_grads_with_norm_, get_total_norm
+from torch.nn.utils import get_total_norm
 
 from moco import checkpoint, distributed, fewshot, seeding
 from moco.data import (
@@ -298,40 +298,23 @@ class Progress:
 class Plan:
     """How long and how to train.
 
-    warmup: epochs in which rates rise from 0. update_freq: batches a step. clip: largest norm of the gradient.
-    patience: epochs without a better accuracy after which rates drop, in place of the cosine. keep_every: epochs
-    between checkpoints that are kept, 0 for none.
+    warmup: epochs in which rates rise from 0. update_freq: batches a step. patience: epochs
+    without a better accuracy after which rates drop, in place of the cosine. keep_every: epochs between checkpoints
+    that are kept, 0 for none.
     """
 
     epochs: int
     print_freq: int = 10
     warmup: float = 0.0
     update_freq: int = 1
-    clip: float | None = None
     patience: int | None = None
     keep_every: int = 0
-
-
-def average_of(model: Classifier, decay: float | None, decay_epoch: float | None, steps: int) -> Any:
-    """timm's moving average of a classifier, or None.
-
-    Args:
-        decay: share of itself that it keeps at a step.
-        decay_epoch: the same for an epoch of ``steps`` optimizer steps (SupCon-Framework's form).
-    """
-    if decay_epoch is not None:
-        decay = decay_epoch ** (1 / steps)
-    if decay is None:
-        return None
-    from timm.utils.model_ema import ModelEmaV3
-
-    return ModelEmaV3(model, decay)
 
 
 @dataclass
 class Tuner:
     """A run's objects, its epochs and its checkpoints. ``settings`` are the flags that make it this run; ``ema`` is of
-    :func:`average_of`."""
+    :func:`moco.optimizers.moving_average`."""
 
     model: Classifier
     wrapped: nn.Module  # the model with gradient averaging
@@ -429,8 +412,6 @@ class Tuner:
                 f"epoch {self.progress.epoch}, step {step}: {what} is not finite and the step was not taken; lower "
                 "--lr-backbone or --lr-classifier, then go on from the last checkpoint or start anew."
             )
-        if self.plan.clip is not None:
-            clip_grads_with_norm_(self.parameters, self.plan.clip, norm)
         return None if not ends else SIGTERM_EXIT if terminated else 0
 
     def _report(self, log: RunLog, watch: Stopwatch, meters: dict[str, Mean], steps: int) -> None:

@@ -7,21 +7,40 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
 from moco.errors import UserError
 
 
-def build_optimizer(name: str, groups: Any, lr: float, momentum: float, weight_decay: float) -> torch.optim.Optimizer:
+def build_optimizer(
+    name: str, groups: Any, lr: float, momentum: float, weight_decay: float, clip: float | None = None
+) -> torch.optim.Optimizer:
     """``sgd`` is torch's, as upstream's; every other name is timm's: adamw, lars, lookahead_adamw, lamb and the like.
 
     Args:
         groups: parameters, or dictionaries with ``params`` and optionally ``lr`` and ``weight_decay``.
         lr, weight_decay: of groups without their own.
         momentum: of optimizers that have one; the others' betas are timm's (AdamW: .9, .999).
+        clip: largest norm of the gradient; a gradient that is not finite is left as it is.
 
     Raises:
         UserError: no such optimizer.
     """
+    optimizer = _named(name, list(groups), lr, momentum, weight_decay)
+    if clip is not None:
+        # Lookahead has no hooks of its own, and steps by the optimizer inside it
+        inner: torch.optim.Optimizer = getattr(optimizer, "_base_optimizer", optimizer)
+        inner.register_step_pre_hook(lambda stepping, args, kwargs: _clip(stepping, clip))
+    return optimizer
+
+
+def _clip(optimizer: torch.optim.Optimizer, limit: float) -> None:
+    trained = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+    norm = get_total_norm([p.grad for p in trained])
+    clip_grads_with_norm_(trained, limit, torch.nan_to_num(norm, nan=0.0, posinf=0.0))
+
+
+def _named(name: str, groups: list[Any], lr: float, momentum: float, weight_decay: float) -> torch.optim.Optimizer:
     if name == "sgd":
         return torch.optim.SGD(groups, lr, momentum=momentum, weight_decay=weight_decay)
     import timm.optim
@@ -31,7 +50,7 @@ def build_optimizer(name: str, groups: Any, lr: float, momentum: float, weight_d
     if name.removeprefix("lookahead_") not in known:
         close = ", ".join(difflib.get_close_matches(name, known, 3)) or "sgd, adamw, lars"
         raise UserError(f"--opt {name}: timm has no optimizer of this name; close ones: {close}; or lookahead_NAME.")
-    return library.create_optimizer_v2(list(groups), name, lr=lr, momentum=momentum, weight_decay=weight_decay)
+    return library.create_optimizer_v2(groups, name, lr=lr, momentum=momentum, weight_decay=weight_decay)
 
 
 def layer_groups(
@@ -60,6 +79,43 @@ def layer_groups(
             if params:
                 made.append({"params": params, "lr": lr * group["lr_scale"], "weight_decay": group["weight_decay"]})
     return made
+
+
+def follow(
+    model: nn.Module, optimizer: torch.optim.Optimizer, decay: float | None, decay_epoch: float | None, steps: int
+) -> nn.Module:
+    """Give ``model`` a moving average of its ``encoder_q`` that moves after every step, ``encoder_ema``; returns the
+    encoder to evaluate, which is the average where there is one.
+
+    As a part of the model it is in every checkpoint and resumes with it; no optimizer has it. Readers of checkpoints
+    take it before ``encoder_q``.
+
+    Args:
+        decay: share of itself that the average keeps at a step.
+        decay_epoch: the same for an epoch of ``steps`` steps.
+    """
+    encoder: nn.Module = model.encoder_q  # type: ignore[assignment]
+    average = moving_average(encoder, decay, decay_epoch, steps)
+    if average is None:
+        return encoder
+    model.encoder_ema = average.module.requires_grad_(False)
+    inner: torch.optim.Optimizer = getattr(optimizer, "_base_optimizer", optimizer)
+    inner.register_step_post_hook(lambda stepped, args, kwargs: average.update(encoder))
+    return average.module
+
+
+def moving_average(network: nn.Module, decay: float | None, decay_epoch: float | None, steps: int) -> Any:
+    """timm's moving average of a network's weights and statistics, or None; arguments as in :func:`follow`.
+
+    A decay of an epoch is SupCon-Framework's form: the step's is its ``steps``-th root.
+    """
+    if decay_epoch is not None:
+        decay = decay_epoch ** (1 / steps)
+    if decay is None:
+        return None
+    from timm.utils.model_ema import ModelEmaV3
+
+    return ModelEmaV3(network, decay)
 
 
 class Plateau:

@@ -115,6 +115,7 @@ def pretrain_parser() -> _Parser:
     _add_batch(p)
     _add_negatives(p)
     _add_step(p)
+    _add_average(p)
     _add_run(p)
     return p
 
@@ -188,8 +189,6 @@ def _add_tuning(p: _Parser) -> None:
         "0.01 0.02 0.05 0.1 0.005)")  # fmt: skip
     add("--lr-classifier", default=0.5, type=float, metavar="LR", help="of the linear layer (default: 0.5)")
     add("--lr", default=None, type=float, metavar="LR", help="of both, in place of the two")
-    add("--opt", default="sgd", metavar="NAME", help="sgd, or an optimizer of timm: adamw, lars, lookahead_adamw .. "
-        "(default: sgd)")  # fmt: skip
     add("--momentum", default=0.9, type=float, metavar="M", help="momentum of SGD (default: 0.9)")
     add("--wd", "--weight-decay", default=1e-6, type=float, metavar="W", dest="weight_decay", help="(default: 1e-6)")
     add("--epochs", default=None, type=int, metavar="N", help="epochs to run (default: 60 below 10 percent, 30 below "
@@ -224,7 +223,30 @@ def _add_objective(p: _Parser) -> None:
     add("--reprob", default=0.0, type=float, metavar="P", help="probability of erasing a rectangle (default: 0)")
     add("--aa", default="", metavar="POLICY", help="timm's AutoAugment or RandAugment, such as rand-m9-mstd0.5-inc1, "
         "after the random crop (default: none)")  # fmt: skip
-    add("--aug", choices=("v1", "v2", "cifar", "digits"), help="a pretraining's views in place of crop and flip")
+    add("--aug", choices=("v1", "v2", "cifar", "supcon", "digits"),
+        help="a pretraining's views in place of crop and flip")  # fmt: skip
+
+
+def _add_average(p: _Parser) -> None:
+    """What any training can have: timm's optimizers, clipping and a moving average of the weights."""
+    add = p.add_argument
+    add("--opt", default="sgd", metavar="NAME", help="sgd, or an optimizer of timm: adamw, lars, lookahead_adamw .. "
+        "(default: sgd)")  # fmt: skip
+    add("--clip-grad", default=None, type=float, metavar="X", help="largest norm of the gradient (default: no limit)")
+    add("--ema", default=None, type=float, metavar="D", help="evaluate and save an average of the weights that keeps a "
+        "share D of itself at every step")  # fmt: skip
+    add("--ema-epoch", default=None, type=float, metavar="D", help="the same, D an epoch")
+
+
+def _check_average(args: argparse.Namespace) -> None:
+    if args.clip_grad is not None:
+        _positive(args, "clip_grad")
+    for name in ("ema", "ema_epoch"):
+        value = getattr(args, name)
+        if value is not None and not 0 < value < 1:
+            raise UserError(f"--{name.replace('_', '-')} is above 0 and below 1, not {value:g}.")
+    if args.ema is not None and args.ema_epoch is not None:
+        raise UserError("--ema and --ema-epoch are one decay, a step and an epoch; give one of them.")
 
 
 def _add_recipe(p: _Parser) -> None:
@@ -236,12 +258,9 @@ def _add_recipe(p: _Parser) -> None:
         "with its own contrastive loss (default: 1)")  # fmt: skip
     add("--warmup-epochs", default=0.0, type=float, metavar="E", help="raise the rates from 0 over E epochs; then the "
         "cosine moves every step (default: 0, every epoch)")  # fmt: skip
-    add("--clip-grad", default=None, type=float, metavar="X", help="largest norm of the gradient (default: no limit)")
     add("--plateau", default=None, type=int, metavar="E", help="in place of the cosine: rates drop 10x when the "
         "accuracy has not risen for more than E epochs")  # fmt: skip
-    add("--ema", default=None, type=float, metavar="D", help="evaluate and save an average of the weights that keeps a "
-        "share D of itself at every step")  # fmt: skip
-    add("--ema-epoch", default=None, type=float, metavar="D", help="the same, D an epoch")
+    _add_average(p)
     add("--save-ckpt-freq", default=0, type=int, metavar="E", help="also keep the checkpoint of every E-th epoch, as "
         "checkpoint_semisup_NNNN.pth.tar (default: 0, none)")  # fmt: skip
     add("--few-shot-data", default="", metavar="PATH", help="images of new classes for --few-shot, a folder or list "
@@ -292,7 +311,8 @@ def average_parser() -> _Parser:
     add("--data", metavar="DIR", help="training images: a folder, a list, or the root of --dataset")
     add("--dataset", choices=DATASETS, help="a known data set instead of a folder")
     add("--download", action="store_true", help="let --dataset fetch its files")
-    add("--aug", choices=("v1", "v2", "cifar", "digits"), help="its views (default: the run's, else crop and flip)")
+    add("--aug", choices=("v1", "v2", "cifar", "supcon", "digits"),
+        help="its views (default: the run's, else crop and flip)")  # fmt: skip
     add("-a", "--arch", default="", metavar="ARCH", help="torchvision or timm network (default: the file's)")
     add("--size", type=int, metavar="PX", help="side of the images (default: the run's)")
     add("--mean", type=float, nargs="+", metavar="X", help="channel means in 0..1 (default: the run's)")
@@ -574,6 +594,7 @@ def _finish_pretrain(parser: _Parser, words: list[str]) -> argparse.Namespace:
     _choose_family(args, typed)
     args.type_starts = _type_starts(args.type_starts)
     _check_common(args)
+    _check_average(args)
     _check_pretrain(args)
     return args
 
@@ -864,7 +885,7 @@ def tuning_plan(args: argparse.Namespace) -> dict[str, Any]:
     """How fine-tuning goes about it, see moco.finetune.Plan."""
     return {
         "print_freq": args.print_freq, "warmup": args.warmup_epochs, "update_freq": args.update_freq,
-        "clip": args.clip_grad, "patience": args.plateau, "keep_every": args.save_ckpt_freq,
+        "patience": args.plateau, "keep_every": args.save_ckpt_freq,
     }  # fmt: skip
 
 
@@ -958,14 +979,9 @@ def _check_shares(args: argparse.Namespace) -> None:
 def _check_recipe(args: argparse.Namespace) -> None:
     _at_least(args, 1, "update_freq")
     _at_least(args, 0, "warmup_epochs", "save_ckpt_freq", *(["plateau"] if args.plateau is not None else []))
-    if args.clip_grad is not None:
-        _positive(args, "clip_grad")
-    for name in ("ema", "ema_epoch", "layer_decay"):
-        value = getattr(args, name)
-        if value is not None and not 0 < value < 1:
-            raise UserError(f"--{name.replace('_', '-')} is above 0 and below 1, not {value:g}.")
-    if args.ema is not None and args.ema_epoch is not None:
-        raise UserError("--ema and --ema-epoch are one decay, a step and an epoch; give one of them.")
+    _check_average(args)
+    if args.layer_decay is not None and not 0 < args.layer_decay < 1:
+        raise UserError(f"--layer-decay is above 0 and below 1, not {args.layer_decay:g}.")
     if args.epochs is not None and args.warmup_epochs >= args.epochs:
         raise UserError("--warmup-epochs must end before --epochs do.")
     _check_few_shot_numbers(args)

@@ -2,7 +2,7 @@
 
 Where the projects keep the encoder that their own evaluations use (names after DataParallel's ``module.``):
 
-    ours, MoCo v1 and v2, SynCo   state_dict  encoder_q.*
+    ours, MoCo v1 and v2, SynCo   state_dict  encoder_q.*, of ours with --ema encoder_ema.*
     MoCo v3                       state_dict  base_encoder.*
     SupContrast                   model       encoder.*, the projection of a skip connection is ``shortcut``
     Barlow Twins, VICReg          model       backbone.*, or the backbone alone
@@ -36,7 +36,8 @@ PUBLISHED = "torchvision:"  # followed by a name such as IMAGENET1K_V2
 SAFETENSORS = ".safetensors"
 CARD = "moco backbone"  # the kind of the card that moco.export writes
 _NESTS = ("state_dict", "model")
-_PARTS = ("encoder_q", "base_encoder", "backbone", "encoder", "")  # in this order where several fit equally
+# in this order where several fit equally
+_PARTS = ("encoder_ema", "encoder_q", "base_encoder", "backbone", "encoder", "")
 _SETTINGS = ("log_settings.json", "lincls_settings.json", "semisup_settings.json")  # beside our checkpoints
 
 # Blocks of the four stages, shape of a block's 3x3 convolution (outputs, inputs a group), whether it is a bottleneck.

@@ -7,7 +7,8 @@ from functools import partial
 import pytest
 import timm
 import torch
-from conftest import differences
+from conftest import TINY as PRETRAIN
+from conftest import differences, load
 from test_semisup import (  # noqa: F401 (fixtures)
     ARCH,
     MEAN,
@@ -23,7 +24,7 @@ from test_semisup import (  # noqa: F401 (fixtures)
 from moco import checkpoint, finetune
 from moco.encoder import build_encoder
 from moco.errors import UserError
-from moco.optimizers import Plateau, build_optimizer, layer_groups
+from moco.optimizers import Plateau, build_optimizer, layer_groups, moving_average
 from moco.options import parse_semisup
 from moco.pretrained import load_backbone
 
@@ -200,9 +201,9 @@ def test_what_is_evaluated_and_saved_is_the_moving_average(folder, tmp_path):  #
 
 def test_decay_of_an_epoch_is_that_of_its_steps():
     model = finetune.Classifier(build_encoder(ARCH, 3, size=16), MEAN, STD, 0, False)
-    assert finetune.average_of(model, None, 0.5, steps=4).decay ** 4 == pytest.approx(0.5)
-    assert finetune.average_of(model, 0.9, None, steps=4).decay == 0.9
-    assert finetune.average_of(model, None, None, steps=4) is None
+    assert moving_average(model, None, 0.5, steps=4).decay ** 4 == pytest.approx(0.5)
+    assert moving_average(model, 0.9, None, steps=4).decay == 0.9
+    assert moving_average(model, None, None, steps=4) is None
 
 
 def test_a_resumed_run_is_the_same_run(folder, tmp_path, monkeypatch):  # noqa: F811
@@ -339,3 +340,35 @@ def test_few_shot_on_new_classes_after_fine_tuning(folder, tmp_path):  # noqa: F
     assert "does not exist" in sentence(base, tmp_path / "no", *words, "--few-shot-data", tmp_path / "none")
     assert not (tmp_path / "no" / finetune.CHECKPOINT).exists()  # said before anything was trained
     assert json.loads((tmp_path / "result.json").read_text()) == found
+
+
+# --------------------------------------------------------------------------------------------------- pretraining
+
+
+def test_a_pretraining_has_the_same_comforts(image_folder, in_process, tmp_path):
+    """A moving average that is evaluated, saved, read back and resumed; an optimizer of timm; clipping."""
+    words = [image_folder, *PRETRAIN, "--opt", "lookahead_adamw", "--lr", 1e-3, "--clip-grad", 0.5, "--ema-epoch", 0.5]
+    assert in_process(*words, "--epochs", 2, "--save-dir", tmp_path / "whole") == 0
+    assert in_process(*words, "--epochs", 2, "--save-dir", tmp_path / "parts", "--max-minutes", 1e-9) == 0
+    assert in_process(*words, "--epochs", 2, "--save-dir", tmp_path / "parts", "--resume", "auto") == 0
+    whole, parts = (load(tmp_path / name) for name in ("whole", "parts"))
+    assert differences(whole["state_dict"], parts["state_dict"]) == []
+    path = tmp_path / "whole" / "checkpoint_0001.pth.tar"
+    encoder = build_encoder(ARCH, 3, size=16)
+    assert "from encoder_ema of" in load_backbone(encoder, str(path), ARCH).replace("tensors from", "from")
+    average = whole["state_dict"]["module.encoder_ema.conv1.0.weight"]
+    assert torch.equal(encoder.conv1[0].weight, average)
+    assert not torch.equal(average, whole["state_dict"]["module.encoder_q.conv1.0.weight"])
+    trained = sum(len(group["params"]) for group in whole["optimizer"]["param_groups"])
+    assert trained == 2 * len(list(build_encoder(ARCH, 16, size=16).parameters()))  # queries and keys, no average
+
+
+def test_a_gradient_that_is_not_finite_is_not_clipped():
+    weight = torch.nn.Parameter(torch.zeros(3))
+    optimizer = build_optimizer("sgd", [weight], 1.0, 0.0, 0.0, clip=0.5)
+    weight.grad = torch.tensor([3.0, 4.0, 0.0])
+    optimizer.step()
+    torch.testing.assert_close(weight.detach(), torch.tensor([-0.3, -0.4, 0.0]))
+    weight.grad = torch.tensor([1.0, torch.inf, 2.0])
+    optimizer.step()
+    assert weight.grad.tolist() == [1.0, torch.inf, 2.0]
