@@ -27,11 +27,18 @@ def build_optimizer(
         UserError: no such optimizer.
     """
     optimizer = _named(name, list(groups), lr, momentum, weight_decay)
+    inner = _inner(optimizer)
+    if inner is not optimizer:
+        # a fused step can be called off from the device, but only the optimizer that is asked hears of it
+        optimizer.defaults = {name: value for name, value in optimizer.defaults.items() if name != "fused"}
     if clip is not None:
-        # Lookahead has no hooks of its own, and steps by the optimizer inside it
-        inner: torch.optim.Optimizer = getattr(optimizer, "_base_optimizer", optimizer)
         inner.register_step_pre_hook(lambda stepping, args, kwargs: _clip(stepping, clip))
     return optimizer
+
+
+def _inner(optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:
+    """The optimizer that steps: timm's Lookahead has another one inside, and no hooks of its own."""
+    return getattr(optimizer, "_base_optimizer", optimizer)
 
 
 def _clip(optimizer: torch.optim.Optimizer, limit: float) -> None:
@@ -99,8 +106,13 @@ def follow(
     if average is None:
         return encoder
     model.encoder_ema = average.module.requires_grad_(False)
-    inner: torch.optim.Optimizer = getattr(optimizer, "_base_optimizer", optimizer)
-    inner.register_step_post_hook(lambda stepped, args, kwargs: average.update(encoder))
+
+    def move(stepped: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
+        called_off = getattr(stepped, "found_inf", None)  # of fused steps; others do not happen at all
+        if called_off is None or not bool(called_off):
+            average.update(encoder)
+
+    _inner(optimizer).register_step_post_hook(move)
     return average.module
 
 

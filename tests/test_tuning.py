@@ -24,7 +24,7 @@ from test_semisup import (  # noqa: F401 (fixtures)
 from moco import checkpoint, finetune
 from moco.encoder import build_encoder
 from moco.errors import UserError
-from moco.optimizers import Plateau, build_optimizer, layer_groups, moving_average
+from moco.optimizers import Plateau, build_optimizer, follow, layer_groups, moving_average
 from moco.options import parse_semisup
 from moco.pretrained import load_backbone
 
@@ -361,6 +361,25 @@ def test_a_pretraining_has_the_same_comforts(image_folder, in_process, tmp_path)
     assert not torch.equal(average, whole["state_dict"]["module.encoder_q.conv1.0.weight"])
     trained = sum(len(group["params"]) for group in whole["optimizer"]["param_groups"])
     assert trained == 2 * len(list(build_encoder(ARCH, 16, size=16).parameters()))  # queries and keys, no average
+
+
+def test_a_step_that_is_called_off_does_not_move_the_average():
+    model = torch.nn.Module()
+    model.encoder_q = torch.nn.Linear(2, 2)
+    optimizer = build_optimizer("sgd", model.parameters(), 0.1, 0.0, 0.0)
+    average = follow(model, optimizer, 0.5, None, 1)
+    assert average is model.encoder_ema
+    model.encoder_q.weight.data += 1.0
+    before = average.weight.clone()
+    optimizer.param_groups[0].update(fused=True, foreach=False)  # as the training loop does
+    optimizer.grad_scale, optimizer.found_inf = None, torch.tensor(1.0)
+    optimizer.step()
+    assert torch.equal(average.weight, before)
+    optimizer.found_inf = torch.tensor(0.0)
+    optimizer.step()
+    torch.testing.assert_close(average.weight, before + 0.5)
+    assert "fused" not in build_optimizer("lookahead_adamw", model.parameters(), 0.1, 0.0, 0.0).defaults
+    assert follow(torch.nn.ModuleDict({"encoder_q": average}), optimizer, None, None, 1) is average
 
 
 def test_a_gradient_that_is_not_finite_is_not_clipped():
