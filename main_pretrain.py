@@ -43,7 +43,9 @@ def worker(args: Namespace) -> int:
         len(images), batch, seed, distributed.world_size(), distributed.rank(), drop_last=args.drop_last
     )
     workers = distributed.share_of_cores(args.workers)
-    loader = data.make_loader(data.TwoViews(images, view.preset, view.size, seed), sampler, workers, pin_memory=True)
+    batches = data.two_views(
+        images, view.preset, view.size, seed, sampler, workers, args.aug_device, args.decode, distributed.device()
+    )
 
     # model
     model, words = build_model(args, view, seed, len(images), batch // distributed.world_size(), labels)
@@ -81,16 +83,14 @@ def worker(args: Namespace) -> int:
         if train is None or val is None:
             log.line(f"no k-NN accuracy: {sources.no_pair or 'switched off by --knn-every 0'}")
         while trainer.exit_code is None and not trainer.finished():
-            trainer.run_epoch(loader)
+            trainer.run_epoch(batches)
 
             # save
             if trainer.due(args.save_every):
                 trainer.save(args.arch, args.keep)
             if train and val and trainer.exit_code is None and trainer.due(args.knn_every):
                 how = Reading(view.size, batch, trainer.device, view.mean, view.std, workers, plan.amp)
-                trainer.report_knn(
-                    evaluate_knn(evaluated, train, val, how, k=args.knn_k, temperature=args.knn_t)
-                )
+                trainer.report_knn(evaluate_knn(evaluated, train, val, how, k=args.knn_k, temperature=args.knn_t))
     return trainer.exit_code or 0
 
 

@@ -325,9 +325,15 @@ def average_parser() -> _Parser:
 def data_parser() -> _Parser:
     """The parser of python -m moco.data."""
     p = _Parser(prog="moco.data", allow_abbrev=False, description="Work on data sets.")
-    p.add_argument("command", choices=("index",), help="write BEiT-3's index of an image folder")
-    p.add_argument("folder", metavar="DIR", help="with train and val, each with class folders")
-    p.add_argument("--out", metavar="FOLDER", help="where the index goes (default: DIR)")
+    commands = p.add_subparsers(dest="command", required=True, parser_class=_Parser)
+    index = commands.add_parser("index", allow_abbrev=False, help="write BEiT-3's index of an image folder")
+    index.add_argument("folder", metavar="DIR", help="with train and val, each with class folders")
+    index.add_argument("--out", metavar="FOLDER", help="where the index goes (default: DIR)")
+    pack = commands.add_parser("pack", allow_abbrev=False, help="write an image folder or list as tar shards")
+    pack.add_argument("source", metavar="DIR", help="image folder (with or without train/ and val/) or list of paths")
+    pack.add_argument("out", metavar="OUT", help="new or empty folder; train/ and val/ become folders in it")
+    pack.add_argument("--shard-mb", type=float, default=200, metavar="MB", help="size of a shard (default: 200)")
+    pack.add_argument("--seed", type=int, default=0, help="of the order of the images (default: 0)")
     return p
 
 
@@ -467,6 +473,10 @@ def _add_moco(p: _Parser) -> None:
     add("--aug-plus", action=switch, default=False, help="MoCo v2's augmentation (same as --aug v2)")
     add("--aug", choices=("v1", "v2", "cifar", "supcon", "digits"), help="augmentation preset (default v1; small sets "
         "their own; simclr, supcon, hcl, dcl: supcon)")  # fmt: skip
+    add("--aug-device", choices=("cpu", "gpu", "auto"), default="auto", help="where views are made after their crop: "
+        "by the loader's processes, or in batches on the run's device (default: auto, gpu with CUDA)")  # fmt: skip
+    add("--decode", choices=("exact", "fast", "auto"), default="auto", help="fast: JPEG decoded only as finely as the "
+        "crops need, crops within two levels of PIL's (default: auto, fast if the device finishes views)")  # fmt: skip
     add("--cos", "--cosine", action=switch, dest="cos", default=False, help="cosine learning rate, one value an "
         "epoch (a step with --steps)")  # fmt: skip
     add("--symmetric", action=switch, default=False, help="each view is query once; the two losses are added")

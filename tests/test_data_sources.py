@@ -163,8 +163,8 @@ def test_sentences_about_folders(tmp_path, monkeypatch):
     write(tmp_path, "some/a/1.png")
     (tmp_path / "some" / "b").mkdir()
     assert f"class folder {tmp_path / 'some' / 'b'} holds no image" in mistake(path=str(tmp_path / "some"))
-    (tmp_path / "images.tar").write_bytes(b"")
-    assert "nor a list of image paths (.txt, .lst, .jsonl)" in mistake(path=str(tmp_path / "images.tar"))
+    (tmp_path / "images.zip").write_bytes(b"")
+    assert "nor a list of image paths (.txt, .lst, .jsonl)" in mistake(path=str(tmp_path / "images.zip"))
     assert mistake().startswith("give an image folder, a list of image paths, or --dataset (cifar10,")
     assert mistake(dataset="cifar11").startswith("unknown data set cifar11: choose one of folder, cifar10")
 

@@ -292,7 +292,7 @@ def test_probe_views():
 
 
 def test_wrong_presets():
-    with pytest.raises(UserError, match="unknown augmentation preset v3: choose one of v1, v2, cifar, digits"):
+    with pytest.raises(UserError, match="unknown augmentation preset v3: choose one of v1, v2, cifar, supcon, digits"):
         get_preset("v3")
     with pytest.raises(ValueError, match="with one crop"):
         Preset(order=("flip",))

@@ -2,7 +2,7 @@
 
 from moco.data.checks import check_classes, class_labels, size_warning
 from moco.data.decode import BadImageError
-from moco.data.loading import BadImages, EpochSampler, Loader, make_loader, normalise
+from moco.data.loading import BadImages, EpochSampler, Finishing, Loader, make_loader, normalise, two_views
 from moco.data.named import STATISTICS, channel_statistics, statistics
 from moco.data.opening import DATASETS, open_sources
 from moco.data.pairs import Labelled, TwoViews
@@ -18,6 +18,7 @@ __all__ = [
     "BadImages",
     "EpochSampler",
     "FileSource",
+    "Finishing",
     "Labelled",
     "Loader",
     "Preset",
@@ -38,4 +39,5 @@ __all__ = [
     "probe_preset",
     "size_warning",
     "statistics",
+    "two_views",
 ]

@@ -1,24 +1,40 @@
-"""Work on data sets from the command line: python -m moco.data index DIR [--out FOLDER]."""
+"""Work on data sets: python -m moco.data index DIR [--out FOLDER], python -m moco.data pack DIR OUT."""
 
 from __future__ import annotations
 
+import argparse
+import os
 import sys
 
 from moco import options
+from moco.data.files import open_path
 from moco.data.index import write_index
+from moco.data.shards import pack
 from moco.errors import USAGE_EXIT, UserError
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Write the index of an image folder; the exit code."""
+    """Write an index of an image folder, or its images as tar shards; the exit code."""
     args = options.parse_data(argv)
     try:
-        for path, images in write_index(args.folder, args.out):
-            print(f"wrote {path}: {images} images")
+        (_index if args.command == "index" else _pack)(args)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return USAGE_EXIT
     return 0
+
+
+def _index(args: argparse.Namespace) -> None:
+    for path, images in write_index(args.folder, args.out):
+        print(f"wrote {path}: {images} images")
+
+
+def _pack(args: argparse.Namespace) -> None:
+    splits = [name for name in ("train", "val", "test") if os.path.isdir(os.path.join(args.source, name))]
+    for name in splits if "train" in splits else [""]:
+        images = open_path(os.path.join(args.source, name) if name else args.source)
+        out = os.path.join(args.out, name) if name else args.out
+        print(f"{len(images)} images in {len(pack(images, out, args.seed, args.shard_mb))} shards: {out}")
 
 
 if __name__ == "__main__":

@@ -12,13 +12,18 @@ import threading
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from moco.data.pairs import Key
+from moco.data.pairs import Key, TwoViews
+from moco.data.pixels import finish
 from moco.data.sources import Source
+from moco.data.views import Preset, split_order
 from moco.errors import UserError
 from moco.seeding import torch_generator
+
+WINDOW = 8192  # images, of shards read in order, that are shuffled together: four or five shards of photographs
 
 
 class EpochSampler(Sampler[list[Key]]):
@@ -54,6 +59,17 @@ class EpochSampler(Sampler[list[Key]]):
         self.shuffle = shuffle
         self.epoch = 0
         self.first_batch = 0
+        self.starts: np.ndarray | None = None
+
+    def in_shards(self, starts: np.ndarray | None) -> EpochSampler:
+        """Read in the order of files of several images, ``starts`` (shards,) their first images; None: any order.
+
+        The shards are put in random order, and images shuffled inside windows of ``WINDOW``. Each rank gets its own
+        run of whole shards (but for the first and the last), so the ranks see other images than one process would;
+        together they still see every image once.
+        """
+        self.starts = starts
+        return self
 
     def __len__(self) -> int:
         """Steps of a whole epoch, wherever the next one starts."""
@@ -68,7 +84,18 @@ class EpochSampler(Sampler[list[Key]]):
         """(n,) int64: the order of the images in ``epoch``."""
         if not self.shuffle:
             return torch.arange(self.n)
-        return torch.randperm(self.n, generator=torch_generator("order", self.seed, epoch))
+        generator = torch_generator("order", self.seed, epoch)
+        if self.starts is None:
+            return torch.randperm(self.n, generator=generator)
+        firsts, ends = self.starts.tolist(), [*self.starts[1:].tolist(), self.n]
+        shards = torch.randperm(len(firsts), generator=generator).tolist()
+        order = torch.cat([torch.arange(firsts[shard], ends[shard]) for shard in shards])
+        windows = torch.arange(self.n) // WINDOW + torch.rand(self.n, generator=generator, dtype=torch.float64)
+        order = order[windows.argsort()]
+        # A step takes the ranks' shares one after another: deal each rank's run out to the steps.
+        steps = self.n // self.batch
+        whole = order[: steps * self.batch].view(self.world, steps, self.batch // self.world)
+        return torch.cat([whole.transpose(0, 1).reshape(-1), order[steps * self.batch :]])
 
     def __iter__(self) -> Iterator[list[Key]]:
         epoch, order = self.epoch, self._order(self.epoch)
@@ -142,6 +169,48 @@ def make_loader(dataset: Dataset, sampler: EpochSampler, workers: int = 0, pin_m
         pin_memory=pin_memory and torch.cuda.is_available(),
         generator=torch.Generator(),
     )
+
+
+class Finishing:
+    """Batches of a loader over ``TwoViews(crop_only=True)``, their views finished on ``device``.
+
+    order: the preset's operations. The numbers are those that the workers would have computed.
+    """
+
+    def __init__(self, loader: Loader, order: tuple[str, ...], device: torch.device) -> None:
+        self.loader = loader
+        self.order = split_order(order)[1]
+        self.device = device
+
+    def __iter__(self) -> Iterator[dict[str, torch.Tensor]]:
+        for batch in self.loader:
+            for name in ("q", "k"):
+                views = batch[name].to(self.device, non_blocking=True)
+                batch[name] = finish(views, batch.pop(f"{name}_params"), self.order)
+            yield batch
+
+
+def two_views(
+    source: Source,
+    preset: Preset,
+    size: int,
+    seed: int,
+    sampler: EpochSampler,
+    workers: int,
+    aug_device: str,
+    decode: str,
+    device: torch.device,
+) -> Loader | Finishing:
+    """Batches of :class:`moco.data.TwoViews`; ``aug_device`` says who makes a view after its crop.
+
+    "cpu": the workers. "gpu": ``device``, whatever it is. "auto": ``device`` if it is a GPU. The numbers are the same.
+    decode: "exact", "fast" (see TwoViews) or "auto", fast where views are finished on the device.
+    """
+    on_device = aug_device == "gpu" or (aug_device == "auto" and device.type == "cuda")
+    fast = decode == "fast" or (decode == "auto" and on_device)
+    dataset = TwoViews(source, preset, size, seed, crop_only=on_device, fast=fast)
+    loader = make_loader(dataset, sampler.in_shards(source.starts), workers, pin_memory=True)
+    return Finishing(loader, preset.order, device) if on_device else loader
 
 
 def normalise(

@@ -6,7 +6,8 @@ import os
 
 from moco.data.files import open_path
 from moco.data.named import READERS
-from moco.data.sources import Sources, paired
+from moco.data.shards import open_shards, shards_in
+from moco.data.sources import Source, Sources, paired
 from moco.errors import UserError
 
 DATASETS = ("folder", *READERS)
@@ -23,9 +24,9 @@ def open_sources(
     """The images of ``dataset`` ("folder" or None: of ``path``), and its labelled pair where it has one.
 
     A folder is read as upstream's (``path``/train for pretraining, with ``path``/val or ``path``/test as held-out
-    images), else itself; ``path`` may be a list of image paths (.txt, .lst). ``val_path``, a folder or list, gives
-    the held-out images of a folder or list. ``channels`` 1 or 3 converts; None keeps the data set's own (3 for files).
-    Every failure is a UserError that says what to do.
+    images), else itself; ``path`` may be a list of image paths (.txt, .lst), a tar shard or a folder of shards.
+    ``val_path``, of the same kinds, gives the held-out images of a folder, list or shards. ``channels`` 1 or 3
+    converts; None keeps the data set's own (3 for files). Every failure is a UserError that says what to do.
     """
     if dataset in (None, "folder"):
         return _open_files(path, val_path, channels or 3)
@@ -42,10 +43,14 @@ def _open_files(path: str | None, val_path: str | None, channels: int) -> Source
         raise UserError(f"give an image folder, a list of image paths, or --dataset ({', '.join(READERS)})")
     train_path = os.path.join(path, "train")
     split = os.path.isdir(train_path)
-    train = open_path(train_path if split else path, channels)
+    train = _open(train_path if split else path, channels)
     if val_path is None and split:
         folders = (os.path.join(path, name) for name in ("val", "test"))
         val_path = next((folder for folder in folders if os.path.isdir(folder)), None)
     if val_path is None:
         return Sources(train, no_pair=f"{path} has no held-out images (a folder val or test beside train)")
-    return paired(train, train, open_path(val_path, channels))
+    return paired(train, train, _open(val_path, channels))
+
+
+def _open(path: str, channels: int) -> Source:
+    return open_shards(path, channels) if shards_in(path) else open_path(path, channels)

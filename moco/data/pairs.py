@@ -18,14 +18,28 @@ import torch
 from PIL import Image
 from torch.utils.data import Dataset
 
-from moco.data.decode import BadImageError
+from moco.data.decode import BadImageError, colour_jpeg_size, decode_bytes, decode_colour_jpeg, reading
+from moco.data.pixels import finish, pack
 from moco.data.sources import Source
-from moco.data.views import Preset, apply, draw, eval_view, probe_preset, to_tensor
+from moco.data.views import (
+    Preset,
+    ViewParams,
+    apply,
+    crop_shrunk,
+    crop_tensor,
+    draw,
+    eval_view,
+    probe_preset,
+    shrink_for,
+    split_order,
+    to_tensor,
+)
 from moco.errors import UserError
 from moco.seeding import library_randomness, numpy_generator
 
 Key = tuple[int, int]  # epoch, index
 MAX_TRIES = 100
+TENSORS_FROM = 96  # pixels a side from which one view's operations are faster on tensors than in PIL
 
 
 def _stride(n: int) -> int:
@@ -36,8 +50,12 @@ def _stride(n: int) -> int:
     return stride
 
 
-def load_or_replace(source: Source, index: int, tries: int = MAX_TRIES) -> tuple[Image.Image, int, int]:
+def load_or_replace(
+    source: Source, index: int, tries: int = MAX_TRIES, load: Callable[[int], Any] | None = None
+) -> tuple[Any, int, int]:
     """(image, its index, bad): image ``index``, or the same other one every time when it cannot be read.
+
+    ``load`` makes something of an image's number, its BadImageErrors are answered; None: the image itself.
 
     bad is -1, or ``index`` when it had to be replaced. Raises UserError when ``tries`` images cannot be read.
     """
@@ -47,7 +65,7 @@ def load_or_replace(source: Source, index: int, tries: int = MAX_TRIES) -> tuple
     for attempt in range(tries):
         other = (index + attempt * stride) % n
         try:
-            return source.load(other), other, -1 if attempt == 0 else index
+            return (load or source.load)(other), other, -1 if attempt == 0 else index
         except BadImageError as error:
             first = first or error
     raise UserError(f"none of {tries} images tried in {source.name} can be read, first {first}: check the files")
@@ -65,10 +83,9 @@ class _Images(Dataset):
     def __len__(self) -> int:
         return len(self.source)
 
-    def view(self, image: Image.Image, preset: Preset, stream: str, *where: int) -> torch.Tensor:
-        """(C, s, s) uint8: the random view of ``image`` that belongs to a place in a stream of randomness."""
-        width, height = image.size
-        return apply(image, draw(preset, width, height, numpy_generator(stream, self.seed, *where)), self.size)
+    def drawn(self, size: tuple[int, int], preset: Preset, stream: str, *where: int) -> ViewParams:
+        """The parameters of the random view, of an image of ``size``, that belong to a place in a stream."""
+        return draw(preset, *size, numpy_generator(stream, self.seed, *where))
 
 
 class TwoViews(_Images):
@@ -76,17 +93,62 @@ class TwoViews(_Images):
 
     Item (epoch, index) is a dict: q, k (C, s, s) uint8; index, the image really used; bad, -1 or the index of the
     unreadable image that was replaced (its views keep the randomness of the place they fill).
+    With ``crop_only`` q and k are only cropped, and q_params, k_params (P,) say what is to be done to them; the loader
+    goes into :class:`moco.data.Finishing`.
+    ``fast``, for files of colour JPEG: decoded only as finely as the crops need, cropped by torchvision's operation on
+    tensors. A value of a crop differs by at most two levels from PIL's, where the file is not shrunk.
     """
 
-    def __init__(self, source: Source, preset: Preset, size: int, seed: int, max_tries: int = MAX_TRIES) -> None:
+    def __init__(
+        self,
+        source: Source,
+        preset: Preset,
+        size: int,
+        seed: int,
+        max_tries: int = MAX_TRIES,
+        crop_only: bool = False,
+        fast: bool = False,
+    ) -> None:
         super().__init__(source, size, seed, max_tries)
         self.preset = preset
+        self.crop_only = crop_only
+        self.before, self.after = split_order(preset.order)
+        if not crop_only and size < TENSORS_FROM:
+            self.before, self.after = preset.order, ()
+        self.fast = fast and self.before == ("crop",) and source.channels == 3
+
+    def _cropped(self, epoch: int, index: int, other: int) -> tuple[list[ViewParams], list[torch.Tensor]]:
+        """The two views' parameters and crops (C, s, s) from image ``other``, in the place of ``index``."""
+
+        def params_for(size: tuple[int, int]) -> list[ViewParams]:
+            return [self.drawn(size, self.preset, "view", epoch, index, view) for view in (0, 1)]
+
+        data = self.source.read(other) if self.fast else None
+        size = colour_jpeg_size(data) if data else None
+        if data is None or size is None:
+            image = self.source.load(other)
+            views = params_for(image.size)
+            return views, [apply(image, view._replace(order=self.before), self.size) for view in views]
+        views = params_for(size)
+        shrink = shrink_for([view.box for view in views], self.size)
+        name = self.source.name_of(other)
+        if shrink > 1:
+            image = reading(name, lambda: decode_bytes(data, 3, shrink))
+            return views, [crop_shrunk(image, view.box, shrink, self.size) for view in views]
+        pixels = reading(name, lambda: decode_colour_jpeg(data))
+        return views, [crop_tensor(pixels, view.box, self.size) for view in views]
 
     def __getitem__(self, key: Key) -> dict[str, Any]:
         epoch, index = key
-        image, used, bad = load_or_replace(self.source, index, self.max_tries)
-        q, k = (self.view(image, self.preset, "view", epoch, index, view) for view in (0, 1))
-        return {"q": q, "k": k, "index": used, "bad": bad}
+        load = functools.partial(self._cropped, epoch, index)
+        (views, crops), used, bad = load_or_replace(self.source, index, self.max_tries, load)
+        rows = [pack(view.jitter, view.grey, view.blur, view.flip) for view in views]
+        item: dict[str, Any] = {"index": used, "bad": bad}
+        if self.crop_only:
+            return {**item, "q": crops[0], "k": crops[1], "q_params": rows[0], "k_params": rows[1]}
+        if self.after:
+            crops = [finish(crop[None], row[None], self.after)[0] for crop, row in zip(crops, rows, strict=True)]
+        return {**item, "q": crops[0], "k": crops[1]}
 
 
 class Labelled(_Images):
@@ -139,7 +201,7 @@ class Labelled(_Images):
         return {"image": view, "label": int(self.labels[used]), "index": used, "bad": bad}
 
     def _random_view(self, image: Image.Image, preset: Preset, *where: int) -> torch.Tensor:
-        view = self.view(image, preset, "probe", *where)
+        view = apply(image, self.drawn(image.size, preset, "probe", *where), self.size)
         if not self.auto:
             return view
         with library_randomness("augment", self.seed, *where):

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from moco.data.decode import decode, to_eight_bits
+from moco.data.decode import contents, decode, reading, to_eight_bits
 from moco.errors import UserError
 
 
@@ -23,7 +23,8 @@ class Source(abc.ABC):
 
     name: what messages call it. classes: names of the classes, or None. labels: (N,) int64 index into ``classes``, or
     None when unlabelled. channels: 1 or 3, the mode of every loaded image. native_size: the side in pixels when all
-    images are squares of one size, else None.
+    images are squares of one size, else None. starts: (shards,) numbers of the first image of each file that is to be
+    read from its beginning to its end, or None when images may be read in any order.
     """
 
     def __init__(
@@ -39,6 +40,7 @@ class Source(abc.ABC):
         self.classes = classes
         self.labels = None if labels is None else np.asarray(labels, dtype=np.int64)
         self.native_size = native_size
+        self.starts: np.ndarray | None = None
 
     @abc.abstractmethod
     def __len__(self) -> int: ...
@@ -46,6 +48,10 @@ class Source(abc.ABC):
     @abc.abstractmethod
     def load(self, index: int) -> Image.Image:
         """Image ``index`` in mode "L" or "RGB" by ``channels``; BadImageError when it cannot be read."""
+
+    def read(self, index: int) -> bytes | None:
+        """The file of image ``index`` as it is, BadImageError when it cannot be read; None for images in memory."""
+        return None
 
     @abc.abstractmethod
     def name_of(self, index: int) -> str:
@@ -89,6 +95,9 @@ class FileSource(Source):
 
     def __len__(self) -> int:
         return len(self.paths)
+
+    def read(self, index: int) -> bytes:
+        return reading(self.paths[index], lambda: contents(self.paths[index]))
 
     def load(self, index: int) -> Image.Image:
         return decode(self.paths[index], self.channels)

@@ -12,17 +12,19 @@ import functools
 import itertools
 import math
 import operator
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import numpy as np
 import torch
 from PIL import Image, ImageFilter
+from torch.nn import functional
 
 from moco.errors import UserError
 
 Range = tuple[float, float]
+Box = tuple[int, int, int, int]  # i, j, h, w
 
 
 @dataclass(frozen=True)
@@ -60,7 +62,7 @@ class ViewParams(NamedTuple):
     """One view: every number that ``apply`` needs. None means that the operation is left out."""
 
     order: tuple[str, ...]
-    box: tuple[int, int, int, int]  # i, j, h, w
+    box: Box
     jitter: tuple[tuple[str, float], ...] | None  # (operation, factor) in the order they are applied
     grey: bool
     blur: float | None  # sigma in pixels
@@ -83,7 +85,7 @@ def _between(low: float, high: float, u: float) -> float:
     return low + (high - low) * u
 
 
-def _draw_box(preset: Preset, width: int, height: int, u: list[float]) -> tuple[int, int, int, int]:
+def _draw_box(preset: Preset, width: int, height: int, u: list[float]) -> Box:
     """torchvision's RandomResizedCrop: ten attempts at an area and a ratio that fit, else a central crop."""
     low, high = preset.crop_scale
     log_low, log_high = math.log(preset.crop_ratio[0]), math.log(preset.crop_ratio[1])
@@ -229,6 +231,40 @@ def apply(image: Image.Image, params: ViewParams, size: int) -> torch.Tensor:
     for name in params.order:
         image = _OPERATIONS[name](image, params, size)
     return to_tensor(image)
+
+
+def shrink_for(boxes: Sequence[Box], size: int) -> int:
+    """8, 4, 2 or 1: by how much an image may be shrunk so that every crop still has ``size`` pixels each way."""
+    least = min(min(h, w) for _, _, h, w in boxes)
+    return next((shrink for shrink in (8, 4, 2) if least >= size * shrink), 1)
+
+
+def crop_tensor(pixels: torch.Tensor, box: Box, size: int) -> torch.Tensor:
+    """(C, s, s) uint8 of (C, H, W) uint8: torchvision's resized_crop of tensors, within two levels of PIL's.
+
+    Each of its two passes rounds weights to 16 bits, PIL to 22, and both round pixels to 8.
+    """
+    i, j, h, w = box
+    part = pixels[None, :, i : i + h, j : j + w]
+    return functional.interpolate(part, (size, size), mode="bilinear", antialias=True, align_corners=False)[0]
+
+
+def crop_shrunk(image: Image.Image, box: Box, shrink: int, size: int) -> torch.Tensor:
+    """(C, s, s) uint8: ``box`` of the full image, cut out of one decoded at 1 / ``shrink``, at the same place exactly.
+
+    A box that begins or ends inside a pixel of the shrunk image takes that pixel's share.
+    """
+    top, left, bottom, right = (x / shrink for x in (box[0], box[1], box[0] + box[2], box[1] + box[3]))
+    i, j = int(top), int(left)
+    part = image.crop((j, i, min(math.ceil(right), image.width), min(math.ceil(bottom), image.height)))
+    inside = (left - j, top - i, min(right - j, part.width), min(bottom - i, part.height))
+    return to_tensor(part.resize((size, size), Image.Resampling.BILINEAR, box=inside))
+
+
+def split_order(order: tuple[str, ...]) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """The operations up to the crop, and those after it, which :func:`moco.data.pixels.finish` makes on batches."""
+    crop = order.index("crop") + 1
+    return order[:crop], order[crop:]
 
 
 def eval_view(image: Image.Image, size: int) -> torch.Tensor:
