@@ -10,6 +10,7 @@ from conftest import SYNCO, TINY, differences, load
 from torch import nn
 
 import main_pretrain
+from moco.builder import MoCo
 
 STOP_AFTER_EACH_STEP = ["--max-minutes", "0", "--resume", "auto"]
 
@@ -87,13 +88,13 @@ def test_a_skipped_step_and_a_bad_image_are_remembered(image_folder, tmp_path, i
     for path in image_folder.glob("train/*/*.png"):
         os.link(path, pictures / f"{path.parent.name}{path.name}")
     (pictures / "broken.png").write_bytes(b"no picture")
-    forward = main_pretrain.MoCo.forward
+    forward = MoCo.forward
 
     def spoiled(self, im_q, im_k, ids, epoch, draw):
         out = forward(self, im_q, im_k, ids, epoch, draw)
         return out._replace(loss=out.loss * float("nan")) if draw in (2, 3) else out
 
-    monkeypatch.setattr(main_pretrain.MoCo, "forward", spoiled)
+    monkeypatch.setattr(MoCo, "forward", spoiled)
     words = [*TINY, "--epochs", 2, pictures]
     assert in_process(*words, "--save-dir", tmp_path / "one") == 0
     interrupted(in_process, tmp_path / "many", words, 6)
