@@ -474,9 +474,9 @@ def _add_moco(p: _Parser) -> None:
     add("--aug", choices=("v1", "v2", "cifar", "supcon", "digits"), help="augmentation preset (default v1; small sets "
         "their own; simclr, supcon, hcl, dcl: supcon)")  # fmt: skip
     add("--aug-device", choices=("cpu", "gpu", "auto"), default="auto", help="where views are made after their crop: "
-        "by the loader's processes, or in batches on the run's device (default: auto, gpu with CUDA)")  # fmt: skip
-    add("--decode", choices=("exact", "fast", "auto"), default="auto", help="fast: JPEG decoded only as finely as the "
-        "crops need, crops within two levels of PIL's (default: auto, fast if the device finishes views)")  # fmt: skip
+        "by the loader's processes, or in batches on the run's device (default: auto, the loader's)")  # fmt: skip
+    add("--decode", choices=("exact", "fast"), default="exact", help="fast: JPEG decoded only as finely as the crops "
+        "need, crops within two levels of PIL's (default: exact)")  # fmt: skip
     add("--cos", "--cosine", action=switch, dest="cos", default=False, help="cosine learning rate, one value an "
         "epoch (a step with --steps)")  # fmt: skip
     add("--symmetric", action=switch, default=False, help="each view is query once; the two losses are added")

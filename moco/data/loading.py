@@ -203,12 +203,11 @@ def two_views(
 ) -> Loader | Finishing:
     """Batches of :class:`moco.data.TwoViews`; ``aug_device`` says who makes a view after its crop.
 
-    "cpu": the workers. "gpu": ``device``, whatever it is. "auto": ``device`` if it is a GPU. The numbers are the same.
-    decode: "exact", "fast" (see TwoViews) or "auto", fast where views are finished on the device.
+    "cpu": the workers. "gpu": ``device``, whatever it is; the numbers are the same. "auto": the workers, until the
+    other way has run on a GPU. decode: "exact" or "fast", see TwoViews.
     """
-    on_device = aug_device == "gpu" or (aug_device == "auto" and device.type == "cuda")
-    fast = decode == "fast" or (decode == "auto" and on_device)
-    dataset = TwoViews(source, preset, size, seed, crop_only=on_device, fast=fast)
+    on_device = aug_device == "gpu"
+    dataset = TwoViews(source, preset, size, seed, crop_only=on_device, fast=decode == "fast")
     loader = make_loader(dataset, sampler.in_shards(source.starts), workers, pin_memory=True)
     return Finishing(loader, preset.order, device) if on_device else loader
 
