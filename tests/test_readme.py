@@ -18,7 +18,8 @@ from PIL import Image
 import main_lincls
 import main_pretrain
 import main_semisup
-from moco import describe, distributed, embed, export, options, retrieval
+from moco import average, bench, describe, distributed, embed, export, options, retrieval
+from moco.data import __main__ as data_work
 from moco.encoder import build_encoder
 from moco.sweep import __main__ as sweep
 
@@ -31,12 +32,15 @@ HEAD = "--sizes 4x256 --hard 16 --counts 4 4 4 2 2 2 --repeats 1 --no-memory --s
 STEP = "-a test_resnet --size 16 -b 8 --moco-k 1100 --moco-dim 16 --amp off --rounds 2"
 CIFAR = "--images 16 --batch-size 16 --queries 8 --epochs 1 --seeds 0 --methods moco synco"
 PROBE = "-a resnet18 --size 16 -b 8 -j 0 --epochs 1"
-PAGES = ("evaluation", "running")
+PAGES = ("evaluation", "running", "methods", "data")
+BATCH_METHODS = {"simclr", "supcon", "hcl", "dcl"}  # --moco-k would give supcon a queue
 # What a page's commands get behind their own words, by a word that is among them.
 SMALL = {
-    "main_pretrain.py": "-a test_resnet --size 16 -b 8 -j 0 --moco-k 1024 --moco-dim 16 --amp off --knn-every 0",
+    "main_pretrain.py": "-a test_resnet --size 16 -b 8 -j 0 --moco-dim 16 --amp off --knn-every 0",
     "main_lincls.py": "-a test_resnet --size 16 -b 8 -j 0 --epochs 1",
     "main_semisup.py": "-a test_resnet --size 16 -b 8 -j 0 --epochs 1",
+    "moco.average": "-b 8 -j 0",
+    "moco.bench": "-a test_resnet --size 16 -b 8 -j 0 --moco-k 1024 --amp off --bench-images 8 --bench-steps 1",
     "moco.embed": "-a test_resnet --size 16 -b 8 -j 0 --split train --points 12",
     "moco.retrieval": "-a test_resnet --size 16 -b 8 -j 0",
     "benchmarks/probe_heads.py": "-a test_resnet --size 16 -b 8 --heads 2 --steps 1",
@@ -163,6 +167,9 @@ def session(image_folder, tmp_path, monkeypatch):
         "main_pretrain.py": lambda words: distributed.launch(main_pretrain.worker, options.parse_pretrain(words)),
         "main_lincls.py": lambda words: distributed.launch(main_lincls.worker, options.parse_lincls(words)),
         "main_semisup.py": lambda words: distributed.launch(main_semisup.worker, options.parse_semisup(words)),
+        "moco.average": average.main,
+        "moco.bench": bench.main,
+        "moco.data": data_work.main,
         "moco.embed": embed.main,
         "moco.retrieval": retrieval.main,
         "benchmarks/probe_heads.py": benchmark("probe_heads"),
@@ -176,6 +183,8 @@ def session(image_folder, tmp_path, monkeypatch):
         _, *words = shlex.split(command)
         program, *words = words[1:] if words[0] == "-m" else words
         more = [word for name, small in SMALL.items() if name in (program, *words) for word in shlex.split(small)]
+        queue = program == "main_pretrain.py" and not BATCH_METHODS & {word.lower() for word in words}
+        more += ["--moco-k", "1024"] if queue else []
         return programs[program]([*words, *more])
 
     yield run
@@ -199,7 +208,7 @@ def test_a_page_of_the_docs_is_a_session_that_runs(name, session, capsys):
         assert [path for path in WRITTEN.split() if not Path(path).exists()] == []
 
 
-@pytest.mark.parametrize("name", [*PAGES, "experiments"])
+@pytest.mark.parametrize("name", [*PAGES, "experiments", "migrating", "scaling"])
 def test_links_of_the_docs_lead_somewhere(name):
     for file, _, part in re.findall(r"\]\((?!http)([^)#]*)(#([^)]+))?\)", page(name)):
         assert (ROOT / "docs" / file).exists(), file
