@@ -218,10 +218,13 @@ def test_links_of_the_docs_lead_somewhere(name):
             assert part in [re.sub(r"[^a-z0-9 -]", "", title.lower()).replace(" ", "-") for title in titles], part
 
 
-def test_files_that_the_readme_names_exist():
+def test_files_that_the_readme_names_exist_and_no_module_or_page_is_left_out():
     tree = README.split("## The tree")[1].split("```")[1]
     for line in tree.strip().splitlines():
         for name in re.findall(r"^\s*(\w+/)", line) + re.findall(r"\w+\.(?:py|md)", line):
-            assert any((ROOT / base / name).exists() for base in (".", "moco", "moco/kernels", "docs")), name
+            assert any((ROOT / base / name).exists() for base in (".", "moco", "moco/kernels", "moco/data", "docs")), name
+    modules = [path.name for folder in ("moco", "moco/kernels", "moco/data") for path in (ROOT / folder).glob("*.py")]
+    assert [name for name in modules if not re.search(rf"\b{name}", tree) and not name.startswith("__")] == []
+    assert [path.name for path in (ROOT / "docs").glob("*.md") if f"(docs/{path.name})" not in README] == []
     for link in re.findall(r"\]\((?!http)([^)]+)\)", README):
         assert (ROOT / link).exists(), link
