@@ -53,7 +53,7 @@ def main(argv: list[str] | None = None) -> int:
     images = [] if args.digits else prepare(args)
     trials = [(method, seed) for seed in args.seeds for method in args.methods]
     with ThreadPoolExecutor(args.parallel) as pool:
-        scores = list(pool.map(lambda trial: train(args, images, *trial), trials))
+        scores = list(pool.map(lambda trial: train(args, [*METHODS[trial[0]], *images], *trial), trials))
     print_table(args, dict(zip(trials, scores, strict=True)))
     return 0
 
@@ -116,13 +116,13 @@ def downloaded(images: Path, split: str, count: int) -> list[tuple[Path, str]]:
     return rows
 
 
-def train(args: argparse.Namespace, images: list[str], method: str, seed: int) -> float:
-    """One run, or its recorded result; the k-NN accuracy at its end in percent."""
+def train(args: argparse.Namespace, flags: list[str], method: str, seed: int) -> float:
+    """One run by ``flags``, or its recorded result by the name ``method``; the k-NN accuracy at its end in percent."""
     folder = args.out / f"{method}_{args.images}x{args.epochs}_seed{seed}"
     result = folder / "result.json"
     if not result.exists():
         threads = max(1, len(os.sched_getaffinity(0)) // args.parallel)
-        command = [sys.executable, str(ROOT / "main_pretrain.py"), *METHODS[method], *images]
+        command = [sys.executable, str(ROOT / "main_pretrain.py"), *flags]
         command += ["--epochs", str(args.epochs), "--seed", str(seed), "-j", "1", "--save-dir", str(folder)]
         command += ["--overwrite", "--keep", "1", "--knn-every", str(args.epochs)]
         folder.parent.mkdir(parents=True, exist_ok=True)

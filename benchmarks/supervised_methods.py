@@ -1,11 +1,13 @@
 """What labels, a queue and synthetic negatives add on a small CIFAR-10 budget: linear probe, mean and spread.
 
     python benchmarks/supervised_methods.py [--data cifar10.tar | --download] [--images N] [--epochs 6] [--seeds 0 1 2]
+    python benchmarks/supervised_methods.py --arch test_resnet --stem imagenet --images 5000 --epochs 12
 
-ResNet-18 with the 3x3 stem at batch 128, SGD .06, cosine, T .1, the same views, images and epochs for SimCLR, SupCon,
-SupCon with a queue of 4,096 and that with SynCo's negatives (from epoch 1). Then a linear classifier on cached features
-of the same images, tested on held-out ones. Cross-entropy trains the same network for the same epochs by
-main_semisup.py on all labels, with its own recipe and views. Finished runs are kept in --out and not run again.
+A small ResNet (--arch, --stem; ResNet-18 with the 3x3 stem) at batch 128, SGD .06, cosine, T .1, the same views,
+images and epochs for SimCLR, SupCon, SupCon with a queue of 4,096 and that with SynCo's negatives (from epoch 1). Then
+a linear classifier on cached features of the same images, tested on held-out ones. Cross-entropy trains the same
+network for the same epochs by main_semisup.py on all labels, with its own recipe and views. Finished runs are kept in
+--out and not run again.
 """
 
 from __future__ import annotations
@@ -30,9 +32,9 @@ METHODS = {
     "supcon, queue, synco": [*QUEUE, *QUEUE_METHODS["synco"], "--hard-start-epoch", "1"],
 }
 STATISTICS = ["--mean", ".4914", ".4822", ".4465", "--std", ".2023", ".1994", ".2010"]
-NETWORK = ["-a", "resnet18", "--stem", "cifar", "--size", "32", *STATISTICS]
-PRETRAIN = [*NETWORK, "--lr", "0.06", "--cos", "--wd", "5e-4", "--temp", "0.1", "--keep", "1", "--knn-every", "0"]
-PROBE = [*NETWORK, "--features", "cached", "--lr", "3", "--epochs", "40", "--schedule", "25", "35"]
+SIZE = ["--size", "32", *STATISTICS]
+PRETRAIN = ["--lr", "0.06", "--cos", "--wd", "5e-4", "--temp", "0.1", "--keep", "1", "--knn-every", "0"]
+PROBE = ["--features", "cached", "--lr", "3", "--epochs", "40", "--schedule", "25", "35"]
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -42,6 +44,8 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--download", action="store_true", help="fetch CIFAR-10 through torchvision instead")
     parser.add_argument("--images", type=int, default=5000, help="to train on, the same number of each class")
     parser.add_argument("--queries", type=int, default=2000, help="held-out images, the same number of each class")
+    parser.add_argument("-a", "--arch", default="resnet18")
+    parser.add_argument("--stem", default="cifar")
     parser.add_argument("--epochs", type=int, default=6)
     parser.add_argument("--batch-size", type=int, default=128)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
@@ -50,7 +54,8 @@ def main(argv: list[str] | None = None) -> int:
     args = parser.parse_args(argv)
     images = prepare(args)[-3:]  # the list to train on, --val-data and the list to test on
     scores = {(m, seed): accuracy(args, images, m, seed) for seed in args.seeds for m in args.methods}
-    print(f"\n{args.images} images x {args.epochs} epochs, {args.queries} held-out images, seeds {args.seeds}\n")
+    budget = f"{args.images} images x {args.epochs} epochs"
+    print(f"\n{args.arch}, {budget}, {args.queries} held-out images, seeds {args.seeds}\n")
     print("| method | linear top-1, mean | std | each seed |\n| --- | ---: | ---: | --- |")
     for method in args.methods:
         mine = [scores[method, seed] for seed in args.seeds]
@@ -61,14 +66,15 @@ def main(argv: list[str] | None = None) -> int:
 
 def accuracy(args: argparse.Namespace, images: list[str], method: str, seed: int) -> float:
     """Top-1 in percent of one method and seed, from its record if it has been run."""
-    folder = args.out / f"{method.replace(', ', '_')}_{args.images}x{args.epochs}_seed{seed}"
+    folder = args.out / f"{method.replace(', ', '_')}_{args.arch}_{args.images}x{args.epochs}_seed{seed}"
     result = folder / "result.json"
     if not result.exists():
         folder.mkdir(parents=True, exist_ok=True)
-        common = [*images, "--seed", str(seed), "-j", "1", "--save-dir", str(folder)]
+        common = ["-a", args.arch, "--stem", args.stem, *SIZE, *images]
+        common += ["--seed", str(seed), "-j", "1", "--save-dir", str(folder)]
         budget = ["--epochs", str(args.epochs), "-b", str(args.batch_size), "--overwrite"]
         if method == "cross-entropy":
-            run(folder, "main_semisup.py", *NETWORK, "--lr-backbone", "0.06", "--lr-classifier", "0.06",
+            run(folder, "main_semisup.py", "--lr-backbone", "0.06", "--lr-classifier", "0.06",
                 "--wd", "5e-4", *budget, *common)  # fmt: skip
         else:
             run(folder, "main_pretrain.py", *PRETRAIN, *METHODS[method], *budget, *common)
