@@ -165,14 +165,19 @@ def _replace(root: nn.Module, name: str, new: nn.Module) -> None:
 
 def features(encoder: nn.Module, images: Tensor) -> Tensor:
     """What enters the head: (N, F) encoder features of (N, channels, height, width) images."""
+    return around_head(encoder, images)[0]
+
+
+def around_head(encoder: nn.Module, images: Tensor) -> tuple[Tensor, Tensor]:
+    """What enters the head, (N, F), and what leaves it, (N, C), in one pass of (N, channels, height, width) images."""
     caught: list[Tensor] = []
     head = encoder.get_submodule(head_of(encoder))
     handle = head.register_forward_pre_hook(lambda module, inputs: caught.append(inputs[0]))
     try:
-        encoder(images)
+        output = encoder(images)
     finally:
         handle.remove()
-    return caught[0].flatten(1)
+    return caught[0].flatten(1), output
 
 
 def head_of(encoder: nn.Module) -> str:

@@ -8,8 +8,8 @@ each of them finds nearest is merged. A shard is never compared at once either. 
 - memory of the device: QUERY_ROWS + 2 BANK_ROWS rows (at F = 2048: 134 MB and twice 268 MB), and ``chunk``
   similarities (67 MB) with the largest of them.
 
-Legend: n bank images, m queries, N images of a batch, F feature width, C classes, k neighbours, T temperature, r rows
-of this process.
+Legend: n bank images, m queries, N images of a batch, F feature width, D width behind the head, C classes,
+k neighbours, T temperature, r rows of this process.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from moco import distributed
 from moco.data import EpochSampler, Labelled, Loader, Source, Sources, make_loader, normalise
-from moco.encoder import features
+from moco.encoder import around_head, features
 from moco.errors import UserError
 
 Numbers = Sequence[float] | Tensor  # one a channel
@@ -68,31 +68,56 @@ class Reading:
 class Share:
     """The images of a set that one process read, none twice and none unreadable.
 
-    x: (r, F) fp32 on the CPU. labels: (r,) int64. ids: (r,) int64, their numbers in the set, ascending.
+    x: (r, F) fp32 on the CPU. labels: (r,) int64. ids: (r,) int64, their numbers in the set, ascending. z: (r, D) what
+    leaves the head, where it was asked for.
     """
 
     x: Tensor
     labels: Tensor
     ids: Tensor
+    z: Tensor | None = None
 
 
-def read_share(encoder: nn.Module, source: Source, how: Reading) -> Share:
-    """Features of this process's part of a set; every process has to call."""
+def read_share(encoder: nn.Module, source: Source, how: Reading, head: bool = False) -> Share:
+    """Features of this process's part of a set, with ``head`` also what leaves the head, from the same pass.
+
+    Every process has to call.
+    """
     loader, rank = how.loader(source), distributed.rank()
     sampler: Any = loader.batch_sampler
     sizes = [len(keys) for keys in sampler]
-    x = torch.empty(0)
+    found: list[Tensor] = []
     labels, ids = torch.empty(2, sum(sizes), dtype=torch.int64)
     at = 0
-    passes = _passes(encoder, loader, how.device, how.mean, how.std, "features", how.amp, how.note)
+    what = "both" if head else "features"
+    passes = _passes(encoder, loader, how.device, how.mean, how.std, what, how.amp, how.note)
     for step, (made, batch) in enumerate(passes):
-        if not step:
-            x = torch.empty(sum(sizes), made.shape[1])  # a list of parts and its cat would hold everything twice
+        if not step:  # a list of parts and its cat would hold everything twice
+            found = [torch.empty(sum(sizes), rows.shape[1]) for rows in made]
         place = step * sampler.batch + rank * sizes[step] + torch.arange(sizes[step])
         real = (place < len(source)) & (batch["bad"] < 0)  # the last step repeats images to be divisible
         rows = slice(at, at := at + int(real.sum()))
-        x[rows], labels[rows], ids[rows] = made.cpu()[real], batch["label"][real], place[real]
-    return Share(x[:at], labels[:at], ids[:at])
+        labels[rows], ids[rows] = batch["label"][real], place[real]
+        for x, one in zip(found, made, strict=True):
+            x[rows] = one.cpu()[real]
+    x, *z = (x[:at] for x in found)
+    return Share(x, labels[:at], ids[:at], *z)
+
+
+def gathered(share: Share, device: torch.device) -> Share:
+    """The shares of all processes in the set's order, on every process, for sets that fit; all have to call."""
+    counts = distributed.gather_keys(torch.tensor([len(share.ids)], device=device)).tolist()
+    most = max(counts)
+    whole = torch.cat([torch.arange(count) + rank * most for rank, count in enumerate(counts)])
+
+    def gather(x: Tensor) -> Tensor:
+        padded = x.new_zeros(most, *x.shape[1:])
+        padded[: len(x)] = x
+        return distributed.gather_keys(padded.to(device)).cpu()[whole]
+
+    ids, order = gather(share.ids).sort()
+    z = None if share.z is None else gather(share.z)[order]
+    return Share(gather(share.x)[order], gather(share.labels)[order], ids, z)
 
 
 def read_set(encoder: nn.Module, source: Source, how: Reading) -> Share:
@@ -131,7 +156,7 @@ def extract(
     """
     n, at = len(loader.dataset), 0  # the last step may repeat images so that every process has as many
     x, labels = torch.empty(0), torch.empty(n, dtype=torch.int64)
-    for made, batch in _passes(encoder, loader, device, mean, std, what, amp, note):
+    for (made,), batch in _passes(encoder, loader, device, mean, std, what, amp, note):
         rows = distributed.gather_keys(made).cpu()
         x = x if at else torch.empty(n, rows.shape[1])  # a list of parts and its cat would hold everything twice
         mine = slice(at, min(n, at + len(rows)))
@@ -145,9 +170,15 @@ def extract(
 def _passes(
     encoder: nn.Module, loader: Any, device: torch.device, mean: Numbers, std: Numbers, what: str,
     amp: torch.dtype | None, note: Note | None,
-) -> Iterator[tuple[Tensor, dict[str, Tensor]]]:  # fmt: skip
-    """Each batch of this process after what the encoder makes of it, (N, F) fp32; the encoder's mode is put back."""
-    compute = {"features": features, "output": lambda network, images: network(images)}[what]
+) -> Iterator[tuple[tuple[Tensor, ...], dict[str, Tensor]]]:  # fmt: skip
+    """Each batch of this process after what the encoder makes of it, (N, F) fp32; the encoder's mode is put back.
+
+    ``what``: "features", "output", or "both" of them.
+    """
+    compute: dict[str, Callable[[Tensor], tuple[Tensor, ...]]] = {
+        "features": lambda images: (features(encoder, images),), "output": lambda images: (encoder(images),),
+        "both": lambda images: around_head(encoder, images),
+    }  # fmt: skip
     # Running statistics are each process's own; all embed with the main one's, which is what a checkpoint holds.
     distributed.broadcast_buffers(list(encoder.buffers()))
     training = encoder.training
@@ -158,8 +189,8 @@ def _passes(
                 note(batch, loader.dataset.source)
             images = normalise(batch["image"].to(device, non_blocking=True), mean, std)
             with torch.autocast(device.type, amp, enabled=amp is not None):
-                made = compute(encoder, images)
-            yield made.float(), batch
+                made = compute[what](images)
+            yield tuple(x.float() for x in made), batch
     finally:
         encoder.train(training)
 
@@ -181,8 +212,9 @@ def labelled_sets(sources: Sources) -> tuple[Source, Source]:
 
 
 def evaluate_knn(
-    encoder: nn.Module, train: Source, val: Source, how: Reading, *, k: Sequence[int] = (200,), temperature: float = 0.1
-) -> dict[int, float]:
+    encoder: nn.Module, train: Source, val: Source, how: Reading, *, k: Sequence[int] = (200,),
+    temperature: float = 0.1, queries: Share | None = None,
+) -> dict[int, float]:  # fmt: skip
     """Percent of ``val`` whose class the k nearest images of ``train`` vote for, for every k, in one pass.
 
     Every process takes a share of the images and of the queries; all of them must call and all get the result.
@@ -193,6 +225,7 @@ def evaluate_knn(
         train, val: labelled sources with the same classes. One object for both: an image is not its own neighbour.
         how: see :class:`Reading`.
         k, temperature: as in :func:`knn_predict`.
+        queries: this process's share of ``val``, if it was read already.
 
     Raises:
         UserError: a set that is both bank and queries holds a single image.
@@ -201,7 +234,8 @@ def evaluate_knn(
     if train is val and len(train) < 2:
         raise UserError(f"{train.name} holds one image, which has no neighbour; give more, or held-out ones.")
     bank = read_share(encoder, train, how)
-    queries = bank if train is val else read_share(encoder, val, how)
+    if queries is None:
+        queries = bank if train is val else read_share(encoder, val, how)
     predicted = knn_predict(
         bank.x, bank.labels, queries.x, k=k, temperature=temperature,
         num_classes=int(max(train.labels.max(), val.labels.max())) + 1,

@@ -7,33 +7,40 @@ Each image asks all others, by cosine similarity. With R the number of others of
     precision@1   share of queries whose nearest image is of their class
     R-precision   share of the R nearest that are of the query's class
     mAP@R         1/R sum_{i<=R} [i-th is of the class] * (share of the class among the i nearest)
+    mAP           the same sum over all others in place of the R nearest
 
 (Musgrave et al., arXiv 2003.08505, section 4.1; means over queries, images that are alone in their class ask nothing.)
 AMI and NMI compare the classes with k-means clusters, as many as classes, of the l2-normalised features. The numbers
 go to retrieval.json in --out. Exit codes: 0 done; 2 input that cannot be used.
 
-Legend: n images, F feature width, C width behind the head, r queries of a part, M the largest R.
+main_pretrain.py --retrieval-every measures the same between epochs, see :func:`both_ways`.
+
+Legend: n images, F feature width, D width behind the head, r queries of a part.
 """
 
 from __future__ import annotations
 
+import math
 import re
 import sys
+import warnings
 from argparse import Namespace
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from sklearn.cluster import KMeans
-from sklearn.metrics import adjusted_mutual_info_score, normalized_mutual_info_score
 from torch import Tensor, nn
 
 from moco import distributed, embed, options, probe
 from moco.errors import UserError
+from moco.knn import Share, gathered
 from moco.pretrained import PUBLISHED, head_entries, open_file
+from moco.seeding import torch_generator
 
-CHUNK = 1 << 24  # similarities at a time, 67 MB
+MEASURES = ("precision_at_1", "r_precision", "map_at_r", "map", "ami", "nmi")
+CHUNK = 1 << 22  # similarities at a time, 17 MB, and six times that beside them
 RESTARTS = 3  # of k-means
+MOST = 10_000  # images between epochs: time grows with their square, and k-means holds up all processes
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -45,23 +52,54 @@ def worker(args: Namespace) -> int:
     """One process of the command, from data to retrieval.json; returns the exit code."""
     embed.make_folder(args.out)
     found = embed.read(args)
-    if distributed.is_main():
-        x, labels = found.share.x, found.share.labels
-        check_labels(labels, found.source.name)
-        print(f"{len(x)} images of {found.source.name}, {args.arch} at {found.size} px: {found.words}")
-        head = None if args.checkpoint.startswith(PUBLISHED) else read_head(found.encoder, args.checkpoint)
-        result = {"features": measure(x, labels, args.seed)}
-        if head is not None:
-            with torch.no_grad():
-                result["head"] = measure(head(x), labels, args.seed)
-        else:
-            print("the file has no projection head of linear layers: features alone are measured")
-        settings = {"arch": args.arch, "checkpoint": args.checkpoint, "images": len(x), "seed": args.seed}
-        probe.write_result({**settings, **result}, args.out, "retrieval.json")
-        for where, values in result.items():
-            print(f" * {where}: " + ", ".join(f"{name} {value:.2f}" for name, value in values.items()))
-    distributed.barrier()
+    x, labels = found.share.x, found.share.labels
+    check_labels(labels, found.source.name)
+    tell = print if distributed.is_main() else _silent
+    tell(f"{len(x)} images of {found.source.name}, {args.arch} at {found.size} px: {found.words}")
+    head = None if args.checkpoint.startswith(PUBLISHED) else read_head(found.encoder, args.checkpoint)
+    result = {"features": measure(x, labels, args.seed)}
+    if head is not None:
+        with torch.no_grad():
+            result["head"] = measure(head(x), labels, args.seed)
+    else:
+        tell("the file has no projection head of linear layers: features alone are measured")
+    settings = {"arch": args.arch, "checkpoint": args.checkpoint, "images": len(x), "seed": args.seed}
+    probe.write_result({**settings, **result}, args.out, "retrieval.json")
+    for where, values in result.items():
+        tell(f" * {where}: " + words(values))
     return 0
+
+
+def _silent(*_: object) -> None:
+    return None
+
+
+def words(values: dict[str, float]) -> str:
+    """The measures in a line."""
+    return ", ".join(f"{name} {value:.2f}" for name, value in values.items())
+
+
+def both_ways(share: Share, seed: int) -> tuple[dict[str, float], str]:
+    """The measures of held-out images before the head and behind it, ``features/ami`` and so on, and lines to read.
+
+    Of more than ``MOST`` images a drawn part is measured, the same one every time. Features that are not finite give
+    NaN: a measure ends no run.
+
+    Args:
+        share: this process's images, with z, see :func:`moco.knn.read_share`; every process has to call.
+        seed: of the part and of k-means.
+    """
+    whole = gathered(share, distributed.device())
+    assert whole.z is not None
+    n = len(whole.ids)
+    part = torch.randperm(n, generator=torch_generator("retrieval", seed))[:MOST].sort().values
+    values, lines = {}, [f"retrieval among {len(part)} held-out images" + f", drawn from {n}" * (n > MOST)]
+    for where, x in (("features", whole.x[part]), ("head", whole.z[part])):
+        finite = bool(x.isfinite().all())
+        found = measure(x, whole.labels[part], seed) if finite else {name: math.nan for name in MEASURES}
+        values.update({f"{where}/{name}": value for name, value in found.items()})
+        lines.append(f"   {where}: " + words(found))
+    return values, "\n".join(lines)
 
 
 def read_head(encoder: nn.Module, path: str) -> nn.Sequential | None:
@@ -91,13 +129,14 @@ def check_labels(labels: Tensor, name: str) -> None:
 
 
 def measure(x: Tensor, labels: Tensor, seed: int) -> dict[str, float]:
-    """Every measure in percent, of (n, F) features and (n,) labels."""
-    return {**rankings(x, labels), **clusters(x, labels, seed)}
+    """Every measure in percent, of (n, F) features and (n,) labels, which every process has; all have to call."""
+    grouped = clusters(x, labels, seed) if distributed.is_main() else None
+    return {**rankings(x, labels), **distributed.from_main(grouped)}
 
 
 @torch.no_grad()
 def rankings(x: Tensor, labels: Tensor, chunk: int = CHUNK) -> dict[str, float]:
-    """Precision@1, R-precision and mAP@R in percent, see the module.
+    """Precision@1, R-precision, mAP@R and mAP in percent, see the module; the processes share the queries.
 
     Args:
         x: (n, F), of any length but zero. labels: (n,) int64. Some class has two images.
@@ -105,23 +144,27 @@ def rankings(x: Tensor, labels: Tensor, chunk: int = CHUNK) -> dict[str, float]:
     """
     x = F.normalize(x, dim=1)
     others = torch.bincount(labels)[labels] - 1  # (n,) R
-    queries, most = (others > 0).nonzero()[:, 0], int(others.max())
-    place = torch.arange(1, most + 1)
-    sums = torch.zeros(3, dtype=torch.float64)
-    for rows in queries.split(max(1, chunk // len(x))):
+    queries = (others > 0).nonzero()[:, 0]
+    place = torch.arange(1, len(x)).double()
+    sums = torch.zeros(4, dtype=torch.float64)
+    for rows in queries[distributed.rank() :: distributed.world_size()].split(max(1, chunk // len(x))):
         s = x[rows] @ x.T  # (r, n)
         s[torch.arange(len(rows)), rows] = -torch.inf
-        nearest = labels[s.topk(most, dim=1).indices]  # (r, M)
-        R = others[rows, None]
-        hits = ((nearest == labels[rows, None]) & (place <= R)).double()
-        average = (hits.cumsum(1) / place * hits).sum(1) / R[:, 0]
-        sums += torch.stack([hits[:, 0].sum(), (hits.sum(1) / R[:, 0]).sum(), average.sum()])
-    first, precision, average = (100 * sums / len(queries)).tolist()
-    return {"precision_at_1": first, "r_precision": precision, "map_at_r": average}
+        order = torch.from_numpy(np.argsort(-s.numpy(), axis=1))[:, :-1]  # numpy sorts in a quarter of torch's time
+        R = others[rows, None].double()
+        hits = labels[order] == labels[rows, None]  # (r, n - 1)
+        average = torch.where(hits, hits.cumsum(1) / place, 0.0) / R
+        within = place <= R
+        values = [hits[:, :1], (hits & within) / R, average * within, average]
+        sums += torch.stack([value.sum(dtype=torch.float64) for value in values])
+    sums = distributed.sum_over_ranks(sums.to(distributed.device()))
+    return dict(zip(MEASURES, (100 * sums / len(queries)).tolist(), strict=False))
 
 
 def clusters(x: Tensor, labels: Tensor, seed: int) -> dict[str, float]:
     """AMI and NMI in percent between the classes and k-means clusters of (n, F) features, the best of 3 starts."""
+    from sklearn.metrics import adjusted_mutual_info_score, normalized_mutual_info_score  # two seconds of imports
+
     found = kmeans(x, len(labels.unique()), seed)
     truth = labels.numpy()
     ami, nmi = adjusted_mutual_info_score(truth, found), normalized_mutual_info_score(truth, found)
@@ -130,8 +173,13 @@ def clusters(x: Tensor, labels: Tensor, seed: int) -> dict[str, float]:
 
 def kmeans(x: Tensor, k: int, seed: int) -> np.ndarray:
     """(n,) cluster numbers of the l2-normalised rows."""
-    means = KMeans(k, n_init=RESTARTS, random_state=seed)  # type: ignore[arg-type]  (the stub knows only "auto")
-    return means.fit_predict(F.normalize(x, dim=1).numpy())
+    from sklearn.cluster import KMeans
+    from sklearn.exceptions import ConvergenceWarning
+
+    means = KMeans(k, n_init=RESTARTS, random_state=seed % 2**32)  # type: ignore[arg-type]  (the stub knows only "auto")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)  # of fewer points than clusters, which AMI tells as well
+        return means.fit_predict(F.normalize(x, dim=1).numpy())
 
 
 if __name__ == "__main__":

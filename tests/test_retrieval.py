@@ -42,9 +42,9 @@ def by_definition(x: np.ndarray, labels: np.ndarray) -> list[float]:
         R = sum(labels[j] == labels[i] for j in others)
         if R:
             order = sorted(others, key=lambda j: -float(x[i] @ x[j]))
-            right = [labels[j] == labels[i] for j in order[:R]]
-            average = sum(right[p] * sum(right[: p + 1]) / (p + 1) for p in range(R)) / R
-            found.append((labels[order[0]] == labels[i], sum(right) / R, average))
+            right = [labels[j] == labels[i] for j in order]
+            terms = [right[p] * sum(right[: p + 1]) / (p + 1) for p in range(len(order))]
+            found.append((right[0], sum(right[:R]) / R, sum(terms[:R]) / R, sum(terms) / R))
     return list(100 * np.mean(np.array(found, dtype=float), axis=0))
 
 
@@ -56,23 +56,30 @@ def test_rankings_are_their_definition_in_parts_of_any_size(spread, chunk):
     assert list(found.values()) == pytest.approx(by_definition(x.double().numpy(), labels.numpy()), abs=1e-9)
 
 
-def test_all_five_measures_are_those_of_pytorch_metric_learning():
+def test_all_measures_are_those_of_pytorch_metric_learning():
     x, labels = blobs([9, 1, 5, 2, 20, 30], 1.0)
-    names = {"precision_at_1": "precision_at_1", "r_precision": "r_precision",
+    names = {"precision_at_1": "precision_at_1", "r_precision": "r_precision", "map": "mean_average_precision",
              "map_at_r": "mean_average_precision_at_r", "ami": "AMI", "nmi": "NMI"}  # fmt: skip
     peer = AccuracyCalculator(
-        include=tuple(names.values()), k="max_bin_count", device=torch.device("cpu"),
+        include=tuple(names.values()), k=len(x) - 1, device=torch.device("cpu"),
         knn_func=CustomKNN(CosineSimilarity()),
         kmeans_func=lambda x, k: torch.from_numpy(retrieval.kmeans(x, k, seed=0)),
     )  # fmt: skip
     found, theirs = retrieval.measure(x, labels, seed=0), peer.get_accuracy(F.normalize(x, dim=1), labels)
     assert found == pytest.approx({name: 100 * theirs[their] for name, their in names.items()}, abs=1e-3)
-    assert 20 < found["map_at_r"] < found["r_precision"] < 99
+    assert tuple(found) == retrieval.MEASURES
+    assert 20 < found["map_at_r"] < found["map"] < 99
+    assert found["map_at_r"] < found["r_precision"] < 99
 
 
 def test_separate_classes_are_found_and_grouped_wholly():
     x, labels = blobs([8, 8, 8], 1e-3)
-    assert list(retrieval.measure(x, labels, seed=0).values()) == pytest.approx([100.0] * 5)
+    assert list(retrieval.measure(x, labels, seed=0).values()) == pytest.approx([100.0] * 6)
+
+
+def test_a_collapsed_encoder_groups_nothing_and_warns_of_nothing():
+    found = retrieval.measure(torch.ones(12, 4), torch.arange(12) % 3, seed=0)
+    assert found["ami"] == pytest.approx(0.0, abs=1e-9)
 
 
 @pytest.fixture(scope="module", params=["linear", "mlp"])
@@ -121,9 +128,7 @@ def test_the_command_measures_before_and_behind_the_head(pretrained, listed, tmp
     assert retrieval.main(words) == 0
     found = json.loads((tmp_path / "retrieval.json").read_text())
     assert found["images"] == 24
-    assert set(found["features"]) == set(found["head"]) == {
-        "precision_at_1", "r_precision", "map_at_r", "ami", "nmi"
-    }  # fmt: skip
+    assert tuple(found["features"]) == tuple(found["head"]) == retrieval.MEASURES
     assert found["features"]["r_precision"] != found["head"]["r_precision"]
     assert 0 < found["features"]["map_at_r"] < 60  # a third of the images is of a query's class
     assert " * features: precision_at_1" in capsys.readouterr().out
