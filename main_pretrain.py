@@ -13,9 +13,9 @@ from functools import partial
 import numpy as np
 import torch
 
-from moco import checkpoint, data, distributed, engine, models, optimizers, options, seeding
+from moco import checkpoint, data, distributed, engine, models, optimizers, options, seeding, validation
 from moco.encoder import build_encoder, strided_point
-from moco.knn import Reading, evaluate_knn
+from moco.knn import Reading
 from moco.meters import RunLog
 
 SMALL_PRESETS = {"cifar10": "cifar", "cifar100": "cifar", "fashionmnist": "cifar", "mnist5k": "digits"}
@@ -37,6 +37,7 @@ def worker(args: Namespace) -> int:
     images = sources.pretrain
     labels = data.class_labels(images, args.method) if args.method == "supcon" else None
     data.check_classes(images, args.num_classes)
+    validation.check(sources, args.retrieval_every)
     view = view_settings(args, images)
     batch = args.batch_size * distributed.nodes()
     sampler = data.EpochSampler(
@@ -79,18 +80,17 @@ def worker(args: Namespace) -> int:
             model, distributed.wrap(model), optimizer, scaler, plan, progress, log, stop, args.save_dir, sampler,
             images, args.max_bad_images,
         )  # fmt: skip
-        train, val = (sources.train, sources.val) if args.knn_every else (None, None)
-        if train is None or val is None:
+        if sources.val is None or not args.knn_every:
             log.line(f"no k-NN accuracy: {sources.no_pair or 'switched off by --knn-every 0'}")
+        how = Reading(view.size, batch, trainer.device, view.mean, view.std, workers, plan.amp)
         while trainer.exit_code is None and not trainer.finished():
             trainer.run_epoch(batches)
 
             # save
             if trainer.due(args.save_every):
                 trainer.save(args.arch, args.keep)
-            if train and val and trainer.exit_code is None and trainer.due(args.knn_every):
-                how = Reading(view.size, batch, trainer.device, view.mean, view.std, workers, plan.amp)
-                trainer.report_knn(evaluate_knn(evaluated, train, val, how, k=args.knn_k, temperature=args.knn_t))
+            if trainer.exit_code is None:
+                validation.report(trainer, evaluated, sources, how, seed, **options.validation_settings(args))
     return trainer.exit_code or 0
 
 

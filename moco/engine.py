@@ -196,9 +196,12 @@ class Trainer:
         return self.plan.steps_left(self.progress) <= 0
 
     def due(self, every: int) -> bool:
-        """Whether something that happens every so many epochs is to happen now; always before the run ends."""
+        """Whether something that happens every so many epochs is to happen now; always before the run ends.
+
+        0 epochs: never.
+        """
         inside = self.progress.batch > 0 or self.exit_code is not None
-        return inside or self.finished() or self.progress.epoch % every == 0
+        return every > 0 and (inside or self.finished() or self.progress.epoch % every == 0)
 
     def run_epoch(self, loader: Iterable[dict]) -> None:
         """Train to the end of the current epoch, or to a step after which the run must stop (see ``exit_code``)."""
@@ -408,6 +411,11 @@ class Trainer:
         percent = ", ".join(f"{value:.2f} %" + f" (k={k})" * (len(found) > 1) for k, value in found.items())
         text = f"k-NN {percent} on held-out images (encoder features) after epoch {self.progress.epoch}"
         self.log.scalars(self.progress.step, summary(found), epoch=self.progress.epoch, text=text)
+
+    def report_retrieval(self, found: dict[str, float], words: str) -> None:
+        """Log :func:`moco.retrieval.both_ways`."""
+        at = self.progress
+        self.log.scalars(at.step, found, epoch=at.epoch, text=f"after epoch {at.epoch}, {words}")
 
     def check_queues(self) -> None:
         """Every process must hold the same queue; a difference means that they no longer train one model."""

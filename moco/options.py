@@ -562,6 +562,9 @@ def _add_run(p: _Parser) -> None:
     add("--max-bad-images", default=100, type=int, metavar="N", help="stop when more images are unreadable (100)")
     add("--check-every", default=1000, type=int, metavar="N", help="steps between checks that all queues are equal")
     add("--knn-every", default=10, type=int, metavar="E", help="epochs between k-NN evaluations (default: 10; 0: off)")
+    add("--retrieval-every", default=0, type=int, metavar="E", help="epochs between measures of held-out images "
+        "before the projection head and behind it: precision@1, R-precision, mAP@R, mAP, AMI, NMI (default: 0, "
+        "never)")  # fmt: skip
     add("--wandb", default=None, metavar="PROJECT", help="also log to Weights & Biases (extra: wandb)")
     _add_knn(p)
 
@@ -885,6 +888,12 @@ def plan_settings(args: argparse.Namespace) -> dict[str, Any]:
     return {name: getattr(args, name) for name in same} | warm | {"cosine": args.cos, "milestones": args.schedule}
 
 
+def validation_settings(args: argparse.Namespace) -> dict[str, Any]:
+    """What pretraining measures between epochs, see moco/validation.py."""
+    same = ("knn_every", "retrieval_every")
+    return {"k": args.knn_k, "temperature": args.knn_t, **{name: getattr(args, name) for name in same}}
+
+
 def objective_settings(args: argparse.Namespace) -> dict[str, Any]:
     """What fine-tuning minimises, see moco/objective.py."""
     same = ("alpha", "estimator", "beta", "smoothing", "mixup", "cutmix")
@@ -1042,8 +1051,8 @@ def _check_few_shot(args: argparse.Namespace) -> None:
 
 def _check_pretrain(args: argparse.Namespace) -> None:
     _at_least(args, 1, "moco_dim", "moco_k", "accum", "max_bad_steps", "save_every", "check_every", "n_hard")
-    _at_least(args, 0, "keep", "max_bad_images", "max_restarts", "knn_every", "hard_start_epoch", "sigma")
-    _at_least(args, 0, *SYNCO_COUNTS)
+    _at_least(args, 0, "keep", "max_bad_images", "max_restarts", "knn_every", "retrieval_every", "hard_start_epoch")
+    _at_least(args, 0, "sigma", *SYNCO_COUNTS)
     _positive(args, "moco_t")
     for name in ("steps", "bn_splits"):
         if getattr(args, name) is not None:

@@ -16,7 +16,7 @@ LAYERS = [
     {"moco.batch_family", "moco.labelled_queue"},
     {"moco.engine", "moco.models", "moco.probe", "moco.embed", "moco.finetune"},
     {"moco.probe_file", "moco.probe_report"},
-    {"moco.lr_find", "moco.retrieval"},
+    {"moco.lr_find", "moco.retrieval", "moco.validation"},
     {"main_pretrain", "main_lincls", "main_semisup", "moco.demo", "moco.export", "moco.describe", "moco.sweep",
      "moco.bench", "moco.traffic"},
     {"moco.average"},
