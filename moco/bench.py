@@ -3,13 +3,15 @@
     python -m moco.bench data|step|head|all [DIR] [flags of main_pretrain.py]
 
 data: one process decodes, crops and augments; the loader with its workers. step: whole training steps on noise, by
-part. head: the loss alone. all: the three, and which of loader and step is the slower. Nothing is trained or kept.
+part; with --aug-device gpu views are finished there. head: the loss alone. all: the three, and which of loader and
+step is the slower. Nothing is trained or kept.
 
-Legend: N queries, C feature width, K queue rows.
+Legend: N images of a step, C feature width, K queue rows, h x w pixels.
 """
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import statistics
 import sys
@@ -19,40 +21,47 @@ from argparse import Namespace
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from itertools import count
+from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from main_pretrain import build_model, make_plan, view_settings
-from moco import data, distributed, engine, options
+from moco import data, distributed, engine, optimizers, options
+from moco.batch_family import BatchContrast
 from moco.builder import MoCo
 from moco.encoder import strided_point
 from moco.kernels import Draws, contrastive_head, describe
+from moco.labelled_queue import LabelledMoCo
 from moco.meters import RunLog
 
 WARM_UP = 2  # steps: allocators, libraries and compilers do their work once
+ON_DEVICE = "augmentation"  # the part of a step that finishes views there
 
 
 def worker(args: Namespace) -> int:
     """One process of a benchmark; returns its exit code."""
     images = data.open_sources(args.dataset, args.data, download=args.download, channels=args.channels).pretrain
     view = view_settings(args, images)
+    labels = data.class_labels(images, args.method) if args.method == "supcon" else None
     args.seed = args.seed or 0
     tell = functools.partial(print, flush=True) if distributed.is_main() else _silent
     batch = args.batch_size * distributed.nodes()
-    tell(f"{args.method}, {args.arch} at {view.size} px, batch {batch}, K {args.moco_k}, {images.name}; "
+    queue = f"K {args.moco_k}" if args.queue else "no queue"
+    tell(f"{args.method}, {args.arch} at {view.size} px, batch {batch}, {queue}, {images.name}; "
          f"{distributed.words()}, {torch.get_num_threads()} threads, torch {torch.__version__}")  # fmt: skip
     loads = parts = {}
     if args.what in ("data", "all"):
         loads = data_rows(images, view, args, batch)
         tell(f"\n{loader_table(loads)}")
     if args.what in ("step", "all"):
-        parts = step_parts(images, view, args, batch)
+        parts = step_parts(len(images), view, args, batch, labels)
         tell(f"\n{table('part of a step', parts)}\n{batch * args.accum / sum(parts.values()):.0f} images/s")
     if args.what in ("head", "all"):
-        tell(f"\n{table('the loss alone', head_seconds(args, view), share=False)}")
-    for line in verdict(loads, parts, batch * args.accum, settings_in_use(args)):
+        tell(f"\n{table('the loss alone', head_seconds(args, view, labels), share=False)}")
+    for line in verdict(loads, parts, batch * args.accum, settings_in_use(args, images, view)):
         tell(f"\n{line}")
     return 0
 
@@ -77,20 +86,31 @@ def data_rows(images: data.Source, view: Namespace, args: Namespace, batch: int)
     """Seconds an image in one process for decode, crop and augment, and ``loader``, images a second with workers.
 
     Crops and augmentation are of both views. Parts are differences of whole items, taken in turn: the first views
-    with nothing but the crop, then all of them.
+    with nothing but the crop, then all of them. Fast decoding depends on the crops, so the two are one part; what
+    --aug-device gpu leaves to the device is no part of the loader.
     """
-    whole = data.TwoViews(images, view.preset, view.size, args.seed)
-    crops = data.TwoViews(images, replace(view.preset, order=("crop",)), view.size, args.seed)
-    chosen = range(0, len(images), -(-len(images) // args.bench_images))
-    decode, crop, augment = 0.0, 0.0, 0.0
-    for index in chosen:
-        # of three: the first reading would measure the disk
-        loaded = seconds_of(lambda i=index: images.load(i), 3)
-        cropped, finished = (seconds_of(lambda i=index, x=views: x[0, i], 3) for views in (crops, whole))
-        decode, crop, augment = decode + loaded, crop + cropped - loaded, augment + finished - cropped
-    n, world = len(chosen), distributed.world_size()
-    rate = loader_rate(whole, batch // world, distributed.share_of_cores(args.workers), args)
-    return {"decode": decode / n, "crop": max(0.0, crop / n), "augment": max(0.0, augment / n), "loader": rate * world}
+    on_device, fast = args.aug_device == "gpu", args.decode == "fast"
+    whole = data.TwoViews(images, view.preset, view.size, args.seed, crop_only=on_device, fast=fast)
+    crops = data.TwoViews(images, replace(view.preset, order=("crop",)), view.size, args.seed, fast=whole.fast)
+    chosen = list(_readable(images, range(0, len(images), -(-len(images) // args.bench_images))))
+    calls = {"decode": images.load, "crop": lambda i: crops[0, i], "augment": lambda i: whole[0, i]}
+    if whole.fast:
+        calls = {"decode and crop": calls["crop"], "augment": calls["augment"]}
+    # of three: the first reading would measure the disk
+    sums = {name: sum(seconds_of(lambda i=i, c=call: c(i), 3) for i in chosen) for name, call in calls.items()}
+    before = [0.0, *sums.values()]
+    found = {name: max(0.0, (sums[name] - b) / len(chosen)) for name, b in zip(sums, before, strict=False)}
+    if on_device:
+        del found["augment"]
+    world = distributed.world_size()
+    return {**found, "loader": world * loader_rate(images, view, args, batch // world)}
+
+
+def _readable(images: data.Source, numbers: range) -> Iterator[int]:
+    for number in numbers:
+        with contextlib.suppress(data.BadImageError):
+            images.load(number)
+            yield number
 
 
 def seconds_of(call: Callable[[], object], tries: int = 1) -> float:
@@ -103,16 +123,20 @@ def seconds_of(call: Callable[[], object], tries: int = 1) -> float:
     return min(found)
 
 
-def loader_rate(views: data.TwoViews, batch: int, workers: int, args: Namespace) -> float:
+def loader_rate(images: data.Source, view: Namespace, args: Namespace, batch: int) -> float:
     """Images a second from the loader by itself: ``bench_seconds`` long, after what the workers had in store."""
-    sampler = data.EpochSampler(len(views), min(batch, len(views)), args.seed)
-    batches = _endless(data.make_loader(views, sampler, workers), sampler)
+    sampler = data.EpochSampler(len(images), min(batch, len(images)), args.seed)
+    workers = distributed.share_of_cores(args.workers)
+    loader = data.two_views(
+        images, view.preset, view.size, args.seed, sampler, workers, args.aug_device, args.decode, distributed.device()
+    )
+    batches = _endless(loader.loader if isinstance(loader, data.Finishing) else loader, sampler)
     for _ in range(1 + 2 * workers):  # torch's loader prepares two batches a worker in advance
         next(batches)
-    images, start = 0, time.perf_counter()
-    while images == 0 or time.perf_counter() - start < args.bench_seconds:
-        images += len(next(batches)["index"])
-    return images / (time.perf_counter() - start)
+    loaded, start = 0, time.perf_counter()
+    while loaded == 0 or time.perf_counter() - start < args.bench_seconds:
+        loaded += len(next(batches)["index"])
+    return loaded / (time.perf_counter() - start)
 
 
 def _endless(loader: data.Loader, sampler: data.EpochSampler) -> Iterator[dict]:
@@ -132,19 +156,31 @@ def loader_table(loads: dict[str, float]) -> str:
 # ---------------------------------------------------------------------------------------------------- the step
 
 
-def step_parts(images: data.Source, view: Namespace, args: Namespace, batch: int) -> dict[str, float]:
-    """Seconds by part of a training step on noise, synthetic negatives active; the mean over ``bench_steps`` steps."""
+def step_parts(
+    images: int, view: Namespace, args: Namespace, batch: int, labels: np.ndarray | None
+) -> dict[str, float]:  # fmt: skip
+    """Seconds by part of a training step on noise, synthetic negatives active; the mean over ``bench_steps`` steps.
+
+    labels: (images,) for the methods that need them. More images are made up where a step takes more.
+    """
+    images = max(images, batch * args.accum)
     with tempfile.TemporaryDirectory() as folder, RunLog(folder, tensorboard=False) as log:
-        trainer = make_trainer(args, view, log, folder, max(len(images), batch * args.accum), batch)
-        source = noise(batch // distributed.world_size(), view, args.seed, torch.device("cpu"))
+        trainer = make_trainer(args, view, log, folder, images, batch, labels)
+        source = noise(batch // distributed.world_size(), view, args.seed, torch.device("cpu"), images)
+        if args.aug_device == "gpu":
+            crops: Any = unfinished(source, view, args.seed)  # as a loader's batches
+            source = iter(data.Finishing(crops, view.preset.order, trainer.device))
         for number in range(WARM_UP + args.bench_steps):
             trainer.look_every = 1  # every step is measured, also on a GPU
             trainer.step(source)
             if number == WARM_UP - 1:
                 trainer.parts.take()
         parts = trainer.parts.take()
-    parts.pop("waiting for images", None)  # noise is always there
-    return parts
+    waited = parts.pop("waiting for images", 0.0)  # noise is always there
+    if args.aug_device == "gpu":
+        parts[ON_DEVICE] = waited
+    # There is a place in the step for what a method without a queue does not do.
+    return {name: seconds for name, seconds in parts.items() if args.queue or name not in ("EMA", "enqueue")}
 
 
 def noise(n: int, view: Namespace, seed: int, device: torch.device, images: int = 1 << 20) -> Iterator[dict]:
@@ -157,17 +193,36 @@ def noise(n: int, view: Namespace, seed: int, device: torch.device, images: int 
         yield {"q": q, "k": k, "index": torch.arange(first, first + n, device=device) % images, "bad": bad}
 
 
+def unfinished(batches: Iterator[dict], view: Namespace, seed: int) -> Iterator[dict]:
+    """The batches, their views crops, with drawn parameters of what is left to be done to them."""
+    first = next(batches)
+    source = data.ArraySource("noise", first["q"].permute(0, 2, 3, 1).squeeze(3).numpy(), channels=view.channels)
+    views = data.TwoViews(source, view.preset, view.size, seed, crop_only=True)
+    items = [views[0, i] for i in range(len(source))]
+    drawn = {name: torch.stack([item[name] for item in items]) for name in ("q_params", "k_params")}
+    for batch in batches:
+        yield {**batch, **drawn}
+
+
 def make_trainer(
-    args: Namespace, view: Namespace, log: RunLog, folder: str, images: int, batch: int
+    args: Namespace, view: Namespace, log: RunLog, folder: str, images: int, batch: int,
+    labels: np.ndarray | None = None,
 ) -> engine.Trainer:  # fmt: skip
-    """What main_pretrain.worker makes of the same flags, in the first epoch that has all synthetic negatives."""
+    """What main_pretrain.worker makes of the same flags, in the first epoch that has all synthetic negatives.
+
+    labels: of any number of images, repeated for ``images``.
+    """
     torch.manual_seed(args.seed)
     device, world = distributed.device(), distributed.world_size()
-    model, _ = build_model(args, view, args.seed, images, batch // world)
-    optimizer = torch.optim.SGD(model.parameters(), args.lr, momentum=args.momentum, weight_decay=args.weight_decay)
+    classes = None if labels is None else np.resize(labels, images)
+    model, _ = build_model(args, view, args.seed, images, batch // world, classes)
+    optimizer = optimizers.build_optimizer(
+        args.opt, model.parameters(), args.lr, args.momentum, args.weight_decay, args.clip_grad
+    )
     sampler = data.EpochSampler(images, batch, args.seed, world, distributed.rank())
     broken = strided_point(model.encoder_q, view.channels, view.size) if device.type == "cpu" else ""
     plan = make_plan(args, len(sampler), engine.pick_amp(args.amp, device, broken))
+    optimizers.follow(model, optimizer, args.ema, args.ema_epoch, plan.steps_per_epoch)
     model.train()
     return engine.Trainer(
         model=model,
@@ -188,49 +243,94 @@ def make_trainer(
 # ---------------------------------------------------------------------------------------------------- the head
 
 
-def head_seconds(args: Namespace, view: Namespace) -> dict[str, float]:
-    """Median seconds of the loss with its gradient: as the run computes it, in fp32, and plain MoCo's, taking turns."""
-    device = distributed.device()
+def head_seconds(args: Namespace, view: Namespace, labels: np.ndarray | None) -> dict[str, float]:
+    """Median seconds of the loss with its gradient, by what it is of, taking turns: the run's, and with a queue the
+    same in fp32 and plain MoCo's."""
     n = args.batch_size // distributed.local_size()
-    model, _ = build_model(args, view, args.seed, 1 << 20, n)
-    assert isinstance(model, MoCo)  # options.parse_bench saw to it
-    generator = torch.Generator().manual_seed(args.seed)
-    q, k = (F.normalize(torch.randn(n, args.moco_dim, generator=generator), dim=1).to(device) for _ in range(2))
-    epoch = max([args.hard_start_epoch, *args.type_starts.values()])
-    draws = model.extra(n, epoch, 0) if model.extra else None
-    named = describe(args.head_impl, args.head_precision, device)
-    calls = {f"{args.method}, {named}": (draws, args.head_precision), f"{args.method}, in fp32": (draws, "fp32"),
-             f"plain moco, {named}": (None, args.head_precision)}  # fmt: skip
+    classes = None if labels is None else np.resize(labels, max(len(labels), n))
+    model, _ = build_model(args, view, args.seed, 1 << 20 if classes is None else len(classes), n, classes)
+    calls = _heads_with_queue(args, model, n) if isinstance(model, MoCo) else _head_of_batch(args, model, n)
     found: dict[str, list[float]] = {name: [] for name in calls}
     for number in range(WARM_UP + args.bench_steps):
-        for name, (mixed, precision) in calls.items():
-            seconds = seconds_of(lambda m=mixed, p=precision: _head(args, q, k, model.queue, m, p))
+        for name, (leaf, loss) in calls.items():
+            seconds = seconds_of(lambda x=leaf, y=loss: _both_passes(x, y))
             if number >= WARM_UP:
                 found[name].append(seconds)
     return {name: statistics.median(values) for name, values in found.items()}
 
 
-def _head(args: Namespace, q: Tensor, k: Tensor, queue: Tensor, draws: Draws | None, precision: str) -> None:
-    head = contrastive_head(
-        q.requires_grad_(), k, queue, temperature=args.moco_t, n_hard=args.n_hard if draws else 0, draws=draws,
-        impl=args.head_impl, precision=precision,
-    )  # fmt: skip
-    head.loss.backward()
-    float(q.grad.sum()) if q.grad is not None else 0.0  # waits for a GPU
-    q.grad = None
+Loss = tuple[Tensor, Callable[[], Tensor]]  # what gets a gradient, and a function that returns the loss
+
+
+def _both_passes(leaf: Tensor, loss: Callable[[], Tensor]) -> None:
+    loss().backward()
+    float(leaf.grad.sum()) if leaf.grad is not None else 0.0  # waits for a GPU
+    leaf.grad = None
+
+
+def _heads_with_queue(args: Namespace, model: MoCo, n: int) -> dict[str, Loss]:
+    device = distributed.device()
+    generator = torch.Generator().manual_seed(args.seed)
+    q, k = (F.normalize(torch.randn(n, args.moco_dim, generator=generator), dim=1).to(device) for _ in range(2))
+    q.requires_grad_()
+    epoch = max([args.hard_start_epoch, *args.type_starts.values()])
+
+    def head(draws: Draws | None, precision: str) -> Loss:
+        n_hard = args.n_hard if draws else 0
+        settings = {"temperature": args.moco_t, "n_hard": n_hard, "impl": args.head_impl, "precision": precision}
+        return q, lambda: contrastive_head(q, k, model.queue, draws=draws, **settings).loss
+
+    named = describe(args.head_impl, args.head_precision, device)
+    plain = {f"plain moco, {named}": head(None, args.head_precision)}
+    if isinstance(model, LabelledMoCo):
+        classes = torch.randint(len(model.labels), (args.moco_k,), generator=generator)
+        model.queue_labels.copy_(model.labels[classes.to(device)])
+        ids = torch.arange(n, device=device)
+        return {f"{args.method} with a queue, in fp32": (q, lambda: model.contrast(q, k, ids, epoch, 0).loss), **plain}
+    draws = model.extra(n, epoch, 0) if model.extra else None
+    own = {f"{args.method}, {named}": head(draws, args.head_precision), f"{args.method}, in fp32": head(draws, "fp32")}
+    return {**own, **plain}
+
+
+class _Given(nn.Module):
+    """Outputs that are there already, in the place of an encoder."""
+
+    def __init__(self, z: Tensor) -> None:
+        super().__init__()
+        self.z = nn.Parameter(z)
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.z
+
+
+def _head_of_batch(args: Namespace, model: BatchContrast, n: int) -> dict[str, Loss]:
+    device = distributed.device()
+    z = torch.randn(2 * n, args.moco_dim, generator=torch.Generator().manual_seed(args.seed))
+    model.encoder_q = given = _Given(z.to(device))
+    images, ids = torch.zeros(n, 1, 1, 1, device=device), torch.arange(n, device=device)
+    return {f"{args.method}, in fp32": (given.z, lambda: model(images, images, ids, 0, 0).loss)}
 
 
 # -------------------------------------------------------------------------------------------------- the verdict
 
 
-def settings_in_use(args: Namespace) -> dict[str, object]:
+def settings_in_use(args: Namespace, images: data.Source, view: Namespace) -> dict[str, object]:
     """What the advice depends on."""
     device = distributed.device()
+    fast = data.TwoViews(images, view.preset, view.size, 0, crop_only=args.aug_device == "gpu", fast=True).fast
     return {
         "gpu": device.type == "cuda", "workers": distributed.share_of_cores(args.workers) * distributed.local_size(),
         "cores": distributed.cores(), "amp": args.amp != "off", "channels_last": args.channels_last,
-        "compile": args.compile, "exact_head": describe(args.head_impl, args.head_precision, device).endswith("fp32"),
+        "compile": args.compile, "queue": args.queue, "exact_head": args.method in options.QUEUE_METHODS
+        and describe(args.head_impl, args.head_precision, device).endswith("fp32"),
+        "fast_decode": args.decode == "exact" and fast and _is_jpeg(images),
     }  # fmt: skip
+
+
+def _is_jpeg(images: data.Source) -> bool:
+    with contextlib.suppress(data.BadImageError):
+        return (images.read(0) or b"").startswith(b"\xff\xd8")
+    return False
 
 
 def verdict(loads: dict[str, float], parts: dict[str, float], batch: int, settings: dict) -> list[str]:
@@ -241,8 +341,8 @@ def verdict(loads: dict[str, float], parts: dict[str, float], batch: int, settin
         share = 100 * parts[slowest] / sum(parts.values())
         said.append(f"In the step the most goes to {slowest} ({share:.0f} %): {_step_advice(slowest, settings)}")
     if loads:
-        slowest = max(("decode", "crop", "augment"), key=lambda name: loads[name])
-        said.append(f"In the loader the most goes to {slowest}: {_loader_advice(settings)}")
+        slowest = max((name for name in loads if name != "loader"), key=lambda name: loads[name])
+        said.append(f"In the loader the most goes to {slowest}: {_loader_advice(slowest, settings)}")
     if loads and parts:
         step, loader = batch / sum(parts.values()), loads["loader"]
         name = "loader" if loader < step else "step"
@@ -259,16 +359,22 @@ def _step_advice(part: str, settings: dict) -> str:
         if wanted:
             return f"try {' '.join(wanted)}."
         return "the encoders are the bound; only a smaller -a or --size is faster."
+    head = "fewer synthetic negatives or --moco-k." if settings["queue"] else "it grows with the square of the batch."
     return {
-        "head": "try --head-precision bf16." if settings["exact_head"] else "fewer synthetic negatives or --moco-k.",
+        "head": "try --head-precision bf16." if settings["exact_head"] else head,
+        ON_DEVICE: "--aug-device cpu leaves it to the loader's processes.",
         "shuffle": "more images a process; with --bn-splits 1 or a network without BatchNorm nothing is shuffled.",
         "transfer": "smaller --size; views travel as bytes already.",
     }.get(part, "a larger --batch-size has fewer of them.")
 
 
-def _loader_advice(settings: dict) -> str:
+def _loader_advice(part: str, settings: dict) -> str:
     if settings["workers"] < settings["cores"]:
         return f"try -j {settings['cores']} (now {settings['workers']})."
+    if part == "augment" and settings["gpu"]:
+        return "try --aug-device gpu, which finishes the views there."
+    if part != "augment" and settings["fast_decode"]:
+        return "try --decode fast."
     return f"all {settings['cores']} cores load already; store the images smaller, or train on a machine with more."
 
 

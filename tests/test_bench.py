@@ -1,16 +1,23 @@
 """`python -m moco.bench`: every part is measured and named, and the advice follows from the numbers."""
 
 import functools
+import math
 import re
+from argparse import Namespace
 
+import numpy as np
 import pytest
+import torch
 from conftest import SYNCO, TINY
+from PIL import Image
 
 from moco import bench, options
 from moco.bench import table, verdict
 
 QUICK = ["--bench-steps", "2", "--bench-images", "4", "--bench-seconds", "0.05"]
 STEP = {"q forward", "q backward", "k forward", "shuffle", "head", "optimizer", "EMA", "enqueue", "transfer", "other"}
+BATCH = STEP - {"k forward", "shuffle", "EMA", "enqueue"}
+NO_QUEUE = [word for word in TINY if word not in ("--moco-k", "20")]
 
 
 @pytest.fixture
@@ -49,6 +56,93 @@ def test_one_part_alone(what, absent, measured, image_folder):
     assert absent not in found
 
 
+@pytest.mark.parametrize("method", ["simclr", "supcon", "hcl", "dcl"])
+def test_a_method_without_a_queue_is_measured_by_its_own_parts(method, measured, image_folder):
+    text = measured("all", image_folder, *NO_QUEUE, "--method", method, *QUICK)
+    found = rows(text)
+    assert set(found) - {"part of a step", "an image, two views, one process", "the loss alone"} == {
+        *BATCH, "decode", "crop", "augment", f"{method}, in fp32"
+    }  # fmt: skip
+    assert text.startswith(f"{method}, test_resnet at 16 px, batch 8, no queue, ")
+    assert "In the step the most goes to " in text
+    assert "shuffle" not in text
+
+
+def test_supcon_with_a_queue_is_measured_beside_plain_moco(measured, image_folder):
+    found = rows(measured("all", image_folder, *TINY, *SYNCO, "--method", "supcon", *QUICK))
+    assert set(found) > STEP
+    assert "supcon with a queue, in fp32" in found
+    assert [name for name in found if name.startswith("plain moco, cpu in ")]
+
+
+def test_the_loss_alone_is_that_of_the_step(image_folder, in_process):
+    """The features that stand in for the encoder's reach the run's own forward, and its gradient reaches them."""
+    words = [*NO_QUEUE, "--method", "simclr", "--temp", "0.5", "--base-temperature", "0.5", str(image_folder)]
+    args = options.parse_bench(["head", *words])
+    view = bench.view_settings(args, bench.data.open_sources(path=str(image_folder)).pretrain)
+    model, _ = bench.build_model(args, view, 0, 100, 8)
+    ((z, loss),) = bench._head_of_batch(args, model, 8).values()  # pyright: ignore[reportArgumentType]
+    unit = torch.nn.functional.normalize(z.detach(), dim=1)
+    terms = []
+    for i in range(16):
+        s = [float(unit[i] @ unit[j]) / 0.5 for j in range(16)]
+        others = sum(math.exp(x) for j, x in enumerate(s) if j != i)
+        terms.append(math.log(others) - s[(i + 8) % 16])
+    assert float(loss().detach()) == pytest.approx(sum(terms) / 16, rel=1e-5)
+    loss().backward()
+    assert z.grad is not None and bool((z.grad != 0).any(1).all())
+
+
+def test_the_step_takes_the_flags_of_the_optimizer(image_folder, in_process, monkeypatch):
+    made, original = [], bench.make_trainer
+    monkeypatch.setattr(bench, "make_trainer", lambda *given: made.append(original(*given)) or made[-1])
+    words = [*TINY, "--opt", "adamw", "--ema", "0.5", "--clip-grad", "1", *QUICK]
+    assert bench.main(["step", str(image_folder), *words]) == 0
+    assert type(made[0].optimizer).__name__ == "AdamW"
+    q, average = (made[0].model.get_submodule(name).state_dict() for name in ("encoder_q", "encoder_ema"))
+    moved = [name for name in q if not torch.equal(q[name], average[name])]
+    assert moved
+
+
+def test_views_that_the_device_finishes_are_a_part_of_the_step(measured, image_folder, monkeypatch):
+    finished = []
+    original = bench.data.Finishing.__iter__
+    monkeypatch.setattr(
+        bench.data.Finishing, "__iter__", lambda self: (finished.append(b["q"]) or b for b in original(self))
+    )
+    text = measured("all", image_folder, *TINY, "--aug-device", "gpu", "--aug-plus", *QUICK)
+    found = rows(text)
+    assert STEP | {"augmentation", "decode", "crop"} <= set(found)
+    assert "augment" not in found
+    assert len(finished) == bench.WARM_UP + 2  # steps; the loader is watched without them
+    assert finished[0].shape == (8, 3, 16, 16)
+    assert finished[0].dtype == torch.uint8
+    raw = next(bench.noise(8, Namespace(channels=3, size=16), 3, torch.device("cpu")))["q"]
+    assert not (finished[0] == raw).flatten(1).all(1).any()
+
+
+@pytest.fixture
+def photographs(tmp_path):
+    rng = np.random.default_rng(0)
+    for i in range(6):
+        small = Image.fromarray(rng.integers(0, 255, (9, 12, 3), dtype=np.uint8))
+        small.resize((400, 300)).save(tmp_path / f"{i}.jpg")
+    (tmp_path / "6.jpg").write_bytes(b"\xff\xd8 no picture")
+    return tmp_path
+
+
+def test_fast_decoding_is_measured_with_its_crops_and_advised(measured, photographs, monkeypatch):
+    words = ["data", photographs, *TINY, "--size", 112, "-b", 4, *QUICK, "--bench-images", 7]
+    text = measured(*words)
+    assert set(rows(text)) >= {"decode", "crop", "augment"}
+    seen, original = [], bench.data.two_views
+    monkeypatch.setattr(bench.data, "two_views", lambda *given: seen.append(given) or original(*given))
+    text = measured(*words, "--decode", "fast")
+    assert set(rows(text)) >= {"decode and crop", "augment"}
+    assert "decode" not in rows(text)
+    assert seen[0][6:8] == ("auto", "fast")
+
+
 def test_synthetic_negatives_are_active_although_they_start_late(image_folder, in_process, monkeypatch):
     made = []
     original = bench.make_trainer
@@ -83,7 +177,7 @@ def test_two_processes_print_once(image_folder, start):
 
 
 USED = {"gpu": True, "workers": 2, "cores": 16, "amp": True, "channels_last": True, "compile": False,
-        "exact_head": True}  # fmt: skip
+        "exact_head": True, "queue": True, "fast_decode": False}  # fmt: skip
 
 
 def parts(**seconds: float) -> dict[str, float]:
@@ -99,6 +193,8 @@ def parts(**seconds: float) -> dict[str, float]:
         (parts(), {**USED, "gpu": False}, r"only a smaller -a or --size is faster"),
         (parts(head=0.2), USED, r"head \(2 %\): try --head-precision bf16"),
         (parts(head=0.2), {**USED, "exact_head": False}, r"fewer synthetic negatives or --moco-k"),
+        (parts(head=0.2), {**USED, "exact_head": False, "queue": False}, r"it grows with the square of the batch"),
+        (parts(augmentation=0.2), USED, r"augmentation \(2 %\): --aug-device cpu leaves it"),
         (parts(EMA=0.2), USED, r"EMA \(2 %\): a larger --batch-size"),
         (parts(shuffle=0.2), USED, r"shuffle \(2 %\): more images a process"),
     ],
@@ -117,6 +213,10 @@ def test_advice_about_the_loader_and_the_bottleneck():
     *_, both = verdict({**loads, "loader": 200.0}, {"head": 0.5}, 64, {**USED, "gpu": False})
     assert both.startswith("The bottleneck is the step: loader 200 images/s, step 128; on a CPU they share the cores")
     (_, loader, _) = verdict(loads, {"head": 0.5}, 64, {**USED, "workers": 16})
+    assert loader == "In the loader the most goes to augment: try --aug-device gpu, which finishes the views there."
+    (loader,) = verdict({**loads, "decode": 0.1}, {}, 64, {**USED, "workers": 16, "fast_decode": True})
+    assert loader == "In the loader the most goes to decode: try --decode fast."
+    (loader,) = verdict({**loads, "decode": 0.1}, {}, 64, {**USED, "workers": 16})
     assert "all 16 cores load already" in loader
 
 
