@@ -89,6 +89,7 @@ class Plan:
     milestones: list[int]
     warm_epochs: int = 0  # of rising from warm_from to the schedule's rate then, step by step
     warm_from: float = 0.01
+    warm_steps: int = 0  # the same counted in steps, in place of warm_epochs
     by_step: bool = False  # the schedule moves every step (for --steps) instead of every epoch
     accum: int = 1
     amp: torch.dtype | None = None
@@ -98,10 +99,11 @@ class Plan:
 
     def lr_at(self, epoch: int, step: int) -> float:
         """The learning rate of a step."""
-        warm = self.warm_epochs * self.steps_per_epoch
+        warm = self.warm_steps or self.warm_epochs * self.steps_per_epoch
         if step >= warm:
             return self._scheduled(epoch, step)
-        return self.warm_from + (self._scheduled(self.warm_epochs, warm) - self.warm_from) * step / warm
+        top = self._scheduled(warm // self.steps_per_epoch, warm)
+        return self.warm_from + (top - self.warm_from) * step / warm
 
     def _scheduled(self, epoch: int, step: int) -> float:
         progress, total = (step, self.total_steps) if self.by_step else (epoch, self.epochs)
@@ -120,13 +122,16 @@ def make_plan(
     """The plan of a run whose epochs have so many ``batches``, for so many ``epochs`` or, where given, ``steps``.
 
     Raises:
-        UserError: an epoch holds no step.
+        UserError: an epoch holds no step, or the warm-up never ends.
     """
     per_epoch = batches // accum
     if not per_epoch:
         raise UserError(f"--accum {accum} is more than the {batches} batches of an epoch.")
-    last = -(-steps // per_epoch) if steps else epochs
-    return Plan(last, per_epoch, steps or epochs * per_epoch, by_step=steps is not None, accum=accum, amp=amp, **others)
+    last, total = -(-steps // per_epoch) if steps else epochs, steps or epochs * per_epoch
+    plan = Plan(last, per_epoch, total, by_step=steps is not None, accum=accum, amp=amp, **others)
+    if plan.warm_steps >= total:
+        raise UserError(f"--warm-steps {plan.warm_steps} must end before the run's {total} steps do.")
+    return plan
 
 
 def batch_shape(sampler: EpochSampler, accum: int) -> dict[str, int]:

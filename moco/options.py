@@ -497,7 +497,9 @@ def _add_batch(p: _Parser) -> None:
     add("--warm", action=switch, default=None, help="raise the rate from --warm-from over --warm-epochs (default: on "
         "for simclr, supcon, hcl, dcl at batches above 256)")  # fmt: skip
     add("--warm-epochs", default=10, type=int, metavar="E", help="of --warm (default: 10)")
-    add("--warm-from", default=0.01, type=float, metavar="LR", help="of --warm (default: 0.01)")
+    add("--warm-steps", default=None, type=int, metavar="N", help="in place of --warm: raise the rate over N steps, "
+        "also of a run that counts --steps")  # fmt: skip
+    add("--warm-from", default=0.01, type=float, metavar="LR", help="of --warm, --warm-steps (default: 0.01)")
     add("--data-folder", "--train-folder", default=None, metavar="DIR", dest="train_folder", help="SupContrast's DIR")
     add("--num-classes", default=None, type=int, metavar="C", help="checked against the data, which decides by itself")
     add("--trial", default=None, metavar="NAME", help="put the run into --save-dir/trial_NAME")
@@ -828,9 +830,18 @@ def _choose_family(args: argparse.Namespace, typed: set[str]) -> None:
         args.aug = args.aug or "supcon"
     if args.base_temperature is None and args.method in ("simclr", "supcon") and not args.queue:
         args.base_temperature = 0.07
+    if args.warm_steps is not None:
+        _check_warm_steps(args)
     if args.warm is None:
         args.warm = relative and args.batch_size > 256 and args.epochs > args.warm_epochs and not args.steps
     _check_family(args, typed)
+
+
+def _check_warm_steps(args: argparse.Namespace) -> None:
+    _at_least(args, 1, "warm_steps")
+    if args.warm:
+        raise UserError("--warm counts epochs and --warm-steps steps; give one of them.")
+    args.warm = False
 
 
 def _check_family(args: argparse.Namespace, typed: set[str]) -> None:
@@ -882,7 +893,7 @@ def model_settings(args: argparse.Namespace) -> dict[str, Any]:
 def plan_settings(args: argparse.Namespace) -> dict[str, Any]:
     """What :func:`moco.engine.make_plan` takes besides the data's length and the arithmetic."""
     same = ("epochs", "steps", "lr", "accum", "print_freq", "max_bad_steps", "check_every", "warm_from")
-    warm = {"warm_epochs": args.warm_epochs if args.warm else 0}
+    warm = {"warm_epochs": args.warm_epochs if args.warm else 0, "warm_steps": args.warm_steps or 0}
     return {name: getattr(args, name) for name in same} | warm | {"cosine": args.cos, "milestones": args.schedule}
 
 

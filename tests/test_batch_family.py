@@ -228,13 +228,6 @@ def test_mistakes_are_one_sentence_and_exit_code_2(words, sentence, image_folder
     assert re.fullmatch(r"error: [^\n]*\n", error)
 
 
-def test_the_benchmark_says_that_it_does_not_know_these_losses(capsys):
-    with pytest.raises(SystemExit) as stopped:
-        options.parse_bench(["step", "--method", "supcon", "--moco-k", "64", "DIR"])
-    assert stopped.value.code == 2
-    assert "measures moco, mochi and synco; it does not know supcon's loss" in capsys.readouterr().err
-
-
 # --------------------------------------------------------------------------------- SupContrast's command lines
 
 

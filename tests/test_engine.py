@@ -1,11 +1,14 @@
 """The parts of the training loop that need no run: where it stands, its plan, its stops, what it calls odd."""
 
+import json
 import math
 import os
 import signal
 
 import pytest
 import torch
+from conftest import TINY
+from timm.scheduler.cosine_lr import CosineLRScheduler
 
 from moco import engine
 from moco.data import EpochSampler
@@ -39,6 +42,48 @@ def test_by_step_the_schedule_moves_every_step():
     assert [cosine.lr_at(0, s) for s in (0, 20, 40)] == pytest.approx([0.03, 0.015, 0])
     steps = plan(by_step=True, total_steps=40, milestones=[30])
     assert [steps.lr_at(3, s) for s in (0, 29, 30)] == pytest.approx([0.03, 0.03, 0.003])
+
+
+def test_a_warm_up_counted_in_steps_then_the_cosine_of_timm():
+    """The public MoCHi code's schedule, CosineLRScheduler over all steps with a tenth of them before it; ours rises to
+    where the cosine is then instead of jumping there."""
+    warmed = plan(cosine=True, by_step=True, total_steps=200, warm_steps=20, warm_from=1e-4)
+    rate = torch.optim.SGD([torch.zeros(1)], lr=0.03)
+    peer = CosineLRScheduler(rate, t_initial=200, warmup_t=20, warmup_lr_init=1e-4, t_in_epochs=False)
+    for step in range(20, 200):
+        peer.step_update(step)
+        assert warmed.lr_at(step // 10, step) == pytest.approx(rate.param_groups[0]["lr"], rel=1e-9)
+    top = warmed.lr_at(2, 20)
+    for step in range(20):
+        assert warmed.lr_at(step // 10, step) == pytest.approx(1e-4 + (top - 1e-4) * step / 20)
+    by_epoch = plan(cosine=True, warm_steps=25)
+    assert by_epoch.lr_at(2, 24) < by_epoch.lr_at(2, 25) == plan(cosine=True).lr_at(2, 25)
+
+
+def test_a_run_warms_up_by_steps(image_folder, tmp_path, in_process):
+    words = [*TINY, "--steps", 6, "--cos", "--opt", "adamw", "--lr", 0.004, "--warm-steps", 2, "--warm-from", 0.001]
+    assert in_process(*words, image_folder, "--save-dir", tmp_path) == 0
+    found = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    cosine = [0.002 * (1 + math.cos(math.pi * step / 6)) for step in range(6)]
+    rises = [0.001, (0.001 + cosine[2]) / 2]
+    assert [record["lr"] for record in found if "lr" in record] == pytest.approx([*rises, *cosine[2:]])
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (["--warm-steps", "6"], "--warm-steps 6 must end before the run's 6 steps do."),
+        (["--warm-steps", "0"], "--warm-steps must be at least 1, not 0."),
+        (["--warm-steps", "2", "--warm"], "--warm counts epochs and --warm-steps steps; give one of them."),
+    ],
+)
+def test_a_warm_up_that_cannot_be_is_one_sentence(words, sentence, image_folder, tmp_path, in_process, capsys):
+    try:
+        code = in_process(*TINY, "--steps", 6, *words, image_folder, "--save-dir", tmp_path)
+    except SystemExit as stop:
+        code = stop.code
+    assert code == 2
+    assert sentence in capsys.readouterr().err
 
 
 def test_steps_left():
