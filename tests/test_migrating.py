@@ -1,9 +1,13 @@
 """docs/migrating.md: its commands parse, and the flags that it says are here are."""
 
+import json
 import re
 from pathlib import Path
 
-from moco import options
+from conftest import load
+from PIL import Image
+
+from moco import negatives, options
 
 TEXT = (Path(__file__).resolve().parent.parent / "docs" / "migrating.md").read_text(encoding="utf-8")
 PARSE = {
@@ -28,3 +32,37 @@ def test_flags_that_are_here_exist():
         flags = re.findall(r"(?<![\w-])--?[A-Za-z][\w-]*", here + (theirs if here.strip().startswith("same") else ""))
         missing = [flag for flag in flags if flag not in known and flag.replace("_", "-") not in known | {"-m"}]
         assert missing == [], theirs
+
+
+SMALL = "-a timm/test_resnet --size 16 -b 8 -j 0 --moco-k 40 --steps 6 --warm-steps 3 --warm-from 1e-5 -p 1 --amp off "
+SMALL += "--knn-every 0 --seed 0"
+
+
+def test_the_public_mochis_options_work_together_in_a_run(tmp_path, in_process, monkeypatch, capsys):
+    """Its line on Caltech-256: timm's network, AdamW, cosine by step, clipping, a start of each type, same image."""
+    folder = tmp_path / "caltech256" / "256_ObjectCategories"
+    for number, category in enumerate(("001.ak47", "002.flag"), 1):
+        (folder / category).mkdir(parents=True)
+        for i in range(1, 11):
+            Image.new("RGB", (24, 20), (20 * i, 0, 90 * number)).save(folder / category / f"{number:03d}_{i:04d}.jpg")
+    (line,) = [line for line in TEXT.splitlines() if "--dataset caltech256" in line and line.startswith("python ")]
+    words = [word for word in line.split()[2:-1] if word != "--download"]
+    drawn, original = [], negatives.draw
+
+    def spy(rows, n, *others):
+        drawn.append({row.kind: row.count for row in rows})
+        return original(rows, n, *others)
+
+    monkeypatch.setattr(negatives, "draw", spy)
+    assert in_process(*words, *SMALL.split(), "--save-dir", tmp_path / "run", tmp_path) == 0
+    both = {"mixup": 16, "interpolation": 16}
+    assert drawn == [{}, {}, {"mixup": 16}, {"mixup": 16}, both, both]  # two steps an epoch
+    found = [json.loads(text) for text in (tmp_path / "run" / "log.jsonl").read_text().splitlines()]
+    rates = [record["lr"] for record in found]
+    assert rates == sorted(rates[:3]) + sorted(rates[3:], reverse=True)
+    assert len(set(rates)) == 6
+    assert "queue rows of the same image are left out" in capsys.readouterr().out
+    state = load(tmp_path / "run")
+    assert state["arch"] == "timm/test_resnet"
+    assert {"exp_avg", "exp_avg_sq"} <= set(state["optimizer"]["state"][0])
+    assert "module.encoder_q.fc.2.weight" in state["state_dict"]
