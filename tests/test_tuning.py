@@ -21,11 +21,12 @@ from test_semisup import (  # noqa: F401 (fixtures)
     tune,
 )
 
+import main_lincls
 from moco import checkpoint, finetune
 from moco.encoder import build_encoder
 from moco.errors import UserError
 from moco.optimizers import Plateau, build_optimizer, follow, layer_groups, moving_average
-from moco.options import parse_semisup
+from moco.options import parse_lincls, parse_semisup
 from moco.pretrained import load_backbone
 
 BEIT3 = "beit3_base_patch16_224"
@@ -333,10 +334,17 @@ def test_few_shot_on_new_classes_after_fine_tuning(folder, tmp_path):  # noqa: F
     words = ["--epochs", 1, "--loss", "supcon", "--val-share", 0.2, "--val-only", "--eval-fewshot", "--few-shot-way", 2,
              "--few-shot-shots", 1, 2, "--few-shot-queries", 2, "--few-shot-episodes", 4]  # fmt: skip
     found = tune(base, tmp_path, *words, "--few-shot-data", novel)
-    for shot in (1, 2):
-        assert 0 <= found[f"acc_{shot}shot"] <= 100
-        assert found[f"ci95_{shot}shot"] >= 0
     assert found["few_shot"]["episodes"] == 4
+    # the fine-tuned encoder, frozen: what the probe's few-shot finds in the file that was written
+    probed = {}
+    for name, pretrained in (("tuned", tmp_path / finetune.CHECKPOINT), ("untrained", "")):
+        flags = ["-a", ARCH, "--size", 16, "-j", 0, "--seed", 3, "--few-shot", *words[words.index("--few-shot-way") :]]
+        flags += ["--pretrained", pretrained, "--save-dir", tmp_path / name, novel]
+        assert main_lincls.worker(parse_lincls([*map(str, flags)])) == 0
+        probed[name] = json.loads((tmp_path / name / "few_shot.json").read_text())
+    measures = [f"{what}_{shot}shot" for what in ("acc", "ci95") for shot in (1, 2)]
+    assert [found[name] for name in measures] == pytest.approx([probed["tuned"][name] for name in measures])
+    assert [found[name] for name in measures] != [probed["untrained"][name] for name in measures]
     assert "does not exist" in sentence(base, tmp_path / "no", *words, "--few-shot-data", tmp_path / "none")
     assert not (tmp_path / "no" / finetune.CHECKPOINT).exists()  # said before anything was trained
     assert json.loads((tmp_path / "result.json").read_text()) == found
