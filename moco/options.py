@@ -130,8 +130,8 @@ def lincls_parser() -> _Parser:
     _add_launch(p)
     add = p.add_argument
     add("-e", "--evaluate", action="store_true", help="evaluate on the validation set and stop")
-    add("--pretrained", default="", metavar="PATH", help="checkpoint of ours or of nine other projects; "
-        "torchvision:NAME for its published weights")  # fmt: skip
+    add("--pretrained", "--ckpt", default="", metavar="PATH", dest="pretrained", help="checkpoint of ours or of nine "
+        "other projects; torchvision:NAME for its published weights")  # fmt: skip
     add("--knn", action="store_true", help="k-NN accuracy of the frozen features instead of a linear classifier")
     add("--save-dir", default="./", metavar="DIR", help="where checkpoint.pth.tar and the log go (default ./)")
     add("--amp", choices=("off", "bf16", "fp16"), default="off", help="arithmetic of the frozen encoder (default: off)")

@@ -23,6 +23,12 @@ def test_the_commands_parse():
         PARSE[script](words)
 
 
+def test_supcontrasts_linear_line_means_the_same():
+    line = "--batch_size 512 --learning_rate 5 --ckpt model.pth --dataset cifar10 --model resnet18 DIR"
+    args = options.parse_lincls(line.split())
+    assert (args.pretrained, args.batch_size, args.lrs, args.arch) == ("model.pth", 512, [5.0], "resnet18")
+
+
 def test_flags_that_are_here_exist():
     parsers = (options.pretrain_parser, options.lincls_parser, options.semisup_parser, options.average_parser)
     known = {word for make in parsers for action in make()._actions for word in action.option_strings}
