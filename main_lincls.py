@@ -34,9 +34,9 @@ def worker(args: Namespace) -> int:
     # data
     opening = partial(
         data.open_sources, args.dataset, args.data,
-        download=args.download, val_path=args.val_data, channels=args.channels,
+        download=args.download, val_path=args.val_data, channels=args.channels, cache=args.cache,
     )  # fmt: skip
-    train, val = choose_images(args, distributed.first_on_node(opening, wait=args.download))
+    train, val = choose_images(args, distributed.first_on_node(opening, wait=bool(args.download or args.cache)))
     classes = probe.count_classes(train, args.num_classes)
     mean, std = data.channel_statistics(args.dataset, train.channels, args.mean, args.std)
     feed = probe.Feed(

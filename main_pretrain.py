@@ -31,9 +31,9 @@ def worker(args: Namespace) -> int:
     torch.backends.cudnn.benchmark = args.seed is None
 
     # data
-    settings = {"download": args.download, "val_path": args.val_data, "channels": args.channels}
+    settings = {"download": args.download, "val_path": args.val_data, "channels": args.channels, "cache": args.cache}
     opening = partial(data.open_sources, args.dataset, args.data, **settings)
-    sources = distributed.first_on_node(opening, wait=args.download)
+    sources = distributed.first_on_node(opening, wait=bool(args.download or args.cache))
     images = sources.pretrain
     labels = data.class_labels(images, args.method) if args.method == "supcon" else None
     data.check_classes(images, args.num_classes)

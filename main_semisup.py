@@ -37,9 +37,9 @@ def worker(args: Namespace) -> int:
     # data
     opening = partial(
         data.open_sources, args.dataset, args.data,
-        download=args.download, val_path=args.val_data, channels=args.channels,
+        download=args.download, val_path=args.val_data, channels=args.channels, cache=args.cache,
     )  # fmt: skip
-    sources = distributed.first_on_node(opening, wait=args.download)
+    sources = distributed.first_on_node(opening, wait=bool(args.download or args.cache))
     whole, test = finetune.labelled_images(sources, test=not args.val_only)
     choosing = partial(
         subset.choose, whole, args.train_percent, args.train_files, args.val_share, args.subset_seed,

@@ -79,9 +79,9 @@ def read(args: Namespace) -> Found:
     """Features of the images that the flags of this command name; every process has to call."""
     opening = partial(
         data.open_sources, args.dataset, args.data,
-        download=args.download, val_path=args.val_data, channels=args.channels,
+        download=args.download, val_path=args.val_data, channels=args.channels, cache=args.cache,
     )  # fmt: skip
-    source = choose(distributed.first_on_node(opening, wait=args.download), args.split)
+    source = choose(distributed.first_on_node(opening, wait=bool(args.download or args.cache)), args.split)
     mean, std = data.channel_statistics(args.dataset, source.channels, args.mean, args.std)
     size = args.size or source.native_size or 224
 

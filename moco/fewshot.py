@@ -24,7 +24,7 @@ from sklearn.linear_model import LogisticRegression
 from torch import nn
 
 from moco import distributed
-from moco.data import FileSource, Source, Sources
+from moco.data import Source, Sources
 from moco.errors import UserError
 from moco.knn import Reading, read_set
 from moco.seeding import numpy_generator
@@ -128,10 +128,11 @@ def _by_filename(parts: list[Source], rows: list[list[str]], path: str) -> Pool:
         raise UserError(f"--few-shot-classes {path} needs a file name and a label on every line below its first.")
     where: dict[str, list[tuple[int, int]]] = {}
     for part, source in enumerate(parts):
-        if not isinstance(source, FileSource):
+        paths = source.files()
+        if len(paths) != len(source):
             raise UserError(f"{source.name} has no image files to find those of {path}; give a list of classes.")
-        for row in range(len(source)):
-            where.setdefault(os.path.basename(source.paths[row]), []).append((part, row))
+        for row, file in enumerate(paths):
+            where.setdefault(os.path.basename(file), []).append((part, row))
     names = sorted({row[1].strip() for row in rows})
     number = {name: label for label, name in enumerate(names)}
     picks, missing = [], []

@@ -414,6 +414,8 @@ def _add_data(p: _Parser) -> None:
     add("--dataset", type=lambda name: {"path": "folder"}.get(name, name), choices=DATASETS,
         help="a known data set instead of an image folder")  # SupContrast calls a folder "path"  # fmt: skip
     add("--download", action="store_true", help="let --dataset fetch its files")
+    add("--cache", metavar="DIR", help="keep decoded images in this folder, for sets of small images: decoded once "
+        "instead of in every epoch, then mapped into memory (20 GB at most)")  # fmt: skip
     add("--val-data", "--test-folder", metavar="PATH", dest="val_data", help="labelled validation images when DIR does "
         "not hold them")  # fmt: skip
     add("--size", "--input-size", type=int, metavar="PX", dest="size",

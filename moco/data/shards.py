@@ -78,6 +78,9 @@ class ShardSource(Source):
     def load(self, index: int) -> Image.Image:
         return reading(self.name_of(index), lambda: decode_bytes(self._contents(index), self.channels))
 
+    def files(self) -> list[str]:
+        return self.shards
+
     def name_of(self, index: int) -> str:
         return f"{self.shards[int(self._shard[index])]}:{self._keys[index]}"
 

@@ -53,6 +53,10 @@ class Source(abc.ABC):
         """The file of image ``index`` as it is, BadImageError when it cannot be read; None for images in memory."""
         return None
 
+    def files(self) -> Sequence[str]:
+        """Paths of the files that hold the images, one an image or fewer; empty for images that need no decoding."""
+        return ()
+
     @abc.abstractmethod
     def name_of(self, index: int) -> str:
         """Where image ``index`` comes from: its path, or for images in memory such as ``mnist5k[12]``."""
@@ -101,6 +105,9 @@ class FileSource(Source):
 
     def load(self, index: int) -> Image.Image:
         return decode(self.paths[index], self.channels)
+
+    def files(self) -> Sequence[str]:
+        return self.paths
 
     def name_of(self, index: int) -> str:
         return self.paths[index]
