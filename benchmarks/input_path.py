@@ -1,14 +1,14 @@
 """Images a second through one loader process, each decoded once for two 224 px views: ours against torchvision's.
 
-    python benchmarks/input_path.py [DATA] [--rounds 7] [--aug v2] [--size 224] [--batch-size 50]
+    python benchmarks/input_path.py [DATA] [--rounds 7] [--aug v2] [--size 224] [--batch-size 50] [--cache DIR]
 
 DATA is a folder, list or tar shard of photographs; default: ../shared/data/imagenet-sample-250.tar. "torchvision" is
 the published pipeline on PIL images (RandomResizedCrop, ColorJitter, RandomGrayscale, GaussianBlur,
 RandomHorizontalFlip, ToTensor, Normalize), in the same loader. The others are main_pretrain.py's: "cpu" finishes views
 in the loader's process, "device" leaves all after the crop to the device, whose time is not in the figure; exact and
-fast are --decode's. In every round each path passes over all images once, in a new order; ratios are taken within
-rounds, and their median is printed with its quartiles. The loader has one process with one thread; run with nothing
-else on the machine.
+fast are --decode's, and with --cache the rows "cached" read decoded images from there. In every round each path passes
+over all images once, in a new order; ratios are taken within rounds, and their median is printed with its quartiles.
+The loader has one process with one thread; run with nothing else on the machine.
 """
 
 from __future__ import annotations
@@ -84,6 +84,7 @@ def main() -> int:
     parser.add_argument("--aug", choices=("v1", "v2"), default="v2")
     parser.add_argument("--size", type=int, default=224)
     parser.add_argument("--batch-size", type=int, default=50)
+    parser.add_argument("--cache", metavar="DIR", help="main_pretrain.py's, for sets of small images")
     args = parser.parse_args()
     source = open_sources(None, args.data).pretrain
     views = partial(TwoViews, source, get_preset(args.aug), args.size, 0)
@@ -94,6 +95,10 @@ def main() -> int:
         "device, exact": views(crop_only=True),
         "device, fast": views(crop_only=True, fast=True),
     }
+    if args.cache:
+        kept = open_sources(None, args.data, cache=args.cache).pretrain
+        for name, only in (("cpu, cached", False), ("device, cached", True)):
+            datasets[name] = TwoViews(kept, get_preset(args.aug), args.size, 0, crop_only=only)
     calls = {name: one_pass(dataset, len(source), args.batch_size) for name, dataset in datasets.items()}
     images = len(source) // args.batch_size * args.batch_size
     found = rounds(calls, args.rounds, "cpu")
