@@ -457,15 +457,16 @@ def let_the_device_decide(optimizer: torch.optim.Optimizer) -> None:
 
 
 def ahead(batches: Iterator[dict], device: torch.device) -> Iterator[dict]:
-    """The batches, on a GPU each copied there by a side stream while the step before it computes."""
+    """The batches, on a GPU each made ready by a side stream while the step before it computes: copied, and augmented
+    where that is the device's work."""
     if device.type != "cuda":
         yield from batches
         return
     side = torch.cuda.Stream(device)
 
     def copied() -> dict | None:
-        batch = next(batches, None)
         with torch.cuda.stream(side):
+            batch = next(batches, None)
             moved = {n: batch[n].to(device, non_blocking=True) for n in ("q", "k", "index")} if batch else {}
         return {**batch, **moved} if batch else None
 

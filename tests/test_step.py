@@ -1,5 +1,6 @@
 """The step decides on the device whether it happened, the host reads the outcome later, and both give the same run."""
 
+import contextlib
 import math
 from argparse import Namespace
 
@@ -10,7 +11,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from moco import engine
+from moco import distributed, engine
 from moco.builder import MoCo
 from moco.engine import Trainer, ahead, let_the_device_decide
 from moco.meters import Parts
@@ -208,6 +209,65 @@ def test_on_a_cpu_batches_pass_unchanged():
     batches = [{"q": torch.ones(1)}, {"q": torch.zeros(1)}]
     assert list(ahead(iter(batches), torch.device("cpu"))) == batches
     assert engine.LOOK_STEPS >= 1
+
+
+class FakeGpu:
+    """torch.cuda's streams without a GPU: ``events`` says what happened, by the stream that was current."""
+
+    def __init__(self, monkeypatch):
+        self.events, self.current = [], "main"
+        monkeypatch.setattr(torch.cuda, "Stream", lambda device: "side")
+        monkeypatch.setattr(torch.cuda, "stream", self.inside)
+        monkeypatch.setattr(torch.cuda, "current_stream", lambda device: Namespace(wait_stream=self.waited))
+
+    @contextlib.contextmanager
+    def inside(self, stream):
+        before, self.current = self.current, stream
+        yield
+        self.current = before
+
+    def waited(self, stream):
+        self.note(f"waits for {stream}")
+
+    def note(self, what):
+        self.events.append(f"{self.current} {what}")
+
+    def value(self, name):
+        def copied(device, non_blocking):
+            assert non_blocking
+            self.note(f"copies {name}")
+            return self.value(name)
+
+        return Namespace(to=copied, record_stream=lambda stream: self.note(f"keeps {name}"))
+
+
+def test_on_a_gpu_the_next_batch_is_made_ready_beside_the_step(monkeypatch):
+    gpu = FakeGpu(monkeypatch)
+
+    def loader():
+        for number in (0, 1):
+            gpu.note(f"augments {number}")  # moco.data.Finishing works when it is asked for a batch
+            yield {"q": gpu.value("q"), "k": gpu.value("k"), "index": gpu.value("index"), "bad": number}
+
+    for batch in ahead(loader(), torch.device("cuda")):
+        gpu.note(f"trains {batch['bad']}")
+    copies, keeps = ([f"{x} {name}" for name in ("q", "k", "index")] for x in ("side copies", "main keeps"))
+    ready = [["side augments 0", *copies], ["main waits for side", *keeps, "side augments 1", *copies, "main trains 0"]]
+    assert gpu.events == sum([*ready, ["main waits for side", *keeps, "main trains 1"]], [])
+
+
+@pytest.mark.parametrize("aug_device", ["cpu", "gpu"])
+def test_views_are_shuffled_as_bytes(aug_device, image_folder, tmp_path, in_process, monkeypatch):
+    original, sent = distributed.permute_rows, []
+
+    def watched(x, permutation):
+        sent.append(x)
+        return original(x, permutation)
+
+    monkeypatch.setattr(distributed, "permute_rows", watched)
+    words = ["--steps", 1, "--aug-device", aug_device, "--save-dir", tmp_path]
+    assert in_process(*TINY, *words, image_folder) == 0
+    assert [(x.dtype, tuple(x.shape)) for x in sent] == [(torch.uint8, (8, 3, 16, 16)), (torch.float32, (8, 16))]
 
 
 def test_a_run_that_recomputes_is_the_run_that_keeps(image_folder, tmp_path, in_process):
