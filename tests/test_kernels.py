@@ -683,6 +683,21 @@ def test_draws_from_a_set_that_lacks_rows(temperature):
             torch.testing.assert_close(got, expected, rtol=error, atol=error)
 
 
+@pytest.mark.parametrize("masked", [False, True])
+def test_what_a_gpu_computes_without_looking_is_the_same(masked, monkeypatch):
+    q, k, queue, draws = problem(n=6, rows=40, hard=12, dtype=torch.float32)
+    k[:3] = queue[:3]  # positives that many rows beat, and such that none does
+    masks = {"ids": torch.arange(6), "queue_ids": torch.arange(40) % 3} if masked else {}
+    looks = run(q, k, queue, draws, "cpu", **masks)
+    monkeypatch.setattr(cpu, "_may_look", lambda x: False)
+    assert_same(looks, run(q, k, queue, draws, "cpu", **masks), tolerance=0)
+    assert len(set(looks[0].rank.tolist())) > 3
+    with monkeypatch.context() as patch:
+        patch.setattr(torch.Tensor, "__bool__", None)
+        cpu._rank(q @ queue.T, (q @ queue.T).topk(12).values, (q * k).sum(1, keepdim=True))
+        cpu._left_out((q @ queue.T).topk(12).values, draws)
+
+
 def test_hardest_rows_prefers_the_lower_row_and_lists_by_row():
     similarities = torch.tensor([[0.5, 0.9, 0.5, -torch.inf, 0.5], [-torch.inf, 0.1, -torch.inf, 0.2, -torch.inf]])
     rows, values = hardest_rows(similarities, 3)

@@ -122,9 +122,14 @@ def synthesize(q: Tensor, queue: Tensor, row_squares: Tensor | None, rows: Tenso
     return Synthetic(cosine, inverse, rows_a, rows_b, read, d)
 
 
+def _may_look(x: Tensor) -> bool:
+    """Whether to read a value that may save work. On a GPU the host would wait for all that the device has to do."""
+    return x.device.type == "cpu"
+
+
 def _left_out(s: Tensor, d: Draws) -> Tensor | None:
     """(n, S) which draws have a parent that is left out, from the hardest similarities (n, H); None for none."""
-    if bool(s.amin() > -torch.inf):
+    if _may_look(s) and bool(s.amin() > -torch.inf):
         return None
     absent = s == -torch.inf
     n_query, n_pair, n_sign, n_noise = d.counts
@@ -138,6 +143,8 @@ def _count_above(scores: Tensor, positive: Tensor) -> Tensor:
 
 def _rank(scores: Tensor, hardest: Tensor, positive: Tensor) -> Tensor:
     """``_count_above``, from the hardest scores (n, H) alone where the positive exceeds the least of them."""
+    if not _may_look(scores):
+        return _count_above(scores, positive)
     rank = _count_above(hardest, positive)
     beyond = ~(positive >= hardest.amin(1, keepdim=True)).squeeze(1)
     if bool(beyond.any()):
