@@ -118,7 +118,7 @@ def build_model(
     model.to(device).to(memory_format=model.layout)
     if args.compile:
         for encoder in encoders:
-            encoder.compile()
+            encoder.compile(mode=args.compile_mode)
     return model, words
 
 

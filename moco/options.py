@@ -544,6 +544,8 @@ def _add_step(p: _Parser) -> None:
         "where the device has it; the loss is always fp32)")  # fmt: skip
     add("--channels-last", action=switch, default=True, help="memory layout of convolutions (default: on)")
     add("--compile", action="store_true", help="torch.compile the two encoders")
+    add("--compile-mode", choices=("default", "reduce-overhead", "max-autotune"), default="default", help="torch's "
+        "modes; the last two replay the encoders as CUDA graphs (default: default)")  # fmt: skip
     add("--recompute", action="store_true", help="keep less of the forward pass for backward, for larger batches")
     add("--accum", default=1, type=int, metavar="A", help="batches a step: gradients are averaged over A batches, keys "
         "are enqueued after each, the key encoder moves once")  # fmt: skip
@@ -1065,6 +1067,8 @@ def _check_pretrain(args: argparse.Namespace) -> None:
     _at_least(args, 0, "keep", "max_bad_images", "max_restarts", "knn_every", "retrieval_every", "hard_start_epoch")
     _at_least(args, 0, "sigma", *SYNCO_COUNTS)
     _positive(args, "moco_t")
+    if args.compile_mode != "default" and not args.compile:
+        raise UserError(f"--compile-mode {args.compile_mode} says how to --compile; give both.")
     for name in ("steps", "bn_splits"):
         if getattr(args, name) is not None:
             _at_least(args, 1, name)

@@ -270,6 +270,18 @@ def test_views_are_shuffled_as_bytes(aug_device, image_folder, tmp_path, in_proc
     assert [(x.dtype, tuple(x.shape)) for x in sent] == [(torch.uint8, (8, 3, 16, 16)), (torch.float32, (8, 16))]
 
 
+def test_the_encoders_are_compiled_as_asked(image_folder, tmp_path, in_process, monkeypatch, capsys):
+    asked = []
+    monkeypatch.setattr(nn.Module, "compile", lambda module, **how: asked.append(how))
+    words = [*TINY, "--steps", 1, "--overwrite", "--save-dir", tmp_path, image_folder]
+    assert in_process(*words, "--compile", "--compile-mode", "reduce-overhead") == 0
+    assert in_process(*words, "--compile") == 0
+    assert asked == [{"mode": "reduce-overhead"}] * 2 + [{"mode": "default"}] * 2
+    with pytest.raises(SystemExit, match="2"):
+        in_process(*words, "--compile-mode", "reduce-overhead")
+    assert "says how to --compile; give both" in capsys.readouterr().err
+
+
 def test_a_run_that_recomputes_is_the_run_that_keeps(image_folder, tmp_path, in_process):
     for words in (["--save-dir", tmp_path / "keeps"], ["--save-dir", tmp_path / "recomputes", "--recompute"]):
         assert in_process(*TINY, "--steps", 2, *words, image_folder) == 0
