@@ -32,6 +32,7 @@ from main_pretrain import build_model, make_plan, view_settings
 from moco import data, distributed, engine, optimizers, options
 from moco.batch_family import BatchContrast
 from moco.builder import MoCo
+from moco.data.cache import fits
 from moco.encoder import strided_point
 from moco.kernels import Draws, contrastive_head, describe
 from moco.labelled_queue import LabelledMoCo
@@ -43,7 +44,9 @@ ON_DEVICE = "augmentation"  # the part of a step that finishes views there
 
 def worker(args: Namespace) -> int:
     """One process of a benchmark; returns its exit code."""
-    images = data.open_sources(args.dataset, args.data, download=args.download, channels=args.channels).pretrain
+    settings = {"download": args.download, "channels": args.channels, "cache": args.cache}
+    opening = functools.partial(data.open_sources, args.dataset, args.data, **settings)
+    images = distributed.first_on_node(opening, wait=bool(args.download or args.cache)).pretrain
     view = view_settings(args, images)
     labels = data.class_labels(images, args.method) if args.method == "supcon" else None
     args.seed = args.seed or 0
@@ -323,7 +326,7 @@ def settings_in_use(args: Namespace, images: data.Source, view: Namespace) -> di
         "cores": distributed.cores(), "amp": args.amp != "off", "channels_last": args.channels_last,
         "compile": args.compile, "queue": args.queue, "exact_head": args.method in options.QUEUE_METHODS
         and describe(args.head_impl, args.head_precision, device).endswith("fp32"),
-        "fast_decode": args.decode == "exact" and fast and _is_jpeg(images),
+        "cache": not args.cache and fits(images), "fast_decode": args.decode == "exact" and fast and _is_jpeg(images),
     }  # fmt: skip
 
 
@@ -373,6 +376,8 @@ def _loader_advice(part: str, settings: dict) -> str:
         return f"try -j {settings['cores']} (now {settings['workers']})."
     if part == "augment" and settings["gpu"]:
         return "try --aug-device gpu, which finishes the views there."
+    if part.startswith("decode") and settings["cache"]:
+        return "try --cache DIR, which keeps the decoded images in a file."
     if part != "augment" and settings["fast_decode"]:
         return "try --decode fast."
     return f"all {settings['cores']} cores load already; store the images smaller, or train on a machine with more."

@@ -3,6 +3,7 @@
 import functools
 import math
 import re
+import time
 from argparse import Namespace
 
 import numpy as np
@@ -13,6 +14,7 @@ from PIL import Image
 
 from moco import bench, options
 from moco.bench import table, verdict
+from moco.data.decode import decode
 
 QUICK = ["--bench-steps", "2", "--bench-images", "4", "--bench-seconds", "0.05"]
 STEP = {"q forward", "q backward", "k forward", "shuffle", "head", "optimizer", "EMA", "enqueue", "transfer", "other"}
@@ -177,7 +179,7 @@ def test_two_processes_print_once(image_folder, start):
 
 
 USED = {"gpu": True, "workers": 2, "cores": 16, "amp": True, "channels_last": True, "compile": False,
-        "exact_head": True, "queue": True, "fast_decode": False}  # fmt: skip
+        "exact_head": True, "queue": True, "fast_decode": False, "cache": False}  # fmt: skip
 
 
 def parts(**seconds: float) -> dict[str, float]:
@@ -216,8 +218,25 @@ def test_advice_about_the_loader_and_the_bottleneck():
     assert loader == "In the loader the most goes to augment: try --aug-device gpu, which finishes the views there."
     (loader,) = verdict({**loads, "decode": 0.1}, {}, 64, {**USED, "workers": 16, "fast_decode": True})
     assert loader == "In the loader the most goes to decode: try --decode fast."
+    (loader,) = verdict({**loads, "decode": 0.1}, {}, 64, {**USED, "workers": 16, "fast_decode": True, "cache": True})
+    assert loader == "In the loader the most goes to decode: try --cache DIR, which keeps the decoded images in a file."
     (loader,) = verdict({**loads, "decode": 0.1}, {}, 64, {**USED, "workers": 16})
     assert "all 16 cores load already" in loader
+
+
+def test_a_cache_is_advised_where_it_would_help(image_folder, tmp_path, measured, monkeypatch):
+    monkeypatch.setattr("moco.bench.distributed.cores", lambda: 0)  # all of them load already
+    monkeypatch.setattr("moco.data.sources.decode", functools.partial(slowly, decode))
+    words = [image_folder, *TINY, *QUICK]
+    assert "the most goes to decode: try --cache DIR" in measured("data", *words)
+    assert "--cache" not in measured("data", *words, "--cache", tmp_path / "kept")
+    monkeypatch.setattr("moco.data.cache.LIMIT", 10_000)
+    assert "--cache" not in measured("data", *words)
+
+
+def slowly(function, *arguments):
+    time.sleep(0.01)
+    return function(*arguments)
 
 
 def test_a_table():

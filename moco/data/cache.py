@@ -141,17 +141,27 @@ def _removed_on_failure(path: str) -> Iterator[None]:
 
 
 def _check_size(source: Source) -> None:
-    sizes = []
-    for index in np.linspace(0, len(source) - 1, min(LOOKED_AT, len(source))).astype(int).tolist():
-        with contextlib.suppress(BadImageError):
-            width, height = source.load(index).size
-            sizes.append(width * height * source.channels)
-    expected = float(np.mean(sizes)) * len(source) if sizes else 0.0
+    expected = _decoded_bytes(source)
     if expected > LIMIT:
         raise UserError(
             f"--cache is for small images, and those of {source.name} are about {expected / 1e9:.0f} GB decoded, above "
             f"{LIMIT / 1e9:.0f} GB: leave it out, or store the images smaller"
         )
+
+
+def fits(source: Source) -> bool:
+    """Whether a cache would save decoding and may be made: the images are in files and not too many."""
+    return bool(source.files()) and _decoded_bytes(source) <= LIMIT
+
+
+def _decoded_bytes(source: Source) -> float:
+    """About how many bytes the decoded images are together, from a few of them."""
+    sizes = []
+    for index in np.linspace(0, len(source) - 1, min(LOOKED_AT, len(source))).astype(int).tolist():
+        with contextlib.suppress(BadImageError):
+            width, height = source.load(index).size
+            sizes.append(width * height * source.channels)
+    return float(np.mean(sizes)) * len(source) if sizes else 0.0
 
 
 def _write(source: Source, file: Any, digest: bytes) -> int:
