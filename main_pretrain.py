@@ -45,8 +45,9 @@ def worker(args: Namespace) -> int:
     )
     workers = distributed.share_of_cores(args.workers)
     batches = data.two_views(
-        images, view.preset, view.size, seed, sampler, workers, args.aug_device, args.decode, distributed.device()
-    )
+        images, view.preset, view.size, seed, sampler, workers, args.aug_device, args.decode, distributed.device(),
+        args.views,
+    )  # fmt: skip
 
     # model
     model, words = build_model(args, view, seed, len(images), batch // distributed.world_size(), labels)

@@ -2,7 +2,7 @@
 
 The same step as :class:`moco.builder.MoCo` for the training loop: one ``forward``, nothing to enqueue, no key encoder.
 
-Legend: N images of this process, C feature width, h x w pixels, A anchors, M candidates.
+Legend: N images of this process, V views an image, C feature width, h x w pixels, A anchors, M candidates.
 """
 
 from __future__ import annotations
@@ -85,17 +85,21 @@ class BatchContrast(nn.Module):
         self.register_buffer("mean", torch.tensor(mean), persistent=False)
         self.register_buffer("std", torch.tensor(std), persistent=False)
 
-    def forward(self, im_q: Tensor, im_k: Tensor, ids: Tensor, epoch: int = 0, draw: int = 0) -> Output:
+    def forward(
+        self, im_q: Tensor, im_k: Tensor, ids: Tensor, epoch: int = 0, draw: int = 0, more: Tensor | None = None
+    ) -> Output:
         """The loss of one batch: its mean over the processes is that of one process with all images.
 
         Args:
             im_q, im_k: (N, channels, h, w) two views, uint8 or already normalised floats.
             ids: (N,) int64, which image each row is.
             epoch, draw: not used; the step of the methods with a queue needs them.
+            more: (N, V - 2, channels, h, w) the other views, where there are more than two.
         """
         with self.part("q forward"):
-            views = torch.cat([self.prepare(im_q), self.prepare(im_k)])  # one forward: BatchNorm sees both views
-            z = self.encoder_q(views).float().unflatten(0, (2, -1)).transpose(0, 1)  # (N, 2, C)
+            views = [im_q, im_k, *(() if more is None else more.unbind(1))]  # V of (N, channels, h, w)
+            rows = torch.cat([self.prepare(view) for view in views])  # one forward: BatchNorm sees all views
+            z = self.encoder_q(rows).float().unflatten(0, (len(views), -1)).transpose(0, 1)  # (N, V, C)
         with self.part("head"):
             groups = ids if self.labels is None else self.labels[ids]
             pairs = compare(

@@ -29,6 +29,7 @@ from moco.knn import alignment, summary, uniformity
 from moco.meters import Parts, RunLog, Stopwatch
 from moco.schedule import learning_rate
 
+IMAGES = ("q", "k", "more", "index")  # of a batch, what goes to the device; more: only where views are more than two
 LOOK_STEPS = 10  # the host never runs further ahead: a signal is answered after so many steps at most
 Output = builder.Output | batch_family.Output
 
@@ -260,11 +261,12 @@ class Trainer:
         restore, outputs, ids = None, [], []
         for number, batch in enumerate(islice(self._timed(batches), accum)):
             with part("transfer"):
-                im_q, im_k, index = (batch[name].to(self.device, non_blocking=True) for name in ("q", "k", "index"))
+                images = {n: batch[n].to(self.device, non_blocking=True) for n in IMAGES if n in batch}
+            index = images["index"]
             if restore is None:
                 views = 2 if self.model.symmetric else 1
                 restore = self.model.snapshot(views * accum * len(index) * distributed.world_size())
-            outputs.append(self._forward_backward(im_q, im_k, index, hold=number < accum - 1))
+            outputs.append(self._forward_backward(images, hold=number < accum - 1))
             ids.append(index)
             with part("enqueue"):
                 self.model.enqueue(outputs[-1].keys, index)  # a batch sees the keys of the one before it
@@ -291,13 +293,15 @@ class Trainer:
                 self.log.line(f"unreadable image replaced by another: {name}")
             yield batch
 
-    def _forward_backward(self, im_q: Tensor, im_k: Tensor, ids: Tensor, hold: bool) -> Output:
+    def _forward_backward(self, images: dict[str, Tensor], hold: bool) -> Output:
         at = self.progress
+        im_q, im_k, ids = images["q"], images["k"], images["index"]
+        more = [images["more"]] if "more" in images else []  # the methods with a queue know of none
         seeding.seed_step(at.seed, at.draw, distributed.rank())
         amp = torch.autocast(self.device.type, self.plan.amp, enabled=self.plan.amp is not None)
         with distributed.hold_gradients(self.wrapped, hold):
             with amp:
-                output = self.wrapped(im_q, im_k, ids, at.epoch, at.draw)
+                output = self.wrapped(im_q, im_k, ids, at.epoch, at.draw, *more)
             with self.parts("q backward"):
                 self.scaler.scale(output.loss / self.plan.accum).backward()
         at.draw += 1
@@ -467,7 +471,7 @@ def ahead(batches: Iterator[dict], device: torch.device) -> Iterator[dict]:
     def copied() -> dict | None:
         with torch.cuda.stream(side):
             batch = next(batches, None)
-            moved = {n: batch[n].to(device, non_blocking=True) for n in ("q", "k", "index")} if batch else {}
+            moved = {n: batch[n].to(device, non_blocking=True) for n in IMAGES if n in batch} if batch else {}
         return {**batch, **moved} if batch else None
 
     following = copied()
@@ -475,8 +479,8 @@ def ahead(batches: Iterator[dict], device: torch.device) -> Iterator[dict]:
         batch = following
         here = torch.cuda.current_stream(device)
         here.wait_stream(side)
-        for name in ("q", "k", "index"):  # the allocator must not hand their memory to the side stream too early
-            batch[name].record_stream(here)
+        for name in (n for n in IMAGES if n in batch):
+            batch[name].record_stream(here)  # the allocator must not hand their memory to the side stream too early
         following = copied()
         yield batch
 

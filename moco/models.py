@@ -1,6 +1,6 @@
 """From the choices of a run to its model: with a queue (MoCo, MoCHi, SynCo, SupCon), or by its batch alone.
 
-Legend: C feature width, K queue rows, T temperature, n images of the data set.
+Legend: C feature width, K queue rows, T temperature, n images of the data set, V views an image.
 """
 
 from __future__ import annotations
@@ -86,6 +86,7 @@ def in_batch(
     sync_bn: bool,
     images: int,
     seed: int,
+    views: int = 2,
     **others: Any,
 ) -> tuple[BatchContrast, str]:
     """The model of a method without a queue, and a line for the log.
@@ -96,14 +97,18 @@ def in_batch(
         base_temperature: by which the loss is multiplied, T / base_temperature; already among ``settings``.
         sync_bn: BatchNorm over the batch of all processes.
         images, seed: not used, nothing here is drawn.
+        views: V.
         others: as :class:`moco.batch_family.BatchContrast`'s.
     """
-    candidates = 2 * batch * distributed.world_size() - 1
+    candidates = views * batch * distributed.world_size() - 1
+    # what stands in an anchor's denominator: all others; the negatives; the negatives and one positive
+    terms = candidates - {"dcl": views - 1, "hcl": views - 2}.get(method, 0)
     scale = T / base_temperature if base_temperature else 1.0
-    chance = scale * math.log(max(candidates - (method == "dcl"), 2))
+    chance = scale * math.log(max(terms, 2))
     norm = "no BatchNorm in the encoder"
     if has_batchnorm(encoder):
-        norm = f"BatchNorm over both views of {'all processes' if sync_bn else 'this process'}"
+        which = "both views" if views == 2 else f"all {views} views"
+        norm = f"BatchNorm over {which} of {'all processes' if sync_bn else 'this process'}"
     if sync_bn:
         encoder = sync_batchnorm(encoder)
     model = BatchContrast(encoder, BATCH_METHODS[method].loss(**settings), T=T, chance=chance, labels=labels, **others)

@@ -492,6 +492,8 @@ def _add_batch(p: _Parser) -> None:
     add("--base-temperature", default=None, type=float, metavar="T0", help="multiply the loss by T / T0 (default: 0.07 "
         "for simclr and supcon without a queue, as SupContrast does; others: not multiplied)")  # fmt: skip
     add("--contrast-mode", choices=("all", "one"), default="all", help="anchors: all views, or the first of each image")
+    add("--views", default=2, type=int, metavar="V", help="random views an image, for the methods without a queue "
+        "(default: 2)")  # fmt: skip
     add("--beta", default=1.0, type=float, metavar="B", help="hcl: how much harder negatives weigh more (default: 1)")
     add("--tau-plus", default=0.1, type=float, metavar="X", help="hcl: share of negatives that are positives (0.1)")
     add("--estimator", choices=("hard", "easy"), default="hard", help="hcl: easy weighs all negatives alike")
@@ -856,6 +858,7 @@ def _check_family(args: argparse.Namespace, typed: set[str]) -> None:
         raise UserError(f"--method {args.method} does not use {alone[0]}; leave one of them out.")
     if args.contrast_mode == "one" and args.queue:
         raise UserError("--contrast-mode one is for the methods without a queue, where a query is one view anyway.")
+    _check_views(args)
     _at_least(args, 0, "beta", "warm_from")
     _at_least(args, 1, "warm_epochs")
     if args.warm and (args.steps or args.warm_epochs >= args.epochs):
@@ -866,6 +869,12 @@ def _check_family(args: argparse.Namespace, typed: set[str]) -> None:
         raise UserError(f"--tau-plus is a share from 0 to below 1, not {args.tau_plus:g}.")
     if args.base_temperature is not None:
         _positive(args, "base_temperature")
+
+
+def _check_views(args: argparse.Namespace) -> None:
+    _at_least(args, 2, "views")
+    if args.views > 2 and args.queue:
+        raise UserError("--views is for the methods without a queue; with one, an image gives a query and a key.")
 
 
 def method_settings(args: argparse.Namespace) -> dict[str, Any]:
@@ -889,7 +898,7 @@ def model_settings(args: argparse.Namespace) -> dict[str, Any]:
         same += ("shuffle_bn", "mask_same_image", "head_impl", "head_precision")
         more = {"C": args.moco_dim, "K": args.moco_k, "m": args.moco_m}
     else:
-        same += ("method", "sync_bn", "contrast_mode")
+        same += ("method", "sync_bn", "contrast_mode", "views")
         more = {}
     return {name: getattr(args, name) for name in same} | more | {"T": args.moco_t, "settings": method_settings(args)}
 

@@ -102,8 +102,8 @@ def test_sync_batchnorm_in_one_process_is_batchnorm():
 @pytest.mark.parametrize(
     "words",
     [["--method", "supcon", "--syncBN"], ["--method", "hcl", "--syncBN", "--contrast-mode", "one"],
-     ["--method", "supcon", "--moco-k", 20]],
-    ids=["supcon", "hcl, one anchor", "supcon with a queue"],
+     ["--method", "simclr", "--syncBN", "--views", 3], ["--method", "supcon", "--moco-k", 20]],
+    ids=["supcon", "hcl, one anchor", "simclr, three views", "supcon with a queue"],
 )  # fmt: skip
 def test_two_processes_compute_what_one_does(words, image_folder, tmp_path, start):
     """In loss, gradient and updated weights: the gather has a backward and BatchNorm one batch."""

@@ -172,7 +172,7 @@ def make_loader(dataset: Dataset, sampler: EpochSampler, workers: int = 0, pin_m
 
 
 class Finishing:
-    """Batches of a loader over ``TwoViews(crop_only=True)``, their views finished on ``device``.
+    """Batches of a loader over ``TwoViews(crop_only=True)``, their views, also more than two, finished on ``device``.
 
     order: the preset's operations. The numbers are those that the workers would have computed.
     """
@@ -184,9 +184,11 @@ class Finishing:
 
     def __iter__(self) -> Iterator[dict[str, torch.Tensor]]:
         for batch in self.loader:
-            for name in ("q", "k"):
-                views = batch[name].to(self.device, non_blocking=True)
-                batch[name] = finish(views, batch.pop(f"{name}_params"), self.order)
+            for name in (n for n in ("q", "k", "more") if n in batch):
+                views = batch[name].to(self.device, non_blocking=True)  # (N, C, h, w); more: (N, V - 2, C, h, w)
+                table = batch.pop(f"{name}_params")
+                finished = finish(views.flatten(0, -4), table.flatten(0, -2), self.order)
+                batch[name] = finished.view(views.shape)
             yield batch
 
 
@@ -200,14 +202,15 @@ def two_views(
     aug_device: str,
     decode: str,
     device: torch.device,
+    views: int = 2,
 ) -> Loader | Finishing:
     """Batches of :class:`moco.data.TwoViews`; ``aug_device`` says who makes a view after its crop.
 
     "cpu": the workers. "gpu": ``device``, whatever it is; the numbers are the same. "auto": the workers, until the
-    other way has run on a GPU. decode: "exact" or "fast", see TwoViews.
+    other way has run on a GPU. decode: "exact" or "fast", see TwoViews. views: V of each image.
     """
     on_device = aug_device == "gpu"
-    dataset = TwoViews(source, preset, size, seed, crop_only=on_device, fast=decode == "fast")
+    dataset = TwoViews(source, preset, size, seed, crop_only=on_device, fast=decode == "fast", views=views)
     loader = make_loader(dataset, sampler.in_shards(source.starts), workers, pin_memory=True)
     return Finishing(loader, preset.order, device) if on_device else loader
 

@@ -3,7 +3,7 @@
 An item's key is (epoch, index), and its randomness a function of (seed, epoch, index, view): what a step sees depends
 neither on the number of workers nor on what was loaded before.
 
-Legend: C channels, s side of a view in pixels.
+Legend: C channels, s side of a view in pixels, P parameters of a view, V views an image.
 """
 
 from __future__ import annotations
@@ -89,12 +89,13 @@ class _Images(Dataset):
 
 
 class TwoViews(_Images):
-    """Two random views of each image of ``source``; the image is decoded once.
+    """Two random views of each image of ``source``, or V of them; the image is decoded once.
 
     Item (epoch, index) is a dict: q, k (C, s, s) uint8; index, the image really used; bad, -1 or the index of the
-    unreadable image that was replaced (its views keep the randomness of the place they fill).
-    With ``crop_only`` q and k are only cropped, and q_params, k_params (P,) say what is to be done to them; the loader
-    goes into :class:`moco.data.Finishing`.
+    unreadable image that was replaced (its views keep the randomness of the place they fill). With V above 2 also more,
+    (V - 2, C, s, s): the others change nothing about the first two.
+    With ``crop_only`` views are only cropped, and q_params, k_params (P,), more_params (V - 2, P) say what is to be
+    done to them; the loader goes into :class:`moco.data.Finishing`.
     ``fast``, for files of colour JPEG: decoded only as finely as the crops need, cropped by torchvision's operation on
     tensors. A value of a crop differs by at most two levels from PIL's, where the file is not shrunk.
     """
@@ -108,20 +109,22 @@ class TwoViews(_Images):
         max_tries: int = MAX_TRIES,
         crop_only: bool = False,
         fast: bool = False,
+        views: int = 2,
     ) -> None:
         super().__init__(source, size, seed, max_tries)
         self.preset = preset
         self.crop_only = crop_only
+        self.views = views
         self.before, self.after = split_order(preset.order)
         if not crop_only and size < TENSORS_FROM:
             self.before, self.after = preset.order, ()
         self.fast = fast and self.before == ("crop",) and source.channels == 3
 
     def _cropped(self, epoch: int, index: int, other: int) -> tuple[list[ViewParams], list[torch.Tensor]]:
-        """The two views' parameters and crops (C, s, s) from image ``other``, in the place of ``index``."""
+        """The V views' parameters and crops (C, s, s) from image ``other``, in the place of ``index``."""
 
         def params_for(size: tuple[int, int]) -> list[ViewParams]:
-            return [self.drawn(size, self.preset, "view", epoch, index, view) for view in (0, 1)]
+            return [self.drawn(size, self.preset, "view", epoch, index, view) for view in range(self.views)]
 
         data = self.source.read(other) if self.fast else None
         size = colour_jpeg_size(data) if data else None
@@ -129,14 +132,21 @@ class TwoViews(_Images):
             image = self.source.load(other)
             views = params_for(image.size)
             return views, [apply(image, view._replace(order=self.before), self.size) for view in views]
-        views = params_for(size)
-        shrink = shrink_for([view.box for view in views], self.size)
-        name = self.source.name_of(other)
-        if shrink > 1:
-            image = reading(name, lambda: decode_bytes(data, 3, shrink))
-            return views, [crop_shrunk(image, view.box, shrink, self.size) for view in views]
-        pixels = reading(name, lambda: decode_colour_jpeg(data))
-        return views, [crop_tensor(pixels, view.box, self.size) for view in views]
+        views, name = params_for(size), self.source.name_of(other)
+
+        @functools.cache
+        def decoded(shrink: int) -> Any:
+            return reading(name, lambda: decode_bytes(data, 3, shrink) if shrink > 1 else decode_colour_jpeg(data))
+
+        crops = []
+        for some in filter(None, (views[:2], views[2:])):  # how finely the first two are decoded is theirs to say
+            shrink = shrink_for([view.box for view in some], self.size)
+            for view in some:
+                if shrink > 1:
+                    crops.append(crop_shrunk(decoded(shrink), view.box, shrink, self.size))
+                else:
+                    crops.append(crop_tensor(decoded(1), view.box, self.size))
+        return views, crops
 
     def __getitem__(self, key: Key) -> dict[str, Any]:
         epoch, index = key
@@ -145,10 +155,16 @@ class TwoViews(_Images):
         rows = [pack(view.jitter, view.grey, view.blur, view.flip) for view in views]
         item: dict[str, Any] = {"index": used, "bad": bad}
         if self.crop_only:
-            return {**item, "q": crops[0], "k": crops[1], "q_params": rows[0], "k_params": rows[1]}
+            return {**item, **_by_name(crops), **_by_name(rows, "_params")}
         if self.after:
             crops = [finish(crop[None], row[None], self.after)[0] for crop, row in zip(crops, rows, strict=True)]
-        return {**item, "q": crops[0], "k": crops[1]}
+        return {**item, **_by_name(crops)}
+
+
+def _by_name(views: list[torch.Tensor], ending: str = "") -> dict[str, torch.Tensor]:
+    q, k, *more = views
+    named = {"q": q, "k": k, **({"more": torch.stack(more)} if more else {})}
+    return {name + ending: value for name, value in named.items()}
 
 
 class Labelled(_Images):
