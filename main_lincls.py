@@ -61,9 +61,7 @@ def worker(args: Namespace) -> int:
     # optimizer
     mode = measure or ("lr_find" if args.lr_find else "evaluate" if args.evaluate else "lincls")
     lrs = args.lrs if mode == "lincls" else probe_file.rates_of(state) or args.lrs
-    heads = probe.make_heads(
-        model, lrs, momentum=args.momentum, weight_decay=args.weight_decay, smoothing=args.label_smoothing
-    )
+    heads = probe.make_heads(model, lrs, **options.head_settings(args))
     start = args.start_epoch
     if state and path:
         start = probe_file.load(model, heads, state, path, args.arch, weights)
@@ -100,7 +98,7 @@ def worker(args: Namespace) -> int:
         if not epochs:
             probe.validate(heads, held_out, details)
         for epoch in epochs:
-            probe.set_rates(heads, epoch, args.epochs, args.schedule)
+            probe.set_rates(heads, epoch, args.epochs, args.schedule, **options.schedule_shape(args))
             probe.train_epoch(heads, training, epoch, log, args.print_freq)
             probe.validate(heads, held_out, details and epoch == epochs[-1])
             model.check_frozen(frozen, origin)

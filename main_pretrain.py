@@ -54,7 +54,7 @@ def worker(args: Namespace) -> int:
 
     # optimizer: over all parameters and in their order, as upstream's, so that its checkpoints resume here
     optimizer = optimizers.build_optimizer(
-        args.opt, model.parameters(), args.lr, args.momentum, args.weight_decay, args.clip_grad
+        args.opt, model.parameters(), args.lr, args.momentum, args.weight_decay, args.clip_grad, args.opt_betas
     )
     on_cpu = distributed.device().type == "cpu"
     broken = strided_point(model.encoder_q, view.channels, view.size) if on_cpu else ""

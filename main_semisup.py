@@ -70,7 +70,9 @@ def worker(args: Namespace) -> int:
 
     # optimizer
     groups = model.groups(args.lr_classifier, args.lr_backbone, args.weight_decay, args.layer_decay)
-    optimizer = build_optimizer(args.opt, groups, args.lr_classifier, args.momentum, args.weight_decay, args.clip_grad)
+    optimizer = build_optimizer(
+        args.opt, groups, args.lr_classifier, args.momentum, args.weight_decay, args.clip_grad, args.opt_betas
+    )
     objective = Objective(args.loss, classes, **options.objective_settings(args))
     scaler = torch.amp.GradScaler(distributed.device().type, enabled=amp is torch.float16)
     batch = args.batch_size * distributed.nodes()

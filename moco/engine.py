@@ -27,6 +27,7 @@ from moco.data import BadImages, EpochSampler, Source
 from moco.errors import SIGTERM_EXIT, TrainingError, UserError
 from moco.knn import alignment, summary, uniformity
 from moco.meters import Parts, RunLog, Stopwatch
+from moco.optimizers import Plateau
 from moco.schedule import learning_rate
 
 IMAGES = ("q", "k", "more", "index")  # of a batch, what goes to the device; more: only where views are more than two
@@ -46,6 +47,8 @@ class Progress:
     ema_due: bool = True  # the key encoder has not yet followed the last optimizer step
     bad_steps: int = 0  # non-finite steps in a row
     bad_images: dict = field(default_factory=lambda: {"seen": []})
+    plateau: dict = field(default_factory=dict)  # of the Plateau, where there is one
+    losses: list = field(default_factory=list)  # a process each: [sum, count] of the epoch that is running, for it
 
     @classmethod
     def resumed(cls, entries: dict, fresh: Progress, batches: dict[str, int], plan: Plan) -> Progress:
@@ -97,6 +100,10 @@ class Plan:
     print_freq: int = 10
     max_bad_steps: int = 5
     check_every: int = 1000
+    decay: float = 0.1  # of the rate at a milestone
+    min_lr: float = 0.0  # that the cosine ends at, and below which a plateau brings no rate
+    patience: int | None = None  # epochs without a lower loss after which the rate drops
+    changes: tuple[int, ...] = ()  # epochs from which the loss is another: what it was before says nothing about it
 
     def lr_at(self, epoch: int, step: int) -> float:
         """The learning rate of a step."""
@@ -108,7 +115,8 @@ class Plan:
 
     def _scheduled(self, epoch: int, step: int) -> float:
         progress, total = (step, self.total_steps) if self.by_step else (epoch, self.epochs)
-        return learning_rate(self.lr, progress, total, cosine=self.cosine, milestones=self.milestones)
+        shape = {"cosine": self.cosine, "milestones": self.milestones, "decay": self.decay, "floor": self.min_lr}
+        return learning_rate(self.lr, progress, total, **shape)
 
     def steps_left(self, at: Progress) -> int:
         """Steps until the run ends. Epochs are counted in epochs: a resumed run may have longer or shorter ones."""
@@ -193,6 +201,11 @@ class Trainer:
         self.bad_images = BadImages(self.max_bad_images)
         self.bad_images.load_state_dict(self.progress.bad_images)
         self.parameters = [p for p in self.model.parameters() if p.requires_grad]
+        self.plateau = Plateau(self.plan.patience, self.plan.min_lr / self.plan.lr, falling=True)
+        self.plateau.load_state_dict(self.progress.plateau)
+        rows, rank = self.progress.losses, distributed.rank()
+        row = rows[rank] if rank < len(rows) else [0.0, 0.0]
+        self.losses = torch.tensor(row, dtype=torch.float64, device=self.device)  # (2,) sum and count in this epoch
         let_the_device_decide(self.optimizer)
 
     # ------------------------------------------------------------------------------------------------ an epoch
@@ -227,7 +240,24 @@ class Trainer:
         self.look()
         self.log.line(f"epoch {at.epoch}, where the time of a step goes: {self.parts.words()}")
         if at.batch // accum >= self.plan.steps_per_epoch:
+            self._follow_plateau()
             at.epoch, at.batch = at.epoch + 1, 0
+
+    def _follow_plateau(self) -> None:
+        """Where the plan has a plateau: judge the mean loss of the epoch that has ended."""
+        at, plan = self.progress, self.plan
+        if plan.patience is None:
+            return
+        if at.epoch in plan.changes:
+            self.plateau.forget()
+        total, count = distributed.mean_over_ranks(self.losses).tolist()
+        self.losses.zero_()
+        before = self.plateau.factor
+        if count:
+            self.plateau.note(total / count)
+        if self.plateau.factor < before:
+            words = f"the mean loss, now {total / count:.4f}, has not fallen for more than {plan.patience} epochs"
+            self.log.line(f"epoch {at.epoch}: {words}; the rate drops to {plan.lr * self.plateau.factor:.4g}")
 
     def _after_step(self) -> None:
         at = self.progress
@@ -253,7 +283,7 @@ class Trainer:
 
     def _step(self, batches: Iterator[dict]) -> None:
         at, accum, part = self.progress, self.plan.accum, self.parts
-        lr = self.plan.lr_at(at.epoch, at.step)
+        lr = self.plan.lr_at(at.epoch, at.step) * self.plateau.factor
         for group in self.optimizer.param_groups:
             group["lr"] = lr
         with part("EMA"):
@@ -331,6 +361,8 @@ class Trainer:
         for output in outputs:
             values = [getattr(output, name).detach() for name in self.model.STATS]
             self.sums += torch.where(self.good, torch.stack([*values, norm, self.good.float()]), 0.0)
+            if self.plan.patience is not None:
+                self.losses += torch.where(self.good, torch.stack([values[0], self.good.float()]), 0.0)
 
     def look(self) -> None:
         """Read what became of the steps since the last look: the only place where the host waits for the device."""
@@ -438,6 +470,9 @@ class Trainer:
         """Write this state from the main process; the others wait, so that none runs ahead of a failed write."""
         self.look()
         self.progress.bad_images = self.bad_images.state_dict()
+        self.progress.plateau = self.plateau.state_dict()
+        if self.plan.patience is not None:
+            self.progress.losses = distributed.gather_keys(self.losses[None]).tolist()
         if distributed.is_main():
             run = {**self.progress.entries(), "batches": batch_shape(self.sampler, self.plan.accum)}
             state = checkpoint.pack(self.model, self.optimizer, self.scaler, arch, self.progress.epoch, run)

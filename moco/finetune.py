@@ -300,7 +300,7 @@ class Plan:
 
     warmup: epochs in which rates rise from 0. update_freq: batches a step. patience: epochs
     without a better accuracy after which rates drop, in place of the cosine. keep_every: epochs between checkpoints
-    that are kept, 0 for none.
+    that are kept, 0 for none. min_lr: the lowest value of the highest rate; the others keep their ratio to it.
     """
 
     epochs: int
@@ -309,6 +309,7 @@ class Plan:
     update_freq: int = 1
     patience: int | None = None
     keep_every: int = 0
+    min_lr: float = 0.0
 
 
 @dataclass
@@ -329,7 +330,8 @@ class Tuner:
     def __post_init__(self) -> None:
         self.base_lrs = [group["lr"] for group in self.optimizer.param_groups]
         self.parameters = [p for p in self.model.parameters() if p.requires_grad]
-        self.plateau = Plateau(self.plan.patience)
+        self.lowest = self.plan.min_lr / max(self.base_lrs)  # share of each rate
+        self.plateau = Plateau(self.plan.patience, self.lowest)
         self.acc1 = 0.0  # of the last epoch that was evaluated
 
     @property
@@ -370,7 +372,8 @@ class Tuner:
         at, plan = self.progress, self.plan
         done = at.epoch + at.batch / steps if plan.warmup else at.epoch
         past = max(0.0, done - plan.warmup)
-        share = learning_rate(1.0, past, plan.epochs - plan.warmup, cosine=plan.patience is None, milestones=[])
+        cosine = plan.patience is None
+        share = learning_rate(1.0, past, plan.epochs - plan.warmup, cosine=cosine, milestones=[], floor=self.lowest)
         factor = warm_up(done, plan.warmup) * self.plateau.factor
         for group, base in zip(self.optimizer.param_groups, self.base_lrs, strict=True):
             group["lr"] = base * share * factor

@@ -11,23 +11,38 @@ from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
 from moco.errors import UserError
 
+# What versions of torch and schedulers add to a group; it does not say which optimizer it is.
+_OF_ANY = {
+    "params", "param_names", "initial_lr", "foreach", "fused", "maximize", "differentiable", "capturable",
+    "decoupled_weight_decay",
+}  # fmt: skip
+
 
 def build_optimizer(
-    name: str, groups: Any, lr: float, momentum: float, weight_decay: float, clip: float | None = None
+    name: str,
+    groups: Any,
+    lr: float,
+    momentum: float,
+    weight_decay: float,
+    clip: float | None = None,
+    betas: list[float] | None = None,
 ) -> torch.optim.Optimizer:
     """``sgd`` is torch's, as upstream's; every other name is timm's: adamw, lars, lookahead_adamw, lamb and the like.
 
     Args:
         groups: parameters, or dictionaries with ``params`` and optionally ``lr`` and ``weight_decay``.
         lr, weight_decay: of groups without their own.
-        momentum: of optimizers that have one; the others' betas are timm's (AdamW: .9, .999).
+        momentum: of optimizers that have one.
         clip: largest norm of the gradient; a gradient that is not finite is left as it is.
+        betas: of the others; None for timm's (AdamW: .9, .999).
 
     Raises:
-        UserError: no such optimizer.
+        UserError: no such optimizer, or not one with so many betas.
+        ValueError: later, when the state of another optimizer is loaded into it.
     """
-    optimizer = _named(name, list(groups), lr, momentum, weight_decay)
+    optimizer = _named(name, list(groups), lr, momentum, weight_decay, betas)
     inner = _inner(optimizer)
+    inner.register_load_state_dict_pre_hook(_check_state)
     if inner is not optimizer:
         # a fused step can be called off from the device, but only the optimizer that is asked hears of it
         optimizer.defaults = {name: value for name, value in optimizer.defaults.items() if name != "fused"}
@@ -41,14 +56,25 @@ def _inner(optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:
     return getattr(optimizer, "_base_optimizer", optimizer)
 
 
+def _check_state(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
+    """torch loads the state of any optimizer with as many parameters, and fails at the next step."""
+    both = (optimizer.param_groups, state["param_groups"])
+    own, found = ({name for group in groups for name in group} for groups in both)
+    if (own ^ found) - _OF_ANY:
+        raise ValueError("it was written with another --opt; give that one")
+
+
 def _clip(optimizer: torch.optim.Optimizer, limit: float) -> None:
     trained = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
     norm = get_total_norm([p.grad for p in trained])
     clip_grads_with_norm_(trained, limit, torch.nan_to_num(norm, nan=0.0, posinf=0.0))
 
 
-def _named(name: str, groups: list[Any], lr: float, momentum: float, weight_decay: float) -> torch.optim.Optimizer:
+def _named(
+    name: str, groups: list[Any], lr: float, momentum: float, weight_decay: float, betas: list[float] | None
+) -> torch.optim.Optimizer:
     if name == "sgd":
+        _check_betas(name, betas, 0)
         return torch.optim.SGD(groups, lr, momentum=momentum, weight_decay=weight_decay)
     import timm.optim
 
@@ -57,7 +83,16 @@ def _named(name: str, groups: list[Any], lr: float, momentum: float, weight_deca
     if name.removeprefix("lookahead_") not in known:
         close = ", ".join(difflib.get_close_matches(name, known, 3)) or "sgd, adamw, lars"
         raise UserError(f"--opt {name}: timm has no optimizer of this name; close ones: {close}; or lookahead_NAME.")
-    return library.create_optimizer_v2(groups, name, lr=lr, momentum=momentum, weight_decay=weight_decay)
+    info = library.get_optimizer_info(name.removeprefix("lookahead_"))
+    _check_betas(name, betas, info.num_betas if info.has_betas else 0)
+    more = {} if betas is None else {"betas": tuple(betas)}
+    return library.create_optimizer_v2(groups, name, lr=lr, momentum=momentum, weight_decay=weight_decay, **more)
+
+
+def _check_betas(name: str, betas: list[float] | None, count: int) -> None:
+    if betas is not None and len(betas) != count:
+        has = f"has {count}" if count else "has none"
+        raise UserError(f"--opt-betas gives {len(betas)} numbers and --opt {name} {has}; adamw has 2.")
 
 
 def layer_groups(
@@ -134,13 +169,19 @@ class Plateau:
     """A factor on the learning rate that drops 10x whenever a score has not risen for more than ``patience`` epochs.
 
     torch's ReduceLROnPlateau on a rate of 1, so that it combines with any rates; without ``patience`` always 1.
+
+    Args:
+        lowest: value of the factor.
+        falling: the score is a loss, which is to fall.
     """
 
-    def __init__(self, patience: int | None) -> None:
+    def __init__(self, patience: int | None, lowest: float = 0.0, falling: bool = False) -> None:
         self._rate = torch.optim.SGD([torch.zeros(1)], lr=1.0)
         self._rule = None
         if patience is not None:
-            self._rule = torch.optim.lr_scheduler.ReduceLROnPlateau(self._rate, "max", patience=patience)
+            self._rule = torch.optim.lr_scheduler.ReduceLROnPlateau(
+                self._rate, "min" if falling else "max", patience=patience, min_lr=lowest
+            )
 
     @property
     def factor(self) -> float:
@@ -150,6 +191,11 @@ class Plateau:
         """The score of an epoch that has ended."""
         if self._rule is not None:
             self._rule.step(score)
+
+    def forget(self) -> None:
+        """Compare anew: later scores are of another kind than those so far. The factor stays."""
+        if self._rule is not None:
+            self._rule.best, self._rule.num_bad_epochs = self._rule.mode_worse, 0
 
     def state_dict(self) -> dict[str, Any]:
         """Plain numbers and strings."""

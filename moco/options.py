@@ -133,6 +133,7 @@ def lincls_parser() -> _Parser:
     add("--pretrained", "--ckpt", default="", metavar="PATH", dest="pretrained", help="checkpoint of ours or of nine "
         "other projects; torchvision:NAME for its published weights")  # fmt: skip
     add("--knn", action="store_true", help="k-NN accuracy of the frozen features instead of a linear classifier")
+    _add_optimizer(p)
     add("--save-dir", default="./", metavar="DIR", help="where checkpoint.pth.tar and the log go (default ./)")
     add("--amp", choices=("off", "bf16", "fp16"), default="off", help="arithmetic of the frozen encoder (default: off)")
     add("--features", choices=("views", "cached"), default="views", help="views: augmented anew every epoch, the "
@@ -225,20 +226,42 @@ def _add_objective(p: _Parser) -> None:
         help="a pretraining's views in place of crop and flip")  # fmt: skip
 
 
-def _add_average(p: _Parser) -> None:
-    """What any training can have: timm's optimizers, clipping and a moving average of the weights."""
+def _add_optimizer(p: _Parser) -> None:
+    """What any training can have: timm's optimizers, clipping, a floor of the rate."""
     add = p.add_argument
     add("--opt", default="sgd", metavar="NAME", help="sgd, or an optimizer of timm: adamw, lars, lookahead_adamw .. "
         "(default: sgd)")  # fmt: skip
+    add("--opt-betas", default=None, nargs="+", type=float, metavar="B", help="of optimizers that have betas (default: "
+        "timm's, for adamw 0.9 0.999)")  # fmt: skip
     add("--clip-grad", default=None, type=float, metavar="X", help="largest norm of the gradient (default: no limit)")
+    add("--min-lr", default=0.0, type=float, metavar="LR", help="where the cosine ends, and what no plateau goes below "
+        "(0)")  # fmt: skip
+
+
+def _add_average(p: _Parser) -> None:
+    """What the training of an encoder can have: the same and a moving average of the weights."""
+    add = p.add_argument
+    _add_optimizer(p)
     add("--ema", default=None, type=float, metavar="D", help="evaluate and save an average of the weights that keeps a "
         "share D of itself at every step")  # fmt: skip
     add("--ema-epoch", default=None, type=float, metavar="D", help="the same, D an epoch")
 
 
-def _check_average(args: argparse.Namespace) -> None:
+def _check_optimizer(args: argparse.Namespace, lr: float, lowered: bool) -> None:
+    """``lr`` is the lowest that --min-lr must be below; ``lowered``: something other than milestones lowers it."""
     if args.clip_grad is not None:
         _positive(args, "clip_grad")
+    for beta in args.opt_betas or ():
+        if not 0 <= beta < 1:
+            raise UserError(f"--opt-betas are shares from 0 to below 1, not {beta:g}.")
+    _at_least(args, 0, "min_lr")
+    if args.min_lr and not lowered:
+        raise UserError("--min-lr is where --cos or --plateau ends; give one of them, or leave it out.")
+    if args.min_lr >= lr:
+        raise UserError(f"--min-lr {args.min_lr:g} must be below the learning rate {lr:g}.")
+
+
+def _check_average(args: argparse.Namespace) -> None:
     for name in ("ema", "ema_epoch"):
         value = getattr(args, name)
         if value is not None and not 0 < value < 1:
@@ -442,6 +465,11 @@ def _add_training(p: _Parser, epochs: int, lr: float | list[float], schedule: li
     add("--lr", "--learning-rate", default=lr, type=float, nargs="+" if several else None,
         metavar="LR", dest="lr", help=f"learning rate ({lr}){more}")  # fmt: skip
     add("--schedule", default=schedule, nargs="*", type=int, help=f"epochs at which lr drops 10x ({schedule})")
+    add("--lr-decay-epochs", type=epoch_list, default=argparse.SUPPRESS, dest="schedule", metavar="E,E",
+        help="SupContrast's spelling of --schedule E E")  # fmt: skip
+    add("--lr-decay-rate", default=0.1, type=float, metavar="X", help="what lr is multiplied by at those epochs (0.1)")
+    add("--cos", "--cosine", action=argparse.BooleanOptionalAction, dest="cos", default=False, help="cosine learning "
+        "rate instead, one value an epoch (with pretraining's --steps, a step)")  # fmt: skip
     add("--momentum", default=0.9, type=float, metavar="M", help="momentum of SGD (default: 0.9)")
     add("--wd", "--weight-decay", default=wd, type=float, metavar="W", dest="weight_decay", help=f"({wd})")
     add("-p", "--print-freq", default=10, type=int, metavar="N", help="steps between log lines (default: 10)")
@@ -477,8 +505,6 @@ def _add_moco(p: _Parser) -> None:
         "by the loader's processes, or in batches on the run's device (default: auto, the loader's)")  # fmt: skip
     add("--decode", choices=("exact", "fast"), default="exact", help="fast: JPEG decoded only as finely as the crops "
         "need, crops within two levels of PIL's (default: exact)")  # fmt: skip
-    add("--cos", "--cosine", action=switch, dest="cos", default=False, help="cosine learning rate, one value an "
-        "epoch (a step with --steps)")  # fmt: skip
     add("--symmetric", action=switch, default=False, help="each view is query once; the two losses are added")
     add("--bn-splits", default=None, type=int, metavar="S", help="parts of the batch that BatchNorm sees alone "
         "(default: 8 or what the batch allows with one process, 1 with several)")  # fmt: skip
@@ -507,8 +533,6 @@ def _add_batch(p: _Parser) -> None:
     add("--data-folder", "--train-folder", default=None, metavar="DIR", dest="train_folder", help="SupContrast's DIR")
     add("--num-classes", default=None, type=int, metavar="C", help="checked against the data, which decides by itself")
     add("--trial", default=None, metavar="NAME", help="put the run into --save-dir/trial_NAME")
-    add("--lr-decay-epochs", type=epoch_list, default=argparse.SUPPRESS, dest="schedule", metavar="E,E",
-        help="SupContrast's spelling of --schedule E E")  # fmt: skip
 
 
 def epoch_list(text: str) -> list[int]:
@@ -542,6 +566,8 @@ def _add_negatives(p: _Parser) -> None:
 def _add_step(p: _Parser) -> None:
     add, switch = p.add_argument, argparse.BooleanOptionalAction
     add("--steps", default=None, type=int, metavar="N", help="train N optimizer steps instead of --epochs")
+    add("--plateau", default=None, type=int, metavar="E", help="in place of --schedule: lr drops 10x when the "
+        "mean loss of an epoch has not fallen for more than E epochs")  # fmt: skip
     add("--amp", choices=("auto", "off", "bf16", "fp16"), default="auto", help="encoder arithmetic (default: bf16 "
         "where the device has it; the loss is always fp32)")  # fmt: skip
     add("--channels-last", action=switch, default=True, help="memory layout of convolutions (default: on)")
@@ -613,6 +639,8 @@ def _finish_pretrain(parser: _Parser, words: list[str]) -> argparse.Namespace:
     _choose_family(args, typed)
     args.type_starts = _type_starts(args.type_starts)
     _check_common(args)
+    _check_plateau(args, typed)
+    _check_optimizer(args, args.lr, args.cos or args.plateau is not None)
     _check_average(args)
     _check_pretrain(args)
     return args
@@ -625,6 +653,7 @@ def _finish_lincls(parser: _Parser, words: list[str]) -> argparse.Namespace:
         raise UserError("give an image folder or --dataset NAME to classify.")
     args.lrs, args.lr = args.lr, args.lr[0]  # all that were asked for; upstream's one
     _check_common(args)
+    _check_optimizer(args, min(args.lrs), args.cos)
     _check_classifier(args)
     _check_few_shot(args)
     return args
@@ -905,9 +934,31 @@ def model_settings(args: argparse.Namespace) -> dict[str, Any]:
 
 def plan_settings(args: argparse.Namespace) -> dict[str, Any]:
     """What :func:`moco.engine.make_plan` takes besides the data's length and the arithmetic."""
-    same = ("epochs", "steps", "lr", "accum", "print_freq", "max_bad_steps", "check_every", "warm_from")
+    same = ("epochs", "steps", "lr", "accum", "print_freq", "max_bad_steps", "check_every", "warm_from", "min_lr")
+    followed = {"patience": args.plateau, "changes": _changes_of_the_loss(args), "decay": args.lr_decay_rate}
     warm = {"warm_epochs": args.warm_epochs if args.warm else 0, "warm_steps": args.warm_steps or 0}
-    return {name: getattr(args, name) for name in same} | warm | {"cosine": args.cos, "milestones": args.schedule}
+    schedule = {"cosine": args.cos, "milestones": [] if args.plateau is not None else args.schedule}
+    return {name: getattr(args, name) for name in same} | followed | warm | schedule
+
+
+def _changes_of_the_loss(args: argparse.Namespace) -> tuple[int, ...]:
+    """Epochs from which a loss cannot be compared with those before: the queue's first rows, which are drawn at random,
+    are gone; synthetic negatives begin or stop."""
+    if not args.queue:
+        return ()
+    switched = (args.hard_start_epoch, args.hard_stop_epoch, *args.type_starts.values())
+    return (1, *(epoch for epoch in switched if epoch is not None and args.negatives != "moco"))
+
+
+def schedule_shape(args: argparse.Namespace) -> dict[str, Any]:
+    """What :func:`moco.probe.set_rates` takes besides the milestones."""
+    return {"cosine": args.cos, "decay": args.lr_decay_rate, "floor": args.min_lr}
+
+
+def head_settings(args: argparse.Namespace) -> dict[str, Any]:
+    """How a probe's classifiers are trained, see moco.probe.Head."""
+    same = {name: getattr(args, name) for name in ("opt", "momentum", "weight_decay")}
+    return {**same, "clip": args.clip_grad, "betas": args.opt_betas, "smoothing": args.label_smoothing}
 
 
 def validation_settings(args: argparse.Namespace) -> dict[str, Any]:
@@ -926,7 +977,7 @@ def tuning_plan(args: argparse.Namespace) -> dict[str, Any]:
     """How fine-tuning goes about it, see moco.finetune.Plan."""
     return {
         "print_freq": args.print_freq, "warmup": args.warmup_epochs, "update_freq": args.update_freq,
-        "patience": args.plateau, "keep_every": args.save_ckpt_freq,
+        "patience": args.plateau, "keep_every": args.save_ckpt_freq, "min_lr": args.min_lr,
     }  # fmt: skip
 
 
@@ -941,7 +992,8 @@ def tuning_settings(args: argparse.Namespace) -> dict[str, Any]:
     settings = {"--weights": args.weights, "--lr-backbone": args.lr_backbone, "--lr-classifier": args.lr_classifier,
                 "--wd": args.weight_decay, "--momentum": args.momentum}  # fmt: skip
     later = ("loss", "opt", "smoothing", "mixup", "cutmix", "reprob", "aa", "aug", "layer_decay", "drop_path",
-             "update_freq", "warmup_epochs", "clip_grad", "plateau", "ema", "ema_epoch")  # fmt: skip
+             "update_freq", "warmup_epochs", "clip_grad", "plateau", "ema", "ema_epoch", "opt_betas",
+             "min_lr")  # fmt: skip
     contrast = ("alpha", "temp", "estimator", "beta") if args.loss != "ce" else ()
     return settings | {"--" + name.replace("_", "-"): getattr(args, name) for name in (*later, *contrast)}
 
@@ -962,7 +1014,18 @@ def _check_common(args: argparse.Namespace) -> None:
         raise UserError(f"--knn-k counts neighbours and must be at least 1, not {min(args.knn_k)}.")
     _at_least(args, 0, "workers", "start_epoch", "weight_decay", "momentum")
     _positive(args, "lr", "knn_t")
+    if not 0 < args.lr_decay_rate <= 1:
+        raise UserError(f"--lr-decay-rate is above 0 and at most 1, not {args.lr_decay_rate:g}.")
     _check_images(args)
+
+
+def _check_plateau(args: argparse.Namespace, typed: set[str]) -> None:
+    if args.plateau is None:
+        return
+    _at_least(args, 0, "plateau")
+    others = [flag for flag in ("--schedule", "--lr-decay-epochs") if flag in typed] + ["--cos"] * args.cos
+    if others:
+        raise UserError(f"--plateau and {others[0]} are two schedules; give one of them.")
 
 
 def _check_images(args: argparse.Namespace) -> None:
@@ -1020,6 +1083,7 @@ def _check_shares(args: argparse.Namespace) -> None:
 def _check_recipe(args: argparse.Namespace) -> None:
     _at_least(args, 1, "update_freq")
     _at_least(args, 0, "warmup_epochs", "save_ckpt_freq", *(["plateau"] if args.plateau is not None else []))
+    _check_optimizer(args, max(args.lr_backbone, args.lr_classifier), lowered=True)
     _check_average(args)
     if args.layer_decay is not None and not 0 < args.layer_decay < 1:
         raise UserError(f"--layer-decay is above 0 and below 1, not {args.layer_decay:g}.")

@@ -1,8 +1,9 @@
 """The linear probe: one linear layer on frozen features, by the protocol of MoCo's main_lincls.py.
 
 The encoder stays in eval mode and exactly two tensors are trained, the layer's weight (normal, deviation .01) and its
-bias (0), by SGD with a rate that drops 10x at given epochs. That nothing else moved is checked against the file the
-encoder came from, after every epoch. He et al., arXiv 1911.05722, section 4.1.
+bias (0), by SGD with a rate that drops 10x at given epochs, where no other optimizer or schedule is asked for. That
+nothing else moved is checked against the file the encoder came from, after every epoch. He et al., arXiv 1911.05722,
+section 4.1.
 
 Several rates are several heads: each is the layer, optimizer and order of operations of a run with that rate alone, and
 only the features, which no head changes, are computed once. So each head equals its own run bit for bit.
@@ -31,6 +32,7 @@ from moco.encoder import backbone_keys, features, head_of
 from moco.errors import TrainingError, UserError
 from moco.knn import Reading, extract
 from moco.meters import Mean, RunLog, Stopwatch, accuracy
+from moco.optimizers import build_optimizer
 from moco.schedule import learning_rate
 
 Batches = Iterator[tuple[Tensor, Tensor]]  # features (N, F), labels (N,)
@@ -155,14 +157,15 @@ class Head:
         layer: the classifier; its weight and bias are trained in place.
         lr: the base rate; ``rate`` is the present one.
         smoothing: of the training labels, 0..1.
+        opt: name of the optimizer; how: what :func:`moco.optimizers.build_optimizer` takes besides.
     """
 
     def __init__(
-        self, layer: nn.Linear | nn.Conv2d, lr: float, *, momentum: float, weight_decay: float, smoothing: float = 0.0
+        self, layer: nn.Linear | nn.Conv2d, lr: float, *, smoothing: float = 0.0, opt: str = "sgd", **how: Any
     ) -> None:
         self.lr, self.layer, self.smoothing = lr, layer, smoothing
         assert layer.bias is not None
-        self.optimizer = torch.optim.SGD([layer.weight, layer.bias], lr, momentum=momentum, weight_decay=weight_decay)
+        self.optimizer = build_optimizer(opt, [layer.weight, layer.bias], lr, **how)
         self.score: Score | None = None  # of the newest weights
         self.best = 0.0  # highest top-1 of any epoch
         self.diverged = False  # its loss was not finite; it is trained no more
@@ -188,7 +191,7 @@ class Head:
         return self._wrapped(x.view(*x.shape, *self._pixels)).flatten(1)
 
     def step(self, x: Tensor, labels: Tensor) -> Tensor:
-        """One step of SGD on features (N, F) and labels (N,); (3,) loss, top-1 and top-5 in percent, from before it."""
+        """One step on features (N, F) and labels (N,); (3,) loss, top-1 and top-5 in percent, from before it."""
         logits = self.logits(x)
         loss = F.cross_entropy(logits, labels, label_smoothing=self.smoothing)
         self.optimizer.zero_grad(set_to_none=True)
@@ -197,21 +200,19 @@ class Head:
         return torch.stack([loss.detach(), *(100.0 * c / len(labels) for c in accuracy(logits, labels, (1, 5)))])
 
 
-def make_heads(
-    probe: Probe, lrs: list[float], *, momentum: float, weight_decay: float, smoothing: float = 0.0
-) -> list[Head]:
-    """A head for each rate, all from the same first weights; the first is the encoder's own layer."""
+def make_heads(probe: Probe, lrs: list[float], **how: Any) -> list[Head]:
+    """A head for each rate, all from the same first weights; the first is the encoder's own layer. how: see Head."""
     layers = [probe.layer, *(copy.deepcopy(probe.layer) for _ in lrs[1:])]
-    return [
-        Head(layer, lr, momentum=momentum, weight_decay=weight_decay, smoothing=smoothing)
-        for layer, lr in zip(layers, lrs, strict=True)
-    ]
+    return [Head(layer, lr, **how) for layer, lr in zip(layers, lrs, strict=True)]
 
 
-def set_rates(heads: list[Head], epoch: int, epochs: int, milestones: list[int]) -> None:
-    """Each head's rate of an epoch: the base rate, 10x lower from each milestone on."""
+def set_rates(heads: list[Head], epoch: int, epochs: int, milestones: list[int], **shape: Any) -> None:
+    """Each head's rate of an epoch: the base rate, lower from each milestone on, or a cosine.
+
+    shape: ``cosine``, ``decay`` and ``floor`` of :func:`moco.schedule.learning_rate`.
+    """
     for head in heads:
-        head.rate = learning_rate(head.lr, epoch, epochs, cosine=False, milestones=milestones)
+        head.rate = learning_rate(head.lr, epoch, epochs, milestones=milestones, **{"cosine": False, **shape})
 
 
 def leader(heads: list[Head]) -> Head:

@@ -101,7 +101,7 @@ def test_steps_left():
 SHAPE = {"images": 90, "images a batch": 4, "batches a step": 2, "processes": 4, "steps an epoch": 10}
 OURS = {
     "epoch": 7, "seed": 5, "batch": 4, "step": 72, "draw": 144, "ema_due": False, "bad_steps": 2,
-    "bad_images": {"seen": [3]}, "batches": SHAPE,
+    "bad_images": {"seen": [3]}, "plateau": {}, "losses": [], "batches": SHAPE,
 }  # fmt: skip
 
 

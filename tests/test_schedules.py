@@ -1,0 +1,233 @@
+"""Rates and optimizers of the three mains: floors, plateaus, betas, and what a state of another optimizer comes to."""
+
+import json
+import math
+from functools import partial
+
+import pytest
+import torch
+from conftest import ROOT, SYNCO, TINY, differences, load
+from test_batch_family import OWN
+from test_lincls import hard_folder, probe_once  # noqa: F401 (fixture)
+from test_lincls import state_of as probe_state
+from test_semisup import _leave_the_process_as_it_was, folder, records, tune  # noqa: F401 (fixtures)
+from torch import nn
+
+from moco import options, probe
+from moco.engine import Plan
+from moco.errors import UserError
+from moco.optimizers import Plateau, build_optimizer
+from moco.schedule import learning_rate
+
+PARSE = {"pretrain": options.parse_pretrain, "lincls": options.parse_lincls, "semisup": options.parse_semisup}
+
+
+# -------------------------------------------------------------------------------------------------------- cosine
+
+
+def test_a_cosine_with_a_floor_is_supcontrasts():
+    """adjust_learning_rate of its util.py: eta_min = lr * rate^3."""
+    floor = 0.5 * 0.1**3
+    rates = [learning_rate(0.5, e, 1000, cosine=True, milestones=[], floor=floor) for e in range(1001)]
+    for epoch, rate in enumerate(rates):
+        assert rate == pytest.approx(floor + (0.5 - floor) * (1 + math.cos(math.pi * epoch / 1000)) / 2, rel=1e-12)
+    assert (rates[0], rates[-1]) == (pytest.approx(0.5), pytest.approx(floor))
+
+
+@pytest.mark.parametrize("name", ["supcon_cifar10", "supcon_cifar100", "simclr_cifar10", "simclr_cifar100"])
+def test_the_recipes_end_where_supcontrast_does(name):
+    args = options.parse_pretrain(["--config", str(ROOT / "configs" / f"{name}.yml")])
+    assert args.min_lr == pytest.approx(args.lr * 0.1**3)
+    plan = Plan(steps_per_epoch=1, total_steps=1000, **without(options.plan_settings(args), "steps"))
+    assert plan.lr_at(1000, 1000) == pytest.approx(5e-4)
+    assert plan.lr_at(10, 10) == pytest.approx(5e-4 + (0.5 - 5e-4) * (1 + math.cos(math.pi / 100)) / 2)  # warmup_to
+
+
+def without(settings: dict, name: str) -> dict:
+    return {key: value for key, value in settings.items() if key != name}
+
+
+def test_milestones_of_a_decay_of_ones_own():
+    """main_linear.py of SupContrast: x0.2 at 60, 75 and 90."""
+    args = options.parse_lincls(["DIR", "--lr_decay_epochs", "60,75,90", "--lr_decay_rate", "0.2"])
+    heads = [probe.Head(nn.Linear(3, 2), lr, momentum=0.9, weight_decay=0.0) for lr in (5.0, 1.0)]
+    for epoch, share in ((0, 1), (59, 1), (60, 0.2), (75, 0.04), (99, 0.008)):
+        probe.set_rates(heads, epoch, 100, args.schedule, **options.schedule_shape(args))
+        assert [head.rate for head in heads] == pytest.approx([5 * share, share])
+
+
+def test_fine_tuning_ends_at_the_floor_with_all_rates_in_proportion(folder, tmp_path):  # noqa: F811
+    words = ["--train-percent", 50, "--warmup-epochs", 1, "--lr-classifier", 0.2, "--lr-backbone", 0.1, "-p", 1]
+    tune(folder, tmp_path, "--epochs", 3, "--min-lr", 0.05, "--val-share", 0.1, "--val-only", *words)
+    found = [r for r in records(tmp_path) if "lr_backbone" in r]
+    steps = len(found) // 3
+    for step, record in enumerate(found):
+        t = step / steps
+        rest = max(0.0, t - 1) / 2
+        wanted = min(1.0, t) * (0.05 + (0.2 - 0.05) * (1 + math.cos(math.pi * rest)) / 2)
+        assert record["lr_classifier"] == pytest.approx(wanted)
+        assert record["lr_backbone"] == pytest.approx(wanted / 2)
+
+
+# ------------------------------------------------------------------------------------------------------- plateau
+
+
+def rule(losses: list[float], patience: int, lowest: float, changes: tuple[int, ...]) -> list[float]:
+    """The factor in each epoch: ReduceLROnPlateau's rule as a loop, one more entry than losses."""
+    factor, best, bad, factors = 1.0, math.inf, 0, [1.0]
+    for epoch, loss in enumerate(losses):
+        if epoch in changes:
+            best, bad = math.inf, 0
+        if loss < best * (1 - 1e-4):
+            best, bad = loss, 0
+        else:
+            bad += 1
+        if bad > patience:
+            factor, bad = max(0.1 * factor, lowest), 0
+        factors.append(factor)
+    return factors
+
+
+@pytest.mark.parametrize("changes", [(), (3,)])
+@pytest.mark.parametrize("patience", [0, 1])
+def test_a_plateau_follows_the_rule_and_forgets(patience, changes):
+    losses = [5.0, 4.0, 4.0, 6.0, 6.0, 5.9, 6.0, 6.1, 5.8, 5.8, 5.8]
+    plateau, factors = Plateau(patience, lowest=0.004, falling=True), [1.0]
+    for epoch, loss in enumerate(losses):
+        if epoch in changes:
+            plateau.forget()
+        plateau.note(loss)
+        factors.append(plateau.factor)
+    assert factors == pytest.approx(rule(losses, patience, 0.004, changes))
+    assert factors[-1] < 0.2
+
+
+@pytest.mark.parametrize(
+    ("words", "changes"),
+    [([*OWN, "--method", "simclr"], ()), ([*TINY, *SYNCO, "--hard-start-epoch", 3], (1, 3))],
+    ids=["simclr", "synco"],
+)
+def test_a_run_follows_its_mean_loss(words, changes, image_folder, tmp_path, in_process, capsys):
+    words = [*words, "--plateau", 0, "--lr", 1e-6, "--min-lr", 1e-8, "--epochs", 6, image_folder]
+    assert in_process(*words, "--save-dir", tmp_path / "whole") == 0
+    log = [json.loads(x) for x in (tmp_path / "whole/log.jsonl").read_text().splitlines()]
+    epochs = [[r for r in log if r["epoch"] == epoch and "loss" in r] for epoch in range(6)]
+    means = [sum(r["loss"] for r in records) / len(records) for records in epochs]
+    factors = rule(means, 0, 0.01, changes)
+    for records_, factor in zip(epochs, factors, strict=False):
+        assert [r["lr"] for r in records_] == pytest.approx([1e-6 * factor] * len(records_))
+    assert factors[5] == pytest.approx(0.01)  # it dropped twice and met the floor
+    assert capsys.readouterr().out.count("has not fallen for more than 0 epochs; the rate drops to 1e-0") == 2
+    if changes:
+        return
+    words += ["--save-dir", tmp_path / "parts"]
+    assert in_process(*words, "--max-minutes", 1e-9) == 0
+    assert load(tmp_path / "parts")["run"]["losses"][0][1] == 1  # inside the first epoch
+    for epochs in (3, 6):
+        assert in_process(*words, "--epochs", epochs, "--resume", "auto") == 0
+    assert differences(load(tmp_path / "whole"), load(tmp_path / "parts")) == []
+
+
+@pytest.mark.parametrize(
+    ("words", "changes"),
+    [
+        ("DIR --method supcon", ()),
+        ("DIR --hard-start-epoch 7", (1,)),
+        ("DIR --method synco --hard-stop-epoch 90 --type-starts noise=20", (1, 10, 90, 20)),
+    ],
+)
+def test_when_the_loss_becomes_another(words, changes):
+    assert options.plan_settings(options.parse_pretrain(words.split()))["changes"] == changes
+
+
+# ---------------------------------------------------------------------------------------------------- optimizers
+
+
+@pytest.mark.parametrize("name", ["adamw", "lookahead_adamw"])
+def test_betas_reach_the_optimizer(name):
+    made = partial(build_optimizer, name, lr=0.1, momentum=0.9, weight_decay=0.0)
+    for betas, wanted in ((None, (0.9, 0.999)), ([0.8, 0.98], (0.8, 0.98))):
+        optimizer = made([nn.Parameter(torch.ones(2))], betas=betas)
+        assert [group["betas"] for group in optimizer.param_groups] == [wanted]
+
+
+@pytest.mark.parametrize(
+    ("name", "betas", "said"),
+    [
+        ("sgd", [0.9, 0.99], "--opt-betas gives 2 numbers and --opt sgd has none"),
+        ("lookahead_lars", [0.9, 0.99], "--opt lookahead_lars has none"),
+        ("adamw", [0.9], "--opt-betas gives 1 numbers and --opt adamw has 2"),
+        ("adan", [0.9, 0.99], "--opt adan has 3"),
+    ],
+)
+def test_betas_that_do_not_fit_are_one_sentence(name, betas, said):
+    with pytest.raises(UserError, match=said):
+        build_optimizer(name, [nn.Parameter(torch.ones(2))], 0.1, 0.9, 0.0, betas=betas)
+
+
+def test_a_head_with_another_optimizer_is_that_optimizers():
+    torch.manual_seed(0)
+    layer, x, labels = nn.Linear(5, 3), torch.randn(8, 5), torch.arange(8) % 3
+    mine = nn.Linear(5, 3)
+    mine.load_state_dict(layer.state_dict())
+    head = probe.Head(layer, 0.1, opt="adamw", momentum=0.9, weight_decay=0.02, betas=[0.8, 0.9], clip=1e-3)
+    theirs = torch.optim.AdamW(mine.parameters(), 0.1, betas=(0.8, 0.9), weight_decay=0.02)
+    for _ in range(4):
+        head.step(x, labels)
+        theirs.zero_grad()
+        nn.functional.cross_entropy(mine(x), labels).backward()
+        nn.utils.clip_grad_norm_(mine.parameters(), 1e-3)
+        theirs.step()
+    torch.testing.assert_close(layer.weight, mine.weight)
+    torch.testing.assert_close(layer.bias, mine.bias)
+
+
+def test_a_probe_with_adamw_and_a_cosine(hard_folder, tmp_path):  # noqa: F811
+    """Each of two rates equals its own run; going on with another optimizer is refused."""
+    words = ["--opt", "adamw", "--cos", "--min-lr", 1e-3, "--features", "cached"]
+    probe_once(hard_folder, tmp_path / "several", *words, "--lr", 0.1, 0.01, "--epochs", 2)
+    with pytest.raises(UserError, match="it was written with another --opt; give that one"):
+        probe_once(hard_folder, tmp_path / "several", "--lr", 0.1, 0.01, "--epochs", 3, "--resume", "auto")
+    alone = probe_once(hard_folder, tmp_path / "alone", *words, "--lr", 0.01, "--epochs", 2)
+    state, heads = probe_state(tmp_path / "alone"), probe_state(tmp_path / "several")["heads"]
+    assert differences(heads[1]["optimizer"], state["optimizer"]) == []
+    assert heads[1]["best_acc1"] == alone["best_acc1"]
+    assert state["optimizer"]["param_groups"][0]["lr"] == pytest.approx(1e-3 + 0.5 * (0.01 - 1e-3))
+
+
+def test_a_pretraining_refuses_the_state_of_another_optimizer(image_folder, tmp_path, in_process, capsys):
+    words = [*TINY, "--save-dir", tmp_path, image_folder]
+    assert in_process(*words, "--steps", 1) == 0
+    assert in_process(*words, "--steps", 2, "--resume", "auto", "--opt", "adamw") == 2
+    error = capsys.readouterr().err
+    assert "does not fit this run's optimizer: it was written with another --opt; give that one" in error
+    assert error.count("\n") == 1
+
+
+# ------------------------------------------------------------------------------------------------------ mistakes
+
+
+@pytest.mark.parametrize(
+    ("main", "words", "said"),
+    [
+        ("pretrain", "--min-lr 1e-4", "--min-lr is where --cos or --plateau ends"),
+        ("pretrain", "--cos --min-lr 0.03", "--min-lr 0.03 must be below the learning rate 0.03"),
+        ("pretrain", "--cos --min-lr -1", "--min-lr must be at least 0"),
+        ("pretrain", "--cos --plateau 3", "--plateau and --cos are two schedules"),
+        ("pretrain", "--schedule 3 4 --plateau 3", "--plateau and --schedule are two schedules"),
+        ("pretrain", "--plateau -1", "--plateau must be at least 0"),
+        ("pretrain", "--opt adamw --opt-betas 0.9 1", "--opt-betas are shares from 0 to below 1, not 1"),
+        ("pretrain", "--lr-decay-rate 0", "--lr-decay-rate is above 0"),
+        ("lincls", "--min-lr 1", "--min-lr is where --cos or --plateau ends"),
+        ("lincls", "--cos --lr 30 3 --min-lr 4", "--min-lr 4 must be below the learning rate 3"),
+        ("lincls", "--clip-grad 0", "--clip-grad must be a number above 0"),
+        ("semisup", "--min-lr 0.5", "--min-lr 0.5 must be below the learning rate 0.5"),
+    ],
+)
+def test_mistakes_are_one_sentence(main, words, said, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        PARSE[main](["DIR", *words.split()])
+    error = capsys.readouterr().err
+    assert stopped.value.code == 2
+    assert said in error
+    assert error.count("\n") == 1
