@@ -1083,7 +1083,8 @@ def _check_shares(args: argparse.Namespace) -> None:
 def _check_recipe(args: argparse.Namespace) -> None:
     _at_least(args, 1, "update_freq")
     _at_least(args, 0, "warmup_epochs", "save_ckpt_freq", *(["plateau"] if args.plateau is not None else []))
-    _check_optimizer(args, max(args.lr_backbone, args.lr_classifier), lowered=True)
+    rates = [args.lr_classifier] + [args.lr_backbone] * (args.weights == "finetune")
+    _check_optimizer(args, max(rates), lowered=True)
     _check_average(args)
     if args.layer_decay is not None and not 0 < args.layer_decay < 1:
         raise UserError(f"--layer-decay is above 0 and below 1, not {args.layer_decay:g}.")
