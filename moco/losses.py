@@ -89,7 +89,7 @@ def _unit(z: Tensor) -> Tensor:
 def supcon(pairs: Pairs, temperature: float, base_temperature: float | None = None) -> Tensor:
     """(A,) -1/|P| sum_{p in P} log( e^{s_p/T} / sum_{a != i} e^{s_a/T} ): the sum over positives outside the log.
 
-    Source: arXiv 2004.11362, eq. 2. With instances as groups it is SimCLR's NT-Xent (arXiv 2002.05709, eq. 1).
+    Source: arXiv 2004.11362, eq. 2. With instances as groups and V = 2 it is SimCLR's (arXiv 2002.05709, eq. 1).
     ``base_temperature`` multiplies by T / base_temperature, as the public code does with 0.07; None leaves it out.
     """
     logits, positive, negative = _logits(pairs, temperature)
@@ -115,7 +115,7 @@ def hcl(
 
     With n_j = e^{s_j/T} of the N negatives, R = N sum_j n_j^{1+beta} / sum_j n_j^beta and
     Ng = max( (R - tau_plus N e^{s_p/T}) / (1 - tau_plus), N e^{-1/T} ); ``easy``: Ng = sum_j n_j, which is SimCLR.
-    Source: Contrastive Learning with Hard Negative Samples, arXiv 2010.04592, as its public code has it.
+    Source: Contrastive Learning with Hard Negative Samples, arXiv 2010.04592, as its public code has it, for V = 2.
     """
     logits, positive, negative = _logits(pairs, temperature)
     if estimator == "easy":
