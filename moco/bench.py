@@ -6,7 +6,7 @@ data: one process decodes, crops and augments; the loader with its workers. step
 part; with --aug-device gpu views are finished there. head: the loss alone. all: the three, and which of loader and
 step is the slower. Nothing is trained or kept.
 
-Legend: N images of a step, C feature width, K queue rows, h x w pixels.
+Legend: N images of a step, V views an image, C feature width, K queue rows, h x w pixels.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ def worker(args: Namespace) -> int:
     loads = parts = {}
     if args.what in ("data", "all"):
         loads = data_rows(images, view, args, batch)
-        tell(f"\n{loader_table(loads)}")
+        tell(f"\n{loader_table(loads, args.views)}")
     if args.what in ("step", "all"):
         parts = step_parts(len(images), view, args, batch, labels)
         tell(f"\n{table('part of a step', parts)}\n{batch * args.accum / sum(parts.values()):.0f} images/s")
@@ -88,13 +88,14 @@ def table(what: str, seconds: dict[str, float], share: bool = True) -> str:
 def data_rows(images: data.Source, view: Namespace, args: Namespace, batch: int) -> dict[str, float]:
     """Seconds an image in one process for decode, crop and augment, and ``loader``, images a second with workers.
 
-    Crops and augmentation are of both views. Parts are differences of whole items, taken in turn: the first views
+    Crops and augmentation are of all views. Parts are differences of whole items, taken in turn: the first views
     with nothing but the crop, then all of them. Fast decoding depends on the crops, so the two are one part; what
     --aug-device gpu leaves to the device is no part of the loader.
     """
     on_device, fast = args.aug_device == "gpu", args.decode == "fast"
-    whole = data.TwoViews(images, view.preset, view.size, args.seed, crop_only=on_device, fast=fast)
-    crops = data.TwoViews(images, replace(view.preset, order=("crop",)), view.size, args.seed, fast=whole.fast)
+    shape = {"size": view.size, "seed": args.seed, "views": args.views}
+    whole = data.TwoViews(images, view.preset, crop_only=on_device, fast=fast, **shape)
+    crops = data.TwoViews(images, replace(view.preset, order=("crop",)), fast=whole.fast, **shape)
     chosen = list(_readable(images, range(0, len(images), -(-len(images) // args.bench_images))))
     calls = {"decode": images.load, "crop": lambda i: crops[0, i], "augment": lambda i: whole[0, i]}
     if whole.fast:
@@ -131,8 +132,9 @@ def loader_rate(images: data.Source, view: Namespace, args: Namespace, batch: in
     sampler = data.EpochSampler(len(images), min(batch, len(images)), args.seed)
     workers = distributed.share_of_cores(args.workers)
     loader = data.two_views(
-        images, view.preset, view.size, args.seed, sampler, workers, args.aug_device, args.decode, distributed.device()
-    )
+        images, view.preset, view.size, args.seed, sampler, workers, args.aug_device, args.decode, distributed.device(),
+        args.views,
+    )  # fmt: skip
     batches = _endless(loader.loader if isinstance(loader, data.Finishing) else loader, sampler)
     for _ in range(1 + 2 * workers):  # torch's loader prepares two batches a worker in advance
         next(batches)
@@ -148,11 +150,11 @@ def _endless(loader: data.Loader, sampler: data.EpochSampler) -> Iterator[dict]:
         yield from loader
 
 
-def loader_table(loads: dict[str, float]) -> str:
+def loader_table(loads: dict[str, float], views: int = 2) -> str:
     """Of what :func:`data_rows` returns."""
     parts = {name: value for name, value in loads.items() if name != "loader"}
     alone = 1 / max(sum(parts.values()), 1e-9)
-    rows = table("an image, two views, one process", parts)
+    rows = table(f"an image, {'two' if views == 2 else views} views, one process", parts)
     return f"{rows}\n{alone:.0f} images/s a process, {loads['loader']:.0f} from the loader by itself"
 
 
@@ -169,9 +171,9 @@ def step_parts(
     images = max(images, batch * args.accum)
     with tempfile.TemporaryDirectory() as folder, RunLog(folder, tensorboard=False) as log:
         trainer = make_trainer(args, view, log, folder, images, batch, labels)
-        source = noise(batch // distributed.world_size(), view, args.seed, torch.device("cpu"), images)
+        source = noise(batch // distributed.world_size(), view, args.seed, torch.device("cpu"), images, args.views)
         if args.aug_device == "gpu":
-            crops: Any = unfinished(source, view, args.seed)  # as a loader's batches
+            crops: Any = unfinished(source, view, args.seed, args.views)  # as a loader's batches
             source = iter(data.Finishing(crops, view.preset.order, trainer.device))
         for number in range(WARM_UP + args.bench_steps):
             trainer.look_every = 1  # every step is measured, also on a GPU
@@ -186,23 +188,27 @@ def step_parts(
     return {name: seconds for name, seconds in parts.items() if args.queue or name not in ("EMA", "enqueue")}
 
 
-def noise(n: int, view: Namespace, seed: int, device: torch.device, images: int = 1 << 20) -> Iterator[dict]:
+def noise(
+    n: int, view: Namespace, seed: int, device: torch.device, images: int = 1 << 20, views: int = 2
+) -> Iterator[dict]:
     """The same noise again and again as a loader hands out batches of n, under new numbers below ``images``."""
     generator = torch.Generator().manual_seed(seed)
     shape = (n, view.channels, view.size, view.size)
     q, k = (torch.randint(256, shape, dtype=torch.uint8, generator=generator).to(device) for _ in range(2))
-    bad = torch.full((n,), -1)
+    given = {"q": q, "k": k, "bad": torch.full((n,), -1)}
+    if views > 2:  # (N, V - 2, channels, h, w)
+        given["more"] = torch.stack([q] * (views - 2), dim=1)
     for first in count(0, n):
-        yield {"q": q, "k": k, "index": torch.arange(first, first + n, device=device) % images, "bad": bad}
+        yield {**given, "index": torch.arange(first, first + n, device=device) % images}
 
 
-def unfinished(batches: Iterator[dict], view: Namespace, seed: int) -> Iterator[dict]:
+def unfinished(batches: Iterator[dict], view: Namespace, seed: int, views: int = 2) -> Iterator[dict]:
     """The batches, their views crops, with drawn parameters of what is left to be done to them."""
     first = next(batches)
     source = data.ArraySource("noise", first["q"].permute(0, 2, 3, 1).squeeze(3).numpy(), channels=view.channels)
-    views = data.TwoViews(source, view.preset, view.size, seed, crop_only=True)
-    items = [views[0, i] for i in range(len(source))]
-    drawn = {name: torch.stack([item[name] for item in items]) for name in ("q_params", "k_params")}
+    drawing = data.TwoViews(source, view.preset, view.size, seed, crop_only=True, views=views)
+    items = [drawing[0, i] for i in range(len(source))]
+    drawn = {name: torch.stack([item[name] for item in items]) for name in items[0] if name.endswith("_params")}
     for batch in batches:
         yield {**batch, **drawn}
 
@@ -220,7 +226,7 @@ def make_trainer(
     classes = None if labels is None else np.resize(labels, images)
     model, _ = build_model(args, view, args.seed, images, batch // world, classes)
     optimizer = optimizers.build_optimizer(
-        args.opt, model.parameters(), args.lr, args.momentum, args.weight_decay, args.clip_grad
+        args.opt, model.parameters(), args.lr, args.momentum, args.weight_decay, args.clip_grad, args.opt_betas
     )
     sampler = data.EpochSampler(images, batch, args.seed, world, distributed.rank())
     broken = strided_point(model.encoder_q, view.channels, view.size) if device.type == "cpu" else ""
@@ -308,10 +314,11 @@ class _Given(nn.Module):
 
 def _head_of_batch(args: Namespace, model: BatchContrast, n: int) -> dict[str, Loss]:
     device = distributed.device()
-    z = torch.randn(2 * n, args.moco_dim, generator=torch.Generator().manual_seed(args.seed))
+    z = torch.randn(args.views * n, args.moco_dim, generator=torch.Generator().manual_seed(args.seed))
     model.encoder_q = given = _Given(z.to(device))
     images, ids = torch.zeros(n, 1, 1, 1, device=device), torch.arange(n, device=device)
-    return {f"{args.method}, in fp32": (given.z, lambda: model(images, images, ids, 0, 0).loss)}
+    more = torch.stack([images] * (args.views - 2), dim=1) if args.views > 2 else None
+    return {f"{args.method}, in fp32": (given.z, lambda: model(images, images, ids, 0, 0, more).loss)}
 
 
 # -------------------------------------------------------------------------------------------------- the verdict

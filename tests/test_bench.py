@@ -123,6 +123,21 @@ def test_views_that_the_device_finishes_are_a_part_of_the_step(measured, image_f
     assert not (finished[0] == raw).flatten(1).all(1).any()
 
 
+def test_more_views_are_loaded_finished_and_compared(measured, image_folder, monkeypatch):
+    seen = []
+    original = bench.BatchContrast.forward
+
+    def forward(self, im_q, im_k, ids, epoch, draw, more):
+        seen.append(more.shape)
+        return original(self, im_q, im_k, ids, epoch, draw, more)
+
+    monkeypatch.setattr(bench.BatchContrast, "forward", forward)
+    words = ["--method", "simclr", "--views", 4, "--aug-device", "gpu", "--aug-plus"]
+    found = rows(measured("all", image_folder, *NO_QUEUE, *words, *QUICK))
+    assert {"an image, 4 views, one process", "augmentation", "simclr, in fp32"} <= set(found)
+    assert set(seen) == {(8, 2, 3, 16, 16), (8, 2, 1, 1, 1)}
+
+
 @pytest.fixture
 def photographs(tmp_path):
     rng = np.random.default_rng(0)
