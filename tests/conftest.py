@@ -1,13 +1,14 @@
-"""Shared by the tests: a tiny image folder, and the entry points run as a user runs them."""
+"""Shared by the tests: tiny image folders, a checkpoint, and the entry points run as a user runs them."""
 
 from __future__ import annotations
 
 import multiprocessing
 import os
+import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,9 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torch import nn
+
+from moco.encoder import build_encoder
 
 ROOT = Path(__file__).resolve().parent.parent
 torch.set_num_threads(1)  # many small networks; threads of tests that run side by side would wait for each other
@@ -31,17 +35,75 @@ SYNCO = ["--n-hard", "8", "--n1", "4", "--n2", "4", "--n3", "4", "--n4", "2", "-
 @pytest.fixture(scope="session")
 def image_folder(tmp_path_factory) -> Path:
     """Two classes, train (24 images) and val (8), 20 x 20 pixels, colours by class."""
-    root = tmp_path_factory.mktemp("images")
-    rng = np.random.default_rng(0)
-    for split, count in (("train", 12), ("val", 4)):
-        for label, colour in (("blue", (30, 30, 200)), ("red", (200, 30, 30))):
-            folder = root / split / label
+    colours = {"blue": (30, 30, 200), "red": (200, 30, 30)}
+    return write_images(
+        tmp_path_factory.mktemp("images"), {"train": 12, "val": 4}, list(colours),
+        lambda rng, label: np.array(list(colours.values())[label]) + rng.integers(-30, 30, (20, 20, 3)), seed=0,
+    )  # fmt: skip
+
+
+def write_images(
+    root: Path,
+    counts: dict[str, int],
+    classes: list[str],
+    draw: Callable[[np.random.Generator, int], np.ndarray],
+    *,
+    seed: int = 1,
+    name: str = "{i}.png",
+) -> Path:
+    """An image folder with ``counts`` images of each class in train and val, drawn by ``draw(rng, label)``."""
+    rng = np.random.default_rng(seed)
+    for split, count in counts.items():
+        for label, class_ in enumerate(classes):
+            folder = root / split / class_
             folder.mkdir(parents=True)
             for i in range(count):
-                noise = rng.integers(-30, 30, (20, 20, 3))
-                pixels = np.clip(np.array(colour) + noise, 0, 255).astype(np.uint8)
-                Image.fromarray(pixels).save(folder / f"{i}.png")
+                pixels = np.clip(draw(rng, label), 0, 255).astype(np.uint8)
+                Image.fromarray(pixels).save(folder / name.format(split=split, label=label, i=i))
     return root
+
+
+def hard_images(root: Path, train: int, val: int, name: str = "{i}.png") -> Path:
+    """Three classes that a random encoder tells apart badly, 16 x 16 pixels; so many images of each."""
+    classes = [f"class{label}" for label in range(3)]
+    return write_images(
+        root, {"train": train, "val": val}, classes,
+        lambda rng, label: rng.integers(0, 200, (16, 16, 3)) + 15 * label, name=name,
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="session")
+def folder(tmp_path_factory) -> Path:
+    """What fine-tuning is tested on: hard classes, 60 images to train on, 15 to test on, their names unique."""
+    return hard_images(tmp_path_factory.mktemp("images"), 20, 5, "{label}_{i}.png")
+
+
+@pytest.fixture(scope="session")
+def pretrained(tmp_path_factory) -> Path:
+    """A contrastive checkpoint in upstream's layout, its running statistics not those of a fresh network."""
+    torch.manual_seed(0)
+    encoder = build_encoder("test_resnet", 16, mlp=True, size=16)
+    for _ in range(30):
+        encoder(torch.randn(8, 3, 16, 16))
+    return save_pretrained(tmp_path_factory.mktemp("pretrained") / "checkpoint_0001.pth.tar", encoder)
+
+
+@pytest.fixture(scope="session")
+def resnet50() -> nn.Module:
+    """What detection takes over: a ResNet-50 with MoCo v2's head, its running statistics not a fresh network's."""
+    torch.manual_seed(0)
+    encoder = build_encoder("resnet50", 128, mlp=True).eval()
+    for norm in (m for m in encoder.modules() if isinstance(m, nn.BatchNorm2d)):
+        nn.init.uniform_(norm.running_mean, -0.1, 0.1)
+        nn.init.uniform_(norm.running_var, 0.5, 1.5)
+    return encoder
+
+
+def save_pretrained(path: Path, encoder: nn.Module, arch: str = "test_resnet", epoch: int = 2) -> Path:
+    """Write the encoder as a contrastive checkpoint in upstream's layout."""
+    entries = {f"module.encoder_q.{name}": value for name, value in encoder.state_dict().items()}
+    torch.save({"epoch": epoch, "arch": arch, "state_dict": entries, "optimizer": {}}, path)
+    return path
 
 
 def environment(**more: str) -> dict[str, str]:
@@ -150,27 +212,36 @@ def start(tmp_path):
 
 
 @pytest.fixture
-def in_process(monkeypatch):
-    """The program in this process: ``in_process(*flags)`` returns its exit code; one thread, as in ``start``."""
-    import signal
+def alone(monkeypatch) -> None:
+    """No scheduler's variables in this process."""
+    for name in set(os.environ) - set(environment()):
+        monkeypatch.delenv(name)
 
+
+@pytest.fixture
+def restored() -> Iterator[None]:
+    """What an entry point sets in its process is afterwards as it was."""
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGUSR1)}
+    flags, threads = (torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark), torch.get_num_threads()
+    yield
+    torch.set_num_threads(threads)
+    torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = flags
+    for number, handler in handlers.items():
+        signal.signal(number, handler)
+
+
+@pytest.fixture
+def in_process(alone, restored) -> Callable[..., int]:
+    """The program in this process: ``in_process(*flags)`` returns its exit code; one thread, as in ``start``."""
     from main_pretrain import worker
     from moco import distributed, options
 
-    for name in set(os.environ) - set(environment()):
-        monkeypatch.delenv(name)
-    handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGUSR1)}
-    cudnn, threads = torch.backends.cudnn.deterministic, torch.get_num_threads()
     torch.set_num_threads(1)
 
     def begin(*words: object) -> int:
         return distributed.launch(worker, options.parse_pretrain([*map(str, words)]))
 
-    yield begin
-    torch.set_num_threads(threads)
-    torch.backends.cudnn.deterministic = cudnn
-    for number, handler in handlers.items():
-        signal.signal(number, handler)
+    return begin
 
 
 def load(path: Path | str) -> dict:

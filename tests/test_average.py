@@ -5,7 +5,7 @@ import json
 import pytest
 import torch
 from conftest import load
-from test_semisup import _leave_the_process_as_it_was, folder, state_of, tune  # noqa: F401 (fixtures)
+from test_semisup import state_of, tune
 
 from moco import average, checkpoint, data, describe, finetune
 from moco.data.__main__ import main as data_main
@@ -13,16 +13,18 @@ from moco.data.index import NAME
 from moco.errors import UserError
 from moco.pretrained import open_backbone
 
+pytestmark = pytest.mark.usefixtures("restored")
+
 
 @pytest.fixture(scope="module")
-def tuned(folder, tmp_path_factory):  # noqa: F811
+def tuned(folder, tmp_path_factory):
     """A fine-tuning that kept each of its three epochs."""
     save_dir = tmp_path_factory.mktemp("tuned")
     tune(folder, save_dir, "--epochs", 3, "--train-percent", 50, "--save-ckpt-freq", 1, "--lr-backbone", 0.1)
     return save_dir
 
 
-def test_weights_are_the_mean_and_batchnorm_is_measured_anew(folder, tuned, capsys):  # noqa: F811
+def test_weights_are_the_mean_and_batchnorm_is_measured_anew(folder, tuned, capsys):
     out = tuned / "mean.pth.tar"
     assert (
         average.main([str(tuned), "--last", "2", "--data", str(folder), "-b", "20", "-j", "0", "--out", str(out)]) == 0
@@ -121,7 +123,7 @@ def test_another_network_is_named(tuned, tmp_path):
 # ---------------------------------------------------------------------------------------------------- the index
 
 
-def test_an_index_is_made_and_read(folder, tmp_path, capsys):  # noqa: F811
+def test_an_index_is_made_and_read(folder, tmp_path, capsys):
     assert data_main(["index", str(folder), "--out", str(tmp_path)]) == 0
     assert f"{NAME.format('train')}: 60 images" in capsys.readouterr().out
     lines = (tmp_path / NAME.format("val")).read_text().splitlines()
@@ -133,7 +135,7 @@ def test_an_index_is_made_and_read(folder, tmp_path, capsys):  # noqa: F811
     assert read.val.load(7).tobytes() == direct.val.load(7).tobytes()
 
 
-def test_beit3s_own_index_has_paths_from_the_datas_folder(folder):  # noqa: F811
+def test_beit3s_own_index_has_paths_from_the_datas_folder(folder):
     path = folder / "theirs.jsonl"
     path.write_text(
         '{"image_path": "/train/class1/1_0.png", "label": 1}\n{"image_path": "/val/class0/0_0.png", "label": 0}'

@@ -10,7 +10,6 @@ import timm
 import torch
 from conftest import ROOT, environment
 from safetensors.torch import save_file
-from torch import nn
 from torch.nn import functional as F
 
 from detection.convert import convert, detectron2_name, write
@@ -21,19 +20,9 @@ SCRIPT = ROOT / "detection" / "convert-pretrain-to-detectron2.py"
 
 
 @pytest.fixture(scope="module")
-def encoder() -> nn.Module:
-    torch.manual_seed(0)
-    encoder = build_encoder("resnet50", 128, mlp=True).eval()
-    for norm in (m for m in encoder.modules() if isinstance(m, nn.BatchNorm2d)):
-        nn.init.uniform_(norm.running_mean, -0.1, 0.1)
-        nn.init.uniform_(norm.running_var, 0.5, 1.5)
-    return encoder
-
-
-@pytest.fixture(scope="module")
-def moco_file(encoder, tmp_path_factory):
+def moco_file(resnet50, tmp_path_factory):
     path = tmp_path_factory.mktemp("moco") / "checkpoint_0199.pth.tar"
-    entries = {f"module.encoder_{x}.{name}": v for x in "qk" for name, v in encoder.state_dict().items()}
+    entries = {f"module.encoder_{x}.{name}": v for x in "qk" for name, v in resnet50.state_dict().items()}
     torch.save({"epoch": 200, "arch": "resnet50", "state_dict": {**entries, "module.queue": torch.zeros(128, 8)}}, path)
     return path
 
@@ -73,19 +62,19 @@ def stage(x, weights, name, stride):
     return x
 
 
-def test_every_stage_computes_what_the_encoder_does(encoder, moco_file):
+def test_every_stage_computes_what_the_encoder_does(resnet50, moco_file):
     weights = convert(str(moco_file))
     assert len(weights) == 53 * 5  # 53 convolutions, each with four tensors of its norm
     x = torch.randn(1, 3, 64, 64)
     with torch.no_grad():
-        x = encoder.maxpool(encoder.relu(encoder.bn1(encoder.conv1(x))))
+        x = resnet50.maxpool(resnet50.relu(resnet50.bn1(resnet50.conv1(x))))
         for i, stride in ((1, 1), (2, 2), (3, 2), (4, 2)):
             theirs = stage(x, weights, f"res{i + 1}", stride)
-            x = encoder.get_submodule(f"layer{i}")(x)
+            x = resnet50.get_submodule(f"layer{i}")(x)
             torch.testing.assert_close(theirs, x, rtol=1e-5, atol=1e-5)
 
 
-def test_the_written_file(encoder, moco_file, tmp_path):
+def test_the_written_file(resnet50, moco_file, tmp_path):
     out = tmp_path / "r50.pkl"
     done = subprocess.run(
         [sys.executable, str(SCRIPT), str(moco_file), str(out)], capture_output=True, text=True, env=environment()
@@ -93,7 +82,7 @@ def test_the_written_file(encoder, moco_file, tmp_path):
     assert done.returncode == 0, done.stderr
     made = pickle.loads(out.read_bytes())
     assert made["matching_heuristics"] is True
-    assert torch.equal(torch.from_numpy(made["model"]["stem.conv1.weight"]), encoder.conv1.weight.detach())
+    assert torch.equal(torch.from_numpy(made["model"]["stem.conv1.weight"]), resnet50.conv1.weight.detach())
 
 
 def test_torchvision_files_and_resnet101(tmp_path):
@@ -102,9 +91,9 @@ def test_torchvision_files_and_resnet101(tmp_path):
     assert "res4.22.conv1.weight" in convert(str(path))
 
 
-def test_what_is_no_resnet_50_is_a_sentence(encoder, tmp_path):
+def test_what_is_no_resnet_50_is_a_sentence(resnet50, tmp_path):
     partial = tmp_path / "partial.pth"
-    torch.save({k: v for k, v in encoder.state_dict().items() if "layer4" not in k}, partial)
+    torch.save({k: v for k, v in resnet50.state_dict().items() if "layer4" not in k}, partial)
     with pytest.raises(UserError, match="lacks layer4.0.conv1.weight"):
         convert(str(partial))
     small = tmp_path / "r18.pth"
@@ -145,10 +134,10 @@ def one_sentence(capsys) -> str:
     return said
 
 
-def test_safetensors_and_timm_names(encoder, tmp_path):
-    tensors = {name: value for name, value in encoder.state_dict().items() if not name.startswith("fc.")}
+def test_safetensors_and_timm_names(resnet50, tmp_path):
+    tensors = {name: value for name, value in resnet50.state_dict().items() if not name.startswith("fc.")}
     save_file(tensors, tmp_path / "r50.safetensors")
     found = convert(str(tmp_path / "r50.safetensors"))
-    assert torch.equal(found["res5.2.conv3.weight"], encoder.layer4[2].conv3.weight.detach())
+    assert torch.equal(found["res5.2.conv3.weight"], resnet50.layer4[2].conv3.weight.detach())
     torch.save({"arch": "resnet50.a1_in1k", "state_dict": tensors}, tmp_path / "timm.pth")
     assert convert(str(tmp_path / "timm.pth")).keys() == found.keys()

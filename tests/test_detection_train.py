@@ -16,11 +16,10 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT
+from conftest import ROOT, save_pretrained
 from torch import nn
 
 from detection import convert, needs, report, run, train_net
-from moco.encoder import build_encoder
 
 pytestmark = [
     pytest.mark.slow,
@@ -67,21 +66,9 @@ def own_logs() -> Iterator[None]:
 
 
 @pytest.fixture(scope="module")
-def encoder() -> nn.Module:
-    torch.manual_seed(0)
-    encoder = build_encoder("resnet50", 128, mlp=True).eval()
-    for norm in (m for m in encoder.modules() if isinstance(m, nn.BatchNorm2d)):
-        nn.init.uniform_(norm.running_mean, -0.1, 0.1)
-        nn.init.uniform_(norm.running_var, 0.5, 1.5)
-    return encoder
-
-
-@pytest.fixture(scope="module")
-def checkpoint(encoder, tmp_path_factory) -> Path:
+def checkpoint(resnet50, tmp_path_factory) -> Path:
     path = tmp_path_factory.mktemp("pretrained") / "checkpoint_0199.pth.tar"
-    state = {f"module.encoder_q.{name}": value for name, value in encoder.state_dict().items()}
-    torch.save({"epoch": 200, "arch": "resnet50", "state_dict": state}, path)
-    return path
+    return save_pretrained(path, resnet50, "resnet50", epoch=200)
 
 
 @pytest.fixture(scope="module")
@@ -113,7 +100,7 @@ def refused(capsys, config: str, *words: object) -> str:
 # ------------------------------------------------------------------------------------------------------ the backbone
 
 
-def test_activations_of_the_converted_backbone_are_the_encoders(encoder, backbone):
+def test_activations_of_the_converted_backbone_are_the_encoders(resnet50, backbone):
     """Bit for bit in eval mode: res2 to res5 of the FPN's ResNet, and the C4 head's res5."""
     from detectron2.checkpoint import DetectionCheckpointer
     from detectron2.modeling import build_model
@@ -122,9 +109,9 @@ def test_activations_of_the_converted_backbone_are_the_encoders(encoder, backbon
 
     x = torch.randn(1, 3, 64, 96)
     with torch.no_grad():
-        expected, h = {}, encoder.maxpool(encoder.relu(encoder.bn1(encoder.conv1(x))))
+        expected, h = {}, resnet50.maxpool(resnet50.relu(resnet50.bn1(resnet50.conv1(x))))
         for i in range(1, 5):
-            expected[f"res{i + 1}"] = h = encoder.get_submodule(f"layer{i}")(h)
+            expected[f"res{i + 1}"] = h = resnet50.get_submodule(f"layer{i}")(h)
         for config in (COCO, VOC):
             model = build_model(settings(config)).eval()
             DetectionCheckpointer(model).load(str(backbone))

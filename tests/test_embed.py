@@ -12,7 +12,7 @@ from html.parser import HTMLParser
 import numpy as np
 import pytest
 import torch
-from conftest import environment
+from conftest import environment, save_pretrained
 from PIL import Image
 from safetensors import safe_open
 
@@ -22,13 +22,8 @@ from moco.encoder import build_encoder, features
 from moco.errors import UserError
 from moco.options import parse_embed
 
+pytestmark = pytest.mark.usefixtures("alone")
 TINY = ["-a", "test_resnet", "--size", "16", "-b", "8", "-j", "0"]
-
-
-@pytest.fixture(autouse=True)
-def alone(monkeypatch):
-    for name in set(os.environ) - set(environment()):
-        monkeypatch.delenv(name)
 
 
 @pytest.fixture(scope="module")
@@ -39,10 +34,7 @@ def encoder():
 
 @pytest.fixture(scope="module")
 def pretrained(encoder, tmp_path_factory):
-    entries = {f"module.encoder_q.{name}": value for name, value in encoder.state_dict().items()}
-    path = tmp_path_factory.mktemp("pretrained") / "checkpoint_0001.pth.tar"
-    torch.save({"epoch": 2, "arch": "test_resnet", "state_dict": entries}, path)
-    return path
+    return save_pretrained(tmp_path_factory.mktemp("pretrained") / "checkpoint_0001.pth.tar", encoder)
 
 
 @pytest.fixture(scope="module")

@@ -6,6 +6,7 @@ import json
 import numpy as np
 import pytest
 import torch
+from conftest import write_images
 from PIL import Image
 from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import normalize
@@ -108,16 +109,10 @@ def test_an_episode_is_a_function_of_seed_and_number():
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     """Four classes with 5 images in train and 4 in val, their names unique."""
-    root = tmp_path_factory.mktemp("few")
-    rng = np.random.default_rng(1)
-    for split, count in (("train", 5), ("val", 4)):
-        for label in range(4):
-            path = root / split / f"n0000000{label}"
-            path.mkdir(parents=True)
-            for i in range(count):
-                pixels = rng.integers(0, 120, (16, 16, 3)) + 40 * label
-                Image.fromarray(np.clip(pixels, 0, 255).astype(np.uint8)).save(path / f"{split}_{label}_{i}.png")
-    return root
+    return write_images(
+        tmp_path_factory.mktemp("few"), {"train": 5, "val": 4}, [f"n0000000{label}" for label in range(4)],
+        lambda rng, label: rng.integers(0, 120, (16, 16, 3)) + 40 * label, name="{split}_{label}_{i}.png",
+    )  # fmt: skip
 
 
 def names(source) -> list[str]:

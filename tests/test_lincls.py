@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 import torchvision
-from conftest import ROOT, differences, environment, run
+from conftest import ROOT, differences, environment, hard_images, run
 from PIL import Image
 from sklearn.datasets import load_digits
 from sklearn.linear_model import LogisticRegression
@@ -30,30 +30,8 @@ TINY = ["-a", ARCH, "--size", "16", "-b", "8", "-j", "0", "--seed", "3", "--lr",
 
 @pytest.fixture(scope="module")
 def hard_folder(tmp_path_factory):
-    """Three classes that a random encoder tells apart badly: 24 images to train on, 15 held out."""
-    root = tmp_path_factory.mktemp("hard")
-    rng = np.random.default_rng(1)
-    for split, count in (("train", 8), ("val", 5)):
-        for label in range(3):
-            folder = root / split / f"class{label}"
-            folder.mkdir(parents=True)
-            for i in range(count):
-                pixels = rng.integers(0, 200, (16, 16, 3)) + 15 * label
-                Image.fromarray(pixels.astype(np.uint8)).save(folder / f"{i}.png")
-    return root
-
-
-@pytest.fixture(scope="module")
-def pretrained(tmp_path_factory):
-    """A contrastive checkpoint in upstream's layout, its running statistics not those of a fresh network."""
-    torch.manual_seed(0)
-    encoder = build_encoder(ARCH, 16, mlp=True, size=16)
-    for _ in range(30):
-        encoder(torch.randn(8, 3, 16, 16))
-    entries = {f"module.encoder_q.{name}": value for name, value in encoder.state_dict().items()}
-    path = tmp_path_factory.mktemp("pretrained") / "checkpoint_0001.pth.tar"
-    torch.save({"epoch": 2, "arch": ARCH, "state_dict": entries, "optimizer": {}}, path)
-    return path
+    """24 images to train on, 15 held out."""
+    return hard_images(tmp_path_factory.mktemp("hard"), 8, 5)
 
 
 def probe_once(folder, save_dir, *words) -> dict:

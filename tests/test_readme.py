@@ -1,7 +1,6 @@
 """Every command of the README and of docs/ runs: flag for flag, with the network and sizes reduced and DIR a small
 image folder. The README's are started as typed; a page of docs/ is one session, its commands in their order."""
 
-import os
 import re
 import runpy
 import shlex
@@ -12,7 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import ROOT, environment
+from conftest import ROOT, environment, save_pretrained
 from PIL import Image
 
 import main_lincls
@@ -150,18 +149,14 @@ def export_or_parse(words: list[str]) -> int:
 
 
 @pytest.fixture
-def session(image_folder, tmp_path, monkeypatch):
+def session(image_folder, tmp_path, monkeypatch, alone, restored):
     """A folder with DIR and a checkpoint in it, and a function that runs a page's command there, in this process."""
-    for name in set(os.environ) - set(environment()):
-        monkeypatch.delenv(name)
     monkeypatch.chdir(tmp_path)
     (tmp_path / "DIR").symlink_to(image_folder)
     (tmp_path / "configs").symlink_to(ROOT / "configs")
     encoder = build_encoder("test_resnet", 16, size=16)
     encoder(torch.rand(4, 3, 16, 16))  # BatchNorm statistics that never moved are a sign of damage
-    state = {f"module.encoder_q.{name}": value for name, value in encoder.state_dict().items()}
-    torch.save({"epoch": 200, "arch": "test_resnet", "state_dict": state}, "checkpoint_0199.pth.tar")
-    threads = torch.get_num_threads()
+    save_pretrained(tmp_path / "checkpoint_0199.pth.tar", encoder, epoch=200)
     torch.set_num_threads(1)
     programs = {
         "main_pretrain.py": lambda words: distributed.launch(main_pretrain.worker, options.parse_pretrain(words)),
@@ -187,8 +182,7 @@ def session(image_folder, tmp_path, monkeypatch):
         more += ["--moco-k", "1024"] if queue else []
         return programs[program]([*words, *more])
 
-    yield run
-    torch.set_num_threads(threads)
+    return run
 
 
 # What the evaluation page says that its commands write.

@@ -2,13 +2,12 @@
 
 import functools
 import json
-import os
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import environment
+from conftest import save_pretrained
 from pytorch_metric_learning.distances import CosineSimilarity
 from pytorch_metric_learning.utils.accuracy_calculator import AccuracyCalculator
 from pytorch_metric_learning.utils.inference import CustomKNN
@@ -16,13 +15,8 @@ from pytorch_metric_learning.utils.inference import CustomKNN
 from moco import options, retrieval
 from moco.encoder import build_encoder
 
+pytestmark = pytest.mark.usefixtures("alone")
 FLAGS = ["-a", "test_resnet", "--size", "16", "-b", "8", "-j", "0"]
-
-
-@pytest.fixture(autouse=True)
-def alone(monkeypatch):
-    for name in set(os.environ) - set(environment()):
-        monkeypatch.delenv(name)
 
 
 def blobs(sizes: list[int], spread: float) -> tuple[torch.Tensor, torch.Tensor]:
@@ -86,10 +80,7 @@ def test_a_collapsed_encoder_groups_nothing_and_warns_of_nothing():
 def pretrained(request, tmp_path_factory):
     torch.manual_seed(0)
     encoder = build_encoder("test_resnet", 16, size=16, mlp=request.param == "mlp").eval()
-    entries = {f"module.encoder_q.{name}": value for name, value in encoder.state_dict().items()}
-    path = tmp_path_factory.mktemp("pretrained") / "checkpoint_0001.pth.tar"
-    torch.save({"epoch": 2, "arch": "test_resnet", "state_dict": entries}, path)
-    return path, encoder
+    return save_pretrained(tmp_path_factory.mktemp("pretrained") / "checkpoint_0001.pth.tar", encoder), encoder
 
 
 def test_the_head_of_a_file_is_the_encoders_own(pretrained):

@@ -2,7 +2,6 @@
 
 import json
 import shutil
-import signal
 from functools import partial
 
 import numpy as np
@@ -10,7 +9,6 @@ import pytest
 import torch
 import torchvision
 from conftest import differences, run
-from PIL import Image
 from torch import nn
 
 import main_semisup
@@ -21,37 +19,11 @@ from moco.errors import TrainingError, UserError
 from moco.objective import Objective
 from moco.options import parse_semisup
 
+pytestmark = pytest.mark.usefixtures("restored")
 ARCH = "test_resnet"  # timm's, 0.4 million parameters
 TINY = ["-a", ARCH, "--size", "16", "-b", "8", "-j", "0", "--seed", "3", "--lr-classifier", "0.1", "--epochs", "2",
         "-p", "2"]  # fmt: skip
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    """Three classes that are hard to tell apart: 60 images to train on, 15 to test on."""
-    root = tmp_path_factory.mktemp("images")
-    rng = np.random.default_rng(1)
-    for split, count in (("train", 20), ("val", 5)):
-        for label in range(3):
-            (root / split / f"class{label}").mkdir(parents=True)
-            for i in range(count):
-                pixels = rng.integers(0, 200, (16, 16, 3)) + 15 * label
-                Image.fromarray(pixels.astype(np.uint8)).save(root / split / f"class{label}" / f"{label}_{i}.png")
-    return root
-
-
-@pytest.fixture(scope="module")
-def pretrained(tmp_path_factory):
-    """A contrastive checkpoint in upstream's layout, its running statistics not those of a fresh network."""
-    torch.manual_seed(0)
-    encoder = build_encoder(ARCH, 16, mlp=True, size=16)
-    for _ in range(30):
-        encoder(torch.randn(8, 3, 16, 16))
-    entries = {f"module.encoder_q.{name}": value for name, value in encoder.state_dict().items()}
-    path = tmp_path_factory.mktemp("pretrained") / "checkpoint_0001.pth.tar"
-    torch.save({"epoch": 2, "arch": ARCH, "state_dict": entries, "optimizer": {}}, path)
-    return path
 
 
 def tune(folder, save_dir, *words, code=0, result="result.json") -> dict:
@@ -69,16 +41,6 @@ def state_of(save_dir, name=finetune.CHECKPOINT) -> dict:
 
 def records(save_dir) -> list[dict]:
     return [json.loads(line) for line in (save_dir / "semisup.jsonl").read_text().splitlines()]
-
-
-@pytest.fixture(autouse=True)
-def _leave_the_process_as_it_was():
-    handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGUSR1)}
-    flags = torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark
-    yield
-    torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = flags
-    for number, handler in handlers.items():
-        signal.signal(number, handler)
 
 
 # ------------------------------------------------------------------------------------------------------- flags

@@ -9,17 +9,7 @@ import timm
 import torch
 from conftest import TINY as PRETRAIN
 from conftest import differences, load
-from test_semisup import (  # noqa: F401 (fixtures)
-    ARCH,
-    MEAN,
-    STD,
-    _leave_the_process_as_it_was,
-    folder,
-    records,
-    sentence,
-    state_of,
-    tune,
-)
+from test_semisup import ARCH, MEAN, STD, records, sentence, state_of, tune
 
 import main_lincls
 from moco import checkpoint, finetune
@@ -29,6 +19,7 @@ from moco.optimizers import Plateau, build_optimizer, follow, layer_groups, movi
 from moco.options import parse_lincls, parse_semisup
 from moco.pretrained import load_backbone
 
+pytestmark = pytest.mark.usefixtures("restored")
 BEIT3 = "beit3_base_patch16_224"
 # SCHaNe's command, after BEiT-3's
 SCHANE = (
@@ -148,7 +139,7 @@ def test_a_plateau_is_torchs():
 # ----------------------------------------------------------------------------------------------------- schedules
 
 
-def test_a_warm_up_rises_step_by_step_and_the_cosine_takes_the_rest(folder, tmp_path):  # noqa: F811
+def test_a_warm_up_rises_step_by_step_and_the_cosine_takes_the_rest(folder, tmp_path):
     words = ["--train-percent", 50, "--warmup-epochs", 1.5, "--lr", 0.2, "-p", 1, "--val-share", 0.1, "--val-only"]
     tune(folder, tmp_path, "--epochs", 3, *words)
     found = [r["lr_backbone"] for r in records(tmp_path) if "lr_backbone" in r]
@@ -160,7 +151,7 @@ def test_a_warm_up_rises_step_by_step_and_the_cosine_takes_the_rest(folder, tmp_
         assert rate == pytest.approx(0.2 * up * 0.5 * (1 + torch.cos(torch.tensor(torch.pi * rest)).item()), abs=1e-6)
 
 
-def test_batches_of_a_step_add_up_to_a_larger_batch(folder, tmp_path):  # noqa: F811
+def test_batches_of_a_step_add_up_to_a_larger_batch(folder, tmp_path):
     """With a frozen encoder, whose BatchNorm does not look at the batch."""
     words = ["--weights", "freeze", "--epochs", 2, "--val-share", 0.2, "--val-only"]  # 48 images
     tune(folder, tmp_path / "whole", *words, "-b", 16)
@@ -169,7 +160,7 @@ def test_batches_of_a_step_add_up_to_a_larger_batch(folder, tmp_path):  # noqa: 
     torch.testing.assert_close(one, two, rtol=1e-4, atol=1e-6)
 
 
-def test_a_clipped_gradient_moves_the_weights_so_far(folder, tmp_path):  # noqa: F811
+def test_a_clipped_gradient_moves_the_weights_so_far(folder, tmp_path):
     tune(folder, tmp_path, "--epochs", 1, "-b", 64, "--momentum", 0, "--wd", 0, "--lr", 1, "--clip-grad", 1e-3,
          "--val-share", 0.2, "--val-only")  # fmt: skip
     torch.manual_seed(0)
@@ -180,7 +171,7 @@ def test_a_clipped_gradient_moves_the_weights_so_far(folder, tmp_path):  # noqa:
 # ------------------------------------------------------------------------------------------------ a moving average
 
 
-def test_what_is_evaluated_and_saved_is_the_moving_average(folder, tmp_path):  # noqa: F811
+def test_what_is_evaluated_and_saved_is_the_moving_average(folder, tmp_path):
     words = ["--val-share", 0.2, "--val-only", "-b", 64, "--ema", 0.75]  # one step an epoch
     found = tune(folder, tmp_path, *words, "--epochs", 3, "--save-ckpt-freq", 1)
     states = [state_of(tmp_path, finetune.KEPT.format(epoch)) for epoch in range(3)]
@@ -207,7 +198,7 @@ def test_decay_of_an_epoch_is_that_of_its_steps():
     assert moving_average(model, None, None, steps=4) is None
 
 
-def test_a_resumed_run_is_the_same_run(folder, tmp_path, monkeypatch):  # noqa: F811
+def test_a_resumed_run_is_the_same_run(folder, tmp_path, monkeypatch):
     """All that has a state at once: Lookahead, AdamW, a moving average, a plateau, mixing, a policy, drop path."""
     words = EVERYTHING.split()
     tune(folder, tmp_path / "whole", *words)
@@ -300,7 +291,7 @@ def test_an_official_fine_tuned_file_gives_its_norm_and_not_its_head(small, tmp_
         load_backbone(build_encoder("resnet18", 5), str(tmp_path / "beit3.pth"), "resnet18")
 
 
-def test_schanes_recipe_trains_beit3_base(folder, tmp_path, monkeypatch):  # noqa: F811
+def test_schanes_recipe_trains_beit3_base(folder, tmp_path, monkeypatch):
     """With one of its twelve blocks; two steps of two views and a mixed image each."""
     monkeypatch.setattr(timm, "create_model", partial(timm.create_model, depth=1))
     written = []
@@ -325,7 +316,7 @@ def test_drop_path_is_timms_alone():
 # ------------------------------------------------------------------------------------------------------ few-shot
 
 
-def test_few_shot_on_new_classes_after_fine_tuning(folder, tmp_path):  # noqa: F811
+def test_few_shot_on_new_classes_after_fine_tuning(folder, tmp_path):
     """An episodic split: base classes to fine-tune on, others for the episodes."""
     base, novel = tmp_path / "base", tmp_path / "novel"
     shutil.copytree(folder / "train", base / "train")
