@@ -10,18 +10,18 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # runs from a clone without installing
 
 from detection import needs
-from moco.errors import USAGE_EXIT, UserError
+from moco.errors import exit_code
 
 
 def main(words: list[str]) -> int:
     """Train or evaluate; the exit code."""
-    try:
-        needs.check()
-        train(parse(words))
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return USAGE_EXIT
-    return 0
+    return exit_code(lambda: work(words))
+
+
+def work(words: list[str]) -> None:
+    """What :func:`main` does once detectron2 is known to be there."""
+    needs.check()
+    train(parse(words))
 
 
 def parse(words: list[str]) -> argparse.Namespace:

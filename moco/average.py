@@ -20,7 +20,7 @@ from torch.optim.swa_utils import update_bn
 
 from moco import checkpoint, data, options
 from moco.encoder import backbone_keys
-from moco.errors import USAGE_EXIT, UserError
+from moco.errors import UserError, exit_code
 from moco.pretrained import Backbone, fill_backbone, open_backbone
 
 _CHECKPOINTS = re.compile(r"checkpoint_(semisup_)?\d{4,}\.pth\.tar$")  # of ends of epochs, a pretraining's or ours
@@ -183,12 +183,7 @@ def _run(args: Namespace) -> None:
 def main(argv: list[str] | None = None) -> int:
     """Average checkpoints; the exit code."""
     args = options.parse_average(argv)
-    try:
-        _run(args)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return USAGE_EXIT
-    return 0
+    return exit_code(lambda: _run(args))
 
 
 if __name__ == "__main__":

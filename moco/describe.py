@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from moco import options
-from moco.errors import USAGE_EXIT, UserError
+from moco.errors import UserError, exit_code
 from moco.key_queue import EMPTY
 from moco.pretrained import File, arch_of, head_entries, named_arch, open_backbone, open_file
 
@@ -226,11 +226,11 @@ def _optimizer(file: File) -> Iterator[Line]:
 
 def main(argv: list[str] | None = None) -> int:
     """Describe one file; the exit code."""
-    try:
-        lines = describe(options.parse_describe(argv).checkpoint)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return USAGE_EXIT
+    args = options.parse_describe(argv)
+    return exit_code(lambda: _print(describe(args.checkpoint)))
+
+
+def _print(lines: list[Line]) -> int:
     odd = [line for line in lines if not line.sane]
     for line in lines:
         print(line.text if line.sane else f"odd: {line.text}")

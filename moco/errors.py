@@ -1,5 +1,8 @@
 """What a run can end with besides success, and the exit code of each."""
 
+import sys
+from collections.abc import Callable
+
 USAGE_EXIT = 2  # the user's input cannot be used; nothing was lost
 DIVERGED_EXIT = 3  # training itself went wrong (non-finite values, queues that differ)
 SIGTERM_EXIT = 143  # 128 + SIGTERM: saved and stopped because the system asked for it
@@ -11,3 +14,12 @@ class UserError(Exception):
 
 class TrainingError(Exception):
     """Training cannot go on (for example non-finite losses): one sentence, exit code 3."""
+
+
+def exit_code(work: Callable[[], int | None]) -> int:
+    """A command's exit code: what ``work()`` returns, None for 0; 2 when it raised a :class:`UserError`, then told."""
+    try:
+        return work() or 0
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return USAGE_EXIT

@@ -28,7 +28,7 @@ from torch import Tensor, nn
 from detection import convert
 from moco import data, options
 from moco.encoder import build_encoder, features, head_of, torchvision_names
-from moco.errors import USAGE_EXIT, UserError
+from moco.errors import UserError, exit_code
 from moco.pretrained import CARD, Backbone, apply_changes, head_entries, open_backbone
 
 SUFFIXES = {
@@ -398,12 +398,8 @@ def _run(args: Namespace) -> None:
 
 def main(argv: list[str] | None = None) -> int:
     """Export one checkpoint; the exit code."""
-    try:
-        _run(options.parse_export(argv))
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return USAGE_EXIT
-    return 0
+    args = options.parse_export(argv)
+    return exit_code(lambda: _run(args))
 
 
 if __name__ == "__main__":

@@ -10,18 +10,13 @@ from moco import options
 from moco.data.files import open_path
 from moco.data.index import write_index
 from moco.data.shards import pack
-from moco.errors import USAGE_EXIT, UserError
+from moco.errors import exit_code
 
 
 def main(argv: list[str] | None = None) -> int:
     """Write an index of an image folder, or its images as tar shards; the exit code."""
     args = options.parse_data(argv)
-    try:
-        (_index if args.command == "index" else _pack)(args)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return USAGE_EXIT
-    return 0
+    return exit_code(lambda: (_index if args.command == "index" else _pack)(args))
 
 
 def _index(args: argparse.Namespace) -> None:

@@ -10,7 +10,7 @@ import sys
 import threading
 import time
 
-from moco.errors import SIGTERM_EXIT, USAGE_EXIT, UserError
+from moco.errors import SIGTERM_EXIT, UserError, exit_code
 from moco.sweep import pool, report, spec, trial
 
 FAILED_EXIT, INTERRUPT_EXIT = 1, 130
@@ -29,12 +29,12 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--slots", type=int, metavar="N", help="run without GPUs, N trials at a time")
     parser.add_argument("--dry-run", action="store_true", help="print the commands and stop")
     args = parser.parse_args(words[:cut])
-    try:
+
+    def work() -> int:
         sweep = spec.read(args.spec, words[cut + 1 :], args.out, gpus=args.gpus, slots=args.slots)
         return dry_run(sweep) if args.dry_run else run(sweep)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return USAGE_EXIT
+
+    return exit_code(work)
 
 
 def dry_run(sweep: spec.Spec) -> int:
