@@ -20,7 +20,7 @@ import torchvision
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from moco import distributed
+from moco import distributed, seeding
 from moco.errors import UserError
 
 SMALL = 64  # images up to this size get the 3x3 stem by default: a 7x7 stride-4 stem leaves 32 px with 8 px
@@ -183,6 +183,21 @@ def around_head(encoder: nn.Module, images: Tensor) -> tuple[Tensor, Tensor]:
 def head_of(encoder: nn.Module) -> str:
     """The name of the head's module inside the encoder: ``fc`` for ResNets."""
     return str(encoder.head_name)
+
+
+def new_classifier(encoder: nn.Module, seed: int) -> nn.Linear | nn.Conv2d:
+    """The encoder's head, made a classifier that begins as published: weight normal with deviation .01, bias 0.
+
+    Raises:
+        UserError: the head is not one linear layer with a bias.
+    """
+    layer = encoder.get_submodule(head_of(encoder))
+    if not isinstance(layer, (nn.Linear, nn.Conv2d)) or layer.bias is None:
+        raise UserError("this -a has no classifier that is one linear layer with a bias; choose another.")
+    first = torch.empty(layer.weight.shape).normal_(0.0, 0.01, generator=seeding.torch_generator("init", seed, 2))
+    layer.weight.data.copy_(first)
+    layer.bias.data.zero_()
+    return layer
 
 
 def backbone_keys(encoder: nn.Module) -> set[str]:

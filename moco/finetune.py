@@ -33,14 +33,14 @@ from moco.data import (
     normalise,
     open_sources,
 )
-from moco.encoder import backbone_keys, has_batchnorm, head_of
+from moco.encoder import backbone_keys, has_batchnorm, head_of, new_classifier
 from moco.engine import StopRequest
 from moco.errors import SIGTERM_EXIT, TrainingError, UserError
 from moco.knn import Reading
 from moco.meters import Mean, RunLog, Stopwatch, accuracy
 from moco.objective import Judged, Objective
 from moco.optimizers import Plateau, layer_groups
-from moco.pretrained import apply_changes, changes_of
+from moco.pretrained import apply_changes, changes_of, fill_network
 from moco.probe import Score, labelled_pair
 from moco.schedule import learning_rate, warm_up
 
@@ -131,12 +131,7 @@ class Classifier(nn.Module):
     ) -> None:
         super().__init__()
         self.encoder, self.mean, self.std, self.freeze, self.amp = encoder, mean, std, freeze, amp
-        layer = encoder.get_submodule(head_of(encoder))
-        if not isinstance(layer, (nn.Linear, nn.Conv2d)) or layer.bias is None:
-            raise UserError("this -a has no classifier that is one linear layer with a bias; choose another.")
-        first = torch.empty(layer.weight.shape).normal_(0.0, 0.01, generator=seeding.torch_generator("init", seed, 2))
-        layer.weight.data.copy_(first)
-        layer.bias.data.zero_()
+        layer = new_classifier(encoder, seed)
         encoder.requires_grad_(not freeze)
         layer.requires_grad_(True)
         self.head = [layer.weight, layer.bias]
@@ -196,12 +191,7 @@ class Images:
         """This process's batches of an epoch from ``first`` on; time spent waiting goes to ``watch``."""
         self.sampler.set_position(epoch, first)
         source = self.loader.dataset.source  # type: ignore[attr-defined]
-        batches = iter(self.loader)
-        while True:
-            with watch.waiting():
-                batch = next(batches, None)
-            if batch is None:
-                return
+        for batch in watch.waiting_for(self.loader):
             self.note(batch, source)
             yield batch
 
@@ -536,10 +526,10 @@ class Tuner:
         changes = run.get("changes", {})
         if self.ema is not None or weights_only:
             apply_changes(self.evaluated.encoder, changes)
-            _fill_network(self.evaluated.encoder, state["state_dict"], path)
+            fill_network(self.evaluated.encoder, state["state_dict"], path)
         if not weights_only:
             apply_changes(self.model.encoder, changes)
-            _fill_network(self.model.encoder, state.get("trained", state["state_dict"]), path)
+            fill_network(self.model.encoder, state.get("trained", state["state_dict"]), path)
             self._fill_optimizer(state, path)
             self.plateau.load_state_dict(run.get("plateau", {}))
         at = self.progress
@@ -568,15 +558,3 @@ def _ours(state: dict, weights_only: bool) -> bool:
 
 def _prefixed(encoder: nn.Module) -> dict[str, Tensor]:
     return {"module." + name: value for name, value in encoder.state_dict().items()}
-
-
-def _fill_network(encoder: nn.Module, state_dict: dict, path: str) -> None:
-    found = {name.removeprefix("module."): value for name, value in state_dict.items()}
-    own = encoder.state_dict()
-    odd = [n for n in {**own, **found} if n not in own or n not in found or own[n].shape != found[n].shape]
-    if odd:
-        raise UserError(
-            f"{path} does not fit: {odd[0]} differs ({len(odd)} entries do); check --stem, --size and that the data "
-            "has the classes it was trained on."
-        )
-    encoder.load_state_dict(found)

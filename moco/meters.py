@@ -11,8 +11,8 @@ import math
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -20,6 +20,8 @@ from tqdm import tqdm
 
 from moco import checkpoint, distributed
 from moco.errors import UserError
+
+X = TypeVar("X")
 
 
 def accuracy(logits: Tensor, labels: Tensor, topk: tuple[int, ...] = (1,)) -> list[Tensor]:
@@ -75,6 +77,16 @@ class Stopwatch:
             yield
         finally:
             self._waited += self._clock() - start
+
+    def waiting_for(self, items: Iterable[X]) -> Iterator[X]:
+        """The items; the time until each of them is there is waiting for data."""
+        left = iter(items)
+        while True:
+            with self.waiting():
+                item = next(left, None)
+            if item is None:
+                return
+            yield item
 
     def count(self, images: int) -> None:
         """So many images are done."""

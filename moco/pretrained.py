@@ -121,6 +121,23 @@ def fill_backbone(encoder: nn.Module, tensors: dict[str, Tensor]) -> None:
     assert {name for name in missing if not _is_counter(name)} == allowed, "more than the head is missing"
 
 
+def fill_network(encoder: nn.Module, state_dict: dict[str, Tensor], path: str) -> None:
+    """Load every tensor, the classifier's too, of a file whose names begin with ``module.``.
+
+    Raises:
+        UserError: other names or shapes.
+    """
+    found = {name.removeprefix("module."): value for name, value in state_dict.items()}
+    own = encoder.state_dict()
+    odd = [n for n in {**own, **found} if n not in own or n not in found or own[n].shape != found[n].shape]
+    if odd:
+        raise UserError(
+            f"{path} does not fit: {odd[0]} differs ({len(odd)} entries do); check --stem, --size and that the data "
+            "has the classes it was trained on."
+        )
+    encoder.load_state_dict(found)
+
+
 def open_backbone(path: str, arch: str = "", stem: str = "auto", size: int | None = None) -> Backbone:
     """An encoder built for the file, with the file's weights; what is not given is found in the file.
 

@@ -25,10 +25,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from moco import checkpoint, distributed, seeding
+from moco import checkpoint, distributed
 from moco.data import BadImages, EpochSampler, Labelled, Loader, Source, Sources, make_loader, normalise
 from moco.data.subset import Subset, split
-from moco.encoder import backbone_keys, features, head_of
+from moco.encoder import backbone_keys, features, new_classifier
 from moco.errors import TrainingError, UserError
 from moco.knn import Reading, extract
 from moco.meters import Mean, RunLog, Stopwatch, accuracy
@@ -86,16 +86,11 @@ class Probe:
     ) -> None:
         self.encoder = encoder.to(device).eval().requires_grad_(False)
         self.device, self.mean, self.std, self.amp = device, mean, std, amp
-        layer = encoder.get_submodule(head_of(encoder))
-        if not isinstance(layer, (nn.Linear, nn.Conv2d)) or layer.bias is None:
-            raise UserError("this -a has no classifier that is one linear layer with a bias; choose another.")
-        first = torch.empty(layer.weight.shape).normal_(0.0, 0.01, generator=seeding.torch_generator("init", seed, 2))
-        layer.weight.data.copy_(first)
-        layer.bias.data.zero_()
+        layer = new_classifier(encoder, seed)
         layer.requires_grad_(True)
         self.trained = [p for p in encoder.parameters() if p.requires_grad]
         assert len(self.trained) == 2, "the protocol trains the linear layer's weight and bias alone"
-        self.layer: nn.Linear | nn.Conv2d = layer
+        self.layer = layer
 
     @torch.no_grad()
     def features(self, images: Tensor) -> Tensor:
@@ -245,12 +240,7 @@ class Images:
         """This process's batches of an epoch; time spent waiting for images goes to ``watch``."""
         self.sampler.set_position(epoch)
         source = self.loader.dataset.source  # type: ignore[attr-defined]
-        images = iter(self.loader)
-        while True:
-            with watch.waiting():
-                batch = next(images, None)
-            if batch is None:
-                return
+        for batch in watch.waiting_for(self.loader):
             self.note(batch, source)
             yield self.probe.features(batch["image"]), batch["label"].to(self.probe.device)
 

@@ -10,7 +10,7 @@ from torch import Tensor
 from moco import checkpoint, distributed
 from moco.encoder import head_of
 from moco.errors import UserError
-from moco.pretrained import apply_changes, changes_of
+from moco.pretrained import apply_changes, changes_of, fill_network
 from moco.probe import Head, Probe, leader
 
 CHECKPOINT, BEST = "checkpoint.pth.tar", "model_best.pth.tar"
@@ -96,17 +96,8 @@ def load(probe: Probe, heads: list[Head], state: dict, path: str, arch: str, wei
     if state.get("arch", arch) != arch:
         raise UserError(f"{path} was trained with -a {state['arch']}; this run has -a {arch}.")
     _check_rates(heads, state, path)
-    found = {name.removeprefix("module."): value for name, value in state["state_dict"].items()}
-    own = probe.encoder.state_dict()
-    odd = [name for name in {**own, **found} if name not in own or name not in found]
-    odd += [name for name in own if name in found and own[name].shape != found[name].shape]
-    if odd:
-        raise UserError(
-            f"{path} does not fit: {odd[0]} differs ({len(odd)} entries do); check --stem, --size and that the data "
-            "has the classes it was trained on."
-        )
+    fill_network(probe.encoder, state["state_dict"], path)
     apply_changes(probe.encoder, (state.get("run") or {}).get("changes", {}))
-    probe.encoder.load_state_dict(found)
     try:
         _load_heads(heads, state)
     except (ValueError, KeyError, RuntimeError) as error:
