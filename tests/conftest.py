@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import runpy
 import signal
 import subprocess
 import sys
@@ -142,10 +143,21 @@ class Worker:
         return (self.main or main_pretrain.worker)(args)
 
 
-def _redirect(out: Path) -> None:
-    with open(out, "a") as file:
+def _redirect(out: Path, err: Path | None = None) -> None:
+    with open(out, "a") as file, open(err or out, "a") as errors:
         os.dup2(file.fileno(), 1)
-        os.dup2(file.fileno(), 2)
+        os.dup2(errors.fileno(), 2)
+
+
+def _be_the_script(path: Path, words: list[str], out: Path, err: Path) -> None:
+    _redirect(out, err)
+    kept = environment()
+    os.environ.clear()
+    os.environ.update(kept)
+    os.chdir(ROOT)
+    torch.set_num_threads(1)
+    sys.argv = [str(path), *words]
+    runpy.run_path(str(path), run_name="__main__")
 
 
 def _be_the_program(words: list[str], out: Path, main: Callable | None, variables: dict[str, str]) -> None:
@@ -158,16 +170,35 @@ def _be_the_program(words: list[str], out: Path, main: Callable | None, variable
     sys.exit(distributed.launch(Worker(out, main), options.parse_pretrain(words)))
 
 
+def fork(target: Callable, *args: object) -> multiprocessing.process.BaseProcess:
+    """Start ``target(*args)`` in a process of the server's."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["main_pretrain", "timm", "torch.utils.tensorboard"])
+    process = context.Process(target=target, args=args)
+    process.start()
+    return process
+
+
+def run_script(folder: Path, path: Path, *words: object) -> subprocess.CompletedProcess[str]:
+    """A script as its own process and from its first line to its last, without the seconds of importing torch."""
+    out, err = folder / "out", folder / "err"
+    out.write_text("")
+    err.write_text("")
+    process = fork(_be_the_script, path, [*map(str, words)], out, err)
+    process.join(300)
+    process.kill()
+    process.join()
+    assert process.exitcode is not None
+    return subprocess.CompletedProcess(words, process.exitcode, out.read_text(), err.read_text())
+
+
 class Program:
     """main_pretrain.py as a process: ``words`` are its flags, ``main`` a worker in place of its own."""
 
     def __init__(self, out: Path, *words: object, main: Callable | None = None, **variables: str):
-        context = multiprocessing.get_context("forkserver")
-        context.set_forkserver_preload(["main_pretrain", "timm", "torch.utils.tensorboard"])
         self.out = out
         out.write_text("")
-        self.process = context.Process(target=_be_the_program, args=([*map(str, words)], out, main, variables))
-        self.process.start()
+        self.process = fork(_be_the_program, [*map(str, words)], out, main, variables)
 
     @property
     def text(self) -> str:

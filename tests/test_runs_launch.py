@@ -6,12 +6,10 @@ import os
 import re
 import shutil
 import socket
-import subprocess
-import sys
 
 import pytest
 import torch
-from conftest import ROOT, SYNCO, TINY, environment, load, run
+from conftest import SYNCO, TINY, load, run
 
 import main_pretrain
 from moco import builder, distributed
@@ -113,16 +111,7 @@ def test_processes_started_by_hand(image_folder, tmp_path, start):
     trained(tmp_path, programs[0].text, 2)
 
 
-@pytest.mark.dist
-@pytest.mark.slow
-def test_torchrun(image_folder, tmp_path):
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    words = [ROOT / "main_pretrain.py", *TINY, *STEPS, "--save-dir", tmp_path, image_folder]
-    done = subprocess.run(
-        [*command, *map(str, words)], env=environment(), capture_output=True, text=True, timeout=300, cwd=ROOT
-    )
-    assert done.returncode == 0, done.stderr
-    trained(tmp_path, done.stdout, 2)
+# torchrun itself starts a command of the README's, see test_readme.py.
 
 
 # ----------------------------------------------------------------------------------- two processes are one
