@@ -4,12 +4,13 @@ import csv
 import json
 import math
 import shutil
+from functools import partial
 
 import numpy as np
 import pytest
 import torch
 import torchvision
-from conftest import ROOT, differences, environment, hard_images, run
+from conftest import differences, hard_images, run
 from PIL import Image
 from sklearn.datasets import load_digits
 from sklearn.linear_model import LogisticRegression
@@ -213,13 +214,9 @@ def test_cached_features_are_those_of_whole_images(image_folder, tmp_path):
     assert epochs[0] != epochs[1]
 
 
-TWO = """
-import sys
-import main_lincls
-from moco.distributed import launch
-from moco.options import parse_lincls
-
-def both(args):
+def all_kinds(words, args) -> int:
+    """The program's kinds of run, one after the other in the processes of one launch."""
+    args = parse_lincls(words)
     main_lincls.worker(args)
     args.knn = True
     main_lincls.worker(args)
@@ -229,22 +226,16 @@ def both(args):
     args.lr_find, args.lr_find_steps = True, 10
     return main_lincls.worker(args)
 
-if __name__ == "__main__":
-    sys.exit(launch(both, parse_lincls()))
-"""
-
 
 @pytest.mark.dist
-def test_two_processes_equal_one(hard_folder, pretrained, tmp_path):
+def test_two_processes_equal_one(hard_folder, pretrained, tmp_path, start):
     words = ["--pretrained", pretrained, "--epochs", 2, "--schedule", 1, "--knn-k", 5]
     probe_once(hard_folder, tmp_path / "one", *words, "--per-class", tmp_path / "one.csv")
     probe_once(hard_folder, tmp_path / "one", *words, "--knn")
-    script = tmp_path / "two.py"
-    script.write_text(TWO)
     words += ["--per-class", tmp_path / "two.csv"]
-    arguments = [*TINY, "--save-dir", tmp_path / "two", *words, "--nproc", 2, hard_folder]
-    done = run(str(script), *arguments, env=environment(PYTHONPATH=str(ROOT)))
-    assert done.returncode == 0, done.stderr
+    theirs = [*map(str, [*TINY, "--save-dir", tmp_path / "two", *words, hard_folder])]
+    program = start("--nproc", 2, "DIR", main=partial(all_kinds, theirs))
+    assert program.end() == 0, program.text
     for name, keys in (("result.json", ("acc1", "acc5", "best_acc1")), ("knn.json", ("knn",))):
         one, two = (json.loads((tmp_path / n / name).read_text()) for n in ("one", "two"))
         assert [one[k] for k in keys] == [two[k] for k in keys]
