@@ -11,12 +11,16 @@ from __future__ import annotations
 
 import functools
 import math
+import warnings
 from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
 from PIL import Image, ImageFilter
 from torch import Tensor
+
+from moco.kernels import fused
+from moco.kernels import views as triton_views
 
 # A row of parameters: four steps of jitter, each an operation's number and its factor, then grey, sigma of the blur
 # (0: none) and flip.
@@ -252,16 +256,71 @@ def _flipped(images: Tensor, table: np.ndarray) -> Tensor:
 _STAGES = {"jitter": _jittered, "grey": _greyed, "blur": _blurred, "flip": _flipped}
 
 
+def one_by_one(views: Tensor, rows: np.ndarray, order: Sequence[str]) -> Tensor:
+    """``finish`` by torch's operators, one operation after another."""
+    images = views.float()
+    for name in order:
+        if name in _STAGES:
+            images = _STAGES[name](images, rows)
+    return to_bytes(images)
+
+
+def suits_triton(rows: np.ndarray, order: Sequence[str]) -> bool:
+    """Whether ``by_triton`` can: colours before the blur, one contrast a view, every sigma within its reach."""
+    after = set(order[order.index("blur") :]) if "blur" in order else set()
+    contrasts = (rows[:, 0:8:2] == OPERATIONS.index("contrast")).sum(1).max(initial=0)
+    return not after & {"jitter", "grey"} and contrasts <= 1 and rows[:, _SIGMA].max(initial=0) <= triton_views.SIGMA
+
+
+def by_triton(views: Tensor, rows: np.ndarray, order: Sequence[str]) -> Tensor:
+    """``finish`` by the launches of moco/kernels/views.py."""
+    jitter = rows[:, :8].reshape(-1, 4, 2)
+    grey = np.where(rows[:, _GREY] != 0, triton_views.OPERATIONS.index("grey"), NONE)[:, None, None].repeat(2, axis=2)
+    steps = np.full((len(rows), 0, 2), NONE, dtype=np.float32)
+    for name in order:
+        if name in ("jitter", "grey"):
+            steps = np.concatenate([steps, jitter if name == "jitter" else grey], axis=1, dtype=np.float32)
+    boxes = np.zeros((len(rows), 1 + triton_views.REACH), dtype=np.float32)
+    blurred = np.flatnonzero(rows[:, _SIGMA] * ("blur" in order))
+    for image, weights in zip(blurred, box_weights(rows[blurred, _SIGMA].tolist()), strict=True):
+        boxes[image, : len(weights)] = weights
+    flips = (rows[:, _FLIP] != 0) & ("flip" in order)
+    return triton_views.finish(views, steps, boxes, flips, _hue_tables(views.device))
+
+
+@functools.cache
+def triton_agrees(device: torch.device, shape: tuple[int, ...]) -> bool:
+    """Whether ``by_triton`` runs on a device and gives PIL's numbers for noise of shape (C, h, w); warns if not.
+
+    Asked once a process and shape, so that a run neither ends where triton cannot compile nor trains on wrong pixels.
+    """
+    if not fused.available():
+        return False
+    order = ("jitter", "grey", "blur", "flip")
+    noise = torch.randint(256, (8, *shape), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+    turns = [(OPERATIONS[step:] + OPERATIONS[:step])[::way] for way in (1, -1) for step in range(4)]
+    jitters = [[(name, 0.1 if name == "hue" else 0.7) for name in names] for names in turns]
+    choices = [(number == 5, (None, 0.5, 2.0)[number % 3], number % 2 == 0) for number in range(8)]
+    rows = torch.stack([pack(jitter, *chosen) for jitter, chosen in zip(jitters, choices, strict=True)]).numpy()
+    try:
+        found = by_triton(noise.to(device), rows, order).cpu()
+        why = "" if torch.equal(found, one_by_one(noise, rows, order)) else "its pixels are not PIL's"
+    except Exception as error:  # triton lacks a C compiler, Python's headers, a driver, ... and says so in as many ways
+        why = (str(error).splitlines() or [repr(error)])[0]
+    if why:
+        warnings.warn(f"views are finished on {device} by torch's operators, not by triton: {why}", RuntimeWarning, stacklevel=2)
+    return not why
+
+
 @torch.no_grad()
 def finish(views: Tensor, table: Tensor, order: Sequence[str]) -> Tensor:
     """(N, C, h, w) uint8: ``views`` (N, C, h, w) uint8 with the rest of their operations made, on their device.
 
     table: (N, P) on the CPU, rows of :func:`pack`; which image takes which operation is decided there, so nothing waits
     for the device. order: the preset's operations; those before and including the crop are left out.
+    On a CUDA device by Triton where it can; the numbers are the same by either way.
     """
     rows = table.numpy()
-    images = views.float()
-    for name in order:
-        if name in _STAGES:
-            images = _STAGES[name](images, rows)
-    return to_bytes(images)
+    if views.is_cuda and suits_triton(rows, order) and triton_agrees(views.device, tuple(views.shape[1:])):
+        return by_triton(views, rows, order)
+    return one_by_one(views, rows, order)

@@ -1,6 +1,6 @@
-"""The Triton programs that finish views after their crop. views.py launches them; this file alone of the two needs triton.
+"""The Triton programs that finish views after their crop. views.py launches them and needs no triton to be imported.
 
-Legend: N images, C channels (1 or 3), h x w pixels, B pixels of a block, R rows at a time, P numbers an image (``plan``).
+Legend: N images, C channels (1 or 3), h x w pixels, B pixels or rows at a time, P numbers an image (``views.plan``).
 
 The operations are PIL's, number by number, as moco/data/pixels.py has them; values are whole, 0..255, in float32 until
 they are filtered. A product and the sum after it are rounded each: who launches forbids the compiler to fuse them.
@@ -87,7 +87,7 @@ def _hue(r, g, b, turn, hues, saturations, weights):
 
 @triton.jit
 def _changed(r, g, b, steps, stop, mean, hues, saturations, weights):
-    """Pixels after the first ``stop`` steps of an image, each a number and a factor; mean: what contrast goes towards."""
+    """Pixels after an image's first ``stop`` steps, each a number and a factor; mean: what contrast goes towards."""
     for step in range(0, stop):
         operation = tl.load(steps + 2 * step)
         factor = tl.load(steps + 2 * step + 1)
@@ -156,7 +156,7 @@ def points(
 
 @triton.jit
 def _box(window, newest, centre, near, far):
-    """(R,) uint32, PIL's box filter of five values: four in the bytes of ``window``, oldest on top, and ``newest``."""
+    """(B,) uint32, PIL's box filter of five values: four in the bytes of ``window``, oldest on top, and ``newest``."""
     total = centre * ((window >> 8) & 255) + near * (((window >> 16) & 255) + (window & 255))
     return (total + far * ((window >> 24) + newest) + (1 << 23)) >> 24
 

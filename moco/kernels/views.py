@@ -24,7 +24,8 @@ from torch import Tensor
 OPERATIONS = ("brightness", "contrast", "saturation", "hue", "grey")
 STEPS = 5  # S
 NONE = -1
-REACH = 2  # pixels on each side of a box at most: up to a sigma of sqrt(6)
+REACH = 2  # pixels on each side of a box at most, which is enough for SIGMA
+SIGMA = 2.4
 
 # A row of the plan: S times (operation, factor), then these, then an image's number in each of three lists.
 COUNT, AT_CONTRAST, FLIP, BOXES = 2 * STEPS, 2 * STEPS + 1, 2 * STEPS + 2, 2 * STEPS + 3
@@ -60,10 +61,10 @@ def plan(steps: np.ndarray, boxes: np.ndarray, flips: np.ndarray) -> tuple[np.nd
     images = len(steps)
     found = np.zeros((images, NUMBERS), dtype=np.float32)
     used = steps[:, :, 0] != NONE
-    order = np.argsort(~used, axis=1, kind="stable")
-    found[:, : 2 * STEPS] = np.take_along_axis(steps, order[:, :, None], axis=1).reshape(images, -1)
-    contrast = found[:, : 2 * STEPS : 2] == OPERATIONS.index("contrast")
+    order = np.argsort(~used, axis=1, kind="stable")  # an image's own steps first
+    found[:, : 2 * steps.shape[1]] = np.take_along_axis(steps, order[:, :, None], axis=1).reshape(images, -1)
     found[:, COUNT] = used.sum(1)
+    contrast = found[:, : 2 * STEPS : 2] == OPERATIONS.index("contrast")
     found[:, AT_CONTRAST] = np.where(contrast.any(1), contrast.argmax(1), NONE)
     found[:, FLIP] = flips
     found[:, BOXES:_LISTS] = boxes
@@ -82,8 +83,8 @@ def finish(
     Nothing waits for the device. A product of C, h and w stays below 2^31.
 
     Args:
-        steps: (N, S, 2) float32, numbers of ``OPERATIONS``, ``NONE`` for no step, each with its factor; a turn of the
-            hue in 255ths. At most one contrast an image.
+        steps: (N, up to S, 2) float32, numbers of ``OPERATIONS``, ``NONE`` for no step, each with its factor, the hue's
+            in 255ths of a turn. At most one contrast an image.
         boxes: (N, 3) float32, the blur's weights in 2^-24, centre to edge (moco.data.pixels.box_weights); zeros: none.
         flips: (N,) bool.
         tables: PIL's conversions to HSV and back, of moco.data.pixels, on the images' device.
