@@ -1,4 +1,4 @@
-"""Registers, spills and shared memory of the fused head's programs, compiled for GPUs that need not be here.
+"""Registers, spills and shared memory of the Triton programs, compiled for GPUs that need not be here.
 
     python benchmarks/kernel_resources.py [--widths 32 128 512]
 
@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from moco.kernels import fused
+from moco.kernels import fused, views
 
 TARGETS: dict[str, tuple[str, int | str, int]] = {
     "sm_80": ("cuda", 80, 32),
@@ -27,7 +27,10 @@ TARGETS: dict[str, tuple[str, int | str, int]] = {
     "gfx942": ("hip", "gfx942", 64),
 }
 INT64 = ("ids", "queue_ids", "slots_a", "slots_b", "rank")
-COUNTS = ("K", "C", "H", "N", "Sq", "Sp", "Ss", "Sn", "closed", "stride_q", "stride_k", "stride_a", "stride_b")
+COUNTS = ("K", "C", "H", "N", "Sq", "Sp", "Ss", "Sn", "closed", "stride_q", "stride_k", "stride_a", "stride_b",
+          "pixels", "width", "height", "blocks")  # fmt: skip
+ALIGNED = ("K", "C", "stride_q", "stride_k", "pixels", "width", "height")
+BYTES = ("images", "source", "out", "hues")
 WIDTHS = (32, 96, 128, 512)
 
 
@@ -50,7 +53,9 @@ def signature(program: Any, constants: dict[str, Any], precision: str = "fp32") 
             types[name] = "i32"
         elif name in ("inverse_t", "scale"):
             types[name] = "fp32"
-        elif name == "rows":
+        elif name in BYTES:
+            types[name] = "*u8"
+        elif name in ("rows", "partial"):
             types[name] = "*i32"
         elif name == "probability":
             types[name] = f"*{precision}"
@@ -67,6 +72,19 @@ def variants(width: int) -> dict[str, tuple[Any, ...]]:
         "head": (code.head, {"MASKED": True, "GRADIENT": True, **fused.blocks(width)}),
         "head, bf16": (code.head, {"MASKED": True, "GRADIENT": True, **fused.blocks(width)}, "bf16"),
         "average": (code.average, {"BLOCK_N": fused.BLOCK_N}),
+        **of_views(),
+    }
+
+
+def of_views() -> dict[str, tuple[Any, ...]]:
+    """Every program that finishes views, for colour."""
+    code, block = views.programs(), {"COLOUR": True, "BLOCK": views.BLOCK}
+    walk = {"COLOUR": True, "LIST": views.BLURRED, "BLOCK": views.ROWS, "SEGMENT": views.SEGMENT}
+    return {
+        "views: luminances": (code.luminances, {"LIST": views.CONTRASTED, **block}),
+        "views: points": (code.points, {"LIST": views.SHARP, **block}),
+        "views: blur, first": (code.blur, {"FIRST": True, **walk}),
+        "views: blur, second": (code.blur, {"FIRST": False, **walk}),
     }
 
 
@@ -77,11 +95,7 @@ def compile_for(target: str, program: Any, constants: dict[str, Any], precision:
     from triton.compiler import ASTSource
 
     types = signature(program, constants, precision)
-    aligned = [
-        i
-        for i, (name, kind) in enumerate(types.items())
-        if kind.startswith("*") or name in ("K", "C", "stride_q", "stride_k")
-    ]
+    aligned = [i for i, (name, kind) in enumerate(types.items()) if kind.startswith("*") or name in ALIGNED]
     if hasattr(compiler, "AttrsDescriptor"):  # triton 3.2
         hints = compiler.AttrsDescriptor.from_hints(dict.fromkeys(aligned, 16))
         source = ASTSource(fn=program, signature=types, constants=constants, attrs=hints)
@@ -89,7 +103,8 @@ def compile_for(target: str, program: Any, constants: dict[str, Any], precision:
         attributes = {(i,): [["tt.divisibility", 16]] for i in aligned}
         source = ASTSource(fn=program, signature=types, constexprs=constants, attrs=attributes)
     gpu = compiler.GPUTarget(*TARGETS[target])
-    return triton.compile(source, target=gpu, options={"num_warps": fused.WARPS, **options})
+    usual = views.options(constants) if "COLOUR" in constants else {"num_warps": fused.WARPS}
+    return triton.compile(source, target=gpu, options={**usual, **options})
 
 
 def cuobjdump() -> str:
@@ -143,7 +158,7 @@ def main(argv: list[str] | None = None) -> int:
                 unbuilt[target] = next((line for line in lines if "fatal" in line), lines[0] if lines else repr(error))
         return "not built |"
 
-    print(f"registers a thread / bytes spilled / shared KiB; {fused.WARPS} warps a program\n")
+    print(f"registers a thread / bytes spilled / shared KiB; {fused.WARPS} warps a program of the head\n")
     print("| program | C |", *(f"{target} |" for target in TARGETS))
     print("| --- | --- |", *("---: |" for _ in TARGETS))
     for width in args.widths:

@@ -23,13 +23,6 @@ def interpreter(monkeypatch):
     monkeypatch.setattr(triton_views, "BLOCK", 128)
 
 
-@pytest.fixture
-def small_segments(monkeypatch):
-    """Several programs an image, the last ones ragged."""
-    monkeypatch.setattr(triton_views, "ROWS", 4)
-    monkeypatch.setattr(triton_views, "SEGMENT", 5)
-
-
 def noise(*shape, seed=0):
     """(N, C, h, w) of every colour, one image grey."""
     images = torch.randint(256, shape, generator=torch.Generator().manual_seed(seed), dtype=torch.uint8)
@@ -68,29 +61,33 @@ def test_hue_of_every_colour(monkeypatch):
     assert_pils(colours, [([("hue", 0.0)], False, None, False)], ("jitter",))
 
 
-@pytest.mark.parametrize("channels", [1, 3])
-def test_blur_by_several_programs_an_image(channels, small_segments):
-    sigmas = [0.1, 0.73, 1.42, 2.4]  # boxes of 1, 3 and 5 pixels
-    jitters = (None, [("contrast", 0.6), ("hue", 0.1)], [("brightness", 1.4), ("contrast", 1.7)], None)
-    rows = [(jitter, sigma == 0.73, sigma, sigma < 1) for jitter, sigma in zip(jitters, sigmas, strict=True)]
-    assert_pils(noise(4, channels, 6, 7), rows)
+# The interpreter takes 15 ms a column of a program of ``blur``, 50 ms with all colours: images stay small.
 
 
-@pytest.mark.parametrize("shape", [(1, 5), (5, 1), (1, 1), (2, 3)], ids=str)
+def test_blur_by_several_programs_an_image(monkeypatch):
+    monkeypatch.setattr(triton_views, "ROWS", 4)
+    monkeypatch.setattr(triton_views, "SEGMENT", 5)  # both ragged
+    assert_pils(noise(2, 3, 5, 6), [([("contrast", 0.6)], False, 1.9, True), (None, False, None, True)])
+
+
+def test_blurs_of_one_three_and_five_pixels():
+    rows = [([("contrast", 1.7)], False, sigma, sigma > 1) for sigma in (0.1, 0.73, 1.42, 2.4)]
+    assert_pils(noise(4, 1, 4, 5), rows)
+
+
+@pytest.mark.parametrize("shape", [(1, 5), (2, 1), (1, 1)], ids=str)
 def test_images_smaller_than_the_box(shape):
-    rows = [([("contrast", 0.5)], False, 2.0, True), (None, True, None, True), ((), False, 1.0, False)]
-    assert_pils(noise(3, 3, *shape), rows)
+    assert_pils(noise(1, 1, *shape), [(None, False, 2.0, True)])
 
 
-def test_views_of_a_preset_at_a_ragged_size():
-    source = ArraySource("noise", np.random.default_rng(1).integers(0, 256, (3, 50, 60, 3), dtype=np.uint8))
-    views = TwoViews(source, PRESETS["v2"], 33, 4, crop_only=True)
-    items = [views[(0, index)] for index in range(3)]
-    table = torch.stack([item[name] for item in items for name in ("q_params", "k_params")]).numpy()
-    crops = torch.stack([item[name] for item in items for name in ("q", "k")])
-    found = pixels.by_triton(crops, table, views.after)
-    assert torch.equal(found, pixels.one_by_one(crops, table, views.after))
-    assert 0 < np.count_nonzero(table[:, pixels._SIGMA]) < 6  # both ways were taken
+def test_views_of_a_preset_at_an_odd_size():
+    source = ArraySource("noise", np.random.default_rng(1).integers(0, 256, (9, 50, 60, 3), dtype=np.uint8))
+    views = TwoViews(source, PRESETS["v2"], 13, 4, crop_only=True)
+    items = (views[(0, index)] for index in range(9))
+    item = next(item for item in items if (item["q_params"][9] > 0) != (item["k_params"][9] > 0))  # one blur
+    table = torch.stack([item["q_params"], item["k_params"]]).numpy()
+    crops = torch.stack([item["q"], item["k"]])
+    assert torch.equal(pixels.by_triton(crops, table, views.after), pixels.one_by_one(crops, table, views.after))
 
 
 def test_a_batch_that_needs_nothing_is_copied():
@@ -105,8 +102,8 @@ def test_a_batch_that_needs_nothing_is_copied():
 def test_a_device_is_trusted_once_its_pixels_are_pils(monkeypatch):
     pixels.triton_agrees.cache_clear()
     cpu = torch.device("cpu")
-    assert pixels.triton_agrees(cpu, (3, 5, 7))
+    assert pixels.triton_agrees(cpu, (1, 2, 3))
     monkeypatch.setattr(triton_views, "finish", lambda images, *_: images)
-    assert pixels.triton_agrees(cpu, (3, 5, 7))  # remembered
+    assert pixels.triton_agrees(cpu, (1, 2, 3))  # remembered
     with pytest.warns(RuntimeWarning, match="not by triton: its pixels are not PIL's"):
-        assert not pixels.triton_agrees(cpu, (3, 7, 5))
+        assert not pixels.triton_agrees(cpu, (1, 3, 2))

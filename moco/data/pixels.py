@@ -297,18 +297,20 @@ def triton_agrees(device: torch.device, shape: tuple[int, ...]) -> bool:
     if not fused.available():
         return False
     order = ("jitter", "grey", "blur", "flip")
-    noise = torch.randint(256, (8, *shape), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
-    turns = [(OPERATIONS[step:] + OPERATIONS[:step])[::way] for way in (1, -1) for step in range(4)]
-    jitters = [[(name, 0.1 if name == "hue" else 0.7) for name in names] for names in turns]
-    choices = [(number == 5, (None, 0.5, 2.0)[number % 3], number % 2 == 0) for number in range(8)]
-    rows = torch.stack([pack(jitter, *chosen) for jitter, chosen in zip(jitters, choices, strict=True)]).numpy()
+    noise = torch.randint(256, (4, *shape), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+    jitter = [(name, 0.1 if name == "hue" else 0.7) for name in OPERATIONS]
+    choices = ((False, None, True), (True, None, False), (False, 2.0, True), (True, 0.5, False))
+    rows = [pack(jitter[step:] + jitter[:step], *chosen) for step, chosen in enumerate(choices)]
+    rows = torch.stack(rows).numpy()
     try:
         found = by_triton(noise.to(device), rows, order).cpu()
         why = "" if torch.equal(found, one_by_one(noise, rows, order)) else "its pixels are not PIL's"
     except Exception as error:  # triton lacks a C compiler, Python's headers, a driver, ... and says so in as many ways
         why = (str(error).splitlines() or [repr(error)])[0]
     if why:
-        warnings.warn(f"views are finished on {device} by torch's operators, not by triton: {why}", RuntimeWarning, stacklevel=2)
+        warnings.warn(
+            f"views are finished on {device} by torch's operators, not by triton: {why}", RuntimeWarning, stacklevel=2
+        )
     return not why
 
 

@@ -181,7 +181,7 @@ def _filtered(first, second, third, newest, place, end, centre, near, far):
 
 @triton.jit
 def blur(
-    source, plan, partial, out, rows, width, blocks, hues, saturations, weights,
+    source, plan, partial, out, height, width, blocks, hues, saturations, weights,
     FIRST: tl.constexpr, COLOUR: tl.constexpr, LIST: tl.constexpr, BLOCK: tl.constexpr, SEGMENT: tl.constexpr,
 ):  # fmt: skip
     """Three boxes along the rows of images, written with rows and columns exchanged; twice is both ways.
@@ -194,8 +194,8 @@ def blur(
     i, row = _row(plan, slot, LIST)
     start = tl.program_id(1) * SEGMENT
     lane = tl.program_id(2) * BLOCK + tl.arange(0, BLOCK)
-    mask = lane < rows
-    pixels = rows * width
+    mask = lane < height
+    pixels = height * width
     channels = 3 if COLOUR else 1
     image = source + (i if FIRST else slot) * pixels * channels
     target = out + (slot if FIRST else i) * pixels * channels
@@ -206,7 +206,7 @@ def blur(
     mean = _mean(row, partial, i, blocks, pixels) if FIRST else 0.0
     kept = lane
     if not FIRST:
-        kept = tl.where(tl.load(row + FLIP) != 0, rows - 1 - lane, lane)
+        kept = tl.where(tl.load(row + FLIP) != 0, height - 1 - lane, lane)
 
     r1 = tl.zeros((BLOCK,), tl.uint32)
     r2, r3, g1, g2, g3, b1, b2, b3 = r1, r1, r1, r1, r1, r1, r1, r1
@@ -216,7 +216,7 @@ def blur(
         r, g, b = _planes(image, lane * width + here, pixels, mask, COLOUR)
         if FIRST:
             r, g, b = _changed(r, g, b, row, count, mean, hues, saturations, weights)
-        to = target + (x - REACH) * rows + kept
+        to = target + (x - REACH) * height + kept
         ours = mask & (x - REACH >= start)
         r1, r2, r3, found = _filtered(r1, r2, r3, r.to(tl.uint32), x, width, centre, near, far)
         tl.store(to, found.to(tl.uint8), mask=ours)

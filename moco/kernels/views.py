@@ -29,8 +29,8 @@ SIGMA = 2.4
 
 # A row of the plan: S times (operation, factor), then these, then an image's number in each of three lists.
 COUNT, AT_CONTRAST, FLIP, BOXES = 2 * STEPS, 2 * STEPS + 1, 2 * STEPS + 2, 2 * STEPS + 3
-_LISTS = BOXES + 1 + REACH
-NUMBERS = _LISTS + 3
+CONTRASTED, SHARP, BLURRED = range(BOXES + 1 + REACH, BOXES + 4 + REACH)
+NUMBERS = BLURRED + 1
 
 # Chosen for what they use of a GPU (benchmarks/kernel_resources.py); not yet timed on one.
 BLOCK = 1024  # pixels a program
@@ -46,11 +46,15 @@ def programs() -> ModuleType:
     return view_programs
 
 
+def options(constants: dict[str, int]) -> dict[str, int]:
+    """How a program with these constants is compiled. PIL rounds a product before it adds: no fused multiply-add."""
+    return {"num_warps": 2 if "SEGMENT" in constants else 4, "enable_fp_fusion": False}
+
+
 def _launch(program, grid: tuple[int, ...], *arguments, **constants) -> None:
-    """Every launch passes here. PIL rounds a product before it adds: no multiply-add, which rounds once."""
+    """Every launch passes here."""
     if grid[0]:
-        warps = 2 if "SEGMENT" in constants else 4
-        program[grid](*arguments, **constants, num_warps=warps, enable_fp_fusion=False)
+        program[grid](*arguments, **constants, **options(constants))
 
 
 def plan(steps: np.ndarray, boxes: np.ndarray, flips: np.ndarray) -> tuple[np.ndarray, tuple[int, int, int]]:
@@ -67,9 +71,9 @@ def plan(steps: np.ndarray, boxes: np.ndarray, flips: np.ndarray) -> tuple[np.nd
     contrast = found[:, : 2 * STEPS : 2] == OPERATIONS.index("contrast")
     found[:, AT_CONTRAST] = np.where(contrast.any(1), contrast.argmax(1), NONE)
     found[:, FLIP] = flips
-    found[:, BOXES:_LISTS] = boxes
+    found[:, BOXES:CONTRASTED] = boxes
     lists = [np.flatnonzero(chosen) for chosen in (contrast.any(1), ~boxes.any(1), boxes.any(1))]
-    for place, numbers in enumerate(lists, _LISTS):
+    for place, numbers in enumerate(lists, CONTRASTED):
         found[: len(numbers), place] = numbers
     return found, (len(lists[0]), len(lists[1]), len(lists[2]))
 
@@ -101,11 +105,11 @@ def finish(
         turned = images.new_empty(blurred, channels, width, height)
         whole = {"COLOUR": colour, "BLOCK": BLOCK}
         _launch(
-            code.luminances, (contrasted, blocks), images, on_device, partial, pixels, *tables, LIST=_LISTS, **whole
+            code.luminances, (contrasted, blocks), images, on_device, partial, pixels, *tables, LIST=CONTRASTED, **whole
         )
         _launch(
             code.points, (sharp, blocks), images, on_device, partial, out, pixels, width, blocks, *tables,
-            LIST=_LISTS + 1, **whole,
+            LIST=SHARP, **whole,
         )  # fmt: skip
         for first, source, to, rows, columns in (
             (True, images, turned, height, width),
@@ -113,6 +117,6 @@ def finish(
         ):
             _launch(
                 code.blur, (blurred, -(-columns // SEGMENT), -(-rows // ROWS)), source, on_device, partial, to, rows,
-                columns, blocks, *tables, FIRST=first, COLOUR=colour, LIST=_LISTS + 2, BLOCK=ROWS, SEGMENT=SEGMENT,
+                columns, blocks, *tables, FIRST=first, COLOUR=colour, LIST=BLURRED, BLOCK=ROWS, SEGMENT=SEGMENT,
             )  # fmt: skip
     return out

@@ -1,0 +1,129 @@
+"""Views finished by Triton, without a GPU: pixels by triton's interpreter, machine code by its compilers."""
+
+import contextlib
+import importlib.util
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import ROOT, environment
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from moco.data import pixels
+from moco.kernels import fused
+from moco.kernels import views as triton_views
+
+pytest.importorskip("triton", reason="needs the package triton: pip install triton")
+
+ORDER = ("jitter", "grey", "blur", "flip")
+PROGRAMS = ("luminances", "points", "blur, first", "blur, second")
+
+
+def test_the_interpreted_programs_give_pils_pixels():
+    """All of views_interpreted.py, in a process that chose the interpreter before triton was imported."""
+    suite = Path(__file__).with_name("views_interpreted.py")
+    words = [sys.executable, "-m", "pytest", "-x", "-p", "no:cacheprovider", str(suite)]
+    env = environment(TRITON_INTERPRET="1")
+    child = subprocess.run(words, env=env, capture_output=True, text=True, timeout=900, cwd=ROOT)
+    assert child.returncode == 0, child.stdout + child.stderr
+    passed = re.search(r"(\d+) passed", child.stdout)
+    assert passed, child.stdout
+    assert int(passed.group(1)) >= 18
+    assert "skipped" not in child.stdout
+
+
+@pytest.fixture(scope="module")
+def resources():
+    spec = importlib.util.spec_from_file_location("kernel_resources", ROOT / "benchmarks" / "kernel_resources.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # its dataclass looks itself up there
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.mark.parametrize("target", ["sm_80", "sm_90"])
+@pytest.mark.parametrize("name", PROGRAMS)
+def test_it_compiles_without_spills(name, target, resources, tmp_path, monkeypatch):
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
+    used = resources.usage(target, *resources.of_views()[f"views: {name}"])
+    assert 0 < used.registers <= 64
+    assert used.spilled == 0
+    assert used.shared <= 4 * 1024
+
+
+def test_no_product_is_fused_with_the_sum_after_it(resources, tmp_path, monkeypatch):
+    """PIL rounds both. The interpreter cannot see a fused multiply-add: it is looked for in the machine code."""
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
+    disassembler = Path(resources.cuobjdump()).with_name("nvdisasm")
+    found = {}
+    for allowed in (False, True):
+        for name in PROGRAMS[:3]:
+            built = resources.compile_for("sm_80", *resources.of_views()[f"views: {name}"], enable_fp_fusion=allowed)
+            (tmp_path / "program.cubin").write_bytes(built.asm["cubin"])
+            words = [str(disassembler), "-c", str(tmp_path / "program.cubin")]
+            code = subprocess.run(words, capture_output=True, text=True, check=True).stdout
+            assert "FADD" in code
+            found[name, allowed] = code.count("FFMA")
+    assert not any(found[name, False] for name in PROGRAMS[:3])
+    assert all(found[name, True] for name in PROGRAMS[:3])  # so it would be seen
+    assert triton_views.options({})["enable_fp_fusion"] is False
+
+
+def table(*rows):
+    return torch.stack([pixels.pack(*row) for row in rows])
+
+
+PLAIN, JITTERED = (None, False, None, True), ([("contrast", 0.6), ("hue", 0.1)], True, None, False)
+BLURRED = ([("brightness", 0.6), ("contrast", 1.2)], False, 1.0, False)
+
+
+@pytest.mark.parametrize(
+    ("rows", "expected"),
+    [
+        ((PLAIN, PLAIN), ["points 2"]),
+        ((PLAIN, JITTERED), ["luminances 1", "points 2"]),
+        ((PLAIN, JITTERED, BLURRED), ["luminances 2", "points 2", "blur 1", "blur 1"]),
+        ((BLURRED, BLURRED), ["luminances 2", "blur 2", "blur 2"]),
+    ],
+)
+def test_a_batch_is_at_most_four_launches_and_the_host_waits_for_none(rows, expected, monkeypatch):
+    """On images of a GPU that have no data: whatever asks for a value raises."""
+    launched = []
+
+    def note(program, grid, *_, **__):
+        if grid[0]:
+            launched.append(f"{program.fn.__name__} {grid[0]}")
+
+    monkeypatch.setattr(triton_views, "_launch", note)
+    monkeypatch.setattr(torch.cuda, "device", lambda device: contextlib.nullcontext())
+    monkeypatch.setattr(pixels, "_hue_tables", lambda device: (None, None, None))
+    monkeypatch.setattr(pixels, "triton_agrees", lambda device, shape: shape == (3, 8, 6))
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        images = torch.empty(len(rows), 3, 8, 6, dtype=torch.uint8, device="cuda")
+        found = pixels.finish(images, table(*rows), ORDER)
+    assert (found.shape, found.dtype, found.device) == (images.shape, torch.uint8, images.device)
+    assert launched == expected
+
+
+def test_what_it_cannot_do_is_left_to_torch():
+    assert pixels.suits_triton(table(PLAIN, JITTERED, BLURRED).numpy(), ORDER)
+    assert pixels.suits_triton(table(PLAIN).numpy(), ())
+    assert not pixels.suits_triton(table(PLAIN, BLURRED).numpy(), ("blur", "grey"))
+    assert not pixels.suits_triton(table(PLAIN, (None, False, 2.5, False)).numpy(), ORDER)
+    assert not pixels.suits_triton(table((BLURRED[0] + JITTERED[0], False, None, False)).numpy(), ORDER)
+
+
+def test_where_triton_cannot_run_one_sentence_says_so(monkeypatch):
+    pixels.triton_agrees.cache_clear()
+    cpu = torch.device("cpu")  # on which triton launches nothing
+    with pytest.warns(RuntimeWarning, match="finished on cpu by torch's operators, not by triton: .+") as caught:
+        found = [pixels.triton_agrees(cpu, (3, 5, 7)) for _ in range(2)]
+    assert found == [False, False]
+    assert len(caught) == 1
+    monkeypatch.setattr(fused, "available", lambda: False)
+    assert not pixels.triton_agrees(cpu, (3, 7, 5))  # without the package there is nothing to say
