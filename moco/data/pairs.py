@@ -152,11 +152,11 @@ class TwoViews(_Images):
         epoch, index = key
         load = functools.partial(self._cropped, epoch, index)
         (views, crops), used, bad = load_or_replace(self.source, index, self.max_tries, load)
-        rows = [pack(view.jitter, view.grey, view.blur, view.flip) for view in views]
         item: dict[str, Any] = {"index": used, "bad": bad}
-        if self.crop_only:
-            return {**item, **_by_name(crops), **_by_name(rows, "_params")}
-        if self.after:
+        if self.crop_only or self.after:
+            rows = [pack(view.jitter, view.grey, view.blur, view.flip) for view in views]
+            if self.crop_only:
+                return {**item, **_by_name(crops), **_by_name(rows, "_params")}
             crops = [finish(crop[None], row[None], self.after)[0] for crop, row in zip(crops, rows, strict=True)]
         return {**item, **_by_name(crops)}
 

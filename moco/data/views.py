@@ -8,7 +8,6 @@ Legend: C channels (1 or 3), s side of a view in pixels, (i, j, h, w) top, left,
 
 from __future__ import annotations
 
-import functools
 import itertools
 import math
 import operator
@@ -18,7 +17,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from PIL import Image, ImageFilter
+from PIL import Image, ImageChops, ImageFilter
 from torch.nn import functional
 
 from moco.errors import UserError
@@ -184,16 +183,13 @@ def _saturation(image: Image.Image, factor: float) -> Image.Image:
     return Image.blend(image.convert("L").convert("RGB"), image, factor)
 
 
-@functools.lru_cache(maxsize=256)
-def _hue_table(turn: int) -> list[int]:
-    return [(level + turn) & 255 for level in _LEVELS] + list(_LEVELS) * 2
-
-
 def _hue(image: Image.Image, factor: float) -> Image.Image:
     """Turns the hue by ``factor`` of a circle, truncated to 1/255 towards zero as torchvision does."""
     if image.mode == "L":
         return image
-    return image.convert("HSV").point(_hue_table(int(factor * 255) & 255)).convert("RGB")
+    turn = Image.new("HSV", image.size, (int(factor * 255) & 255, 0, 0))
+    # in bytes, which wrap around; a table for point() would be read number by number in Python, for every image
+    return ImageChops.add_modulo(image.convert("HSV"), turn).convert("RGB")
 
 
 _FACTORS = {"brightness": _brightness, "contrast": _contrast, "saturation": _saturation, "hue": _hue}
