@@ -1,7 +1,8 @@
 """What others train with, made ready to be timed beside ours: SynCo's released code, and MoCo v2 of lightly's blocks.
 
-Neither is a dependency. The released code is imported from a checkout and changed only where it needs CUDA and a group
-of processes, at run time; lightly is imported when it is asked for.
+All get their images from memory, as torchvision holds CIFAR-10. Neither is a dependency: the released code is imported
+from a checkout and changed, at run time, only where it needs CUDA and a group of processes; lightly is imported when
+it is asked for.
 
 Legend: N images a batch, C feature width, F backbone feature width, K queue rows, s side of a view in pixels.
 """
@@ -19,18 +20,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from cifar10_methods import TAR, subset
+from PIL import Image
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
-from torchvision import datasets
 from torchvision import transforms as T
 
-from moco.data import statistics
+from moco.data import ArraySource, Source, Sources, statistics
 from moco.encoder import build_encoder, head_of
 from moco.errors import UserError
 
-__all__ = ["TAR", "Lightly", "Setting", "endless", "folder", "loader", "released"]
+Views = Callable[[Image.Image], Any]
+__all__ = ["TAR", "InMemory", "Lightly", "Setting", "endless", "loader", "open_cifar", "published", "released"]
 
 
 @dataclass(frozen=True)
@@ -59,18 +62,47 @@ class Setting:
         )  # fmt: skip
 
 
-def folder(data: Path, out: Path, images: int, queries: int) -> Path:
-    """A folder of train/CLASS/*.jpg and test/CLASS/*.jpg: ``data`` itself, or the first images of its tar under
-    ``out``."""
-    if data.is_dir():
-        return data
-    if not data.is_file():
-        raise UserError(f"no CIFAR-10 at {data}: give --data, a folder or tar of train/CLASS/*.jpg and test/CLASS/*.jpg.")
-    out = out / f"cifar10_{images}_{queries}"
+def open_cifar(data: Path, out: Path, images: int, queries: int) -> Sources:
+    """Images in memory, the first so many of each class: of a folder or tar of train/CLASS/*.jpg and test/CLASS/*.jpg.
+
+    Raises:
+        UserError: there is neither.
+    """
+    if not data.exists():
+        raise UserError(
+            f"no CIFAR-10 at {data}: give --data, a folder or tar of train/CLASS/*.jpg and test/CLASS/*.jpg."
+        )
+    held = []
     for split, count in (("train", images), ("test", queries)):
-        if not (out / "images" / split).is_dir():
-            subset(Namespace(out=out, data=data, download=False), split, count)
-    return out / "images"
+        rows = subset(Namespace(out=out, data=data, download=False), split, count)
+        classes = sorted({label for _, label in rows})
+        pixels = np.stack([np.asarray(Image.open(path).convert("RGB")) for path, _ in rows])  # (n, h, w, 3)
+        labels = np.array([classes.index(label) for _, label in rows])
+        held.append(ArraySource(f"CIFAR-10 {split}", pixels, 3, classes, labels))
+    return Sources(held[0], *held)
+
+
+class InMemory(Dataset):
+    """Images of ``source`` as torchvision's CIFAR10 gives them: (views, label)."""
+
+    def __init__(self, source: Source, views: Views):
+        self.source, self.views = source, views
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def __getitem__(self, index: int) -> tuple[Any, int]:
+        assert self.source.labels is not None
+        return self.views(self.source.load(index)), int(self.source.labels[index])
+
+
+def published(size: int, blur: Views) -> Views:
+    """MoCo v2's view as main_moco.py and main_synco.py compose it, at another size. blur: with a random sigma."""
+    mean, std = statistics(None, 3)
+    jitter = T.RandomApply([T.ColorJitter(0.4, 0.4, 0.4, 0.1)], p=0.8)
+    crop, grey = T.RandomResizedCrop(size, scale=(0.2, 1.0)), T.RandomGrayscale(p=0.2)
+    ending = [T.RandomHorizontalFlip(), T.ToTensor(), T.Normalize(mean, std)]
+    return T.Compose([crop, jitter, grey, T.RandomApply([blur], p=0.5), *ending])
 
 
 def loader(dataset: Dataset, setting: Setting) -> DataLoader:
@@ -93,7 +125,7 @@ def endless(batches: Iterable[Any]) -> Iterator[Any]:
 class OneProcess:
     """The module ``torch`` for code that asks for a group of processes: a group of one, which copies."""
 
-    class distributed:  # noqa: N801 (the name that the code looks up)
+    class distributed:
         """What the released builder calls."""
 
         @staticmethod
@@ -116,12 +148,12 @@ class OneProcess:
         return getattr(torch, name)
 
 
-def released(checkout: Path, setting: Setting, images: Path, counts: dict[str, Any]) -> Callable[[], None]:
+def released(checkout: Path, setting: Setting, images: Source, counts: dict[str, Any]) -> Callable[[], None]:
     """A call that makes one step with SynCo's released model, loss loop and views, in fp32, on this CPU.
 
     Args:
         checkout: of github.com/giakoumoglou/synco.
-        images: folder of folders of images.
+        images: to train on.
         counts: n_hard and n1 .. n6.
 
     Raises:
@@ -145,13 +177,7 @@ def released(checkout: Path, setting: Setting, images: Path, counts: dict[str, A
     optimizer = torch.optim.SGD(
         model.parameters(), setting.lr, momentum=setting.momentum, weight_decay=setting.weight_decay
     )
-    mean, std = statistics(None, 3)
-    jitter = T.RandomApply([T.ColorJitter(0.4, 0.4, 0.4, 0.1)], p=0.8)
-    blur = T.RandomApply([views.GaussianBlur([0.1, 2.0])], p=0.5)
-    crop, grey, flip = T.RandomResizedCrop(setting.size, scale=(0.2, 1.0)), T.RandomGrayscale(p=0.2), None
-    flip = T.RandomHorizontalFlip()
-    transform = T.Compose([crop, jitter, grey, blur, flip, T.ToTensor(), T.Normalize(mean, std)])
-    dataset = datasets.ImageFolder(str(images), views.TwoCropsTransform(transform))
+    dataset = InMemory(images, views.TwoCropsTransform(published(setting.size, views.GaussianBlur([0.1, 2.0]))))
     batches, criterion = endless(loader(dataset, setting)), nn.CrossEntropyLoss()
 
     def step() -> None:
@@ -168,16 +194,16 @@ class Lightly:
     """MoCo v2 as lightly's documentation puts it together, under autocast and in channels_last where asked.
 
     Args:
-        images: folder of folders of images.
+        images: to train on.
         amp: the arithmetic, of the loss too, as Lightning's mixed precision has it; None for fp32.
 
     Raises:
         UserError: lightly cannot be imported.
     """
 
-    def __init__(self, setting: Setting, images: Path, amp: torch.dtype | None, channels_last: bool):
+    def __init__(self, setting: Setting, images: Source, amp: torch.dtype | None, channels_last: bool):
         try:
-            blocks = {n: importlib.import_module(f"lightly.{n}") for n in ("data", "loss", "transforms")}
+            blocks = {n: importlib.import_module(f"lightly.{n}") for n in ("loss", "transforms")}
             blocks["heads"] = importlib.import_module("lightly.models.modules")
             self.utils = importlib.import_module("lightly.models.utils")
         except ImportError as error:
@@ -197,7 +223,7 @@ class Lightly:
             self.q.parameters(), setting.lr, momentum=setting.momentum, weight_decay=setting.weight_decay
         )
         views = blocks["transforms"].MoCoV2Transform(input_size=setting.size)
-        self.batches = loader(blocks["data"].LightlyDataset(str(images), transform=views), setting)
+        self.batches = loader(InMemory(images, views), setting)
 
     def step(self, batch: tuple) -> Tensor:
         """One batch of the loader; returns the loss ()."""

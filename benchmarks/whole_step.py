@@ -27,11 +27,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from input_path import Published
-from peers import TAR, Lightly, Setting, endless, folder, loader, released
+from input_path import blurred
+from peers import TAR, InMemory, Lightly, Setting, endless, loader, open_cifar, published, released
 from timing import rounds
 from torch import Tensor
 from torch.utils.data import Dataset
+from torchvision import transforms as T
 
 from main_pretrain import build_model, view_settings
 from moco import data, distributed, engine, options
@@ -57,21 +58,23 @@ Step = Callable[[], Any]
 
 
 class Numbered(Dataset):
-    """torchvision's views as our trainer takes them."""
+    """Two views by torchvision, as our trainer takes them."""
 
-    def __init__(self, views: Published):
-        self.views = views
+    def __init__(self, source: data.Source, size: int):
+        view = published(size, T.Lambda(blurred))
+        self.images = InMemory(source, lambda image: (view(image), view(image)))
 
     def __len__(self) -> int:
-        return len(self.views)
+        return len(self.images)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        return {**self.views[0, index], "index": index, "bad": -1}
+        q, k = self.images[index][0]
+        return {"q": q, "k": k, "index": index, "bad": -1}
 
 
 def ours(trainer: engine.Trainer, source: data.Source, view: Namespace, setting: Setting, own_loader: bool) -> Step:
     """A step of main_pretrain.py's trainer, with its own loader or with torchvision's views."""
-    batches = endless(loader(Numbered(Published(source, "v2", view.size)), setting))
+    batches = endless(loader(Numbered(source, view.size), setting))
     if own_loader:
         seed, device = trainer.progress.seed, distributed.device()
         made = data.two_views(
@@ -103,9 +106,8 @@ def encoders_alone(model: MoCo, amp: torch.dtype | None, batch: int, view: Names
     return step
 
 
-def steps(args: Namespace, images: Path, stack: contextlib.ExitStack) -> dict[str, Step]:
+def steps(args: Namespace, source: data.Source, stack: contextlib.ExitStack) -> dict[str, Step]:
     """Every row of the table, ready to be called."""
-    source = data.open_sources("folder", str(images)).pretrain
     run = options.parse_pretrain([*SETTING, *SAME, *args.words, "--n1", "256"])
     view = view_settings(run, source)
     setting = Setting.of(run, view.size, args.workers)
@@ -114,7 +116,7 @@ def steps(args: Namespace, images: Path, stack: contextlib.ExitStack) -> dict[st
     made: dict[str, Step] = {}
     if args.synco:
         counts = {name: getattr(run, name) for name in ("n_hard", "n1", "n2", "n3", "n4", "n5", "n6")}
-        made[RELEASED] = released(args.synco, setting, images / "train", counts)
+        made[RELEASED] = released(args.synco, setting, source, counts)
     fast = LADDER[BEST]
     rows = {name: [*SAME, "--n1", "256", "--head-impl", "reference", *flags] for name, flags in LADDER.items()}
     rows |= {"defaults": ["--n1", "256"], OURS: [*SAME, *PLAIN, *fast]}
@@ -128,7 +130,7 @@ def steps(args: Namespace, images: Path, stack: contextlib.ExitStack) -> dict[st
     assert isinstance(model, MoCo)
     made[BOUND] = encoders_alone(model.train(), amp, run.batch_size, view)
     if args.lightly:
-        moco = Lightly(setting, images / "train", amp, channels_last=True)
+        moco = Lightly(setting, source, amp, channels_last=True)
         batches = endless(moco.batches)
         made[LIGHTLY] = lambda: moco.step(next(batches))
     return made
@@ -161,9 +163,9 @@ def report(found: dict[str, list[float]], batch: int) -> str:
 def worker(args: Namespace) -> int:
     """Measure and print, in the one process that a benchmark is."""
     torch.set_num_threads(args.threads)
-    images = folder(args.data, args.out, args.images, 10)
+    source = open_cifar(args.data, args.out, args.images, 10).pretrain
     with contextlib.ExitStack() as stack:
-        made = steps(args, images, stack)
+        made = steps(args, source, stack)
         found = rounds(made, args.rounds, "cpu")
     batch = args.batch_size
     print(f"{args.arch}, batch {batch}, K {args.moco_k}, {args.threads} threads, {args.workers} loader processes, "
@@ -177,7 +179,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--synco", type=Path, metavar="DIR", help="checkout of the released code")
     parser.add_argument("--lightly", action="store_true", help="also MoCo v2 of lightly's building blocks")
     parser.add_argument("--data", type=Path, default=TAR, help="tar or folder of train/CLASS/*.jpg, test/CLASS/*.jpg")
-    parser.add_argument("--images", type=int, default=5000, help="of a tar, to train on (default: 5000)")
+    parser.add_argument("--images", type=int, default=5000, help="to train on (default: 5000)")
     parser.add_argument("--rounds", type=int, default=7, help="timed steps of each row, at least 2 (default: 7)")
     parser.add_argument("--threads", type=int, default=2, help="torch threads (default: 2)")
     parser.add_argument("--workers", type=int, default=1, help="loader processes of each row (default: 1)")
