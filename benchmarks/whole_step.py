@@ -44,7 +44,7 @@ ROOT = Path(__file__).resolve().parent.parent
 SETTING = ["-a", "resnet18", "--size", "32", "-b", "128", "--moco-k", "16384", "--moco-t", "0.2",
            "--mlp", "--aug-plus", "--hard-start-epoch", "0", "--seed", "0", "--dataset", "folder"]  # fmt: skip
 SAME = ["--bn-splits", "1", "--no-mask-same-image"]
-PLAIN = ["--method", "moco"]
+SYNCO, PLAIN = ["--method", "synco"], ["--method", "moco"]
 LADDER = {
     "ours: fp32, reference head, torchvision's loader": ["--amp", "off", "--no-channels-last"],
     "+ bf16": ["--amp", "bf16", "--no-channels-last"],
@@ -53,6 +53,7 @@ LADDER = {
     "+ our loader": ["--amp", "bf16", "--channels-last", "--head-impl", "cpu"],
 }
 BEST, RELEASED, BOUND, LIGHTLY, OURS = "+ our loader", "released SynCo", "encoders alone", "MoCo, lightly", "MoCo, ours"
+ROWS = (RELEASED, *LADDER, "defaults", OURS, BOUND, LIGHTLY)
 GOALS = ((BEST, RELEASED, 3.0), (BEST, BOUND, 0.9), (OURS, LIGHTLY, 1.0), (BEST, LIGHTLY, 1.0))
 Step = Callable[[], Any]
 
@@ -108,7 +109,7 @@ def encoders_alone(model: MoCo, amp: torch.dtype | None, batch: int, view: Names
 
 def steps(args: Namespace, source: data.Source, stack: contextlib.ExitStack) -> dict[str, Step]:
     """Every row of the table, ready to be called."""
-    run = options.parse_pretrain([*SETTING, *SAME, *args.words, "--n1", "256"])
+    run = options.parse_pretrain([*SETTING, *SAME, *args.words, *SYNCO])
     view = view_settings(run, source)
     setting = Setting.of(run, view.size, args.workers)
     work = stack.enter_context(tempfile.TemporaryDirectory())
@@ -118,8 +119,8 @@ def steps(args: Namespace, source: data.Source, stack: contextlib.ExitStack) -> 
         counts = {name: getattr(run, name) for name in ("n_hard", "n1", "n2", "n3", "n4", "n5", "n6")}
         made[RELEASED] = released(args.synco, setting, source, counts)
     fast = LADDER[BEST]
-    rows = {name: [*SAME, "--n1", "256", "--head-impl", "reference", *flags] for name, flags in LADDER.items()}
-    rows |= {"defaults": ["--n1", "256"], OURS: [*SAME, *PLAIN, *fast]}
+    rows = {name: [*SAME, *SYNCO, "--head-impl", "reference", *flags] for name, flags in LADDER.items()}
+    rows |= {"defaults": [*SYNCO], OURS: [*SAME, *PLAIN, *fast]}
     for name, flags in rows.items():
         row = options.parse_pretrain([*SETTING, *args.words, *flags])
         trainer = make_trainer(row, view, log, work, len(source), run.batch_size)
@@ -165,7 +166,7 @@ def worker(args: Namespace) -> int:
     torch.set_num_threads(args.threads)
     source = open_cifar(args.data, args.out, args.images, 10).pretrain
     with contextlib.ExitStack() as stack:
-        made = steps(args, source, stack)
+        made = {name: step for name, step in steps(args, source, stack).items() if name in args.rows}
         found = rounds(made, args.rounds, "cpu")
     batch = args.batch_size
     print(f"{args.arch}, batch {batch}, K {args.moco_k}, {args.threads} threads, {args.workers} loader processes, "
@@ -181,6 +182,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--data", type=Path, default=TAR, help="tar or folder of train/CLASS/*.jpg, test/CLASS/*.jpg")
     parser.add_argument("--images", type=int, default=5000, help="to train on (default: 5000)")
     parser.add_argument("--rounds", type=int, default=7, help="timed steps of each row, at least 2 (default: 7)")
+    parser.add_argument("--rows", nargs="+", choices=ROWS, default=ROWS, metavar="ROW", help="default: all there are")
     parser.add_argument("--threads", type=int, default=2, help="torch threads (default: 2)")
     parser.add_argument("--workers", type=int, default=1, help="loader processes of each row (default: 1)")
     parser.add_argument("--out", type=Path, default=ROOT / "runs" / "whole_step", help="where a tar's images go")

@@ -12,7 +12,7 @@ from conftest import ROOT
 from PIL import Image
 from torch import nn
 
-TINY = ["-a", "test_resnet", "--size", "32", "-b", "4", "--moco-k", "24", "--moco-dim", "16", "--amp", "off",
+TINY = ["-a", "test_resnet", "--size", "32", "-b", "4", "--moco-k", "1100", "--moco-dim", "16", "--amp", "off",
         "--stem", "imagenet", "--threads", "1"]  # fmt: skip
 
 # What the released code looks like to the benchmark: CUDA and a group of processes are asked for inside the model.
@@ -151,20 +151,18 @@ def test_every_row_makes_steps_with_what_it_is_called(whole, images, checkout, b
         return ours(trainer, source, view, setting, own_loader)
 
     monkeypatch.setattr(whole, "ours", spy)
-    counts = ["--n-hard", "8", "--n1", "4", "--n2", "4", "--n3", "4", "--n4", "2", "--n5", "2", "--n6", "2"]
-    words = ["--rounds", "2", "--workers", "0", "--synco", str(checkout), "--lightly", *counts]
+    words = ["--rounds", "2", "--workers", "0", "--synco", str(checkout), "--lightly"]
     assert whole.main([*small(images), *words]) == 0
     out = capsys.readouterr().out
     assert "nobody wants" not in out
     rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in out.splitlines() if line.startswith("| ")][2:]
-    names = [whole.RELEASED, *whole.LADDER, "defaults", whole.OURS, whole.BOUND, whole.LIGHTLY]
-    assert [row[0] for row in rows] == names
+    assert tuple(names := [row[0] for row in rows]) == whole.ROWS
     assert all(float(cell) > 0 for row in rows for cell in (row[1], row[2], row[5], row[6]))
     assert [bool(row[4]) for row in rows] == [name in list(whole.LADDER) for name in names]
     assert out.count(", goal ") == len(whole.GOALS)
     peer = sys.modules["main_synco"].models[0]
     assert peer.seen == 4 * [(4, 3, 32, 32)]
-    assert peer.counts == (8, 4, 4, 4, 2, 2, 2)
+    assert peer.counts == (1024, 256, 256, 256, 64, 64, 64)
     found = [(own, t.plan.amp, t.model.layout, t.model.head_impl, t.model.extra is not None) for t, own in trainers]
     last, wide = torch.channels_last, torch.contiguous_format
     bf16 = torch.bfloat16
@@ -184,15 +182,19 @@ def test_every_row_makes_steps_with_what_it_is_called(whole, images, checkout, b
 def test_ratios_of_a_step_are_taken_within_rounds(whole):
     # the machine slowed down tenfold in the last two rounds
     found = {whole.RELEASED: [400, 400, 4000, 4000], whole.BEST: [100, 130, 1000, 1300],
-             whole.BOUND: [95, 117, 950, 1170]}  # fmt: skip
+             whole.BOUND: [92, 117, 920, 1170]}  # fmt: skip
     lines = whole.report(found, 128).splitlines()
     assert lines[3].startswith(f"| {whole.BEST} | 565 | 226.5 |")
-    assert lines[3].endswith("| 3.54 | 3.54 | 0.92 |")
+    assert lines[3].endswith("| 3.54 | 3.54 | 0.91 |")
     assert f"{whole.BEST} / {whole.RELEASED}: 3.54, goal 3.0: met" in lines
-    assert f"{whole.BEST} / {whole.BOUND}: 0.92, goal 0.9: met" in lines
+    assert f"{whole.BEST} / {whole.BOUND}: 0.91, goal 0.9: met" in lines
     assert not any(whole.LIGHTLY in line for line in lines)
     slower = {**found, whole.BOUND: [80, 80, 800, 800]}
     assert f"{whole.BEST} / {whole.BOUND}: 0.71, goal 0.9: missed" in whole.report(slower, 128)
+
+
+def flat(network):
+    return torch.cat([p.detach().flatten() for p in network.parameters()])
 
 
 def test_lightly_is_put_together_as_moco(whole, images, blocks):
@@ -203,14 +205,14 @@ def test_lightly_is_put_together_as_moco(whole, images, blocks):
     assert source.labels is not None and source.labels.tolist() == 6 * [0] + 6 * [1]
     torch.manual_seed(0)
     made = Lightly(Setting("test_resnet", "imagenet", 16, 4, 16, 24, 0.5, 0.2, 0.1, 0.9, 0.0, 0), source, None, True)
-    q, k = (torch.nn.utils.parameters_to_vector(x.parameters()).detach().clone() for x in (made.q, made.k))
+    q, k = (flat(x) for x in (made.q, made.k))
     assert torch.equal(q, k)
     first = made.step(next(iter(made.batches)))
-    moved = torch.nn.utils.parameters_to_vector(made.q.parameters()).detach().clone()
+    moved = flat(made.q)
     assert torch.isfinite(first) and not torch.equal(moved, q)
-    assert torch.equal(torch.nn.utils.parameters_to_vector(made.k.parameters()), k)  # it follows at the next step
+    assert torch.equal(flat(made.k), k)  # it follows at the next step
     made.step(next(iter(made.batches)))
-    torch.testing.assert_close(torch.nn.utils.parameters_to_vector(made.k.parameters()), (k + moved) / 2)
+    torch.testing.assert_close(flat(made.k), (k + moved) / 2)
 
 
 def test_two_contestants_train_in_turn_and_are_kept(until, images, blocks, tmp_path, capsys):
@@ -247,7 +249,7 @@ def test_time_to_accuracy_counts_to_the_first_epoch_that_has_it(until):
     ("words", "sentence"),
     [(["--synco", "nowhere"], "give a checkout of github.com/giakoumoglou/synco"),
      (["--lightly"], "pip install lightly"), (["--data", "nowhere"], "no CIFAR-10 at nowhere: give --data"),
-     (["--rounds", "1"], "quartiles need at least 2")],
+     (["--rows", "fast"], "invalid choice: 'fast'"), (["--rounds", "1"], "quartiles need at least 2")],
 )  # fmt: skip
 def test_what_is_missing_is_one_sentence(whole, images, words, sentence, monkeypatch, capsys):
     for name in ("lightly", "lightly.loss", "synco", "synco.builder"):
