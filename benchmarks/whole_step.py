@@ -137,9 +137,10 @@ def steps(args: Namespace, source: data.Source, stack: contextlib.ExitStack) -> 
     return made
 
 
-def ratio(found: dict[str, list[float]], name: str, base: str) -> float:
-    """How many times as fast as ``base``: the median over rounds."""
-    return statistics.median(b / a for a, b in zip(found[name], found[base], strict=True))
+def ratios(found: dict[str, list[float]], name: str, base: str) -> list[float]:
+    """How many times as fast as ``base``: first quartile, median and third quartile over the rounds."""
+    each = [b / a for a, b in zip(found[name], found[base], strict=True)]
+    return statistics.quantiles(each, n=4, method="inclusive")
 
 
 def report(found: dict[str, list[float]], batch: int) -> str:
@@ -152,12 +153,13 @@ def report(found: dict[str, list[float]], batch: int) -> str:
         slow, _, fast = (1e3 * batch / x for x in reversed(statistics.quantiles(taken, n=4, method="inclusive")))
         above = rungs[rungs.index(name) - 1] if name in rungs[1:] else None
         cells = [name, f"{middle:.0f}", f"{1e3 * batch / middle:.1f}", f"{slow:.1f} to {fast:.1f}"]
-        cells += [f"{ratio(found, name, base):.2f}" if base in found else "" for base in (above, RELEASED, BOUND)]
+        cells += [f"{ratios(found, name, base)[1]:.2f}" if base in found else "" for base in (above, RELEASED, BOUND)]
         lines.append("| " + " | ".join(cells) + " |")
     for name, base, goal in GOALS:
         if name in found and base in found:
-            got = ratio(found, name, base)
-            lines.append(f"\n{name} / {base}: {got:.2f}, goal {goal:.1f}: {'met' if got >= goal else 'missed'}")
+            low, got, high = ratios(found, name, base)
+            verdict = "met" if got >= goal else "missed"
+            lines.append(f"\n{name} / {base}: {got:.2f} ({low:.2f} to {high:.2f}), goal {goal:.1f}: {verdict}")
     return "\n".join(lines)
 
 

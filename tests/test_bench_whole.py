@@ -186,11 +186,11 @@ def test_ratios_of_a_step_are_taken_within_rounds(whole):
     lines = whole.report(found, 128).splitlines()
     assert lines[3].startswith(f"| {whole.BEST} | 565 | 226.5 |")
     assert lines[3].endswith("| 3.54 | 3.54 | 0.91 |")
-    assert f"{whole.BEST} / {whole.RELEASED}: 3.54, goal 3.0: met" in lines
-    assert f"{whole.BEST} / {whole.BOUND}: 0.91, goal 0.9: met" in lines
+    assert f"{whole.BEST} / {whole.RELEASED}: 3.54 (3.08 to 4.00), goal 3.0: met" in lines
+    assert f"{whole.BEST} / {whole.BOUND}: 0.91 (0.90 to 0.92), goal 0.9: met" in lines
     assert not any(whole.LIGHTLY in line for line in lines)
     slower = {**found, whole.BOUND: [80, 80, 800, 800]}
-    assert f"{whole.BEST} / {whole.BOUND}: 0.71, goal 0.9: missed" in whole.report(slower, 128)
+    assert f"{whole.BEST} / {whole.BOUND}: 0.71 (0.62 to 0.80), goal 0.9: missed" in whole.report(slower, 128)
 
 
 def flat(network):
@@ -242,7 +242,7 @@ def test_time_to_accuracy_counts_to_the_first_epoch_that_has_it(until):
                           "| ours | 0 | 25 | 36.00 | 2 | 8 |", "| ours | 1 | 20 | 36.00 | 3 | 15 |"]  # fmt: skip
     assert "ours / lightly, images/s: 2.25 (mean over 2 seeds)" in lines
     assert "final k-NN, ours minus lightly, by seed: +0.50, +3.00" in lines
-    assert lines[-1] == "seconds to 35 %, lightly / ours: 3.75 (mean over 1 seeds)"
+    assert lines[-1] == "seconds to 35 %, lightly / ours: 3.75 (over the 1 seeds where both did)"
 
 
 @pytest.mark.parametrize(
