@@ -166,7 +166,7 @@ def released(checkout: Path, setting: Setting, images: Source, counts: dict[str,
         raise UserError(f"--synco {checkout}: {error}; give a checkout of github.com/giakoumoglou/synco.") from error
     finally:
         sys.path.remove(str(checkout))
-    builder.torch = OneProcess()
+    vars(builder).update(torch=OneProcess())
     if not torch.cuda.is_available():
         torch.Tensor.cuda = lambda self, *_, **__: self  # type: ignore[method-assign]  # it could only fail
 
