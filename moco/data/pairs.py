@@ -19,7 +19,8 @@ from PIL import Image
 from torch.utils.data import Dataset
 
 from moco.data.decode import BadImageError, colour_jpeg_size, decode_bytes, decode_colour_jpeg, reading
-from moco.data.pixels import finish, pack
+from moco.data.pixels import pack
+from moco.data.planes import finish
 from moco.data.sources import Source
 from moco.data.views import (
     Preset,
@@ -153,11 +154,11 @@ class TwoViews(_Images):
         load = functools.partial(self._cropped, epoch, index)
         (views, crops), used, bad = load_or_replace(self.source, index, self.max_tries, load)
         item: dict[str, Any] = {"index": used, "bad": bad}
-        if self.crop_only or self.after:
+        if self.crop_only:
             rows = [pack(view.jitter, view.grey, view.blur, view.flip) for view in views]
-            if self.crop_only:
-                return {**item, **_by_name(crops), **_by_name(rows, "_params")}
-            crops = [finish(crop[None], row[None], self.after)[0] for crop, row in zip(crops, rows, strict=True)]
+            return {**item, **_by_name(crops), **_by_name(rows, "_params")}
+        if self.after:
+            crops = [finish(crop, view, self.after) for crop, view in zip(crops, views, strict=True)]
         return {**item, **_by_name(crops)}
 
 

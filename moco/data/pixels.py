@@ -29,7 +29,7 @@ NONE = -1
 _GREY, _SIGMA, _FLIP, WIDTH = 8, 9, 10, 11
 
 # PIL's luminance: ITU-R 601-2 in 16-bit fixed point.
-_RED, _GREEN, _BLUE = 19595.0, 38470.0, 7471.0
+RED, GREEN, BLUE = 19595.0, 38470.0, 7471.0
 
 
 def pack(jitter: Sequence[tuple[str, float]] | None, grey: bool, sigma: float | None, flip: bool) -> Tensor:
@@ -49,7 +49,7 @@ def luminance(images: Tensor) -> Tensor:
     if images.shape[1] == 1:
         return images
     r, g, b = images.split(1, dim=1)
-    return (r * _RED).add_(g * _GREEN).add_(b * _BLUE).add_(32768.0).mul_(2.0**-16).floor_()
+    return (r * RED).add_(g * GREEN).add_(b * BLUE).add_(32768.0).mul_(2.0**-16).floor_()
 
 
 def _blend(images: Tensor, towards: Tensor, factor: Tensor) -> Tensor:
@@ -100,6 +100,11 @@ def _hue_tables(device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
     weights = np.choose(kinds[:, sector % 6], [np.zeros(256), middle, np.full(256, 85.0)]).astype(np.float32)
     tables = (hue.reshape(-1), saturated.reshape(-1), weights.reshape(-1))
     return tuple(torch.from_numpy(table).to(device) for table in tables)  # pyright: ignore[reportReturnType]
+
+
+def hue_table() -> Tensor:
+    """(6 * 256 * 256,) uint8 on the CPU: PIL's hue, by sector * 65536 + chroma * 256 + (largest - middle)."""
+    return _hue_tables(torch.device("cpu"))[0]
 
 
 def hue(images: Tensor, turn: Tensor) -> Tensor:
