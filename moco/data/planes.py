@@ -9,6 +9,7 @@ Legend: C channels (1 or 3), h x w pixels, n = h w.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -22,73 +23,63 @@ Bytes = NDArray[np.uint8]
 Floats = NDArray[np.float32]
 
 
-def _luminance(view: Floats) -> Floats:
+def _luminance(view: Bytes) -> Floats:
     """(n,) whole numbers from (3, n): PIL's conversion to "L". Every sum is a whole number of 2^-16, hence exact."""
-    r, g, b = torch.from_numpy(view)
-    total = torch.add(torch.tensor(0.5), r, alpha=RED / 65536)
-    return total.add_(g, alpha=GREEN / 65536).add_(b, alpha=BLUE / 65536).floor_().numpy()
+    total = np.full(view.shape[1], 0.5, np.float32)
+    for plane, share in zip(view, (RED, GREEN, BLUE), strict=True):
+        torch.from_numpy(total).add_(torch.from_numpy(plane.astype(np.float32)), alpha=share / 65536)
+    return np.floor(total, out=total)
 
 
-def _to_bytes(values: Floats, factor: np.float32, out: Bytes) -> None:
-    """Truncated, and clipped where a blend by ``factor`` leaves 0..255; by way of int16, twice as fast to clip."""
-    out[...] = values if factor <= 1 else values.astype(np.int16).clip(0, 255)
-
-
-def _blend(view: Floats, towards: Floats | np.float32, factor: np.float32) -> Bytes:
-    """PIL's Image.blend(towards, view, factor) of (C, n); ``view`` is overwritten."""
-    out = np.empty(view.shape, np.uint8)
+def _blend(view: Bytes, towards: Floats | np.float32, factor: np.float32) -> Bytes:
+    """PIL's Image.blend(towards, view, factor) of (C, n): float32, clipped where the factor needs it, truncated."""
+    out = np.empty_like(view)
     for plane, to in zip(view, out, strict=True):
-        plane -= towards
-        plane *= factor
-        plane += towards
-        _to_bytes(plane, factor, to)
+        values = plane.astype(np.float32)
+        values -= towards
+        values *= factor
+        values += towards
+        to[...] = values if factor <= 1 else values.astype(np.int16).clip(0, 255)  # int16 is clipped twice as fast
     return out
 
 
 def _brightness(view: Bytes, factor: float) -> Bytes:
-    out = np.empty_like(view)
-    for plane, to in zip(view, out, strict=True):
-        _to_bytes(plane * np.float32(factor), np.float32(factor), to)
-    return out
+    return _blend(view, np.float32(0), np.float32(factor))
 
 
 def _contrast(view: Bytes, factor: float) -> Bytes:
-    values = view.astype(np.float32)
-    grey = values[0] if len(view) == 1 else _luminance(values)
+    grey = view[0] if len(view) == 1 else _luminance(view)
     exact = np.float32 if grey.size * 255 < 1 << 24 else np.float64  # in which the sum is a whole number
-    mean = int(grey.sum(dtype=exact)) / grey.size + 0.5
-    return _blend(values, np.float32(int(mean)), np.float32(factor))
+    mean = int(int(grey.sum(dtype=exact)) / grey.size + 0.5)
+    return _blend(view, np.float32(mean), np.float32(factor))
 
 
 def _saturation(view: Bytes, factor: float) -> Bytes:
-    if len(view) == 1:
-        return view
-    values = view.astype(np.float32)
-    return _blend(values, _luminance(values), np.float32(factor))
+    return view if len(view) == 1 else _blend(view, _luminance(view), np.float32(factor))
 
 
-def _sector(view: Bytes, largest: Bytes, smallest: Bytes) -> Bytes:
-    """0..5, by which channel is largest and which smallest, as ``hue_table`` counts; ties go to the earlier channel."""
-    red, green = ((plane == largest).view(np.uint8) for plane in view[:2])
-    of_others, of_red = ((plane != smallest).view(np.uint8) for plane in view[:2])
-    of_others += np.uint8(4)
-    of_others -= green + green
-    of_others *= red ^ np.uint8(1)
-    of_red *= red
-    return of_red + of_others
+@functools.cache
+def _hues() -> torch.Tensor:
+    """(8 * 65536,) uint8: ``hue_table`` by the three bits of ``_turned``, of which two combinations never occur."""
+    rg, rb, gr, gb, br, bg = hue_table().view(6, -1)
+    return torch.cat([br, bg, gr, gr, br, rg, gb, rb])
 
 
 def _turned(view: Bytes, largest: Bytes, chroma: Bytes, turn: int) -> Bytes:
     """PIL's 8-bit hue of (3, n), turned by ``turn`` 255ths of a circle."""
-    smallest = largest - chroma
-    middle = view[0] ^ view[1] ^ view[2] ^ largest ^ smallest
+    r, g, b = view
+    rest = r ^ g ^ b ^ (largest - chroma)  # largest ^ middle
+    rest = largest - (rest ^ largest)
+    order = (g >= b).view(np.uint8) + (r >= b).view(np.uint8) * np.uint8(2)
+    order += order
+    order += (r >= g).view(np.uint8)
     place = chroma.astype(np.uint16)
     place <<= np.uint16(8)
-    place |= (largest - middle).astype(np.uint16)
-    whole = _sector(view, largest, smallest).astype(np.int32)
+    place |= rest.astype(np.uint16)
+    whole = order.astype(np.int32)
     whole <<= np.int32(16)
     whole |= place.astype(np.int32)
-    hues = hue_table().index_select(0, torch.from_numpy(whole)).numpy()
+    hues = _hues().index_select(0, torch.from_numpy(whole)).numpy()
     hues += np.uint8(turn & 255)
     return hues
 
@@ -144,7 +135,7 @@ _JITTER: dict[str, Callable[[Bytes, float], Bytes]] = {
 
 
 def _grey(view: Bytes) -> Bytes:
-    return view if len(view) == 1 else np.broadcast_to(_luminance(view.astype(np.float32)).astype(np.uint8), view.shape)
+    return view if len(view) == 1 else np.broadcast_to(_luminance(view).astype(np.uint8), view.shape)
 
 
 def blur(view: Bytes, sigma: float) -> Bytes:
@@ -161,27 +152,29 @@ def blur(view: Bytes, sigma: float) -> Bytes:
     size, first = height * stride, reach * stride
     padded = torch.zeros(size + 2 * first, dtype=torch.int32)  # one plane, and ``reach`` more pixels at each side
     rows = padded.view(-1, stride).numpy()
+    middle = padded.numpy()[first : first + size]
     pair, total = torch.empty(2, size, dtype=torch.int32)
-
-    def box(step: int) -> None:
-        """Of all pixels and those at the sides, whose values are replaced before they are read."""
+    sums = total.numpy()
+    passes = []  # what lies beside each pixel along rows, then along columns
+    for step, lines in ((1, rows[reach:-reach].T), (stride, rows)):
         left, *core, right = (padded[first + k * step :][:size] for k in range(-reach, reach + 1))
-        middle, near = core[reach - 1], core[0]
-        for other in core[1:]:
-            near = torch.add(near, other, out=pair)
-        torch.add(half, near, alpha=inner, out=total).add_(torch.add(left, right, out=pair), alpha=outer)
-        np.right_shift(total.numpy(), 24, out=middle.numpy())
-
+        passes += 3 * [(lines, left, core, right)]
+    signed = (view ^ np.uint8(128)).view(np.int8)
     out = np.empty_like(view)
-    inside = slice(reach, -reach)
-    for plane, to in zip(view, out, strict=True):
-        np.subtract(plane, 128, out=rows[inside, inside], dtype=np.int32)
-        for step, lines in ((1, rows[inside].T), (stride, rows)):
-            for _ in range(3):
-                lines[:reach], lines[-reach:] = lines[reach], lines[-reach - 1]  # edges are repeated
-                box(step)
-        to[...] = rows[inside, inside] + np.int32(128)
-    return out
+    inside = rows[reach:-reach, reach:-reach]
+    for plane, to in zip(signed, out, strict=True):
+        inside[...] = plane
+        for lines, left, core, right in passes:
+            # Of all pixels and those at the sides, which are replaced before they are read: edges are repeated.
+            lines[:reach], lines[-reach:] = lines[reach], lines[-reach - 1]
+            near = core[0]
+            for other in core[1:]:
+                near = torch.add(near, other, out=pair)
+            torch.add(half, near, alpha=inner, out=total)
+            total.add_(torch.add(left, right, out=pair), alpha=outer)
+            np.right_shift(sums, 24, out=middle)
+        to[...] = inside
+    return out ^ np.uint8(128)
 
 
 def finish(crop: torch.Tensor, params: ViewParams, order: Sequence[str]) -> torch.Tensor:
