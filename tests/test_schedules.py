@@ -10,7 +10,7 @@ from conftest import ROOT, SYNCO, TINY, differences, load
 from test_batch_family import OWN
 from test_lincls import hard_folder, probe_once  # noqa: F401 (fixture)
 from test_lincls import state_of as probe_state
-from test_semisup import _leave_the_process_as_it_was, folder, records, tune  # noqa: F401 (fixtures)
+from test_semisup import records, tune
 from torch import nn
 
 from moco import options, probe
@@ -19,6 +19,7 @@ from moco.errors import UserError
 from moco.optimizers import Plateau, build_optimizer
 from moco.schedule import learning_rate
 
+pytestmark = pytest.mark.usefixtures("restored")
 PARSE = {"pretrain": options.parse_pretrain, "lincls": options.parse_lincls, "semisup": options.parse_semisup}
 
 
@@ -56,7 +57,7 @@ def test_milestones_of_a_decay_of_ones_own():
         assert [head.rate for head in heads] == pytest.approx([5 * share, share])
 
 
-def test_fine_tuning_ends_at_the_floor_with_all_rates_in_proportion(folder, tmp_path):  # noqa: F811
+def test_fine_tuning_ends_at_the_floor_with_all_rates_in_proportion(folder, tmp_path):
     words = ["--train-percent", 50, "--warmup-epochs", 1, "--lr-classifier", 0.2, "--lr-backbone", 0.1, "-p", 1]
     tune(folder, tmp_path, "--epochs", 3, "--min-lr", 0.05, "--val-share", 0.1, "--val-only", *words)
     found = [r for r in records(tmp_path) if "lr_backbone" in r]
