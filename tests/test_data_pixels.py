@@ -109,9 +109,9 @@ def photograph(path, size=(220, 170), quality=85, seed=0):
     Image.fromarray(small).resize(size, Image.Resampling.BICUBIC).save(path, quality=quality)
 
 
-def fast_and_exact(folder, size, count=6):
+def fast_and_exact(folder, size, count=6, crop_only=True):
     source = open_folder(str(folder))
-    views = [TwoViews(source, PRESETS["v2"], size, 3, crop_only=True, fast=fast) for fast in (False, True)]
+    views = [TwoViews(source, PRESETS["v2"], size, 3, crop_only=crop_only, fast=fast) for fast in (False, True)]
     return [(views[0][(1, index)], views[1][(1, index)]) for index in range(count)]
 
 
@@ -151,6 +151,16 @@ def test_fast_views_shrink_where_they_can(tmp_path):
         for name in ("q", "k"):
             difference = (exact[name].int() - fast[name].int()).abs().float()
             assert 0 < difference.mean() < 1.5
+
+
+def test_small_views_shrink_too_and_are_else_those_of_pil(tmp_path):
+    for number in range(6):
+        photograph(tmp_path / f"{number}.jpg", size=(100, 80) if number < 3 else (643, 517), seed=number)
+    for number, (exact, fast) in enumerate(fast_and_exact(tmp_path, 64, crop_only=False)):
+        for name in ("q", "k"):
+            difference = (exact[name].int() - fast[name].int()).abs().float()
+            assert difference.mean() < 3
+            assert (difference.mean() > 0) == (number >= 3)
 
 
 @pytest.mark.parametrize(("least", "shrink"), [(447, 1), (448, 2), (895, 2), (896, 4), (1792, 8), (9999, 8), (3, 1)])

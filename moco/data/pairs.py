@@ -98,7 +98,8 @@ class TwoViews(_Images):
     With ``crop_only`` views are only cropped, and q_params, k_params (P,), more_params (V - 2, P) say what is to be
     done to them; the loader goes into :class:`moco.data.Finishing`.
     ``fast``, for files of colour JPEG: decoded only as finely as the crops need, cropped by torchvision's operation on
-    tensors. A value of a crop differs by at most two levels from PIL's, where the file is not shrunk.
+    tensors. A value of a crop differs by at most two levels from PIL's, where the file is not shrunk; views of less than
+    ``TENSORS_FROM`` pixels, made here, are PIL's then.
     """
 
     def __init__(
@@ -117,8 +118,7 @@ class TwoViews(_Images):
         self.crop_only = crop_only
         self.views = views
         self.before, self.after = split_order(preset.order)
-        if not crop_only and size < TENSORS_FROM:
-            self.before, self.after = preset.order, ()
+        self.by_pil = size < TENSORS_FROM and not crop_only  # all operations of a view
         self.fast = fast and self.before == ("crop",) and source.channels == 3
 
     def _cropped(self, epoch: int, index: int, other: int) -> tuple[list[ViewParams], list[torch.Tensor]]:
@@ -132,22 +132,28 @@ class TwoViews(_Images):
         if data is None or size is None:
             image = self.source.load(other)
             views = params_for(image.size)
-            return views, [apply(image, view._replace(order=self.before), self.size) for view in views]
+            order = self.preset.order if self.by_pil else self.before
+            return views, [apply(image, view._replace(order=order), self.size) for view in views]
         views, name = params_for(size), self.source.name_of(other)
 
         @functools.cache
         def decoded(shrink: int) -> Any:
-            return reading(name, lambda: decode_bytes(data, 3, shrink) if shrink > 1 else decode_colour_jpeg(data))
+            as_pil = shrink > 1 or self.by_pil
+            return reading(name, lambda: decode_bytes(data, 3, shrink) if as_pil else decode_colour_jpeg(data))
 
         crops = []
         for some in filter(None, (views[:2], views[2:])):  # how finely the first two are decoded is theirs to say
             shrink = shrink_for([view.box for view in some], self.size)
-            for view in some:
-                if shrink > 1:
-                    crops.append(crop_shrunk(decoded(shrink), view.box, shrink, self.size))
-                else:
-                    crops.append(crop_tensor(decoded(1), view.box, self.size))
+            crops += [self._from_jpeg(decoded(shrink), view, shrink) for view in some]
         return views, crops
+
+    def _from_jpeg(self, image: Any, view: ViewParams, shrink: int) -> torch.Tensor:
+        """A crop, or with ``by_pil`` the whole view, from a PIL image at 1 / shrink or a tensor (3, H, W)."""
+        if shrink > 1:
+            crop = crop_shrunk(image, view.box, shrink, self.size)
+            rest = view._replace(order=self.after)
+            return apply(Image.fromarray(crop.permute(1, 2, 0).numpy()), rest, self.size) if self.by_pil else crop
+        return apply(image, view, self.size) if self.by_pil else crop_tensor(image, view.box, self.size)
 
     def __getitem__(self, key: Key) -> dict[str, Any]:
         epoch, index = key
@@ -157,7 +163,7 @@ class TwoViews(_Images):
         if self.crop_only:
             rows = [pack(view.jitter, view.grey, view.blur, view.flip) for view in views]
             return {**item, **_by_name(crops), **_by_name(rows, "_params")}
-        if self.after:
+        if self.after and not self.by_pil:
             crops = [finish(crop, view, self.after) for crop, view in zip(crops, views, strict=True)]
         return {**item, **_by_name(crops)}
 
