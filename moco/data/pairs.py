@@ -98,8 +98,8 @@ class TwoViews(_Images):
     With ``crop_only`` views are only cropped, and q_params, k_params (P,), more_params (V - 2, P) say what is to be
     done to them; the loader goes into :class:`moco.data.Finishing`.
     ``fast``, for files of colour JPEG: decoded only as finely as the crops need, cropped by torchvision's operation on
-    tensors. A value of a crop differs by at most two levels from PIL's, where the file is not shrunk; views of less than
-    ``TENSORS_FROM`` pixels, made here, are PIL's then.
+    tensors. Where the file is not shrunk, a value of a crop differs by at most two levels from PIL's, and a view made
+    here of less than ``TENSORS_FROM`` pixels is PIL's.
     """
 
     def __init__(
