@@ -55,6 +55,7 @@ class BatchContrast(nn.Module):
 
     STATS = ("loss", "top1", "top5", "hardest", "no_positive")
     CHANCE = "chance"
+    K = 0  # no queue
     symmetric = False
 
     def __init__(

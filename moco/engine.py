@@ -250,14 +250,22 @@ class Trainer:
             return
         if at.epoch in plan.changes:
             self.plateau.forget()
+        strangers = self._began_with_strangers()
         total, count = distributed.mean_over_ranks(self.losses).tolist()
         self.losses.zero_()
         before = self.plateau.factor
-        if count:
+        if count and not strangers:
             self.plateau.note(total / count)
         if self.plateau.factor < before:
             words = f"the mean loss, now {total / count:.4f}, has not fallen for more than {plan.patience} epochs"
             self.log.line(f"epoch {at.epoch}: {words}; the rate drops to {plan.lr * self.plateau.factor:.4g}")
+
+    def _began_with_strangers(self) -> bool:
+        """Whether the queue of this epoch began with rows that were drawn at random: negatives so easy that the loss
+        rises while keys take their places, for many epochs where K is many times the images."""
+        at, images = self.progress, self.sampler
+        keys = min(images.batch, images.n / len(images)) * (2 if self.model.symmetric else 1)  # a batch, a last one too
+        return (at.draw - at.batch) * keys < self.model.K
 
     def _after_step(self) -> None:
         at = self.progress

@@ -942,12 +942,11 @@ def plan_settings(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def _changes_of_the_loss(args: argparse.Namespace) -> tuple[int, ...]:
-    """Epochs from which a loss cannot be compared with those before: the queue's first rows, which are drawn at random,
-    are gone; synthetic negatives begin or stop."""
-    if not args.queue:
+    """Epochs from which a loss cannot be compared with those before: synthetic negatives begin or stop."""
+    if not args.queue or args.negatives == "moco":
         return ()
     switched = (args.hard_start_epoch, args.hard_stop_epoch, *args.type_starts.values())
-    return (1, *(epoch for epoch in switched if epoch is not None and args.negatives != "moco"))
+    return tuple(epoch for epoch in switched if epoch is not None)
 
 
 def schedule_shape(args: argparse.Namespace) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 import json
 import math
 from functools import partial
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -14,7 +15,8 @@ from test_semisup import records, tune
 from torch import nn
 
 from moco import options, probe
-from moco.engine import Plan
+from moco.data import EpochSampler
+from moco.engine import Plan, Progress, Trainer
 from moco.errors import UserError
 from moco.optimizers import Plateau, build_optimizer
 from moco.schedule import learning_rate
@@ -133,12 +135,26 @@ def test_a_run_follows_its_mean_loss(words, changes, image_folder, tmp_path, in_
     ("words", "changes"),
     [
         ("DIR --method supcon", ()),
-        ("DIR --hard-start-epoch 7", (1,)),
-        ("DIR --method synco --hard-stop-epoch 90 --type-starts noise=20", (1, 10, 90, 20)),
+        ("DIR --hard-start-epoch 7", ()),
+        ("DIR --method synco --hard-stop-epoch 90 --type-starts noise=20", (10, 90, 20)),
     ],
 )
 def test_when_the_loss_becomes_another(words, changes):
     assert options.plan_settings(options.parse_pretrain(words.split()))["changes"] == changes
+
+
+@pytest.mark.parametrize("symmetric", [False, True])
+@pytest.mark.parametrize(("K", "n", "drop_last"), [(0, 20, True), (16, 20, True), (17, 20, True), (41, 20, False)])
+def test_an_epoch_counts_once_the_queue_holds_keys_alone(K, n, drop_last, symmetric):
+    sampler = EpochSampler(n, 8, 0, drop_last=drop_last)
+    enqueued, batches = 0, [len(keys) * (1 + symmetric) for keys in sampler]
+    run = SimpleNamespace(sampler=sampler, model=SimpleNamespace(K=K, symmetric=symmetric), progress=Progress(0))
+    for _ in range(5):
+        before = enqueued
+        for run.progress.batch, keys in enumerate(batches, 1):
+            enqueued += keys
+            run.progress.draw += 1
+            assert Trainer._began_with_strangers(run) == (before < K)
 
 
 # ---------------------------------------------------------------------------------------------------- optimizers
