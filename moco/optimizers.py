@@ -203,5 +203,6 @@ class Plateau:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         if self._rule is not None and state:
-            self._rule.load_state_dict(state["rule"])
+            for name in ("best", "num_bad_epochs"):  # torch's own loads the old run's patience and floor as well
+                setattr(self._rule, name, state["rule"][name])
             self._rate.param_groups[0]["lr"] = state["factor"]

@@ -157,6 +157,16 @@ def test_an_epoch_counts_once_the_queue_holds_keys_alone(K, n, drop_last, symmet
             assert Trainer._began_with_strangers(run) == (before < K)
 
 
+def test_a_resumed_plateau_has_its_own_runs_patience_and_floor():
+    one, other = Plateau(5, lowest=0.5, falling=True), Plateau(1, lowest=0.01, falling=True)
+    for loss in (3.0, 4.0):
+        one.note(loss)
+    other.load_state_dict(one.state_dict())
+    for loss, factor in ((2.9, 1.0), (3.0, 1.0), (3.0, 0.1), (3.0, 0.1), (3.0, 0.01)):
+        other.note(loss)
+        assert other.factor == pytest.approx(factor)
+
+
 # ---------------------------------------------------------------------------------------------------- optimizers
 
 
