@@ -168,6 +168,21 @@ def test_an_interrupted_making_leaves_what_was_there(folder, tmp_path, monkeypat
         assert file.read() == whole
 
 
+def test_the_first_of_two_runs_keeps_its_file(folder, tmp_path, monkeypatch):
+    """Over NFS a file that is replaced is gone for the other nodes that have mapped it."""
+    kept, write, first = str(tmp_path / "kept"), cache._write, []
+
+    def overtaken(*words):
+        monkeypatch.setattr(cache, "_write", write)
+        first.append(os.stat(open_sources(None, str(folder / "train"), cache=kept).pretrain.path).st_ino)
+        return write(*words)
+
+    monkeypatch.setattr(cache, "_write", overtaken)
+    late = open_sources(None, str(folder / "train"), cache=kept).pretrain
+    assert [os.stat(late.path).st_ino] == first
+    assert os.listdir(kept) == [os.path.basename(late.path)]
+
+
 def test_faults(folder, tmp_path, monkeypatch, in_process, capsys):
     (tmp_path / "file").write_text("")
     run = [*TINY, "--steps", 1, "--save-dir", tmp_path / "run"]

@@ -122,12 +122,20 @@ def _make(source: Source, path: str, digest: bytes) -> None:
             bad = _write(source, file, digest)
             file.flush()
             os.fsync(file.fileno())
-            os.replace(beside, path)
+            _put_in_place(beside, path, digest)
     except OSError as error:
         raise UserError(f"--cache: {path} cannot be written ({error.strerror}): choose another folder") from error
     without = f", {bad} could not be decoded" * bool(bad)
     size = os.path.getsize(path) / 1e6
     print(f"decoded {len(source)} images of {source.name} into {path}: {size:.0f} MB{without}", file=sys.stderr)
+
+
+def _put_in_place(beside: str, path: str, digest: bytes) -> None:
+    """Rename, unless another run was first with the same images: over NFS what it has mapped would be gone."""
+    if _map(path, digest) is None:
+        os.replace(beside, path)
+    else:
+        os.remove(beside)
 
 
 @contextlib.contextmanager
