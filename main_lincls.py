@@ -95,11 +95,11 @@ def worker(args: Namespace) -> int:
         epochs, details = range(0 if args.evaluate else args.epochs)[start:], bool(args.per_class or args.confusion)
         held_out = feed.of(model, val, note)
         training = feed.of(model, train, note, training=True) if epochs else held_out
+        rates = partial(probe.set_rates, epochs=args.epochs, milestones=args.schedule, **options.schedule_shape(args))
         if not epochs:
             probe.validate(heads, held_out, details)
         for epoch in epochs:
-            probe.set_rates(heads, epoch, args.epochs, args.schedule, **options.schedule_shape(args))
-            probe.train_epoch(heads, training, epoch, log, args.print_freq)
+            probe.train_epoch(heads, training, epoch, log, args.print_freq, rates)
             probe.validate(heads, held_out, details and epoch == epochs[-1])
             model.check_frozen(frozen, origin)
 

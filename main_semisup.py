@@ -65,7 +65,7 @@ def worker(args: Namespace) -> int:
     broken = strided_point(encoder, whole.channels, size) if on_cpu and args.weights == "finetune" else ""
     amp = engine.pick_amp(args.amp, distributed.device(), broken)
     layout = torch.channels_last if args.channels_last else torch.contiguous_format
-    model = finetune.Classifier(encoder, mean, std, seed, args.weights == "freeze", amp)
+    model = finetune.Classifier(encoder, mean, std, seed, args.weights == "freeze", amp, args.sync_bn)
     model.to(distributed.device()).to(memory_format=layout)
 
     # optimizer

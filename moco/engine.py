@@ -28,7 +28,7 @@ from moco.errors import SIGTERM_EXIT, TrainingError, UserError
 from moco.knn import alignment, summary, uniformity
 from moco.meters import Parts, RunLog, Stopwatch
 from moco.optimizers import Plateau
-from moco.schedule import learning_rate
+from moco.schedule import learning_rate, rise
 
 IMAGES = ("q", "k", "more", "index")  # of a batch, what goes to the device; more: only where views are more than two
 LOOK_STEPS = 10  # the host never runs further ahead: a signal is answered after so many steps at most
@@ -111,7 +111,7 @@ class Plan:
         if step >= warm:
             return self._scheduled(epoch, step)
         top = self._scheduled(warm // self.steps_per_epoch, warm)
-        return self.warm_from + (top - self.warm_from) * step / warm
+        return rise(self.warm_from, top, step, warm)
 
     def _scheduled(self, epoch: int, step: int) -> float:
         progress, total = (step, self.total_steps) if self.by_step else (epoch, self.epochs)

@@ -33,7 +33,7 @@ from moco.data import (
     normalise,
     open_sources,
 )
-from moco.encoder import backbone_keys, has_batchnorm, head_of, new_classifier
+from moco.encoder import backbone_keys, has_batchnorm, head_of, new_classifier, sync_batchnorm
 from moco.engine import StopRequest
 from moco.errors import SIGTERM_EXIT, TrainingError, UserError
 from moco.knn import Reading
@@ -42,7 +42,7 @@ from moco.objective import Judged, Objective
 from moco.optimizers import Plateau, layer_groups
 from moco.pretrained import apply_changes, changes_of, fill_network
 from moco.probe import Score, labelled_pair
-from moco.schedule import learning_rate, warm_up
+from moco.schedule import learning_rate, rise, warm_up
 
 # The released code's names; they lie beside a probe's files and a pretraining's without harm.
 CHECKPOINT, BEST, RESULT = "checkpoint_semisup.pth.tar", "model_best_semisup.pth.tar", "result.json"
@@ -121,15 +121,25 @@ class Classifier(nn.Module):
         seed: of the layer's first weights.
         freeze: only the layer is trained and the encoder stays in eval mode.
         amp: the encoder's arithmetic, None for fp32; the loss is always fp32.
+        sync_bn: BatchNorm over the batch of all processes; the encoder's layers are replaced.
 
     Raises:
         UserError: the encoder's head is not one linear layer with a bias.
     """
 
     def __init__(
-        self, encoder: nn.Module, mean: Any, std: Any, seed: int, freeze: bool, amp: torch.dtype | None = None
+        self,
+        encoder: nn.Module,
+        mean: Any,
+        std: Any,
+        seed: int,
+        freeze: bool,
+        amp: torch.dtype | None = None,
+        sync_bn: bool = False,
     ) -> None:
         super().__init__()
+        if sync_bn:
+            encoder = sync_batchnorm(encoder)
         self.encoder, self.mean, self.std, self.freeze, self.amp = encoder, mean, std, freeze, amp
         layer = new_classifier(encoder, seed)
         encoder.requires_grad_(not freeze)
@@ -291,6 +301,8 @@ class Plan:
     warmup: epochs in which rates rise from 0. update_freq: batches a step. patience: epochs
     without a better accuracy after which rates drop, in place of the cosine. keep_every: epochs between checkpoints
     that are kept, 0 for none. min_lr: the lowest value of the highest rate; the others keep their ratio to it.
+    milestones: epochs at which rates are multiplied by ``decay``, in place of the cosine. warm_epochs: of a rise, step
+    by step, to the rate that is due after them; ``warm_from`` is where the highest rate begins.
     """
 
     epochs: int
@@ -300,6 +312,10 @@ class Plan:
     patience: int | None = None
     keep_every: int = 0
     min_lr: float = 0.0
+    milestones: list[int] | None = None
+    decay: float = 0.1
+    warm_epochs: int = 0
+    warm_from: float = 0.01
 
 
 @dataclass
@@ -358,15 +374,25 @@ class Tuner:
         return None
 
     def _set_rates(self, steps: int) -> None:
-        """The published cosine moves once an epoch; after a warm-up, once a step and over the rest of the run."""
         at, plan = self.progress, self.plan
-        done = at.epoch + at.batch / steps if plan.warmup else at.epoch
-        past = max(0.0, done - plan.warmup)
-        cosine = plan.patience is None
-        share = learning_rate(1.0, past, plan.epochs - plan.warmup, cosine=cosine, milestones=[], floor=self.lowest)
+        done = at.epoch + at.batch / steps
+        if done < plan.warm_epochs:
+            first = plan.warm_from / max(self.base_lrs)
+            share = rise(first, self._scheduled(plan.warm_epochs), done, plan.warm_epochs)
+        else:
+            share = self._scheduled(done if plan.warmup else at.epoch)
         factor = warm_up(done, plan.warmup) * self.plateau.factor
         for group, base in zip(self.optimizer.param_groups, self.base_lrs, strict=True):
             group["lr"] = base * share * factor
+
+    def _scheduled(self, done: float) -> float:
+        """The share of each rate: the published cosine moves once an epoch; after a warm-up from 0, once a step and
+        over the rest of the run."""
+        plan = self.plan
+        if plan.milestones is not None:
+            return learning_rate(1.0, done, plan.epochs, cosine=False, milestones=plan.milestones, decay=plan.decay)
+        past, cosine = max(0.0, done - plan.warmup), plan.patience is None
+        return learning_rate(1.0, past, plan.epochs - plan.warmup, cosine=cosine, milestones=[], floor=self.lowest)
 
     def _step(
         self, group: list[dict[str, Tensor]], meters: dict[str, Mean], step: int, stop: StopRequest

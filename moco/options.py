@@ -18,6 +18,7 @@ BATCH_METHODS = ("simclr", "supcon", "hcl", "dcl")
 SYNCO_COUNTS = {"n1": 256, "n2": 256, "n3": 256, "n4": 64, "n5": 64, "n6": 64}  # SynCo's defaults
 DATASETS = ("folder", "cifar10", "cifar100", "caltech256", "fashionmnist", "stl10", "mnist5k")
 EXPORTS = ("torchvision", "timm", "detectron2", "safetensors", "onnx", "features")
+SHORTEST_TUNING = 30  # epochs of main_semisup.py without --epochs, at least
 TUNING_LOSSES = ("ce", "supcon", "simclr", "schane")
 KINDS = ("mixup", "interpolation", "extrapolation", "noise", "perturbation", "adversarial")
 DEMO_CONFIG = os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__))), "configs", "demo.yml")
@@ -187,7 +188,10 @@ def _add_tuning(p: _Parser) -> None:
     add("--lr-backbone", default=0.01, type=float, metavar="LR", help="of the encoder (default: 0.01; SynCo's grid: "
         "0.01 0.02 0.05 0.1 0.005)")  # fmt: skip
     add("--lr-classifier", default=0.5, type=float, metavar="LR", help="of the linear layer (default: 0.5)")
-    add("--lr", default=None, type=float, metavar="LR", help="of both, in place of the two")
+    add("--lr", "--learning-rate", default=None, type=float, metavar="LR", dest="lr", help="of both, in place of the "
+        "two")  # fmt: skip
+    _add_milestones(p, None, "epochs at which rates drop 10x, in place of the cosine")
+    add("--cos", "--cosine", action="store_true", dest="cos", help="the cosine also where --schedule is given")
     add("--momentum", default=0.9, type=float, metavar="M", help="momentum of SGD (default: 0.9)")
     add("--wd", "--weight-decay", default=1e-6, type=float, metavar="W", dest="weight_decay", help="(default: 1e-6)")
     add("--epochs", default=None, type=int, metavar="N", help="epochs to run (default: 60 below 10 percent, 30 below "
@@ -200,6 +204,7 @@ def _add_tuning(p: _Parser) -> None:
     add("-p", "--print-freq", default=10, type=int, metavar="N", help="steps between log lines (default: 10)")
     add("--save-dir", "--checkpoint-dir", "--output-dir", default="./", metavar="DIR", dest="save_dir",
         help="where checkpoint_semisup.pth.tar, result.json and the log go (default ./)")  # fmt: skip
+    _add_trial(p)
     add("--resume", default="", metavar="PATH", help="continue this checkpoint; auto: the one in --save-dir")
     add("--overwrite", action="store_true", help="start afresh in a folder that holds another run")
     add("--max-minutes", default=None, type=float, metavar="M", help="save and stop (exit code 0) after M minutes")
@@ -279,15 +284,19 @@ def _add_recipe(p: _Parser) -> None:
         "with its own contrastive loss (default: 1)")  # fmt: skip
     add("--warmup-epochs", default=0.0, type=float, metavar="E", help="raise the rates from 0 over E epochs; then the "
         "cosine moves every step (default: 0, every epoch)")  # fmt: skip
+    _add_warm(p, "default: on, as in SupContrast's main_ce.py, for --lr with --cos or --schedule and without "
+              "--pretrained at batches above 256")  # fmt: skip
+    _add_sync_bn(p)
     add("--plateau", default=None, type=int, metavar="E", help="in place of the cosine: rates drop 10x when the "
         "accuracy has not risen for more than E epochs")  # fmt: skip
     _add_average(p)
-    add("--save-ckpt-freq", default=0, type=int, metavar="E", help="also keep the checkpoint of every E-th epoch, as "
-        "checkpoint_semisup_NNNN.pth.tar (default: 0, none)")  # fmt: skip
+    add("--save-ckpt-freq", "--save-freq", default=0, type=int, metavar="E", dest="save_ckpt_freq", help="also keep "
+        "the checkpoint of every E-th epoch, as checkpoint_semisup_NNNN.pth.tar (default: 0, none)")  # fmt: skip
     add("--few-shot-data", default="", metavar="PATH", help="images of new classes for --few-shot, a folder or list "
         "(default: the test images, whose classes were trained on)")  # fmt: skip
     add("--task", default=None, metavar="NAME", help="BEiT-3's: imagenet for an image folder, or a --dataset's name")
-    add("--data-path", default=None, metavar="DIR", help="BEiT-3's DIR")
+    add("--data-path", "--data-folder", "--train-folder", default=None, metavar="DIR", dest="data_path",
+        help="BEiT-3's and SupContrast's DIR")  # fmt: skip
     add("--dist-eval", action="store_true", help="BEiT-3's: changes nothing, processes always share the evaluation")
 
 
@@ -363,6 +372,8 @@ def _add_classifier(p: _Parser) -> None:
     add("--train-folder", "--data-folder", default=None, metavar="DIR", help="the labelled images to train on, as DIR")
     add("--num-classes", default=None, type=int, metavar="C", help="checked against the data, which decides by itself")
     add("--label-smoothing", default=0.0, type=float, metavar="E", help="of the training loss, in 0..1 (default: 0)")
+    _add_warm(p, "default: off")
+    add("--save-freq", default=None, type=int, metavar="E", help="SupContrast's: changes nothing, every epoch is saved")
     add("--per-class", default=None, metavar="FILE.csv", help="also write top-1, top-5 and the likeliest mistake of "
         "each class")  # fmt: skip
     add("--confusion", action="store_true", help="also write confusion.csv and confusion.png into --save-dir")
@@ -464,10 +475,7 @@ def _add_training(p: _Parser, epochs: int, lr: float | list[float], schedule: li
     more = "; several, such as 30 10 3: a classifier each, on the same features" if several else ""
     add("--lr", "--learning-rate", default=lr, type=float, nargs="+" if several else None,
         metavar="LR", dest="lr", help=f"learning rate ({lr}){more}")  # fmt: skip
-    add("--schedule", default=schedule, nargs="*", type=int, help=f"epochs at which lr drops 10x ({schedule})")
-    add("--lr-decay-epochs", type=epoch_list, default=argparse.SUPPRESS, dest="schedule", metavar="E,E",
-        help="SupContrast's spelling of --schedule E E")  # fmt: skip
-    add("--lr-decay-rate", default=0.1, type=float, metavar="X", help="what lr is multiplied by at those epochs (0.1)")
+    _add_milestones(p, schedule, f"epochs at which lr drops 10x ({schedule})")
     add("--cos", "--cosine", action=argparse.BooleanOptionalAction, dest="cos", default=False, help="cosine learning "
         "rate instead, one value an epoch (with pretraining's --steps, a step)")  # fmt: skip
     add("--momentum", default=0.9, type=float, metavar="M", help="momentum of SGD (default: 0.9)")
@@ -475,6 +483,32 @@ def _add_training(p: _Parser, epochs: int, lr: float | list[float], schedule: li
     add("-p", "--print-freq", default=10, type=int, metavar="N", help="steps between log lines (default: 10)")
     add("--resume", default="", metavar="PATH", help="continue this checkpoint; auto: the newest in --save-dir")
     add("--seed", default=None, type=int, help="of all randomness (default: drawn, logged and kept in checkpoints)")
+
+
+def _add_milestones(p: _Parser, default: list[int] | None, text: str) -> None:
+    add = p.add_argument
+    add("--schedule", default=default, nargs="*", type=int, help=text)
+    add("--lr-decay-epochs", type=epoch_list, default=argparse.SUPPRESS, dest="schedule", metavar="E,E",
+        help="SupContrast's spelling of --schedule E E")  # fmt: skip
+    add("--lr-decay-rate", default=0.1, type=float, metavar="X", help="what lr is multiplied by at those epochs (0.1)")
+
+
+def _add_warm(p: _Parser, when: str) -> None:
+    """SupContrast's warm-up: a line from a rate, not from 0, to what the schedule says at its end."""
+    add = p.add_argument
+    add("--warm", action=argparse.BooleanOptionalAction, default=None, help="raise the rate from --warm-from over "
+        f"--warm-epochs ({when})")  # fmt: skip
+    add("--warm-epochs", default=10, type=int, metavar="E", help="of --warm (default: 10)")
+    add("--warm-from", default=0.01, type=float, metavar="LR", help="of --warm (default: 0.01)")
+
+
+def _add_sync_bn(p: _Parser) -> None:
+    p.add_argument("--sync-bn", "--syncBN", action="store_true", dest="sync_bn", help="BatchNorm over the batch of all "
+                   "processes")  # fmt: skip
+
+
+def _add_trial(p: _Parser) -> None:
+    p.add_argument("--trial", default=None, metavar="NAME", help="put the run into --save-dir/trial_NAME")
 
 
 def _add_launch(p: _Parser) -> None:
@@ -514,7 +548,7 @@ def _add_moco(p: _Parser) -> None:
 
 
 def _add_batch(p: _Parser) -> None:
-    add, switch = p.add_argument, argparse.BooleanOptionalAction
+    add = p.add_argument
     add("--base-temperature", default=None, type=float, metavar="T0", help="multiply the loss by T / T0 (default: 0.07 "
         "for simclr and supcon without a queue, as SupContrast does; others: not multiplied)")  # fmt: skip
     add("--contrast-mode", choices=("all", "one"), default="all", help="anchors: all views, or the first of each image")
@@ -523,16 +557,13 @@ def _add_batch(p: _Parser) -> None:
     add("--beta", default=1.0, type=float, metavar="B", help="hcl: how much harder negatives weigh more (default: 1)")
     add("--tau-plus", default=0.1, type=float, metavar="X", help="hcl: share of negatives that are positives (0.1)")
     add("--estimator", choices=("hard", "easy"), default="hard", help="hcl: easy weighs all negatives alike")
-    add("--sync-bn", "--syncBN", action="store_true", dest="sync_bn", help="BatchNorm over the batch of all processes")
-    add("--warm", action=switch, default=None, help="raise the rate from --warm-from over --warm-epochs (default: on "
-        "for simclr, supcon, hcl, dcl at batches above 256)")  # fmt: skip
-    add("--warm-epochs", default=10, type=int, metavar="E", help="of --warm (default: 10)")
-    add("--warm-steps", default=None, type=int, metavar="N", help="in place of --warm: raise the rate over N steps, "
-        "also of a run that counts --steps")  # fmt: skip
-    add("--warm-from", default=0.01, type=float, metavar="LR", help="of --warm, --warm-steps (default: 0.01)")
+    _add_sync_bn(p)
+    _add_warm(p, "default: on for simclr, supcon, hcl, dcl at batches above 256")
+    add("--warm-steps", default=None, type=int, metavar="N", help="in place of --warm: raise the rate from --warm-from "
+        "over N steps, also of a run that counts --steps")  # fmt: skip
     add("--data-folder", "--train-folder", default=None, metavar="DIR", dest="train_folder", help="SupContrast's DIR")
     add("--num-classes", default=None, type=int, metavar="C", help="checked against the data, which decides by itself")
-    add("--trial", default=None, metavar="NAME", help="put the run into --save-dir/trial_NAME")
+    _add_trial(p)
 
 
 def epoch_list(text: str) -> list[int]:
@@ -632,8 +663,7 @@ def _finish_pretrain(parser: _Parser, words: list[str]) -> argparse.Namespace:
         args = _with_config(parser, words)
         args.demo = True
     args.save_dir = args.save_dir or ("runs/demo" if args.demo else "./")
-    if args.trial is not None:
-        args.save_dir = os.path.join(args.save_dir, f"trial_{args.trial}")
+    args.save_dir = _place(args)
     typed = {word.split("=")[0] for word in words}
     _choose_method(args, typed)
     _choose_family(args, typed)
@@ -653,10 +683,15 @@ def _finish_lincls(parser: _Parser, words: list[str]) -> argparse.Namespace:
         raise UserError("give an image folder or --dataset NAME to classify.")
     args.lrs, args.lr = args.lr, args.lr[0]  # all that were asked for; upstream's one
     _check_common(args)
-    _check_optimizer(args, min(args.lrs), args.cos)
     _check_classifier(args)
+    _check_optimizer(args, min(args.lrs), args.cos)
+    _check_warm(args, args.epochs)
     _check_few_shot(args)
     return args
+
+
+def _place(args: argparse.Namespace) -> str:
+    return args.save_dir if args.trial is None else os.path.join(args.save_dir, f"trial_{args.trial}")
 
 
 def _one_folder(args: argparse.Namespace) -> str | None:
@@ -678,11 +713,27 @@ def _finish_semisup(parser: _Parser, words: list[str]) -> argparse.Namespace:
     if args.lr is not None:
         _positive(args, "lr")
         args.lr_backbone = args.lr_classifier = args.lr
+    args.save_dir = _place(args)
+    _choose_tuning_schedule(args)
     _check_semisup(args)
     _check_objective(args)
     _check_recipe(args)
     _check_images(args)
     return args
+
+
+def _choose_tuning_schedule(args: argparse.Namespace) -> None:
+    """The cosine unless milestones are given alone, and whether a long warm-up belongs to it as in main_ce.py."""
+    _check_plateau(args, {"--schedule"} if args.schedule is not None else set())
+    as_main_ce = args.lr is not None and not args.pretrained and (args.cos or args.schedule is not None)
+    if args.warm is None:
+        enough = args.epochs is None or args.epochs > args.warm_epochs
+        args.warm = as_main_ce and args.batch_size > 256 and enough and not args.warmup_epochs
+    if args.warm and args.warmup_epochs:
+        raise UserError("--warm and --warmup-epochs are two warm-ups; give one of them.")
+    _check_warm(args, args.epochs or SHORTEST_TUNING)
+    if args.cos:
+        args.schedule = None
 
 
 def _take_beit3_names(args: argparse.Namespace) -> None:
@@ -888,16 +939,21 @@ def _check_family(args: argparse.Namespace, typed: set[str]) -> None:
     if args.contrast_mode == "one" and args.queue:
         raise UserError("--contrast-mode one is for the methods without a queue, where a query is one view anyway.")
     _check_views(args)
-    _at_least(args, 0, "beta", "warm_from")
-    _at_least(args, 1, "warm_epochs")
-    if args.warm and (args.steps or args.warm_epochs >= args.epochs):
-        raise UserError("--warm lasts --warm-epochs epochs and needs more --epochs than that, and no --steps.")
+    _at_least(args, 0, "beta")
+    _check_warm(args, 0 if args.steps else args.epochs, ", and no --steps")
     if args.num_classes is not None:
         _at_least(args, 1, "num_classes")
     if not 0 <= args.tau_plus < 1:
         raise UserError(f"--tau-plus is a share from 0 to below 1, not {args.tau_plus:g}.")
     if args.base_temperature is not None:
         _positive(args, "base_temperature")
+
+
+def _check_warm(args: argparse.Namespace, epochs: int, more: str = "") -> None:
+    _at_least(args, 0, "warm_from")
+    _at_least(args, 1, "warm_epochs")
+    if args.warm and args.warm_epochs >= epochs:
+        raise UserError(f"--warm lasts --warm-epochs epochs and needs more --epochs than that{more}.")
 
 
 def _check_views(args: argparse.Namespace) -> None:
@@ -950,8 +1006,10 @@ def _changes_of_the_loss(args: argparse.Namespace) -> tuple[int, ...]:
 
 
 def schedule_shape(args: argparse.Namespace) -> dict[str, Any]:
-    """What :func:`moco.probe.set_rates` takes besides the milestones."""
-    return {"cosine": args.cos, "decay": args.lr_decay_rate, "floor": args.min_lr}
+    """What :func:`moco.probe.set_rates` takes besides the epochs and milestones."""
+    warm = {"warm_epochs": args.warm_epochs if args.warm else 0, "warm_from": args.warm_from}
+    shape = {"cosine": args.cos, "decay": args.lr_decay_rate, "floor": args.min_lr}
+    return {**warm, **shape}
 
 
 def head_settings(args: argparse.Namespace) -> dict[str, Any]:
@@ -977,6 +1035,8 @@ def tuning_plan(args: argparse.Namespace) -> dict[str, Any]:
     return {
         "print_freq": args.print_freq, "warmup": args.warmup_epochs, "update_freq": args.update_freq,
         "patience": args.plateau, "keep_every": args.save_ckpt_freq, "min_lr": args.min_lr,
+        "milestones": args.schedule, "decay": args.lr_decay_rate,
+        "warm_epochs": args.warm_epochs if args.warm else 0, "warm_from": args.warm_from,
     }  # fmt: skip
 
 
@@ -992,9 +1052,12 @@ def tuning_settings(args: argparse.Namespace) -> dict[str, Any]:
                 "--wd": args.weight_decay, "--momentum": args.momentum}  # fmt: skip
     later = ("loss", "opt", "smoothing", "mixup", "cutmix", "reprob", "aa", "aug", "layer_decay", "drop_path",
              "update_freq", "warmup_epochs", "clip_grad", "plateau", "ema", "ema_epoch", "opt_betas",
-             "min_lr")  # fmt: skip
+             "min_lr", "sync_bn", "schedule", "warm")  # fmt: skip
+    warm = ("warm_epochs", "warm_from") if args.warm else ()
+    drops = ("lr_decay_rate",) if args.schedule is not None else ()
     contrast = ("alpha", "temp", "estimator", "beta") if args.loss != "ce" else ()
-    return settings | {"--" + name.replace("_", "-"): getattr(args, name) for name in (*later, *contrast)}
+    names = (*later, *warm, *drops, *contrast)
+    return settings | {"--" + name.replace("_", "-"): getattr(args, name) for name in names}
 
 
 def _type_starts(entries: list[str]) -> dict[str, int]:
@@ -1013,9 +1076,13 @@ def _check_common(args: argparse.Namespace) -> None:
         raise UserError(f"--knn-k counts neighbours and must be at least 1, not {min(args.knn_k)}.")
     _at_least(args, 0, "workers", "start_epoch", "weight_decay", "momentum")
     _positive(args, "lr", "knn_t")
+    _check_decay(args)
+    _check_images(args)
+
+
+def _check_decay(args: argparse.Namespace) -> None:
     if not 0 < args.lr_decay_rate <= 1:
         raise UserError(f"--lr-decay-rate is above 0 and at most 1, not {args.lr_decay_rate:g}.")
-    _check_images(args)
 
 
 def _check_plateau(args: argparse.Namespace, typed: set[str]) -> None:
@@ -1048,7 +1115,10 @@ def _check_semisup(args: argparse.Namespace) -> None:
     _positive(args, "lr_classifier")
     if args.train_percent is not None and not 0 < args.train_percent <= 100:
         raise UserError(f"--train-percent is above 0 and at most 100, not {args.train_percent:g}.")
+    _check_decay(args)
     _check_val_share(args)
+    if args.sync_bn and args.weights == "freeze":
+        raise UserError("--syncBN is of a BatchNorm in training, and --weights freeze keeps it; leave one of them out.")
     if args.val_only and not args.val_share:
         raise UserError("--val-only needs --val-share, the share of the training images to validate on.")
     if args.evaluate and (args.val_only or not args.resume):
@@ -1081,9 +1151,9 @@ def _check_shares(args: argparse.Namespace) -> None:
 
 def _check_recipe(args: argparse.Namespace) -> None:
     _at_least(args, 1, "update_freq")
-    _at_least(args, 0, "warmup_epochs", "save_ckpt_freq", *(["plateau"] if args.plateau is not None else []))
+    _at_least(args, 0, "warmup_epochs", "save_ckpt_freq")
     rates = [args.lr_classifier] + [args.lr_backbone] * (args.weights == "finetune")
-    _check_optimizer(args, max(rates), lowered=True)
+    _check_optimizer(args, max(rates), lowered=args.schedule is None)
     _check_average(args)
     if args.layer_decay is not None and not 0 < args.layer_decay < 1:
         raise UserError(f"--layer-decay is above 0 and below 1, not {args.layer_decay:g}.")

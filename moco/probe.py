@@ -33,7 +33,7 @@ from moco.errors import TrainingError, UserError
 from moco.knn import Reading, extract
 from moco.meters import Mean, RunLog, Stopwatch, accuracy
 from moco.optimizers import build_optimizer
-from moco.schedule import learning_rate
+from moco.schedule import learning_rate, rise
 
 Batches = Iterator[tuple[Tensor, Tensor]]  # features (N, F), labels (N,)
 
@@ -201,13 +201,26 @@ def make_heads(probe: Probe, lrs: list[float], **how: Any) -> list[Head]:
     return [Head(layer, lr, **how) for layer, lr in zip(layers, lrs, strict=True)]
 
 
-def set_rates(heads: list[Head], epoch: int, epochs: int, milestones: list[int], **shape: Any) -> None:
-    """Each head's rate of an epoch: the base rate, lower from each milestone on, or a cosine.
+def set_rates(
+    heads: list[Head],
+    done: float,
+    epochs: int,
+    milestones: list[int],
+    *,
+    warm_epochs: int = 0,
+    warm_from: float = 0.01,
+    **shape: Any,
+) -> None:
+    """Each head's rate after ``done`` epochs: the base rate, lower from each milestone on, or a cosine; one value an
+    epoch, but in the first ``warm_epochs`` a line from ``warm_from`` to the rate that is due after them.
 
     shape: ``cosine``, ``decay`` and ``floor`` of :func:`moco.schedule.learning_rate`.
     """
+    shape = {"cosine": False, "milestones": milestones, **shape}
+    warming = done < warm_epochs
     for head in heads:
-        head.rate = learning_rate(head.lr, epoch, epochs, milestones=milestones, **{"cosine": False, **shape})
+        rate = learning_rate(head.lr, warm_epochs if warming else int(done), epochs, **shape)
+        head.rate = rise(warm_from, rate, done, warm_epochs) if warming else rate
 
 
 def leader(heads: list[Head]) -> Head:
@@ -313,10 +326,18 @@ def bad_image_notes(log: RunLog) -> Callable[[dict[str, Tensor], Source], None]:
 # ------------------------------------------------------------------------------------------------- train, validate
 
 
-def train_epoch(heads: list[Head], data: Images | Cached, epoch: int, log: RunLog, every: int) -> None:
+def train_epoch(
+    heads: list[Head],
+    data: Images | Cached,
+    epoch: int,
+    log: RunLog,
+    every: int,
+    rates: Callable[[list[Head], float], None],
+) -> None:
     """One pass over the training images; a line and a record each ``every`` steps and at the end.
 
-    A head whose loss is not finite is trained no more; the others cannot notice.
+    ``rates`` sets the heads' rates before each step, by the epochs done. A head whose loss is not finite is trained no
+    more; the others cannot notice.
 
     Raises:
         TrainingError: no head has a finite loss.
@@ -325,6 +346,7 @@ def train_epoch(heads: list[Head], data: Images | Cached, epoch: int, log: RunLo
     watch, meters = Stopwatch(), _meters(heads)
     with log.bar(steps, desc=f"epoch {epoch}") as bar:
         for step, (x, labels) in enumerate(data.batches(epoch, watch), 1):
+            rates(heads, epoch + (step - 1) / steps)
             for head, means in zip(heads, meters, strict=True):
                 if not head.diverged:
                     for mean, value in zip(means, head.step(x, labels), strict=True):

@@ -26,6 +26,11 @@ def learning_rate(
     return base * decay ** sum(progress >= m for m in milestones)
 
 
+def rise(first: float, top: float, progress: float, length: float) -> float:
+    """A line from the rate ``first`` to ``top`` over ``length``, in the unit of ``progress``: SupContrast's warm-up."""
+    return first + (top - first) * progress / length
+
+
 def warm_up(progress: float, length: float) -> float:
     """A factor on the learning rate that rises linearly from 0 over the first ``length``, in the unit of ``progress``.
 

@@ -4,6 +4,7 @@ import json
 import re
 from pathlib import Path
 
+import pytest
 from conftest import load
 from PIL import Image
 
@@ -27,6 +28,47 @@ def test_supcontrasts_linear_line_means_the_same():
     line = "--batch_size 512 --learning_rate 5 --ckpt model.pth --dataset cifar10 --model resnet18 DIR"
     args = options.parse_lincls(line.split())
     assert (args.pretrained, args.batch_size, args.lrs, args.arch) == ("model.pth", 512, [5.0], "resnet18")
+
+
+def test_supcontrasts_linear_line_warms_up():
+    line = "--batch_size 512 --learning_rate 5 --ckpt model.pth --cosine --warm --save_freq 50 --num_workers 8 DIR"
+    args = options.parse_lincls([*line.split(), "--lr_decay_epochs", "60,75,90", "--lr_decay_rate", "0.2"])
+    assert (args.warm, args.warm_epochs, args.warm_from, args.cos, args.workers) == (True, 10, 0.01, True, 8)
+    assert (args.schedule, args.lr_decay_rate) == ([60, 75, 90], 0.2)
+    assert not options.parse_lincls(["-b", "512", "DIR"]).warm  # as theirs, which warms up only when asked to
+
+
+def test_supcontrasts_cross_entropy_line_means_the_same():
+    line = "--batch_size 1024 --learning_rate 0.8 --cosine --syncBN --dataset cifar10 --model resnet18 --epochs 500"
+    more = "--weight_decay 1e-4 --momentum 0.8 --trial 5 --size 32 --num_workers 3 --save_freq 50 --print_freq 7"
+    pixels = ["--mean", "(0.4914, 0.4822, 0.4465)", "--std=(0.2675,0.2565, 0.2761)"]
+    args = options.parse_semisup([*line.split(), *more.split(), *pixels, "--data_folder", "DIR"])
+    assert (args.lr_backbone, args.lr_classifier, args.sync_bn, args.warm) == (0.8, 0.8, True, True)
+    assert (args.dataset, args.data, args.arch, args.size, args.workers) == ("cifar10", "DIR", "resnet18", 32, 3)
+    assert (args.weight_decay, args.momentum, args.save_dir, args.print_freq) == (1e-4, 0.8, "./trial_5", 7)
+    assert (args.mean, args.std) == ([0.4914, 0.4822, 0.4465], [0.2675, 0.2565, 0.2761])
+    plan = options.tuning_plan(args)
+    assert (plan["milestones"], plan["warm_epochs"], plan["warm_from"], plan["keep_every"]) == (None, 10, 0.01, 50)
+
+
+@pytest.mark.parametrize(
+    ("words", "milestones", "warm"),
+    [
+        ("", None, 0),
+        ("--learning_rate 0.2", None, 0),
+        ("--learning_rate 0.2 --lr_decay_epochs 3,4", [3, 4], 10),
+        ("--learning_rate 0.2 --lr_decay_epochs 3,4 --cosine", None, 10),
+        ("--learning_rate 0.2 --cosine --batch_size 256", None, 0),
+        ("--learning_rate 0.2 --cosine --batch_size 256 --warm", None, 10),
+        ("--learning_rate 0.2 --cosine --no-warm", None, 0),
+        ("--learning_rate 0.2 --cosine --epochs 10", None, 0),
+        ("--learning_rate 0.2 --cosine --pretrained FILE", None, 0),
+        ("--schedule 5 6 --batch_size 1024", [5, 6], 0),
+    ],
+)
+def test_main_ces_schedule(words, milestones, warm):
+    plan = options.tuning_plan(options.parse_semisup(["DIR", *words.split()]))
+    assert (plan["milestones"], plan["warm_epochs"]) == (milestones, warm)
 
 
 def test_flags_that_are_here_exist():

@@ -59,6 +59,37 @@ def test_milestones_of_a_decay_of_ones_own():
         assert [head.rate for head in heads] == pytest.approx([5 * share, share])
 
 
+def test_a_probe_warms_up_step_by_step(hard_folder, tmp_path):  # noqa: F811
+    """Each rate on a line to its own value after the warm-up, which is here already past a milestone."""
+    words = ["--features", "cached", "--lr", 0.3, 3, "--epochs", 3, "--schedule", 2, "-p", 1]
+    probe_once(hard_folder, tmp_path, *words, "--warm", "--warm-epochs", 2, "--warm-from", 0.1)
+    found = [r for r in map(json.loads, (tmp_path / "lincls.jsonl").read_text().splitlines()) if "lr/lr3" in r]
+    assert len(found) == 9  # three steps an epoch
+    for step, record in enumerate(found):
+        up = min(1.0, step / 6)
+        assert record["lr/lr0.3"] == pytest.approx(0.1 + (0.03 - 0.1) * up)
+        assert record["lr/lr3"] == pytest.approx(0.1 + (0.3 - 0.1) * up)
+
+
+def test_fine_tuning_by_main_ces_schedule(folder, tmp_path):
+    """Milestones after a warm-up, on the rates of both parts in proportion; of another schedule it does not go on."""
+    words = ["--train-percent", 50, "--lr-classifier", 0.2, "--lr-backbone", 0.1, "-p", 1, "--lr_decay_epochs", "2,3",
+             "--lr_decay_rate", 0.5, "--warm", "--warm_epochs", 1, "--trial", 5, "--save_freq", 2]  # fmt: skip
+    tune(folder, tmp_path, "--epochs", 4, *words, "--val-share", 0.1, "--val-only")
+    found = [r for r in records(tmp_path / "trial_5") if "lr_backbone" in r]
+    steps = len(found) // 4
+    assert len(found) == 4 * steps
+    for step, record in enumerate(found):
+        t = step / steps
+        wanted = 0.01 + (0.2 - 0.01) * t if t < 1 else 0.2 * 0.5 ** ((t >= 2) + (t >= 3))
+        assert record["lr_classifier"] == pytest.approx(wanted)
+        assert record["lr_backbone"] == pytest.approx(wanted / 2)
+    kept = sorted(path.name for path in (tmp_path / "trial_5").glob("checkpoint_semisup_*"))
+    assert kept == ["checkpoint_semisup_0001.pth.tar", "checkpoint_semisup_0003.pth.tar"]
+    with pytest.raises(UserError, match=r"--schedule \[2, 3\] and this one has none"):
+        tune(folder, tmp_path, "--epochs", 4, *words, "--val-share", 0.1, "--val-only", "--cosine", "--resume", "auto")
+
+
 def test_fine_tuning_ends_at_the_floor_with_all_rates_in_proportion(folder, tmp_path):
     words = ["--train-percent", 50, "--warmup-epochs", 1, "--lr-classifier", 0.2, "--lr-backbone", 0.1, "-p", 1]
     tune(folder, tmp_path, "--epochs", 3, "--min-lr", 0.05, "--val-share", 0.1, "--val-only", *words)
@@ -248,6 +279,16 @@ def test_a_pretraining_refuses_the_state_of_another_optimizer(image_folder, tmp_
         ("lincls", "--min-lr 1", "--min-lr is where --cos or --plateau ends"),
         ("lincls", "--cos --lr 30 3 --min-lr 4", "--min-lr 4 must be below the learning rate 3"),
         ("lincls", "--clip-grad 0", "--clip-grad must be a number above 0"),
+        ("pretrain", "--warm --steps 9", "needs more --epochs than that, and no --steps"),
+        ("lincls", "--warm --warm-epochs 100", "--warm lasts --warm-epochs epochs and needs more --epochs than that."),
+        ("lincls", "--warm-epochs 0", "--warm-epochs must be at least 1"),
+        ("semisup", "--warm --warm-epochs 30", "--warm lasts --warm-epochs epochs and needs more --epochs"),
+        ("semisup", "--warm --warmup-epochs 3", "--warm and --warmup-epochs are two warm-ups"),
+        ("semisup", "--schedule 3 --plateau 3", "--plateau and --schedule are two schedules"),
+        ("semisup", "--cosine --plateau 3", "--plateau and --cos are two schedules"),
+        ("semisup", "--schedule 3 --min-lr 1e-3", "--min-lr is where --cos or --plateau ends"),
+        ("semisup", "--lr_decay_rate 2", "--lr-decay-rate is above 0 and at most 1"),
+        ("semisup", "--syncBN --weights freeze", "--weights freeze keeps it"),
         ("semisup", "--min-lr 0.5", "--min-lr 0.5 must be below the learning rate 0.5"),
     ],
 )

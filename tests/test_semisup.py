@@ -348,20 +348,21 @@ def run_all(commands: list[list[str]], args) -> int:
 
 @pytest.mark.dist
 def test_two_processes_equal_one(folder, pretrained, tmp_path, start):
-    """Without BatchNorm (each process has its own batch statistics, as upstream) and with a frozen encoder."""
+    """Without BatchNorm (each process has its own batch statistics, as upstream), with a frozen encoder or --syncBN."""
     def words(name, where):
         own = {
             "vit": ["-a", "test_vit", "--size", "160", "--epochs", "1", "--train-percent", "30"],
             "freeze": ["--weights", "freeze", "--pretrained", str(pretrained)],
+            "syncBN": ["--pretrained", str(pretrained), "--syncBN", "--epochs", "1", "--train-percent", "50"],
             "batchnorm": ["--pretrained", str(pretrained)],
         }[name]  # fmt: skip
         return [str(folder), *TINY, *own, "--val-share", "0.2", "--save-dir", str(tmp_path / where / name)]
 
-    names = ("vit", "freeze", "batchnorm")
+    names = ("vit", "freeze", "syncBN", "batchnorm")
     program = start("--nproc", 2, "DIR", main=partial(run_all, [words(name, "two") for name in names]))
     assert run_all([words(name, "one") for name in names], None) == 0
     assert program.end() == 0, program.text
-    for name in names[:2]:
+    for name in names[:3]:
         one, two = (tmp_path / where / name for where in ("one", "two"))
         for key, value in state_of(one)["state_dict"].items():
             torch.testing.assert_close(state_of(two)["state_dict"][key], value, rtol=1e-4, atol=1e-5, msg=key)
