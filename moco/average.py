@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import update_bn
 
-from moco import checkpoint, data, options
+from moco import checkpoint, command_options, data
 from moco.encoder import backbone_keys
 from moco.errors import UserError, exit_code
 from moco.pretrained import Backbone, fill_backbone, open_backbone
@@ -182,7 +182,7 @@ def _run(args: Namespace) -> None:
 
 def main(argv: list[str] | None = None) -> int:
     """Average checkpoints; the exit code."""
-    args = options.parse_average(argv)
+    args = command_options.parse_average(argv)
     return exit_code(lambda: _run(args))
 
 

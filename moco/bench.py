@@ -29,7 +29,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from main_pretrain import build_model, make_plan, view_settings
-from moco import data, distributed, engine, optimizers, options
+from moco import command_options, data, distributed, engine, optimizers, options
 from moco.batch_family import BatchContrast
 from moco.builder import MoCo
 from moco.data.cache import fits
@@ -391,7 +391,7 @@ def _loader_advice(part: str, settings: dict) -> str:
 
 
 def main(argv: list[str] | None = None) -> int:
-    return distributed.launch(worker, options.parse_bench(argv))
+    return distributed.launch(worker, command_options.parse_bench(argv))
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from moco import options
+from moco import command_options
 from moco.errors import UserError, exit_code
 from moco.key_queue import EMPTY
 from moco.pretrained import File, arch_of, head_entries, named_arch, open_backbone, open_file
@@ -226,7 +226,7 @@ def _optimizer(file: File) -> Iterator[Line]:
 
 def main(argv: list[str] | None = None) -> int:
     """Describe one file; the exit code."""
-    args = options.parse_describe(argv)
+    args = command_options.parse_describe(argv)
     return exit_code(lambda: _print(describe(args.checkpoint)))
 
 

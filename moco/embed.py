@@ -29,7 +29,7 @@ import torch
 from PIL import Image
 from torch import nn
 
-from moco import data, distributed, options
+from moco import command_options, data, distributed
 from moco.data import BadImages, Source, Sources
 from moco.encoder import build_encoder
 from moco.errors import UserError
@@ -45,7 +45,7 @@ THUMBNAIL = 64  # longest side in pixels
 
 def main(argv: list[str] | None = None) -> int:
     """The command; returns its exit code."""
-    return distributed.launch(worker, options.parse_embed(argv))
+    return distributed.launch(worker, command_options.parse_embed(argv))
 
 
 def worker(args: Namespace) -> int:

@@ -26,7 +26,7 @@ import torch
 from torch import Tensor, nn
 
 from detection import convert
-from moco import data, options
+from moco import command_options, data
 from moco.encoder import build_encoder, features, head_of, torchvision_names
 from moco.errors import UserError, exit_code
 from moco.pretrained import CARD, Backbone, apply_changes, head_entries, open_backbone
@@ -398,7 +398,7 @@ def _run(args: Namespace) -> None:
 
 def main(argv: list[str] | None = None) -> int:
     """Export one checkpoint; the exit code."""
-    args = options.parse_export(argv)
+    args = command_options.parse_export(argv)
     return exit_code(lambda: _run(args))
 
 

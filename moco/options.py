@@ -1,115 +1,58 @@
-"""Every flag of the entry points: upstream's and SynCo's spelling, defaults and meaning, and ours beside them.
+"""Every flag of the three mains: upstream's and SynCo's spelling, defaults and meaning, and ours beside them.
 
-No torch here: a wrong flag is answered before a second of imports. ``--config FILE.yml`` is turned into the same
-words as the command line and put in front of it, so that a file is checked like a command and flags override it.
+No torch here: a wrong flag is answered before a second of imports. How words are read is in moco/words.py, the flags
+of the commands ``python -m moco.NAME`` are in moco/command_options.py.
 """
 
 from __future__ import annotations
 
 import argparse
 import os
-import sys
-from typing import Any, NoReturn
+from typing import Any
 
-from moco.errors import USAGE_EXIT, UserError
+from moco.errors import UserError
+from moco.words import Parser, at_least, parse, positive, take_defaults, with_config
 
 QUEUE_METHODS = ("moco", "mochi", "synco")
 BATCH_METHODS = ("simclr", "supcon", "hcl", "dcl")
 SYNCO_COUNTS = {"n1": 256, "n2": 256, "n3": 256, "n4": 64, "n5": 64, "n6": 64}  # SynCo's defaults
 DATASETS = ("folder", "cifar10", "cifar100", "caltech256", "fashionmnist", "stl10", "mnist5k")
-EXPORTS = ("torchvision", "timm", "detectron2", "safetensors", "onnx", "features")
 SHORTEST_TUNING = 30  # epochs of main_semisup.py without --epochs, at least
 TUNING_LOSSES = ("ce", "supcon", "simclr", "schane")
 KINDS = ("mixup", "interpolation", "extrapolation", "noise", "perturbation", "adversarial")
 DEMO_CONFIG = os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__))), "configs", "demo.yml")
 
 
-class _Parser(argparse.ArgumentParser):
-    """One sentence and exit code 2 instead of the whole usage text."""
-
-    def error(self, message: str) -> NoReturn:
-        print(f"error: {message} (--help lists the flags)", file=sys.stderr)
-        sys.exit(USAGE_EXIT)
-
-
 def parse_pretrain(argv: list[str] | None = None) -> argparse.Namespace:
     """The flags of main_pretrain.py, checked and with every derived choice that needs no data made."""
-    return _parse(pretrain_parser(), argv, _finish_pretrain)
+    return parse(pretrain_parser(), argv, _finish_pretrain)
 
 
 def parse_lincls(argv: list[str] | None = None) -> argparse.Namespace:
     """The flags of main_lincls.py."""
-    return _parse(lincls_parser(), argv, _finish_lincls)
+    return parse(lincls_parser(), argv, _finish_lincls)
 
 
 def parse_semisup(argv: list[str] | None = None) -> argparse.Namespace:
     """The flags of main_semisup.py."""
-    return _parse(semisup_parser(), argv, _finish_semisup)
-
-
-def parse_export(argv: list[str] | None = None) -> argparse.Namespace:
-    """The words of python -m moco.export."""
-    return export_parser().parse_args(argv)
-
-
-def parse_describe(argv: list[str] | None = None) -> argparse.Namespace:
-    """The words of python -m moco.describe."""
-    return describe_parser().parse_args(argv)
-
-
-def parse_average(argv: list[str] | None = None) -> argparse.Namespace:
-    """The words of python -m moco.average."""
-    return _parse(average_parser(), argv, _finish_average)
-
-
-def parse_data(argv: list[str] | None = None) -> argparse.Namespace:
-    """The words of python -m moco.data."""
-    return data_parser().parse_args(argv)
-
-
-def parse_embed(argv: list[str] | None = None) -> argparse.Namespace:
-    """The flags of moco.embed."""
-    return _parse(embed_parser(), argv, _finish_embed)
-
-
-def parse_bench(argv: list[str] | None = None) -> argparse.Namespace:
-    """The words of moco.bench: its own, and every flag of main_pretrain.py."""
-    asked, rest = bench_parser().parse_known_args(argv)
-    args = parse_pretrain(rest)
-    for name in ("bench_steps", "bench_images", "bench_seconds"):
-        if not getattr(asked, name) > 0:
-            bench_parser().error(f"--{name.replace('_', '-')} must be above 0, not {getattr(asked, name)}.")
-    return argparse.Namespace(**vars(args), **vars(asked))
-
-
-def parse_retrieval(argv: list[str] | None = None) -> argparse.Namespace:
-    """The flags of moco.retrieval."""
-    return _parse(retrieval_parser(), argv, _finish_read)
-
-
-def _parse(parser: _Parser, argv: list[str] | None, finish: Any) -> argparse.Namespace:
-    words = list(sys.argv[1:] if argv is None else argv)
-    try:
-        return finish(parser, _spelled(words))
-    except UserError as error:
-        parser.error(str(error))
+    return parse(semisup_parser(), argv, _finish_semisup)
 
 
 # --------------------------------------------------------------------------------------------------- parsers
 
 
-def pretrain_parser() -> _Parser:
+def pretrain_parser() -> Parser:
     """The parser of main_pretrain.py; without DIR and --dataset it runs the built-in demo."""
-    p = _Parser(
+    p = Parser(
         prog="main_pretrain.py",
         allow_abbrev=False,
         description="Pretrain an image encoder with a momentum encoder, a queue and synthetic hard negatives "
         "(MoCo, MoCHi, SynCo, SupCon with a queue), or by the other images of its batch (SimCLR, SupCon, HCL, DCL). "
         "Without DIR and --dataset: the built-in demo on 5,000 digits.",
     )
-    _add_data(p)
+    add_data(p)
     _add_training(p, epochs=200, lr=0.03, schedule=[120, 160], wd=1e-4)
-    _add_launch(p)
+    add_launch(p)
     _add_moco(p)
     _add_batch(p)
     _add_negatives(p)
@@ -119,16 +62,16 @@ def pretrain_parser() -> _Parser:
     return p
 
 
-def lincls_parser() -> _Parser:
+def lincls_parser() -> Parser:
     """The parser of main_lincls.py."""
-    p = _Parser(
+    p = Parser(
         prog="main_lincls.py",
         allow_abbrev=False,
         description="Train a linear classifier on frozen features (MoCo's protocol), or evaluate them by k-NN.",
     )
-    _add_data(p)
+    add_data(p)
     _add_training(p, epochs=100, lr=[30.0], schedule=[60, 80], wd=0.0)
-    _add_launch(p)
+    add_launch(p)
     add = p.add_argument
     add("-e", "--evaluate", action="store_true", help="evaluate on the validation set and stop")
     add("--pretrained", "--ckpt", default="", metavar="PATH", dest="pretrained", help="checkpoint of ours or of nine "
@@ -147,24 +90,24 @@ def lincls_parser() -> _Parser:
     return p
 
 
-def semisup_parser() -> _Parser:
+def semisup_parser() -> Parser:
     """The parser of main_semisup.py: the released SynCo's flags and Barlow Twins'."""
-    p = _Parser(
+    p = Parser(
         prog="main_semisup.py",
         allow_abbrev=False,
         description="Fine-tune a pretrained encoder and a linear classifier on a share of the labels.",
     )
-    _add_data(p)
+    add_data(p)
     _add_subset(p)
     _add_tuning(p)
     _add_objective(p)
     _add_recipe(p)
     _add_few_shot(p)
-    _add_launch(p)
+    add_launch(p)
     return p
 
 
-def _add_subset(p: _Parser) -> None:
+def _add_subset(p: Parser) -> None:
     add = p.add_argument
     add("--train-percent", default=None, type=float, metavar="P", help="train on P percent of the labelled images "
         "(default: 100): of ImageNet at 1 and 10 SimCLR's lists, fetched once, else a class-balanced draw")  # fmt: skip
@@ -178,7 +121,7 @@ def _add_subset(p: _Parser) -> None:
     add("--val-only", action="store_true", help="with --val-share: leave the test images alone")
 
 
-def _add_tuning(p: _Parser) -> None:
+def _add_tuning(p: Parser) -> None:
     add, switch = p.add_argument, argparse.BooleanOptionalAction
     add("pretrained_file", metavar="FILE", nargs="?", help="Barlow Twins' spelling of --pretrained FILE")
     add("--pretrained", "--finetune", default="", metavar="PATH", dest="pretrained", help="checkpoint of ours, of nine "
@@ -212,7 +155,7 @@ def _add_tuning(p: _Parser) -> None:
     add("-e", "--evaluate", action="store_true", help="evaluate --resume on the test images and stop")
 
 
-def _add_objective(p: _Parser) -> None:
+def _add_objective(p: Parser) -> None:
     add = p.add_argument
     add("--loss", type=str.lower, choices=TUNING_LOSSES, default="ce", help="ce: cross-entropy; the others: (1 - "
         "alpha) cross-entropy + alpha times the contrastive loss of two views an image (default: ce)")  # fmt: skip
@@ -231,7 +174,7 @@ def _add_objective(p: _Parser) -> None:
         help="a pretraining's views in place of crop and flip")  # fmt: skip
 
 
-def _add_optimizer(p: _Parser) -> None:
+def _add_optimizer(p: Parser) -> None:
     """What any training can have: timm's optimizers, clipping, a floor of the rate."""
     add = p.add_argument
     add("--opt", default="sgd", metavar="NAME", help="sgd, or an optimizer of timm: adamw, lars, lookahead_adamw .. "
@@ -243,7 +186,7 @@ def _add_optimizer(p: _Parser) -> None:
         "(0)")  # fmt: skip
 
 
-def _add_average(p: _Parser) -> None:
+def _add_average(p: Parser) -> None:
     """What the training of an encoder can have: the same and a moving average of the weights."""
     add = p.add_argument
     _add_optimizer(p)
@@ -255,11 +198,11 @@ def _add_average(p: _Parser) -> None:
 def _check_optimizer(args: argparse.Namespace, lr: float, lowered: bool) -> None:
     """``lr`` is the lowest that --min-lr must be below; ``lowered``: something other than milestones lowers it."""
     if args.clip_grad is not None:
-        _positive(args, "clip_grad")
+        positive(args, "clip_grad")
     for beta in args.opt_betas or ():
         if not 0 <= beta < 1:
             raise UserError(f"--opt-betas are shares from 0 to below 1, not {beta:g}.")
-    _at_least(args, 0, "min_lr")
+    at_least(args, 0, "min_lr")
     if args.min_lr and not lowered:
         raise UserError("--min-lr is where --cos or --plateau ends; give one of them, or leave it out.")
     if args.min_lr >= lr:
@@ -275,7 +218,7 @@ def _check_average(args: argparse.Namespace) -> None:
         raise UserError("--ema and --ema-epoch are one decay, a step and an epoch; give one of them.")
 
 
-def _add_recipe(p: _Parser) -> None:
+def _add_recipe(p: Parser) -> None:
     add = p.add_argument
     add("--layer-decay", default=None, type=float, metavar="D", help="each layer's rate is D times that of the layer "
         "above; biases and norms are not decayed (default: off)")  # fmt: skip
@@ -300,74 +243,7 @@ def _add_recipe(p: _Parser) -> None:
     add("--dist-eval", action="store_true", help="BEiT-3's: changes nothing, processes always share the evaluation")
 
 
-def export_parser() -> _Parser:
-    """The parser of python -m moco.export."""
-    p = _Parser(prog="moco.export", allow_abbrev=False, description="Write a checkpoint's backbone for other tools.")
-    add = p.add_argument
-    add("checkpoint", metavar="CKPT", help="of ours, MoCo v1 to v3, SynCo, SupContrast, Barlow Twins, lightly, "
-        "solo-learn, torchvision or timm")  # fmt: skip
-    add("--to", required=True, choices=EXPORTS, help="what to write")
-    add("--out", metavar="FILE", help="where to (default: beside CKPT, named after it)")
-    add("--head", choices=("drop", "keep"), default="drop", help="keep: logits of the file's linear classifier "
-        "instead of features (torchvision, timm, onnx; default: drop)")  # fmt: skip
-    add("-a", "--arch", default="", metavar="ARCH", help="torchvision or timm network (default: the file's)")
-    add("--stem", choices=("auto", "imagenet", "cifar"), default="auto", help="(default: the file's)")
-    add("--size", type=int, metavar="PX", help="side of the images (default: the file's)")
-    add("--dataset", choices=DATASETS, help="whose channel statistics the card names (default: the run's)")
-    add("--mean", type=float, nargs="+", metavar="X", help="channel means in 0..1 for the card")
-    add("--std", type=float, nargs="+", metavar="X", help="channel deviations in 0..1 for the card")
-    return p
-
-
-def describe_parser() -> _Parser:
-    """The parser of python -m moco.describe."""
-    text = "Say what a checkpoint is and whether it is sane: exit code 0 if so, 1 if not, 2 if it cannot be read."
-    p = _Parser(prog="moco.describe", allow_abbrev=False, description=text)
-    p.add_argument("checkpoint", metavar="CKPT", help="any checkpoint that moco.export reads")
-    return p
-
-
-def average_parser() -> _Parser:
-    """The parser of python -m moco.average."""
-    p = _Parser(prog="moco.average", allow_abbrev=False, description="Average the weights of several checkpoints.")
-    add = p.add_argument
-    add("checkpoints", metavar="CKPT", nargs="+", help="checkpoints of one network, or the folder of a run")
-    add("--last", type=int, metavar="N", help="of a folder: the newest N of its epochs")
-    add("--best", type=int, metavar="N", help="of a folder: the N with the highest accuracy (fine-tuning) or k-NN "
-        "accuracy (pretraining)")  # fmt: skip
-    add("--out", metavar="FILE", help="where to (default: averaged.pth.tar beside the checkpoints)")
-    add("--refresh", action=argparse.BooleanOptionalAction, default=True, help="measure BatchNorm's statistics anew on "
-        "--data (default: on)")  # fmt: skip
-    add("--data", metavar="DIR", help="training images: a folder, a list, or the root of --dataset")
-    add("--dataset", choices=DATASETS, help="a known data set instead of a folder")
-    add("--download", action="store_true", help="let --dataset fetch its files")
-    add("--aug", choices=("v1", "v2", "cifar", "supcon", "digits"),
-        help="its views (default: the run's, else crop and flip)")  # fmt: skip
-    add("-a", "--arch", default="", metavar="ARCH", help="torchvision or timm network (default: the file's)")
-    add("--size", type=int, metavar="PX", help="side of the images (default: the run's)")
-    add("--mean", type=float, nargs="+", metavar="X", help="channel means in 0..1 (default: the run's)")
-    add("--std", type=float, nargs="+", metavar="X", help="channel deviations in 0..1 (default: the run's)")
-    add("-b", "--batch-size", default=256, type=int, metavar="N", help="images a batch (default: 256)")
-    add("-j", "--workers", default=4, type=int, metavar="N", help="loader processes (default: 4)")
-    return p
-
-
-def data_parser() -> _Parser:
-    """The parser of python -m moco.data."""
-    p = _Parser(prog="moco.data", allow_abbrev=False, description="Work on data sets.")
-    commands = p.add_subparsers(dest="command", required=True, parser_class=_Parser)
-    index = commands.add_parser("index", allow_abbrev=False, help="write BEiT-3's index of an image folder")
-    index.add_argument("folder", metavar="DIR", help="with train and val, each with class folders")
-    index.add_argument("--out", metavar="FOLDER", help="where the index goes (default: DIR)")
-    pack = commands.add_parser("pack", allow_abbrev=False, help="write an image folder or list as tar shards")
-    pack.add_argument("source", metavar="DIR", help="image folder (with or without train/ and val/) or list of paths")
-    pack.add_argument("out", metavar="OUT", help="new or empty folder; train/ and val/ become folders in it")
-    pack.add_argument("--shard-mb", type=float, default=200, metavar="MB", help="size of a shard (default: 200)")
-    pack.add_argument("--seed", type=int, default=0, help="of the order of the images (default: 0)")
-    return p
-
-
-def _add_classifier(p: _Parser) -> None:
+def _add_classifier(p: Parser) -> None:
     add = p.add_argument
     add("--train-folder", "--data-folder", default=None, metavar="DIR", help="the labelled images to train on, as DIR")
     add("--num-classes", default=None, type=int, metavar="C", help="checked against the data, which decides by itself")
@@ -383,64 +259,8 @@ def _add_classifier(p: _Parser) -> None:
         "least 100)")  # fmt: skip
 
 
-def embed_parser() -> _Parser:
-    """The parser of moco.embed."""
-    p = _Parser(
-        prog="python -m moco.embed",
-        allow_abbrev=False,
-        description="Features of a set of images as a file, and a picture of them in two dimensions.",
-    )
-    add = p.add_argument
-    _add_read(p)
-    add("--out", default="embedding", metavar="DIR", help="where the files go (default: embedding)")
-    add("--format", choices=("npz", "safetensors"), default="npz", help="of the features (default: npz)")
-    add("--picture", choices=("tsne", "umap", "pacmap", "none"), default="tsne", help="how features become points "
-        "(default: tsne; the extras umap and pacmap install the others)")  # fmt: skip
-    add("--points", default=2000, type=int, metavar="N", help="images in the picture at most (default: 2000)")
-    add("--seed", default=0, type=int, help="of the choice of images and of the picture (default: 0)")
-    _add_launch(p)
-    return p
-
-
-def bench_parser() -> _Parser:
-    """The parser of moco.bench; what it does not know is main_pretrain.py's."""
-    text = "Where the time of a run would go on this machine. Takes DIR and the flags of main_pretrain.py."
-    p = _Parser(prog="python -m moco.bench", allow_abbrev=False, description=text)
-    add = p.add_argument
-    add("what", choices=("data", "step", "head", "all"), help="what to measure")
-    add("--bench-steps", default=10, type=int, metavar="N", help="measured steps, after two (default: 10)")
-    add("--bench-images", default=64, type=int, metavar="N", help="images to decode, crop and augment (default: 64)")
-    add("--bench-seconds", default=5.0, type=float, metavar="S", help="how long the loader is watched (default: 5)")
-    return p
-
-
-def retrieval_parser() -> _Parser:
-    """The parser of moco.retrieval."""
-    p = _Parser(
-        prog="python -m moco.retrieval",
-        allow_abbrev=False,
-        description="How well features find and group their classes, before the projection head and behind it.",
-    )
-    _add_read(p)
-    p.add_argument("--out", default="./", metavar="DIR", help="where retrieval.json goes (default ./)")
-    p.add_argument("--seed", default=0, type=int, help="of k-means (default: 0)")
-    _add_launch(p)
-    return p
-
-
-def _add_read(p: _Parser) -> None:
-    """A checkpoint and the images whose features it makes."""
-    add = p.add_argument
-    add("checkpoint", metavar="CHECKPOINT", nargs="?", help="checkpoint of ours or of nine other projects; "
-        "torchvision:NAME for its published weights")  # fmt: skip
-    _add_data(p)
-    add("-b", "--batch-size", default=256, type=int, metavar="N",
-        help="images a step over all processes of this node (default: 256)")  # fmt: skip
-    add("--amp", choices=("off", "bf16", "fp16"), default="off", help="arithmetic of the encoder (default: off)")
-    add("--split", choices=("val", "train"), help="which images (default: the held-out ones where there are any)")
-
-
-def _add_data(p: _Parser) -> None:
+def add_data(p: Parser) -> None:
+    """The images and the network, the same for every program that reads images."""
     add = p.add_argument
     add("data", metavar="DIR", nargs="?", help="image folder (with or without train/ and val/), a text file of paths, "
         "or the root of --dataset")  # fmt: skip
@@ -465,7 +285,7 @@ def _add_data(p: _Parser) -> None:
         help="loader processes on this machine in all (default: 32, never more than its cores)")  # fmt: skip
 
 
-def _add_training(p: _Parser, epochs: int, lr: float | list[float], schedule: list[int], wd: float) -> None:
+def _add_training(p: Parser, epochs: int, lr: float | list[float], schedule: list[int], wd: float) -> None:
     add = p.add_argument
     add("--epochs", default=epochs, type=int, metavar="N", help=f"epochs to run (default: {epochs})")
     add("--start-epoch", default=0, type=int, metavar="N", help="number of the first epoch, for restarts by hand")
@@ -485,7 +305,7 @@ def _add_training(p: _Parser, epochs: int, lr: float | list[float], schedule: li
     add("--seed", default=None, type=int, help="of all randomness (default: drawn, logged and kept in checkpoints)")
 
 
-def _add_milestones(p: _Parser, default: list[int] | None, text: str) -> None:
+def _add_milestones(p: Parser, default: list[int] | None, text: str) -> None:
     add = p.add_argument
     add("--schedule", default=default, nargs="*", type=int, help=text)
     add("--lr-decay-epochs", type=epoch_list, default=argparse.SUPPRESS, dest="schedule", metavar="E,E",
@@ -493,7 +313,7 @@ def _add_milestones(p: _Parser, default: list[int] | None, text: str) -> None:
     add("--lr-decay-rate", default=0.1, type=float, metavar="X", help="what lr is multiplied by at those epochs (0.1)")
 
 
-def _add_warm(p: _Parser, when: str) -> None:
+def _add_warm(p: Parser, when: str) -> None:
     """SupContrast's warm-up: a line from a rate, not from 0, to what the schedule says at its end."""
     add = p.add_argument
     add("--warm", action=argparse.BooleanOptionalAction, default=None, help="raise the rate from --warm-from over "
@@ -502,16 +322,17 @@ def _add_warm(p: _Parser, when: str) -> None:
     add("--warm-from", default=0.01, type=float, metavar="LR", help="of --warm (default: 0.01)")
 
 
-def _add_sync_bn(p: _Parser) -> None:
+def _add_sync_bn(p: Parser) -> None:
     p.add_argument("--sync-bn", "--syncBN", action="store_true", dest="sync_bn", help="BatchNorm over the batch of all "
                    "processes")  # fmt: skip
 
 
-def _add_trial(p: _Parser) -> None:
+def _add_trial(p: Parser) -> None:
     p.add_argument("--trial", default=None, metavar="NAME", help="put the run into --save-dir/trial_NAME")
 
 
-def _add_launch(p: _Parser) -> None:
+def add_launch(p: Parser) -> None:
+    """How many processes there are and how they meet."""
     add = p.add_argument
     add("--world-size", default=-1, type=int, help="nodes (with --multiprocessing-distributed) or processes")
     add("--rank", default=-1, type=int, help="this node's or process's number")
@@ -522,7 +343,7 @@ def _add_launch(p: _Parser) -> None:
     add("--nproc", default=None, type=int, metavar="N", help="processes on this node; without GPUs they use gloo")
 
 
-def _add_moco(p: _Parser) -> None:
+def _add_moco(p: Parser) -> None:
     add, switch = p.add_argument, argparse.BooleanOptionalAction
     add("--method", type=str.lower, choices=(*QUEUE_METHODS, *BATCH_METHODS), help="default moco; --n1..--n6 mean "
         "synco, --mochi mochi; simclr, supcon, hcl, dcl compare the images of a batch; supcon and --moco-k: with a "
@@ -547,7 +368,7 @@ def _add_moco(p: _Parser) -> None:
         "(default: on when the queue holds more than a tenth of the data set)")  # fmt: skip
 
 
-def _add_batch(p: _Parser) -> None:
+def _add_batch(p: Parser) -> None:
     add = p.add_argument
     add("--base-temperature", default=None, type=float, metavar="T0", help="multiply the loss by T / T0 (default: 0.07 "
         "for simclr and supcon without a queue, as SupContrast does; others: not multiplied)")  # fmt: skip
@@ -570,7 +391,7 @@ def epoch_list(text: str) -> list[int]:
     return [int(part) for part in text.split(",")]
 
 
-def _add_negatives(p: _Parser) -> None:
+def _add_negatives(p: Parser) -> None:
     add = p.add_argument
     add("--n-hard", default=1024, type=int, help="hardest queue rows that a query mixes (default: 1024)")
     texts = ("interpolation", "extrapolation", "mixup", "noise", "perturbation", "adversarial")
@@ -594,7 +415,7 @@ def _add_negatives(p: _Parser) -> None:
         "faster with it, else fp32")  # fmt: skip
 
 
-def _add_step(p: _Parser) -> None:
+def _add_step(p: Parser) -> None:
     add, switch = p.add_argument, argparse.BooleanOptionalAction
     add("--steps", default=None, type=int, metavar="N", help="train N optimizer steps instead of --epochs")
     add("--plateau", default=None, type=int, metavar="E", help="in place of --schedule: lr drops 10x when the "
@@ -611,7 +432,7 @@ def _add_step(p: _Parser) -> None:
     add("--drop-last", action=switch, default=True, help="drop an epoch's last short batch (default: on)")
 
 
-def _add_run(p: _Parser) -> None:
+def _add_run(p: Parser) -> None:
     add = p.add_argument
     add("--save-dir", default=None, metavar="DIR", help="checkpoints and logs (default ./; the demo: runs/demo)")
     add("--save-every", "--save-freq", default=1, type=int, metavar="E", dest="save_every",
@@ -632,13 +453,13 @@ def _add_run(p: _Parser) -> None:
     _add_knn(p)
 
 
-def _add_knn(p: _Parser) -> None:
+def _add_knn(p: Parser) -> None:
     p.add_argument("--knn-k", default=[200], nargs="+", type=int, metavar="k", help="neighbours; several numbers are "
         "answered in one pass, the first is reported as knn (default: 200)")  # fmt: skip
     p.add_argument("--knn-t", default=0.1, type=float, metavar="T", help="temperature of the votes (default: 0.1)")
 
 
-def _add_few_shot(p: _Parser) -> None:
+def _add_few_shot(p: Parser) -> None:
     add = p.add_argument
     add("--few-shot", "--eval-fewshot", action="store_true", dest="few_shot",
         help="few-shot accuracy of the frozen features: logistic regression on few images a class, mean and 95 %% "
@@ -654,13 +475,13 @@ def _add_few_shot(p: _Parser) -> None:
 # --------------------------------------------------------------------------------------------- after parsing
 
 
-def _finish_pretrain(parser: _Parser, words: list[str]) -> argparse.Namespace:
-    args = _with_config(parser, words)
+def _finish_pretrain(parser: Parser, words: list[str]) -> argparse.Namespace:
+    args = with_config(parser, words)
     args.data = _one_folder(args)
     args.demo = args.data is None and args.dataset is None
     if args.demo:
-        _take_defaults(parser, DEMO_CONFIG)  # a layer below the user's own file and flags
-        args = _with_config(parser, words)
+        take_defaults(parser, DEMO_CONFIG)  # a layer below the user's own file and flags
+        args = with_config(parser, words)
         args.demo = True
     args.save_dir = args.save_dir or ("runs/demo" if args.demo else "./")
     args.save_dir = _place(args)
@@ -676,8 +497,8 @@ def _finish_pretrain(parser: _Parser, words: list[str]) -> argparse.Namespace:
     return args
 
 
-def _finish_lincls(parser: _Parser, words: list[str]) -> argparse.Namespace:
-    args = _with_config(parser, words)
+def _finish_lincls(parser: Parser, words: list[str]) -> argparse.Namespace:
+    args = with_config(parser, words)
     args.data = _one_folder(args)
     if args.data is None and args.dataset is None:
         raise UserError("give an image folder or --dataset NAME to classify.")
@@ -700,8 +521,8 @@ def _one_folder(args: argparse.Namespace) -> str | None:
     return args.train_folder if args.data is None else args.data
 
 
-def _finish_semisup(parser: _Parser, words: list[str]) -> argparse.Namespace:
-    args = _with_config(parser, words)
+def _finish_semisup(parser: Parser, words: list[str]) -> argparse.Namespace:
+    args = with_config(parser, words)
     _take_beit3_names(args)
     if args.data is None and args.dataset is None:
         raise UserError("give an image folder or --dataset NAME to fine-tune on.")
@@ -711,14 +532,14 @@ def _finish_semisup(parser: _Parser, words: list[str]) -> argparse.Namespace:
     if args.train_percent is None and args.train_files in ("", "balanced"):
         args.train_percent = 100.0
     if args.lr is not None:
-        _positive(args, "lr")
+        positive(args, "lr")
         args.lr_backbone = args.lr_classifier = args.lr
     args.save_dir = _place(args)
     _choose_tuning_schedule(args)
     _check_semisup(args)
     _check_objective(args)
     _check_recipe(args)
-    _check_images(args)
+    check_images(args)
     return args
 
 
@@ -748,137 +569,6 @@ def _take_beit3_names(args: argparse.Namespace) -> None:
             raise UserError(f"--task {args.task} classifies no images known here; give imagenet or one of "
                             f"{', '.join(DATASETS)}, the same as --dataset.")  # fmt: skip
         args.dataset = name
-
-
-def _finish_average(parser: _Parser, words: list[str]) -> argparse.Namespace:
-    args = parser.parse_intermixed_args(_end_lists(parser, words))
-    if args.last is not None and args.best is not None:
-        raise UserError("--last and --best are two choices of checkpoints; give one of them.")
-    counts = [name for name in ("last", "best") if getattr(args, name) is not None]
-    if counts and (len(args.checkpoints) > 1 or not os.path.isdir(args.checkpoints[0])):
-        raise UserError(f"--{counts[0]} chooses from the folder of a run; give that alone.")
-    _at_least(args, 2, *counts)
-    _at_least(args, 1, "batch_size")
-    _at_least(args, 0, "workers")
-    _check_images(args)
-    return args
-
-
-def _finish_embed(parser: _Parser, words: list[str]) -> argparse.Namespace:
-    args = _finish_read(parser, words)
-    _at_least(args, 10, "points")
-    return args
-
-
-def _finish_read(parser: _Parser, words: list[str]) -> argparse.Namespace:
-    args = _with_config(parser, words)
-    if args.checkpoint is None or (args.data is None and args.dataset is None):
-        raise UserError("give a checkpoint, and an image folder or --dataset NAME to embed.")
-    _check_images(args)
-    _at_least(args, 1, "batch_size")
-    _at_least(args, 0, "workers")
-    return args
-
-
-def _with_config(parser: _Parser, words: list[str]) -> argparse.Namespace:
-    words = _end_lists(parser, words)
-    args = parser.parse_intermixed_args(words)
-    if args.config:
-        _take_defaults(parser, args.config)
-        args = parser.parse_intermixed_args(words)
-    return args
-
-
-def _spelled(words: list[str]) -> list[str]:
-    """``--batch_size 8 --mean "(.1, .2, .3)"`` as ``--batch-size 8 --mean .1 .2 .3``: SupContrast's spelling."""
-    out: list[str] = []
-    for word in words:
-        name, equals, value = word.partition("=")
-        if name.startswith("--"):
-            name = name.replace("_", "-")
-            word = name + equals + value
-        before = name if equals else out[-1] if out else ""
-        tuple_ = value if equals else word
-        if before in ("--mean", "--std") and tuple_[:1] in ("(", "["):
-            out += [before] * bool(equals) + _numbers(before, tuple_)
-        else:
-            out.append(word)
-    return out
-
-
-def _numbers(flag: str, text: str) -> list[str]:
-    numbers = text.strip("()[] ").replace(",", " ").split()
-    if not numbers or not all(map(_is_number, numbers)):
-        raise UserError(f"{flag} {text}: write numbers, such as {flag} 0.5 0.5 0.5.")
-    return numbers
-
-
-def _end_lists(parser: _Parser, words: list[str]) -> list[str]:
-    """``--knn-k 10 20 DIR`` as ``DIR --knn-k 10 20``: argparse would take DIR for one of the numbers."""
-    lists = {
-        word
-        for action in parser._actions
-        if action.nargs in ("+", "*") and action.type in (int, float)
-        for word in action.option_strings
-    }
-    kept: list[str] = []
-    begin = None  # where the lists begin that the next word might join
-    for word in words:
-        if word in lists:
-            begin = len(kept) if begin is None else begin
-        elif begin is not None and not _is_number(word):
-            if not word.startswith("-"):
-                kept.insert(begin, word)
-                begin += 1
-                continue
-            begin = None
-        kept.append(word)
-    return kept
-
-
-def _is_number(word: str) -> bool:
-    try:
-        float(word)
-    except ValueError:
-        return False
-    return True
-
-
-def _take_defaults(parser: _Parser, path: str) -> None:
-    """Make a YAML file's entries the parser's defaults, checked as if they had been typed."""
-    flags = {word.lstrip("-"): action for action in parser._actions for word in action.option_strings}
-    for name, value in _read_yaml(path).items():
-        name = str(name).replace("_", "-")
-        if name == "data":
-            parser.set_defaults(data=str(value))
-        elif name not in flags or name in ("config", "help"):
-            raise UserError(f"{path}: {name} is no flag of {parser.prog}.")
-        elif value is not None:
-            dest = flags[name].dest
-            parser.set_defaults(**{dest: getattr(parser.parse_args(_spelled(_words(name, value, flags[name]))), dest)})
-
-
-def _words(name: str, value: Any, action: argparse.Action) -> list[str]:
-    if isinstance(value, bool):
-        negative = f"--no-{name}"
-        return [f"--{name}"] if value else [negative] if negative in action.option_strings else []
-    flag = next(word for word in action.option_strings if word.lstrip("-") == name)
-    return [flag, *map(str, value)] if isinstance(value, list) else [flag, str(value)]
-
-
-def _read_yaml(path: str) -> dict:
-    import yaml
-
-    try:
-        with open(path, encoding="utf-8") as file:
-            entries = yaml.safe_load(file) or {}
-    except OSError as error:
-        raise UserError(f"--config {path} cannot be read: {error.strerror}.") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"--config {path} is not a YAML file: {' '.join(str(error).split())}") from error
-    if not isinstance(entries, dict):
-        raise UserError(f"--config {path} must be a list of FLAG: VALUE lines.")
-    return entries
 
 
 def _choose_method(args: argparse.Namespace, typed: set[str]) -> None:
@@ -924,7 +614,7 @@ def _choose_family(args: argparse.Namespace, typed: set[str]) -> None:
 
 
 def _check_warm_steps(args: argparse.Namespace) -> None:
-    _at_least(args, 1, "warm_steps")
+    at_least(args, 1, "warm_steps")
     if args.warm:
         raise UserError("--warm counts epochs and --warm-steps steps; give one of them.")
     args.warm = False
@@ -939,25 +629,25 @@ def _check_family(args: argparse.Namespace, typed: set[str]) -> None:
     if args.contrast_mode == "one" and args.queue:
         raise UserError("--contrast-mode one is for the methods without a queue, where a query is one view anyway.")
     _check_views(args)
-    _at_least(args, 0, "beta")
+    at_least(args, 0, "beta")
     _check_warm(args, 0 if args.steps else args.epochs, ", and no --steps")
     if args.num_classes is not None:
-        _at_least(args, 1, "num_classes")
+        at_least(args, 1, "num_classes")
     if not 0 <= args.tau_plus < 1:
         raise UserError(f"--tau-plus is a share from 0 to below 1, not {args.tau_plus:g}.")
     if args.base_temperature is not None:
-        _positive(args, "base_temperature")
+        positive(args, "base_temperature")
 
 
 def _check_warm(args: argparse.Namespace, epochs: int, more: str = "") -> None:
-    _at_least(args, 0, "warm_from")
-    _at_least(args, 1, "warm_epochs")
+    at_least(args, 0, "warm_from")
+    at_least(args, 1, "warm_epochs")
     if args.warm and args.warm_epochs >= epochs:
         raise UserError(f"--warm lasts --warm-epochs epochs and needs more --epochs than that{more}.")
 
 
 def _check_views(args: argparse.Namespace) -> None:
-    _at_least(args, 2, "views")
+    at_least(args, 2, "views")
     if args.views > 2 and args.queue:
         raise UserError("--views is for the methods without a queue; with one, an image gives a query and a key.")
 
@@ -1071,13 +761,13 @@ def _type_starts(entries: list[str]) -> dict[str, int]:
 
 
 def _check_common(args: argparse.Namespace) -> None:
-    _at_least(args, 1, "epochs", "batch_size", "print_freq")
+    at_least(args, 1, "epochs", "batch_size", "print_freq")
     if min(args.knn_k) < 1:
         raise UserError(f"--knn-k counts neighbours and must be at least 1, not {min(args.knn_k)}.")
-    _at_least(args, 0, "workers", "start_epoch", "weight_decay", "momentum")
-    _positive(args, "lr", "knn_t")
+    at_least(args, 0, "workers", "start_epoch", "weight_decay", "momentum")
+    positive(args, "lr", "knn_t")
     _check_decay(args)
-    _check_images(args)
+    check_images(args)
 
 
 def _check_decay(args: argparse.Namespace) -> None:
@@ -1088,15 +778,16 @@ def _check_decay(args: argparse.Namespace) -> None:
 def _check_plateau(args: argparse.Namespace, typed: set[str]) -> None:
     if args.plateau is None:
         return
-    _at_least(args, 0, "plateau")
+    at_least(args, 0, "plateau")
     others = [flag for flag in ("--schedule", "--lr-decay-epochs") if flag in typed] + ["--cos"] * args.cos
     if others:
         raise UserError(f"--plateau and {others[0]} are two schedules; give one of them.")
 
 
-def _check_images(args: argparse.Namespace) -> None:
+def check_images(args: argparse.Namespace) -> None:
+    """UserError where --size, --mean or --std cannot be of images."""
     if args.size is not None:
-        _at_least(args, 8, "size")
+        at_least(args, 8, "size")
     if args.std is not None and min(args.std) <= 0:
         raise UserError("--std divides: every value must be above 0.")
     lengths = {len(x) for x in (args.mean, args.std) if x is not None}
@@ -1110,9 +801,9 @@ def _check_val_share(args: argparse.Namespace) -> None:
 
 
 def _check_semisup(args: argparse.Namespace) -> None:
-    _at_least(args, 1, "batch_size", "print_freq", *(["epochs"] if args.epochs is not None else []))
-    _at_least(args, 0, "workers", "start_epoch", "weight_decay", "momentum", "lr_backbone")
-    _positive(args, "lr_classifier")
+    at_least(args, 1, "batch_size", "print_freq", *(["epochs"] if args.epochs is not None else []))
+    at_least(args, 0, "workers", "start_epoch", "weight_decay", "momentum", "lr_backbone")
+    positive(args, "lr_classifier")
     if args.train_percent is not None and not 0 < args.train_percent <= 100:
         raise UserError(f"--train-percent is above 0 and at most 100, not {args.train_percent:g}.")
     _check_decay(args)
@@ -1139,8 +830,8 @@ def _check_objective(args: argparse.Namespace) -> None:
 
 
 def _check_shares(args: argparse.Namespace) -> None:
-    _positive(args, "temp")
-    _at_least(args, 0, "beta", "mixup", "cutmix")
+    positive(args, "temp")
+    at_least(args, 0, "beta", "mixup", "cutmix")
     for name in ("alpha", "reprob"):
         if not 0 <= getattr(args, name) <= 1:
             raise UserError(f"--{name} is a share from 0 to 1, not {getattr(args, name):g}.")
@@ -1150,8 +841,8 @@ def _check_shares(args: argparse.Namespace) -> None:
 
 
 def _check_recipe(args: argparse.Namespace) -> None:
-    _at_least(args, 1, "update_freq")
-    _at_least(args, 0, "warmup_epochs", "save_ckpt_freq")
+    at_least(args, 1, "update_freq")
+    at_least(args, 0, "warmup_epochs", "save_ckpt_freq")
     rates = [args.lr_classifier] + [args.lr_backbone] * (args.weights == "finetune")
     _check_optimizer(args, max(rates), lowered=args.schedule is None)
     _check_average(args)
@@ -1167,19 +858,19 @@ def _check_recipe(args: argparse.Namespace) -> None:
 def _check_classifier(args: argparse.Namespace) -> None:
     _check_val_share(args)
     for lr in args.lrs:
-        _positive(argparse.Namespace(lr=lr), "lr")
+        positive(argparse.Namespace(lr=lr), "lr")
     if len(set(args.lrs)) < len(args.lrs):
         raise UserError("--lr has the same rate twice; the two classifiers would be one.")
     if not 0 <= args.label_smoothing < 1:
         raise UserError(f"--label-smoothing must be at least 0 and below 1, not {args.label_smoothing}.")
     if args.num_classes is not None:
-        _at_least(args, 1, "num_classes")
+        at_least(args, 1, "num_classes")
     _check_modes(args)
 
 
 def _check_modes(args: argparse.Namespace) -> None:
     if args.lr_find_steps is not None:
-        _at_least(args, 10, "lr_find_steps")
+        at_least(args, 10, "lr_find_steps")
     kinds = ("--evaluate", "--knn", "--few-shot", "--lr-find")
     modes = [flag for flag in kinds if getattr(args, flag[2:].replace("-", "_"))]
     if "--lr-find" in modes and len(modes) > 1:
@@ -1191,8 +882,8 @@ def _check_modes(args: argparse.Namespace) -> None:
 
 
 def _check_few_shot_numbers(args: argparse.Namespace) -> None:
-    _at_least(args, 1, "few_shot_queries")
-    _at_least(args, 2, "few_shot_way", "few_shot_episodes")  # one class is no question, one episode has no interval
+    at_least(args, 1, "few_shot_queries")
+    at_least(args, 2, "few_shot_way", "few_shot_episodes")  # one class is no question, one episode has no interval
     if min(args.few_shot_shots) < 1:
         raise UserError("--few-shot-shots counts labelled images a class and must be at least 1.")
 
@@ -1206,15 +897,15 @@ def _check_few_shot(args: argparse.Namespace) -> None:
 
 
 def _check_pretrain(args: argparse.Namespace) -> None:
-    _at_least(args, 1, "moco_dim", "moco_k", "accum", "max_bad_steps", "save_every", "check_every", "n_hard")
-    _at_least(args, 0, "keep", "max_bad_images", "max_restarts", "knn_every", "retrieval_every", "hard_start_epoch")
-    _at_least(args, 0, "sigma", *SYNCO_COUNTS)
-    _positive(args, "moco_t")
+    at_least(args, 1, "moco_dim", "moco_k", "accum", "max_bad_steps", "save_every", "check_every", "n_hard")
+    at_least(args, 0, "keep", "max_bad_images", "max_restarts", "knn_every", "retrieval_every", "hard_start_epoch")
+    at_least(args, 0, "sigma", *SYNCO_COUNTS)
+    positive(args, "moco_t")
     if args.compile_mode != "default" and not args.compile:
         raise UserError(f"--compile-mode {args.compile_mode} says how to --compile; give both.")
     for name in ("steps", "bn_splits"):
         if getattr(args, name) is not None:
-            _at_least(args, 1, name)
+            at_least(args, 1, name)
     if not 0 <= args.moco_m <= 1:
         raise UserError(f"--moco-m is a share and must lie in 0..1, not {args.moco_m}.")
     if args.negatives != "moco" and args.n_hard > args.moco_k:
@@ -1223,13 +914,3 @@ def _check_pretrain(args: argparse.Namespace) -> None:
         raise UserError("--hard-stop-epoch must come after --hard-start-epoch.")
 
 
-def _at_least(args: argparse.Namespace, low: float, *names: str) -> None:
-    for name in names:
-        if not getattr(args, name) >= low:  # "not >=" also catches NaN
-            raise UserError(f"--{name.replace('_', '-')} must be at least {low}, not {getattr(args, name)}.")
-
-
-def _positive(args: argparse.Namespace, *names: str) -> None:
-    for name in names:
-        if not 0 < getattr(args, name) < float("inf"):
-            raise UserError(f"--{name.replace('_', '-')} must be a number above 0, not {getattr(args, name)}.")

@@ -31,7 +31,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from moco import distributed, embed, options, probe
+from moco import command_options, distributed, embed, probe
 from moco.errors import UserError
 from moco.knn import Share, gathered
 from moco.pretrained import PUBLISHED, head_entries, open_file
@@ -45,7 +45,7 @@ MOST = 10_000  # images between epochs: time grows with their square, and k-mean
 
 def main(argv: list[str] | None = None) -> int:
     """The command; returns its exit code."""
-    return distributed.launch(worker, options.parse_retrieval(argv))
+    return distributed.launch(worker, command_options.parse_retrieval(argv))
 
 
 def worker(args: Namespace) -> int:

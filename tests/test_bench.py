@@ -12,7 +12,7 @@ import torch
 from conftest import SYNCO, TINY
 from PIL import Image
 
-from moco import bench, options
+from moco import bench, command_options, options
 from moco.bench import table, verdict
 from moco.data.decode import decode
 
@@ -80,7 +80,7 @@ def test_supcon_with_a_queue_is_measured_beside_plain_moco(measured, image_folde
 def test_the_loss_alone_is_that_of_the_step(image_folder, in_process):
     """The features that stand in for the encoder's reach the run's own forward, and its gradient reaches them."""
     words = [*NO_QUEUE, "--method", "simclr", "--temp", "0.5", "--base-temperature", "0.5", str(image_folder)]
-    args = options.parse_bench(["head", *words])
+    args = command_options.parse_bench(["head", *words])
     view = bench.view_settings(args, bench.data.open_sources(path=str(image_folder)).pretrain)
     model, _ = bench.build_model(args, view, 0, 100, 8)
     ((z, loss),) = bench._head_of_batch(args, model, 8).values()  # pyright: ignore[reportArgumentType]
@@ -281,6 +281,6 @@ def test_a_mistake_is_one_sentence(words, sentence, capsys, in_process):
 
 
 def test_its_own_flags_do_not_shadow_those_of_a_run():
-    mine = {w for a in options.bench_parser()._actions for w in a.option_strings} - {"-h", "--help"}
+    mine = {w for a in command_options.bench_parser()._actions for w in a.option_strings} - {"-h", "--help"}
     theirs = {w for a in options.pretrain_parser()._actions for w in a.option_strings}
     assert not mine & theirs

@@ -17,10 +17,10 @@ from PIL import Image
 from safetensors import safe_open
 
 from moco import embed
+from moco.command_options import parse_embed
 from moco.data import Labelled, open_sources
 from moco.encoder import build_encoder, features
 from moco.errors import UserError
-from moco.options import parse_embed
 
 pytestmark = pytest.mark.usefixtures("alone")
 TINY = ["-a", "test_resnet", "--size", "16", "-b", "8", "-j", "0"]

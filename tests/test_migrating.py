@@ -8,7 +8,7 @@ import pytest
 from conftest import load
 from PIL import Image
 
-from moco import negatives, options
+from moco import command_options, negatives, options
 
 TEXT = (Path(__file__).resolve().parent.parent / "docs" / "migrating.md").read_text(encoding="utf-8")
 PARSE = {
@@ -72,7 +72,7 @@ def test_main_ces_schedule(words, milestones, warm):
 
 
 def test_flags_that_are_here_exist():
-    parsers = (options.pretrain_parser, options.lincls_parser, options.semisup_parser, options.average_parser)
+    parsers = (options.pretrain_parser, options.lincls_parser, options.semisup_parser, command_options.average_parser)
     known = {word for make in parsers for action in make()._actions for word in action.option_strings}
     rows = [line.split("|")[1:3] for line in TEXT.splitlines() if line.startswith("| `") or line.startswith("| SynCo")]
     assert len(rows) > 50

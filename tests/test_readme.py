@@ -17,7 +17,7 @@ from PIL import Image
 import main_lincls
 import main_pretrain
 import main_semisup
-from moco import average, bench, describe, distributed, embed, export, options, retrieval
+from moco import average, bench, command_options, describe, distributed, embed, export, options, retrieval
 from moco.data import __main__ as data_work
 from moco.encoder import build_encoder
 from moco.sweep import __main__ as sweep
@@ -160,7 +160,7 @@ def benchmark(name: str) -> Callable[[list[str]], int]:
 
 
 def export_or_parse(words: list[str]) -> int:
-    return int(options.parse_export(words).to not in EXPORTS_PARSED and export.main(words))
+    return int(command_options.parse_export(words).to not in EXPORTS_PARSED and export.main(words))
 
 
 @pytest.fixture

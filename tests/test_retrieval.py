@@ -12,7 +12,7 @@ from pytorch_metric_learning.distances import CosineSimilarity
 from pytorch_metric_learning.utils.accuracy_calculator import AccuracyCalculator
 from pytorch_metric_learning.utils.inference import CustomKNN
 
-from moco import options, retrieval
+from moco import command_options, retrieval
 from moco.encoder import build_encoder
 
 pytestmark = pytest.mark.usefixtures("alone")
@@ -126,7 +126,7 @@ def test_the_command_measures_before_and_behind_the_head(pretrained, listed, tmp
 
 
 def measured(words: list[str], args: object) -> int:
-    return retrieval.worker(options.parse_retrieval(words))
+    return retrieval.worker(command_options.parse_retrieval(words))
 
 
 @pytest.mark.dist

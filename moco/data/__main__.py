@@ -6,7 +6,7 @@ import argparse
 import os
 import sys
 
-from moco import options
+from moco import command_options
 from moco.data.files import open_path
 from moco.data.index import write_index
 from moco.data.shards import pack
@@ -15,7 +15,7 @@ from moco.errors import exit_code
 
 def main(argv: list[str] | None = None) -> int:
     """Write an index of an image folder, or its images as tar shards; the exit code."""
-    args = options.parse_data(argv)
+    args = command_options.parse_data(argv)
     return exit_code(lambda: (_index if args.command == "index" else _pack)(args))
 
 
