@@ -19,7 +19,7 @@ PARSE = {
 
 def test_the_commands_parse():
     commands = [line.split() for block in re.findall(r"```bash\n(.*?)```", TEXT, re.S) for line in block.splitlines()]
-    assert len(commands) == 4
+    assert len(commands) == 6
     for _, script, *words in commands:
         PARSE[script](words)
 
