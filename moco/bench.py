@@ -103,7 +103,7 @@ def data_rows(images: data.Source, view: Namespace, args: Namespace, batch: int)
     # of three: the first reading would measure the disk
     sums = {name: sum(seconds_of(lambda i=i, c=call: c(i), 3) for i in chosen) for name, call in calls.items()}
     before = [0.0, *sums.values()]
-    found = {name: max(0.0, (sums[name] - b) / len(chosen)) for name, b in zip(sums, before, strict=False)}
+    found = {name: max(0.0, (sums[name] - b) / max(1, len(chosen))) for name, b in zip(sums, before, strict=False)}
     if on_device:
         del found["augment"]
     world = distributed.world_size()

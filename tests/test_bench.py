@@ -239,6 +239,14 @@ def test_advice_about_the_loader_and_the_bottleneck():
     assert "all 16 cores load already" in loader
 
 
+def test_a_folder_without_a_readable_image_is_one_sentence(tmp_path, in_process, capsys):
+    (tmp_path / "0.jpg").write_bytes(b"\xff\xd8 no picture")
+    assert bench.main(["data", str(tmp_path), *TINY, *QUICK]) == 2
+    error = capsys.readouterr().err
+    assert "none of 1 images tried in" in error
+    assert error.count("\n") == 1
+
+
 def test_a_cache_is_advised_where_it_would_help(image_folder, tmp_path, measured, monkeypatch):
     monkeypatch.setattr("moco.bench.distributed.cores", lambda: 0)  # all of them load already
     monkeypatch.setattr("moco.data.sources.decode", functools.partial(slowly, decode))
