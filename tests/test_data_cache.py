@@ -10,7 +10,7 @@ import torch
 from conftest import SYNCO, TINY, differences, load
 from PIL import Image
 
-from moco.data import ArraySource, BadImageError, Labelled, cache, get_preset, open_sources, two_views
+from moco.data import ArraySource, BadImageError, FileSource, Labelled, cache, get_preset, open_sources, two_views
 from moco.data.__main__ import main
 from moco.data.loading import EpochSampler
 from moco.errors import UserError
@@ -213,3 +213,14 @@ def test_one_process_of_a_node_makes_it(folder, tmp_path, start):
     assert program.end() == 0, program.text
     assert program.text.count("decoded 14 images of") == 2  # train and val
     assert len(os.listdir(tmp_path / "kept")) == 2
+
+
+def test_a_known_sets_cache_belongs_to_where_its_images_are(folder, tmp_path, monkeypatch):
+    """Its name is no path: neither the working folder nor another copy of the set may replace the file."""
+    paths = sorted(str(path) for path in (folder / "train" / "cat").iterdir())
+    copies = [str(shutil.copy2(path, tmp_path)) for path in paths]
+    first = cache.cached(FileSource("named/train", paths), str(tmp_path / "kept"))
+    monkeypatch.chdir(tmp_path)
+    again = cache.cached(FileSource("named/train", paths), str(tmp_path / "kept"))
+    other = cache.cached(FileSource("named/train", copies), str(tmp_path / "kept"))
+    assert first.path == again.path != other.path

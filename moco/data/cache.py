@@ -76,7 +76,10 @@ def cached(source: Source, folder: str) -> Source:
     """
     if not source.files():
         return source
-    place = hashlib.sha256(f"{os.path.abspath(source.name)} {source.channels}".encode(errors="surrogateescape"))
+    where = source.name  # a known data set's is no path: its images lie where its first one does
+    if not os.path.exists(where):
+        where = os.path.join(os.path.dirname(source.files()[0]), source.name)
+    place = hashlib.sha256(f"{os.path.abspath(where)} {source.channels}".encode(errors="surrogateescape"))
     name = os.path.basename(os.path.abspath(source.name))
     path = os.path.join(folder, f"{name}-{place.hexdigest()[:12]}.pixels")
     digest = _digest(source)
