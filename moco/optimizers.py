@@ -203,6 +203,7 @@ class Plateau:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         if self._rule is not None and state:
-            for name in ("best", "num_bad_epochs"):  # torch's own loads the old run's patience and floor as well
+            # the score's past, not all that torch's own loads: patience and floor are this run's
+            for name in ("best", "num_bad_epochs", "last_epoch", "_last_lr"):
                 setattr(self._rule, name, state["rule"][name])
             self._rate.param_groups[0]["lr"] = state["factor"]

@@ -4,6 +4,7 @@ import json
 import math
 from functools import partial
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -179,7 +180,7 @@ def test_when_the_loss_becomes_another(words, changes):
 def test_an_epoch_counts_once_the_queue_holds_keys_alone(K, n, drop_last, symmetric):
     sampler = EpochSampler(n, 8, 0, drop_last=drop_last)
     enqueued, batches = 0, [len(keys) * (1 + symmetric) for keys in sampler]
-    run = SimpleNamespace(sampler=sampler, model=SimpleNamespace(K=K, symmetric=symmetric), progress=Progress(0))
+    run: Any = SimpleNamespace(sampler=sampler, model=SimpleNamespace(K=K, symmetric=symmetric), progress=Progress(0))
     for _ in range(5):
         before = enqueued
         for run.progress.batch, keys in enumerate(batches, 1):
