@@ -186,13 +186,13 @@ def spoil_gradient(rank: int, draws: tuple[int, ...]) -> None:
 def spoil_images(rank: int, draws: tuple[int, ...]) -> None:
     original = Trainer._forward_backward
 
-    def forward_backward(self, im_q, im_k, ids, hold):
+    def forward_backward(self, images, hold):
         if self.progress.draw in draws:  # floats on every process, since processes exchange them
-            im_q, im_k = im_q / 255, im_k / 255
+            images["q"], images["k"] = images["q"] / 255, images["k"] / 255
             if distributed.rank() == rank:
-                im_q[0, 0, 3, 3] = float("inf")
-                im_k[1, 0, 3, 3] = float("inf")
-        return original(self, im_q, im_k, ids, hold)
+                images["q"][0, 0, 3, 3] = float("inf")
+                images["k"][1, 0, 3, 3] = float("inf")
+        return original(self, images, hold)
 
     Trainer._forward_backward = forward_backward
 

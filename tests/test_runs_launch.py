@@ -367,6 +367,7 @@ def test_the_rest_of_an_epoch_needs_the_same_processes(image_folder, tmp_path, s
     assert start(*words, "--steps", 3, "--nproc", 2, "--resume", "auto").end() == 0
     assert in_process(*words, "--steps", 4, "--resume", "auto") == 0  # between epochs all is free
     assert load(tmp_path)["run"] | {"bad_images": 0} == {
+        "losses": [], "plateau": {},
         "seed": 3, "batch": 1, "step": 4, "draw": 4, "ema_due": True, "bad_steps": 0, "bad_images": 0,
         "batches": {"images": 24, "images a batch": 8, "batches a step": 1, "processes": 1, "steps an epoch": 3},
     }  # fmt: skip
@@ -389,7 +390,7 @@ def test_the_exit_codes_of_the_program_itself():
 def test_compiled_encoders_train_and_keep_their_names(image_folder, tmp_path, in_process, monkeypatch):
     """Traced, with torch's own operators in place of generated code, which takes minutes to build."""
     compiled = torch.nn.Module.compile
-    monkeypatch.setattr(torch.nn.Module, "compile", lambda self: compiled(self, backend="eager"))
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda self, mode: compiled(self, backend="eager"))
     for name, more in (("plain", []), ("compiled", ["--compile"])):
         assert in_process(*TINY, *SYNCO, *STEPS, *more, "--save-dir", tmp_path / name, image_folder) == 0
     plain, traced = (load(tmp_path / name)["state_dict"] for name in ("plain", "compiled"))
