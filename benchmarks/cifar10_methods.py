@@ -34,18 +34,10 @@ RECIPE += ["--hard-start-epoch", "1", "--mean", ".4914", ".4822", ".4465", "--st
 
 def main(argv: list[str] | None = None) -> int:
     """Run what is missing, print the table."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, default=TAR, help="tar or folder of train/CLASS/*.jpg, test/CLASS/*.jpg")
-    parser.add_argument("--download", action="store_true", help="fetch CIFAR-10 through torchvision instead")
+    parser = flags(__doc__, "cifar10_methods", epochs=6)
     parser.add_argument("--digits", action="store_true", help="the built-in 4,000 digits with configs/demo.yml instead")
-    parser.add_argument("--images", type=int, default=5000, help="to train on, the same number of each class")
-    parser.add_argument("--queries", type=int, default=2000, help="held-out images, the same number of each class")
-    parser.add_argument("--epochs", type=int, default=6)
-    parser.add_argument("--batch-size", type=int, default=128)
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
     parser.add_argument("--parallel", type=int, default=1, help="runs side by side, each with its share of the cores")
-    parser.add_argument("--out", type=Path, default=ROOT / "runs" / "cifar10_methods")
     args = parser.parse_args(argv)
     if args.digits:
         args.images, args.queries, args.epochs = 4000, 1000, 15
@@ -56,6 +48,20 @@ def main(argv: list[str] | None = None) -> int:
         scores = list(pool.map(lambda trial: train(args, [*METHODS[trial[0]], *images], *trial), trials))
     print_table(args, dict(zip(trials, scores, strict=True)))
     return 0
+
+
+def flags(text: str | None, name: str, epochs: int) -> argparse.ArgumentParser:
+    """What every comparison on a part of CIFAR-10 is told; results are kept in runs/``name``."""
+    parser = argparse.ArgumentParser(description=text, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, default=TAR, help="tar or folder of train/CLASS/*.jpg, test/CLASS/*.jpg")
+    parser.add_argument("--download", action="store_true", help="fetch CIFAR-10 through torchvision instead")
+    parser.add_argument("--images", type=int, default=5000, help="to train on, the same number of each class")
+    parser.add_argument("--queries", type=int, default=2000, help="held-out images, the same number of each class")
+    parser.add_argument("--epochs", type=int, default=epochs)
+    parser.add_argument("--batch-size", type=int, default=128)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--out", type=Path, default=ROOT / "runs" / name)
+    return parser
 
 
 def prepare(args: argparse.Namespace) -> list[str]:

@@ -17,7 +17,7 @@ import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from cifar10_methods import METHODS, ROOT, TAR, prepare, spread, train
+from cifar10_methods import METHODS, flags, prepare, spread, train
 from PIL import Image
 
 PLAIN = ["--amp", "off", "--aug-device", "cpu", "--decode", "exact", "--head-precision", "fp32"]
@@ -35,19 +35,11 @@ ROWS = {
 
 def main(argv: list[str] | None = None) -> int:
     """Run what is missing, print the table."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, default=TAR, help="tar or folder of train/CLASS/*.jpg, test/CLASS/*.jpg")
-    parser.add_argument("--download", action="store_true", help="fetch CIFAR-10 through torchvision instead")
-    parser.add_argument("--images", type=int, default=5000, help="to train on, the same number of each class")
-    parser.add_argument("--queries", type=int, default=2000, help="held-out images, the same number of each class")
+    parser = flags(__doc__, "fast_paths", epochs=10)
     parser.add_argument("-a", "--arch", default="test_resnet")
     parser.add_argument("--stem", default="imagenet")
-    parser.add_argument("--epochs", type=int, default=10)
-    parser.add_argument("--batch-size", type=int, default=128)
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--rows", nargs="+", choices=ROWS, default=list(ROWS))
     parser.add_argument("--parallel", type=int, default=1, help="runs side by side, each with its share of the cores")
-    parser.add_argument("--out", type=Path, default=ROOT / "runs" / "fast_paths")
     args = parser.parse_args(argv)
     images = prepare(args)
     large = [*images[:-3], *enlarged(images[-3:])]

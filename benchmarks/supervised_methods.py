@@ -21,7 +21,7 @@ import sys
 from pathlib import Path
 
 from cifar10_methods import METHODS as QUEUE_METHODS
-from cifar10_methods import ROOT, TAR, prepare, spread
+from cifar10_methods import ROOT, flags, prepare, spread
 
 QUEUE = ["--method", "supcon", "--moco-k", "4096", "--moco-m", "0.99"]
 METHODS = {
@@ -39,18 +39,10 @@ PROBE = ["--features", "cached", "--lr", "3", "--epochs", "40", "--schedule", "2
 
 def main(argv: list[str] | None = None) -> int:
     """Run what is missing, print the table."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, default=TAR, help="tar or folder of train/CLASS/*.jpg, test/CLASS/*.jpg")
-    parser.add_argument("--download", action="store_true", help="fetch CIFAR-10 through torchvision instead")
-    parser.add_argument("--images", type=int, default=5000, help="to train on, the same number of each class")
-    parser.add_argument("--queries", type=int, default=2000, help="held-out images, the same number of each class")
+    parser = flags(__doc__, "supervised_methods", epochs=6)
     parser.add_argument("-a", "--arch", default="resnet18")
     parser.add_argument("--stem", default="cifar")
-    parser.add_argument("--epochs", type=int, default=6)
-    parser.add_argument("--batch-size", type=int, default=128)
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
-    parser.add_argument("--out", type=Path, default=ROOT / "runs" / "supervised_methods")
     args = parser.parse_args(argv)
     images = prepare(args)[-3:]  # the list to train on, --val-data and the list to test on
     scores = {(m, seed): accuracy(args, images, m, seed) for seed in args.seeds for m in args.methods}

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import importlib.util
 import multiprocessing
 import os
+import re
 import runpy
 import signal
 import subprocess
@@ -294,3 +296,30 @@ def differences(one: Any, other: Any, where: str = "") -> list[str]:
     if isinstance(one, (list, tuple)) and isinstance(other, (list, tuple)) and len(one) == len(other):
         return [d for i, pair in enumerate(zip(one, other, strict=True)) for d in differences(*pair, f"{where}[{i}]")]
     return [] if type(one) is type(other) and one == other else [where]
+
+
+def interpreted(suite: str) -> int:
+    """Run a suite of Triton programs in a process that chose the interpreter before triton was imported.
+
+    Returns how many tests passed; none may fail or be skipped.
+    """
+    words = [sys.executable, "-m", "pytest", "-x", "-p", "no:cacheprovider", str(Path(__file__).with_name(suite))]
+    env = environment(TRITON_INTERPRET="1")
+    child = subprocess.run(words, env=env, capture_output=True, text=True, timeout=900, cwd=ROOT)
+    assert child.returncode == 0, child.stdout + child.stderr
+    passed = re.search(r"(\d+) passed", child.stdout)
+    assert passed, child.stdout
+    assert "skipped" not in child.stdout
+    return int(passed.group(1))
+
+
+@pytest.fixture(scope="module")
+def resources() -> Any:
+    """benchmarks/kernel_resources.py as a module."""
+    spec = importlib.util.spec_from_file_location("kernel_resources", ROOT / "benchmarks" / "kernel_resources.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # its dataclass looks itself up there
+    spec.loader.exec_module(module)
+    return module

@@ -1,17 +1,14 @@
 """Views finished by Triton, without a GPU: pixels by triton's interpreter, machine code by its compilers."""
 
 import contextlib
-import importlib.util
-import re
 import subprocess
-import sys
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
-from conftest import ROOT, environment
+from conftest import interpreted
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from moco.data import pixels
@@ -25,27 +22,7 @@ PROGRAMS = ("luminances", "points", "blur, first", "blur, second")
 
 
 def test_the_interpreted_programs_give_pils_pixels():
-    """All of views_interpreted.py, in a process that chose the interpreter before triton was imported."""
-    suite = Path(__file__).with_name("views_interpreted.py")
-    words = [sys.executable, "-m", "pytest", "-x", "-p", "no:cacheprovider", str(suite)]
-    env = environment(TRITON_INTERPRET="1")
-    child = subprocess.run(words, env=env, capture_output=True, text=True, timeout=900, cwd=ROOT)
-    assert child.returncode == 0, child.stdout + child.stderr
-    passed = re.search(r"(\d+) passed", child.stdout)
-    assert passed, child.stdout
-    assert int(passed.group(1)) >= 18
-    assert "skipped" not in child.stdout
-
-
-@pytest.fixture(scope="module")
-def resources():
-    spec = importlib.util.spec_from_file_location("kernel_resources", ROOT / "benchmarks" / "kernel_resources.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # its dataclass looks itself up there
-    spec.loader.exec_module(module)
-    return module
+    assert interpreted("views_interpreted.py") >= 18
 
 
 @pytest.mark.parametrize("target", ["sm_80", "sm_90"])
