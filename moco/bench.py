@@ -364,7 +364,7 @@ def verdict(loads: dict[str, float], parts: dict[str, float], batch: int, settin
 def _step_advice(part: str, settings: dict) -> str:
     if part in ("q forward", "q backward", "k forward"):
         flags = [("--amp auto", not settings["amp"]), ("--channels-last", not settings["channels_last"]),
-                 ("--compile", settings["gpu"] and not settings["compile"])]  # fmt: skip
+                 ("--compile", not settings["compile"])]  # fmt: skip
         wanted = [flag for flag, missing in flags if missing]
         if wanted:
             return f"try {' '.join(wanted)}."

@@ -106,6 +106,27 @@ def test_split_batchnorm_equals_one_batchnorm_a_part():
     torch.testing.assert_close(split(x), expected)
 
 
+@pytest.mark.parametrize("shape", [(12, 5, 3, 3), (12, 5)])
+def test_a_compiler_meets_one_formula_for_all_parts(shape, monkeypatch):
+    """Its values, gradients and running statistics are those of one call a part; a trace has no calls by part."""
+    torch.manual_seed(0)
+    x, towards = torch.randn(2, *shape, dtype=torch.float64)
+    found, graphs = [], []
+    for compiled in (False, True):
+        norm = split_batchnorm(nn.Sequential(nn.BatchNorm2d(5)), 3)[0].double()
+        nn.init.normal_(norm.weight, generator=torch.Generator().manual_seed(1))
+        call = norm
+        if compiled:
+            monkeypatch.setattr(norm, "_part_by_part", None)
+            call = torch.compile(norm, backend=lambda graph, _: graphs.append(graph) or graph, fullgraph=True)
+        views = x.clone().requires_grad_()
+        out = call(views)
+        out.backward(towards)
+        found.append([out, views.grad, norm.weight.grad, norm.bias.grad, norm.running_mean, norm.running_var])
+    torch.testing.assert_close(found[1], found[0], rtol=1e-10, atol=1e-12)
+    assert len(graphs) == 1
+
+
 @pytest.mark.parametrize("arch", ["resnet18", "timm/resnet10t"])
 def test_splitting_changes_neither_the_state_dict_nor_evaluation(arch):
     one = build_encoder(arch, 6, size=32).eval()
