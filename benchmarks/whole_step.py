@@ -10,7 +10,8 @@ rung with both left to main_pretrain.py's own choice. Each rung is the one above
 
 In every round each row makes one step, in a new order; ratios are taken within rounds, and their median is printed. A
 loader process begins the next batch when one is taken and is done long before the step is, so a step carries the cost
-of a batch. "encoders alone" is a query forward and backward and a key forward on images that lie ready, and no more.
+of a batch. "encoders alone" is a query forward and backward and a key forward on images that lie ready, no more. The
+rows with --compile, lightly's and "encoders alone" too, have both encoders compiled by torch: minutes at first.
 """
 
 from __future__ import annotations
@@ -51,10 +52,16 @@ LADDER = {
     "+ channels_last": ["--amp", "bf16", "--channels-last"],
     "+ head in closed form": ["--amp", "bf16", "--channels-last", "--head-impl", "cpu"],
     "+ our loader": ["--amp", "bf16", "--channels-last", "--head-impl", "cpu"],
+    "+ --compile": ["--amp", "bf16", "--channels-last", "--head-impl", "cpu", "--compile"],
 }
-BEST, RELEASED, BOUND, LIGHTLY, OURS = "+ our loader", "released SynCo", "encoders alone", "MoCo, lightly", "MoCo, ours"
-ROWS = (RELEASED, *LADDER, "defaults", OURS, BOUND, LIGHTLY)
-GOALS = ((BEST, RELEASED, 3.0), (BEST, BOUND, 0.9), (OURS, LIGHTLY, 1.0), (BEST, LIGHTLY, 1.0))
+BEST, COMPILED, RELEASED, DEFAULTS = "+ our loader", "+ --compile", "released SynCo", "defaults"
+BOUND, LIGHTLY, OURS = "encoders alone", "MoCo, lightly", "MoCo, ours"
+BOTH = " " + COMPILED  # rows that exist with and without it
+ROWS = (RELEASED, *LADDER, *(row + how for row in (DEFAULTS, OURS, BOUND, LIGHTLY) for how in ("", BOTH)))
+GOALS = (
+    (BEST, RELEASED, 3.0), (BEST, BOUND, 0.9), (OURS, LIGHTLY, 1.0), (BEST, LIGHTLY, 1.0), (COMPILED, RELEASED, 3.0),
+    (COMPILED, BOUND + BOTH, 0.9), (COMPILED, LIGHTLY, 1.0), (OURS + BOTH, LIGHTLY + BOTH, 1.0),
+)  # fmt: skip
 Step = Callable[[], Any]
 
 
@@ -108,33 +115,44 @@ def encoders_alone(model: MoCo, amp: torch.dtype | None, batch: int, view: Names
 
 
 def steps(args: Namespace, source: data.Source, stack: contextlib.ExitStack) -> dict[str, Step]:
-    """Every row of the table, ready to be called."""
+    """The rows that are asked for, ready to be called."""
     run = options.parse_pretrain([*SETTING, *SAME, *args.words, *SYNCO])
     view = view_settings(run, source)
     setting = Setting.of(run, view.size, args.workers)
     work = stack.enter_context(tempfile.TemporaryDirectory())
     log = stack.enter_context(RunLog(work, tensorboard=False))
-    made: dict[str, Step] = {}
-    if args.synco:
-        counts = {name: getattr(run, name) for name in ("n_hard", "n1", "n2", "n3", "n4", "n5", "n6")}
-        made[RELEASED] = released(args.synco, setting, source, counts)
+    counts = {name: getattr(run, name) for name in ("n_hard", "n1", "n2", "n3", "n4", "n5", "n6")}
     fast = LADDER[BEST]
     rows = {name: [*SAME, *SYNCO, "--head-impl", "reference", *flags] for name, flags in LADDER.items()}
-    rows |= {"defaults": [*SYNCO], OURS: [*SAME, *PLAIN, *fast]}
-    for name, flags in rows.items():
-        row = options.parse_pretrain([*SETTING, *args.words, *flags])
+    rows |= {DEFAULTS: [*SYNCO], OURS: [*SAME, *PLAIN, *fast], BOUND: [*SAME, *PLAIN, *fast]}
+    rows |= {name + BOTH: [*rows[name], "--compile"] for name in (DEFAULTS, OURS, BOUND)}
+
+    def make(name: str) -> Step:
+        if name == RELEASED:
+            return released(args.synco, setting, source, counts)
+        if name.startswith(LIGHTLY):
+            return lightly(setting, source, engine.pick_amp("bf16", distributed.device()), name.endswith(COMPILED))
+        row = options.parse_pretrain([*SETTING, *args.words, *rows[name]])
+        if name.startswith(BOUND):
+            model, _ = build_model(row, view, row.seed, len(source), run.batch_size)
+            assert isinstance(model, MoCo)
+            return encoders_alone(model.train(), engine.pick_amp(row.amp, distributed.device()), run.batch_size, view)
         trainer = make_trainer(row, view, log, work, len(source), run.batch_size)
-        made[name] = ours(trainer, source, view, setting, own_loader=name in (BEST, "defaults", OURS))
-    row = options.parse_pretrain([*SETTING, *SAME, *args.words, *PLAIN, *fast])
-    model, _ = build_model(row, view, row.seed, len(source), run.batch_size)
-    amp = engine.pick_amp(row.amp, distributed.device())
-    assert isinstance(model, MoCo)
-    made[BOUND] = encoders_alone(model.train(), amp, run.batch_size, view)
-    if args.lightly:
-        moco = Lightly(setting, source, amp, channels_last=True)
-        batches = endless(moco.batches)
-        made[LIGHTLY] = lambda: moco.step(next(batches))
-    return made
+        theirs = name in LADDER and list(LADDER).index(name) < list(LADDER).index(BEST)
+        return ours(trainer, source, view, setting, own_loader=not theirs)
+
+    left_out = [RELEASED] * (not args.synco) + [LIGHTLY, LIGHTLY + BOTH] * (not args.lightly)
+    return {name: make(name) for name in args.rows if name not in left_out}
+
+
+def lightly(setting: Setting, source: data.Source, amp: torch.dtype | None, compiled: bool) -> Step:
+    """A step of MoCo v2 of lightly's blocks, its encoders compiled or not."""
+    moco = Lightly(setting, source, amp, channels_last=True)
+    if compiled:
+        moco.q.compile()
+        moco.k.compile()
+    batches = endless(moco.batches)
+    return lambda: moco.step(next(batches))
 
 
 def ratios(found: dict[str, list[float]], name: str, base: str) -> list[float]:
@@ -168,8 +186,7 @@ def worker(args: Namespace) -> int:
     torch.set_num_threads(args.threads)
     source = open_cifar(args.data, args.out, args.images, 10).pretrain
     with contextlib.ExitStack() as stack:
-        made = {name: step for name, step in steps(args, source, stack).items() if name in args.rows}
-        found = rounds(made, args.rounds, "cpu")
+        found = rounds(steps(args, source, stack), args.rounds, "cpu")
     batch = args.batch_size
     print(f"{args.arch}, batch {batch}, K {args.moco_k}, {args.threads} threads, {args.workers} loader processes, "
           f"torch {torch.__version__}, {args.rounds} rounds\n")  # fmt: skip

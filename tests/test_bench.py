@@ -207,7 +207,7 @@ def parts(**seconds: float) -> dict[str, float]:
         (parts(), USED, r"q backward \(1 %\): try --compile\."),
         (parts(), {**USED, "amp": False}, r"try --amp auto --compile\."),
         (parts(), {**USED, "compile": True}, r"only a smaller -a or --size is faster"),
-        (parts(), {**USED, "gpu": False}, r"only a smaller -a or --size is faster"),
+        (parts(), {**USED, "gpu": False}, r"try --compile\."),
         (parts(head=0.2), USED, r"head \(2 %\): try --head-precision bf16"),
         (parts(head=0.2), {**USED, "exact_head": False}, r"fewer synthetic negatives or --moco-k"),
         (parts(head=0.2), {**USED, "exact_head": False, "queue": False}, r"it grows with the square of the batch"),

@@ -151,6 +151,8 @@ def test_every_row_makes_steps_with_what_it_is_called(whole, images, checkout, b
         return ours(trainer, source, view, setting, own_loader)
 
     monkeypatch.setattr(whole, "ours", spy)
+    compiled = []
+    monkeypatch.setattr(nn.Module, "compile", lambda self, **how: compiled.append(self))
     words = ["--rounds", "2", "--workers", "0", "--synco", str(checkout), "--lightly"]
     assert whole.main([*small(images), *words]) == 0
     out = capsys.readouterr().out
@@ -172,11 +174,16 @@ def test_every_row_makes_steps_with_what_it_is_called(whole, images, checkout, b
         (False, bf16, last, "reference", True),
         (False, bf16, last, "cpu", True),
         (True, bf16, last, "cpu", True),
+        (True, bf16, last, "cpu", True),  # compiled
         (True, None, last, "auto", True),  # --amp off of TINY
+        (True, None, last, "auto", True),
+        (True, bf16, last, "cpu", False),
         (True, bf16, last, "cpu", False),
     ]
     assert all(t.progress.step == 4 for t, _ in trainers)  # two rounds before the two that count
-    assert [t.model.mask_same_image for t, _ in trainers] == 5 * [False] + [True, False]
+    assert [t.model.mask_same_image for t, _ in trainers] == 6 * [False] + 2 * [True] + 2 * [False]
+    assert len(compiled) == 2 * len([name for name in names if name.endswith("--compile")])
+    assert [t.model.encoder_q in compiled for t, _ in trainers] == 5 * [False] + [True] + 2 * [False, True]
 
 
 def test_ratios_of_a_step_are_taken_within_rounds(whole):
