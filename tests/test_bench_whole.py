@@ -223,14 +223,14 @@ def test_lightly_is_put_together_as_moco(whole, images, blocks):
 
 
 def test_two_contestants_train_in_turn_and_are_kept(until, images, blocks, tmp_path, capsys):
-    words = [*small(images), "--queries", "4", "--epochs", "2", "--seeds", "1", "--out", str(tmp_path), "--target", "0"]
+    words = [*small(images), "--queries", "4", "--epochs", "2", "--seeds", "1", "--out", str(tmp_path)]
     assert until.main(words) == 0
     out = capsys.readouterr().out
     records = [json.loads(line) for line in out.splitlines() if line.startswith("{")]
     turns = [(record["run"], record["epoch"], record["images"]) for record in records]
     assert turns == [("lightly", 1, 12), ("ours", 1, 12), ("ours", 2, 24), ("lightly", 2, 24)]
     assert all(0 <= record["knn"] <= 100 and record["cpu_s"] > 0 for record in records)
-    assert "seconds to 0 %, lightly / ours: " in out
+    assert "seconds to the target, lightly / ours: " in out
     assert until.main(words) == 0
     again = capsys.readouterr().out
     assert "{" not in again
@@ -245,11 +245,19 @@ def test_time_to_accuracy_counts_to_the_first_epoch_that_has_it(until):
     found = [*records("lightly", 0, 10.0, [30, 34, 36, 35.5]), *records("ours", 0, 4.0, [30, 35, 34, 36]),
              *records("lightly", 1, 10.0, [30, 31, 32, 33]), *records("ours", 1, 5.0, [30, 31, 35, 36])]  # fmt: skip
     lines = until.report(found, 35.0).splitlines()
-    assert lines[2:6] == ["| lightly | 0 | 10 | 35.50 | 3 | 30 |", "| lightly | 1 | 10 | 33.00 | never |  |",
-                          "| ours | 0 | 25 | 36.00 | 2 | 8 |", "| ours | 1 | 20 | 36.00 | 3 | 15 |"]  # fmt: skip
+    assert lines[2:6] == ["| lightly | 0 | 10 | 35.50 | 35.00 | 3 | 30 |",
+                          "| lightly | 1 | 10 | 33.00 | 35.00 | never |  |",
+                          "| ours | 0 | 25 | 36.00 | 35.00 | 2 | 8 |",
+                          "| ours | 1 | 20 | 36.00 | 35.00 | 3 | 15 |"]  # fmt: skip
     assert "ours / lightly, images/s: 2.25 (mean over 2 seeds)" in lines
     assert "final k-NN, ours minus lightly, by seed: +0.50, +3.00" in lines
-    assert lines[-1] == "seconds to 35 %, lightly / ours: 3.75 (over the 1 seeds where both did)"
+    assert lines[-1] == "seconds to the target, lightly / ours: 3.75 (over 1 seeds where both did)"
+    lines = until.report(found, None).splitlines()
+    assert lines[2:6] == ["| lightly | 0 | 10 | 35.50 | 36.00 | 3 | 30 |",
+                          "| lightly | 1 | 10 | 33.00 | 33.00 | 4 | 40 |",
+                          "| ours | 0 | 25 | 36.00 | 36.00 | 4 | 16 |",
+                          "| ours | 1 | 20 | 36.00 | 33.00 | 3 | 15 |"]  # fmt: skip
+    assert lines[-1] == "seconds to the target, lightly / ours: 2.26 (over 2 seeds where both did)"
 
 
 @pytest.mark.parametrize(
