@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from moco import checkpoint, data, distributed, engine, models, optimizers, options, seeding, validation
-from moco.encoder import build_encoder, strided_point
+from moco.encoder import build_encoder, compile_encoders, strided_point
 from moco.knn import Reading
 from moco.meters import RunLog
 
@@ -118,8 +118,7 @@ def build_model(
     )  # fmt: skip
     model.to(device).to(memory_format=model.layout)
     if args.compile:
-        for encoder in encoders:
-            encoder.compile(mode=args.compile_mode)
+        compile_encoders(encoders, args.compile_mode)
     return model, words
 
 

@@ -358,6 +358,21 @@ class SplitBatchNorm2d(nn.BatchNorm2d):
         return normed, mean.reshape(parts, -1), variance.reshape(parts, -1) * (count / max(count - 1, 1))
 
 
+def compile_encoders(encoders: list[nn.Module], mode: str) -> None:
+    """Have torch compile them when they are first called; ``mode`` is torch.compile's.
+
+    Raises:
+        UserError: this machine cannot compile at all (no C++ compiler, no Triton).
+    """
+    try:  # the least there is to generate, before minutes of data and networks go into a step that fails
+        torch.compile(torch.neg)(torch.zeros(8, device=distributed.device()))
+    except (RuntimeError, ImportError, OSError) as error:
+        reason = " ".join(str(error).strip().splitlines()[:1])
+        raise UserError(f"--compile: torch.compile does not work on this machine ({reason}); leave it out.") from error
+    for encoder in encoders:
+        encoder.compile(mode=mode)
+
+
 def sync_batchnorm(encoder: nn.Module) -> nn.Module:
     """Let every BatchNorm2d normalise by the statistics of the batch of all processes; the state dict does not change.
 

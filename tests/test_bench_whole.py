@@ -153,6 +153,7 @@ def test_every_row_makes_steps_with_what_it_is_called(whole, images, checkout, b
     monkeypatch.setattr(whole, "ours", spy)
     compiled = []
     monkeypatch.setattr(nn.Module, "compile", lambda self, **how: compiled.append(self))
+    monkeypatch.setattr(torch, "compile", lambda call: call)
     words = ["--rounds", "2", "--workers", "0", "--synco", str(checkout), "--lightly"]
     assert whole.main([*small(images), *words]) == 0
     out = capsys.readouterr().out

@@ -273,6 +273,7 @@ def test_views_are_shuffled_as_bytes(aug_device, image_folder, tmp_path, in_proc
 def test_the_encoders_are_compiled_as_asked(image_folder, tmp_path, in_process, monkeypatch, capsys):
     asked = []
     monkeypatch.setattr(nn.Module, "compile", lambda module, **how: asked.append(how))
+    monkeypatch.setattr(torch, "compile", lambda call: call)
     words = [*TINY, "--steps", 1, "--overwrite", "--save-dir", tmp_path, image_folder]
     assert in_process(*words, "--compile", "--compile-mode", "reduce-overhead") == 0
     assert in_process(*words, "--compile") == 0
@@ -280,6 +281,16 @@ def test_the_encoders_are_compiled_as_asked(image_folder, tmp_path, in_process, 
     with pytest.raises(SystemExit, match="2"):
         in_process(*words, "--compile-mode", "reduce-overhead")
     assert "says how to --compile; give both" in capsys.readouterr().err
+
+
+def test_a_machine_that_cannot_compile_says_so(image_folder, tmp_path, in_process, monkeypatch, capsys):
+    def fails(call):
+        raise RuntimeError("no compiler here\nand a long trace")
+
+    monkeypatch.setattr(torch, "compile", fails)
+    assert in_process(*TINY, "--steps", 1, "--compile", "--save-dir", tmp_path, image_folder) == 2
+    said = capsys.readouterr().err.splitlines()
+    assert said[-1].startswith("error: --compile: torch.compile does not work on this machine (no compiler here)")
 
 
 def test_a_run_that_recomputes_is_the_run_that_keeps(image_folder, tmp_path, in_process):
