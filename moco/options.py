@@ -7,6 +7,7 @@ of the commands ``python -m moco.NAME`` are in moco/command_options.py.
 from __future__ import annotations
 
 import argparse
+import math
 import os
 from typing import Any
 
@@ -770,6 +771,10 @@ def _check_common(args: argparse.Namespace) -> None:
     check_images(args)
 
 
+def _given(args: argparse.Namespace, *names: str) -> list[str]:
+    return [name for name in names if getattr(args, name) is not None]
+
+
 def _check_decay(args: argparse.Namespace) -> None:
     if not 0 < args.lr_decay_rate <= 1:
         raise UserError(f"--lr-decay-rate is above 0 and at most 1, not {args.lr_decay_rate:g}.")
@@ -788,6 +793,8 @@ def check_images(args: argparse.Namespace) -> None:
     """UserError where --size, --mean or --std cannot be of images."""
     if args.size is not None:
         at_least(args, 8, "size")
+    if not all(math.isfinite(x) for x in (*(args.mean or ()), *(args.std or ()))):
+        raise UserError("--mean and --std must be finite numbers.")
     if args.std is not None and min(args.std) <= 0:
         raise UserError("--std divides: every value must be above 0.")
     lengths = {len(x) for x in (args.mean, args.std) if x is not None}
@@ -801,8 +808,8 @@ def _check_val_share(args: argparse.Namespace) -> None:
 
 
 def _check_semisup(args: argparse.Namespace) -> None:
-    at_least(args, 1, "batch_size", "print_freq", *(["epochs"] if args.epochs is not None else []))
-    at_least(args, 0, "workers", "start_epoch", "weight_decay", "momentum", "lr_backbone")
+    at_least(args, 1, "batch_size", "print_freq", *_given(args, "epochs"))
+    at_least(args, 0, "workers", "start_epoch", "weight_decay", "momentum", "lr_backbone", *_given(args, "max_minutes"))
     positive(args, "lr_classifier")
     if args.train_percent is not None and not 0 < args.train_percent <= 100:
         raise UserError(f"--train-percent is above 0 and at most 100, not {args.train_percent:g}.")
@@ -899,18 +906,17 @@ def _check_few_shot(args: argparse.Namespace) -> None:
 def _check_pretrain(args: argparse.Namespace) -> None:
     at_least(args, 1, "moco_dim", "moco_k", "accum", "max_bad_steps", "save_every", "check_every", "n_hard")
     at_least(args, 0, "keep", "max_bad_images", "max_restarts", "knn_every", "retrieval_every", "hard_start_epoch")
-    at_least(args, 0, "sigma", *SYNCO_COUNTS)
+    at_least(args, 0, "sigma", *SYNCO_COUNTS, *_given(args, "max_minutes"))
     positive(args, "moco_t")
+    for name in ("delta", "eta"):
+        if not math.isfinite(getattr(args, name)):
+            raise UserError(f"--{name} must be a finite number, not {getattr(args, name)}.")
     if args.compile_mode != "default" and not args.compile:
         raise UserError(f"--compile-mode {args.compile_mode} says how to --compile; give both.")
-    for name in ("steps", "bn_splits"):
-        if getattr(args, name) is not None:
-            at_least(args, 1, name)
+    at_least(args, 1, *_given(args, "steps", "bn_splits"))
     if not 0 <= args.moco_m <= 1:
         raise UserError(f"--moco-m is a share and must lie in 0..1, not {args.moco_m}.")
     if args.negatives != "moco" and args.n_hard > args.moco_k:
         raise UserError(f"--n-hard {args.n_hard} is more than the queue's {args.moco_k} rows; lower it.")
     if args.hard_stop_epoch is not None and args.hard_stop_epoch <= args.hard_start_epoch:
         raise UserError("--hard-stop-epoch must come after --hard-start-epoch.")
-
-

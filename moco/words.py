@@ -133,10 +133,12 @@ def _read_yaml(path: str) -> dict:
 
 
 def at_least(args: argparse.Namespace, low: float, *names: str) -> None:
-    """UserError where a setting is below ``low``."""
+    """UserError where a setting is below ``low`` or infinite."""
     for name in names:
-        if not getattr(args, name) >= low:  # "not >=" also catches NaN
-            raise UserError(f"--{name.replace('_', '-')} must be at least {low}, not {getattr(args, name)}.")
+        value = getattr(args, name)
+        if not low <= value < float("inf"):  # "not <=" also catches NaN
+            finite = " and finite" * (value == float("inf"))
+            raise UserError(f"--{name.replace('_', '-')} must be at least {low}{finite}, not {value}.")
 
 
 def positive(args: argparse.Namespace, *names: str) -> None:

@@ -150,6 +150,13 @@ def test_no_words_are_the_demo():
         ("DIR --arch", "--arch"),
         ("DIR --config missing.yml", "missing.yml cannot be read"),
         ("DIR --size 2", "--size must be at least 8"),
+        ("DIR --warm-from inf", "--warm-from must be at least 0 and finite, not inf"),
+        ("DIR --wd inf", "--weight-decay must be at least 0 and finite, not inf"),
+        ("DIR --eta nan", "--eta must be a finite number, not nan"),
+        ("DIR --delta=-inf", "--delta must be a finite number, not -inf"),
+        ("DIR --std 1 nan 1", "--mean and --std must be finite numbers"),
+        ("DIR --mean inf", "--mean and --std must be finite numbers"),
+        ("DIR --max-minutes nan", "--max-minutes must be at least 0, not nan"),
     ],
 )
 def test_mistakes_are_one_sentence_and_exit_code_2(words, sentence, capsys):

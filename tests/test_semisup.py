@@ -85,6 +85,7 @@ def test_defaults_are_the_published_recipe():
         ("DIR --evaluate --resume X --val-share 0.1 --val-only", "--evaluate takes --resume"),
         ("DIR FILE --pretrained X", "two spellings of one flag"),
         ("DIR --lr-backbone -1", "--lr-backbone must be at least 0"),
+        ("DIR --max-minutes -1", "--max-minutes must be at least 0"),
         ("DIR --lr-classifier 0", "--lr-classifier must be a number above 0"),
         ("DIR --epochs 0", "--epochs must be at least 1"),
         ("DIR --std 0", "--std divides"),
