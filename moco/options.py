@@ -855,8 +855,8 @@ def _check_recipe(args: argparse.Namespace) -> None:
     _check_average(args)
     if args.layer_decay is not None and not 0 < args.layer_decay < 1:
         raise UserError(f"--layer-decay is above 0 and below 1, not {args.layer_decay:g}.")
-    if args.epochs is not None and args.warmup_epochs >= args.epochs:
-        raise UserError("--warmup-epochs must end before --epochs do.")
+    if args.warmup_epochs >= (args.epochs or SHORTEST_TUNING):
+        raise UserError("--warmup-epochs must end before --epochs do; give more --epochs.")
     _check_few_shot_numbers(args)
     if (args.few_shot_data or args.few_shot_classes) and not args.few_shot:
         raise UserError("--few-shot-data and --few-shot-classes are for --few-shot (--eval-fewshot); give both.")

@@ -284,6 +284,7 @@ def test_a_pretraining_refuses_the_state_of_another_optimizer(image_folder, tmp_
         ("lincls", "--warm --warm-epochs 100", "--warm lasts --warm-epochs epochs and needs more --epochs than that."),
         ("lincls", "--warm-epochs 0", "--warm-epochs must be at least 1"),
         ("semisup", "--warm --warm-epochs 30", "--warm lasts --warm-epochs epochs and needs more --epochs"),
+        ("semisup", "--warmup-epochs 30", "--warmup-epochs must end before --epochs do; give more --epochs"),
         ("semisup", "--warm --warmup-epochs 3", "--warm and --warmup-epochs are two warm-ups"),
         ("semisup", "--schedule 3 --plateau 3", "--plateau and --schedule are two schedules"),
         ("semisup", "--cosine --plateau 3", "--plateau and --cos are two schedules"),
