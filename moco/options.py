@@ -18,6 +18,7 @@ QUEUE_METHODS = ("moco", "mochi", "synco")
 BATCH_METHODS = ("simclr", "supcon", "hcl", "dcl")
 SYNCO_COUNTS = {"n1": 256, "n2": 256, "n3": 256, "n4": 64, "n5": 64, "n6": 64}  # SynCo's defaults
 DATASETS = ("folder", "cifar10", "cifar100", "caltech256", "fashionmnist", "stl10", "mnist5k")
+DECAY = 0.1  # of a rate at a milestone
 SHORTEST_TUNING = 30  # epochs of main_semisup.py without --epochs, at least
 TUNING_LOSSES = ("ce", "supcon", "simclr", "schane")
 KINDS = ("mixup", "interpolation", "extrapolation", "noise", "perturbation", "adversarial")
@@ -311,7 +312,8 @@ def _add_milestones(p: Parser, default: list[int] | None, text: str) -> None:
     add("--schedule", default=default, nargs="*", type=int, help=text)
     add("--lr-decay-epochs", type=epoch_list, default=argparse.SUPPRESS, dest="schedule", metavar="E,E",
         help="SupContrast's spelling of --schedule E E")  # fmt: skip
-    add("--lr-decay-rate", default=0.1, type=float, metavar="X", help="what lr is multiplied by at those epochs (0.1)")
+    add("--lr-decay-rate", default=DECAY, type=float, metavar="X", help="what lr is multiplied by at those "
+        "epochs (0.1)")  # fmt: skip
 
 
 def _add_warm(p: Parser, when: str) -> None:
@@ -787,6 +789,8 @@ def _check_plateau(args: argparse.Namespace, typed: set[str]) -> None:
     others = [flag for flag in ("--schedule", "--lr-decay-epochs") if flag in typed] + ["--cos"] * args.cos
     if others:
         raise UserError(f"--plateau and {others[0]} are two schedules; give one of them.")
+    if args.lr_decay_rate != DECAY:
+        raise UserError("--lr-decay-rate is of the epochs of --schedule, and --plateau drops rates 10x; leave it out.")
 
 
 def check_images(args: argparse.Namespace) -> None:
