@@ -206,7 +206,8 @@ def _check_optimizer(args: argparse.Namespace, lr: float, lowered: bool) -> None
             raise UserError(f"--opt-betas are shares from 0 to below 1, not {beta:g}.")
     at_least(args, 0, "min_lr")
     if args.min_lr and not lowered:
-        raise UserError("--min-lr is where --cos or --plateau ends; give one of them, or leave it out.")
+        ends = "--cos or --plateau ends; give one of them" if hasattr(args, "plateau") else "--cos ends; give it"
+        raise UserError(f"--min-lr is where {ends}, or leave it out.")
     if args.min_lr >= lr:
         raise UserError(f"--min-lr {args.min_lr:g} must be below the learning rate {lr:g}.")
 

@@ -278,7 +278,7 @@ def test_a_pretraining_refuses_the_state_of_another_optimizer(image_folder, tmp_
         ("pretrain", "--opt adamw --opt-betas 0.9 1", "--opt-betas are shares from 0 to below 1, not 1"),
         ("pretrain", "--lr-decay-rate 0", "--lr-decay-rate is above 0"),
         ("pretrain", "--plateau 3 --lr-decay-rate 0.5", "--plateau drops rates 10x; leave it out"),
-        ("lincls", "--min-lr 1", "--min-lr is where --cos or --plateau ends"),
+        ("lincls", "--min-lr 1", "--min-lr is where --cos ends; give it, or leave it out."),
         ("lincls", "--cos --lr 30 3 --min-lr 4", "--min-lr 4 must be below the learning rate 3"),
         ("lincls", "--clip-grad 0", "--clip-grad must be a number above 0"),
         ("pretrain", "--warm --steps 9", "needs more --epochs than that, and no --steps"),
