@@ -122,8 +122,9 @@ def touched(path):
 @pytest.mark.parametrize("change", [other_pixels, touched, os.remove])
 def test_a_cache_of_other_files_is_made_anew(change, folder, tmp_path, capsys):
     kept = str(tmp_path / "kept")
-    open_sources(None, str(folder / "train"), cache=kept)
-    assert capsys.readouterr().err.count("decoded 14 images of") == 1
+    path = open_sources(None, str(folder / "train"), cache=kept).pretrain.path
+    said = f"decoded 14 images of {folder / 'train'} into {path}: 0 MB, 2 could not be decoded\n"
+    assert capsys.readouterr().err == said
     change(folder / "train" / "dog" / "1.png")
     source = open_sources(None, str(folder / "train"), cache=kept).pretrain
     assert capsys.readouterr().err.count("images of") == 1
@@ -181,6 +182,24 @@ def test_the_first_of_two_runs_keeps_its_file(folder, tmp_path, monkeypatch):
     late = open_sources(None, str(folder / "train"), cache=kept).pretrain
     assert [os.stat(late.path).st_ino] == first
     assert os.listdir(kept) == [os.path.basename(late.path)]
+
+
+def test_how_large_the_images_are_is_known_before(folder, monkeypatch):
+    source = open_sources(None, str(folder / "train"), channels=3).pretrain
+    read = [i for i in range(len(source)) if not source.name_of(i).endswith("broken.jpg")]
+    assert len(read) == 12
+    sizes = [np.prod(source.load(i).size) * 3 for i in read]
+    for limit, fits in ((np.mean(sizes) * 14 - 1, False), (np.mean(sizes) * 14 + 1, True)):
+        monkeypatch.setattr(cache, "LIMIT", limit)
+        assert cache.fits(source) == fits
+    assert not cache.fits(ArraySource("toys", np.zeros((3, 4, 4), np.uint8)))
+
+
+def test_the_whole_file_is_on_the_disk_before_it_gets_its_name(folder, tmp_path, monkeypatch):
+    flushed, fsync = [], os.fsync
+    monkeypatch.setattr("moco.data.cache.os.fsync", lambda file: flushed.append(os.fstat(file).st_size) or fsync(file))
+    source = open_sources(None, str(folder / "train"), cache=str(tmp_path / "kept")).pretrain
+    assert flushed == [os.path.getsize(source.path)]
 
 
 def test_faults(folder, tmp_path, monkeypatch, in_process, capsys):
