@@ -135,10 +135,14 @@ def test_features_that_are_not_finite_end_nothing():
     [
         (["red", "--retrieval-every", "1"], "--retrieval-every measures held-out images: "),
         ([".", "--retrieval-every", "-1"], "--retrieval-every must be at least 0, not -1."),
+        ([".", "--retrieval-every", "1", "--val-data", "RED"], "needs class folders, two at least"),
     ],
 )
 def test_a_mistake_is_one_sentence(words, sentence, image_folder, tmp_path, in_process, capsys):
     folder = {"red": image_folder / "train" / "red", ".": image_folder}[words[0]]
+    (tmp_path / "val").mkdir()
+    (tmp_path / "val" / "red").symlink_to(image_folder / "val" / "red")
+    words = [tmp_path / "val" if word == "RED" else word for word in words]
     try:
         code = in_process(*PRETRAIN, folder, *words[1:], "--save-dir", tmp_path / "run")
     except SystemExit as stop:
@@ -148,3 +152,8 @@ def test_a_mistake_is_one_sentence(words, sentence, image_folder, tmp_path, in_p
     assert sentence in said
     assert said.count("\n") == 1
     assert not (tmp_path / "run").exists()
+
+
+def test_without_held_out_images_a_run_goes_on(image_folder, tmp_path, in_process, capsys):
+    assert in_process(*TINY, "--steps", 1, "--knn-every", 1, image_folder / "train", "--save-dir", tmp_path) == 0
+    assert "no k-NN accuracy: " in capsys.readouterr().out
