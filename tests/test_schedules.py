@@ -73,8 +73,9 @@ def test_a_probe_warms_up_step_by_step(hard_folder, tmp_path):  # noqa: F811
 
 
 def test_fine_tuning_by_main_ces_schedule(folder, tmp_path):
-    """Milestones after a warm-up, on the rates of both parts in proportion; of another schedule it does not go on."""
-    words = ["--train-percent", 50, "--lr-classifier", 0.2, "--lr-backbone", 0.1, "-p", 1, "--lr_decay_epochs", "2,3",
+    """Up to what is due after the warm-up, past its first milestone, then the others, on the rates of both parts in
+    proportion; of another schedule it does not go on."""
+    words = ["--train-percent", 50, "--lr-classifier", 0.2, "--lr-backbone", 0.1, "-p", 1, "--lr_decay_epochs", "1,3",
              "--lr_decay_rate", 0.5, "--warm", "--warm_epochs", 1, "--trial", 5, "--save_freq", 2]  # fmt: skip
     tune(folder, tmp_path, "--epochs", 4, *words, "--val-share", 0.1, "--val-only")
     found = [r for r in records(tmp_path / "trial_5") if "lr_backbone" in r]
@@ -82,12 +83,12 @@ def test_fine_tuning_by_main_ces_schedule(folder, tmp_path):
     assert len(found) == 4 * steps
     for step, record in enumerate(found):
         t = step / steps
-        wanted = 0.01 + (0.2 - 0.01) * t if t < 1 else 0.2 * 0.5 ** ((t >= 2) + (t >= 3))
+        wanted = 0.01 + (0.1 - 0.01) * t if t < 1 else 0.2 * 0.5 ** ((t >= 1) + (t >= 3))
         assert record["lr_classifier"] == pytest.approx(wanted)
         assert record["lr_backbone"] == pytest.approx(wanted / 2)
     kept = sorted(path.name for path in (tmp_path / "trial_5").glob("checkpoint_semisup_*"))
     assert kept == ["checkpoint_semisup_0001.pth.tar", "checkpoint_semisup_0003.pth.tar"]
-    with pytest.raises(UserError, match=r"--schedule \[2, 3\] and this one has none"):
+    with pytest.raises(UserError, match=r"--schedule \[1, 3\] and this one has none"):
         tune(folder, tmp_path, "--epochs", 4, *words, "--val-share", 0.1, "--val-only", "--cosine", "--resume", "auto")
 
 
@@ -161,6 +162,36 @@ def test_a_run_follows_its_mean_loss(words, changes, image_folder, tmp_path, in_
     for epochs in (3, 6):
         assert in_process(*words, "--epochs", epochs, "--resume", "auto") == 0
     assert differences(load(tmp_path / "whole"), load(tmp_path / "parts")) == []
+
+
+def test_fine_tuning_by_a_plateau_has_no_cosine_and_a_floor(folder, tmp_path):
+    """Rates too low to change a single answer: the accuracy never rises."""
+    words = ["--train-percent", 50, "--lr-classifier", 1e-9, "--lr-backbone", 5e-10, "-p", 1, "--val-share", 0.1]
+    tune(folder, tmp_path, "--epochs", 4, *words, "--val-only", "--plateau", 0, "--min-lr", 4e-11)
+    found = [r for r in records(tmp_path) if "lr_backbone" in r]
+    steps = len(found) // 4
+    for step, record in enumerate(found):
+        wanted = (1e-9, 1e-9, 1e-10, 4e-11)[step // steps]
+        assert record["lr_classifier"] == pytest.approx(wanted)
+        assert record["lr_backbone"] == pytest.approx(wanted / 2)
+
+
+def test_an_epochs_mean_loss_is_of_its_own_good_steps_on_all_processes(monkeypatch):
+    """Three epochs as one of two processes sees them; the other's loss is 6 in each of its two steps."""
+    judged: list[float] = []
+    run: Any = SimpleNamespace(
+        progress=Progress(0), plan=SimpleNamespace(patience=3, changes=(), lr=1.0), losses=torch.zeros(2).double(),
+        plateau=SimpleNamespace(note=judged.append, factor=1.0), _began_with_strangers=lambda: False,
+        model=SimpleNamespace(STATS=("loss",)), sums=torch.zeros(3),
+    )  # fmt: skip
+    other = torch.tensor([12.0, 2.0]).double()
+    monkeypatch.setattr("moco.engine.distributed.mean_over_ranks", lambda mine: (mine + other) / 2)
+    for losses in ([3.0, math.nan, 5.0], [1.0], [math.inf]):
+        for loss in losses:
+            run.good = torch.tensor(math.isfinite(loss))
+            Trainer._count(run, [SimpleNamespace(loss=torch.tensor(loss))], torch.tensor(1.0))  # pyright: ignore
+        Trainer._follow_plateau(run)
+    assert judged == pytest.approx([20 / 4, 13 / 3, 12 / 2])
 
 
 @pytest.mark.parametrize(
