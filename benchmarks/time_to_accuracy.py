@@ -37,6 +37,7 @@ from main_pretrain import view_settings
 from moco import data, distributed, engine, options
 from moco.bench import make_trainer
 from moco.encoder import build_encoder, strided_point
+from moco.errors import UserError
 from moco.knn import Reading, evaluate_knn
 from moco.meters import RunLog
 from moco.schedule import learning_rate
@@ -154,14 +155,18 @@ def worker(args: Namespace) -> int:
     torch.set_num_threads(args.threads)
     args.out.mkdir(parents=True, exist_ok=True)
     sources, records = None, []
+    asked = {"queries": args.queries, "threads": args.threads, "words": args.words}
     for seed in args.seeds:
         path = args.out / f"{'_'.join(args.only)}_{args.images}x{args.epochs}_seed{seed}.jsonl"
         if not path.exists():
             sources = sources or open_cifar(args.data, args.out, args.images, args.queries)
             words = [*SETTING, *args.words, "--epochs", str(args.epochs), "--seed", str(seed)]
             found = train(args, options.parse_pretrain(words), sources)
-            path.write_text("".join(json.dumps(record) + "\n" for record in found), encoding="utf-8")
-        records += [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+            path.write_text("".join(json.dumps(record | asked) + "\n" for record in found), encoding="utf-8")
+        kept = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+        if not asked.items() <= kept[0].items():
+            raise UserError(f"{path} holds a run with other flags; choose another --out.")
+        records += kept
     print(f"\n{args.arch}, {args.images} images x {args.epochs} epochs, batch {args.batch_size}, K {args.moco_k}, "
           f"{args.queries} queries, {args.threads} thread, amp {args.amp}, torch {torch.__version__}\n")  # fmt: skip
     print(report(records, args.target))

@@ -236,6 +236,19 @@ def test_two_contestants_train_in_turn_and_are_kept(until, images, blocks, tmp_p
     again = capsys.readouterr().out
     assert "{" not in again
     assert again.strip() in out
+    assert until.main([*words, "--threads", "2"]) == 2
+    assert "holds a run with other flags; choose another --out" in capsys.readouterr().err
+
+
+def test_results_of_fast_paths_are_kept_by_network(whole, monkeypatch, tmp_path, capsys):
+    fast_paths, kept = importlib.import_module("fast_paths"), []
+    monkeypatch.setattr(fast_paths, "prepare", lambda args: ["list", "--val-data", "test"])
+    monkeypatch.setattr(fast_paths, "enlarged", lambda images: images)
+    monkeypatch.setattr(fast_paths, "train", lambda args, words, name, seed: kept.append(name) or 50.0)
+    for words in ([], ["-a", "resnet18"], ["--stem", "cifar"]):
+        assert fast_paths.main(["--rows", "bf16 encoders", "--seeds", "0", *words]) == 0
+    assert kept == ["bf16_encoders_test_resnet_imagenet", "bf16_encoders_resnet18_imagenet",
+                    "bf16_encoders_test_resnet_cifar"]  # fmt: skip
 
 
 def test_time_to_accuracy_counts_to_the_first_epoch_that_has_it(until):
