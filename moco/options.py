@@ -198,7 +198,7 @@ def _add_average(p: Parser) -> None:
 
 
 def _check_optimizer(args: argparse.Namespace, lr: float, lowered: bool) -> None:
-    """``lr`` is the lowest that --min-lr must be below; ``lowered``: something other than milestones lowers it."""
+    """``lr``: the rate that --min-lr must be below; ``lowered``: something other than milestones lowers it."""
     if args.clip_grad is not None:
         positive(args, "clip_grad")
     for beta in args.opt_betas or ():
