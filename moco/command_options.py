@@ -42,8 +42,8 @@ def parse_bench(argv: list[str] | None = None) -> argparse.Namespace:
     asked, rest = bench_parser().parse_known_args(argv)
     args = parse_pretrain(rest)
     for name in ("bench_steps", "bench_images", "bench_seconds"):
-        if not getattr(asked, name) > 0:
-            bench_parser().error(f"--{name.replace('_', '-')} must be above 0, not {getattr(asked, name)}.")
+        if not 0 < getattr(asked, name) < float("inf"):
+            bench_parser().error(f"--{name.replace('_', '-')} must be a number above 0, not {getattr(asked, name)}.")
     return argparse.Namespace(**vars(args), **vars(asked))
 
 

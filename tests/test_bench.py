@@ -272,7 +272,8 @@ def test_a_table():
     ("words", "sentence"),
     [
         (["everything"], "invalid choice: 'everything'"),
-        (["step", "--bench-steps", "0"], "--bench-steps must be above 0"),
+        (["step", "--bench-steps", "0"], "--bench-steps must be a number above 0"),
+        (["data", "--bench-seconds", "inf"], "--bench-seconds must be a number above 0, not inf"),
         (["step", "--no-such-flag"], "--no-such-flag"),
         (["data", "nowhere"], "nowhere"),
     ],
