@@ -104,6 +104,8 @@ def take_defaults(parser: Parser, path: str) -> None:
             parser.set_defaults(data=str(value))
         elif name not in flags or name in ("config", "help"):
             raise UserError(f"{path}: {name} is no flag of {parser.prog}.")
+        elif isinstance(value, list) and flags[name].nargs in (None, 0, "?"):
+            raise UserError(f"{path}: {name} takes one value, not the list {value}.")
         elif value is not None:
             dest = flags[name].dest
             parser.set_defaults(**{dest: getattr(parser.parse_args(spelled(_words(name, value, flags[name]))), dest)})

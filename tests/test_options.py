@@ -170,7 +170,14 @@ def test_mistakes_are_one_sentence_and_exit_code_2(words, sentence, capsys):
 
 @pytest.mark.parametrize(
     ("text", "sentence"),
-    [("nonsense: 3", "nonsense is no flag"), ("lr: fast", "--lr"), ("a: [", "not a YAML file"), ("- 3", "FLAG: VALUE")],
+    [
+        ("nonsense: 3", "nonsense is no flag"),
+        ("lr: fast", "--lr"),
+        ("a: [", "not a YAML file"),
+        ("- 3", "FLAG: VALUE"),
+        ("plateau: [1, 2]", "bad.yml: plateau takes one value, not the list [1, 2]."),
+        ("cos: [yes]", "bad.yml: cos takes one value, not the list [True]."),
+    ],
 )
 def test_mistakes_in_a_file_are_sentences_too(text, sentence, tmp_path, capsys):
     file = tmp_path / "bad.yml"
