@@ -284,7 +284,7 @@ def _same_entries(found: dict, own: dict, path: str) -> None:
     if missing or unknown:
         what = f"lacks {missing[0]}" if missing else f"has {unknown[0]}, which this run does not know"
         count = len(missing) + len(unknown)
-        raise UserError(f"{path} {what} ({count} entries differ); check -a, --mlp and --stem.")
+        raise UserError(f"{path} {what} ({count} entries differ); check -a, --mlp, --stem, --method and --ema.")
     for name, value in own.items():
         if found[name].shape != value.shape:
             raise UserError(

@@ -387,7 +387,7 @@ def test_another_state_is_a_sentence_and_changes_nothing(change, words):
     [
         ({"K": 16}, r"queue has shape \(16, 4\), this run needs \(12, 4\); check --moco-k"),
         ({"C": 5}, r"shape \(12, 5\), this run needs \(12, 4\); check --moco-k, --moco-dim"),
-        ({"head": "mlp"}, "entries differ.; check -a, --mlp"),
+        ({"head": "mlp"}, "entries differ.; check -a, --mlp, --stem, --method and --ema"),
     ],
 )
 def test_other_sizes_are_a_sentence_and_change_nothing(settings, words):
