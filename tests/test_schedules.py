@@ -220,6 +220,11 @@ def test_an_epoch_counts_once_the_queue_holds_keys_alone(K, n, drop_last, symmet
             assert Trainer._began_with_strangers(run) == (before < K)
 
 
+def test_a_plateau_has_no_milestones():
+    plan = options.plan_settings(options.parse_pretrain(["DIR", "--plateau", "3"]))
+    assert (plan["patience"], plan["milestones"], plan["cosine"]) == (3, [], False)
+
+
 def test_a_resumed_plateau_has_its_own_runs_patience_and_floor():
     one, other = Plateau(5, lowest=0.5, falling=True), Plateau(1, lowest=0.01, falling=True)
     for loss in (3.0, 4.0):
