@@ -164,7 +164,7 @@ def worker(args: Namespace) -> int:
             found = train(args, options.parse_pretrain(words), sources)
             path.write_text("".join(json.dumps(record | asked) + "\n" for record in found), encoding="utf-8")
         kept = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-        if not asked.items() <= kept[0].items():
+        if any(kept[0].get(name, value) != value for name, value in asked.items()):
             raise UserError(f"{path} holds a run with other flags; choose another --out.")
         records += kept
     print(f"\n{args.arch}, {args.images} images x {args.epochs} epochs, batch {args.batch_size}, K {args.moco_k}, "
