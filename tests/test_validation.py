@@ -70,6 +70,23 @@ def test_the_run_itself_is_the_one_without(image_folder, tmp_path, in_process, p
     assert "after epoch 3, retrieval among 8 held-out images\n   features: precision_at_1" in capsys.readouterr().out
 
 
+def test_the_moving_average_is_what_is_measured(image_folder, tmp_path, in_process, monkeypatch):
+    read, original = [], knn._passes
+
+    def watch(encoder, *others):
+        read.append({name: value.clone() for name, value in encoder.state_dict().items()})
+        return original(encoder, *others)
+
+    monkeypatch.setattr(knn, "_passes", watch)
+    words = [*TINY, "--ema", 0.5, "--steps", 2, "--knn-every", 1, "--retrieval-every", 1, "--save-dir", tmp_path]
+    assert in_process(*words, image_folder) == 0
+    state = load(tmp_path)["state_dict"]
+    average, trained = ({n: state[f"module.encoder_{which}.{n}"] for n in read[0]} for which in ("ema", "q"))
+    assert len(read) == 2
+    assert all(differences(found, average) == [] for found in read)
+    assert differences(trained, average)
+
+
 def coloured(n: int) -> ArraySource:
     rng = np.random.default_rng(0)
     images = rng.integers(0, 200, (n, 16, 16, 3), dtype=np.uint8)
