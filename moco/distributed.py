@@ -16,7 +16,9 @@ import signal
 import socket
 import sys
 import threading
+import time
 import traceback
+import uuid
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from multiprocessing import parent_process
@@ -35,6 +37,8 @@ T = TypeVar("T")
 GRACE_SECONDS = 20  # how long the other processes may take to end after one has failed
 INTERRUPTED_EXIT = 130  # Ctrl-C
 USAGE_GRACE_SECONDS = 3  # the same after a user's mistake: there is nothing to save, only sentences to collect
+BEAT_SECONDS = 5.0  # between the signs of life of a process that others wait for
+SILENCE_SECONDS = 600.0  # without one it counts as gone: what computes in one piece gives none, so not much sooner
 
 
 # ---------------------------------------------------------------------------------------------- who starts what
@@ -404,20 +408,80 @@ def barrier() -> None:
         dist.barrier()
 
 
+def patiently(work: Callable[[], T]) -> T:
+    """``work()`` on every process; each returns when all are done, however long that takes.
+
+    For what one process does for minutes while others have nothing to do. In a collective those would stand ten minutes
+    over NCCL and thirty over gloo, and then end the run. Here they ask the store at which the processes met, which
+    needs no other network than the start did. Whoever is at work gives signs of life there.
+
+    Args:
+        work: exchanges nothing with other processes.
+
+    Raises:
+        RuntimeError: another process failed in its work, or gave no sign of life for SILENCE_SECONDS.
+    """
+    if world_size() == 1:
+        return work()
+    key = from_main(f"moco/{uuid.uuid4().hex}")  # torchrun's store outlives a restart, with all that was written to it
+    store, ended = dist.distributed_c10d._get_default_store(), threading.Event()
+    beating = threading.Thread(target=_beat, args=(store, key, ended), daemon=True)
+    beating.start()
+    outcome = "failed"
+    try:
+        made = work()
+        outcome = "done"
+    finally:
+        ended.set()
+        beating.join()
+        with contextlib.suppress(RuntimeError):  # a store that is gone must not hide why the work failed
+            store.add(f"{key}/{outcome}", 1)
+    _wait_for_all(store, key)
+    barrier()  # the process that holds the store must not leave while others ask it
+    return made
+
+
+def by_main(work: Callable[[], object]) -> None:
+    """``work()`` in the main process alone, while the others wait as in :func:`patiently`: for writing large files."""
+    patiently(work if is_main() else lambda: None)
+
+
+def _beat(store: Any, key: str, ended: threading.Event) -> None:
+    with contextlib.suppress(RuntimeError):  # a store that is gone: the main thread will find out
+        while not ended.wait(BEAT_SECONDS):
+            store.add(f"{key}/beats", 1)
+
+
+def _wait_for_all(store: Any, key: str) -> None:
+    begun = heard = time.monotonic()
+    beats = 0
+    while store.add(f"{key}/done", 0) < world_size():
+        now = time.monotonic()
+        beats, before = store.add(f"{key}/beats", 0), beats
+        heard = now if beats > before else heard
+        if store.add(f"{key}/failed", 0):
+            raise RuntimeError("another process failed in what this one waited for; its own message says why")
+        if now - heard > SILENCE_SECONDS:
+            raise RuntimeError(f"no sign of life for {SILENCE_SECONDS:g} s from the process that this one waited for")
+        time.sleep(min(1.0, 0.01 + (now - begun) / 10))  # a tenth of the wait at most is lost
+
+
 def first_on_node(make: Callable[[], T], wait: bool) -> T:
     """``make()`` on every process; with ``wait`` one process of each node goes before the others.
 
-    For what must happen once a node, such as a download. A UserError of one process reaches all: the others would
-    wait for it for ever.
+    For what must happen once a node, such as a download, and may last, see :func:`patiently`. A UserError of one
+    process reaches all: the others would wait for it for ever.
     """
     if not wait or world_size() == 1:
         return make()
-    made, problem = None, ""
-    if _local_rank == 0:
+
+    def first() -> tuple[T | None, str]:
         try:
-            made = make()
+            return (make() if _local_rank == 0 else None), ""
         except UserError as error:
-            problem = str(error)
+            return None, str(error)
+
+    made, problem = patiently(first)
     problems: list[Any] = [""] * world_size()
     dist.all_gather_object(problems, problem)
     for text in filter(None, problems):

@@ -53,16 +53,18 @@ def worker(args: Namespace) -> int:
     if args.picture in EXTRAS:
         _extra(args.picture)  # said before an hour of features, not after it
     make_folder(args.out)
-    found = read(args)
-    share, source = found.share, found.source
-    if distributed.is_main():
-        print(f"{args.arch} at {found.size} px: {found.words}")
-        written = save_features(share, source, args.out, args.format)
-        print(f"{len(share.x)} x {share.x.shape[1]} features of {source.name}: {written}")
-        if args.picture != "none":
-            draw(share, source, args.out, args.picture, args.points, args.seed)
-    distributed.barrier()
+    distributed.by_main(partial(write, args, read(args)))
     return 0
+
+
+def write(args: Namespace, found: Found) -> None:
+    """The files. A picture of many points takes minutes."""
+    share, source = found.share, found.source
+    print(f"{args.arch} at {found.size} px: {found.words}")
+    written = save_features(share, source, args.out, args.format)
+    print(f"{len(share.x)} x {share.x.shape[1]} features of {source.name}: {written}")
+    if args.picture != "none":
+        draw(share, source, args.out, args.picture, args.points, args.seed)
 
 
 class Found(NamedTuple):

@@ -15,6 +15,7 @@ import threading
 import time
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from itertools import islice
 from typing import Any
 
@@ -481,12 +482,13 @@ class Trainer:
         self.progress.plateau = self.plateau.state_dict()
         if self.plan.patience is not None:
             self.progress.losses = distributed.gather_keys(self.losses[None]).tolist()
-        if distributed.is_main():
-            run = {**self.progress.entries(), "batches": batch_shape(self.sampler, self.plan.accum)}
-            state = checkpoint.pack(self.model, self.optimizer, self.scaler, arch, self.progress.epoch, run)
-            path = checkpoint.save(state, self.save_dir, keep)
-            self.log.line(f"saved {path}")
-        distributed.barrier()
+        distributed.by_main(partial(self._write, arch, keep))
+
+    def _write(self, arch: str, keep: int) -> None:
+        run = {**self.progress.entries(), "batches": batch_shape(self.sampler, self.plan.accum)}
+        state = checkpoint.pack(self.model, self.optimizer, self.scaler, arch, self.progress.epoch, run)
+        path = checkpoint.save(state, self.save_dir, keep)
+        self.log.line(f"saved {path}")
 
 
 def let_the_device_decide(optimizer: torch.optim.Optimizer) -> None:

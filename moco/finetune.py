@@ -13,6 +13,7 @@ import glob
 import os
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
+from functools import partial
 from itertools import islice
 from typing import Any
 
@@ -506,30 +507,31 @@ class Tuner:
 
         ``state_dict`` is what was evaluated. With a moving average the weights that are trained are ``trained``.
         """
+        distributed.by_main(partial(self._write, save_dir, arch, is_best))
+
+    def _write(self, save_dir: str, arch: str, is_best: bool) -> None:
         at = self.progress
-        if distributed.is_main():
-            entries = asdict(at)
-            state = {
-                "epoch": entries.pop("epoch"),
-                "arch": arch,
-                "state_dict": _prefixed(self.evaluated.encoder),
-                "best_acc1": entries.pop("best_acc1"),
-                "optimizer": self.optimizer.state_dict(),
-                "scaler": self.scaler.state_dict(),
-                "run": {
-                    **entries, "settings": self.settings, "plateau": self.plateau.state_dict(),
-                    **changes_of(self.model.encoder),
-                },  # fmt: skip
-            }
-            if self.ema is not None:
-                state["trained"] = _prefixed(self.model.encoder)
-            kept = self.plan.keep_every and not at.batch and at.epoch % self.plan.keep_every == 0
-            if not at.batch:
-                state["acc1"] = self.acc1  # of this epoch; moco.average chooses by it
-            names = [BEST] * is_best + [KEPT.format(at.epoch - 1)] * bool(kept) + [CHECKPOINT]
-            for name in names:
-                checkpoint.write(state, os.path.join(save_dir, name))
-        distributed.barrier()
+        entries = asdict(at)
+        state = {
+            "epoch": entries.pop("epoch"),
+            "arch": arch,
+            "state_dict": _prefixed(self.evaluated.encoder),
+            "best_acc1": entries.pop("best_acc1"),
+            "optimizer": self.optimizer.state_dict(),
+            "scaler": self.scaler.state_dict(),
+            "run": {
+                **entries, "settings": self.settings, "plateau": self.plateau.state_dict(),
+                **changes_of(self.model.encoder),
+            },  # fmt: skip
+        }
+        if self.ema is not None:
+            state["trained"] = _prefixed(self.model.encoder)
+        kept = self.plan.keep_every and not at.batch and at.epoch % self.plan.keep_every == 0
+        if not at.batch:
+            state["acc1"] = self.acc1  # of this epoch; moco.average chooses by it
+        names = [BEST] * is_best + [KEPT.format(at.epoch - 1)] * bool(kept) + [CHECKPOINT]
+        for name in names:
+            checkpoint.write(state, os.path.join(save_dir, name))
 
     def load(self, state: dict, path: str, arch: str, weights_only: bool = False) -> None:
         """Go on where a checkpoint of this program, or of SynCo's, was written; or take its network alone.

@@ -39,16 +39,17 @@ def save(
     the first file and that of the best so far in the second. With several heads the first file has one more entry,
     ``heads``: all that each of them needs to go on.
     """
-    if distributed.is_main():
-        first = leader(heads)
-        state = _state_of(probe, first, epoch, arch, seed)
+
+    def write() -> None:
+        state = _state_of(probe, leader(heads), epoch, arch, seed)
         if len(heads) > 1:
             state["heads"] = [_entries(head) for head in heads]
         checkpoint.write(state, os.path.join(save_dir, CHECKPOINT))
         if new_best is not None:  # it leads, so the file differs by the other heads alone
             state.pop("heads", None)
             checkpoint.write(state, os.path.join(save_dir, BEST))
-    distributed.barrier()
+
+    distributed.by_main(write)
 
 
 def _state_of(probe: Probe, head: Head, epoch: int, arch: str, seed: int) -> dict[str, Any]:

@@ -130,13 +130,17 @@ def check_labels(labels: Tensor, name: str) -> None:
 
 def measure(x: Tensor, labels: Tensor, seed: int) -> dict[str, float]:
     """Every measure in percent, of (n, F) features and (n,) labels, which every process has; all have to call."""
-    grouped = clusters(x, labels, seed) if distributed.is_main() else None
-    return {**rankings(x, labels), **distributed.from_main(grouped)}
+
+    def own() -> tuple[dict[str, float] | None, Tensor]:
+        return clusters(x, labels, seed) if distributed.is_main() else None, rankings(x, labels)
+
+    grouped, sums = distributed.patiently(own)
+    return {**shares(sums, labels), **distributed.from_main(grouped)}
 
 
 @torch.no_grad()
-def rankings(x: Tensor, labels: Tensor, chunk: int = CHUNK) -> dict[str, float]:
-    """Precision@1, R-precision, mAP@R and mAP in percent, see the module; the processes share the queries.
+def rankings(x: Tensor, labels: Tensor, chunk: int = CHUNK) -> Tensor:
+    """Sums of precision@1, R-precision, AP@R and AP, (4,), see the module, over this process's share of the queries.
 
     Args:
         x: (n, F), of any length but zero. labels: (n,) int64. Some class has two images.
@@ -157,8 +161,14 @@ def rankings(x: Tensor, labels: Tensor, chunk: int = CHUNK) -> dict[str, float]:
         within = place <= R
         values = [hits[:, :1], (hits & within) / R, average * within, average]
         sums += torch.stack([value.sum(dtype=torch.float64) for value in values])
+    return sums
+
+
+def shares(sums: Tensor, labels: Tensor) -> dict[str, float]:
+    """The means in percent, over the queries of all processes, of what :func:`rankings` summed; all have to call."""
     sums = distributed.sum_over_ranks(sums.to(distributed.device()))
-    return dict(zip(MEASURES, (100 * sums / len(queries)).tolist(), strict=False))
+    queries = (torch.bincount(labels)[labels] > 1).sum()
+    return dict(zip(MEASURES, (100 * sums / queries).tolist(), strict=False))
 
 
 def clusters(x: Tensor, labels: Tensor, seed: int) -> dict[str, float]:

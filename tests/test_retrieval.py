@@ -46,7 +46,7 @@ def by_definition(x: np.ndarray, labels: np.ndarray) -> list[float]:
 @pytest.mark.parametrize("chunk", [1, 100, 1 << 24])
 def test_rankings_are_their_definition_in_parts_of_any_size(spread, chunk):
     x, labels = blobs([9, 1, 5, 2, 20], spread)  # one image is alone in its class
-    found = retrieval.rankings(x.double(), labels, chunk)
+    found = retrieval.shares(retrieval.rankings(x.double(), labels, chunk), labels)
     assert list(found.values()) == pytest.approx(by_definition(x.double().numpy(), labels.numpy()), abs=1e-9)
 
 
