@@ -87,14 +87,15 @@ class BatchContrast(nn.Module):
         self.register_buffer("std", torch.tensor(std), persistent=False)
 
     def forward(
-        self, im_q: Tensor, im_k: Tensor, ids: Tensor, epoch: int = 0, draw: int = 0, more: Tensor | None = None
-    ) -> Output:
+        self, im_q: Tensor, im_k: Tensor, ids: Tensor, epoch: int = 0, draw: int = 0, more: Tensor | None = None,
+        step: int = 0,
+    ) -> Output:  # fmt: skip
         """The loss of one batch: its mean over the processes is that of one process with all images.
 
         Args:
             im_q, im_k: (N, channels, h, w) two views, uint8 or already normalised floats.
             ids: (N,) int64, which image each row is.
-            epoch, draw: not used; the step of the methods with a queue needs them.
+            epoch, draw, step: not used; the step of the methods with a queue needs them.
             more: (N, V - 2, channels, h, w) the other views, where there are more than two.
         """
         with self.part("q forward"):

@@ -217,7 +217,7 @@ def make_trainer(
     args: Namespace, view: Namespace, log: RunLog, folder: str, images: int, batch: int,
     labels: np.ndarray | None = None,
 ) -> engine.Trainer:  # fmt: skip
-    """What main_pretrain.worker makes of the same flags, in the first epoch that has all synthetic negatives.
+    """What main_pretrain.worker makes of the same flags, where all synthetic negatives have started.
 
     labels: of any number of images, repeated for ``images``.
     """
@@ -232,6 +232,7 @@ def make_trainer(
     broken = strided_point(model.encoder_q, view.channels, view.size) if device.type == "cpu" else ""
     plan = make_plan(args, len(sampler), engine.pick_amp(args.amp, device, broken))
     optimizers.follow(model, optimizer, args.ema, args.ema_epoch, plan.steps_per_epoch)
+    epoch, step = options.last_start(args)
     model.train()
     return engine.Trainer(
         model=model,
@@ -239,7 +240,7 @@ def make_trainer(
         optimizer=optimizer,
         scaler=torch.amp.GradScaler(device.type, enabled=plan.amp is torch.float16),
         plan=plan,
-        progress=engine.Progress(args.seed, epoch=max([args.hard_start_epoch, *args.type_starts.values()])),
+        progress=engine.Progress(args.seed, epoch=epoch, step=step),
         log=log,
         stop=Namespace(flags=lambda: (False, False)),  # type: ignore[arg-type]  # a signal ends a benchmark at once
         save_dir=folder,
@@ -282,7 +283,7 @@ def _heads_with_queue(args: Namespace, model: MoCo, n: int) -> dict[str, Loss]:
     generator = torch.Generator().manual_seed(args.seed)
     q, k = (F.normalize(torch.randn(n, args.moco_dim, generator=generator), dim=1).to(device) for _ in range(2))
     q.requires_grad_()
-    epoch = max([args.hard_start_epoch, *args.type_starts.values()])
+    epoch, step = options.last_start(args)
 
     def head(draws: Draws | None, precision: str) -> Loss:
         n_hard = args.n_hard if draws else 0
@@ -295,8 +296,9 @@ def _heads_with_queue(args: Namespace, model: MoCo, n: int) -> dict[str, Loss]:
         classes = torch.randint(len(model.labels), (args.moco_k,), generator=generator)
         model.queue_labels.copy_(model.labels[classes.to(device)])
         ids = torch.arange(n, device=device)
-        return {f"{args.method} with a queue, in fp32": (q, lambda: model.contrast(q, k, ids, epoch, 0).loss), **plain}
-    draws = model.extra(n, epoch, 0) if model.extra else None
+        own = {f"{args.method} with a queue, in fp32": (q, lambda: model.contrast(q, k, ids, epoch, 0, step).loss)}
+        return {**own, **plain}
+    draws = model.extra(n, epoch, 0, step) if model.extra else None
     own = {f"{args.method}, {named}": head(draws, args.head_precision), f"{args.method}, in fp32": head(draws, "fp32")}
     return {**own, **plain}
 

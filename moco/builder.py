@@ -24,8 +24,8 @@ from moco.kernels import Head, contrastive_head
 from moco.kernels.spec import Draws
 from moco.key_queue import EMPTY, enqueue_, new_queue, next_rows
 
-# (queries on this process, epoch, draw number) -> the draws of the synthetic negatives, None for none
-ExtraNegatives = Callable[[int, int, int], "Draws | None"]
+# (queries on this process, epoch, draw number, step) -> the draws of the synthetic negatives, None for none
+ExtraNegatives = Callable[[int, int, int, int], "Draws | None"]
 
 
 class Output(NamedTuple):
@@ -114,23 +114,23 @@ class MoCo(nn.Module):
         """The loss of queries that all look like every key."""
         return math.log(1 + self.K) * (2 if self.symmetric else 1)
 
-    def forward(self, im_q: Tensor, im_k: Tensor, ids: Tensor, epoch: int, draw: int) -> Output:
+    def forward(self, im_q: Tensor, im_k: Tensor, ids: Tensor, epoch: int, draw: int, step: int = 0) -> Output:
         """The loss of one batch; changes nothing but BatchNorm's running statistics.
 
         Args:
             im_q, im_k: (N, channels, h, w) two views, uint8 or already normalised floats.
             ids: (N,) int64, which image each row is.
-            epoch: decides which synthetic negatives are active.
+            epoch, step: decide which synthetic negatives are active.
             draw: number of this batch since the start of training; keys its randomness.
         """
         q = self.encode_queries(im_q)  # (N, C)
         k = self.encode_keys(im_k, draw)  # (N, C)
-        head = self.contrast(q, k, ids, epoch, draw)
+        head = self.contrast(q, k, ids, epoch, draw, step)
         if not self.symmetric:
             return _output(head, head.loss, q, k, k)
         q2 = self.encode_queries(im_k)
         k2 = self.encode_keys(im_q, draw)
-        other = self.contrast(q2, k2, ids, epoch, draw + (1 << 40))  # its own draws
+        other = self.contrast(q2, k2, ids, epoch, draw + (1 << 40), step)  # its own draws
         return _output(head, head.loss + other.loss, q, torch.cat([k, k2]), k)
 
     def encode_queries(self, images: Tensor) -> Tensor:
@@ -161,10 +161,10 @@ class MoCo(nn.Module):
             images = normalise(images, self.mean, self.std)
         return images.contiguous(memory_format=self.layout)
 
-    def contrast(self, q: Tensor, k: Tensor, ids: Tensor, epoch: int, draw: int) -> Head:
+    def contrast(self, q: Tensor, k: Tensor, ids: Tensor, epoch: int, draw: int, step: int = 0) -> Head:
         """InfoNCE of q against its key, the queue and the extra negatives."""
         with self.part("head"):
-            draws = self.extra(q.shape[0], epoch, draw) if self.extra else None
+            draws = self.extra(q.shape[0], epoch, draw, step) if self.extra else None
             mask = {"ids": ids, "queue_ids": self.queue_ids} if self.mask_same_image else {}
             n_hard = self.n_hard if draws is not None else 0
             return contrastive_head(

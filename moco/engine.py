@@ -105,6 +105,7 @@ class Plan:
     min_lr: float = 0.0  # that the cosine ends at, and below which a plateau brings no rate
     patience: int | None = None  # epochs without a lower loss after which the rate drops
     changes: tuple[int, ...] = ()  # epochs from which the loss is another: what it was before says nothing about it
+    change_steps: tuple[int, ...] = ()  # steps from which it is
 
     def lr_at(self, epoch: int, step: int) -> float:
         """The learning rate of a step."""
@@ -118,6 +119,11 @@ class Plan:
         progress, total = (step, self.total_steps) if self.by_step else (epoch, self.epochs)
         shape = {"cosine": self.cosine, "milestones": self.milestones, "decay": self.decay, "floor": self.min_lr}
         return learning_rate(self.lr, progress, total, **shape)
+
+    def changed_before(self, end: int) -> bool:
+        """Whether a step from which the loss is another lies in the epoch that ended with step ``end``, or inside the
+        one before it, whose mean is then of both losses."""
+        return any(end - 2 * self.steps_per_epoch < step < end for step in self.change_steps)
 
     def steps_left(self, at: Progress) -> int:
         """Steps until the run ends. Epochs are counted in epochs: a resumed run may have longer or shorter ones."""
@@ -249,7 +255,7 @@ class Trainer:
         at, plan = self.progress, self.plan
         if plan.patience is None:
             return
-        if at.epoch in plan.changes:
+        if at.epoch in plan.changes or plan.changed_before(at.step):
             self.plateau.forget()
         strangers = self._began_with_strangers()
         total, count = distributed.mean_over_ranks(self.losses).tolist()
@@ -340,7 +346,7 @@ class Trainer:
         amp = torch.autocast(self.device.type, self.plan.amp, enabled=self.plan.amp is not None)
         with distributed.hold_gradients(self.wrapped, hold):
             with amp:
-                output = self.wrapped(im_q, im_k, ids, at.epoch, at.draw, *more)
+                output = self.wrapped(im_q, im_k, ids, at.epoch, at.draw, *more, step=at.step)
             with self.parts("q backward"):
                 self.scaler.scale(output.loss / self.plan.accum).backward()
         at.draw += 1

@@ -46,10 +46,10 @@ class LabelledMoCo(MoCo):
     def chance(self) -> float:
         return super().chance * self.scale
 
-    def contrast(self, q: Tensor, k: Tensor, ids: Tensor, epoch: int, draw: int) -> Head:
+    def contrast(self, q: Tensor, k: Tensor, ids: Tensor, epoch: int, draw: int, step: int = 0) -> Head:
         """SupCon of q against its key, the queue and the extra negatives."""
         with self.part("head"):
-            draws = self.extra(q.shape[0], epoch, draw) if self.extra else None
+            draws = self.extra(q.shape[0], epoch, draw, step) if self.extra else None
             head = labelled_head(
                 q, k, self.queue, self.labels[ids], self.queue_labels, temperature=self.T, n_hard=self.n_hard,
                 draws=draws,

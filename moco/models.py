@@ -38,6 +38,7 @@ def with_queue(
     hard_start_epoch: int,
     hard_stop_epoch: int | None,
     type_starts: dict[str, int],
+    type_start_steps: dict[str, int],
     bn_splits: int | None,
     shuffle_bn: bool,
     mask_same_image: bool | None,
@@ -50,7 +51,7 @@ def with_queue(
     Args:
         images: n. batch: images a step on this process.
         negatives: the method whose recipe of synthetic negatives is used; ``settings``: what the recipe takes.
-        hard_start_epoch, hard_stop_epoch, type_starts: when they are active.
+        hard_start_epoch, hard_stop_epoch, type_starts, type_start_steps: when they are active.
         bn_splits, shuffle_bn: what keeps BatchNorm from leaking; None and True choose.
         mask_same_image: None: where the queue holds more than a tenth of the images.
         others: as :class:`moco.builder.MoCo`'s, and so are those without a line here.
@@ -59,7 +60,7 @@ def with_queue(
     splits = choose_splits(bn_splits, batch, world) if has_batchnorm(encoder_q) else 1
     shuffled = shuffle_bn and has_batchnorm(encoder_q) and (world > 1 or splits > 1)
     masked = images / 10 < K if mask_same_image is None else mask_same_image
-    recipe = starting_at(METHODS[negatives].recipe(**settings), type_starts)
+    recipe = starting_at(METHODS[negatives].recipe(**settings), type_starts, type_start_steps)
     extra = HardNegatives(recipe, n_hard, C, seed, distributed.rank(), device, hard_start_epoch, hard_stop_epoch)
     encoders = [split_batchnorm(encoder, splits) for encoder in (encoder_q, encoder_k)]
     same = {"C": C, "K": K, "seed": seed, "extra": extra if recipe else None, "n_hard": n_hard, "shuffle": shuffled}

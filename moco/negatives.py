@@ -43,13 +43,14 @@ GROUPS = ("query", "pair", "sign", "noise")  # the column order of Draws
 
 @dataclass(frozen=True)
 class Synthetic:
-    """``count`` negatives a query of one kind, coefficients from U(low, high), active from ``start_epoch`` on."""
+    """``count`` negatives a query of one kind, coefficients from U(low, high), active once both starts are reached."""
 
     kind: str
     count: int
     low: float
     high: float
     start_epoch: int = 0
+    start_step: int = 0
 
     def __post_init__(self):
         if self.kind not in KINDS:
@@ -73,16 +74,20 @@ def synthetic(
     return Synthetic(kind, count, low, low if high is None else high, start_epoch)
 
 
-def starting_at(recipe: Recipe, epochs: dict[str, int]) -> Recipe:
-    """The same rows, each from its kind's first epoch; a kind is called alike in both of SynCo's versions."""
-    return tuple(replace(row, start_epoch=epochs.get(row.kind.removesuffix("-paper"), 0)) for row in recipe)
+def starting_at(recipe: Recipe, epochs: dict[str, int], steps: dict[str, int]) -> Recipe:
+    """The same rows, each from its kind's first epoch or step; a kind is called alike in both of SynCo's versions."""
+    return tuple(
+        replace(row, start_epoch=epochs.get(kind, 0), start_step=steps.get(kind, 0))
+        for row, kind in ((row, row.kind.removesuffix("-paper")) for row in recipe)
+    )
 
 
-def active(recipe: Iterable[Synthetic], epoch: int, start: int = 0, stop: int | None = None) -> Recipe:
-    """The rows in use in ``epoch``: absolute epochs [start, stop), never stopping for None, each from its own start."""
+def active(recipe: Iterable[Synthetic], epoch: int, start: int = 0, stop: int | None = None, step: int = 0) -> Recipe:
+    """The rows in use in an optimizer step of ``epoch``: absolute epochs [start, stop), never stopping for None, each
+    from its own start. ``step`` counts from the run's first, 0."""
     if epoch < start or (stop is not None and epoch >= stop):
         return ()
-    return tuple(row for row in recipe if row.count > 0 and epoch >= row.start_epoch)
+    return tuple(row for row in recipe if row.count > 0 and epoch >= row.start_epoch and step >= row.start_step)
 
 
 def draw(recipe: Iterable[Synthetic], n: int, hard: int, dim: int, generator: torch.Generator) -> Draws | None:
@@ -139,8 +144,8 @@ class HardNegatives:
     start: int = 0
     stop: int | None = None
 
-    def __call__(self, n: int, epoch: int, number: int) -> Draws | None:
-        """Draws for n queries of batch ``number`` in ``epoch``; None while no kind is active."""
-        rows = active(self.recipe, epoch, self.start, self.stop)
+    def __call__(self, n: int, epoch: int, number: int, step: int = 0) -> Draws | None:
+        """Draws for n queries of batch ``number``, of ``step`` in ``epoch``; None while no kind is active."""
+        rows = active(self.recipe, epoch, self.start, self.stop, step)
         generator = seeding.torch_generator("draws", self.seed, number, self.rank, device=self.device)
         return draw(rows, n, self.hard, self.dim, generator)

@@ -410,7 +410,7 @@ def _add_negatives(p: Parser) -> None:
         help="first epoch, counted from 0, with synthetic negatives (default: 10)")  # fmt: skip
     add("--hard-stop-epoch", default=None, type=int, metavar="E", help="first epoch without them again (default: none)")
     add("--type-starts", default=[], nargs="*", metavar="KIND=E", help="a later first epoch for one kind, such as "
-        "interpolation=20; kinds: " + " ".join(KINDS))  # fmt: skip
+        "interpolation=20, or optimizer step, mixup=1000steps; kinds: " + " ".join(KINDS))  # fmt: skip
     add("--extrapolation", choices=("code", "paper"), default="code", help="SynCo's released code or its paper's text")
     add("--head-impl", choices=("auto", "reference", "cpu", "triton"), default="auto",
         help="loss implementation; auto: cpu (closed forms, any device); triton: fused, for GPUs")  # fmt: skip
@@ -492,7 +492,7 @@ def _finish_pretrain(parser: Parser, words: list[str]) -> argparse.Namespace:
     typed = {word.split("=")[0] for word in words}
     _choose_method(args, typed)
     _choose_family(args, typed)
-    args.type_starts = _type_starts(args.type_starts)
+    args.type_starts, args.type_start_steps = _type_starts(args.type_starts)
     _check_common(args)
     _check_plateau(args, typed)
     _check_optimizer(args, args.lr, args.cos or args.plateau is not None)
@@ -673,7 +673,8 @@ def model_settings(args: argparse.Namespace) -> dict[str, Any]:
     """What :func:`moco.models.with_queue` takes, or :func:`moco.models.in_batch`, besides the data and the encoders."""
     same = ("base_temperature", "channels_last", "recompute")
     if args.queue:
-        same += ("negatives", "n_hard", "hard_start_epoch", "hard_stop_epoch", "type_starts", "symmetric", "bn_splits")
+        same += ("negatives", "n_hard", "hard_start_epoch", "hard_stop_epoch", "type_starts", "type_start_steps")
+        same += ("symmetric", "bn_splits")
         same += ("shuffle_bn", "mask_same_image", "head_impl", "head_precision")
         more = {"C": args.moco_dim, "K": args.moco_k, "m": args.moco_m}
     else:
@@ -685,18 +686,25 @@ def model_settings(args: argparse.Namespace) -> dict[str, Any]:
 def plan_settings(args: argparse.Namespace) -> dict[str, Any]:
     """What :func:`moco.engine.make_plan` takes besides the data's length and the arithmetic."""
     same = ("epochs", "steps", "lr", "accum", "print_freq", "max_bad_steps", "check_every", "warm_from", "min_lr")
-    followed = {"patience": args.plateau, "changes": _changes_of_the_loss(args), "decay": args.lr_decay_rate}
+    epochs, steps = _changes_of_the_loss(args)
+    followed = {"patience": args.plateau, "changes": epochs, "change_steps": steps, "decay": args.lr_decay_rate}
     warm = {"warm_epochs": args.warm_epochs if args.warm else 0, "warm_steps": args.warm_steps or 0}
     schedule = {"cosine": args.cos, "milestones": [] if args.plateau is not None else args.schedule}
     return {name: getattr(args, name) for name in same} | followed | warm | schedule
 
 
-def _changes_of_the_loss(args: argparse.Namespace) -> tuple[int, ...]:
-    """Epochs from which a loss cannot be compared with those before: synthetic negatives begin or stop."""
+def _changes_of_the_loss(args: argparse.Namespace) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Epochs and steps from which a loss cannot be compared with those before: synthetic negatives begin or stop."""
     if not args.queue or args.negatives == "moco":
-        return ()
+        return (), ()
     switched = (args.hard_start_epoch, args.hard_stop_epoch, *args.type_starts.values())
-    return tuple(epoch for epoch in switched if epoch is not None)
+    return tuple(epoch for epoch in switched if epoch is not None), tuple(args.type_start_steps.values())
+
+
+def last_start(args: argparse.Namespace) -> tuple[int, int]:
+    """The first epoch and step that have all synthetic negatives."""
+    epochs, steps = (args.hard_start_epoch, *args.type_starts.values()), (0, *args.type_start_steps.values())
+    return max(epochs), max(steps)
 
 
 def schedule_shape(args: argparse.Namespace) -> dict[str, Any]:
@@ -754,14 +762,19 @@ def tuning_settings(args: argparse.Namespace) -> dict[str, Any]:
     return settings | {"--" + name.replace("_", "-"): getattr(args, name) for name in names}
 
 
-def _type_starts(entries: list[str]) -> dict[str, int]:
-    starts = {}
+def _type_starts(entries: list[str]) -> tuple[dict[str, int], dict[str, int]]:
+    """First epochs and first steps by kind."""
+    epochs: dict[str, int] = {}
+    steps: dict[str, int] = {}
     for entry in entries:
-        kind, _, epoch = entry.partition("=")
-        if kind not in KINDS or not epoch.isdigit():
-            raise UserError(f"--type-starts {entry}: write KIND=EPOCH with KIND one of {', '.join(KINDS)}.")
-        starts[kind] = int(epoch)
-    return starts
+        kind, _, start = entry.partition("=")
+        number = start.removesuffix("steps")
+        if kind not in KINDS or not number.isdecimal():
+            raise UserError(f"--type-starts {entry}: write KIND=EPOCH or KIND=Nsteps, KIND one of {', '.join(KINDS)}.")
+        if kind in epochs or kind in steps:
+            raise UserError(f"--type-starts {entry}: {kind} has one start, in epochs or in steps; give it once.")
+        (epochs if number == start else steps)[kind] = int(number)
+    return epochs, steps
 
 
 def _check_common(args: argparse.Namespace) -> None:

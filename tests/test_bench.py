@@ -127,9 +127,9 @@ def test_more_views_are_loaded_finished_and_compared(measured, image_folder, mon
     seen = []
     original = bench.BatchContrast.forward
 
-    def forward(self, im_q, im_k, ids, epoch, draw, more):
+    def forward(self, im_q, im_k, ids, epoch, draw, more, step=0):
         seen.append(more.shape)
-        return original(self, im_q, im_k, ids, epoch, draw, more)
+        return original(self, im_q, im_k, ids, epoch, draw, more, step)
 
     monkeypatch.setattr(bench.BatchContrast, "forward", forward)
     words = ["--method", "simclr", "--views", 4, "--aug-device", "gpu", "--aug-plus"]
@@ -169,11 +169,11 @@ def test_synthetic_negatives_are_active_although_they_start_late(image_folder, i
         return made[-1]
 
     monkeypatch.setattr(bench, "make_trainer", watch)
-    words = [*TINY, *SYNCO, "--warmup-epochs", "30", "--type-starts", "mixup=40", *QUICK]
+    words = [*TINY, *SYNCO, "--warmup-epochs", "30", "--type-starts", "mixup=40", "noise=500steps", *QUICK]
     assert bench.main(["step", str(image_folder), *words]) == 0
     assert float(made[0].last.synthetic_mass) > 0
     assert made[0].progress.epoch == 40
-    assert made[0].progress.step == bench.WARM_UP + 2
+    assert made[0].progress.step == 500 + bench.WARM_UP + 2
 
 
 def two(args) -> int:

@@ -8,7 +8,7 @@ import torch
 
 from moco.errors import UserError
 from moco.methods import METHODS, mochi, synco
-from moco.negatives import KINDS, active, draw, synthetic
+from moco.negatives import KINDS, active, draw, starting_at, synthetic
 from moco.seeding import torch_generator
 
 RANGES = {  # hard_negatives: one coefficient a synthetic feature, U(low, high)
@@ -128,6 +128,16 @@ def test_schedule():
     assert kinds == {9: [], 10: both[1:], 11: both[1:], 12: both, 19: both, 20: []}
     assert active(recipe, 10_000) == recipe
     assert active(synco.recipe(n1=0), 0)[0].kind == "extrapolation"
+
+
+def test_starts_in_epochs_and_steps():
+    recipe = starting_at(synco.recipe(extrapolation="paper"), {"mixup": 3}, {"extrapolation": 7, "noise": 5})
+    assert [(row.start_epoch, row.start_step) for row in recipe] == [(0, 0), (0, 7), (3, 0), (0, 5), (0, 0), (0, 0)]
+    counts = {(e, s): len(active(recipe, e, start=1, step=s)) for e in (0, 1, 3) for s in (4, 5, 6, 7)}
+    assert counts == {
+        (0, 4): 0, (0, 5): 0, (0, 6): 0, (0, 7): 0, (1, 4): 3, (1, 5): 4, (1, 6): 4, (1, 7): 5,
+        (3, 4): 4, (3, 5): 5, (3, 6): 5, (3, 7): 6,
+    }  # fmt: skip
 
 
 def test_published_recipes():

@@ -10,6 +10,7 @@ from conftest import SYNCO, TINY, differences, load
 from torch import nn
 
 import main_pretrain
+from moco import negatives
 from moco.builder import MoCo
 
 STOP_AFTER_EACH_STEP = ["--max-minutes", "0", "--resume", "auto"]
@@ -44,6 +45,8 @@ CASES = {
     "mochi, bf16": ["--mochi", 8, 4, 6, "--hard-start-epoch", 1, "--amp", "bf16", "--size", 32],
     "last short batch, no shuffle": ["--no-drop-last", "-b", 9, "--bn-splits", 1, "--no-shuffle-bn"],
     "cosine over steps": ["--steps", 5, "--cos"],
+    "starts in steps, accum 2": ["--mochi", 8, 4, 6, "--hard-start-epoch", 0, "--accum", 2, "-b", 4,
+                                 "--type-starts", "mixup=4steps", "interpolation=2steps"],
     "no BatchNorm": ["-a", "test_vit", "--mlp", "--stem", "imagenet"],
 }
 
@@ -56,6 +59,14 @@ def test_interrupted_after_every_step_is_uninterrupted(case, image_folder, tmp_p
     interrupted(in_process, tmp_path / "many", words, whole["run"]["step"])
     assert differences(whole, load(tmp_path / "many")) == []
     assert whole["run"]["step"] == (5 if case == "cosine over steps" else 6)
+
+
+def test_a_start_in_steps_is_exact_inside_an_epoch(image_folder, tmp_path, in_process, monkeypatch):
+    kinds, draw = [], negatives.draw
+    monkeypatch.setattr(negatives, "draw", lambda rows, *a: kinds.append([r.kind for r in rows]) or draw(rows, *a))
+    words = [image_folder, *TINY, "--epochs", 2, *CASES["starts in steps, accum 2"], "--save-dir", tmp_path]
+    assert in_process(*words) == 0
+    assert kinds == [[]] * 4 + [["interpolation"]] * 4 + [["mixup", "interpolation"]] * 4  # two batches a step
 
 
 def test_the_comparison_sees_another_seed_and_a_lost_entry(image_folder, tmp_path, in_process):
@@ -90,8 +101,8 @@ def test_a_skipped_step_and_a_bad_image_are_remembered(image_folder, tmp_path, i
     (pictures / "broken.png").write_bytes(b"no picture")
     forward = MoCo.forward
 
-    def spoiled(self, im_q, im_k, ids, epoch, draw):
-        out = forward(self, im_q, im_k, ids, epoch, draw)
+    def spoiled(self, im_q, im_k, ids, epoch, draw, step):
+        out = forward(self, im_q, im_k, ids, epoch, draw, step)
         return out._replace(loss=out.loss * float("nan")) if draw in (2, 3) else out
 
     monkeypatch.setattr(MoCo, "forward", spoiled)

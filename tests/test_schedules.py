@@ -17,7 +17,7 @@ from torch import nn
 
 from moco import options, probe
 from moco.data import EpochSampler
-from moco.engine import Plan, Progress, Trainer
+from moco.engine import Plan, Progress, Trainer, make_plan
 from moco.errors import UserError
 from moco.optimizers import Plateau, build_optimizer
 from moco.schedule import learning_rate
@@ -180,7 +180,7 @@ def test_an_epochs_mean_loss_is_of_its_own_good_steps_on_all_processes(monkeypat
     """Three epochs as one of two processes sees them; the other's loss is 6 in each of its two steps."""
     judged: list[float] = []
     run: Any = SimpleNamespace(
-        progress=Progress(0), plan=SimpleNamespace(patience=3, changes=(), lr=1.0), losses=torch.zeros(2).double(),
+        progress=Progress(0), plan=Plan(3, 2, 6, 1.0, False, [], patience=3), losses=torch.zeros(2).double(),
         plateau=SimpleNamespace(note=judged.append, factor=1.0), _began_with_strangers=lambda: False,
         model=SimpleNamespace(STATS=("loss",)), sums=torch.zeros(3),
     )  # fmt: skip
@@ -204,6 +204,16 @@ def test_an_epochs_mean_loss_is_of_its_own_good_steps_on_all_processes(monkeypat
 )
 def test_when_the_loss_becomes_another(words, changes):
     assert options.plan_settings(options.parse_pretrain(words.split()))["changes"] == changes
+
+
+def test_a_loss_that_changes_inside_an_epoch_spoils_its_mean_and_no_other():
+    words = "DIR --method synco --type-starts noise=4steps mixup=9steps adversarial=12"
+    args = options.parse_pretrain(words.split())
+    assert options.last_start(args) == (12, 9)
+    plan = make_plan(3, None, **options.plan_settings(args))
+    assert plan.change_steps == (4, 9)  # inside epoch 1, and at the start of epoch 3
+    spoiled = [epoch for epoch in range(6) if plan.changed_before(3 * (epoch + 1))]
+    assert spoiled == [1, 2, 3]  # 1 is of both losses, so 2 is the first of its own, and 3 is another again
 
 
 @pytest.mark.parametrize("symmetric", [False, True])
