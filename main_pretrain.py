@@ -53,8 +53,9 @@ def worker(args: Namespace) -> int:
     model, words = build_model(args, view, seed, len(images), batch // distributed.world_size(), labels)
 
     # optimizer: over all parameters and in their order, as upstream's, so that its checkpoints resume here
+    groups = optimizers.spare_vectors([{"params": list(model.parameters())}], args.exclude_bias_norm)
     optimizer = optimizers.build_optimizer(
-        args.opt, model.parameters(), args.lr, args.momentum, args.weight_decay, args.clip_grad, args.opt_betas
+        args.opt, groups, args.lr, args.momentum, args.weight_decay, args.clip_grad, args.opt_betas
     )
     on_cpu = distributed.device().type == "cpu"
     broken = strided_point(model.encoder_q, view.channels, view.size) if on_cpu else ""

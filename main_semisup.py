@@ -19,7 +19,7 @@ from moco.data import subset
 from moco.encoder import build_encoder, strided_point
 from moco.meters import RunLog
 from moco.objective import Objective
-from moco.optimizers import build_optimizer, moving_average
+from moco.optimizers import build_optimizer, moving_average, spare_vectors
 from moco.pretrained import PUBLISHED, fill_backbone, read_backbone
 
 UPRIGHT = ("mnist5k",)  # a mirrored digit is another symbol
@@ -71,8 +71,9 @@ def worker(args: Namespace) -> int:
     # optimizer
     groups = model.groups(args.lr_classifier, args.lr_backbone, args.weight_decay, args.layer_decay)
     optimizer = build_optimizer(
-        args.opt, groups, args.lr_classifier, args.momentum, args.weight_decay, args.clip_grad, args.opt_betas
-    )
+        args.opt, spare_vectors(groups, args.exclude_bias_norm), args.lr_classifier, args.momentum, args.weight_decay,
+        args.clip_grad, args.opt_betas,
+    )  # fmt: skip
     objective = Objective(args.loss, classes, **options.objective_settings(args))
     scaler = torch.amp.GradScaler(distributed.device().type, enabled=amp is torch.float16)
     batch = args.batch_size * distributed.nodes()

@@ -225,8 +225,9 @@ def make_trainer(
     device, world = distributed.device(), distributed.world_size()
     classes = None if labels is None else np.resize(labels, images)
     model, _ = build_model(args, view, args.seed, images, batch // world, classes)
+    groups = optimizers.spare_vectors([{"params": list(model.parameters())}], args.exclude_bias_norm)
     optimizer = optimizers.build_optimizer(
-        args.opt, model.parameters(), args.lr, args.momentum, args.weight_decay, args.clip_grad, args.opt_betas
+        args.opt, groups, args.lr, args.momentum, args.weight_decay, args.clip_grad, args.opt_betas
     )
     sampler = data.EpochSampler(images, batch, args.seed, world, distributed.rank())
     broken = strided_point(model.encoder_q, view.channels, view.size) if device.type == "cpu" else ""

@@ -59,6 +59,11 @@ def _inner(optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:
 def _check_state(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
     """torch loads the state of any optimizer with as many parameters, and fails at the next step."""
     both = (optimizer.param_groups, state["param_groups"])
+    if len(both[0]) != len(both[1]):
+        raise ValueError(
+            "its weights are in other groups: --exclude-bias-norm or --layer-decay was given there and not here, or "
+            "here and not there; give the same"
+        )
     own, found = ({name for group in groups for name in group} for groups in both)
     if (own ^ found) - _OF_ANY:
         raise ValueError("it was written with another --opt; give that one")
@@ -93,6 +98,22 @@ def _check_betas(name: str, betas: list[float] | None, count: int) -> None:
     if betas is not None and len(betas) != count:
         has = f"has {count}" if count else "has none"
         raise UserError(f"--opt-betas gives {len(betas)} numbers and --opt {name} {has}; adamw has 2.")
+
+
+def spare_vectors(groups: list[dict[str, Any]], spare: bool) -> list[dict[str, Any]]:
+    """The groups, or with ``spare`` each as two: what has more than one dimension, and vectors without weight decay.
+
+    Vectors are biases and the scales and shifts of norms. timm's LARS, as BYOL's (arXiv 2006.07733) and MoCo v3's, does
+    not adapt the rate of what is not decayed.
+    """
+    if not spare:
+        return groups
+    made = []
+    for group in groups:
+        params = list(group["params"])
+        made.append({**group, "params": [p for p in params if p.ndim > 1]})
+        made.append({**group, "params": [p for p in params if p.ndim <= 1], "weight_decay": 0.0})
+    return [group for group in made if group["params"]]
 
 
 def layer_groups(

@@ -192,6 +192,8 @@ def _add_average(p: Parser) -> None:
     """What the training of an encoder can have: the same and a moving average of the weights."""
     add = p.add_argument
     _add_optimizer(p)
+    add("--exclude-bias-norm", action="store_true", help="no weight decay of biases and norms, and with --opt lars no "
+        "adaptation of their rates (default: off; --layer-decay has it already)")  # fmt: skip
     add("--ema", default=None, type=float, metavar="D", help="evaluate and save an average of the weights that keeps a "
         "share D of itself at every step")  # fmt: skip
     add("--ema-epoch", default=None, type=float, metavar="D", help="the same, D an epoch")
@@ -754,7 +756,7 @@ def tuning_settings(args: argparse.Namespace) -> dict[str, Any]:
                 "--wd": args.weight_decay, "--momentum": args.momentum}  # fmt: skip
     later = ("loss", "opt", "smoothing", "mixup", "cutmix", "reprob", "aa", "aug", "layer_decay", "drop_path",
              "update_freq", "warmup_epochs", "clip_grad", "plateau", "ema", "ema_epoch", "opt_betas",
-             "min_lr", "sync_bn", "schedule", "warm")  # fmt: skip
+             "min_lr", "sync_bn", "schedule", "warm", "exclude_bias_norm")  # fmt: skip
     warm = ("warm_epochs", "warm_from") if args.warm else ()
     drops = ("lr_decay_rate",) if args.schedule is not None else ()
     contrast = ("alpha", "temp", "estimator", "beta") if args.loss != "ce" else ()

@@ -1,7 +1,9 @@
 """Rates and optimizers of the three mains: floors, plateaus, betas, and what a state of another optimizer comes to."""
 
+import copy
 import json
 import math
+from collections.abc import Callable
 from functools import partial
 from types import SimpleNamespace
 from typing import Any
@@ -19,7 +21,7 @@ from moco import options, probe
 from moco.data import EpochSampler
 from moco.engine import Plan, Progress, Trainer, make_plan
 from moco.errors import UserError
-from moco.optimizers import Plateau, build_optimizer
+from moco.optimizers import Plateau, build_optimizer, spare_vectors
 from moco.schedule import learning_rate
 
 pytestmark = pytest.mark.usefixtures("restored")
@@ -307,6 +309,62 @@ def test_a_pretraining_refuses_the_state_of_another_optimizer(image_folder, tmp_
     error = capsys.readouterr().err
     assert "does not fit this run's optimizer: it was written with another --opt; give that one" in error
     assert error.count("\n") == 1
+
+
+@pytest.mark.parametrize("name", ["sgd", "adamw", "lars", "lookahead_adamw"])
+def test_vectors_are_spared_as_if_decay_were_0_for_them(name):
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(16, 2))
+    images, decayed = torch.randn(5, 3, 4, 4), {"0.weight", "3.weight"}
+
+    def moved(groups: Callable) -> dict[str, torch.Tensor]:
+        own = copy.deepcopy(network)
+        optimizer = build_optimizer(name, groups(own), 0.1, 0.9, 0.5)
+        for _ in range(3):
+            optimizer.zero_grad()
+            own(images).square().mean().backward()
+            optimizer.step()
+        return {name: value.detach() for name, value in own.named_parameters()}
+
+    with_all = [moved(lambda own: [{"params": list(own.parameters())}])]
+    with_all.append(moved(lambda own: spare_vectors([{"params": list(own.parameters())}], False)))
+    by_hand = moved(lambda own: [
+        {"params": [p], "weight_decay": 0.5 if n in decayed else 0.0} for n, p in own.named_parameters()
+    ])  # fmt: skip
+    spared = moved(lambda own: spare_vectors([{"params": list(own.parameters())}], True))
+    for entry in spared:
+        torch.testing.assert_close(spared[entry], by_hand[entry], rtol=0, atol=0)
+        assert torch.equal(*(given[entry] for given in with_all))
+    assert not torch.equal(spared["0.bias"], with_all[0]["0.bias"])
+
+
+def test_each_groups_rate_is_kept_when_its_vectors_are_spared():
+    layer, rest = nn.Linear(2, 3), nn.Linear(3, 4, bias=False)
+    given = [{"params": list(layer.parameters()), "lr": 0.5}, {"params": list(rest.parameters()), "lr": 0.1}]
+    assert spare_vectors(given, True) == [
+        {"params": [layer.weight], "lr": 0.5}, {"params": [layer.bias], "lr": 0.5, "weight_decay": 0.0},
+        {"params": [rest.weight], "lr": 0.1},
+    ]  # fmt: skip
+
+
+def test_a_pretraining_that_spares_vectors_resumes_as_itself_alone(image_folder, tmp_path, in_process, capsys):
+    words = [image_folder, *TINY, "--wd", 0.1, "--steps", 2, "--save-dir"]
+    for folder, more in (("spared", ["--exclude-bias-norm"]), ("all", [])):
+        assert in_process(*words, tmp_path / folder, *more) == 0
+    one, other = (load(tmp_path / folder) for folder in ("spared", "all"))
+    assert [group["weight_decay"] for group in one["optimizer"]["param_groups"]] == [0.1, 0.0]
+    assert [group["weight_decay"] for group in other["optimizer"]["param_groups"]] == [0.1]
+    assert ".state_dict.module.encoder_q.bn1.weight" in differences(one, other)
+    parts = [*words, tmp_path / "parts", "--exclude-bias-norm", "--resume", "auto"]
+    for _ in range(2):
+        assert in_process(*parts, "--max-minutes", 0) == 0
+    assert differences(one, load(tmp_path / "parts")) == []
+    for folder, more in (("spared", []), ("all", ["--exclude-bias-norm"])):
+        capsys.readouterr()
+        assert in_process(*words, tmp_path / folder, *more, "--resume", "auto") == 2
+        error = capsys.readouterr().err
+        assert "does not fit this run's optimizer: its weights are in other groups: --exclude-bias-norm" in error
+        assert error.count("\n") == 1
 
 
 # ------------------------------------------------------------------------------------------------------ mistakes

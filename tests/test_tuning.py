@@ -120,6 +120,19 @@ def test_layer_groups_are_timms():
     assert deepest == pytest.approx(0.01 * 0.65 ** (3 + 1))  # the embedding lies below three blocks and the head
 
 
+def test_a_tuning_that_spares_vectors_says_which_flag_differs(folder, tmp_path):
+    tune(folder, tmp_path, "--epochs", 1, "--exclude-bias-norm", "--wd", 0.1)
+    groups = state_of(tmp_path)["optimizer"]["param_groups"]
+    assert [group["weight_decay"] for group in groups] == [0.1, 0.0, 0.1, 0.0]
+    said = sentence(folder, tmp_path, "--epochs", 1, "--wd", 0.1, "--resume", "auto")
+    assert "--exclude-bias-norm" in said
+    state = state_of(tmp_path)
+    del state["run"]["settings"]["--exclude-bias-norm"]  # as in files from before the flag
+    torch.save(state, tmp_path / "old.pth.tar")
+    said = sentence(folder, tmp_path, "--epochs", 1, "--wd", 0.1, "--resume", tmp_path / "old.pth.tar")
+    assert "its weights are in other groups: --exclude-bias-norm or --layer-decay was given there" in said
+
+
 def test_a_plateau_is_torchs():
     scores = [1.0, 2.0, 2.0, 1.9, 2.0, 3.0, 3.0, 3.0, 3.0]
     mine, weight = Plateau(1), torch.nn.Parameter(torch.zeros(1))
