@@ -64,7 +64,7 @@ def worker(args: Namespace) -> int:
     heads = probe.make_heads(model, lrs, **options.head_settings(args))
     start = args.start_epoch
     if state and path:
-        start = probe_file.load(model, heads, state, path, args.arch, weights)
+        start = probe_file.load(model, heads, state, path, args.arch, weights, args.evaluate)
         words += f"; resumed {path} after epoch {start}"
     frozen = weights or model.frozen()
     origin = args.pretrained or path or "the random initialisation"
@@ -105,7 +105,10 @@ def worker(args: Namespace) -> int:
 
             # save
             best = probe.note_best(heads)
-            probe_file.save(model, heads, args.save_dir, epoch + 1, arch=args.arch, seed=seed, new_best=best)
+            kept = args.save_ckpt_freq > 0 and (epoch + 1) % args.save_ckpt_freq == 0
+            probe_file.save(
+                model, heads, args.save_dir, epoch + 1, arch=args.arch, seed=seed, new_best=best, kept=kept
+            )
             text = None if epoch == epochs[-1] else probe_report.words(heads)  # the last line comes after the result
             log.scalars((epoch + 1) * steps, probe_report.values(heads), epoch=epoch, text=text)
         result.update(features=args.features, epochs=epochs[-1] + 1 if epochs else start, **probe_report.result(heads))

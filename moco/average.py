@@ -23,7 +23,7 @@ from moco.encoder import backbone_keys
 from moco.errors import UserError, exit_code
 from moco.pretrained import Backbone, fill_backbone, open_backbone
 
-_CHECKPOINTS = re.compile(r"checkpoint_(semisup_)?\d{4,}\.pth\.tar$")  # of ends of epochs, a pretraining's or ours
+_CHECKPOINTS = re.compile(r"checkpoint_((?:semisup|lincls)_)?\d{4,}\.pth\.tar$")  # of ends of epochs, of each main
 _PREFIXES = ("module.encoder_ema.", "module.encoder_q.")  # of a pretraining, the first that is there
 
 
@@ -33,12 +33,15 @@ _PREFIXES = ("module.encoder_ema.", "module.encoder_q.")  # of a pretraining, th
 def choose(folder: str, last: int | None, best: int | None) -> list[str]:
     """Paths of a run's ``last`` checkpoints, or of its ``best`` by accuracy, oldest first.
 
-    A fine-tuning's files hold their own accuracy; of a pretraining's log it is the k-NN accuracy.
+    A fine-tuning's and a probe's files hold their own accuracy; of a pretraining's log it is the k-NN accuracy.
 
     Raises:
-        UserError: the folder has fewer of them.
+        UserError: the folder has fewer of them, or those of several programs.
     """
-    names = sorted(name for name in os.listdir(folder) if _CHECKPOINTS.match(name))
+    found = {name: match.group(1) for name in os.listdir(folder) if (match := _CHECKPOINTS.match(name))}
+    if len(set(found.values())) > 1:
+        raise UserError(f"{folder} holds checkpoints of several programs: name those to average.")
+    names = sorted(found)
     paths = [os.path.join(folder, name) for name in names]
     count = last or best or len(paths)
     if best:
@@ -70,32 +73,51 @@ def _score(path: str, logged: dict[int, float]) -> float | None:
 # --------------------------------------------------------------------------------------------------- averaging
 
 
-def average(paths: list[str]) -> dict[str, Any]:
-    """A checkpoint whose weights are the mean of those at ``paths``, computed in float64.
+def average(paths: list[str]) -> tuple[dict[str, Any], bool]:
+    """A checkpoint whose weights are the mean of those at ``paths``, computed in float64; whether its BatchNorm's
+    statistics fit no network, because the files' differ.
 
     Of a pretraining's files only the query encoder is kept, or its moving average: the mean of two queues is no queue.
     Numbers that are no weights (BatchNorm's counters, the epoch) are the last file's.
 
     Raises:
-        UserError: fewer than two files, a file without weights, or one whose weights have other names or shapes.
+        UserError: fewer than two files, a file without weights, or one whose weights have other names or shapes, or
+            of a classifier that another rate trained.
     """
     if len(paths) < 2:
         raise UserError("an average needs two checkpoints or more: name them, or a folder with --last N or --best N.")
     sums: dict[str, Tensor] = {}
     state: dict[str, Any] = {}
     weights: dict[str, Tensor] = {}
+    statistics: list[Tensor] = []
+    rates = {}
+    stale = False
     for path in paths:
         state = checkpoint.read(path)
-        weights = _weights(state, path)
+        before, weights = statistics, _weights(state, path)
+        statistics = [value for name, value in weights.items() if name.endswith(("running_mean", "running_var"))]
+        rates[_run_of(state).get("lr")] = path
         sums = sums or {name: torch.zeros_like(value, dtype=torch.float64) for name, value in weights.items()}
         odd = [n for n in {**sums, **weights} if n not in sums or n not in weights or sums[n].shape != weights[n].shape]
         if odd:
             raise UserError(f"{path} is of another network than {paths[0]}: {odd[0]} differs ({len(odd)} entries do).")
         for name, value in weights.items():
             sums[name] += value
+        stale = stale or any(not torch.equal(*pair) for pair in zip(before, statistics, strict=False))
+    if len(rates) > 1:
+        first, other = list(rates.items())[:2]
+        raise UserError(f"{first[1]} leads with the classifier of --lr {first[0]} and {other[1]} with that of --lr "
+                        f"{other[0]}: average checkpoints of one --lr.")  # fmt: skip
     mean = {n: (sums[n] / len(paths)).to(v.dtype) if v.is_floating_point() else v for n, v in weights.items()}
     kept = {name: state[name] for name in ("epoch", "arch", "best_acc1") if name in state}
-    return {**kept, "state_dict": mean, "run": {"averaged": [os.path.basename(path) for path in paths]}}
+    run = {name: value for name, value in _run_of(state).items() if name in ("lr", "changes")}
+    run["averaged"] = [os.path.basename(path) for path in paths]
+    return {**kept, "state_dict": mean, "run": run}, stale
+
+
+def _run_of(state: dict) -> dict[str, Any]:
+    run = state.get("run")
+    return run if isinstance(run, dict) else {}
 
 
 def _weights(state: dict, path: str) -> dict[str, Tensor]:
@@ -161,9 +183,11 @@ def _run(args: Namespace) -> None:
     folder = paths[0] if len(paths) == 1 and os.path.isdir(paths[0]) else ""
     if folder:
         paths = choose(folder, args.last, args.best)
-    state = average(paths)
+    state, stale = average(paths)
     words = "no BatchNorm to measure anew"
-    if has_batchnorm(state["state_dict"]) and args.refresh:
+    if not stale and has_batchnorm(state["state_dict"]):
+        words = "BatchNorm's statistics are those of every file"
+    elif stale and args.refresh:
         if args.data is None and args.dataset is None:
             raise UserError("BatchNorm's statistics are to be measured anew: give training images by --data or "
                             "--dataset, or --no-refresh to keep the mean of the old ones.")  # fmt: skip
@@ -171,7 +195,7 @@ def _run(args: Namespace) -> None:
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         batches, words = _batches(args, like)
         refresh(state["state_dict"], like, batches, device)
-    elif has_batchnorm(state["state_dict"]):
+    elif stale:
         words = "BatchNorm's statistics are the mean of the old ones, which fit no network"
     out = args.out or os.path.join(folder or os.path.dirname(paths[-1]), "averaged.pth.tar")
     checkpoint.write(state, out)

@@ -88,8 +88,8 @@ def average_parser() -> Parser:
     add = p.add_argument
     add("checkpoints", metavar="CKPT", nargs="+", help="checkpoints of one network, or the folder of a run")
     add("--last", type=int, metavar="N", help="of a folder: the newest N of its epochs")
-    add("--best", type=int, metavar="N", help="of a folder: the N with the highest accuracy (fine-tuning) or k-NN "
-        "accuracy (pretraining)")  # fmt: skip
+    add("--best", type=int, metavar="N", help="of a folder: the N with the highest accuracy (fine-tuning, probe) or "
+        "k-NN accuracy (pretraining)")  # fmt: skip
     add("--out", metavar="FILE", help="where to (default: averaged.pth.tar beside the checkpoints)")
     add("--refresh", action=argparse.BooleanOptionalAction, default=True, help="measure BatchNorm's statistics anew on "
         "--data (default: on)")  # fmt: skip

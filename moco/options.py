@@ -255,6 +255,8 @@ def _add_classifier(p: Parser) -> None:
     add("--label-smoothing", default=0.0, type=float, metavar="E", help="of the training loss, in 0..1 (default: 0)")
     _add_warm(p, "default: off")
     add("--save-freq", default=None, type=int, metavar="E", help="SupContrast's: changes nothing, every epoch is saved")
+    add("--save-ckpt-freq", default=0, type=int, metavar="E", help="also keep the checkpoint of every E-th epoch, as "
+        "checkpoint_lincls_NNNN.pth.tar, for moco.average (default: 0, none)")  # fmt: skip
     add("--per-class", default=None, metavar="FILE.csv", help="also write top-1, top-5 and the likeliest mistake of "
         "each class")  # fmt: skip
     add("--confusion", action="store_true", help="also write confusion.csv and confusion.png into --save-dir")
@@ -884,6 +886,7 @@ def _check_recipe(args: argparse.Namespace) -> None:
 
 def _check_classifier(args: argparse.Namespace) -> None:
     _check_val_share(args)
+    at_least(args, 0, "save_ckpt_freq")
     for lr in args.lrs:
         positive(argparse.Namespace(lr=lr), "lr")
     if len(set(args.lrs)) < len(args.lrs):

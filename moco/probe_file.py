@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import os
 from typing import Any
 
@@ -14,6 +15,7 @@ from moco.pretrained import apply_changes, changes_of, fill_network
 from moco.probe import Head, Probe, leader
 
 CHECKPOINT, BEST = "checkpoint.pth.tar", "model_best.pth.tar"
+KEPT = "checkpoint_lincls_{:04d}.pth.tar"  # of an epoch, counted from 0 as upstream's are
 
 
 def resume_path(resume: str, save_dir: str, needed: bool) -> str | None:
@@ -31,9 +33,11 @@ def resume_path(resume: str, save_dir: str, needed: bool) -> str | None:
 
 
 def save(
-    probe: Probe, heads: list[Head], save_dir: str, epoch: int, *, arch: str, seed: int, new_best: Head | None
-) -> None:
-    """Write upstream's dictionary as ``checkpoint.pth.tar``, and as ``model_best.pth.tar`` if there is a ``new_best``.
+    probe: Probe, heads: list[Head], save_dir: str, epoch: int, *, arch: str, seed: int, new_best: Head | None,
+    kept: bool = False,
+) -> None:  # fmt: skip
+    """Write upstream's dictionary as ``checkpoint.pth.tar``, and as ``model_best.pth.tar`` if there is a ``new_best``;
+    where this epoch's is ``kept``, once more with its accuracy, without the other heads.
 
     Both are read by upstream's tools: ``state_dict`` is the network with one classifier, that of the leading head in
     the first file and that of the best so far in the second. With several heads the first file has one more entry,
@@ -45,9 +49,15 @@ def save(
         if len(heads) > 1:
             state["heads"] = [_entries(head) for head in heads]
         checkpoint.write(state, os.path.join(save_dir, CHECKPOINT))
+        state.pop("heads", None)
         if new_best is not None:  # it leads, so the file differs by the other heads alone
-            state.pop("heads", None)
             checkpoint.write(state, os.path.join(save_dir, BEST))
+        if epoch == 1:  # another run's would be averaged with this one's
+            for path in glob.glob(os.path.join(glob.escape(save_dir), KEPT.replace("{:04d}", "[0-9]*"))):
+                os.remove(path)
+        score = leader(heads).score
+        if kept and score is not None:
+            checkpoint.write({**state, "acc1": score.acc1}, os.path.join(save_dir, KEPT.format(epoch - 1)))
 
     distributed.by_main(write)
 
@@ -83,16 +93,24 @@ def rates_of(state: dict) -> list[float]:
     return [entry["lr"] for entry in entries if isinstance(entry, dict) and isinstance(entry.get("lr"), float)]
 
 
-def load(probe: Probe, heads: list[Head], state: dict, path: str, arch: str, weights: dict[str, Tensor]) -> int:
+def load(
+    probe: Probe, heads: list[Head], state: dict, path: str, arch: str, weights: dict[str, Tensor],
+    evaluate: bool = False,
+) -> int:  # fmt: skip
     """Put a classifier's checkpoint, ours or upstream's, back; returns the number of finished epochs.
 
     Args:
         weights: of ``--pretrained``, which the checkpoint's encoder must have; empty for any.
+        evaluate: nothing will be trained, so an average (:mod:`moco.average`), which has no optimizer, will do.
 
     Raises:
         UserError: another kind of file, other rates, another architecture or encoder, or entries that do not fit.
     """
-    if not isinstance(state.get("state_dict"), dict) or "best_acc1" not in state or "optimizer" not in state:
+    averaged = "averaged" in (state.get("run") or {})
+    if averaged and not evaluate:
+        raise UserError(f"{path} is an average, which no training goes on from: give it with --evaluate.")
+    needed = {"best_acc1"} if averaged else {"best_acc1", "optimizer"}
+    if not isinstance(state.get("state_dict"), dict) or not needed <= set(state):
         raise UserError(f"{path} is no checkpoint of this program: give a pretrained encoder by --pretrained.")
     if state.get("arch", arch) != arch:
         raise UserError(f"{path} was trained with -a {state['arch']}; this run has -a {arch}.")
@@ -120,7 +138,8 @@ def _check_rates(heads: list[Head], state: dict, path: str) -> None:
 def _load_heads(heads: list[Head], state: dict) -> None:
     """A single head's layer is the encoder's own, which is already loaded."""
     if len(heads) == 1:
-        heads[0].optimizer.load_state_dict(state["optimizer"])
+        if "optimizer" in state:
+            heads[0].optimizer.load_state_dict(state["optimizer"])
         heads[0].best = float(state["best_acc1"])
         return
     by_rate = {entries["lr"]: entries for entries in state["heads"]}
