@@ -44,6 +44,7 @@ SMALL = {
     "moco.retrieval": "-a test_resnet --size 16 -b 8 -j 0",
     "benchmarks/probe_heads.py": "-a test_resnet --size 16 -b 8 --heads 2 --steps 1",
     "benchmarks/knn.py": "--bank 300 --queries 8 --dim 16 --k 5 --only 'ours, in parts'",
+    "--save-ckpt-freq": "--epochs 4",
     "--val-share": "--val-share 0.25",
     "--lr-find": "--lr-find-steps 10",
     "--few-shot": "--few-shot-way 2 --few-shot-shots 1 --few-shot-queries 2 --few-shot-episodes 3",
