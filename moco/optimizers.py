@@ -97,7 +97,8 @@ def _named(
 def _check_betas(name: str, betas: list[float] | None, count: int) -> None:
     if betas is not None and len(betas) != count:
         has = f"has {count}" if count else "has none"
-        raise UserError(f"--opt-betas gives {len(betas)} numbers and --opt {name} {has}; adamw has 2.")
+        example = "" if name == "adamw" else "; adamw has 2"
+        raise UserError(f"--opt-betas gives {len(betas)} numbers and --opt {name} {has}{example}.")
 
 
 def spare_vectors(groups: list[dict[str, Any]], spare: bool) -> list[dict[str, Any]]:

@@ -263,7 +263,7 @@ def test_betas_reach_the_optimizer(name):
     [
         ("sgd", [0.9, 0.99], "--opt-betas gives 2 numbers and --opt sgd has none"),
         ("lookahead_lars", [0.9, 0.99], "--opt lookahead_lars has none"),
-        ("adamw", [0.9], "--opt-betas gives 1 numbers and --opt adamw has 2"),
+        ("adamw", [0.9], "--opt-betas gives 1 numbers and --opt adamw has 2."),
         ("adan", [0.9, 0.99], "--opt adan has 3"),
     ],
 )
