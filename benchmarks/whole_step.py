@@ -142,7 +142,10 @@ def steps(args: Namespace, source: data.Source, stack: contextlib.ExitStack) -> 
         return ours(trainer, source, view, setting, own_loader=not theirs)
 
     left_out = [RELEASED] * (not args.synco) + [LIGHTLY, LIGHTLY + BOTH] * (not args.lightly)
-    return {name: make(name) for name in args.rows if name not in left_out}
+    wanted = [name for name in args.rows if name not in left_out]
+    first = (RELEASED, LIGHTLY, LIGHTLY + BOTH)  # what cannot be imported is said before anything is compiled
+    made = {name: make(name) for name in sorted(wanted, key=lambda name: name not in first)}
+    return {name: made[name] for name in wanted}
 
 
 def lightly(setting: Setting, source: data.Source, amp: torch.dtype | None, compiled: bool) -> Step:

@@ -219,6 +219,9 @@ def _work(worker: Callable[[Any], int | None], args: Any, plan: Plan) -> int:
         return worker(args) or 0
     finally:
         if dist.is_initialized():
+            # Over torch 2.6's gloo a thread may still hold the last exchange's tensors: to let go of them it needs the
+            # interpreter's lock, which destroying keeps while it waits for the thread, for ever.
+            time.sleep(0.05)
             with contextlib.suppress(Exception):  # a peer that died must not hide this process's own reason
                 dist.destroy_process_group()
 
@@ -249,7 +252,7 @@ def _join(plan: Plan, backend: str | None, gpu: int | None) -> None:
             dist.init_process_group(backend, init_method=plan.url, rank=plan.rank, world_size=plan.world_size)
         else:
             dist.init_process_group(backend)
-    except (dist.DistNetworkError, ValueError) as error:
+    except (RuntimeError, ValueError) as error:  # a port in use: DistNetworkError, in torch 2.6 only its base class
         raise UserError(f"the processes cannot meet at {plan.url or 'env://'}: {_one_line(error)}") from error
 
 

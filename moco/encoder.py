@@ -367,7 +367,8 @@ def compile_encoders(encoders: list[nn.Module], mode: str) -> None:
     try:  # the least there is to generate, before minutes of data and networks go into a step that fails
         torch.compile(torch.neg)(torch.zeros(8, device=distributed.device()))
     except (RuntimeError, ImportError, OSError) as error:
-        reason = " ".join(str(error).strip().splitlines()[:1])
+        said = [line for line in str(error).splitlines() if line.strip() and not line.endswith("raised:")]
+        reason = said[0] if said else type(error).__name__
         raise UserError(f"--compile: torch.compile does not work on this machine ({reason}); leave it out.") from error
     for encoder in encoders:
         encoder.compile(mode=mode)
@@ -415,7 +416,7 @@ class SyncBatchNorm2d(nn.BatchNorm2d):
 
 def largest_divisor(n: int, limit: int) -> int:
     """The greatest divisor of n that is at most ``limit`` and leaves parts of at least two."""
-    return next((d for d in range(min(limit, n // 2), 1, -1) if n % d == 0), 1)
+    return max([1, *(d for d in range(2, min(limit, n // 2) + 1) if n % d == 0)])
 
 
 def choose_splits(wanted: int | None, batch: int, processes: int) -> int:

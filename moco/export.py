@@ -290,10 +290,14 @@ def _to_onnx(source: Backbone, out: str, card: dict[str, Any], keep_head: bool) 
     expected = _compute(source.encoder, source, keep_head)
     model = source.encoder if keep_head else Features(source.encoder).eval()
     name = "logits" if keep_head else "features"
-    program = torch.onnx.export(
-        model, (_images(source),), dynamo=True, input_names=["images"], output_names=[name],
-        dynamic_shapes=({0: torch.export.Dim("batch")},), verbose=False,
-    )  # fmt: skip
+    try:
+        program = torch.onnx.export(
+            model, (_images(source),), dynamo=True, input_names=["images"], output_names=[name],
+            dynamic_shapes=({0: torch.export.Dim("batch")},), verbose=False,
+        )  # fmt: skip
+    except RuntimeError as error:  # 2.6 fails for any batch size and for a classifier, 2.14 writes both
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise UserError(f"torch {torch.__version__} cannot write this as ONNX ({reason}); try a newer one.") from error
     assert program is not None
     graph = program.model_proto
     onnx.helper.set_model_props(graph, {"card": json.dumps(card)})

@@ -16,6 +16,7 @@ from moco.errors import UserError
 from moco.kernels import Draws, contrastive_head, cpu, describe, hardest_rows, products, resolve, resolve_precision
 from moco.kernels.hardest import _on_device, hardest
 from moco.kernels.reference import synthesize
+from moco.kernels.spec import Head
 from moco.methods import mochi, synco
 from moco.negatives import HardNegatives, draw, synthetic
 
@@ -320,7 +321,7 @@ def test_torch_compile_traces_it_whole_and_once(impl, backend):
     def step(x, k, queue, draws):
         q = F.normalize(2 * x, dim=1)
         head = contrastive_head(q, k, queue, temperature=T, n_hard=12, draws=draws, impl=impl, **masks)
-        return head._replace(loss=3 * head.loss)
+        return Head(3 * head.loss, *head[1:])
 
     torch.compiler.reset()
     compiled = torch.compile(step, backend=counter, fullgraph=True)
@@ -424,6 +425,7 @@ def test_bf16_keeps_everything_else_in_float32(bf16_somehow):
 
 
 def test_which_precision(monkeypatch):
+    monkeypatch.setattr("moco.kernels.gpu_has_bf16", lambda: True)  # torch 2.8's
     for faster, auto in ((True, "bf16"), (False, "fp32")):
         monkeypatch.setattr(cpu, "bf16_is_faster", lambda faster=faster: faster)
         assert resolve_precision("auto", "auto", "cpu") == resolve_precision("auto", "cpu", "cpu") == auto
