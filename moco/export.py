@@ -296,7 +296,7 @@ def _to_onnx(source: Backbone, out: str, card: dict[str, Any], keep_head: bool) 
             dynamic_shapes=({0: torch.export.Dim("batch")},), verbose=False,
         )  # fmt: skip
     except RuntimeError as error:  # 2.6 fails for any batch size and for a classifier, 2.14 writes both
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        reason = str(error).split(". ")[0].splitlines()[0] if str(error) else type(error).__name__
         raise UserError(f"torch {torch.__version__} cannot write this as ONNX ({reason}); try a newer one.") from error
     assert program is not None
     graph = program.model_proto
