@@ -105,10 +105,10 @@ def worker(args: Namespace) -> int:
 
             # save
             best = probe.note_best(heads)
-            kept = args.save_ckpt_freq > 0 and (epoch + 1) % args.save_ckpt_freq == 0
             probe_file.save(
-                model, heads, args.save_dir, epoch + 1, arch=args.arch, seed=seed, new_best=best, kept=kept
-            )
+                model, heads, args.save_dir, epoch + 1, arch=args.arch, seed=seed, new_best=best,
+                keep_every=args.save_ckpt_freq,
+            )  # fmt: skip
             text = None if epoch == epochs[-1] else probe_report.words(heads)  # the last line comes after the result
             log.scalars((epoch + 1) * steps, probe_report.values(heads), epoch=epoch, text=text)
         result.update(features=args.features, epochs=epochs[-1] + 1 if epochs else start, **probe_report.result(heads))

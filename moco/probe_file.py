@@ -34,10 +34,10 @@ def resume_path(resume: str, save_dir: str, needed: bool) -> str | None:
 
 def save(
     probe: Probe, heads: list[Head], save_dir: str, epoch: int, *, arch: str, seed: int, new_best: Head | None,
-    kept: bool = False,
+    keep_every: int = 0,
 ) -> None:  # fmt: skip
     """Write upstream's dictionary as ``checkpoint.pth.tar``, and as ``model_best.pth.tar`` if there is a ``new_best``;
-    where this epoch's is ``kept``, once more with its accuracy, without the other heads.
+    every ``keep_every`` epochs, if any, once more with its accuracy, without the other heads.
 
     Both are read by upstream's tools: ``state_dict`` is the network with one classifier, that of the leading head in
     the first file and that of the best so far in the second. With several heads the first file has one more entry,
@@ -52,11 +52,11 @@ def save(
         state.pop("heads", None)
         if new_best is not None:  # it leads, so the file differs by the other heads alone
             checkpoint.write(state, os.path.join(save_dir, BEST))
-        if epoch == 1:  # another run's would be averaged with this one's
+        if keep_every and epoch == 1:  # another run's would be averaged with this one's
             for path in glob.glob(os.path.join(glob.escape(save_dir), KEPT.replace("{:04d}", "[0-9]*"))):
                 os.remove(path)
         score = leader(heads).score
-        if kept and score is not None:
+        if keep_every and epoch % keep_every == 0 and score is not None:
             checkpoint.write({**state, "acc1": score.acc1}, os.path.join(save_dir, KEPT.format(epoch - 1)))
 
     distributed.by_main(write)

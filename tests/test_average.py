@@ -111,6 +111,8 @@ def test_mistakes_are_one_sentence_and_exit_code_2(words, what, tuned, capsys):
 
 def test_a_probes_classifiers_are_averaged_and_its_encoder_stays(folder, tmp_path, capsys):
     (tmp_path / probe_file.KEPT.format(3)).write_bytes(b"of another run")
+    probe_once(folder, tmp_path, "--epochs", 1, "--features", "cached", "--lr", 0.3)
+    assert (tmp_path / probe_file.KEPT.format(3)).exists()  # a run that keeps none removes none
     probe_once(folder, tmp_path, "--epochs", 3, "--save-ckpt-freq", 1, "--features", "cached", "--lr", 0.3, "--seed", 3)
     assert average.main([str(tmp_path), "--last", "2"]) == 0
     said = capsys.readouterr().out
