@@ -79,7 +79,7 @@ def worker(args: Namespace) -> int:
     batch = args.batch_size * distributed.nodes()
     settings = options.tuning_settings(args) | {
         "--epochs": epochs, "--batch-size": batch, "--size": size,
-        "training images": train.fingerprint(), "validation images": val.fingerprint() if val else "",
+        "training images": train.choice(), "validation images": val.choice() if val else "",
     }  # fmt: skip
     progress = finetune.Progress(seed, args.start_epoch)
     plan = finetune.Plan(epochs, **options.tuning_plan(args))

@@ -85,6 +85,7 @@ def test_nothing_is_decoded_twice(folder, tmp_path, monkeypatch):
     monkeypatch.setattr("moco.data.decode.decode_bytes", None)
     again = open_sources(None, str(folder), cache=str(tmp_path / "kept"))
     for source in (first.train, again.train):
+        assert source.fingerprint() == plain.fingerprint()
         assert [source.load(i).tobytes() for i in range(6)] == expected
         with pytest.raises(BadImageError, match="broken.jpg"):
             source.load(6)

@@ -2,6 +2,7 @@
 
 import io
 import pickle
+import shutil
 import tarfile
 
 import numpy as np
@@ -52,6 +53,16 @@ def test_packed_shards_hold_the_same_images_and_labels(folder, shards):
     assert len(sorted((shards / "train").glob("*.tar"))) == len(packed.train.starts)
     colours = [packed.train.load(i).getpixel((0, 0)) for i in range(18)]
     assert colours != sorted(colours)  # in random order
+
+
+def test_a_fingerprint_of_shards_is_theirs_wherever_they_lie(folder, shards, tmp_path):
+    first = open_shards(str(shards / "train")).fingerprint()
+    shutil.copytree(shards / "train", tmp_path / "moved")
+    assert open_shards(str(tmp_path / "moved")).fingerprint() == first
+    (tmp_path / "moved" / INDEX).unlink()
+    assert open_shards(str(tmp_path / "moved")).fingerprint() == first  # found by a scan
+    pack(open_path(str(folder / "train")), str(tmp_path / "other order"), seed=9)
+    assert open_shards(str(tmp_path / "other order")).fingerprint() != first
 
 
 def test_the_index_says_what_a_scan_finds(shards):

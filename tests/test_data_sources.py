@@ -213,3 +213,48 @@ def test_file_sources_travel_to_workers(tmp_path):
     source = pickle.loads(pickle.dumps(open_sources(path=str(tmp_path)).pretrain))
     assert isinstance(source, FileSource)
     assert source.load(0).size == (8, 6)
+
+
+# ---------------------------------------------------------------------------------------------- the same images?
+
+
+def test_a_fingerprint_is_of_names_below_the_root_labels_and_sizes(tmp_path):
+    write(tmp_path / "one", "cat/1.png", "cat/2.png", "dog/1.png")
+    write(tmp_path / "else" / "where", "cat/1.png", "cat/2.png", "dog/1.png")
+    write(tmp_path / "renamed", "cat/1.png", "cat/3.png", "dog/1.png")
+    write(tmp_path / "moved class", "cat/1.png", "dog/2.png", "dog/1.png")
+    one, moved, *others = (
+        open_sources(path=str(tmp_path / name)).pretrain.fingerprint()
+        for name in ("one", "else/where", "renamed", "moved class")
+    )
+    assert one == moved
+    assert len({one, *others}) == 3
+    names = ["cat/1.png", "cat/2.png", "dog/1.png"]
+    for labels, same in (("AAB", True), ("ABB", False)):
+        (tmp_path / "one" / "list.txt").write_text("".join(f"{n}\t{x}\n" for n, x in zip(names, labels, strict=True)))
+        assert (open_sources(path=str(tmp_path / "one" / "list.txt")).pretrain.fingerprint() == one) is same
+    with open(tmp_path / "else" / "where" / "dog" / "1.png", "ab") as file:
+        file.write(b"\0")
+    assert open_sources(path=str(tmp_path / "else" / "where")).pretrain.fingerprint() != one
+
+
+def test_a_fingerprint_of_arrays_is_of_their_pixels_and_order():
+    images, labels = np.arange(5 * 64, dtype=np.uint8).reshape(5, 8, 8), np.array([0, 1, 0, 1, 0])
+    one = ArraySource("a", images, labels=labels).fingerprint()
+    assert one == ArraySource("other name", images.copy(), labels=labels.copy()).fingerprint()
+    pixel = images.copy()
+    pixel[3, 4, 5] += 1
+    others = [ArraySource("a", pixel, labels=labels), ArraySource("a", images[::-1], labels=labels),
+              ArraySource("a", images, labels=1 - labels), ArraySource("a", images),
+              ArraySource("a", images.reshape(5, 4, 16), labels=labels)]  # fmt: skip
+    assert len({one, *(source.fingerprint() for source in others)}) == 6
+
+
+def test_a_million_files_are_asked_for_a_thousand_sizes(monkeypatch):
+    asked = []
+    monkeypatch.setattr(os, "stat", lambda path: asked.append(path) or os.stat_result([0] * 6 + [7] + [0] * 3))
+    source = FileSource("many", [f"/data/{n % 7}/{n}.png" for n in range(50_000)])
+    first = source.fingerprint()
+    assert len(asked) == 1000
+    assert asked[-1] == "/data/5/49999.png"
+    assert FileSource("many", [f"/elsewhere/{n % 7}/{n}.png" for n in range(50_000)]).fingerprint() == first

@@ -68,6 +68,9 @@ class CachedSource(Source):
     def name_of(self, index: int) -> str:
         return self.whole.name_of(index)
 
+    def identity(self) -> Iterator[bytes]:
+        return self.whole.identity()
+
 
 def cached(source: Source, folder: str) -> Source:
     """``source`` with its decoded images in a file of ``folder``, which is made if need be; as it is if in memory.

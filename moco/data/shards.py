@@ -84,6 +84,11 @@ class ShardSource(Source):
     def name_of(self, index: int) -> str:
         return f"{self.shards[int(self._shard[index])]}:{self._keys[index]}"
 
+    def identity(self) -> Iterator[bytes]:
+        yield "\n".join(map(os.path.basename, self.shards)).encode(errors="surrogateescape")
+        for array in (self._shard, self._offset, self._size):
+            yield array.astype("<i8").tobytes()
+
 
 def shards_in(path: str) -> list[str]:
     """Paths of the tar files directly in the folder ``path``, sorted; ``path`` itself if it is one."""

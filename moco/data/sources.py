@@ -6,8 +6,10 @@ Legend: N images, H x W pixels, C channels (1 or 3).
 from __future__ import annotations
 
 import abc
+import contextlib
+import hashlib
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,6 +18,9 @@ from PIL import Image
 
 from moco.data.decode import contents, decode, reading, to_eight_bits
 from moco.errors import UserError
+
+LOOKED_AT = 1000  # files, spread over the set, whose size is a part of a fingerprint: a million would take minutes
+HASHED = 10_000  # images in memory, likewise, whose pixels are
 
 
 class Source(abc.ABC):
@@ -61,6 +66,27 @@ class Source(abc.ABC):
     def name_of(self, index: int) -> str:
         """Where image ``index`` comes from: its path, or for images in memory such as ``mnist5k[12]``."""
 
+    def identity(self) -> Iterator[bytes]:
+        """What tells these images from others, in their order and wherever they lie, besides number and labels."""
+        yield from (self.name_of(index).encode(errors="surrogateescape") + b"\n" for index in range(len(self)))
+
+    def fingerprint(self) -> str:
+        """Sixteen characters that are those of the same images with the same labels, moved or not, cached or not.
+
+        A second for a million files: their names below the folder that they share count, and a thousand's sizes.
+        """
+        digest = hashlib.sha256(f"{len(self)} images\n".encode())
+        if self.labels is not None:
+            digest.update(self.labels.astype("<i8").tobytes())
+        for part in self.identity():
+            digest.update(part)
+        return digest.hexdigest()[:16]
+
+
+def spread(count: int, most: int) -> list[int]:
+    """Numbers of ``most`` of ``count`` things at most, the first and the last among them."""
+    return np.linspace(0, count - 1, min(most, count)).astype(int).tolist()
+
 
 class Paths(Sequence[str]):
     """Many strings in one buffer.
@@ -81,6 +107,15 @@ class Paths(Sequence[str]):
         end = int(self._ends[index])
         start = int(self._ends[index - 1]) if index else 0
         return os.fsdecode(self._buffer[start:end])
+
+    def relative(self) -> bytes:
+        """All of them, a line each, without the folder that they share."""
+        ends = self._ends.tolist()
+        whole = [self._buffer[start:end] for start, end in zip([0, *ends], ends, strict=False)]
+        first, last = min(whole, default=b""), max(whole, default=b"")
+        same = next((i for i, (a, b) in enumerate(zip(first, last, strict=False)) if a != b), len(first))
+        start = first.rfind(b"/", 0, same) + 1
+        return b"\n".join(path[start:] for path in whole)
 
 
 class FileSource(Source):
@@ -111,6 +146,14 @@ class FileSource(Source):
 
     def name_of(self, index: int) -> str:
         return self.paths[index]
+
+    def identity(self) -> Iterator[bytes]:
+        yield self.paths.relative()
+        for index in spread(len(self), LOOKED_AT):
+            size = -1
+            with contextlib.suppress(OSError):  # a file that is not there is a bad image
+                size = os.stat(self.paths[index]).st_size
+            yield f"\n{size}".encode()
 
 
 class ArraySource(Source):
@@ -144,6 +187,11 @@ class ArraySource(Source):
 
     def name_of(self, index: int) -> str:
         return f"{self.name}[{index if self.rows is None else int(self.rows[index])}]"
+
+    def identity(self) -> Iterator[bytes]:
+        yield str(tuple(self.images.shape)).encode()
+        for index in spread(len(self), HASHED):
+            yield np.ascontiguousarray(self.images[index]).tobytes()
 
 
 @dataclass

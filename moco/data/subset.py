@@ -14,7 +14,7 @@ import http.client
 import os
 import re
 import urllib.request
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 from PIL import Image
@@ -49,8 +49,12 @@ class Subset(Source):
     def name_of(self, index: int) -> str:
         return self.whole.name_of(int(self.rows[index]))
 
-    def fingerprint(self) -> str:
-        """Sixteen characters that differ between two choices of rows."""
+    def identity(self) -> Iterator[bytes]:
+        yield np.asarray(self.rows, "<i8").tobytes()
+        yield from self.whole.identity()
+
+    def choice(self) -> str:
+        """Sixteen characters that differ between two choices of rows, whatever the whole is."""
         return hashlib.sha256(np.asarray(self.rows, "<i8").tobytes()).hexdigest()[:16]
 
 
