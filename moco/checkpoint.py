@@ -270,12 +270,34 @@ def unpack(state: dict, path: str, model: Any, optimizer: Any, scaler: Any, arch
 
 def _upstreams_queue(queue: Tensor, own: Tensor) -> Tensor:
     """(K, C) unit rows from MoCo's (C, K), or from SynCo's (K, C) whose first rows are not of unit length."""
-    if queue.shape != own.shape and queue.T.shape == own.shape:
+    if is_mocos(queue, own.shape[1]):
         queue = queue.T
     if queue.shape != own.shape:
         return queue
-    unit = (queue.norm(dim=1, keepdim=True) - 1).abs() < 1e-3
-    return torch.where(unit, queue, F.normalize(queue, dim=1))
+    return torch.where(_unit(queue, 1)[:, None], queue, F.normalize(queue, dim=1))
+
+
+def is_mocos(queue: Tensor, C: int | None) -> bool:
+    """Whether another project's queue is MoCo's (C, K), not SynCo's (K, C). Where K equals C the lengths tell: MoCo's
+    columns are of unit length, SynCo's rows as soon as keys have taken the place of its first ones."""
+    if queue.ndim != 2 or queue.shape[0] != queue.shape[1]:
+        return queue.shape[0] == C
+    return bool(_unit(queue, 0).all()) and not bool(_unit(queue, 1).all())
+
+
+def _unit(queue: Tensor, dim: int) -> Tensor:
+    return (queue.float().norm(dim=dim) - 1).abs() < 1e-3
+
+
+def square_queue(state: dict) -> str:
+    """How another project's queue with K equal to C is read, a sentence; empty where the shape says it."""
+    entries = state.get("state_dict")
+    entries = entries if isinstance(entries, dict) else {}
+    queue = entries.get("module.queue")
+    if queue is None or "module.queue_ids" in entries or len(set(queue.shape)) > 1:
+        return ""
+    whose = "MoCo's, (C, K): its columns" if is_mocos(queue, None) else "SynCo's, (K, C): its rows, not its columns,"
+    return f"K equals C, so the shape of the queue does not say whose it is; taken as {whose} are of unit length"
 
 
 def _same_entries(found: dict, own: dict, path: str) -> None:

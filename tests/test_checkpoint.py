@@ -354,6 +354,35 @@ def test_upstreams_queue_becomes_rows_of_unit_length(transposed):
     assert bool((fresh[0].queue_ids == -1).all())
 
 
+@pytest.mark.parametrize("whose", ["MoCo's", "SynCo's"])
+def test_an_upstream_queue_with_k_equal_to_c_is_read_by_its_unit_vectors(whose):
+    """The shape says nothing. SynCo's: two keys have taken the place of its first rows, whose columns had been unit."""
+    rows = nn.functional.normalize(torch.randn(4, 4, generator=torch.Generator().manual_seed(5)), dim=1)
+    if whose == "SynCo's":
+        rows[2:] = nn.functional.normalize(torch.randn(4, 4), dim=0)[2:]
+    state = contents(*training_state(K=4))
+    del state["state_dict"]["module.queue_ids"], state["run"], state["scaler"]
+    state["state_dict"]["module.queue"] = rows.T.contiguous() if whose == "MoCo's" else rows
+    fresh = training_state(K=4)
+    said = checkpoint.square_queue(state)
+    assert said.startswith("K equals C, so the shape of the queue does not say whose it is")
+    assert f"taken as {whose}" in said
+    checkpoint.unpack(state, "x", *fresh, "net")
+    torch.testing.assert_close(fresh[0].queue, nn.functional.normalize(rows, dim=1))
+
+
+def test_the_queue_of_a_file_of_ours_and_one_that_is_not_square_need_no_guess():
+    state = contents(*training_state(K=4))
+    queue = state["state_dict"]["module.queue"].clone()
+    fresh = training_state(K=4, seed=2)
+    assert checkpoint.square_queue(state) == ""
+    checkpoint.unpack(state, "x", *fresh, "net")
+    assert torch.equal(fresh[0].queue, queue)
+    other = contents(*training_state())
+    del other["state_dict"]["module.queue_ids"]
+    assert checkpoint.square_queue(other) == ""
+
+
 def test_a_run_that_did_not_scale_its_loss_goes_on_scaling():
     state = contents(*training_state())
     assert state["scaler"] == {}
