@@ -16,8 +16,10 @@ import torch
 
 from moco import checkpoint, data, distributed, fewshot, knn, lr_find, options, probe, probe_file, probe_report, seeding
 from moco.encoder import build_encoder
+from moco.flag_classes import LINCLS, probing
 from moco.meters import RunLog
 from moco.pretrained import PUBLISHED, fill_backbone, read_backbone
+from moco.resume import about_run, changes
 
 AMP = {"off": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 UPRIGHT = ("mnist5k",)  # a mirrored digit is another symbol
@@ -62,6 +64,8 @@ def worker(args: Namespace) -> int:
     mode = measure or ("lr_find" if args.lr_find else "evaluate" if args.evaluate else "lincls")
     lrs = args.lrs if mode == "lincls" else probe_file.rates_of(state) or args.lrs
     heads = probe.make_heads(model, lrs, **options.head_settings(args))
+    about = about_run(probing(args, encoder.built, mean, std, feed.batch), train)
+    notes = changes(state, path, about, LINCLS, args.seed) if mode == "lincls" else []
     start = args.start_epoch
     if state and path:
         start = probe_file.load(model, heads, state, path, args.arch, weights, args.evaluate)
@@ -72,7 +76,7 @@ def worker(args: Namespace) -> int:
     views = f"; {feed.words}" if mode in ("lincls", "lr_find") else ""
     steps, others = -(-len(train) // feed.batch), 0 if val is train else len(val)
     with RunLog(args.save_dir, config=vars(args), resume_step=start * steps if state else None, name=mode) as log:
-        log.line(f"{args.arch} at {feed.size} px: {words}")
+        log.line("\n".join([f"{args.arch} at {feed.size} px: {words}", *notes]))
         log.line(f"{len(train)} images to learn from and {others} held out, {classes} classes; {world} process(es) on "
                  f"{device.type}, {feed.batch} images a step in all, {feed.workers} loaders each{views}")  # fmt: skip
         result = {"mode": mode, "arch": args.arch, "pretrained": args.pretrained, "size": feed.size, "seed": seed,
@@ -107,7 +111,7 @@ def worker(args: Namespace) -> int:
             best = probe.note_best(heads)
             probe_file.save(
                 model, heads, args.save_dir, epoch + 1, arch=args.arch, seed=seed, new_best=best,
-                keep_every=args.save_ckpt_freq,
+                keep_every=args.save_ckpt_freq, about=about,
             )  # fmt: skip
             text = None if epoch == epochs[-1] else probe_report.words(heads)  # the last line comes after the result
             log.scalars((epoch + 1) * steps, probe_report.values(heads), epoch=epoch, text=text)

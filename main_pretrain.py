@@ -15,8 +15,10 @@ import torch
 
 from moco import checkpoint, data, distributed, engine, models, optimizers, options, seeding, validation
 from moco.encoder import build_encoder, compile_encoders, strided_point
+from moco.flag_classes import PRETRAIN, pretraining
 from moco.knn import Reading
 from moco.meters import RunLog
+from moco.resume import about_run, changes
 
 SMALL_PRESETS = {"cifar10": "cifar", "cifar100": "cifar", "fashionmnist": "cifar", "mnist5k": "digits"}
 
@@ -64,6 +66,8 @@ def worker(args: Namespace) -> int:
     evaluated = optimizers.follow(model, optimizer, args.ema, args.ema_epoch, plan.steps_per_epoch)
     done = args.start_epoch * plan.steps_per_epoch
     progress = engine.Progress(seed, args.start_epoch, 0, done, done * args.accum)
+    about = about_run(pretraining(args, model.encoder_q.built, view, batch, plan.amp), images)
+    notes = changes(state, path, about, PRETRAIN, args.seed)
     if state and path:
         entries = checkpoint.unpack(state, path, model, optimizer, scaler, args.arch)
         progress = progress.resumed(entries, progress, engine.batch_shape(sampler, args.accum), plan)
@@ -74,13 +78,13 @@ def worker(args: Namespace) -> int:
     with RunLog(args.save_dir, wandb=args.wandb, config=vars(args), resume_step=resume_step) as log:
         log.line(f"{args.method}, {args.arch} at {view.size} px, {len(images)} images of {images.name}, seed {seed}")
         log.line(f"{distributed.words()}, batch {batch}, {workers} loader workers each, amp {plan.amp or 'off'}")
-        for sentence in filter(None, (words, data.size_warning(images, view.size))):
+        for sentence in filter(None, (words, data.size_warning(images, view.size), *notes)):
             log.line(sentence)
         log.line(f"from epoch {progress.epoch}, step {progress.step} of {plan.total_steps}" + f" ({path})" * bool(path))
         stop = engine.StopRequest(args.max_minutes)
         trainer = engine.Trainer(
             model, distributed.wrap(model), optimizer, scaler, plan, progress, log, stop, args.save_dir, sampler,
-            images, args.max_bad_images,
+            images, args.max_bad_images, about,
         )  # fmt: skip
         if sources.val is None or not args.knn_every:
             log.line(f"no k-NN accuracy: {sources.no_pair or 'switched off by --knn-every 0'}")
@@ -101,7 +105,9 @@ def view_settings(args: Namespace, images: data.Source) -> Namespace:
     mean, std = data.channel_statistics(args.dataset, images.channels, args.mean, args.std)
     preset = args.aug or ("v2" if args.aug_plus else SMALL_PRESETS.get(args.dataset or "", "v1"))
     size = args.size or images.native_size or 224
-    return Namespace(size=size, channels=images.channels, mean=mean, std=std, preset=data.get_preset(preset))
+    return Namespace(
+        size=size, channels=images.channels, mean=mean, std=std, aug=preset, preset=data.get_preset(preset)
+    )
 
 
 def build_model(

@@ -17,10 +17,12 @@ import torch
 from moco import checkpoint, data, distributed, engine, fewshot, finetune, options, probe, seeding
 from moco.data import subset
 from moco.encoder import build_encoder, strided_point
+from moco.flag_classes import SEMISUP, tuning
 from moco.meters import RunLog
 from moco.objective import Objective
 from moco.optimizers import build_optimizer, moving_average, spare_vectors
 from moco.pretrained import PUBLISHED, fill_backbone, read_backbone
+from moco.resume import about_run, changes
 
 UPRIGHT = ("mnist5k",)  # a mirrored digit is another symbol
 
@@ -77,16 +79,14 @@ def worker(args: Namespace) -> int:
     objective = Objective(args.loss, classes, **options.objective_settings(args))
     scaler = torch.amp.GradScaler(distributed.device().type, enabled=amp is torch.float16)
     batch = args.batch_size * distributed.nodes()
-    settings = options.tuning_settings(args) | {
-        "--epochs": epochs, "--batch-size": batch, "--size": size,
-        "training images": train.choice(), "validation images": val.choice() if val else "",
-    }  # fmt: skip
+    about = about_run(tuning(args, encoder.built, mean, std, epochs, batch, amp, train, val), whole)
+    notes = [] if args.evaluate else changes(state, path, about, SEMISUP, args.seed)
     progress = finetune.Progress(seed, args.start_epoch)
     plan = finetune.Plan(epochs, **options.tuning_plan(args))
     steps = -(-len(train) // batch)
     ema = moving_average(model, args.ema, args.ema_epoch, -(-steps // args.update_freq))
     wrapped = distributed.wrap(model)
-    tuner = finetune.Tuner(model, wrapped, optimizer, scaler, plan, progress, settings, objective, ema)
+    tuner = finetune.Tuner(model, wrapped, optimizer, scaler, plan, progress, about, objective, ema)
     frozen = model.backbone()
     if state and path:
         tuner.load(state, path, args.arch, weights_only=args.evaluate)
@@ -101,8 +101,8 @@ def worker(args: Namespace) -> int:
         log.line(f"{args.arch} at {size} px, --weights {args.weights}: {words}")
         log.line(f"{len(train)} of {len(whole)} images ({share:.4g} %) to train on, {origin}; {len(val or ())} to "
                  f"validate on, {len(test or ())} to test on")  # fmt: skip
-        log.line(f"{epochs} epochs of {steps} steps, {distributed.words()}, batch {batch}, amp {amp or 'off'}, "
-                 f"seed {seed}")  # fmt: skip
+        words = f"{epochs} epochs of {steps} steps, {distributed.words()}, batch {batch}, amp {amp or 'off'}"
+        log.line("\n".join([f"{words}, seed {seed}", *notes]))
         feed = finetune.Feed(
             size, batch, seed, distributed.share_of_cores(args.workers), args.dataset not in UPRIGHT,
             probe.bad_image_notes(log), data.get_preset(args.aug) if args.aug else None, args.aa, objective.views,

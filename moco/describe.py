@@ -17,9 +17,12 @@ import torch
 from torch import Tensor
 
 from moco import command_options
+from moco.checkpoint import is_mocos
 from moco.errors import UserError, exit_code
+from moco.flag_classes import typed
 from moco.key_queue import EMPTY
 from moco.pretrained import File, arch_of, head_entries, named_arch, open_backbone, open_file
+from moco.resume import machine_words
 
 UNIT = 1e-3  # a queue row's length may differ so much from 1 (keys of 16-bit encoders do by 4e-4)
 FLAT = 1e-8  # a channel whose variance is below carries no signal; BatchNorm's own epsilon is 1e-5
@@ -42,7 +45,7 @@ def describe(path: str) -> list[Line]:
         UserError: it cannot be read, or holds no weights.
     """
     file = open_file(path)
-    checks = (_kind, _architecture, _progress, _keys, _finite, _batchnorm, _queue, _momentum, _optimizer)
+    checks = (_kind, _architecture, _progress, _run, _keys, _finite, _batchnorm, _queue, _momentum, _optimizer)
     return [line for check in checks for line in check(file)]
 
 
@@ -69,7 +72,7 @@ def _queue_project(file: File) -> str:
     queue = file.tensors.get("queue")
     if "queue_ids" in file.tensors or (queue is None and "run" in file.state):
         return "this project"
-    if queue is not None and queue.shape[0] != _output_width(file):
+    if queue is not None and not is_mocos(queue, _output_width(file)):
         return "SynCo as released"
     return "MoCo v2" if "encoder_q.fc.2.weight" in file.tensors else "MoCo v1"
 
@@ -107,6 +110,19 @@ def _progress(file: File) -> Iterator[Line]:
         entries["best top-1"] = f"{float(file.state['best_acc1']):.2f}"
     method = known.pop("method", "not recorded")
     yield Line(", ".join(f"{name} {value}" for name, value in {**entries, "method": method, **known}.items()))
+
+
+def _run(file: File) -> Iterator[Line]:
+    """The settings that are not off, the images and the machine of the run that wrote it, where the file says them."""
+    run = file.state.get("run") or {}
+    shown = {name: typed(value) for name, value in (run.get("flags") or run.get("settings") or {}).items()}
+    if shown:
+        yield Line("settings: " + ", ".join(f"{n} {text}" for n, text in shown.items() if text not in ("none", "off")))
+    if "data" in run:
+        data = run["data"]
+        yield Line(f"data: {data['images']} images of {data['name']}, fingerprint {data['fingerprint']}")
+    if "torch" in run:
+        yield Line(f"written by {machine_words(run['torch'])}")
 
 
 def _keys(file: File) -> Iterator[Line]:
@@ -163,7 +179,7 @@ def _queue(file: File) -> Iterator[Line]:
     if queue is None or queue.ndim != 2:
         return
     C = _output_width(file)
-    rows = queue.T if ids is None and queue.shape[0] == C else queue  # (K, C); MoCo's own is (C, K)
+    rows = queue.T if ids is None and is_mocos(queue, C) else queue  # (K, C); MoCo's own is (C, K)
     K = len(rows)
     lengths = rows.float().norm(dim=1)  # (K,)
     odd = int((~((lengths - 1).abs() < UNIT)).sum())  # NaN is odd too

@@ -194,6 +194,7 @@ class Trainer:
     sampler: EpochSampler
     source: Source
     max_bad_images: int
+    about: dict[str, Any] = field(default_factory=dict)  # of the run, for its checkpoints: see moco/resume.py
 
     def __post_init__(self) -> None:
         self.device = distributed.device()
@@ -491,7 +492,7 @@ class Trainer:
         distributed.by_main(partial(self._write, arch, keep))
 
     def _write(self, arch: str, keep: int) -> None:
-        run = {**self.progress.entries(), "batches": batch_shape(self.sampler, self.plan.accum)}
+        run = {**self.progress.entries(), "batches": batch_shape(self.sampler, self.plan.accum), **self.about}
         state = checkpoint.pack(self.model, self.optimizer, self.scaler, arch, self.progress.epoch, run)
         path = checkpoint.save(state, self.save_dir, keep)
         self.log.line(f"saved {path}")

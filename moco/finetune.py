@@ -321,7 +321,7 @@ class Plan:
 
 @dataclass
 class Tuner:
-    """A run's objects, its epochs and its checkpoints. ``settings`` are the flags that make it this run; ``ema`` is of
+    """A run's objects, its epochs and its checkpoints. ``about`` is of :func:`moco.resume.about_run`, ``ema`` of
     :func:`moco.optimizers.moving_average`."""
 
     model: Classifier
@@ -330,7 +330,7 @@ class Tuner:
     scaler: torch.amp.GradScaler
     plan: Plan
     progress: Progress
-    settings: dict[str, Any]
+    about: dict[str, Any]
     objective: Objective
     ema: Any = None
 
@@ -520,7 +520,7 @@ class Tuner:
             "optimizer": self.optimizer.state_dict(),
             "scaler": self.scaler.state_dict(),
             "run": {
-                **entries, "settings": self.settings, "plateau": self.plateau.state_dict(),
+                **entries, **self.about, "plateau": self.plateau.state_dict(),
                 **changes_of(self.model.encoder),
             },  # fmt: skip
         }
@@ -537,20 +537,13 @@ class Tuner:
         """Go on where a checkpoint of this program, or of SynCo's, was written; or take its network alone.
 
         Raises:
-            UserError: another kind of file, architecture, network or run.
+            UserError: another kind of file, architecture or network.
         """
         if not isinstance(state.get("state_dict"), dict) or not _ours(state, weights_only):
             raise UserError(f"{path} is no checkpoint of this program: give a pretrained encoder by --pretrained.")
         if state.get("arch", arch) != arch:
             raise UserError(f"{path} was trained with -a {state['arch']}; this run has -a {arch}.")
         run = state.get("run") or {}
-        settings = {} if weights_only else run.get("settings") or {}
-        for name, value in settings.items():
-            if self.settings.get(name, value) != value:
-                raise UserError(
-                    f"{path} is of a run with {name} {value or 'none'} and this one has "
-                    f"{self.settings[name] or 'none'}: give the same to continue it, or begin another --save-dir."
-                )
         changes = run.get("changes", {})
         if self.ema is not None or weights_only:
             apply_changes(self.evaluated.encoder, changes)

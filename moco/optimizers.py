@@ -11,6 +11,10 @@ from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
 from moco.errors import UserError
 
+# Settings of this run that a resumed one uses, not the file's; its rate is set at every step.
+_OF_THE_RUN = ("weight_decay", "momentum", "betas")
+# What tells apart optimizers whose groups have the same names, such as Adam and AdamW.
+_OF_A_KIND = ("decoupled_weight_decay", "nesterov", "amsgrad")
 # What versions of torch and schedulers add to a group; it does not say which optimizer it is.
 _OF_ANY = {
     "params", "param_names", "initial_lr", "foreach", "fused", "maximize", "differentiable", "capturable",
@@ -42,7 +46,7 @@ def build_optimizer(
     """
     optimizer = _named(name, list(groups), lr, momentum, weight_decay, betas)
     inner = _inner(optimizer)
-    inner.register_load_state_dict_pre_hook(_check_state)
+    inner.register_load_state_dict_pre_hook(_with_own_settings)
     if inner is not optimizer:
         # a fused step can be called off from the device, but only the optimizer that is asked hears of it
         optimizer.defaults = {name: value for name, value in optimizer.defaults.items() if name != "fused"}
@@ -56,6 +60,14 @@ def _inner(optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:
     return getattr(optimizer, "_base_optimizer", optimizer)
 
 
+def _with_own_settings(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> dict[str, Any]:
+    """The state to load: a file's, with the settings of this run in every group."""
+    _check_state(optimizer, state)
+    pairs = zip(optimizer.param_groups, state["param_groups"], strict=True)
+    groups = [{**found, **{name: own[name] for name in _OF_THE_RUN if name in own}} for own, found in pairs]
+    return {**state, "param_groups": groups}
+
+
 def _check_state(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
     """torch loads the state of any optimizer with as many parameters, and fails at the next step."""
     both = (optimizer.param_groups, state["param_groups"])
@@ -65,7 +77,9 @@ def _check_state(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> Non
             "here and not there; give the same"
         )
     own, found = ({name for group in groups for name in group} for groups in both)
-    if (own ^ found) - _OF_ANY:
+    pair = (both[0][0], both[1][0])
+    others = [name for name in _OF_A_KIND if all(name in group for group in pair) and pair[0][name] != pair[1][name]]
+    if (own ^ found) - _OF_ANY or others:
         raise ValueError("it was written with another --opt; give that one")
 
 

@@ -752,20 +752,6 @@ def few_shot_settings(args: argparse.Namespace) -> dict[str, Any]:
     return {**named, "shots": tuple(args.few_shot_shots)}
 
 
-def tuning_settings(args: argparse.Namespace) -> dict[str, Any]:
-    """The flags that make a fine-tuning run the run it is, by name; a resumed one has the same."""
-    settings = {"--weights": args.weights, "--lr-backbone": args.lr_backbone, "--lr-classifier": args.lr_classifier,
-                "--wd": args.weight_decay, "--momentum": args.momentum}  # fmt: skip
-    later = ("loss", "opt", "smoothing", "mixup", "cutmix", "reprob", "aa", "aug", "layer_decay", "drop_path",
-             "update_freq", "warmup_epochs", "clip_grad", "plateau", "ema", "ema_epoch", "opt_betas",
-             "min_lr", "sync_bn", "schedule", "warm", "exclude_bias_norm")  # fmt: skip
-    warm = ("warm_epochs", "warm_from") if args.warm else ()
-    drops = ("lr_decay_rate",) if args.schedule is not None else ()
-    contrast = ("alpha", "temp", "estimator", "beta") if args.loss != "ce" else ()
-    names = (*later, *warm, *drops, *contrast)
-    return settings | {"--" + name.replace("_", "-"): getattr(args, name) for name in names}
-
-
 def _type_starts(entries: list[str]) -> tuple[dict[str, int], dict[str, int]]:
     """First epochs and first steps by kind."""
     epochs: dict[str, int] = {}

@@ -34,18 +34,19 @@ def resume_path(resume: str, save_dir: str, needed: bool) -> str | None:
 
 def save(
     probe: Probe, heads: list[Head], save_dir: str, epoch: int, *, arch: str, seed: int, new_best: Head | None,
-    keep_every: int = 0,
+    keep_every: int = 0, about: dict[str, Any] | None = None,
 ) -> None:  # fmt: skip
     """Write upstream's dictionary as ``checkpoint.pth.tar``, and as ``model_best.pth.tar`` if there is a ``new_best``;
     every ``keep_every`` epochs, if any, once more with its accuracy, without the other heads.
 
     Both are read by upstream's tools: ``state_dict`` is the network with one classifier, that of the leading head in
     the first file and that of the best so far in the second. With several heads the first file has one more entry,
-    ``heads``: all that each of them needs to go on.
+    ``heads``: all that each of them needs to go on. ``about`` is of :func:`moco.resume.about_run`.
     """
 
     def write() -> None:
         state = _state_of(probe, leader(heads), epoch, arch, seed)
+        state["run"] |= about or {}
         if len(heads) > 1:
             state["heads"] = [_entries(head) for head in heads]
         checkpoint.write(state, os.path.join(save_dir, CHECKPOINT))

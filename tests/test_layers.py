@@ -11,9 +11,10 @@ MAINS = ("main_pretrain", "main_lincls", "main_semisup")
 # Lower layers never import higher ones; a module may import its own layer only where no circle results.
 LAYERS = [
     {"moco.errors", "moco.seeding", "moco.schedule", "moco.key_queue", "moco.kernels", "moco.losses", "moco.words",
-     "moco.options", "moco.command_options"},
+     "moco.options", "moco.command_options", "moco.flag_classes"},
     {"moco.distributed", "moco.encoder", "moco.negatives", "moco.data", "moco.checkpoint", "moco.optimizers"},
-    {"moco.methods", "moco.builder", "moco.meters", "moco.knn", "moco.fewshot", "moco.pretrained", "moco.objective"},
+    {"moco.methods", "moco.builder", "moco.meters", "moco.knn", "moco.fewshot", "moco.pretrained", "moco.objective",
+     "moco.resume"},
     {"moco.batch_family", "moco.labelled_queue"},
     {"moco.engine", "moco.models", "moco.probe", "moco.embed", "moco.finetune"},
     {"moco.probe_file", "moco.probe_report"},
@@ -91,7 +92,7 @@ def _raw_imports(path: Path) -> set[str]:
 
 
 def test_flags_need_no_torch():
-    for name in ("words", "options", "command_options"):
+    for name in ("words", "options", "command_options", "flag_classes"):
         assert "torch" not in _raw_imports(ROOT / "moco" / f"{name}.py")
 
 

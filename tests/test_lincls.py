@@ -354,6 +354,8 @@ def test_several_rates_resumed_equal_uninterrupted(hard_folder, pretrained, tmp_
     assert [entries["diverged"] for entries in state_of(tmp_path / "parts")["heads"]] == [False, False, True]
     for name in ("checkpoint.pth.tar", "model_best.pth.tar"):
         one, two = (state_of(tmp_path / run, name) for run in ("whole", "parts"))
+        epochs = [state["run"]["flags"].pop("--epochs") for state in (one, two)]
+        assert epochs == ([3, 3] if name == "checkpoint.pth.tar" else [3, 2])  # the best is of the first part
         broken = [state.get("heads", [{}] * 3).pop(2) for state in (one, two)]  # NaN equals nothing
         assert differences(one, two) == []
         assert broken[0].keys() == broken[1].keys()
@@ -624,8 +626,10 @@ def test_mistakes_with_data_and_files(image_folder, pretrained, tmp_path):
 def test_a_checkpoint_of_another_run_is_refused(image_folder, hard_folder, pretrained, tmp_path):
     probe_once(image_folder, tmp_path, "--epochs", 1)
     path = tmp_path / "checkpoint.pth.tar"
-    assert "fc.weight differs (2 entries do)" in sentence(hard_folder, tmp_path, "--resume", path)
-    assert "trained with -a test_resnet" in sentence(image_folder, tmp_path, "-a", "resnet18", "--resume", path)
+    assert "on other images, 24 of" in sentence(hard_folder, tmp_path, "--resume", path)
+    assert "--arch test_resnet and" in sentence(image_folder, tmp_path, "-a", "resnet18", "--resume", path)
+    assert "fc.weight differs (2 entries do)" in sentence(hard_folder, tmp_path, "-e", "--resume", path)
+    assert "trained with -a test_resnet" in sentence(image_folder, tmp_path, "-a", "resnet18", "-e", "--resume", path)
     found = sentence(image_folder, tmp_path, "--resume", path, "--pretrained", pretrained)
     assert "another encoder than --pretrained" in found
     state = checkpoint.read(str(path))

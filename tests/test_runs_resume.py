@@ -32,7 +32,7 @@ class Dropped(nn.Module):
 
     def __init__(self, encoder: nn.Module):
         super().__init__()
-        self.encoder, self.dropout = encoder, nn.Dropout(0.3)
+        self.encoder, self.dropout, self.built = encoder, nn.Dropout(0.3), encoder.built
 
     def forward(self, images):
         return self.dropout(self.encoder(images))
@@ -209,6 +209,21 @@ def test_a_signal_inside_an_epoch_loses_nothing(image_folder, tmp_path, start):
 
 
 # -------------------------------------------------------------------------------------------------- upstream's
+
+
+def test_a_square_queue_of_moco_resumes_as_it_was_and_that_is_said(image_folder, tmp_path, in_process, capsys):
+    words = [*TINY, "--no-mask-same-image", "--moco-k", 16, image_folder]  # C is 16 too
+    assert in_process(*words, "--epochs", 1, "--save-dir", tmp_path / "one") == 0
+    torch.save(upstreams(load(tmp_path / "one"), "MoCo"), tmp_path / "theirs.pth.tar")
+    more = ["--epochs", 2, "--save-dir"]
+    assert in_process(*words, *more, tmp_path / "one", "--resume", "auto") == 0
+    capsys.readouterr()
+    assert in_process(*words, *more, tmp_path / "two", "--resume", tmp_path / "theirs.pth.tar") == 0
+    told = capsys.readouterr().out.splitlines()
+    assert [line for line in told if line.startswith("K equals C") and "taken as MoCo's, (C, K)" in line]
+    assert [line for line in told if "theirs.pth.tar does not say what its run's settings were" in line]
+    one, two = (upstreams(load(tmp_path / name), "SynCo") for name in ("one", "two"))
+    assert differences(one, two) == []
 
 
 @pytest.mark.parametrize("layout", ["MoCo", "SynCo"])

@@ -90,7 +90,7 @@ def test_fine_tuning_by_main_ces_schedule(folder, tmp_path):
         assert record["lr_backbone"] == pytest.approx(wanted / 2)
     kept = sorted(path.name for path in (tmp_path / "trial_5").glob("checkpoint_semisup_*"))
     assert kept == ["checkpoint_semisup_0001.pth.tar", "checkpoint_semisup_0003.pth.tar"]
-    with pytest.raises(UserError, match=r"--schedule \[1, 3\] and this one has none"):
+    with pytest.raises(UserError, match="--schedule 1 3 and this one has none"):
         tune(folder, tmp_path, "--epochs", 4, *words, "--val-share", 0.1, "--val-only", "--cosine", "--resume", "auto")
 
 
@@ -293,7 +293,7 @@ def test_a_probe_with_adamw_and_a_cosine(hard_folder, tmp_path):  # noqa: F811
     """Each of two rates equals its own run; going on with another optimizer is refused."""
     words = ["--opt", "adamw", "--cos", "--min-lr", 1e-3, "--features", "cached"]
     probe_once(hard_folder, tmp_path / "several", *words, "--lr", 0.1, 0.01, "--epochs", 2)
-    with pytest.raises(UserError, match="it was written with another --opt; give that one"):
+    with pytest.raises(UserError, match="--opt adamw and this one has sgd, .*give the same"):
         probe_once(hard_folder, tmp_path / "several", "--lr", 0.1, 0.01, "--epochs", 3, "--resume", "auto")
     alone = probe_once(hard_folder, tmp_path / "alone", *words, "--lr", 0.01, "--epochs", 2)
     state, heads = probe_state(tmp_path / "alone"), probe_state(tmp_path / "several")["heads"]
@@ -305,7 +305,11 @@ def test_a_probe_with_adamw_and_a_cosine(hard_folder, tmp_path):  # noqa: F811
 def test_a_pretraining_refuses_the_state_of_another_optimizer(image_folder, tmp_path, in_process, capsys):
     words = [*TINY, "--save-dir", tmp_path, image_folder]
     assert in_process(*words, "--steps", 1) == 0
-    assert in_process(*words, "--steps", 2, "--resume", "auto", "--opt", "adamw") == 2
+    state = load(tmp_path)
+    del state["run"]["flags"]  # as in files from before they held them
+    torch.save(state, tmp_path / "old.pth.tar")
+    old = ["--resume", tmp_path / "old.pth.tar"]
+    assert in_process(*words, "--steps", 2, *old, "--opt", "adamw") == 2
     error = capsys.readouterr().err
     assert "does not fit this run's optimizer: it was written with another --opt; give that one" in error
     assert error.count("\n") == 1
@@ -363,7 +367,7 @@ def test_a_pretraining_that_spares_vectors_resumes_as_itself_alone(image_folder,
         capsys.readouterr()
         assert in_process(*words, tmp_path / folder, *more, "--resume", "auto") == 2
         error = capsys.readouterr().err
-        assert "does not fit this run's optimizer: its weights are in other groups: --exclude-bias-norm" in error
+        assert "is of a run with --exclude-bias-norm o" in error
         assert error.count("\n") == 1
 
 

@@ -323,7 +323,7 @@ def test_the_released_codes_checkpoint_goes_on(folder, tmp_path):
         (["--subset-seed", 1], "is of a run with training images"),
         (["--val-share", 0.1], "is of a run with validation images none and this one has"),
         (["--weights", "freeze"], "is of a run with --weights finetune and this one has freeze"),
-        (["-a", "resnet18"], "was trained with -a test_resnet; this run has -a resnet18"),
+        (["-a", "resnet18"], "is of a run with --arch test_resnet and this one has resnet18"),
     ],
 )
 def test_another_run_is_not_continued(words, sentence, folder, done, capsys):

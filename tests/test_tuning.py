@@ -127,7 +127,7 @@ def test_a_tuning_that_spares_vectors_says_which_flag_differs(folder, tmp_path):
     said = sentence(folder, tmp_path, "--epochs", 1, "--wd", 0.1, "--resume", "auto")
     assert "--exclude-bias-norm" in said
     state = state_of(tmp_path)
-    del state["run"]["settings"]["--exclude-bias-norm"]  # as in files from before the flag
+    del state["run"]["flags"]["--exclude-bias-norm"]  # as in files from before the flag
     torch.save(state, tmp_path / "old.pth.tar")
     said = sentence(folder, tmp_path, "--epochs", 1, "--wd", 0.1, "--resume", tmp_path / "old.pth.tar")
     assert "its weights are in other groups: --exclude-bias-norm or --layer-decay was given there" in said
