@@ -233,6 +233,28 @@ def test_other_images_at_an_epochs_end_are_said_and_no_row_of_the_queue_is_of_th
     assert bool((ids[2] == -1).all())
 
 
+def test_no_label_of_other_images_stays_in_a_queue_with_labels(resumed, others, monkeypatch):
+    from moco.engine import Trainer
+
+    labels, run_epoch = [], Trainer.run_epoch
+    monkeypatch.setattr(
+        Trainer, "run_epoch",
+        lambda self, batches: labels.append(self.model.queue_labels.clone()) or run_epoch(self, batches),
+    )  # fmt: skip
+    resumed(images=others, first=["--method", "supcon"])
+    assert bool((labels[1] >= 0).all())
+    assert bool((labels[2] == -1).all())
+
+
+def test_without_a_queue_other_images_are_said_alone(image_folder, others, tmp_path, in_process, capsys):
+    words = ["-a", "test_resnet", "--size", 16, "-b", 8, "-j", 0, "--amp", "off", "--knn-every", 0, "--seed", 3,
+             "--method", "simclr", "--save-dir", tmp_path / "run"]  # fmt: skip
+    assert in_process(*words, "--epochs", 1, image_folder) == 0
+    assert in_process(*words, "--epochs", 2, "--resume", "auto", others) == 0
+    (line,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("resumed on other images")]
+    assert line.endswith(f"(was 24 of {image_folder}/train)")
+
+
 def test_a_moved_folder_is_the_same_data(resumed, image_folder, tmp_path):
     shutil.copytree(image_folder, tmp_path / "moved")
     told = resumed(images=tmp_path / "moved", stop=True)
