@@ -56,7 +56,8 @@ def build_encoder(
     if stem == "cifar" and not changed:
         raise UserError(f"--stem cifar is for ResNet-like networks with conv1 and maxpool; {arch} has none.")
     encoder.head_name = head  # type: ignore[assignment]
-    encoder.built = {"stem": "cifar" if changed else "imagenet", "size": size, "channels": in_chans}  # type: ignore[assignment]
+    shape = {"stem": "cifar" if changed else "imagenet", "size": size, "channels": in_chans}
+    encoder.built = shape  # type: ignore[assignment]
     if mlp:
         _replace(encoder, head, _mlp_head(encoder.get_submodule(head)))
     return encoder
