@@ -17,7 +17,7 @@ import torch
 from moco import checkpoint, data, distributed, fewshot, knn, lr_find, options, probe, probe_file, probe_report, seeding
 from moco.encoder import build_encoder
 from moco.meters import RunLog
-from moco.pretrained import PUBLISHED, fill_backbone, read_backbone
+from moco.pretrained import PUBLISHED, fill_backbone, read_backbone, settle
 
 AMP = {"off": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 UPRIGHT = ("mnist5k",)  # a mirrored digit is another symbol
@@ -32,15 +32,16 @@ def worker(args: Namespace) -> int:
     seed = distributed.from_main(seeding.choose_seed(args.seed, state))
 
     # data
+    settled = settle(args, path or args.pretrained)
     opening = partial(
         data.open_sources, args.dataset, args.data,
         download=args.download, val_path=args.val_data, channels=args.channels, cache=args.cache,
     )  # fmt: skip
     train, val = choose_images(args, distributed.first_on_node(opening, wait=bool(args.download or args.cache)))
     classes = probe.count_classes(train, args.num_classes)
-    mean, std = data.channel_statistics(args.dataset, train.channels, args.mean, args.std)
+    size, mean, std = settled.of(train)
     feed = probe.Feed(
-        size=args.size or train.native_size or 224,
+        size=size,
         batch=args.batch_size * distributed.nodes(),
         seed=seed,
         workers=distributed.share_of_cores(args.workers),
@@ -72,7 +73,7 @@ def worker(args: Namespace) -> int:
     views = f"; {feed.words}" if mode in ("lincls", "lr_find") else ""
     steps, others = -(-len(train) // feed.batch), 0 if val is train else len(val)
     with RunLog(args.save_dir, config=vars(args), resume_step=start * steps if state else None, name=mode) as log:
-        log.line(f"{args.arch} at {feed.size} px: {words}")
+        log.line(f"{args.arch} at {feed.size} px: {words}{settled.words}")
         log.line(f"{len(train)} images to learn from and {others} held out, {classes} classes; {world} process(es) on "
                  f"{device.type}, {feed.batch} images a step in all, {feed.workers} loaders each{views}")  # fmt: skip
         result = {"mode": mode, "arch": args.arch, "pretrained": args.pretrained, "size": feed.size, "seed": seed,

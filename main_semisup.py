@@ -20,7 +20,7 @@ from moco.encoder import build_encoder, strided_point
 from moco.meters import RunLog
 from moco.objective import Objective
 from moco.optimizers import build_optimizer, moving_average, spare_vectors
-from moco.pretrained import PUBLISHED, fill_backbone, read_backbone
+from moco.pretrained import PUBLISHED, fill_backbone, read_backbone, settle
 
 UPRIGHT = ("mnist5k",)  # a mirrored digit is another symbol
 
@@ -35,6 +35,7 @@ def worker(args: Namespace) -> int:
     torch.backends.cudnn.benchmark = args.seed is None
 
     # data
+    settled = settle(args, path or args.pretrained)
     opening = partial(
         data.open_sources, args.dataset, args.data,
         download=args.download, val_path=args.val_data, channels=args.channels, cache=args.cache,
@@ -51,8 +52,7 @@ def worker(args: Namespace) -> int:
     novel = finetune.novel_images(sources, args.few_shot_data, args.few_shot_classes) if args.few_shot else None
 
     # model
-    size = args.size or whole.native_size or 224
-    mean, std = data.channel_statistics(args.dataset, whole.channels, args.mean, args.std)
+    size, mean, std = settled.of(whole)
     classes = len(whole.classes or ())
     shape = {"stem": args.stem, "size": size, "in_chans": whole.channels, "drop_path": args.drop_path}
     encoder = build_encoder(args.arch, classes, **shape)
@@ -98,7 +98,7 @@ def worker(args: Namespace) -> int:
 
     resume_step = progress.epoch * steps + progress.batch if path else None
     with RunLog(args.save_dir, config=vars(args), resume_step=resume_step, name=mode) as log:
-        log.line(f"{args.arch} at {size} px, --weights {args.weights}: {words}")
+        log.line(f"{args.arch} at {size} px, --weights {args.weights}: {words}{settled.words}")
         log.line(f"{len(train)} of {len(whole)} images ({share:.4g} %) to train on, {origin}; {len(val or ())} to "
                  f"validate on, {len(test or ())} to test on")  # fmt: skip
         log.line(f"{epochs} epochs of {steps} steps, {distributed.words()}, batch {batch}, amp {amp or 'off'}, "

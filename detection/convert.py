@@ -8,15 +8,17 @@ projection of the skip connection is ``shortcut``. Nothing but names changes.
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import pickle
 import re
 
 from torch import Tensor
 
+from moco.data import statistics
 from moco.encoder import build_encoder
 from moco.errors import UserError
-from moco.pretrained import arch_of, open_file, read_backbone
+from moco.pretrained import arch_of, open_file, read_backbone, settings_of
 
 ARCHS = ("resnet50", "resnet101")
 
@@ -43,6 +45,22 @@ def convert(path: str) -> dict[str, Tensor]:
             raise UserError(f"{path} is a {arch}; detectron2 gets a {' or a '.join(ARCHS)} from here.") from error
         raise
     return renamed(tensors)
+
+
+def pixel_words(mean: list[float], std: list[float]) -> list[str]:
+    """detectron2's settings, ``KEY VALUE`` pairs, for images in 0 to 255 that are normalised by other statistics than
+    the configurations', which are ImageNet's; else none."""
+    words = []
+    for key, found, own in zip(("MEAN", "STD"), (mean, std), statistics(None, 3), strict=True):
+        if not all(math.isclose(x, y, rel_tol=1e-6) for x, y in zip(found, own, strict=True)):
+            words += [f"MODEL.PIXEL_{key}", str([round(255 * x, 6) for x in found])]
+    return words
+
+
+def pixels_of(path: str) -> list[str]:
+    """The same for a checkpoint that :func:`convert` has read; none for one that does not say its statistics."""
+    known = settings_of(open_file(path))
+    return pixel_words(known["mean"].value, known["std"].value) if {"mean", "std"} <= set(known) else []
 
 
 def renamed(tensors: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -21,7 +21,8 @@ from torch.optim.swa_utils import update_bn
 from moco import checkpoint, command_options, data
 from moco.encoder import backbone_keys
 from moco.errors import UserError, exit_code
-from moco.pretrained import Backbone, fill_backbone, open_backbone
+from moco.pretrained import Backbone, fill_backbone, open_backbone, settle
+from moco.settings import Settled
 
 _CHECKPOINTS = re.compile(r"checkpoint_((?:semisup|lincls)_)?\d{4,}\.pth\.tar$")  # of ends of epochs, of each main
 _PREFIXES = ("module.encoder_ema.", "module.encoder_q.")  # of a pretraining, the first that is there
@@ -110,7 +111,7 @@ def average(paths: list[str]) -> tuple[dict[str, Any], bool]:
                         f"{other[0]}: average checkpoints of one --lr.")  # fmt: skip
     mean = {n: (sums[n] / len(paths)).to(v.dtype) if v.is_floating_point() else v for n, v in weights.items()}
     kept = {name: state[name] for name in ("epoch", "arch", "best_acc1") if name in state}
-    run = {name: value for name, value in _run_of(state).items() if name in ("lr", "changes")}
+    run = {name: value for name, value in _run_of(state).items() if name in ("lr", "changes", "images")}
     run["averaged"] = [os.path.basename(path) for path in paths]
     return {**kept, "state_dict": mean, "run": run}, stale
 
@@ -159,15 +160,13 @@ def refresh(weights: dict[str, Tensor], like: Backbone, batches: Iterator[Tensor
 # ------------------------------------------------------------------------------------------------- the command
 
 
-def _batches(args: Namespace, like: Backbone) -> tuple[Iterator[Tensor], str]:
+def _batches(args: Namespace, like: Backbone, settled: Settled) -> tuple[Iterator[Tensor], str]:
     """Normalised views of the training images, and words on them."""
     known = like.file.settings
     dataset = args.dataset or known.get("dataset")
     sources = data.open_sources(dataset, args.data, channels=like.channels, download=args.download)
     source = sources.pretrain
-    mean, std = data.channel_statistics(
-        dataset, like.channels, args.mean or known.get("mean"), args.std or known.get("std")
-    )
+    mean, std = settled.statistics(like.channels, like.size)
     aug = args.aug or known.get("aug") or ("v2" if known.get("aug_plus") else None)
     preset = data.get_preset(aug) if aug else data.probe_preset(dataset != "mnist5k")
     batch = min(args.batch_size, len(source))
@@ -175,6 +174,7 @@ def _batches(args: Namespace, like: Backbone) -> tuple[Iterator[Tensor], str]:
     loader = data.make_loader(data.TwoViews(source, preset, like.size, seed=0), sampler, args.workers)
     images = len(sampler) * batch
     words = f"BatchNorm measured anew on {images} images of {source.name}, views {aug or 'crop and flip'}"
+    words += settled.words
     return (data.normalise(found["q"], mean, std) for found in loader), words
 
 
@@ -191,9 +191,10 @@ def _run(args: Namespace) -> None:
         if args.data is None and args.dataset is None:
             raise UserError("BatchNorm's statistics are to be measured anew: give training images by --data or "
                             "--dataset, or --no-refresh to keep the mean of the old ones.")  # fmt: skip
-        like = open_backbone(paths[-1], args.arch, size=args.size)
+        settled = settle(args, paths[-1])
+        like = open_backbone(paths[-1], args.arch, args.stem, args.size)
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        batches, words = _batches(args, like)
+        batches, words = _batches(args, like, settled)
         refresh(state["state_dict"], like, batches, device)
     elif stale:
         words = "BatchNorm's statistics are the mean of the old ones, which fit no network"

@@ -172,7 +172,7 @@ def _add_read(p: Parser) -> None:
     add = p.add_argument
     add("checkpoint", metavar="CHECKPOINT", nargs="?", help="checkpoint of ours or of nine other projects; "
         "torchvision:NAME for its published weights")  # fmt: skip
-    add_data(p)
+    add_data(p, of_file=True)
     add("-b", "--batch-size", default=256, type=int, metavar="N",
         help="images a step over all processes of this node (default: 256)")  # fmt: skip
     add("--amp", choices=("off", "bf16", "fp16"), default="off", help="arithmetic of the encoder (default: off)")

@@ -19,7 +19,8 @@ from torch import Tensor
 from moco import command_options
 from moco.errors import UserError, exit_code
 from moco.key_queue import EMPTY
-from moco.pretrained import File, arch_of, head_entries, named_arch, open_backbone, open_file
+from moco.pretrained import File, arch_of, head_entries, named_arch, open_backbone, open_file, settings_of
+from moco.settings import listed
 
 UNIT = 1e-3  # a queue row's length may differ so much from 1 (keys of 16-bit encoders do by 4e-4)
 FLAT = 1e-8  # a channel whose variance is below carries no signal; BatchNorm's own epsilon is 1e-5
@@ -96,6 +97,7 @@ def _architecture(file: File) -> Iterator[Line]:
     built = f"{source.stem} stem, {source.channels} channels, {source.size} px, {words}"
     yield Line(f"architecture: {arch}, {how}; {built}")
     yield Line(source.words)
+    yield Line(f"settings: {listed(settings_of(file))}")
 
 
 def _progress(file: File) -> Iterator[Line]:

@@ -31,7 +31,7 @@ def build_encoder(
     arch: str, dim: int, *, mlp: bool = False, stem: str = "auto", size: int = 224, in_chans: int = 3,
     drop_path: float = 0.0,
 ) -> nn.Module:  # fmt: skip
-    """A network whose output is (N, dim).
+    """A network whose output is (N, dim). It remembers its stem, size and channels as ``built``.
 
     Args:
         arch: a torchvision name (looked up first) or a timm name; ``timm/NAME`` skips torchvision.
@@ -56,6 +56,8 @@ def build_encoder(
     if stem == "cifar" and not changed:
         raise UserError(f"--stem cifar is for ResNet-like networks with conv1 and maxpool; {arch} has none.")
     encoder.head_name = head  # type: ignore[assignment]
+    shape = {"stem": "cifar" if changed else "imagenet", "size": size, "channels": in_chans}
+    encoder.built = shape  # type: ignore[assignment]
     if mlp:
         _replace(encoder, head, _mlp_head(encoder.get_submodule(head)))
     return encoder

@@ -30,6 +30,7 @@ from moco.knn import alignment, summary, uniformity
 from moco.meters import Parts, RunLog, Stopwatch
 from moco.optimizers import Plateau
 from moco.schedule import learning_rate, rise
+from moco.settings import images_of
 
 IMAGES = ("q", "k", "more", "index")  # of a batch, what goes to the device; more: only where views are more than two
 LOOK_STEPS = 10  # the host never runs further ahead: a signal is answered after so many steps at most
@@ -492,6 +493,7 @@ class Trainer:
 
     def _write(self, arch: str, keep: int) -> None:
         run = {**self.progress.entries(), "batches": batch_shape(self.sampler, self.plan.accum)}
+        run |= images_of(self.model.encoder_q, self.model.mean, self.model.std)
         state = checkpoint.pack(self.model, self.optimizer, self.scaler, arch, self.progress.epoch, run)
         path = checkpoint.save(state, self.save_dir, keep)
         self.log.line(f"saved {path}")

@@ -26,10 +26,10 @@ import torch
 from torch import Tensor, nn
 
 from detection import convert
-from moco import command_options, data
+from moco import command_options
 from moco.encoder import build_encoder, features, head_of, torchvision_names
 from moco.errors import UserError, exit_code
-from moco.pretrained import CARD, Backbone, apply_changes, head_entries, open_backbone
+from moco.pretrained import CARD, Backbone, apply_changes, head_entries, open_backbone, settle
 
 SUFFIXES = {
     "torchvision": ".torchvision.pth",
@@ -83,7 +83,7 @@ def export(source: Backbone, to: str, out: str, card: dict[str, Any], keep_head:
     if to in ("torchvision", "timm"):
         return _to_library(source, to, out, keep_head)
     if to == "detectron2":
-        return _to_detectron2(source, out)
+        return _to_detectron2(source, out, card)
     if to == "onnx":
         return _to_onnx(source, out, card, keep_head)
     tensors = _own_tensors(source, keep_head)
@@ -256,14 +256,15 @@ def _stem_lines(source: Backbone, to: str, target: nn.Module) -> list[str]:
     return lines
 
 
-def _to_detectron2(source: Backbone, out: str) -> Exported:
+def _to_detectron2(source: Backbone, out: str, card: dict[str, Any]) -> Exported:
     known = " and ".join(convert.ARCHS)
     if source.arch.removeprefix("timm/") not in convert.ARCHS or source.stem == "cifar" or source.channels != 3:
         raise UserError(f"detectron2's configurations are for {known} with a 7x7 stem and colour images, not for "
                         f"{source.arch} with {source.stem} stem and {source.channels} channels.")  # fmt: skip
     tensors = convert.renamed(_own_tensors(source, keep_head=False))
     convert.write(tensors, out)
-    return Exported([out], [f"{len(tensors)} arrays; give the file as MODEL.WEIGHTS"])
+    pixels = convert.pixel_words(card["mean"], card["std"])
+    return Exported([out], [f"{len(tensors)} arrays; give the file as {' '.join(['MODEL.WEIGHTS', *pixels])}"])
 
 
 # ------------------------------------------------------------------------------------------------------- onnx
@@ -382,19 +383,16 @@ def _destination(args: Namespace) -> str:
 def _run(args: Namespace) -> None:
     if args.head == "keep" and args.to in ("detectron2", "safetensors", "features"):
         raise UserError(f"--head keep has no meaning for --to {args.to}; leave it out.")
+    settled = settle(args, args.checkpoint, args.dataset)
     source = open_backbone(args.checkpoint, args.arch, args.stem, args.size)
     out = _destination(args)
-    known = source.file.settings
-    dataset = args.dataset or known.get("dataset")
-    mean, std = data.channel_statistics(
-        dataset, source.channels, args.mean or known.get("mean"), args.std or known.get("std")
-    )
+    mean, std = settled.statistics(source.channels, source.size)
     card = make_card(source, mean, std)
     keep_head = args.head == "keep"
     if keep_head:
         keep_the_head(source)
     done = export(source, args.to, out, card, keep_head)
-    print(f"{source.arch}, {source.stem} stem, {source.size} px: {source.words}")
+    print(f"{source.arch}, {source.stem} stem, {source.size} px: {source.words}{settled.words}")
     print(f"wrote {' and '.join(done.paths)}")
     for line in done.words:
         print(line)

@@ -44,6 +44,7 @@ from moco.optimizers import Plateau, layer_groups
 from moco.pretrained import apply_changes, changes_of, fill_network
 from moco.probe import Score, labelled_pair
 from moco.schedule import learning_rate, rise, warm_up
+from moco.settings import images_of
 
 # The released code's names; they lie beside a probe's files and a pretraining's without harm.
 CHECKPOINT, BEST, RESULT = "checkpoint_semisup.pth.tar", "model_best_semisup.pth.tar", "result.json"
@@ -521,7 +522,7 @@ class Tuner:
             "scaler": self.scaler.state_dict(),
             "run": {
                 **entries, "settings": self.settings, "plateau": self.plateau.state_dict(),
-                **changes_of(self.model.encoder),
+                **changes_of(self.model.encoder), **images_of(self.model.encoder, self.model.mean, self.model.std),
             },  # fmt: skip
         }
         if self.ema is not None:

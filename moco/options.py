@@ -71,7 +71,7 @@ def lincls_parser() -> Parser:
         allow_abbrev=False,
         description="Train a linear classifier on frozen features (MoCo's protocol), or evaluate them by k-NN.",
     )
-    add_data(p)
+    add_data(p, of_file=True)
     _add_training(p, epochs=100, lr=[30.0], schedule=[60, 80], wd=0.0)
     add_launch(p)
     add = p.add_argument
@@ -99,7 +99,7 @@ def semisup_parser() -> Parser:
         allow_abbrev=False,
         description="Fine-tune a pretrained encoder and a linear classifier on a share of the labels.",
     )
-    add_data(p)
+    add_data(p, of_file=True)
     _add_subset(p)
     _add_tuning(p)
     _add_objective(p)
@@ -266,9 +266,10 @@ def _add_classifier(p: Parser) -> None:
         "least 100)")  # fmt: skip
 
 
-def add_data(p: Parser) -> None:
-    """The images and the network, the same for every program that reads images."""
-    add = p.add_argument
+def add_data(p: Parser, of_file: bool = False) -> None:
+    """The images and the network, the same for every program that reads images; of_file: one that evaluates a file,
+    whose settings hold where none is typed (moco/settings.py)."""
+    add, files = p.add_argument, "the file's, else " if of_file else ""
     add("data", metavar="DIR", nargs="?", help="image folder (with or without train/ and val/), a text file of paths, "
         "or the root of --dataset")  # fmt: skip
     add("--config", metavar="FILE.yml", help="defaults from a file; flags override it")
@@ -280,14 +281,16 @@ def add_data(p: Parser) -> None:
     add("--val-data", "--test-folder", metavar="PATH", dest="val_data", help="labelled validation images when DIR does "
         "not hold them")  # fmt: skip
     add("--size", "--input-size", type=int, metavar="PX", dest="size",
-        help="side of the square views (default: 224, small sets their own size)")  # fmt: skip
-    add("--channels", type=int, choices=(1, 3), help="read images as grey (1) or colour (3; default: the data set's)")
-    add("--mean", type=float, nargs="+", metavar="X", help="channel means in 0..1 (default: the data set's)")
-    add("--std", type=float, nargs="+", metavar="X", help="channel deviations in 0..1 (default: the data set's)")
-    add("-a", "--arch", "--model", default="resnet50", metavar="ARCH",
-        help="torchvision or timm network (default: resnet50)")  # fmt: skip
+        help=f"side of the square views (default: {files}224, small sets their own size)")  # fmt: skip
+    add("--channels", type=int, choices=(1, 3), help="read images as grey (1) or colour (3; default: "
+        f"{files}the data set's)")  # fmt: skip
+    add("--mean", type=float, nargs="+", metavar="X", help=f"channel means in 0..1 (default: {files}the data set's)")
+    add("--std", type=float, nargs="+", metavar="X",
+        help=f"channel deviations in 0..1 (default: {files}the data set's)")  # fmt: skip
+    add("-a", "--arch", "--model", default=None if of_file else "resnet50", metavar="ARCH",
+        help=f"torchvision or timm network (default: {files}resnet50)")  # fmt: skip
     add("--stem", choices=("auto", "imagenet", "cifar"), default="auto", help="cifar: 3x3 and no pooling; auto: "
-        "cifar up to 64 px")  # fmt: skip
+        f"{files}cifar up to 64 px")  # fmt: skip
     add("-j", "--workers", "--num-workers", default=32, type=int, metavar="N",
         help="loader processes on this machine in all (default: 32, never more than its cores)")  # fmt: skip
 

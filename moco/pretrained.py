@@ -21,6 +21,7 @@ import json
 import math
 import os
 import re
+from argparse import Namespace
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
@@ -28,9 +29,10 @@ import torch
 import torchvision
 from torch import Tensor, nn
 
-from moco import checkpoint
+from moco import checkpoint, settings
 from moco.encoder import backbone_keys, build_encoder, head_of
 from moco.errors import UserError
+from moco.settings import TENSORS, Setting, Settled
 
 PUBLISHED = "torchvision:"  # followed by a name such as IMAGENET1K_V2
 SAFETENSORS = ".safetensors"
@@ -38,7 +40,8 @@ CARD = "moco backbone"  # the kind of the card that moco.export writes
 _NESTS = ("state_dict", "model")
 # in this order where several fit equally
 _PARTS = ("encoder_ema", "encoder_q", "base_encoder", "backbone", "encoder", "")
-_SETTINGS = ("log_settings.json", "lincls_settings.json", "semisup_settings.json")  # beside our checkpoints
+# The flags that lie beside our checkpoints: beside a classifier's, which has an accuracy, and beside a pretraining's.
+_SETTINGS = {True: ("lincls_settings.json", "semisup_settings.json"), False: ("log_settings.json",)}
 
 # Blocks of the four stages, shape of a block's 3x3 convolution (outputs, inputs a group), whether it is a bottleneck.
 RESNETS = {
@@ -64,6 +67,7 @@ class File(NamedTuple):
     state: dict  # all of it
     tensors: dict[str, Tensor]  # the weights, wherever it keeps them, without the prefixes of wrappers
     settings: dict[str, Any]  # its card, or the settings of our run that wrote it; empty for other files
+    beside: str = ""  # what the latter are called
 
 
 class Part(NamedTuple):
@@ -144,26 +148,72 @@ def open_backbone(path: str, arch: str = "", stem: str = "auto", size: int | Non
     Args:
         path: a checkpoint file.
         arch: for a file that names none and is neither a ResNet nor a ViT.
-        stem, size: as in :func:`moco.encoder.build_encoder`; by default what the tensors say.
+        stem, size: as in :func:`moco.encoder.build_encoder`; by default the file's, see :func:`settings_of`.
 
     Raises:
         UserError: unreadable, no encoder in it, an architecture that cannot be found, or weights that do not fit it.
     """
     file = open_file(path)
-    arch = arch or arch_of(file)
-    if not arch:
+    known = {name: setting.value for name, setting in settings_of(file, arch, size).items()}
+    if not (arch or "arch" in known):
         raise UserError(f"{path} does not name its architecture and its tensors are of no known one; give it by -a.")
-    entries = _first_part(file).entries
-    if stem == "auto":
-        stem = "cifar" if _has_small_stem(entries) else "imagenet"
-    size = int(size or _size_of(entries) or file.settings.get("size") or (32 if stem == "cifar" else 224))
-    encoder = build_encoder(arch, 1, stem=stem, size=size)
-    channels = _channels_of(encoder, file)
-    if channels != 3:
-        encoder = build_encoder(arch, 1, stem=stem, size=size, in_chans=channels)
+    arch, stem, channels = arch or known["arch"], known["stem"] if stem == "auto" else stem, known["channels"]
+    size = int(size or known.get("size") or (32 if stem == "cifar" else 224))
+    encoder = build_encoder(arch, 1, stem=stem, size=size, in_chans=channels)
     tensors, words = _fitting(encoder, file, arch)
     fill_backbone(encoder, tensors)
     return Backbone(encoder.eval(), arch, stem, size, channels, _changes(encoder, file), file, words)
+
+
+def settle(args: Namespace, path: str, dataset: str | None = None) -> Settled:
+    """Complete the flags of an evaluation from the file that it evaluates, see :func:`moco.settings.settle`.
+
+    Args:
+        path: a checkpoint file, ``torchvision:NAME``, or empty for none.
+        dataset: whose statistics were asked for by name.
+
+    Raises:
+        UserError: the file cannot be read.
+    """
+    known: dict[str, Setting] = {}
+    if path.startswith(PUBLISHED):
+        known = {"stem": Setting("imagenet", TENSORS), "channels": Setting(3, TENSORS)}
+    elif path:
+        known = settings_of(open_file(path), args.arch or "", args.size)
+    return settings.settle(args, path, known, dataset)
+
+
+def settings_of(file: File, arch: str = "", size: int | None = None) -> dict[str, Setting]:
+    """What an encoder in a file was trained at and what says so: the file's own entries or card, else the flags of its
+    run beside it, else its tensors. These tell architecture, stem, channels and a ViT's size, and nothing tells the
+    rest of a foreign file.
+
+    Args:
+        arch, size: where another one is asked for.
+
+    Raises:
+        UserError: an architecture that cannot be built.
+    """
+    found = settings.recorded(file.state, file.settings, file.beside)
+    side, name = _size_of(_first_part(file).entries), arch_of(file)
+    if side and found.get("size", Setting(side, "")).origin != settings.CHECKPOINT:
+        found["size"] = Setting(side, TENSORS)
+    if name:
+        here = settings.CARD if file.beside == settings.CARD else settings.CHECKPOINT
+        found["arch"] = Setting(name, here if named_arch(file) else TENSORS)
+    if (arch or name) and not {"stem", "channels"} <= set(found):
+        found = _shape_of(file, arch or name, size or found.get("size", Setting(224, "")).value) | found
+    return {name: found[name] for name in settings.KEYS if name in found}
+
+
+def _shape_of(file: File, arch: str, size: int) -> dict[str, Setting]:
+    """Stem and channels, by the first convolution in the file and in the network as its library has it."""
+    with torch.random.fork_rng(devices=[]):  # a run's own first weights stay what they are
+        encoder = build_encoder(arch, 1, stem="imagenet", size=size)
+    own, theirs = encoder.state_dict().get("conv1.weight"), _part_for(encoder, file).entries
+    small = _has_small_stem(theirs) and own is not None and own.shape[2:] != theirs["conv1.weight"].shape[2:]
+    values = {"stem": "cifar" if small else "imagenet", "channels": _channels_of(encoder, file)}
+    return {name: Setting(value, TENSORS) for name, value in values.items()}
 
 
 # ------------------------------------------------------------------------------------------------ what a file holds
@@ -178,7 +228,7 @@ def open_file(path: str) -> File:
     if path.endswith(SAFETENSORS) and os.path.isfile(path):
         return _open_safetensors(path)
     state = checkpoint.read(path)
-    return File(path, state, _tensors(state, path), _settings(path, state))
+    return File(path, state, _tensors(state, path), *_settings(path, state))
 
 
 def _open_safetensors(path: str) -> File:
@@ -190,12 +240,14 @@ def _open_safetensors(path: str) -> File:
             card = json.loads((opened.metadata() or {}).get("card", "{}"))
     except (SafetensorError, OSError, ValueError) as error:
         raise UserError(f"{path} is no readable safetensors file: truncated, damaged or something else.") from error
-    return File(path, tensors, _tensors(tensors, path), card)
+    return File(path, tensors, _tensors(tensors, path), card, settings.CARD)
 
 
-def _settings(path: str, state: dict) -> dict[str, Any]:
-    """The card that lies beside a file, or the settings of the run that wrote the checkpoint; empty for others."""
-    beside = [os.path.join(os.path.dirname(path), name) for name in _SETTINGS] if "run" in state else []
+def _settings(path: str, state: dict) -> tuple[dict[str, Any], str]:
+    """The card that lies beside a file, or the settings of the run that wrote the checkpoint, and what to call them;
+    empty for others."""
+    names = _SETTINGS["best_acc1" in state] if "run" in state else ()
+    beside = [os.path.join(os.path.dirname(path), name) for name in names]
     for name in [os.path.splitext(path)[0] + ".json", *beside]:
         try:
             with open(name, encoding="utf-8") as file:
@@ -203,8 +255,8 @@ def _settings(path: str, state: dict) -> dict[str, Any]:
         except (OSError, ValueError):
             continue
         if isinstance(found, dict) and (found.get("kind") == CARD or found.get("arch") == state.get("arch", "")):
-            return found
-    return {}
+            return found, settings.CARD if found.get("kind") == CARD else os.path.basename(name)
+    return {}, ""
 
 
 def _tensors(state: dict, path: str) -> dict[str, Tensor]:

@@ -13,6 +13,7 @@ from moco.encoder import head_of
 from moco.errors import UserError
 from moco.pretrained import apply_changes, changes_of, fill_network
 from moco.probe import Head, Probe, leader
+from moco.settings import images_of
 
 CHECKPOINT, BEST = "checkpoint.pth.tar", "model_best.pth.tar"
 KEPT = "checkpoint_lincls_{:04d}.pth.tar"  # of an epoch, counted from 0 as upstream's are
@@ -72,7 +73,10 @@ def _state_of(probe: Probe, head: Head, epoch: int, arch: str, seed: int) -> dic
         "state_dict": {"module." + name: value for name, value in network.items()},
         "best_acc1": head.best,
         "optimizer": head.optimizer.state_dict(),
-        "run": {"seed": seed, "lr": head.lr, **changes_of(probe.encoder)},
+        "run": {
+            "seed": seed, "lr": head.lr, **changes_of(probe.encoder),
+            **images_of(probe.encoder, probe.mean, probe.std),
+        },  # fmt: skip
     }
 
 

@@ -35,6 +35,8 @@ def test_weights_are_the_mean_and_batchnorm_is_measured_anew(folder, tuned, caps
     assert "BatchNorm measured anew on 60 images" in said
     files = [state_of(tuned, finetune.KEPT.format(epoch))["state_dict"] for epoch in (1, 2)]
     found = checkpoint.read(str(out))["state_dict"]
+    assert "--size 16 --channels 3 --mean 0.485" in said.partition("settings of ")[2]
+    assert checkpoint.read(str(out))["run"]["images"]["size"] == 16  # an average says it, too
     assert found.keys() == files[0].keys()
     statistics = ("running_mean", "running_var", "num_batches_tracked")
     for name, value in found.items():

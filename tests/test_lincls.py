@@ -68,7 +68,7 @@ def make_probe() -> probe.Probe:
 
 def test_defaults_are_upstreams():
     args = parse_lincls(["DIR"])
-    assert (args.arch, args.lr, args.schedule, args.epochs, args.batch_size) == ("resnet50", 30.0, [60, 80], 100, 256)
+    assert (args.lr, args.schedule, args.epochs, args.batch_size) == (30.0, [60, 80], 100, 256)
     assert (args.momentum, args.weight_decay, args.amp, args.features) == (0.9, 0.0, "off", "views")
 
 

@@ -65,7 +65,7 @@ def test_syncos_and_barlow_twins_commands_parse_as_typed():
 
 def test_defaults_are_the_published_recipe():
     args = parse_semisup(["--weights", "finetune", "DIR"])
-    assert (args.arch, args.batch_size, args.lr_classifier, args.lr_backbone) == ("resnet50", 1024, 0.5, 0.01)
+    assert (args.batch_size, args.lr_classifier, args.lr_backbone) == (1024, 0.5, 0.01)
     assert (args.momentum, args.weight_decay, args.weights, args.amp) == (0.9, 1e-6, "finetune", "off")
     assert (args.train_percent, args.val_share, args.data) == (100, 0, "DIR")
     shares = (1, 100 * 12_811 / 1_281_167, 5, 10, 100 * 128_116 / 1_281_167, 50, 100)

@@ -3,7 +3,7 @@
 from moco.data.checks import check_classes, class_labels, size_warning
 from moco.data.decode import BadImageError
 from moco.data.loading import BadImages, EpochSampler, Finishing, Loader, make_loader, normalise, two_views
-from moco.data.named import STATISTICS, channel_statistics, statistics
+from moco.data.named import STATISTICS, channel_statistics, own_shape, statistics
 from moco.data.opening import DATASETS, open_sources
 from moco.data.pairs import Labelled, TwoViews
 from moco.data.sources import ArraySource, FileSource, Source, Sources
@@ -36,6 +36,7 @@ __all__ = [
     "make_loader",
     "normalise",
     "open_sources",
+    "own_shape",
     "probe_preset",
     "size_warning",
     "statistics",
