@@ -12,7 +12,7 @@ from conftest import ROOT, environment
 from safetensors.torch import save_file
 from torch.nn import functional as F
 
-from detection.convert import convert, detectron2_name, write
+from detection.convert import convert, detectron2_name, pixels_of, write
 from moco.encoder import build_encoder
 from moco.errors import UserError
 
@@ -25,6 +25,15 @@ def moco_file(resnet50, tmp_path_factory):
     entries = {f"module.encoder_{x}.{name}": v for x in "qk" for name, v in resnet50.state_dict().items()}
     torch.save({"epoch": 200, "arch": "resnet50", "state_dict": {**entries, "module.queue": torch.zeros(128, 8)}}, path)
     return path
+
+
+def test_images_are_normalised_as_in_training(moco_file, tmp_path):
+    assert pixels_of(str(moco_file)) == []  # upstream's file does not say
+    state = torch.load(moco_file, weights_only=True)
+    own = {"mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225]}
+    for changed, expected in (({}, []), ({"mean": [0.5, 0.4, 0.2]}, ["MODEL.PIXEL_MEAN", "[127.5, 102.0, 51.0]"])):
+        torch.save({**state, "run": {"images": {**own, **changed}}}, tmp_path / "c.pth.tar")
+        assert pixels_of(str(tmp_path / "c.pth.tar")) == expected
 
 
 @pytest.mark.parametrize(
