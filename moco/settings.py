@@ -59,11 +59,13 @@ def recorded(state: dict, flags: dict[str, Any], name: str) -> dict[str, Setting
     """
     run = state.get("run")
     run = run if isinstance(run, dict) else {}
-    found = _named(_resolved(flags), name) if flags else {}
+    ours = "kind" in flags or name.endswith("_settings.json")  # any file.json beside file.pth may be another program's
+    found = _named(_resolved(flags), name) if ours else {}
     tuned = run.get("settings")  # an older fine-tuning's, whose flags name no size where it was the data's
     if isinstance(tuned, dict) and isinstance(tuned.get("--size"), int):
         found["size"] = Setting(tuned["--size"], CHECKPOINT)
-    return found | _named(run.get("images") or {}, CHECKPOINT)
+    images = run.get("images")
+    return found | _named(images if isinstance(images, dict) else {}, CHECKPOINT)
 
 
 def _named(values: dict[str, Any], origin: str) -> dict[str, Setting]:

@@ -211,6 +211,8 @@ def test_flags_that_were_left_out_were_the_data_sets_own():
     }  # fmt: skip
     tuned = settings.recorded({"run": {"settings": {"--size": 40}}}, flags, "semisup_settings.json")
     assert tuned["size"].value == 40
+    theirs = {"arch": "resnet18", "mean": "imagenet", "size": "large"}  # another program's words
+    assert settings.recorded({"run": {"images": 7}}, theirs, "c.json") == {}
 
 
 def test_a_classifiers_flags_are_its_own_programs(tmp_path):
