@@ -520,7 +520,9 @@ class Tuner:
             "optimizer": self.optimizer.state_dict(),
             "scaler": self.scaler.state_dict(),
             "run": {
-                **entries, "settings": self.settings, "plateau": self.plateau.state_dict(),
+                **entries,
+                "settings": self.settings,
+                "plateau": self.plateau.state_dict(),
                 **changes_of(self.model.encoder),
             },  # fmt: skip
         }

@@ -305,4 +305,3 @@ def _wandb_run(project: str, save_dir: str, name: str, config: dict[str, Any] | 
     run = wandb.init(project=project, dir=save_dir, config=config, id=known or None, resume="allow")
     checkpoint.write_text(str(run.id), path)
     return run
-

@@ -10,16 +10,34 @@ MAINS = ("main_pretrain", "main_lincls", "main_semisup")
 
 # Lower layers never import higher ones; a module may import its own layer only where no circle results.
 LAYERS = [
-    {"moco.errors", "moco.seeding", "moco.schedule", "moco.key_queue", "moco.kernels", "moco.losses", "moco.words",
-     "moco.options", "moco.command_options"},
+    {
+        "moco.errors",
+        "moco.seeding",
+        "moco.schedule",
+        "moco.key_queue",
+        "moco.kernels",
+        "moco.losses",
+        "moco.words",
+        "moco.options",
+        "moco.command_options",
+    },
     {"moco.distributed", "moco.encoder", "moco.negatives", "moco.data", "moco.checkpoint", "moco.optimizers"},
     {"moco.methods", "moco.builder", "moco.meters", "moco.knn", "moco.fewshot", "moco.pretrained", "moco.objective"},
     {"moco.batch_family", "moco.labelled_queue"},
     {"moco.engine", "moco.models", "moco.probe", "moco.embed", "moco.finetune"},
     {"moco.probe_file", "moco.probe_report"},
     {"moco.lr_find", "moco.retrieval", "moco.validation"},
-    {"main_pretrain", "main_lincls", "main_semisup", "moco.demo", "moco.export", "moco.describe", "moco.sweep",
-     "moco.bench", "moco.traffic"},
+    {
+        "main_pretrain",
+        "main_lincls",
+        "main_semisup",
+        "moco.demo",
+        "moco.export",
+        "moco.describe",
+        "moco.sweep",
+        "moco.bench",
+        "moco.traffic",
+    },
     {"moco.average"},
 ]
 

@@ -350,6 +350,7 @@ def run_all(commands: list[list[str]], args) -> int:
 @pytest.mark.dist
 def test_two_processes_equal_one(folder, pretrained, tmp_path, start):
     """Without BatchNorm (each process has its own batch statistics, as upstream), with a frozen encoder or --syncBN."""
+
     def words(name, where):
         own = {
             "vit": ["-a", "test_vit", "--size", "160", "--epochs", "1", "--train-percent", "30"],
