@@ -10,12 +10,15 @@ import math
 
 import pytest
 import torch
+from conftest import mend_interpreter
 from test_kernels import ALL_TYPES, ONE_TYPE, assert_same_training, problem, run, tensors, train
 
 from moco.errors import UserError
 from moco.kernels import Draws, contrastive_head, fused, hardest_rows, resolve
 from moco.methods import mochi
 from moco.negatives import draw, synthetic
+
+mend_interpreter()
 
 
 @pytest.fixture(autouse=True)
