@@ -41,7 +41,7 @@ from moco.knn import Reading
 from moco.meters import Mean, RunLog, Stopwatch, accuracy
 from moco.objective import Judged, Objective
 from moco.optimizers import Plateau, layer_groups
-from moco.pretrained import apply_changes, changes_of, fill_network
+from moco.pretrained import changes_of, fill_network, restore_changes
 from moco.probe import Score, labelled_pair
 from moco.schedule import learning_rate, rise, warm_up
 
@@ -553,12 +553,11 @@ class Tuner:
                     f"{path} is of a run with {name} {value or 'none'} and this one has "
                     f"{self.settings[name] or 'none'}: give the same to continue it, or begin another --save-dir."
                 )
-        changes = run.get("changes", {})
         if self.ema is not None or weights_only:
-            apply_changes(self.evaluated.encoder, changes)
+            restore_changes(self.evaluated.encoder, state, path)
             fill_network(self.evaluated.encoder, state["state_dict"], path)
         if not weights_only:
-            apply_changes(self.model.encoder, changes)
+            restore_changes(self.model.encoder, state, path)
             fill_network(self.model.encoder, state.get("trained", state["state_dict"]), path)
             self._fill_optimizer(state, path)
             self.plateau.load_state_dict(run.get("plateau", {}))

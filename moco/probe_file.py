@@ -11,7 +11,7 @@ from torch import Tensor
 from moco import checkpoint, distributed
 from moco.encoder import head_of
 from moco.errors import UserError
-from moco.pretrained import apply_changes, changes_of, fill_network
+from moco.pretrained import changes_of, fill_network, restore_changes
 from moco.probe import Head, Probe, leader
 
 CHECKPOINT, BEST = "checkpoint.pth.tar", "model_best.pth.tar"
@@ -116,7 +116,7 @@ def load(
         raise UserError(f"{path} was trained with -a {state['arch']}; this run has -a {arch}.")
     _check_rates(heads, state, path)
     fill_network(probe.encoder, state["state_dict"], path)
-    apply_changes(probe.encoder, (state.get("run") or {}).get("changes", {}))
+    restore_changes(probe.encoder, state, path)
     try:
         _load_heads(heads, state)
     except (ValueError, KeyError, RuntimeError) as error:

@@ -152,6 +152,21 @@ def test_another_network_is_named(tuned, tmp_path):
         average.average([str(path), str(tmp_path / "none.pth.tar")])
 
 
+def test_an_average_is_of_one_encoder_and_keeps_its_changes(tuned, tmp_path):
+    path = str(tuned / finetune.KEPT.format(0))
+    state = checkpoint.read(path)
+    assert average.average([path, path])[0]["run"]["changes"] == {}  # of ours, so nothing is left to guess
+    state["run"]["changes"] = {"bare_stem": 1}
+    torch.save(state, tmp_path / "bare.pth.tar")
+    found = average.average([str(tmp_path / "bare.pth.tar")] * 2)[0]
+    assert found["run"]["changes"] == {"bare_stem": 1}
+    with pytest.raises(UserError, match="is of an encoder with no change and .*bare.pth.tar of one with neither ReLU"):
+        average.average([path, str(tmp_path / "bare.pth.tar")])
+    del state["run"]  # another project's, of which the reader finds out
+    torch.save(state, tmp_path / "theirs.pth.tar")
+    assert "changes" not in average.average([str(tmp_path / "theirs.pth.tar")] * 2)[0]["run"]
+
+
 # ---------------------------------------------------------------------------------------------------- the index
 
 

@@ -8,6 +8,7 @@ import pytest
 import timm
 import torch
 import torchvision
+from test_pretrained import OwnResNet, by_position, lightly
 from torch import nn
 
 from detection.convert import convert
@@ -106,6 +107,36 @@ def test_moco_v3s_vit_keeps_its_heads_in_every_kind(tmp_path, capsys):
     assert export.main([path, "--to", "features"]) == 0
     assert json.loads((tmp_path / "v3.features.json").read_text())["changes"] == {"num_heads": 12}
     same(features(open_backbone(str(tmp_path / "v3.features.pt")).encoder, x).detach(), expected)
+
+
+@pytest.mark.parametrize(
+    ("to", "stem"), [*((to, 3) for to in export.SUFFIXES), *((to, 7) for to in ("torchvision", "timm", "features"))]
+)
+def test_lightlys_own_resnet_stays_without_its_relu_or_is_refused(tmp_path, capsys, to, stem):
+    torch.manual_seed(0)
+    state, network = lightly(lambda: by_position(OwnResNet(stem)))
+    path = tmp_path / "c.ckpt"
+    torch.save(state, path)
+    x = images()
+    with torch.no_grad():
+        expected = network.eval()(x)  # type: ignore[attr-defined]
+    words = [str(path), "--to", to, "--size", "32"]
+    if to == "detectron2":
+        assert "not for resnet18" in refused(capsys, tmp_path, *words)
+        return
+    assert export.main(words) == 0
+    said = capsys.readouterr().out
+    out = str(tmp_path / f"c{export.SUFFIXES[to]}")
+    if to == "onnx":
+        same(in_onnxruntime(out, x), expected)
+        return
+    with torch.no_grad():
+        if to in ("torchvision", "timm"):
+            assert "the file cannot say so: the lines below give it neither ReLU nor max-pool" in said
+            same(run_lines(said)(x), expected)
+        again = open_backbone(out)  # the card tells it
+        same(features(again.encoder, x), expected)
+    assert again.changes == {"bare_stem": 1}
 
 
 def test_vits_of_the_two_libraries_are_renamings():
