@@ -81,7 +81,7 @@ def average(paths: list[str]) -> tuple[dict[str, Any], bool]:
     Numbers that are no weights (BatchNorm's counters, the epoch) are the last file's.
 
     Raises:
-        UserError: fewer than two files, a file without weights, or one whose weights have other names
+        UserError: fewer than two files, a file without weights or with odd ones, or one whose weights have other names
             or shapes, or are of an encoder with other changes, or of a classifier that another rate trained.
     """
     if len(paths) < 2:
@@ -133,6 +133,7 @@ def _weights(state: dict, path: str) -> dict[str, Tensor]:
         raise UserError(f"{path} is no checkpoint of this project: it has no state_dict.")
     chosen = ({name: value for name, value in found.items() if name.startswith(prefix)} for prefix in _PREFIXES)
     weights = next(filter(None, chosen), found)
+    checkpoint.refuse_odd(weights, path)
     return weights
 
 

@@ -29,7 +29,7 @@ from detection import convert
 from moco import command_options, data
 from moco.encoder import build_encoder, features, head_of, torchvision_names
 from moco.errors import UserError, exit_code
-from moco.pretrained import CARD, Backbone, apply_changes, bare_names, change_words, head_entries, open_backbone
+from moco.pretrained import CARD, Backbone, apply_changes, bare_names, change_words, open_backbone, sound_head_entries
 
 SUFFIXES = {
     "torchvision": ".torchvision.pth",
@@ -118,10 +118,10 @@ def keep_the_head(source: Backbone) -> None:
     """Put the file's own linear classifier in place of the fresh head.
 
     Raises:
-        UserError: the file's head is not one linear layer.
+        UserError: the file's head is not one linear layer, or its tensors are odd.
     """
     head = head_of(source.encoder)
-    entries = head_entries(source.encoder, source.file)
+    entries = sound_head_entries(source.encoder, source.file)
     weight, fresh = entries.get("weight"), source.encoder.get_submodule(head)
     if set(entries) != {"weight", "bias"} or weight is None or weight.ndim != 2 or not isinstance(fresh, nn.Linear):
         raise UserError(f"{source.file.path} has no head of one linear layer to keep; leave out --head keep.")

@@ -104,7 +104,8 @@ def load_backbone(encoder: nn.Module, path: str, arch: str = "") -> str:
         arch: the encoder's name, for ``torchvision:NAME`` and for messages.
 
     Raises:
-        UserError: unreadable, no such weights, or anything but the head is missing, unknown or of another shape.
+        UserError: unreadable, no such weights, or anything but the head is missing, unknown, of another shape or odd
+            (:func:`moco.checkpoint.odd_tensors`).
     """
     tensors, sentence = read_backbone(encoder, path, arch)
     fill_backbone(encoder, tensors)
@@ -118,8 +119,12 @@ def read_backbone(encoder: nn.Module, path: str, arch: str = "") -> tuple[dict[s
     """
     if path.startswith(PUBLISHED):
         state = _published(arch, path.removeprefix(PUBLISHED))
-        return _fitting(encoder, File(path, state, _tensors(state, path), {}), arch)
-    return _fitting(encoder, open_file(path), arch)
+        file = File(path, state, _tensors(state, path), {})
+    else:
+        file = open_file(path)
+    tensors, words = _fitting(encoder, file, arch)
+    checkpoint.refuse_odd(tensors, path, encoder.state_dict())
+    return tensors, words
 
 
 def fill_backbone(encoder: nn.Module, tensors: dict[str, Tensor]) -> None:
@@ -134,7 +139,7 @@ def fill_network(encoder: nn.Module, state_dict: dict[str, Tensor], path: str) -
     """Load every tensor, the classifier's too, of a file whose names begin with ``module.``.
 
     Raises:
-        UserError: other names or shapes.
+        UserError: other names or shapes, or odd tensors.
     """
     found = {name.removeprefix("module."): value for name, value in state_dict.items()}
     own = encoder.state_dict()
@@ -144,6 +149,7 @@ def fill_network(encoder: nn.Module, state_dict: dict[str, Tensor], path: str) -
             f"{path} does not fit: {odd[0]} differs ({len(odd)} entries do); check --stem, --size and that the data "
             "has the classes it was trained on."
         )
+    checkpoint.refuse_odd(found, path, own)
     encoder.load_state_dict(found)
 
 
@@ -156,8 +162,19 @@ def open_backbone(path: str, arch: str = "", stem: str = "auto", size: int | Non
         stem, size: as in :func:`moco.encoder.build_encoder`; by default what the tensors say.
 
     Raises:
-        UserError: unreadable, no encoder in it, an architecture that cannot be found, or weights that do not fit it.
+        UserError: unreadable, no encoder in it, an architecture that cannot be found, or weights that do not fit it or
+            are odd.
     """
+    backbone, tensors = outline(path, arch, stem, size)
+    checkpoint.refuse_odd(tensors, path, backbone.encoder.state_dict())
+    fill_backbone(backbone.encoder, tensors)
+    return backbone
+
+
+def outline(
+    path: str, arch: str = "", stem: str = "auto", size: int | None = None
+) -> tuple[Backbone, dict[str, Tensor]]:
+    """The encoder of :func:`open_backbone` before the file's tensors are in it, and these tensors, odd ones too."""
     file = open_file(path)
     arch = arch or arch_of(file)
     if not arch:
@@ -171,8 +188,7 @@ def open_backbone(path: str, arch: str = "", stem: str = "auto", size: int | Non
     if channels != 3:
         encoder = build_encoder(arch, 1, stem=stem, size=size, in_chans=channels)
     tensors, words = _fitting(encoder, file, arch)
-    fill_backbone(encoder, tensors)
-    return Backbone(encoder.eval(), arch, stem, size, channels, _changes(encoder, file), file, words)
+    return Backbone(encoder.eval(), arch, stem, size, channels, _changes(encoder, file), file, words), tensors
 
 
 # ------------------------------------------------------------------------------------------------ what a file holds
@@ -349,6 +365,13 @@ def head_entries(encoder: nn.Module, file: File) -> dict[str, Tensor]:
     head = head_of(encoder) + "."
     entries = _part_for(encoder, file).entries
     return {name.removeprefix(head): value for name, value in entries.items() if name.startswith(head)}
+
+
+def sound_head_entries(encoder: nn.Module, file: File) -> dict[str, Tensor]:
+    """:func:`head_entries`; UserError where they are odd."""
+    entries, head = head_entries(encoder, file), head_of(encoder)
+    checkpoint.refuse_odd({f"{head}.{name}": value for name, value in entries.items()}, file.path)
+    return entries
 
 
 def _part_for(encoder: nn.Module, file: File) -> Part:

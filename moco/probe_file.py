@@ -118,7 +118,7 @@ def load(
     fill_network(probe.encoder, state["state_dict"], path)
     restore_changes(probe.encoder, state, path)
     try:
-        _load_heads(heads, state)
+        _load_heads(heads, state, path)
     except (ValueError, KeyError, RuntimeError) as error:
         raise UserError(f"{path} does not fit this optimizer: {' '.join(str(error).split())}.") from error
     if probe.changed(weights):
@@ -135,7 +135,7 @@ def _check_rates(heads: list[Head], state: dict, path: str) -> None:
         raise UserError(f"{path} was trained with --lr {typed}; resume it with the same rates.")
 
 
-def _load_heads(heads: list[Head], state: dict) -> None:
+def _load_heads(heads: list[Head], state: dict, path: str) -> None:
     """A single head's layer is the encoder's own, which is already loaded."""
     if len(heads) == 1:
         if "optimizer" in state:
@@ -145,6 +145,8 @@ def _load_heads(heads: list[Head], state: dict) -> None:
     by_rate = {entries["lr"]: entries for entries in state["heads"]}
     for head in heads:
         entries = by_rate[head.lr]
+        if not entries["diverged"]:  # the weights of one that has, which is trained no more, may be anything
+            checkpoint.refuse_odd(entries["layer"], path)
         head.layer.load_state_dict(entries["layer"])
         head.optimizer.load_state_dict(entries["optimizer"])
         head.best, head.diverged = float(entries["best_acc1"]), bool(entries["diverged"])

@@ -152,6 +152,20 @@ def test_another_network_is_named(tuned, tmp_path):
         average.average([str(path), str(tmp_path / "none.pth.tar")])
 
 
+def test_weights_of_no_use_are_not_averaged(tuned, tmp_path):
+    path = str(tuned / finetune.KEPT.format(0))
+    for change, holds in (
+        (lambda w: w.fill_(torch.nan), "NaN or infinity"),
+        (lambda w: w.long(), "int64 numbers"),
+        (lambda w: w.to(torch.complex64), "complex64 numbers"),
+    ):
+        state = checkpoint.read(path)
+        state["state_dict"]["module.fc.weight"] = change(state["state_dict"]["module.fc.weight"])
+        torch.save(state, tmp_path / "odd.pth.tar")
+        with pytest.raises(UserError, match=rf"odd.pth.tar cannot be used: module.fc.weight holds {holds}; take"):
+            average.average([path, str(tmp_path / "odd.pth.tar")])
+
+
 def test_an_average_is_of_one_encoder_and_keeps_its_changes(tuned, tmp_path):
     path = str(tuned / finetune.KEPT.format(0))
     state = checkpoint.read(path)

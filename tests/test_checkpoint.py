@@ -376,6 +376,11 @@ def other_optimizer(state):
         (lambda s: s["state_dict"].update(more=torch.zeros(1)), "has more, which this run does not know"),
         (other_optimizer, "does not fit this run's optimizer"),
         (lambda s: s.update(optimizer={}), "does not fit this run's optimizer"),
+        (lambda s: s["state_dict"]["module.queue"][2].fill_(torch.nan), "queue holds NaN or infinity; take another"),
+        (
+            lambda s: s["state_dict"].update({"module.queue": s["state_dict"]["module.queue"].long()}),
+            "queue holds int64 numbers",
+        ),
     ],
 )
 def test_another_state_is_a_sentence_and_changes_nothing(change, words):

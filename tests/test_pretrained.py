@@ -423,6 +423,31 @@ def test_what_tensors_cannot_tell_stays_with_a_probes_and_a_fine_tunings_file(pr
     torch.testing.assert_close(ours, theirs)
 
 
+@pytest.mark.parametrize(
+    ("program", "where"),
+    [("lincls", "encoder"), ("semisup", "encoder"), ("lincls", "another head"), ("lincls", "a diverged head")],
+)
+def test_checkpoints_of_no_use_are_not_gone_on_from(program, where, tmp_path, image_folder, capsys):
+    parse = getattr(flags, f"parse_{program}")
+    worker = importlib.import_module(f"main_{program}").worker
+    words = [str(image_folder), "-a", "test_resnet", "--size", "16", "-b", "8", "-j", "0", "--save-dir", str(tmp_path)]
+    words += ["--lr", "0.1", "0.01"] if program == "lincls" else []
+    assert distributed.launch(worker, parse([*words, "--epochs", "1"])) == 0
+    written = tmp_path / ("checkpoint.pth.tar" if program == "lincls" else "checkpoint_semisup.pth.tar")
+    state = torch.load(written, weights_only=True)
+    if where == "encoder":
+        next(v for n, v in state["state_dict"].items() if "layer1" in n).fill_(math.nan)
+    else:
+        state["heads"][1]["layer"]["weight"][0] = math.nan
+        state["heads"][1]["diverged"] = where == "a diverged head"
+    torch.save(state, written)
+    for mode in (["--evaluate"], ["--epochs", "1"]):
+        capsys.readouterr()
+        code = distributed.launch(worker, parse([*words, *mode, "--resume", "auto"]))
+        said = "holds NaN or infinity; take another checkpoint" in capsys.readouterr().err
+        assert (code, said) == ((0, False) if where == "a diverged head" else (2, True))
+
+
 # ---------------------------------------------------------------------- fixed positions, and the heads they tell
 
 
@@ -524,6 +549,58 @@ def test_a_probe_of_the_old_reading_keeps_it_and_is_not_mixed_with_the_new(tmp_p
 def test_a_change_of_a_newer_version_is_refused(encoder):
     with pytest.raises(UserError, match="has the change wings, which this version does not know"):
         pretrained.apply_changes(encoder, {"wings": 2})
+
+
+# --------------------------------------------------------------------------------------- weights of no use
+
+ODD = {
+    "NaN or infinity": lambda w: w.index_fill(0, torch.tensor([3]), math.nan),
+    "-inf": lambda w: w.index_fill(0, torch.tensor([3]), -math.inf),
+    "too large": lambda w: w.double() * 1e300,  # for float32
+    "int8 numbers": lambda w: (w * 100).to(torch.int8),
+    "int64 numbers": lambda w: (w * 100).long(),
+    "bool numbers": lambda w: w > 0,
+    "complex64 numbers": lambda w: w.to(torch.complex64),
+    "quint8 numbers": lambda w: torch.quantize_per_tensor(w, 0.1, 10, torch.quint8),
+    "sparse numbers": lambda w: w.to_sparse(),
+    "float8_e5m2 numbers": lambda w: w.to(torch.float8_e5m2),  # the scales that it needs are elsewhere
+    "a negative variance": lambda w: w - 2,
+}
+
+
+@pytest.mark.filterwarnings("ignore:.*quantiz.*:")
+@pytest.mark.parametrize("words", list(ODD))
+def test_weights_that_nothing_can_be_computed_with_are_refused(tmp_path, encoder, words):
+    state, _ = contrastive_file((C, K), "linear")
+    names = ["layer1.0.conv1.weight", "layer2.0.conv1.weight"] if "variance" not in words else ["bn1.running_var"]
+    for name in names:
+        entries, name = state["state_dict"], f"module.encoder_q.{name}"
+        entries[name] = ODD[words](entries[name])
+    path = tmp_path / "theirs.pth.tar"
+    torch.save(state, path)
+    sentence = refusal(encoder, path)
+    holds = words if "numbers" in words or "variance" in words else "NaN or infinity"
+    more = " (2 such tensors)" if len(names) > 1 else ""
+    assert f"theirs.pth.tar cannot be used: {names[0]} holds {holds}{more}; take another checkpoint" in sentence
+    with pytest.raises(UserError, match=f"{names[0]} holds {holds}"):
+        open_backbone(str(path))
+
+
+def test_what_is_not_read_need_not_be_sound(tmp_path, encoder):
+    state, q = contrastive_file((C, K), "linear")
+    for name in ("module.encoder_k.conv1.weight", "module.encoder_q.fc.weight", "module.queue"):
+        state["state_dict"][name].fill_(math.nan)
+    torch.save(state, tmp_path / "theirs.pth.tar")
+    load_backbone(encoder, str(tmp_path / "theirs.pth.tar"))
+    assert_same_backbone(encoder, q)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_other_floats_are_read(tmp_path, encoder, dtype):
+    network = resnet().to(dtype)
+    torch.save(network.state_dict(), tmp_path / "theirs.pth")
+    load_backbone(encoder, str(tmp_path / "theirs.pth"))
+    assert_same_backbone(encoder, network.float())
 
 
 def test_lightnings_dictionary_of_settings_needs_no_lightning(tmp_path, monkeypatch):
