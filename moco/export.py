@@ -361,11 +361,22 @@ def _write(out: str, write: Callable[[str], None]) -> None:
 
 
 def _write_with_card(tensors: dict[str, Tensor], out: str, card: dict[str, Any]) -> list[str]:
-    """The two paths."""
+    """The two paths; UserError where the card would replace what is no card."""
     beside = os.path.splitext(out)[0] + ".json"
+    if beside == out or (os.path.exists(beside) and not _is_card(beside)):
+        raise UserError(f"the card goes to {beside}, which is something else; choose another --out.")
     _write(out, lambda path: torch.save(tensors, path))
     _write(beside, lambda path: _write_bytes((json.dumps(card, indent=1) + "\n").encode(), path))
     return [out, beside]
+
+
+def _is_card(path: str) -> bool:
+    try:
+        with open(path, encoding="utf-8") as file:
+            found = json.load(file)
+    except (OSError, ValueError):
+        return False
+    return isinstance(found, dict) and found.get("kind") == CARD
 
 
 def _write_bytes(content: bytes, path: str) -> None:

@@ -277,6 +277,7 @@ def tiny(tmp_path_factory):
     torch.save({}, folder / "empty.pth")
     torch.save({"weights": {"x": 1}}, folder / "other.pth")
     torch.save({"x": torch.zeros(3)}, folder / "unknown.pth")
+    (folder / "result.json").write_text('{"acc1": 50.0}')
     network = torchvision.models.resnet18(num_classes=5)
     network.fc.weight.data[0] = torch.nan
     torch.save(network.state_dict(), folder / "nan_head.pth")
@@ -316,6 +317,8 @@ def refused(capsys, folder, *words: str) -> str:
         ("DIR/r18.pth.tar --to timm --out DIR/none/x.pth", "make it first"),
         ("DIR/r18.pth.tar --to timm --out DIR/folder.pth", "is a folder"),
         ("DIR/r18.pth.tar --to timm --out DIR/r18.pth.tar", "is the checkpoint itself"),
+        ("DIR/r18.pth.tar --to timm --out DIR/result.pth", "result.json, which is something else; choose another --out"),
+        ("DIR/r18.pth.tar --to features --out DIR/other.json", "other.json, which is something else"),
         ("DIR/r18.pth.tar --to timm --head keep", "no head of one linear layer"),
         ("DIR/nan_head.pth --to timm --head keep", "cannot be used: fc.weight holds NaN or infinity"),
         *((f"DIR/inf.pth --to {to}", "layer1.0.conv2.weight holds NaN or infinity; take") for to in export.SUFFIXES),
