@@ -317,7 +317,7 @@ def refused(capsys, folder, *words: str) -> str:
         ("DIR/r18.pth.tar --to timm --out DIR/none/x.pth", "make it first"),
         ("DIR/r18.pth.tar --to timm --out DIR/folder.pth", "is a folder"),
         ("DIR/r18.pth.tar --to timm --out DIR/r18.pth.tar", "is the checkpoint itself"),
-        ("DIR/r18.pth.tar --to timm --out DIR/result.pth", "result.json, which is something else; choose another --out"),
+        ("DIR/r18.pth.tar --to timm --out DIR/result.pth", "result.json, which is something else; choose"),
         ("DIR/r18.pth.tar --to features --out DIR/other.json", "other.json, which is something else"),
         ("DIR/r18.pth.tar --to timm --head keep", "no head of one linear layer"),
         ("DIR/nan_head.pth --to timm --head keep", "cannot be used: fc.weight holds NaN or infinity"),
