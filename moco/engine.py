@@ -29,7 +29,7 @@ from moco.errors import SIGTERM_EXIT, TrainingError, UserError
 from moco.knn import alignment, summary, uniformity
 from moco.meters import Parts, RunLog, Stopwatch
 from moco.optimizers import Plateau
-from moco.schedule import learning_rate, rise
+from moco.schedule import warmed
 
 IMAGES = ("q", "k", "more", "index")  # of a batch, what goes to the device; more: only where views are more than two
 LOOK_STEPS = 10  # the host never runs further ahead: a signal is answered after so many steps at most
@@ -92,7 +92,7 @@ class Plan:
     lr: float
     cosine: bool
     milestones: list[int]
-    warm_epochs: int = 0  # of rising from warm_from to the schedule's rate then, step by step
+    warm_epochs: int = 0  # of rising from warm_from, step by step, see moco.schedule.warmed
     warm_from: float = 0.01
     warm_steps: int = 0  # the same counted in steps, in place of warm_epochs
     by_step: bool = False  # the schedule moves every step (for --steps) instead of every epoch
@@ -110,15 +110,10 @@ class Plan:
     def lr_at(self, epoch: int, step: int) -> float:
         """The learning rate of a step."""
         warm = self.warm_steps or self.warm_epochs * self.steps_per_epoch
-        if step >= warm:
-            return self._scheduled(epoch, step)
-        top = self._scheduled(warm // self.steps_per_epoch, warm)
-        return rise(self.warm_from, top, step, warm)
-
-    def _scheduled(self, epoch: int, step: int) -> float:
         progress, total = (step, self.total_steps) if self.by_step else (epoch, self.epochs)
+        end = warm if self.by_step else warm // self.steps_per_epoch
         shape = {"cosine": self.cosine, "milestones": self.milestones, "decay": self.decay, "floor": self.min_lr}
-        return learning_rate(self.lr, progress, total, **shape)
+        return warmed(self.lr, progress, total, first=self.warm_from, done=step, length=warm, end=end, **shape)
 
     def changed_before(self, end: int) -> bool:
         """Whether a step from which the loss is another lies in the epoch that ended with step ``end``, or inside the

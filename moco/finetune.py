@@ -43,7 +43,7 @@ from moco.objective import Judged, Objective
 from moco.optimizers import Plateau, layer_groups
 from moco.pretrained import changes_of, fill_network, restore_changes
 from moco.probe import Score, labelled_pair
-from moco.schedule import learning_rate, rise, warm_up
+from moco.schedule import warm_up, warmed
 
 # The released code's names; they lie beside a probe's files and a pretraining's without harm.
 CHECKPOINT, BEST, RESULT = "checkpoint_semisup.pth.tar", "model_best_semisup.pth.tar", "result.json"
@@ -303,7 +303,7 @@ class Plan:
     without a better accuracy after which rates drop, in place of the cosine. keep_every: epochs between checkpoints
     that are kept, 0 for none. min_lr: the lowest value of the highest rate; the others keep their ratio to it.
     milestones: epochs at which rates are multiplied by ``decay``, in place of the cosine. warm_epochs: of a rise, step
-    by step, to the rate that is due after them; ``warm_from`` is where the highest rate begins.
+    by step (:func:`moco.schedule.warmed`); ``warm_from`` is where the highest rate begins.
     """
 
     epochs: int
@@ -377,23 +377,21 @@ class Tuner:
     def _set_rates(self, steps: int) -> None:
         at, plan = self.progress, self.plan
         done = at.epoch + at.batch / steps
-        if done < plan.warm_epochs:
-            first = plan.warm_from / max(self.base_lrs)
-            share = rise(first, self._scheduled(plan.warm_epochs), done, plan.warm_epochs)
-        else:
-            share = self._scheduled(done if plan.warmup else at.epoch)
-        factor = warm_up(done, plan.warmup) * self.plateau.factor
+        share, factor = self._scheduled(done), warm_up(done, plan.warmup) * self.plateau.factor
         for group, base in zip(self.optimizer.param_groups, self.base_lrs, strict=True):
             group["lr"] = base * share * factor
 
     def _scheduled(self, done: float) -> float:
-        """The share of each rate: the published cosine moves once an epoch; after a warm-up from 0, once a step and
-        over the rest of the run."""
+        """The share of each rate after ``done`` epochs: the published cosine moves once an epoch; after a warm-up from
+        0, once a step and over the rest of the run."""
         plan = self.plan
-        if plan.milestones is not None:
-            return learning_rate(1.0, done, plan.epochs, cosine=False, milestones=plan.milestones, decay=plan.decay)
-        past, cosine = max(0.0, done - plan.warmup), plan.patience is None
-        return learning_rate(1.0, past, plan.epochs - plan.warmup, cosine=cosine, milestones=[], floor=self.lowest)
+        past, total = done if plan.warmup else self.progress.epoch, float(plan.epochs)
+        if plan.milestones is None:
+            past, total = max(0.0, past - plan.warmup), total - plan.warmup
+        warm = {"done": done, "length": plan.warm_epochs, "end": plan.warm_epochs}
+        cosine = plan.milestones is None and plan.patience is None
+        shape = {"milestones": plan.milestones or [], "decay": plan.decay, "floor": self.lowest}
+        return warmed(1.0, past, total, first=plan.warm_from / max(self.base_lrs), cosine=cosine, **warm, **shape)
 
     def _step(
         self, group: list[dict[str, Tensor]], meters: dict[str, Mean], step: int, stop: StopRequest

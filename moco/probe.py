@@ -33,7 +33,7 @@ from moco.errors import TrainingError, UserError
 from moco.knn import Reading, extract
 from moco.meters import Mean, RunLog, Stopwatch, accuracy
 from moco.optimizers import build_optimizer
-from moco.schedule import learning_rate, rise
+from moco.schedule import warmed
 
 Batches = Iterator[tuple[Tensor, Tensor]]  # features (N, F), labels (N,)
 
@@ -212,15 +212,14 @@ def set_rates(
     **shape: Any,
 ) -> None:
     """Each head's rate after ``done`` epochs: the base rate, lower from each milestone on, or a cosine; one value an
-    epoch, but in the first ``warm_epochs`` a line from ``warm_from`` to the rate that is due after them.
+    epoch, but in the first ``warm_epochs`` a line from ``warm_from`` (:func:`moco.schedule.warmed`).
 
     shape: ``cosine``, ``decay`` and ``floor`` of :func:`moco.schedule.learning_rate`.
     """
     shape = {"cosine": False, "milestones": milestones, **shape}
-    warming = done < warm_epochs
+    warm = {"first": warm_from, "done": done, "length": warm_epochs, "end": warm_epochs}
     for head in heads:
-        rate = learning_rate(head.lr, warm_epochs if warming else int(done), epochs, **shape)
-        head.rate = rise(warm_from, rate, done, warm_epochs) if warming else rate
+        head.rate = warmed(head.lr, int(done), epochs, **warm, **shape)
 
 
 def leader(heads: list[Head]) -> Head:
