@@ -54,7 +54,7 @@ class BatchContrast(nn.Module):
     """
 
     STATS = ("loss", "top1", "top5", "hardest", "no_positive")
-    CHANCE = "chance"
+    chance_words = "chance"
     K = 0  # no queue
     symmetric = False
 

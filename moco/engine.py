@@ -442,7 +442,8 @@ class Trainer:
         done = at.batch // plan.accum
         text = (
             f"Epoch [{at.epoch}][{done:4d}/{plan.steps_per_epoch}] loss {values['loss']:.4f} "
-            f"({values['loss_ratio']:.3f} of {self.model.CHANCE}) top1 {values['top1']:.1f} top5 {values['top5']:.1f} "
+            f"({values['loss_ratio']:.3f} of {self.model.chance_words}) "
+            f"top1 {values['top1']:.1f} top5 {values['top5']:.1f} "
             f"lr {values['lr']:.4g} {values['images_per_second']:.0f} images/s wait {100 * values['wait_share']:.0f}% "
             f"ETA {int(eta) // 3600}:{int(eta) // 60 % 60:02d}:{int(eta) % 60:02d}"
         )
@@ -536,7 +537,7 @@ def oddity(values: dict[str, float]) -> str:
     if values["feature_std"] < 0.05:
         return "all queries look the same (feature_std near 0), the encoder has collapsed; lower --lr."
     if values["loss_ratio"] > 1.6:
-        return "the loss is far above ln(1+K), worse than guessing; lower --lr or raise --moco-t."
+        return "the loss is far above chance, worse than guessing; lower --lr or raise --moco-t."
     return ""
 
 

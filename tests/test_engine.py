@@ -60,6 +60,19 @@ def test_a_warm_up_counted_in_steps_then_the_cosine_of_timm():
     assert by_epoch.lr_at(2, 24) < by_epoch.lr_at(2, 25) == plan(cosine=True).lr_at(2, 25)
 
 
+@pytest.mark.parametrize(
+    ("words", "terms", "said"),
+    [([], 1, "ln(1+K)"), (["--symmetric"], 2, "2 ln(1+K)"),
+     (["--method", "supcon", "--base-temperature", "0.035", "--symmetric"], 4, "4 ln(1+K)")],
+)  # fmt: skip
+def test_a_log_line_names_what_the_loss_is_a_share_of(words, terms, said, image_folder, tmp_path, in_process, capsys):
+    assert in_process(*TINY, "--steps", 1, *words, image_folder, "--save-dir", tmp_path) == 0
+    (record,) = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    assert record["loss_ratio"] == pytest.approx(record["loss"] / (terms * math.log(21)))
+    line = f"loss {record['loss']:.4f} ({record['loss_ratio']:.3f} of {said}) top1"
+    assert line in capsys.readouterr().out
+
+
 def test_a_run_warms_up_by_steps(image_folder, tmp_path, in_process):
     words = [*TINY, "--steps", 6, "--cos", "--opt", "adamw", "--lr", 0.004, "--warm-steps", 2, "--warm-from", 0.001]
     assert in_process(*words, image_folder, "--save-dir", tmp_path) == 0
