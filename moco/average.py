@@ -62,7 +62,9 @@ def _logged(folder: str) -> dict[int, float]:
             records = [json.loads(line) for line in lines]
     except (OSError, ValueError):
         return {}
-    return {record["epoch"]: record["knn"] for record in records if record.get("knn") is not None}
+    measured = [record for record in records if record.get("knn") is not None]
+    # logs of older versions have finished epochs under "epoch"
+    return {record.get("finished_epochs", record["epoch"]): record["knn"] for record in measured}
 
 
 def _score(path: str, logged: dict[int, float]) -> float | None:

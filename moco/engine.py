@@ -77,6 +77,11 @@ class Progress:
             )
         return cls(**{name: value for name, value in entries.items() if name in cls.__dataclass_fields__})
 
+    @property
+    def trained(self) -> int:
+        """The epoch, counted from 0, that is running or has just ended: the one that a checkpoint is named after."""
+        return self.epoch if self.batch else self.epoch - 1
+
     def entries(self) -> dict:
         """The plain numbers that go into a checkpoint's ``run``."""
         return {k: v for k, v in asdict(self).items() if k != "epoch"}
@@ -461,13 +466,17 @@ class Trainer:
     def report_knn(self, found: dict[int, float]) -> None:
         """Log k-NN accuracies in percent, by k."""
         percent = ", ".join(f"{value:.2f} %" + f" (k={k})" * (len(found) > 1) for k, value in found.items())
-        text = f"k-NN {percent} on held-out images (encoder features) after epoch {self.progress.epoch}"
-        self.log.scalars(self.progress.step, summary(found), epoch=self.progress.epoch, text=text)
+        self._report_measured(summary(found), f"k-NN {percent} on held-out images (encoder features)")
 
     def report_retrieval(self, found: dict[str, float], words: str) -> None:
         """Log :func:`moco.retrieval.both_ways`."""
+        self._report_measured(found, words)
+
+    def _report_measured(self, values: dict[str, float], words: str) -> None:
+        """``finished_epochs`` is what a checkpoint has under ``epoch``, as upstream's."""
         at = self.progress
-        self.log.scalars(at.step, found, epoch=at.epoch, text=f"after epoch {at.epoch}, {words}")
+        epochs = {"epoch": at.trained, "finished_epochs": at.epoch}
+        self.log.scalars(at.step, values, **epochs, text=f"epoch {at.trained}: {words}")
 
     def check_queues(self) -> None:
         """Every process must hold the same queue; a difference means that they no longer train one model."""

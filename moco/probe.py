@@ -353,7 +353,7 @@ def train_epoch(
             watch.count(len(labels) * world)
             bar.update()
             if step % every == 0 or step == steps:
-                _report(log, watch, heads, meters, epoch * steps + step, f"Epoch: [{epoch}][{step:4d}/{steps}]")
+                _report(log, watch, heads, meters, epoch, step, steps)
                 watch, meters = Stopwatch(), _meters(heads)
 
 
@@ -361,8 +361,11 @@ def _meters(heads: list[Head]) -> list[list[Mean]]:
     return [[Mean(), Mean(), Mean()] for _ in heads]  # loss, top-1, top-5
 
 
-def _report(log: RunLog, watch: Stopwatch, heads: list[Head], meters: list[list[Mean]], step: int, where: str) -> None:
-    words, values = [where], {}
+def _report(
+    log: RunLog, watch: Stopwatch, heads: list[Head], meters: list[list[Mean]], epoch: int, step: int, steps: int
+) -> None:
+    where, values = f"Epoch: [{epoch}][{step:4d}/{steps}]", {}
+    words = [where]
     for head, means in zip(heads, meters, strict=True):
         if head.diverged:
             continue
@@ -376,7 +379,8 @@ def _report(log: RunLog, watch: Stopwatch, heads: list[Head], meters: list[list[
         words.append(f"loss {loss:.4f} Acc@1 {acc1:.2f} Acc@5 {acc5:.2f} lr {head.rate:g}" + " |" * (len(heads) > 1))
     speed, wait = watch.rates()
     values.update({"images_per_second": speed, "wait_share": wait})
-    log.scalars(step, values, text=f"{' '.join(words)} {speed:.0f} images/s wait {wait:.0%}")
+    text = f"{' '.join(words)} {speed:.0f} images/s wait {wait:.0%}"
+    log.scalars(epoch * steps + step, values, epoch=epoch, text=text)
 
 
 def _diverge(head: Head, heads: list[Head], loss: float, where: str, log: RunLog) -> None:

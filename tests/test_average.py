@@ -72,6 +72,11 @@ def test_a_pretrainings_query_encoder_alone_is_averaged(image_folder, in_process
     assert in_process(image_folder, *words, "--save-dir", tmp_path) == 0
     logged = average._logged(str(tmp_path))
     assert sorted(logged) == [1, 2, 3]
+    (tmp_path / "old").mkdir()
+    records = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    earlier = [{**r, "epoch": r.pop("finished_epochs", r["epoch"])} for r in records]  # as older versions wrote them
+    (tmp_path / "old" / "log.jsonl").write_text("\n".join(map(json.dumps, earlier)))
+    assert average._logged(str(tmp_path / "old")) == logged
     best = [name for _, name in sorted((knn, f"checkpoint_{epoch - 1:04d}.pth.tar") for epoch, knn in logged.items())]
     chosen = average.choose(str(tmp_path), None, 2)
     assert {logged[int(path[-12:-8]) + 1] for path in chosen} == {logged[int(name[11:15]) + 1] for name in best[1:]}

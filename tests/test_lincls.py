@@ -117,6 +117,7 @@ def test_separable_images_reach_all_right(image_folder, tmp_path, capsys):
     assert output[-1] == " * Acc@1 100.000 Acc@5 100.000 (best Acc@1 100.000)"
     records = [json.loads(line) for line in (tmp_path / "lincls.jsonl").read_text().splitlines()]
     assert [r["step"] for r in records if "val_acc1" in r] == [3, 6, 9]
+    assert [r["epoch"] for r in records] == [(r["step"] - 1) // 3 for r in records]
     rates = {r["step"]: r["lr"] for r in records if "lr" in r}
     assert rates == pytest.approx({2: 0.3, 3: 0.3, 5: 0.3, 6: 0.3, 8: 0.03, 9: 0.03})
 

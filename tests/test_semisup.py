@@ -243,6 +243,8 @@ def test_with_a_validation_part_the_test_images_are_seen_once(folder, tmp_path, 
     assert found["best_val_acc1"] == best == made[found["best_epoch"] - 1][1]
     assert "best_acc1" not in found
     assert [r["epoch"] for r in records(tmp_path) if "val_acc1" in r] == [0, 1, 2]
+    steps = max(r["step"] for r in records(tmp_path)) // 3
+    assert all(r["epoch"] == (r["step"] - 1) // steps for r in records(tmp_path))
     assert not any("test_acc1" in r for r in records(tmp_path))
     assert state_of(tmp_path, finetune.BEST)["epoch"] == found["best_epoch"]
     assert found["settings"]["lr_backbone"] == 0.01
