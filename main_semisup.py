@@ -98,7 +98,7 @@ def worker(args: Namespace) -> int:
 
     resume_step = progress.epoch * steps + progress.batch if path else None
     with RunLog(args.save_dir, config=vars(args), resume_step=resume_step, name=mode) as log:
-        log.line(f"{args.arch} at {size} px, --weights {args.weights}: {words}")
+        log.line(f"{args.arch} at {size} px, --weights {args.weights}: {'; '.join([words, *args.notes])}")
         log.line(f"{len(train)} of {len(whole)} images ({share:.4g} %) to train on, {origin}; {len(val or ())} to "
                  f"validate on, {len(test or ())} to test on")  # fmt: skip
         log.line(f"{epochs} epochs of {steps} steps, {distributed.words()}, batch {batch}, amp {amp or 'off'}, "

@@ -295,6 +295,35 @@ def test_a_plateau_has_no_milestones():
     assert (plan["patience"], plan["milestones"], plan["cosine"]) == (3, [], False)
 
 
+@pytest.mark.parametrize("main", ["pretrain", "semisup"])
+@pytest.mark.parametrize(
+    ("file", "words", "outcome"),
+    [
+        ("plateau: 3\nschedule: [3, 4]", "", "--plateau and --schedule are two schedules; give one of them."),
+        ("plateau: 3\ncos: true", "", "--plateau and --cos are two schedules; give one of them."),
+        ("plateau: 3\nschedule: [3]", "--schedule 5", (None, [5], False)),
+        ("plateau: 3\nlr-decay-rate: 0.3", "", "--plateau drops rates 10x; leave it out"),
+        ("plateau: 3", "--schedule 5 6 --lr-decay-rate 0.2", (None, [5, 6], False)),
+        ("plateau: 3", "--lr_decay_epochs 5,6", (None, [5, 6], False)),
+        ("schedule: [3, 4]\nlr-decay-rate: 0.2", "--plateau 5", (5, None, False)),
+        ("schedule: [3, 4]\ncos: true", "--plateau 5", (5, None, False)),
+        ("plateau: 3\ncos: false", "", (3, "default", False)),
+    ],
+)
+def test_of_a_files_plateau_and_a_schedule_the_typed_one_wins(main, file, words, outcome, tmp_path, capsys):
+    (tmp_path / "recipe.yml").write_text(file)
+    words = ["--config", str(tmp_path / "recipe.yml"), *words.split(), "DIR"]
+    if isinstance(outcome, str):
+        with pytest.raises(SystemExit, match="2"):
+            PARSE[main](words)
+        assert outcome in capsys.readouterr().err
+        return
+    args, (plateau, schedule, cosine) = PARSE[main](words), outcome
+    assert (args.plateau, args.cos, args.lr_decay_rate) == (plateau, cosine, 0.2 if "--lr-decay-rate" in words else 0.1)
+    assert schedule in (args.schedule, "default")
+    assert len(args.notes) == (schedule != "default")
+
+
 def test_a_resumed_plateau_has_its_own_runs_patience_and_floor():
     one, other = Plateau(5, lowest=0.5, falling=True), Plateau(1, lowest=0.01, falling=True)
     for loss in (3.0, 4.0):
