@@ -472,7 +472,10 @@ class Tuner:
         log.scalars(at.epoch * steps, {**values, "best_acc1": at.best_acc1}, epoch=at.epoch - 1, text=text)
 
     def result(self, val: Score | None, test: Score | None) -> dict[str, Any]:
-        """What result.json says of the last epoch's network, and of the best epoch by the images it was chosen on."""
+        """What result.json says of the last epoch's network, and of the best epoch by the images it was chosen on.
+
+        Sweeps know these names from moco/sweep/figures.py.
+        """
         at = self.progress
         values: dict[str, Any] = {"epochs": at.epoch, "best_epoch": at.best_epoch}
         if val is not None:

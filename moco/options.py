@@ -821,7 +821,8 @@ def _check_type_starts(args: argparse.Namespace, typed: dict[str, Any]) -> None:
     odd = [kind for kind in (*args.type_starts, *args.type_start_steps) if kind not in kinds]
     if odd and "type_starts" not in typed and typed.keys() & {"method", "mochi", *SYNCO_COUNTS}:
         for kind in odd:
-            args.type_starts.pop(kind, None), args.type_start_steps.pop(kind, None)
+            args.type_starts.pop(kind, None)
+            args.type_start_steps.pop(kind, None)
         args.notes.append(f"the file's --type-starts of {', '.join(odd)} is dropped: none is drawn")
     elif odd:
         raise UserError(f"--type-starts {odd[0]}: this run draws {', '.join(kinds) or 'no synthetic negatives'} and no "

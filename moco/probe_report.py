@@ -58,7 +58,7 @@ def result(heads: list[Head]) -> dict[str, Any]:
     """The figures of result.json: the leading head's as of a run with its rate alone, then each head's.
 
     ``acc1`` and ``acc5`` are of the last epoch and ``best_acc1`` is the highest of any epoch; ``lr`` is the rate of
-    these three.
+    these three. Sweeps know these names from moco/sweep/figures.py.
     """
     first, score = _led(heads)
     found = {"best_acc1": first.best, "acc1": score.acc1, "acc5": score.acc5, "lr": first.lr}

@@ -96,9 +96,9 @@ def number(trial: Trial, metric: str) -> float | None:
     if not os.path.isfile(path):
         return _finite(_last_logged(os.path.join(trial.folder, LOG), metric))
     found = _json(path) or {}
-    if trial.row and f"per_{trial.row[0]}" in found:
+    if trial.row:
         flag, value = trial.row
-        found = next((row for row in found[f"per_{flag}"] if row.get(flag) == value), {})
+        found = next((row for row in found.get(f"per_{flag}", []) if row.get(flag) == value), {})
     return _finite(found.get(metric))
 
 
