@@ -428,7 +428,7 @@ class Trainer:
     # ---------------------------------------------------------------------------------------------- reporting
 
     def report(self) -> None:
-        """One line and one record about the steps since the last one; sweeps know its names from moco/sweep/figures.py."""
+        """One line and one record about the steps since the last one; moco/sweep/figures.py has their names."""
         at, plan = self.progress, self.plan
         self.look()
         *sums, counted = distributed.mean_over_ranks(self.sums).tolist()
