@@ -226,6 +226,9 @@ def test_mistakes_are_one_sentence_and_exit_code_2(words, sentence, capsys):
         ("- 3", "FLAG: VALUE"),
         ("plateau: [1, 2]", "bad.yml: plateau takes one value, not the list [1, 2]."),
         ("cos: [yes]", "bad.yml: cos takes one value, not the list [True]."),
+        ("method: simclr\nsymmetric: true", "--method simclr does not use --symmetric; leave one of them out."),
+        ("method: mochi\ntype-starts: [noise=3]", "this run draws mixup, interpolation and no noise; leave it out"),
+        ("hard-stop-epoch: 0\nhard-start-epoch: 0", "--hard-stop-epoch must come after --hard-start-epoch"),
     ],
 )
 def test_mistakes_in_a_file_are_sentences_too(text, sentence, tmp_path, capsys):
@@ -235,3 +238,14 @@ def test_mistakes_in_a_file_are_sentences_too(text, sentence, tmp_path, capsys):
         options.parse_pretrain(["--config", str(file), "DIR"])
     assert stopped.value.code == 2
     assert sentence in capsys.readouterr().err
+
+
+def test_a_typed_method_drops_what_the_files_method_alone_uses(tmp_path):
+    file = tmp_path / "synco.yml"
+    file.write_text("n1: 4\nmoco-k: 2000\nsymmetric: true\ntype-starts: [interpolation=3, mixup=5steps]\n")
+    assert options.parse_pretrain(["--config", str(file), "DIR"]).type_starts == {"interpolation": 3}
+    args = options.parse_pretrain(["--config", str(file), "--method", "simclr", "DIR"])
+    assert (args.method, args.type_starts, args.type_start_steps) == ("simclr", {}, {})
+    assert args.notes == ["the file's --type-starts of interpolation, mixup is dropped: none is drawn"]
+    args = options.parse_pretrain(["--config", str(file), "--n3", "0", "DIR"])
+    assert (args.type_starts, args.type_start_steps) == ({"interpolation": 3}, {})

@@ -220,6 +220,15 @@ def test_many_values_in_one_run(sweep):
     ]
 
 
+def test_one_of_many_values_has_no_figure_without_its_row(tmp_path):
+    """The figures of the whole run are those of one of its values, which one is not known."""
+    item = spec.Trial({"lr": 3}, 0, str(tmp_path / "trial"), [], row=("lr", 3))
+    _pretend(item, {"val": 5})
+    assert trial.number(item, "val") is None
+    Path(item.folder, "result.json").write_text(json.dumps({"val": 5, "per_lr": [{"lr": 3, "val": 4}]}))
+    assert trial.number(item, "val") == 4
+
+
 def test_a_report_can_go_on_from_the_selected_checkpoints(sweep):
     path = sweep(
         grid={"lr": [1, 3]}, flags={"wait": 0.05}, select={"metric": "val", "flags": {"val-only": True}},
