@@ -9,7 +9,6 @@ Legend: N images on this process, C classes, B images of a step in all.
 
 from __future__ import annotations
 
-import glob
 import os
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
@@ -90,24 +89,13 @@ def resume_path(resume: str, save_dir: str) -> str | None:
 
 
 def claim(save_dir: str, resumed: str | None, overwrite: bool) -> None:
-    """Refuse a folder that holds another run of this program, or clear it.
+    """Refuse a folder that holds another run of this program, or a probe's result; see :func:`moco.checkpoint.claim`.
 
     Raises:
         UserError: this run would write over another one.
     """
-    path = os.path.join(save_dir, CHECKPOINT)
-    if not os.path.isfile(path) or (resumed and os.path.samefile(path, resumed)):
-        return
-    if not overwrite:
-        raise UserError(
-            f"{path} belongs to another run; continue it with --resume auto, choose another --save-dir, or start "
-            "afresh with --overwrite."
-        )
-    if distributed.is_main():
-        kept = glob.glob(os.path.join(glob.escape(save_dir), KEPT.replace("{:04d}", "[0-9]*")))
-        for path in (*(os.path.join(save_dir, name) for name in (CHECKPOINT, BEST, RESULT)), *kept):
-            if os.path.isfile(path):
-                os.remove(path)
+    more = (BEST, KEPT.replace("{:04d}", "[0-9]*"))
+    checkpoint.claim(save_dir, resumed, overwrite, (CHECKPOINT,), (RESULT,), more)
 
 
 # -------------------------------------------------------------------------------------------------- the network

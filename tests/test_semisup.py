@@ -443,7 +443,7 @@ def test_mistakes_with_data_and_files(folder, pretrained, tmp_path, done):
 def test_another_runs_folder_is_left_alone(folder, tmp_path):
     tune(folder, tmp_path, "--train-percent", 50, "--epochs", 1)
     before = state_of(tmp_path)
-    assert "belongs to another run" in sentence(folder, tmp_path, "--epochs", 1)
+    assert "already holds checkpoint_semisup.pth.tar of another run" in sentence(folder, tmp_path, "--epochs", 1)
     assert differences(before, state_of(tmp_path)) == []
     finetune.claim(str(tmp_path), None, overwrite=True)
     assert not (tmp_path / finetune.CHECKPOINT).exists()
