@@ -241,6 +241,17 @@ def test_a_result_without_a_finite_figure_is_reported_as_such(sweep):
     assert (sweep.out / "results.md").read_text().count("done, but without a finite val") == 2
 
 
+def test_a_figure_that_a_result_says_it_cannot_have_is_not_missing(tmp_path):
+    """As top-5 of five classes; where it alone was asked for, as by a selection, it is."""
+    found = {"acc1": 50.0, "acc5": None, "val_acc5": None, "not_measured": {"acc5": "100 % by definition: 5 classes"}}
+    (tmp_path / "result.json").write_text(json.dumps(found))
+    mine = types.SimpleNamespace(folder=str(tmp_path), row=None)
+    asked = {("acc1", "acc5"): "", ("acc5",): "finite acc5", ("acc1", "val_acc5"): "finite val_acc5", ("acc1",): ""}
+    for metrics, why in asked.items():
+        said = report.unfinished(mine, types.SimpleNamespace(metrics=metrics))
+        assert (why in said) and bool(why) == bool(said)
+
+
 # ------------------------------------------------------------------------------------- failures, kills and reruns
 
 
@@ -714,6 +725,7 @@ def test_a_fine_tuning_sweep_over_the_real_entry_point(image_folder, tmp_path):
     chosen, tested = (Path(r["folder"]) for r in rows(tmp_path / "out"))
     results = [json.loads((folder / "result.json").read_text()) for folder in (chosen, tested)]
     assert [r["test_images"] for r in results] == [0, 8]
+    assert rows(tmp_path / "out")[1]["acc5"] == ""  # of two classes
     assert "acc1" not in results[0]
     assert results[0]["val_acc1"] == results[1]["val_acc1"]
     networks = [load(folder / "checkpoint_semisup.pth.tar")["state_dict"] for folder in (chosen, tested)]
