@@ -89,7 +89,7 @@ def worker(args: Namespace) -> int:
     wrapped = distributed.wrap(model)
     tuner = finetune.Tuner(model, wrapped, optimizer, scaler, plan, progress, settings, objective, ema, whole.classes)
     frozen = model.backbone()
-    if state and path:
+    if path:
         tuner.load(state, path, args.arch, weights_only=args.evaluate)
         frozen = frozen if args.pretrained else model.backbone()
         resumed = f"resumed {path} after epoch {progress.epoch} and {progress.batch} steps"

@@ -843,6 +843,8 @@ def test_mistakes_with_data_and_files(image_folder, pretrained, tmp_path):
     assert "--evaluate needs --resume" in sentence(image_folder, tmp_path, "--evaluate")
     assert "--evaluate needs --resume" in sentence(image_folder, tmp_path, "--evaluate", "--resume", "auto")
     assert "no checkpoint of this program" in sentence(image_folder, tmp_path, "--resume", pretrained)
+    torch.save({}, tmp_path / "empty.pth.tar")
+    assert "no checkpoint of this program" in sentence(image_folder, tmp_path, "--resume", tmp_path / "empty.pth.tar")
     assert "one value a channel" in sentence(image_folder, tmp_path, "--mean", 0.5, "--std", 0.2)
 
 

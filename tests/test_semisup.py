@@ -496,6 +496,8 @@ def test_mistakes_with_data_and_files(folder, pretrained, tmp_path, done):
     assert "no checkpoint at" in sentence(folder, tmp_path, "--resume", tmp_path / "none.pth.tar")
     assert "no checkpoint at" in sentence(folder, tmp_path, "--evaluate", "--resume", tmp_path / "none.pth.tar")
     assert "no checkpoint of this program" in sentence(folder, tmp_path, "--resume", pretrained)
+    torch.save({}, tmp_path / "empty.pth.tar")
+    assert "no checkpoint of this program" in sentence(folder, tmp_path, "--resume", tmp_path / "empty.pth.tar")
     assert "too few for BatchNorm" in sentence(folder, tmp_path, "-b", 59)
     assert "strided convolution" in sentence(folder, tmp_path, "-a", "resnet18", "--stem", "imagenet", "--amp", "bf16")
     other = ["--train-percent", 50, "--resume", tmp_path / "other.pth.tar"]
