@@ -23,6 +23,7 @@ import yaml
 from conftest import ROOT, differences, load
 from PIL import Image
 
+import main_lincls
 from moco import options, probe
 from moco.data import open_sources
 from moco.errors import UserError
@@ -693,13 +694,19 @@ def test_the_probe_can_be_judged_on_training_images(image_folder, capsys):
 
 
 @pytest.mark.dist
-def test_the_linear_grid_over_the_real_probe(image_folder, tmp_path):
-    """The figures that decide are of held-out training images; the reported ones are of one rate's own run."""
+def test_the_linear_grid_over_the_real_probe(image_folder, tmp_path, restored):
+    """The figures that decide are of held-out training images; the reported ones are of one rate's own run. A trial
+    that was stopped inside an epoch goes on there."""
     text = (ROOT / "configs" / "sweeps" / "linear.yml").read_text()
     path = tmp_path / "linear.yml"
     path.write_text(text.replace("seeds: 3", "seeds: [5]").replace("val-share: 0.02", "val-share: 0.25"))
-    words = ["--out", str(tmp_path / "out"), "--slots", "1", "--", str(image_folder), *TINY, "--epochs", "2"]
-    assert main([str(path), *words]) == 0
+    own = [str(image_folder), *TINY, "--epochs", "2"]
+    made = spec.read(str(path), own, str(tmp_path / "out"))
+    assert made.select
+    stopped = options.parse_lincls([*made.trials(made.select)[0].command[1:], "--max-minutes", "0"])
+    assert main_lincls.worker(stopped) == 0
+    assert main([str(path), "--out", str(tmp_path / "out"), "--slots", "1", "--", *own]) == 0
+    assert "after epoch 0 and 1 steps" in Path(stopped.save_dir, "output.txt").read_text()
     found = rows(tmp_path / "out")
     assert [r["stage"] for r in found] == ["select"] * 4 + ["report"]
     many, one = (json.loads(Path(r["folder"], "result.json").read_text()) for r in found[3:])
