@@ -84,7 +84,8 @@ def average(paths: list[str]) -> tuple[dict[str, Any], bool]:
 
     Raises:
         UserError: fewer than two files, a file without weights or with odd ones, or one whose weights have other names
-            or shapes, or are of an encoder with other changes, or of a classifier that another rate trained.
+            or shapes, or are of an encoder with other changes, or of a classifier that another rate trained or whose
+            outputs are other classes.
     """
     if len(paths) < 2:
         raise UserError("an average needs two checkpoints or more: name them, or a folder with --last N or --best N.")
@@ -92,13 +93,14 @@ def average(paths: list[str]) -> tuple[dict[str, Any], bool]:
     state: dict[str, Any] = {}
     weights: dict[str, Tensor] = {}
     statistics: list[Tensor] = []
-    rates, changes = {}, {}
+    rates, changes, classes = {}, {}, {}
     stale = False
     for path in paths:
         state = checkpoint.read(path)
         before, weights = statistics, _weights(state, path)
         statistics = [value for name, value in weights.items() if name.endswith(("running_mean", "running_var"))]
         rates[_run_of(state).get("lr")] = path
+        classes.update({tuple(names): path for names in [_run_of(state).get("classes")] if names})
         changes[change_words(recorded_changes(state) or {}) or "no change"] = path
         sums = sums or {name: torch.zeros_like(value, dtype=torch.float64) for name, value in weights.items()}
         odd = [n for n in {**sums, **weights} if n not in sums or n not in weights or sums[n].shape != weights[n].shape]
@@ -111,13 +113,16 @@ def average(paths: list[str]) -> tuple[dict[str, Any], bool]:
         first, other = list(rates.items())[:2]
         raise UserError(f"{first[1]} leads with the classifier of --lr {first[0]} and {other[1]} with that of --lr "
                         f"{other[0]}: average checkpoints of one --lr.")  # fmt: skip
+    if len(classes) > 1:
+        first, other = list(classes.values())[:2]
+        raise UserError(f"the outputs of {first} and of {other} are other classes: average checkpoints of one run.")
     if len(changes) > 1:
         first, other = list(changes.items())[:2]
         raise UserError(f"{first[1]} is of an encoder with {first[0]} and {other[1]} of one with {other[0]}: average "
                         "checkpoints of one encoder.")  # fmt: skip
     mean = {n: (sums[n] / len(paths)).to(v.dtype) if v.is_floating_point() else v for n, v in weights.items()}
     kept = {name: state[name] for name in ("epoch", "arch", "best_acc1") if name in state}
-    run = {name: value for name, value in _run_of(state).items() if name == "lr"}
+    run = {name: value for name, value in _run_of(state).items() if name in ("lr", "classes")}
     kept_changes = recorded_changes(state)
     run |= {} if kept_changes is None else {"changes": kept_changes}
     run["averaged"] = [os.path.basename(path) for path in paths]

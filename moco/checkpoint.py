@@ -10,10 +10,12 @@ from __future__ import annotations
 import argparse
 import contextlib
 import errno
+import glob
 import os
 import pickle
 import re
 import warnings
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -237,12 +239,18 @@ def resolve(resume: str, folder: str) -> str | None:
     return newest(folder) if resume == "auto" else resume or None
 
 
-def claim(folder: str, resumed: str | None, overwrite: bool) -> None:
-    """Make a run's folder; refuse one that holds another run's checkpoints unless that run goes on.
+def claim(
+    folder: str, resumed: str | None, overwrite: bool, files: Sequence[str] | None = None, results: Sequence[str] = (),
+    more: Sequence[str] = (),
+) -> None:  # fmt: skip
+    """Make a run's folder; refuse one that holds another run's files unless that run goes on.
 
     Args:
         resumed: the checkpoint that this run continues; one from elsewhere does not make this folder its run's.
-        overwrite: remove the other run's checkpoints instead.
+        overwrite: remove the other run's files instead.
+        files: patterns of the checkpoints that make the folder a run's; None for pretraining's.
+        results: patterns of what a finished run leaves under a name that other programs use too.
+        more: patterns of what else ``overwrite`` removes.
 
     Raises:
         UserError: the folder cannot be made, or this run would write over another one.
@@ -251,17 +259,24 @@ def claim(folder: str, resumed: str | None, overwrite: bool) -> None:
         os.makedirs(folder, exist_ok=True)
     except OSError as error:
         raise UserError(f"--save-dir {folder} cannot be made: {error.strerror}.") from error
-    names = runs_checkpoints(folder)
-    if not names or (resumed and os.path.samefile(os.path.dirname(resumed) or ".", folder)):
+    names = runs_checkpoints(folder) if files is None else _matching(folder, files)
+    ended = _matching(folder, results)
+    if not (names or ended) or (resumed and os.path.samefile(os.path.dirname(resumed) or ".", folder)):
         return
     if not overwrite:
+        go_on = "continue it with --resume auto, " if names else ""
         raise UserError(
-            f"{folder} already holds {names[-1]} of another run; continue it with --resume auto, choose another "
-            "--save-dir, or start afresh with --overwrite."
+            f"{folder} already holds {(names or ended)[-1]} of another run; {go_on}choose another --save-dir, or "
+            "start afresh with --overwrite."
         )
-    for name in names:
+    for name in (*names, *ended, *_matching(folder, more)):
         with contextlib.suppress(FileNotFoundError):  # every process of the run does this
             os.remove(os.path.join(folder, name))
+
+
+def _matching(folder: str, patterns: Sequence[str]) -> list[str]:
+    found = (glob.glob(os.path.join(glob.escape(folder), pattern)) for pattern in patterns)
+    return [os.path.basename(path) for paths in found for path in sorted(paths)]
 
 
 # ------------------------------------------------------------------------------------------ a training state

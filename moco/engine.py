@@ -177,6 +177,11 @@ class StopRequest:
         """(SIGTERM seen, any reason to stop) on this process."""
         return self.terminated, self.asked or time.monotonic() > self.deadline
 
+    def exit_code(self) -> int | None:
+        """With which every process must stop now, because of any of them; None to go on. Every process has to call."""
+        terminated, ends = distributed.any_rank(*self.flags())
+        return None if not ends else SIGTERM_EXIT if terminated else 0
+
 
 @dataclass
 class Trainer:

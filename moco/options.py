@@ -86,6 +86,8 @@ def lincls_parser() -> Parser:
     add("--knn", action="store_true", help="k-NN accuracy of the frozen features instead of a linear classifier")
     _add_optimizer(p)
     add("--save-dir", default="./", metavar="DIR", help="where checkpoint.pth.tar and the log go (default ./)")
+    add("--overwrite", action="store_true", help="start afresh in a folder that holds another run")
+    add("--max-minutes", default=None, type=float, metavar="M", help="save and stop (exit code 0) after M minutes")
     add("--amp", choices=("off", "bf16", "fp16"), default="off", help="arithmetic of the frozen encoder (default: off)")
     add("--features", choices=("views", "cached"), default="views", help="views: augmented anew every epoch, the "
         "published protocol; cached: computed once, without augmentation, then epochs cost seconds")  # fmt: skip
@@ -953,7 +955,7 @@ def _check_recipe(args: argparse.Namespace) -> None:
 
 def _check_classifier(args: argparse.Namespace) -> None:
     _check_val_share(args)
-    at_least(args, 0, "save_ckpt_freq")
+    at_least(args, 0, "save_ckpt_freq", *_given(args, "max_minutes"))
     for lr in args.lrs:
         positive(argparse.Namespace(lr=lr), "lr")
     if len(set(args.lrs)) < len(args.lrs):

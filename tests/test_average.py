@@ -118,7 +118,8 @@ def test_a_probes_classifiers_are_averaged_and_its_encoder_stays(folder, tmp_pat
     (tmp_path / probe_file.KEPT.format(3)).write_bytes(b"of another run")
     probe_once(folder, tmp_path, "--epochs", 1, "--features", "cached", "--lr", 0.3)
     assert (tmp_path / probe_file.KEPT.format(3)).exists()  # a run that keeps none removes none
-    probe_once(folder, tmp_path, "--epochs", 3, "--save-ckpt-freq", 1, "--features", "cached", "--lr", 0.3, "--seed", 3)
+    words = ["--epochs", 3, "--save-ckpt-freq", 1, "--features", "cached", "--lr", 0.3, "--seed", 3, "--overwrite"]
+    probe_once(folder, tmp_path, *words)
     assert average.main([str(tmp_path), "--last", "2"]) == 0
     said = capsys.readouterr().out
     assert "averaged 2 checkpoints: checkpoint_lincls_0001.pth.tar checkpoint_lincls_0002.pth.tar" in said
@@ -135,11 +136,15 @@ def test_a_probes_classifiers_are_averaged_and_its_encoder_stays(folder, tmp_pat
     words = ["--resume", tmp_path / "averaged.pth.tar", "--seed", 3]
     found = probe_once(folder, tmp_path, "--evaluate", *words)
     assert found["mode"] == "evaluate"
+    assert state_of(tmp_path, "averaged.pth.tar")["run"]["classes"] == ["class0", "class1", "class2"]
     with pytest.raises(UserError, match="is an average, which no training goes on from: give it with --evaluate"):
         probe_once(folder, tmp_path, "--epochs", 4, *words)
     (tmp_path / finetune.KEPT.format(0)).write_bytes(b"")
     with pytest.raises(UserError, match="holds checkpoints of several programs"):
         average.choose(str(tmp_path), 2, None)
+    torch.save({**files[1], "run": {**files[1]["run"], "classes": ["a", "b", "c"]}}, tmp_path / "other")
+    with pytest.raises(UserError, match=r"the outputs of .* are other classes: average checkpoints of one run"):
+        average.average([str(tmp_path / probe_file.KEPT.format(0)), str(tmp_path / "other")])
     torch.save({**files[1], "run": {**files[1]["run"], "lr": 3.0}}, tmp_path / "other")
     with pytest.raises(UserError, match=r"with the classifier of --lr 0.3 and .*other with that of --lr 3.0"):
         average.average([str(tmp_path / probe_file.KEPT.format(0)), str(tmp_path / "other")])

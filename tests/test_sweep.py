@@ -252,6 +252,17 @@ def test_a_result_without_a_finite_figure_is_reported_as_such(sweep):
     assert (sweep.out / "results.md").read_text().count("done, but without a finite val") == 2
 
 
+def test_a_figure_that_a_result_says_it_cannot_have_is_not_missing(tmp_path):
+    """As top-5 of five classes; where it alone was asked for, as by a selection, it is."""
+    found = {"acc1": 50.0, "acc5": None, "val_acc5": None, "not_measured": {"acc5": "100 % by definition: 5 classes"}}
+    (tmp_path / "result.json").write_text(json.dumps(found))
+    mine = types.SimpleNamespace(folder=str(tmp_path), row=None)
+    asked = {("acc1", "acc5"): "", ("acc5",): "finite acc5", ("acc1", "val_acc5"): "finite val_acc5", ("acc1",): ""}
+    for metrics, why in asked.items():
+        said = report.unfinished(mine, types.SimpleNamespace(metrics=metrics))
+        assert (why in said) and bool(why) == bool(said)
+
+
 # ------------------------------------------------------------------------------------- failures, kills and reruns
 
 
@@ -741,10 +752,11 @@ def test_a_pretraining_sweep_on_one_set_of_images_says_so(sweep, capsys):
 
 
 def numbers(path: Path) -> set[str]:
-    """What a sweep would find: the last values of a log, the numbers of a result."""
+    """What a sweep would find: the last values of a log, the numbers of a result, what it says it cannot have."""
     lines = path.read_text().splitlines() if path.suffix == ".jsonl" else [path.read_text()]
     found = {name: value for line in lines for name, value in json.loads(line).items()}
-    return {name for name, value in found.items() if type(value) in (int, float)}
+    without = found.get("not_measured", {})
+    return {name for name, value in found.items() if type(value) in (int, float) or (value is None and name in without)}
 
 
 PRETRAIN = ["--moco-k", "20", "--moco-dim", "16", "--amp", "off", "--seed", "3", "--steps", "1"]
@@ -773,7 +785,7 @@ def test_the_figures_of_the_probe_are_those_of_its_result(words, image_folder, t
     assert set(figures.of("lincls", args)) == (numbers(path) if path.exists() else set())
     whole = json.loads(path.read_text()) if path.exists() else {}
     for entry in whole.get("per_lr", []):
-        assert set(figures.of("lincls", args, row=True)) == {n for n, v in entry.items() if type(v) in (int, float)}
+        assert set(figures.of("lincls", args, row=True)) == {n for n, v in entry.items() if type(v) is not bool}
     held = {"train_images": 18, "val_images": 6} if "val-share" in words else {"train_images": 24, "val_images": 8}
     assert whole == {} or {name: whole[name] for name in held} == held
     assert (figures.PART in figures.of("lincls", args).values()) == ("val-share" in words)
@@ -865,13 +877,19 @@ def test_the_probe_can_be_judged_on_training_images(image_folder, capsys):
 
 
 @pytest.mark.dist
-def test_the_linear_grid_over_the_real_probe(image_folder, tmp_path):
-    """The figures that decide are of held-out training images; the reported ones are of one rate's own run."""
+def test_the_linear_grid_over_the_real_probe(image_folder, tmp_path, restored):
+    """The figures that decide are of held-out training images; the reported ones are of one rate's own run. A trial
+    that was stopped inside an epoch goes on there."""
     text = (ROOT / "configs" / "sweeps" / "linear.yml").read_text()
     path = tmp_path / "linear.yml"
     path.write_text(text.replace("seeds: 3", "seeds: [5]").replace("val-share: 0.02", "val-share: 0.25"))
-    words = ["--out", str(tmp_path / "out"), "--slots", "1", "--", str(image_folder), *TINY, "--epochs", "2"]
-    assert main([str(path), *words]) == 0
+    own = [str(image_folder), *TINY, "--epochs", "2"]
+    made = spec.read(str(path), own, str(tmp_path / "out"))
+    assert made.select
+    stopped = options.parse_lincls([*made.trials(made.select)[0].command[1:], "--max-minutes", "0"])
+    assert main_lincls.worker(stopped) == 0
+    assert main([str(path), "--out", str(tmp_path / "out"), "--slots", "1", "--", *own]) == 0
+    assert "after epoch 0 and 1 steps" in Path(stopped.save_dir, "output.txt").read_text()
     found = rows(tmp_path / "out")
     assert [r["stage"] for r in found] == ["select"] * 4 + ["report"]
     many, one = (json.loads(Path(r["folder"], "result.json").read_text()) for r in found[3:])
@@ -897,6 +915,7 @@ def test_a_fine_tuning_sweep_over_the_real_entry_point(image_folder, tmp_path):
     chosen, tested = (Path(r["folder"]) for r in rows(tmp_path / "out"))
     results = [json.loads((folder / "result.json").read_text()) for folder in (chosen, tested)]
     assert [r["test_images"] for r in results] == [0, 8]
+    assert rows(tmp_path / "out")[1]["acc5"] == ""  # of two classes
     assert "acc1" not in results[0]
     assert results[0]["val_acc1"] == results[1]["val_acc1"]
     networks = [load(folder / "checkpoint_semisup.pth.tar")["state_dict"] for folder in (chosen, tested)]

@@ -142,6 +142,8 @@ def unfinished(trial: Trial, stage: Stage) -> str:
         why = record.words()
     else:
         lacking = [metric for metric in stage.metrics if trials.number(trial, metric) is None]
+        if len(lacking) < len(stage.metrics):
+            lacking = [metric for metric in lacking if not trials.not_measured(trial, metric)]
         why = f"done, but without a finite {lacking[0]}" if lacking else ""
     return why and f"{trial.folder}: {why}"
 

@@ -102,6 +102,12 @@ def number(trial: Trial, metric: str) -> float | None:
     return _finite(found.get(metric))
 
 
+def not_measured(trial: Trial, metric: str) -> str:
+    """Why a finished trial says that it has no such figure (top-5 of five classes), or an empty string."""
+    found = _json(os.path.join(trial.folder, RESULT)) or {}
+    return found.get("not_measured", {}).get(metric, "")
+
+
 def _finite(value: Any) -> float | None:
     return float(value) if type(value) in (int, float) and math.isfinite(value) else None
 
