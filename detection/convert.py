@@ -13,12 +13,12 @@ import os
 import pickle
 import re
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from moco.data import statistics
 from moco.encoder import build_encoder
 from moco.errors import UserError
-from moco.pretrained import arch_of, open_file, read_backbone, settings_of
+from moco.pretrained import arch_of, change_words, changes_of, open_file, read_backbone, settings_of
 
 ARCHS = ("resnet50", "resnet101")
 
@@ -35,15 +35,18 @@ def convert(path: str) -> dict[str, Tensor]:
     """The backbone in a checkpoint (any that moco.pretrained reads), by detectron2's names.
 
     Raises:
-        UserError: unreadable, or not the whole backbone of a ResNet-50 or ResNet-101; the sentence names the keys.
+        UserError: unreadable, or not the whole backbone of a ResNet-50 or ResNet-101 (the sentence names the keys), or
+            one that detectron2's ResNet does not compute.
     """
     arch = arch_of(open_file(path)).partition(".")[0]  # timm names its weights behind a dot
+    encoder = build_encoder(arch if arch in ARCHS else ARCHS[0], 128)
     try:
-        tensors, _ = read_backbone(build_encoder(arch if arch in ARCHS else ARCHS[0], 128), path)
+        tensors, _ = read_backbone(encoder, path)
     except UserError as error:
         if arch and arch not in ARCHS:
             raise UserError(f"{path} is a {arch}; detectron2 gets a {' or a '.join(ARCHS)} from here.") from error
         raise
+    refuse_changes(encoder, path)
     return renamed(tensors)
 
 
@@ -61,6 +64,12 @@ def pixels_of(path: str) -> list[str]:
     """The same for a checkpoint that :func:`convert` has read; none for one that does not say its statistics."""
     known = settings_of(open_file(path))
     return pixel_words(known["mean"].value, known["std"].value) if {"mean", "std"} <= set(known) else []
+
+
+def refuse_changes(encoder: nn.Module, path: str) -> None:
+    """UserError for an encoder that differs in what no tensor tells: detectron2's ResNet is always the plain one."""
+    if words := change_words(changes_of(encoder).get("changes", {})):
+        raise UserError(f"{path} is of a network with {words}, which detectron2's ResNet cannot do; use another file.")
 
 
 def renamed(tensors: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -40,7 +40,7 @@ def parse_embed(argv: list[str] | None = None) -> argparse.Namespace:
 def parse_bench(argv: list[str] | None = None) -> argparse.Namespace:
     """The words of moco.bench: its own, and every flag of main_pretrain.py."""
     asked, rest = bench_parser().parse_known_args(argv)
-    args = parse_pretrain(rest)
+    args = parse_pretrain(rest, any_demo=True)
     for name in ("bench_steps", "bench_images", "bench_seconds"):
         if not 0 < getattr(asked, name) < float("inf"):
             bench_parser().error(f"--{name.replace('_', '-')} must be a number above 0, not {getattr(asked, name)}.")

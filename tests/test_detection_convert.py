@@ -113,6 +113,23 @@ def test_what_is_no_resnet_50_is_a_sentence(resnet50, tmp_path):
         write({}, str(tmp_path / "missing" / "x.pkl"))
 
 
+def test_what_detectron2s_resnet_cannot_compute_is_a_sentence(resnet50, tmp_path):
+    places = {"conv1": "0", "bn1": "1", **{f"layer{i}": str(i + 1) for i in range(1, 5)}}  # as lightly's own ResNet has
+    bare, broken = {}, {}
+    for name, value in resnet50.state_dict().items():
+        first, _, rest = name.partition(".")
+        if first in places:
+            bare[f"backbone.{places[first]}.{rest.replace('downsample', 'shortcut')}"] = value
+            broken[name] = value - 2 if name == "layer3.0.bn2.running_var" else value
+    torch.save({"state_dict": bare}, tmp_path / "lightly.ckpt")
+    torch.save(broken, tmp_path / "broken.pth")
+    sentence = "lightly.ckpt is of a network with neither ReLU nor max-pool after bn1.*, which detectron2's ResNet"
+    with pytest.raises(UserError, match=sentence):
+        convert(str(tmp_path / "lightly.ckpt"))
+    with pytest.raises(UserError, match="layer3.0.bn2.running_var holds a negative variance; take another"):
+        convert(str(tmp_path / "broken.pth"))
+
+
 def test_files_without_a_whole_resnet_end_with_code_2_and_one_sentence(moco_file, tmp_path, capsys):
     spec = importlib.util.spec_from_file_location("convert_main", SCRIPT)
     assert spec and spec.loader

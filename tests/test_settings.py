@@ -111,7 +111,7 @@ def test_a_classifiers_file_is_evaluated_at_its_own(runs, image_folder, tmp_path
     for path in files:
         out = tmp_path / path.parent.name / "again"
         assert main.worker(parse([*words, "--evaluate", "--resume", str(path), "--save-dir", str(out)])) == 0
-        again = json.loads((out / ("result.json" if kind == "probe" else "evaluate.json")).read_text())
+        again = json.loads((out / "evaluate.json").read_text())
         assert (again["acc1"], again["arch"]) == (reported["acc1"], "test_resnet")
     assert main.worker(parse([*trained, "--resume", "auto"])) == 0  # and a resumed one is the same run
 
