@@ -3,8 +3,9 @@
     python main_lincls.py --pretrained CHECKPOINT [flags] DIR        --help lists the flags
 
 Reads top to bottom: data, model, optimizer, loop, save. In --save-dir: checkpoint.pth.tar, model_best.pth.tar,
-lincls.jsonl and result.json (with --knn, --few-shot or --lr-find: knn, few_shot or lr_find, .jsonl and .json). Exit
-codes: 0 done; 2 input that cannot be used; 3 the loss was not finite or a frozen tensor changed.
+lincls.jsonl and result.json (with --evaluate, --knn, --few-shot or --lr-find: evaluate, knn, few_shot or lr_find,
+.jsonl and .json). Exit codes: 0 done, or stopped by --max-minutes or SIGUSR1 with a checkpoint; 2 input that cannot be
+used; 3 the loss was not finite or a frozen tensor changed; 143 SIGTERM, with a checkpoint.
 """
 
 import sys
@@ -16,9 +17,10 @@ import torch
 
 from moco import checkpoint, data, distributed, fewshot, knn, lr_find, options, probe, probe_file, probe_report, seeding
 from moco.encoder import build_encoder
+from moco.engine import StopRequest
 from moco.flag_classes import LINCLS, probing
 from moco.meters import RunLog
-from moco.pretrained import PUBLISHED, fill_backbone, read_backbone
+from moco.pretrained import PUBLISHED, fill_backbone, read_backbone, settle
 from moco.resume import about_run, changes
 
 AMP = {"off": None, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -29,20 +31,24 @@ def worker(args: Namespace) -> int:
     """One process of a probe, from data to the result; returns the exit code."""
     device, world = distributed.device(), distributed.world_size()
     measure = "knn" if args.knn else "few_shot" if args.few_shot else ""  # what needs no training
+    mode = measure or ("lr_find" if args.lr_find else "evaluate" if args.evaluate else "lincls")
     path = probe_file.resume_path(args.resume, args.save_dir, needed=args.evaluate and not measure)
     state = checkpoint.read(path) if path else {}
     seed = distributed.from_main(seeding.choose_seed(args.seed, state))
 
     # data
+    settled = settle(args, path or args.pretrained)
     opening = partial(
         data.open_sources, args.dataset, args.data,
         download=args.download, val_path=args.val_data, channels=args.channels, cache=args.cache,
     )  # fmt: skip
-    train, val = choose_images(args, distributed.first_on_node(opening, wait=bool(args.download or args.cache)))
+    sources = distributed.first_on_node(opening, wait=bool(args.download or args.cache))
+    numbered = data.number_as_in({} if measure else state, str(path), mode == "lincls", sources.train, sources.val)
+    train, val = probe.choose_images(measure, sources, args.val_share, args.few_shot_classes)
     classes = probe.count_classes(train, args.num_classes)
-    mean, std = data.channel_statistics(args.dataset, train.channels, args.mean, args.std)
+    size, mean, std = settled.of(train)
     feed = probe.Feed(
-        size=args.size or train.native_size or 224,
+        size=size,
         batch=args.batch_size * distributed.nodes(),
         seed=seed,
         workers=distributed.share_of_cores(args.workers),
@@ -53,7 +59,7 @@ def worker(args: Namespace) -> int:
     # model
     torch.manual_seed(seeding.key("init", seed) >> 1)
     encoder = build_encoder(args.arch, classes, stem=args.stem, size=feed.size, in_chans=train.channels)
-    weights, words = {}, f"no --pretrained: random initialisation by seed {seed}, a baseline"
+    weights, words = {}, "" if path else f"no --pretrained: random initialisation by seed {seed}, a baseline"
     if args.pretrained:
         reading = partial(read_backbone, encoder, args.pretrained, args.arch)
         weights, words = distributed.first_on_node(reading, wait=args.pretrained.startswith(PUBLISHED))
@@ -61,26 +67,28 @@ def worker(args: Namespace) -> int:
     model = probe.Probe(encoder, device, mean, std, seed, AMP[args.amp])
 
     # optimizer
-    mode = measure or ("lr_find" if args.lr_find else "evaluate" if args.evaluate else "lincls")
     lrs = args.lrs if mode == "lincls" else probe_file.rates_of(state) or args.lrs
     heads = probe.make_heads(model, lrs, **options.head_settings(args))
     about = about_run(probing(args, encoder.built, mean, std, feed.batch), train)
     notes = changes(state, path, about, LINCLS, args.seed) if mode == "lincls" else []
-    start = args.start_epoch
-    if state and path:
-        start = probe_file.load(model, heads, state, path, args.arch, weights, args.evaluate)
-        words += f"; resumed {path} after epoch {start}"
+    batches = {"images": len(train), "images a batch": feed.batch}
+    run = {"seed": seed, "classes": train.classes, "batches": batches, **about}
+    loading = partial(probe_file.load, model, heads, state, arch=args.arch, weights=weights)
+    at = loading(path, run=run if mode == "lincls" else None) if path else probe.Position(args.start_epoch)
+    words = "; ".join(filter(None, [words, at.resumed_words(path), numbered]))
     frozen = weights or model.frozen()
     origin = args.pretrained or path or "the random initialisation"
+    if mode == "lincls":
+        distributed.first_on_node(partial(probe_file.claim, args.save_dir, path, args.overwrite), wait=True)
 
     views = f"; {feed.words}" if mode in ("lincls", "lr_find") else ""
-    steps, others = -(-len(train) // feed.batch), 0 if val is train else len(val)
-    with RunLog(args.save_dir, config=vars(args), resume_step=start * steps if state else None, name=mode) as log:
-        log.line("\n".join([f"{args.arch} at {feed.size} px: {words}", *notes]))
-        log.line(f"{len(train)} images to learn from and {others} held out, {classes} classes; {world} process(es) on "
+    steps = -(-len(train) // feed.batch)
+    with RunLog(args.save_dir, config=vars(args), resume_step=at.step(steps) if path else None, name=mode) as log:
+        log.line("\n".join([f"{args.arch} at {feed.size} px: {words}{settled.words}", *notes]))
+        log.line(f"{probe_report.set_words(train, val, args.few_shot)}, {classes} classes; {world} process(es) on "
                  f"{device.type}, {feed.batch} images a step in all, {feed.workers} loaders each{views}")  # fmt: skip
         result = {"mode": mode, "arch": args.arch, "pretrained": args.pretrained, "size": feed.size, "seed": seed,
-                  "classes": classes, "train_images": len(train), "val_images": others}  # fmt: skip
+                  "classes": classes, "train_images": len(train), "val_images": len(val)}  # fmt: skip
         note = probe.bad_image_notes(log)
         if measure:
             values, asked, words = measure_frozen(args, model, train, val, probe.reading(model, feed, note), seed)
@@ -91,43 +99,38 @@ def worker(args: Namespace) -> int:
 
         if args.lr_find:
             found = lr_find.sweep(heads[0], feed.of(model, train, note, training=True), args.lr_find_steps)
-            lr_find.write(found, {**result, "suggestion": found.suggestion()}, args.save_dir)
+            lr_find.write(found, result, args.save_dir)
             log.line(found.words())
             return 0
 
         # loop
-        epochs, details = range(0 if args.evaluate else args.epochs)[start:], bool(args.per_class or args.confusion)
+        end, details = at.epoch if args.evaluate else args.epochs, bool(args.per_class or args.confusion)
+        stop = StopRequest(args.max_minutes) if at.epoch < end else None
         held_out = feed.of(model, val, note)
-        training = feed.of(model, train, note, training=True) if epochs else held_out
+        training = feed.of(model, train, note, training=True) if at.epoch < end else held_out
         rates = partial(probe.set_rates, epochs=args.epochs, milestones=args.schedule, **options.schedule_shape(args))
-        if not epochs:
+        save = partial(probe_file.save, model, heads, args.save_dir, at, arch=args.arch, run=run)
+        if at.epoch >= end:
             probe.validate(heads, held_out, details)
-        for epoch in epochs:
-            probe.train_epoch(heads, training, epoch, log, args.print_freq, rates)
-            probe.validate(heads, held_out, details and epoch == epochs[-1])
+        while at.epoch < end:
+            code = probe.train_epoch(heads, training, at, log, args.print_freq, rates, stop)
+            if code is not None:
+                save()
+                log.line(at.stop_words(steps))
+                return code
+            probe.validate(heads, held_out, details and at.epoch == end - 1)
             model.check_frozen(frozen, origin)
 
             # save
-            best = probe.note_best(heads)
-            probe_file.save(
-                model, heads, args.save_dir, epoch + 1, arch=args.arch, seed=seed, new_best=best,
-                keep_every=args.save_ckpt_freq, about=about,
-            )  # fmt: skip
-            text = None if epoch == epochs[-1] else probe_report.words(heads)  # the last line comes after the result
-            log.scalars((epoch + 1) * steps, probe_report.values(heads), epoch=epoch, text=text)
-        result.update(features=args.features, epochs=epochs[-1] + 1 if epochs else start, **probe_report.result(heads))
-        probe.write_result(result, args.save_dir, "result.json")
+            at.close_epoch()
+            save(new_best=probe.note_best(heads), keep_every=args.save_ckpt_freq)
+            text = None if at.epoch == end else probe_report.words(heads)  # the last line comes after the result
+            log.scalars(at.epoch * steps, probe_report.values(heads), epoch=at.epoch - 1, text=text)
+        result.update(features=args.features, epochs=at.epoch, **probe_report.result(heads))
+        probe.write_result(result, args.save_dir, "evaluate.json" if args.evaluate else probe_file.RESULT)
         probe_report.write_details(heads, train.classes or [], args.per_class, args.confusion and args.save_dir, log)
         log.line(probe_report.last_words(heads))
     return 0
-
-
-def choose_images(args: Namespace, sources: data.Sources) -> tuple[data.Source, data.Source]:
-    """Images to learn from and held-out ones; one source twice where the measure needs no more."""
-    if args.few_shot:
-        images = fewshot.pool(sources, args.few_shot_classes)
-        return images, images
-    return knn.labelled_sets(sources) if args.knn else probe.labelled_pair(sources, args.val_share)
 
 
 def measure_frozen(
@@ -136,9 +139,7 @@ def measure_frozen(
     """k-NN or few-shot accuracy: numbers, settings and words."""
     if args.knn:
         return knn.measure(model.encoder, train, val, how, args.knn_k, args.knn_t)
-    setting = fewshot.Setting(
-        args.few_shot_way, tuple(args.few_shot_shots), args.few_shot_queries, args.few_shot_episodes, seed
-    )
+    setting = fewshot.Setting(**options.few_shot_settings(args), seed=seed)
     return fewshot.measure(model.encoder, train, how, setting)
 
 

@@ -13,7 +13,7 @@ from functools import partial
 import numpy as np
 import torch
 
-from moco import checkpoint, data, distributed, engine, models, optimizers, options, seeding, validation
+from moco import checkpoint, data, distributed, engine, models, negatives, optimizers, options, seeding, validation
 from moco.encoder import build_encoder, compile_encoders, strided_point
 from moco.flag_classes import PRETRAIN, pretraining
 from moco.knn import Reading
@@ -28,9 +28,7 @@ def worker(args: Namespace) -> int:
     path = distributed.from_main(checkpoint.resolve(args.resume, args.save_dir))
     state = checkpoint.read(path) if path else None
     seed = distributed.from_main(seeding.choose_seed(args.seed, state))
-    torch.manual_seed(seeding.key("init", seed) >> 1)
-    torch.backends.cudnn.deterministic = args.seed is not None
-    torch.backends.cudnn.benchmark = args.seed is None
+    seeding.begin(seed, asked=args.seed is not None)
 
     # data
     settings = {"download": args.download, "val_path": args.val_data, "channels": args.channels, "cache": args.cache}
@@ -76,9 +74,11 @@ def worker(args: Namespace) -> int:
     # loop
     resume_step = progress.step if path else None
     with RunLog(args.save_dir, wandb=args.wandb, config=vars(args), resume_step=resume_step) as log:
-        log.line(f"{args.method}, {args.arch} at {view.size} px, {len(images)} images of {images.name}, seed {seed}")
+        what = "the demo, as no DIR is given: " * args.demo + f"{args.method}, {args.arch} at {view.size} px"
+        log.line(f"{what}, {len(images)} images of {images.name}, seed {seed}")
         log.line(f"{distributed.words()}, batch {batch}, {workers} loader workers each, amp {plan.amp or 'off'}")
-        for sentence in filter(None, (words, data.size_warning(images, view.size), *notes)):
+        recipe = negatives.sentences(model.extra, plan.total_steps, plan.steps_per_epoch)
+        for sentence in filter(None, (words, *recipe, data.size_warning(images, view.size), *args.notes, *notes)):
             log.line(sentence)
         log.line(f"from epoch {progress.epoch}, step {progress.step} of {plan.total_steps}" + f" ({path})" * bool(path))
         stop = engine.StopRequest(args.max_minutes)

@@ -21,7 +21,7 @@ from moco.flag_classes import SEMISUP, tuning
 from moco.meters import RunLog
 from moco.objective import Objective
 from moco.optimizers import build_optimizer, moving_average, spare_vectors
-from moco.pretrained import PUBLISHED, fill_backbone, read_backbone
+from moco.pretrained import PUBLISHED, fill_backbone, read_backbone, settle
 from moco.resume import about_run, changes
 
 UPRIGHT = ("mnist5k",)  # a mirrored digit is another symbol
@@ -30,19 +30,19 @@ UPRIGHT = ("mnist5k",)  # a mirrored digit is another symbol
 def worker(args: Namespace) -> int:
     """One process of a run, from data to the result; returns its exit code."""
     path = distributed.from_main(finetune.resume_path(args.resume, args.save_dir))
-    state = checkpoint.read(path) if path else None
+    state = checkpoint.read(path) if path else {}
     seed = distributed.from_main(seeding.choose_seed(args.seed, state))
-    torch.manual_seed(seeding.key("init", seed) >> 1)
-    torch.backends.cudnn.deterministic = args.seed is not None
-    torch.backends.cudnn.benchmark = args.seed is None
+    seeding.begin(seed, asked=args.seed is not None)
 
     # data
+    settled = settle(args, path or args.pretrained)
     opening = partial(
         data.open_sources, args.dataset, args.data,
         download=args.download, val_path=args.val_data, channels=args.channels, cache=args.cache,
     )  # fmt: skip
     sources = distributed.first_on_node(opening, wait=bool(args.download or args.cache))
     whole, test = finetune.labelled_images(sources, test=not args.val_only)
+    numbered = data.number_as_in(state, str(path), not args.evaluate, whole, test)
     choosing = partial(
         subset.choose, whole, args.train_percent, args.train_files, args.val_share, args.subset_seed,
         cache=os.path.join(torch.hub.get_dir(), "imagenet_subsets"),
@@ -53,12 +53,11 @@ def worker(args: Namespace) -> int:
     novel = finetune.novel_images(sources, args.few_shot_data, args.few_shot_classes) if args.few_shot else None
 
     # model
-    size = args.size or whole.native_size or 224
-    mean, std = data.channel_statistics(args.dataset, whole.channels, args.mean, args.std)
+    size, mean, std = settled.of(whole)
     classes = len(whole.classes or ())
     shape = {"stem": args.stem, "size": size, "in_chans": whole.channels, "drop_path": args.drop_path}
     encoder = build_encoder(args.arch, classes, **shape)
-    words = f"no --pretrained: random initialisation by seed {seed}, a baseline"
+    words = "" if path else f"no --pretrained: random initialisation by seed {seed}, a baseline"
     if args.pretrained:
         reading = partial(read_backbone, encoder, args.pretrained, args.arch)
         weights, words = distributed.first_on_node(reading, wait=args.pretrained.startswith(PUBLISHED))
@@ -86,18 +85,20 @@ def worker(args: Namespace) -> int:
     steps = -(-len(train) // batch)
     ema = moving_average(model, args.ema, args.ema_epoch, -(-steps // args.update_freq))
     wrapped = distributed.wrap(model)
-    tuner = finetune.Tuner(model, wrapped, optimizer, scaler, plan, progress, about, objective, ema)
+    tuner = finetune.Tuner(model, wrapped, optimizer, scaler, plan, progress, about, objective, ema, whole.classes)
     frozen = model.backbone()
-    if state and path:
+    if path:
         tuner.load(state, path, args.arch, weights_only=args.evaluate)
         frozen = frozen if args.pretrained else model.backbone()
-        words += f"; resumed {path} after epoch {progress.epoch} and {progress.batch} steps"
+        resumed = f"resumed {path} after epoch {progress.epoch} and {progress.batch} steps"
+        words = "; ".join(filter(None, [words, resumed, numbered]))
     mode, val = ("evaluate", None) if args.evaluate else ("semisup", val)
     if not args.evaluate:
         distributed.first_on_node(partial(finetune.claim, args.save_dir, path, args.overwrite), wait=True)
 
     resume_step = progress.epoch * steps + progress.batch if path else None
     with RunLog(args.save_dir, config=vars(args), resume_step=resume_step, name=mode) as log:
+        words = "; ".join([words, *args.notes]) + settled.words
         log.line(f"{args.arch} at {size} px, --weights {args.weights}: {words}")
         log.line(f"{len(train)} of {len(whole)} images ({share:.4g} %) to train on, {origin}; {len(val or ())} to "
                  f"validate on, {len(test or ())} to test on")  # fmt: skip
@@ -130,7 +131,7 @@ def worker(args: Namespace) -> int:
         score = score or finetune.evaluate(tuner.evaluated, selecting)
         final = score if not val else finetune.evaluate(tuner.evaluated, feed.of(test)) if test else None
         result = {"mode": mode, "arch": args.arch, "pretrained": args.pretrained, "seed": seed, "origin": origin,
-                  "train_images": len(train), "val_images": len(val or ()), "test_images": len(test or ())}  # fmt: skip
+                  "train_images": len(train)}  # fmt: skip
         result |= tuner.result(score if val else None, final)
         if novel:
             setting = fewshot.Setting(**options.few_shot_settings(args), seed=seed)

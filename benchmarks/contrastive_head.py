@@ -268,7 +268,7 @@ def peak_here(args: argparse.Namespace) -> float:
     step(variant, make_problem(small, (2, 64)))  # libraries allocate their own memory now, not below
     p = make_problem(args, args.sizes[0])
     Path("/proc/self/clear_refs").write_text("5")  # the high-water mark starts again from here
-    before = resident("VmRSS")
+    before = resident("VmHWM")  # not VmRSS, whose counter may be some pages ahead of this one
     step(variant, p)
     return resident("VmHWM") - before
 

@@ -71,7 +71,7 @@ def accuracy(args: argparse.Namespace, images: list[str], method: str, seed: int
         else:
             run(folder, "main_pretrain.py", *PRETRAIN, *METHODS[method], *budget, *common)
             weights = sorted(folder.glob("checkpoint_*.pth.tar"))[-1]
-            run(folder, "main_lincls.py", *PROBE, "--pretrained", str(weights), *common)
+            run(folder, "main_lincls.py", *PROBE, "--pretrained", str(weights), "--overwrite", *common)
     found = json.loads(result.read_text(encoding="utf-8"))["acc1"]
     print(f"{method} seed {seed}: {found:.2f} %", flush=True)
     return found

@@ -50,4 +50,4 @@ def turns(calls: dict[str, Callable[[], Any]], repeats: int, device: str, row: i
 
 def rounds(calls: dict[str, Callable[[], Any]], repeats: int, device: str) -> dict[str, list[float]]:
     """``turns`` of one call each."""
-    return {name: [first for first, in taken] for name, taken in turns(calls, repeats, device, 1).items()}
+    return {name: [first for (first,) in taken] for name, taken in turns(calls, repeats, device, 1).items()}

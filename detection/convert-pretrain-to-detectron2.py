@@ -1,11 +1,12 @@
 """python detection/convert-pretrain-to-detectron2.py CHECKPOINT OUT.pkl"""
 
+import shlex
 import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # runs from a clone without installing
 
-from detection.convert import convert, write
+from detection.convert import convert, pixels_of, write
 from moco.errors import UserError, exit_code
 
 
@@ -21,6 +22,8 @@ def work(words: list[str]) -> None:
     tensors = convert(words[0])
     write(tensors, words[1])
     print(f"wrote {len(tensors)} arrays of the backbone to {words[1]}")
+    if pixels := pixels_of(words[0]):
+        print(f"images are normalised as in training by appending {shlex.join(pixels)}")
 
 
 if __name__ == "__main__":

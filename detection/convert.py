@@ -8,15 +8,17 @@ projection of the skip connection is ``shortcut``. Nothing but names changes.
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import pickle
 import re
 
-from torch import Tensor
+from torch import Tensor, nn
 
+from moco.data import statistics
 from moco.encoder import build_encoder
 from moco.errors import UserError
-from moco.pretrained import arch_of, open_file, read_backbone
+from moco.pretrained import arch_of, change_words, changes_of, open_file, read_backbone, settings_of
 
 ARCHS = ("resnet50", "resnet101")
 
@@ -33,16 +35,41 @@ def convert(path: str) -> dict[str, Tensor]:
     """The backbone in a checkpoint (any that moco.pretrained reads), by detectron2's names.
 
     Raises:
-        UserError: unreadable, or not the whole backbone of a ResNet-50 or ResNet-101; the sentence names the keys.
+        UserError: unreadable, or not the whole backbone of a ResNet-50 or ResNet-101 (the sentence names the keys), or
+            one that detectron2's ResNet does not compute.
     """
     arch = arch_of(open_file(path)).partition(".")[0]  # timm names its weights behind a dot
+    encoder = build_encoder(arch if arch in ARCHS else ARCHS[0], 128)
     try:
-        tensors, _ = read_backbone(build_encoder(arch if arch in ARCHS else ARCHS[0], 128), path)
+        tensors, _ = read_backbone(encoder, path)
     except UserError as error:
         if arch and arch not in ARCHS:
             raise UserError(f"{path} is a {arch}; detectron2 gets a {' or a '.join(ARCHS)} from here.") from error
         raise
+    refuse_changes(encoder, path)
     return renamed(tensors)
+
+
+def pixel_words(mean: list[float], std: list[float]) -> list[str]:
+    """detectron2's settings, ``KEY VALUE`` pairs, for images in 0 to 255 that are normalised by other statistics than
+    the configurations', which are ImageNet's; else none."""
+    words = []
+    for key, found, own in zip(("MEAN", "STD"), (mean, std), statistics(None, 3), strict=True):
+        if not all(math.isclose(x, y, rel_tol=1e-6) for x, y in zip(found, own, strict=True)):
+            words += [f"MODEL.PIXEL_{key}", str([round(255 * x, 6) for x in found])]
+    return words
+
+
+def pixels_of(path: str) -> list[str]:
+    """The same for a checkpoint that :func:`convert` has read; none for one that does not say its statistics."""
+    known = settings_of(open_file(path))
+    return pixel_words(known["mean"].value, known["std"].value) if {"mean", "std"} <= set(known) else []
+
+
+def refuse_changes(encoder: nn.Module, path: str) -> None:
+    """UserError for an encoder that differs in what no tensor tells: detectron2's ResNet is always the plain one."""
+    if words := change_words(changes_of(encoder).get("changes", {})):
+        raise UserError(f"{path} is of a network with {words}, which detectron2's ResNet cannot do; use another file.")
 
 
 def renamed(tensors: dict[str, Tensor]) -> dict[str, Tensor]:

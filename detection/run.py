@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from detection import needs, report
-from detection.convert import convert, write
+from detection.convert import convert, pixels_of, write
 from moco.errors import USAGE_EXIT, TrainingError, UserError
 
 SCHEDULES = {"voc": ("24k", "12k"), "coco": ("1x", "2x")}  # the first is the default
@@ -106,10 +106,12 @@ def run(
     out.mkdir(parents=True, exist_ok=True)
     weights = str(out / "backbone.pkl")
     depth = 101 if "res4.22.conv1.weight" in tensors else 50
-    words = ["MODEL.RESNETS.DEPTH", str(depth), *opts, "MODEL.WEIGHTS", weights]
+    pixels = pixels_of(checkpoint)
+    words = ["MODEL.RESNETS.DEPTH", str(depth), *pixels, *opts, "MODEL.WEIGHTS", weights]
     num_gpus = min(1, torch.cuda.device_count()) if num_gpus is None else num_gpus
     file = recipe.find_config(config)
     cfg, said = recipe.read_config(file, words, num_gpus)
+    said += [f"images are normalised as {checkpoint} was trained: {' '.join(pixels)}"] * bool(pixels)
     _claim(out, {"weights": _digest(tensors), "settings": _settings(cfg), "seed": seed})
     write(tensors, weights)
     recipe.check_start(cfg, resume=False, eval_only=False)

@@ -21,7 +21,8 @@ from torch.optim.swa_utils import update_bn
 from moco import checkpoint, command_options, data
 from moco.encoder import backbone_keys
 from moco.errors import UserError, exit_code
-from moco.pretrained import Backbone, fill_backbone, open_backbone
+from moco.pretrained import Backbone, change_words, fill_backbone, open_backbone, recorded_changes, settle
+from moco.settings import Settled
 
 _CHECKPOINTS = re.compile(r"checkpoint_((?:semisup|lincls)_)?\d{4,}\.pth\.tar$")  # of ends of epochs, of each main
 _PREFIXES = ("module.encoder_ema.", "module.encoder_q.")  # of a pretraining, the first that is there
@@ -62,7 +63,9 @@ def _logged(folder: str) -> dict[int, float]:
             records = [json.loads(line) for line in lines]
     except (OSError, ValueError):
         return {}
-    return {record["epoch"]: record["knn"] for record in records if record.get("knn") is not None}
+    measured = [record for record in records if record.get("knn") is not None]
+    # logs of older versions have finished epochs under "epoch"
+    return {record.get("finished_epochs", record["epoch"]): record["knn"] for record in measured}
 
 
 def _score(path: str, logged: dict[int, float]) -> float | None:
@@ -81,8 +84,9 @@ def average(paths: list[str]) -> tuple[dict[str, Any], bool]:
     Numbers that are no weights (BatchNorm's counters, the epoch) are the last file's.
 
     Raises:
-        UserError: fewer than two files, a file without weights, or one whose weights have other names or shapes, or
-            of a classifier that another rate trained.
+        UserError: fewer than two files, a file without weights or with odd ones, or one whose weights have other names
+            or shapes, or are of an encoder with other changes, or of a classifier that another rate trained or whose
+            outputs are other classes.
     """
     if len(paths) < 2:
         raise UserError("an average needs two checkpoints or more: name them, or a folder with --last N or --best N.")
@@ -90,13 +94,15 @@ def average(paths: list[str]) -> tuple[dict[str, Any], bool]:
     state: dict[str, Any] = {}
     weights: dict[str, Tensor] = {}
     statistics: list[Tensor] = []
-    rates = {}
+    rates, changes, classes = {}, {}, {}
     stale = False
     for path in paths:
         state = checkpoint.read(path)
         before, weights = statistics, _weights(state, path)
         statistics = [value for name, value in weights.items() if name.endswith(("running_mean", "running_var"))]
         rates[_run_of(state).get("lr")] = path
+        classes.update({tuple(names): path for names in [_run_of(state).get("classes")] if names})
+        changes[change_words(recorded_changes(state) or {}) or "no change"] = path
         sums = sums or {name: torch.zeros_like(value, dtype=torch.float64) for name, value in weights.items()}
         odd = [n for n in {**sums, **weights} if n not in sums or n not in weights or sums[n].shape != weights[n].shape]
         if odd:
@@ -108,9 +114,18 @@ def average(paths: list[str]) -> tuple[dict[str, Any], bool]:
         first, other = list(rates.items())[:2]
         raise UserError(f"{first[1]} leads with the classifier of --lr {first[0]} and {other[1]} with that of --lr "
                         f"{other[0]}: average checkpoints of one --lr.")  # fmt: skip
+    if len(classes) > 1:
+        first, other = list(classes.values())[:2]
+        raise UserError(f"the outputs of {first} and of {other} are other classes: average checkpoints of one run.")
+    if len(changes) > 1:
+        first, other = list(changes.items())[:2]
+        raise UserError(f"{first[1]} is of an encoder with {first[0]} and {other[1]} of one with {other[0]}: average "
+                        "checkpoints of one encoder.")  # fmt: skip
     mean = {n: (sums[n] / len(paths)).to(v.dtype) if v.is_floating_point() else v for n, v in weights.items()}
     kept = {name: state[name] for name in ("epoch", "arch", "best_acc1") if name in state}
-    run = {name: value for name, value in _run_of(state).items() if name in ("lr", "changes")}
+    run = {name: value for name, value in _run_of(state).items() if name in ("lr", "classes", "images")}
+    kept_changes = recorded_changes(state)
+    run |= {} if kept_changes is None else {"changes": kept_changes}
     run["averaged"] = [os.path.basename(path) for path in paths]
     return {**kept, "state_dict": mean, "run": run}, stale
 
@@ -124,10 +139,10 @@ def _weights(state: dict, path: str) -> dict[str, Tensor]:
     found = state.get("state_dict")
     if not isinstance(found, dict):
         raise UserError(f"{path} is no checkpoint of this project: it has no state_dict.")
-    for prefix in _PREFIXES:
-        if query := {name: value for name, value in found.items() if name.startswith(prefix)}:
-            return query
-    return found
+    chosen = ({name: value for name, value in found.items() if name.startswith(prefix)} for prefix in _PREFIXES)
+    weights = next(filter(None, chosen), found)
+    checkpoint.refuse_odd(weights, path)
+    return weights
 
 
 def has_batchnorm(weights: dict[str, Tensor]) -> bool:
@@ -159,15 +174,13 @@ def refresh(weights: dict[str, Tensor], like: Backbone, batches: Iterator[Tensor
 # ------------------------------------------------------------------------------------------------- the command
 
 
-def _batches(args: Namespace, like: Backbone) -> tuple[Iterator[Tensor], str]:
+def _batches(args: Namespace, like: Backbone, settled: Settled) -> tuple[Iterator[Tensor], str]:
     """Normalised views of the training images, and words on them."""
     known = like.file.settings
     dataset = args.dataset or known.get("dataset")
     sources = data.open_sources(dataset, args.data, channels=like.channels, download=args.download)
     source = sources.pretrain
-    mean, std = data.channel_statistics(
-        dataset, like.channels, args.mean or known.get("mean"), args.std or known.get("std")
-    )
+    mean, std = settled.statistics(like.channels, like.size)
     aug = args.aug or known.get("aug") or ("v2" if known.get("aug_plus") else None)
     preset = data.get_preset(aug) if aug else data.probe_preset(dataset != "mnist5k")
     batch = min(args.batch_size, len(source))
@@ -175,6 +188,7 @@ def _batches(args: Namespace, like: Backbone) -> tuple[Iterator[Tensor], str]:
     loader = data.make_loader(data.TwoViews(source, preset, like.size, seed=0), sampler, args.workers)
     images = len(sampler) * batch
     words = f"BatchNorm measured anew on {images} images of {source.name}, views {aug or 'crop and flip'}"
+    words += settled.words
     return (data.normalise(found["q"], mean, std) for found in loader), words
 
 
@@ -191,9 +205,10 @@ def _run(args: Namespace) -> None:
         if args.data is None and args.dataset is None:
             raise UserError("BatchNorm's statistics are to be measured anew: give training images by --data or "
                             "--dataset, or --no-refresh to keep the mean of the old ones.")  # fmt: skip
-        like = open_backbone(paths[-1], args.arch, size=args.size)
+        settled = settle(args, paths[-1])
+        like = open_backbone(paths[-1], args.arch, args.stem, args.size)
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        batches, words = _batches(args, like)
+        batches, words = _batches(args, like, settled)
         refresh(state["state_dict"], like, batches, device)
     elif stale:
         words = "BatchNorm's statistics are the mean of the old ones, which fit no network"

@@ -54,8 +54,9 @@ class BatchContrast(nn.Module):
     """
 
     STATS = ("loss", "top1", "top5", "hardest", "no_positive")
-    CHANCE = "chance"
+    chance_words = "chance"
     K = 0  # no queue
+    extra = None  # no synthetic negatives
     symmetric = False
 
     def __init__(

@@ -61,7 +61,7 @@ class MoCo(nn.Module):
     """
 
     STATS = ("loss", "top1", "top5", "hardest", "synthetic_mass")
-    CHANCE = "ln(1+K)"
+    scale = 1.0  # by which the loss is multiplied
 
     def __init__(
         self,
@@ -112,7 +112,16 @@ class MoCo(nn.Module):
     @property
     def chance(self) -> float:
         """The loss of queries that all look like every key."""
-        return math.log(1 + self.K) * (2 if self.symmetric else 1)
+        return math.log(1 + self.K) * self._terms
+
+    @property
+    def chance_words(self) -> str:
+        """The same for the log."""
+        return "ln(1+K)" if self._terms == 1 else f"{self._terms:.4g} ln(1+K)"
+
+    @property
+    def _terms(self) -> float:
+        return self.scale * (2 if self.symmetric else 1)
 
     def forward(self, im_q: Tensor, im_k: Tensor, ids: Tensor, epoch: int, draw: int, step: int = 0) -> Output:
         """The loss of one batch; changes nothing but BatchNorm's running statistics.

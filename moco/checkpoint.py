@@ -10,10 +10,12 @@ from __future__ import annotations
 import argparse
 import contextlib
 import errno
+import glob
 import os
 import pickle
 import re
 import warnings
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -33,6 +35,9 @@ _CONTAINERS = [
     )),
 ]  # fmt: skip
 _NAME = re.compile(r"checkpoint_(\d{4,})(?:_step_(\d+))?\.pth\.tar$")
+_FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+# of the entries of a network, those that must be floats
+_WEIGHT = re.compile(r"(weight|bias|running_mean|running_var|_token|pos_embed|pos_embedding)$")
 
 
 # ------------------------------------------------------------------------------------------------- one file
@@ -117,6 +122,41 @@ def _replace(beside: str, path: str) -> None:
         os.close(handle)
 
 
+# ------------------------------------------------------------------------------ tensors that nothing computes with
+
+
+def odd_tensors(tensors: dict[str, Tensor], like: dict[str, Tensor] | None = None) -> dict[str, str]:
+    """What those tensors hold that no network can compute with, by name; empty for sound ones.
+
+    Args:
+        like: the network's own entries, which tell weights from counters; by default a weight is known by its name.
+    """
+    found = {}
+    for name, value in tensors.items():
+        weight = like[name].is_floating_point() if like and name in like else bool(_WEIGHT.search(name))
+        if words := _oddity(name, value, weight):
+            found[name] = words
+    return found
+
+
+def _oddity(name: str, value: Tensor, weight: bool) -> str:
+    if value.dtype not in _FLOATS or value.layout != torch.strided:
+        kind = str(value.dtype).removeprefix("torch.") if value.layout == torch.strided else "sparse"
+        return f"{kind} numbers" if weight else ""
+    if not torch.isfinite(value.float()).all():  # as float32, in which it will be computed with
+        return "NaN or infinity"
+    return "a negative variance" if name.endswith("running_var") and bool((value < 0).any()) else ""
+
+
+def refuse_odd(tensors: dict[str, Tensor], path: str, like: dict[str, Tensor] | None = None) -> None:
+    """UserError if a file has :func:`odd_tensors`: any number from them would be meaningless."""
+    if odd := odd_tensors(tensors, like):
+        first, words = next(iter(odd.items()))
+        more = f" ({len(odd)} such tensors)" if len(odd) > 1 else ""
+        raise UserError(f"{path} cannot be used: {first} holds {words}{more}; take another checkpoint of that run "
+                        "(python -m moco.describe lists what is odd).")  # fmt: skip
+
+
 # ------------------------------------------------------------------------------------------- a run's folder
 
 
@@ -199,12 +239,18 @@ def resolve(resume: str, folder: str) -> str | None:
     return newest(folder) if resume == "auto" else resume or None
 
 
-def claim(folder: str, resumed: str | None, overwrite: bool) -> None:
-    """Make a run's folder; refuse one that holds another run's checkpoints unless that run goes on.
+def claim(
+    folder: str, resumed: str | None, overwrite: bool, files: Sequence[str] | None = None, results: Sequence[str] = (),
+    more: Sequence[str] = (),
+) -> None:  # fmt: skip
+    """Make a run's folder; refuse one that holds another run's files unless that run goes on.
 
     Args:
         resumed: the checkpoint that this run continues; one from elsewhere does not make this folder its run's.
-        overwrite: remove the other run's checkpoints instead.
+        overwrite: remove the other run's files instead.
+        files: patterns of the checkpoints that make the folder a run's; None for pretraining's.
+        results: patterns of what a finished run leaves under a name that other programs use too.
+        more: patterns of what else ``overwrite`` removes.
 
     Raises:
         UserError: the folder cannot be made, or this run would write over another one.
@@ -213,17 +259,24 @@ def claim(folder: str, resumed: str | None, overwrite: bool) -> None:
         os.makedirs(folder, exist_ok=True)
     except OSError as error:
         raise UserError(f"--save-dir {folder} cannot be made: {error.strerror}.") from error
-    names = runs_checkpoints(folder)
-    if not names or (resumed and os.path.samefile(os.path.dirname(resumed) or ".", folder)):
+    names = runs_checkpoints(folder) if files is None else _matching(folder, files)
+    ended = _matching(folder, results)
+    if not (names or ended) or (resumed and os.path.samefile(os.path.dirname(resumed) or ".", folder)):
         return
     if not overwrite:
+        go_on = "continue it with --resume auto, " if names else ""
         raise UserError(
-            f"{folder} already holds {names[-1]} of another run; continue it with --resume auto, choose another "
-            "--save-dir, or start afresh with --overwrite."
+            f"{folder} already holds {(names or ended)[-1]} of another run; {go_on}choose another --save-dir, or "
+            "start afresh with --overwrite."
         )
-    for name in names:
+    for name in (*names, *ended, *_matching(folder, more)):
         with contextlib.suppress(FileNotFoundError):  # every process of the run does this
             os.remove(os.path.join(folder, name))
+
+
+def _matching(folder: str, patterns: Sequence[str]) -> list[str]:
+    found = (glob.glob(os.path.join(glob.escape(folder), pattern)) for pattern in patterns)
+    return [os.path.basename(path) for paths in found for path in sorted(paths)]
 
 
 # ------------------------------------------------------------------------------------------ a training state
@@ -245,8 +298,8 @@ def unpack(state: dict, path: str, model: Any, optimizer: Any, scaler: Any, arch
     """Put a checkpoint of ours, MoCo's or SynCo's into the model, optimizer and scaler; returns its ``run`` part.
 
     Raises:
-        UserError: another architecture, or entries that are missing, unknown or of another shape; nothing is loaded
-            in part.
+        UserError: another architecture, or entries that are missing, unknown, of another shape or odd
+            (:func:`odd_tensors`); nothing is loaded in part.
     """
     if not isinstance(state.get("state_dict"), dict) or "optimizer" not in state:
         raise UserError(f"{path} is no pretraining checkpoint: it lacks state_dict or optimizer.")
@@ -258,6 +311,7 @@ def unpack(state: dict, path: str, model: Any, optimizer: Any, scaler: Any, arch
         found["queue"] = _upstreams_queue(found["queue"], own["queue"])
         found["queue_ids"] = own["queue_ids"]  # upstream has none: nothing is masked until rows are replaced
     _same_entries(found, own, path)
+    refuse_odd(found, path, own)
     try:
         optimizer.load_state_dict(state["optimizer"])
         if state.get("scaler"):  # empty when the run so far did not scale its loss

@@ -40,7 +40,7 @@ def parse_embed(argv: list[str] | None = None) -> argparse.Namespace:
 def parse_bench(argv: list[str] | None = None) -> argparse.Namespace:
     """The words of moco.bench: its own, and every flag of main_pretrain.py."""
     asked, rest = bench_parser().parse_known_args(argv)
-    args = parse_pretrain(rest)
+    args = parse_pretrain(rest, any_demo=True)
     for name in ("bench_steps", "bench_images", "bench_seconds"):
         if not 0 < getattr(asked, name) < float("inf"):
             bench_parser().error(f"--{name.replace('_', '-')} must be a number above 0, not {getattr(asked, name)}.")
@@ -172,7 +172,7 @@ def _add_read(p: Parser) -> None:
     add = p.add_argument
     add("checkpoint", metavar="CHECKPOINT", nargs="?", help="checkpoint of ours or of nine other projects; "
         "torchvision:NAME for its published weights")  # fmt: skip
-    add_data(p)
+    add_data(p, of_file=True)
     add("-b", "--batch-size", default=256, type=int, metavar="N",
         help="images a step over all processes of this node (default: 256)")  # fmt: skip
     add("--amp", choices=("off", "bf16", "fp16"), default="off", help="arithmetic of the encoder (default: off)")

@@ -39,7 +39,7 @@ def main(argv: list[str] | None = None) -> int:
     settings = options.parse_pretrain(["--save-dir", folder])
     pretraining = ["main_pretrain.py", "--save-dir", folder]
     if asked.epochs:
-        pretraining += ["--epochs", str(asked.epochs)]
+        pretraining += ["--config", options.DEMO_CONFIG, "--epochs", str(asked.epochs)]
     weights = os.path.join(folder, f"checkpoint_{(asked.epochs or settings.epochs) - 1:04d}.pth.tar")
     commands = [
         *probes(settings, os.path.join(folder, "untrained")),

@@ -13,16 +13,15 @@ from collections import Counter
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
-import torch
 from torch import Tensor
 
-from moco import command_options
-from moco.checkpoint import is_mocos
+from moco import checkpoint, command_options
 from moco.errors import UserError, exit_code
 from moco.flag_classes import typed
 from moco.key_queue import EMPTY
-from moco.pretrained import File, arch_of, head_entries, named_arch, open_backbone, open_file
+from moco.pretrained import File, arch_of, head_entries, named_arch, open_file, outline, settings_of
 from moco.resume import machine_words
+from moco.settings import listed
 
 UNIT = 1e-3  # a queue row's length may differ so much from 1 (keys of 16-bit encoders do by 4e-4)
 FLAT = 1e-8  # a channel whose variance is below carries no signal; BatchNorm's own epsilon is 1e-5
@@ -45,7 +44,7 @@ def describe(path: str) -> list[Line]:
         UserError: it cannot be read, or holds no weights.
     """
     file = open_file(path)
-    checks = (_kind, _architecture, _progress, _run, _keys, _finite, _batchnorm, _queue, _momentum, _optimizer)
+    checks = (_kind, _architecture, _progress, _run, _keys, _numbers, _batchnorm, _queue, _momentum, _optimizer)
     return [line for check in checks for line in check(file)]
 
 
@@ -72,7 +71,7 @@ def _queue_project(file: File) -> str:
     queue = file.tensors.get("queue")
     if "queue_ids" in file.tensors or (queue is None and "run" in file.state):
         return "this project"
-    if queue is not None and not is_mocos(queue, _output_width(file)):
+    if queue is not None and not checkpoint.is_mocos(queue, _output_width(file)):
         return "SynCo as released"
     return "MoCo v2" if "encoder_q.fc.2.weight" in file.tensors else "MoCo v1"
 
@@ -90,7 +89,7 @@ def _architecture(file: File) -> Iterator[Line]:
         return
     how = "named in the file" if named_arch(file) else "found by the shapes of the tensors"
     try:
-        source = open_backbone(file.path)
+        source, _ = outline(file.path)
     except UserError as error:
         yield Line(f"architecture: {arch}, {how}, but {error}", sane=False)
         return
@@ -99,6 +98,7 @@ def _architecture(file: File) -> Iterator[Line]:
     built = f"{source.stem} stem, {source.channels} channels, {source.size} px, {words}"
     yield Line(f"architecture: {arch}, {how}; {built}")
     yield Line(source.words)
+    yield Line(f"settings: {listed(settings_of(file))}")
 
 
 def _progress(file: File) -> Iterator[Line]:
@@ -138,28 +138,23 @@ def _keys(file: File) -> Iterator[Line]:
 # --------------------------------------------------------------------------------------------- whether it is sane
 
 
-def _finite(file: File) -> Iterator[Line]:
-    bad = [name for name, value in file.tensors.items() if not _is_finite(value)]
-    if bad:
-        yield Line(f"{len(bad)} tensors hold NaN or infinity, the first is {bad[0]}", sane=False)
-    else:
+def _numbers(file: File) -> Iterator[Line]:
+    odd = checkpoint.odd_tensors(file.tensors)
+    for words, count in Counter(odd.values()).items():
+        first = next(name for name, found in odd.items() if found == words)
+        yield Line(f"{count} tensors hold {words}, the first is {first}", sane=False)
+    if not odd:
         yield Line("all weights are finite")
 
 
-def _is_finite(value: Tensor) -> bool:
-    return not value.is_floating_point() or bool(torch.isfinite(value).all())
-
-
 def _batchnorm(file: File) -> Iterator[Line]:
-    variances = {n.removesuffix(".running_var"): v for n, v in file.tensors.items() if n.endswith(".running_var")}
+    found = ((name, value) for name, value in file.tensors.items() if value.is_floating_point())
+    variances = {n.removesuffix(".running_var"): v for n, v in found if n.endswith(".running_var")}
     if not variances:
         return
-    negative = [name for name, value in variances.items() if bool((value < 0).any())]
     flat = [name for name, value in variances.items() if bool((value < FLAT).all())]
     channels = sum(int((value < FLAT).sum()) for value in variances.values())
     yield Line(f"{len(variances)} BatchNorm layers, {channels} channels without variance")
-    if negative:
-        yield Line(f"BatchNorm {negative[0]} has a negative variance ({len(negative)} layers)", sane=False)
     if flat:
         yield Line(f"BatchNorm {flat[0]} has no channel with variance ({len(flat)} layers): collapsed", sane=False)
     untouched = [name for name, value in variances.items() if _untouched(file, name, value)]
@@ -179,7 +174,7 @@ def _queue(file: File) -> Iterator[Line]:
     if queue is None or queue.ndim != 2:
         return
     C = _output_width(file)
-    rows = queue.T if ids is None and is_mocos(queue, C) else queue  # (K, C); MoCo's own is (C, K)
+    rows = queue.T if ids is None and checkpoint.is_mocos(queue, C) else queue  # (K, C); MoCo's own is (C, K)
     K = len(rows)
     lengths = rows.float().norm(dim=1)  # (K,)
     odd = int((~((lengths - 1).abs() < UNIT)).sum())  # NaN is odd too
@@ -235,7 +230,7 @@ def _optimizer(file: File) -> Iterator[Line]:
     kept = [v for s in states for entry in s.get("state", {}).values() for v in entry.values() if isinstance(v, Tensor)]
     lr = groups[0].get("lr", "not recorded")
     yield Line(f"optimizer: {len(groups)} groups, lr {lr}, {len(kept)} tensors of state")
-    bad = sum(not _is_finite(value) for value in kept)
+    bad = len(checkpoint.odd_tensors({str(place): value for place, value in enumerate(kept)}))
     if bad:
         yield Line(f"{bad} tensors of the optimizer hold NaN or infinity", sane=False)
 

@@ -34,7 +34,7 @@ from moco.data import BadImages, Source, Sources
 from moco.encoder import build_encoder
 from moco.errors import UserError
 from moco.knn import Reading, Share, read_set
-from moco.pretrained import PUBLISHED, fill_backbone, read_backbone
+from moco.pretrained import PUBLISHED, fill_backbone, read_backbone, settle
 from moco.seeding import numpy_generator
 
 AMP = {"off": None, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -79,13 +79,13 @@ class Found(NamedTuple):
 
 def read(args: Namespace) -> Found:
     """Features of the images that the flags of this command name; every process has to call."""
+    settled = settle(args, args.checkpoint)
     opening = partial(
         data.open_sources, args.dataset, args.data,
         download=args.download, val_path=args.val_data, channels=args.channels, cache=args.cache,
     )  # fmt: skip
     source = choose(distributed.first_on_node(opening, wait=bool(args.download or args.cache)), args.split)
-    mean, std = data.channel_statistics(args.dataset, source.channels, args.mean, args.std)
-    size = args.size or source.native_size or 224
+    size, mean, std = settled.of(source)
 
     # The head's width is of no account: features are what enters it.
     encoder = build_encoder(args.arch, 2, stem=args.stem, size=size, in_chans=source.channels)
@@ -102,7 +102,7 @@ def read(args: Namespace) -> Found:
         size, args.batch_size * distributed.nodes(), device, mean, std, distributed.share_of_cores(args.workers),
         AMP[args.amp], note,
     )  # fmt: skip
-    return Found(read_set(encoder.to(device), source, how), source, encoder, size, words)
+    return Found(read_set(encoder.to(device), source, how), source, encoder, size, words + settled.words)
 
 
 def choose(sources: Sources, split: str | None) -> Source:

@@ -29,7 +29,8 @@ from moco.errors import SIGTERM_EXIT, TrainingError, UserError
 from moco.knn import alignment, summary, uniformity
 from moco.meters import Parts, RunLog, Stopwatch
 from moco.optimizers import Plateau
-from moco.schedule import learning_rate, rise
+from moco.schedule import warmed
+from moco.settings import images_of
 
 IMAGES = ("q", "k", "more", "index")  # of a batch, what goes to the device; more: only where views are more than two
 LOOK_STEPS = 10  # the host never runs further ahead: a signal is answered after so many steps at most
@@ -77,6 +78,11 @@ class Progress:
             )
         return cls(**{name: value for name, value in entries.items() if name in cls.__dataclass_fields__})
 
+    @property
+    def trained(self) -> int:
+        """The epoch, counted from 0, that is running or has just ended: the one that a checkpoint is named after."""
+        return self.epoch if self.batch else self.epoch - 1
+
     def entries(self) -> dict:
         """The plain numbers that go into a checkpoint's ``run``."""
         return {k: v for k, v in asdict(self).items() if k != "epoch"}
@@ -92,7 +98,7 @@ class Plan:
     lr: float
     cosine: bool
     milestones: list[int]
-    warm_epochs: int = 0  # of rising from warm_from to the schedule's rate then, step by step
+    warm_epochs: int = 0  # of rising from warm_from, step by step, see moco.schedule.warmed
     warm_from: float = 0.01
     warm_steps: int = 0  # the same counted in steps, in place of warm_epochs
     by_step: bool = False  # the schedule moves every step (for --steps) instead of every epoch
@@ -110,15 +116,10 @@ class Plan:
     def lr_at(self, epoch: int, step: int) -> float:
         """The learning rate of a step."""
         warm = self.warm_steps or self.warm_epochs * self.steps_per_epoch
-        if step >= warm:
-            return self._scheduled(epoch, step)
-        top = self._scheduled(warm // self.steps_per_epoch, warm)
-        return rise(self.warm_from, top, step, warm)
-
-    def _scheduled(self, epoch: int, step: int) -> float:
         progress, total = (step, self.total_steps) if self.by_step else (epoch, self.epochs)
+        end = warm if self.by_step else warm // self.steps_per_epoch
         shape = {"cosine": self.cosine, "milestones": self.milestones, "decay": self.decay, "floor": self.min_lr}
-        return learning_rate(self.lr, progress, total, **shape)
+        return warmed(self.lr, progress, total, first=self.warm_from, done=step, length=warm, end=end, **shape)
 
     def changed_before(self, end: int) -> bool:
         """Whether a step from which the loss is another lies in the epoch that ended with step ``end``, or inside the
@@ -176,6 +177,11 @@ class StopRequest:
     def flags(self) -> tuple[bool, bool]:
         """(SIGTERM seen, any reason to stop) on this process."""
         return self.terminated, self.asked or time.monotonic() > self.deadline
+
+    def exit_code(self) -> int | None:
+        """With which every process must stop now, because of any of them; None to go on. Every process has to call."""
+        terminated, ends = distributed.any_rank(*self.flags())
+        return None if not ends else SIGTERM_EXIT if terminated else 0
 
 
 @dataclass
@@ -429,7 +435,7 @@ class Trainer:
     # ---------------------------------------------------------------------------------------------- reporting
 
     def report(self) -> None:
-        """One line and one record about the steps since the last one."""
+        """One line and one record about the steps since the last one; moco/sweep/figures.py has their names."""
         at, plan = self.progress, self.plan
         self.look()
         *sums, counted = distributed.mean_over_ranks(self.sums).tolist()
@@ -448,7 +454,8 @@ class Trainer:
         done = at.batch // plan.accum
         text = (
             f"Epoch [{at.epoch}][{done:4d}/{plan.steps_per_epoch}] loss {values['loss']:.4f} "
-            f"({values['loss_ratio']:.3f} of {self.model.CHANCE}) top1 {values['top1']:.1f} top5 {values['top5']:.1f} "
+            f"({values['loss_ratio']:.3f} of {self.model.chance_words}) "
+            f"top1 {values['top1']:.1f} top5 {values['top5']:.1f} "
             f"lr {values['lr']:.4g} {values['images_per_second']:.0f} images/s wait {100 * values['wait_share']:.0f}% "
             f"ETA {int(eta) // 3600}:{int(eta) // 60 % 60:02d}:{int(eta) % 60:02d}"
         )
@@ -466,13 +473,17 @@ class Trainer:
     def report_knn(self, found: dict[int, float]) -> None:
         """Log k-NN accuracies in percent, by k."""
         percent = ", ".join(f"{value:.2f} %" + f" (k={k})" * (len(found) > 1) for k, value in found.items())
-        text = f"k-NN {percent} on held-out images (encoder features) after epoch {self.progress.epoch}"
-        self.log.scalars(self.progress.step, summary(found), epoch=self.progress.epoch, text=text)
+        self._report_measured(summary(found), f"k-NN {percent} on held-out images (encoder features)")
 
     def report_retrieval(self, found: dict[str, float], words: str) -> None:
         """Log :func:`moco.retrieval.both_ways`."""
+        self._report_measured(found, words)
+
+    def _report_measured(self, values: dict[str, float], words: str) -> None:
+        """``finished_epochs`` is what a checkpoint has under ``epoch``, as upstream's."""
         at = self.progress
-        self.log.scalars(at.step, found, epoch=at.epoch, text=f"after epoch {at.epoch}, {words}")
+        epochs = {"epoch": at.trained, "finished_epochs": at.epoch}
+        self.log.scalars(at.step, values, **epochs, text=f"epoch {at.trained}: {words}")
 
     def check_queues(self) -> None:
         """Every process must hold the same queue; a difference means that they no longer train one model."""
@@ -493,6 +504,7 @@ class Trainer:
 
     def _write(self, arch: str, keep: int) -> None:
         run = {**self.progress.entries(), "batches": batch_shape(self.sampler, self.plan.accum), **self.about}
+        run |= images_of(self.model.encoder_q, self.model.mean, self.model.std)
         state = checkpoint.pack(self.model, self.optimizer, self.scaler, arch, self.progress.epoch, run)
         path = checkpoint.save(state, self.save_dir, keep)
         self.log.line(f"saved {path}")
@@ -542,7 +554,7 @@ def oddity(values: dict[str, float]) -> str:
     if values["feature_std"] < 0.05:
         return "all queries look the same (feature_std near 0), the encoder has collapsed; lower --lr."
     if values["loss_ratio"] > 1.6:
-        return "the loss is far above ln(1+K), worse than guessing; lower --lr or raise --moco-t."
+        return "the loss is far above chance, worse than guessing; lower --lr or raise --moco-t."
     return ""
 
 

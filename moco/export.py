@@ -1,6 +1,6 @@
 """Write a checkpoint's backbone for other tools: python -m moco.export CKPT --to KIND [--out FILE].
 
-    torchvision, timm   a state dict with that library's names, which its network loads strictly
+    torchvision, timm   a state dict with that library's names, which its network loads strictly, the card beside it
     detectron2          the weight file that detection/ reads (ResNet-50 and ResNet-101)
     safetensors         the encoder's own names, the card as metadata
     onnx                a graph from normalised images to features, for any batch size
@@ -26,10 +26,19 @@ import torch
 from torch import Tensor, nn
 
 from detection import convert
-from moco import command_options, data
+from moco import command_options
 from moco.encoder import build_encoder, features, head_of, torchvision_names
 from moco.errors import UserError, exit_code
-from moco.pretrained import CARD, Backbone, apply_changes, head_entries, open_backbone
+from moco.pretrained import (
+    CARD,
+    Backbone,
+    apply_changes,
+    bare_names,
+    change_words,
+    open_backbone,
+    settle,
+    sound_head_entries,
+)
 
 SUFFIXES = {
     "torchvision": ".torchvision.pth",
@@ -81,9 +90,9 @@ def export(source: Backbone, to: str, out: str, card: dict[str, Any], keep_head:
         UserError: the tool has no such network, or the file cannot be written.
     """
     if to in ("torchvision", "timm"):
-        return _to_library(source, to, out, keep_head)
+        return _to_library(source, to, out, card, keep_head)
     if to == "detectron2":
-        return _to_detectron2(source, out)
+        return _to_detectron2(source, out, card)
     if to == "onnx":
         return _to_onnx(source, out, card, keep_head)
     tensors = _own_tensors(source, keep_head)
@@ -93,10 +102,7 @@ def export(source: Backbone, to: str, out: str, card: dict[str, Any], keep_head:
         content = save(tensors, {"format": "pt", "card": json.dumps(card)})
         _write(out, lambda path: _write_bytes(content, path))
         return Exported([out], [])
-    beside = os.path.splitext(out)[0] + ".json"
-    _write(out, lambda path: torch.save(tensors, path))
-    _write(beside, lambda path: _write_bytes((json.dumps(card, indent=1) + "\n").encode(), path))
-    return Exported([out, beside], [])
+    return Exported(_write_with_card(tensors, out, card), [])
 
 
 def make_card(source: Backbone, mean: list[float], std: list[float]) -> dict[str, Any]:
@@ -121,10 +127,10 @@ def keep_the_head(source: Backbone) -> None:
     """Put the file's own linear classifier in place of the fresh head.
 
     Raises:
-        UserError: the file's head is not one linear layer.
+        UserError: the file's head is not one linear layer, or its tensors are odd.
     """
     head = head_of(source.encoder)
-    entries = head_entries(source.encoder, source.file)
+    entries = sound_head_entries(source.encoder, source.file)
     weight, fresh = entries.get("weight"), source.encoder.get_submodule(head)
     if set(entries) != {"weight", "bias"} or weight is None or weight.ndim != 2 or not isinstance(fresh, nn.Linear):
         raise UserError(f"{source.file.path} has no head of one linear layer to keep; leave out --head keep.")
@@ -163,7 +169,7 @@ def timm_name(name: str) -> str:
     return name
 
 
-def _to_library(source: Backbone, to: str, out: str, keep_head: bool) -> Exported:
+def _to_library(source: Backbone, to: str, out: str, card: dict[str, Any], keep_head: bool) -> Exported:
     arch = library_arch(source.arch, to)
     target = build_encoder(arch, 1, stem=source.stem, size=source.size, in_chans=source.channels).eval()
     if keep_head:
@@ -180,8 +186,10 @@ def _to_library(source: Backbone, to: str, out: str, keep_head: bool) -> Exporte
     if not gap <= TOLERANCE:
         raise UserError(f"{to}'s {arch} computes other features (relative difference {gap:.1e}); nothing was written.")
     plain = {name.removeprefix(wrapped): value for name, value in tensors.items()}
-    _write(out, lambda path: torch.save(plain, path))
-    return Exported([out], [f"{to} computes the same (relative difference {gap:.0e}); load it with", *_loading(
+    paths = _write_with_card(plain, out, {**card, "arch": arch})
+    words = change_words(source.changes)
+    told = f"{to}'s own network differs, and the file cannot say so: the lines below give it {words}\n" if words else ""
+    return Exported(paths, [f"{told}{to} computes the same (relative difference {gap:.0e}); load it with", *_loading(
         source, to, arch, target, out, keep_head
     )])  # fmt: skip
 
@@ -251,19 +259,21 @@ def _stem_lines(source: Backbone, to: str, target: nn.Module) -> list[str]:
         settings = f"{conv.in_channels}, {conv.out_channels}, {conv.kernel_size[0]}, {conv.stride[0]}, {padding}"
         bias = "" if conv.bias is not None else ", bias=False"
         lines.append(f"model.set_submodule({first!r}, torch.nn.Conv2d({settings}{bias}))")
-    if source.stem == "cifar":
-        lines.append("model.maxpool = torch.nn.Identity()")
-    return lines
+    gone = {"maxpool"} if source.stem == "cifar" else set()
+    gone |= set(bare_names(target)) if "bare_stem" in source.changes else set()
+    return lines + [f"model.{name} = torch.nn.Identity()" for name in sorted(gone)]
 
 
-def _to_detectron2(source: Backbone, out: str) -> Exported:
+def _to_detectron2(source: Backbone, out: str, card: dict[str, Any]) -> Exported:
     known = " and ".join(convert.ARCHS)
     if source.arch.removeprefix("timm/") not in convert.ARCHS or source.stem == "cifar" or source.channels != 3:
         raise UserError(f"detectron2's configurations are for {known} with a 7x7 stem and colour images, not for "
                         f"{source.arch} with {source.stem} stem and {source.channels} channels.")  # fmt: skip
+    convert.refuse_changes(source.encoder, source.file.path)
     tensors = convert.renamed(_own_tensors(source, keep_head=False))
     convert.write(tensors, out)
-    return Exported([out], [f"{len(tensors)} arrays; give the file as MODEL.WEIGHTS"])
+    pixels = convert.pixel_words(card["mean"], card["std"])
+    return Exported([out], [f"{len(tensors)} arrays; give the file as {' '.join(['MODEL.WEIGHTS', *pixels])}"])
 
 
 # ------------------------------------------------------------------------------------------------------- onnx
@@ -360,6 +370,25 @@ def _write(out: str, write: Callable[[str], None]) -> None:
         raise UserError(f"{out} cannot be written ({' '.join(str(error).split())}); choose another --out.") from error
 
 
+def _write_with_card(tensors: dict[str, Tensor], out: str, card: dict[str, Any]) -> list[str]:
+    """The two paths; UserError where the card would replace what is no card."""
+    beside = os.path.splitext(out)[0] + ".json"
+    if beside == out or (os.path.exists(beside) and not _is_card(beside)):
+        raise UserError(f"the card goes to {beside}, which is something else; choose another --out.")
+    _write(out, lambda path: torch.save(tensors, path))
+    _write(beside, lambda path: _write_bytes((json.dumps(card, indent=1) + "\n").encode(), path))
+    return [out, beside]
+
+
+def _is_card(path: str) -> bool:
+    try:
+        with open(path, encoding="utf-8") as file:
+            found = json.load(file)
+    except (OSError, ValueError):
+        return False
+    return isinstance(found, dict) and found.get("kind") == CARD
+
+
 def _write_bytes(content: bytes, path: str) -> None:
     with open(path, "wb") as file:
         file.write(content)
@@ -382,19 +411,16 @@ def _destination(args: Namespace) -> str:
 def _run(args: Namespace) -> None:
     if args.head == "keep" and args.to in ("detectron2", "safetensors", "features"):
         raise UserError(f"--head keep has no meaning for --to {args.to}; leave it out.")
+    settled = settle(args, args.checkpoint, args.dataset)
     source = open_backbone(args.checkpoint, args.arch, args.stem, args.size)
     out = _destination(args)
-    known = source.file.settings
-    dataset = args.dataset or known.get("dataset")
-    mean, std = data.channel_statistics(
-        dataset, source.channels, args.mean or known.get("mean"), args.std or known.get("std")
-    )
+    mean, std = settled.statistics(source.channels, source.size)
     card = make_card(source, mean, std)
     keep_head = args.head == "keep"
     if keep_head:
         keep_the_head(source)
     done = export(source, args.to, out, card, keep_head)
-    print(f"{source.arch}, {source.stem} stem, {source.size} px: {source.words}")
+    print(f"{source.arch}, {source.stem} stem, {source.size} px: {source.words}{settled.words}")
     print(f"wrote {' and '.join(done.paths)}")
     for line in done.words:
         print(line)

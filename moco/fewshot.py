@@ -26,7 +26,7 @@ from torch import nn
 from moco import distributed
 from moco.data import Source, Sources
 from moco.errors import UserError
-from moco.knn import Reading, read_set
+from moco.knn import Reading, read_set, unread_words
 from moco.seeding import numpy_generator
 
 _WORDNET = re.compile(r"n\d{8}$")  # what ImageNet's and miniImageNet's classes are called
@@ -242,7 +242,10 @@ def measure(
         values.update({f"acc_{shot}shot": mean, f"ci95_{shot}shot": half})
         words.append(f" * {setting.way}-way {shot}-shot {mean:.2f} +- {half:.2f}")
     asked = {"way": setting.way, "shots": list(setting.shots), "queries": setting.queries}
+    unread = len(source) - len(share.ids)
     asked |= {"episodes": setting.episodes, "warning": leak(classes)}
+    asked |= {"val_images": len(share.ids), "unreadable": unread}
     warning = f"warning: {asked['warning']}\n" if asked["warning"] else ""
     tail = f" ({setting.episodes} episodes, {setting.queries} queries a class, encoder features)"
+    tail += unread_words(unread, len(source))
     return values, asked, warning + "\n".join(line + tail for line in words)

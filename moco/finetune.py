@@ -9,7 +9,6 @@ Legend: N images on this process, C classes, B images of a step in all.
 
 from __future__ import annotations
 
-import glob
 import os
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
@@ -18,7 +17,6 @@ from itertools import islice
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils import get_total_norm
 
@@ -37,13 +35,14 @@ from moco.data import (
 from moco.encoder import backbone_keys, has_batchnorm, head_of, new_classifier, sync_batchnorm
 from moco.engine import StopRequest
 from moco.errors import SIGTERM_EXIT, TrainingError, UserError
-from moco.knn import Reading
-from moco.meters import Mean, RunLog, Stopwatch, accuracy
+from moco.knn import Reading, unread_words
+from moco.meters import TOP5_FROM, Mean, RunLog, Stopwatch, accuracy, top5_words, without_top5
 from moco.objective import Judged, Objective
 from moco.optimizers import Plateau, layer_groups
-from moco.pretrained import apply_changes, changes_of, fill_network
-from moco.probe import Score, labelled_pair
-from moco.schedule import learning_rate, rise, warm_up
+from moco.pretrained import changes_of, fill_network, restore_changes
+from moco.probe import Score, counts, labelled_pair, own_rows
+from moco.schedule import warm_up, warmed
+from moco.settings import images_of
 
 # The released code's names; they lie beside a probe's files and a pretraining's without harm.
 CHECKPOINT, BEST, RESULT = "checkpoint_semisup.pth.tar", "model_best_semisup.pth.tar", "result.json"
@@ -90,24 +89,13 @@ def resume_path(resume: str, save_dir: str) -> str | None:
 
 
 def claim(save_dir: str, resumed: str | None, overwrite: bool) -> None:
-    """Refuse a folder that holds another run of this program, or clear it.
+    """Refuse a folder that holds another run of this program, or a probe's result; see :func:`moco.checkpoint.claim`.
 
     Raises:
         UserError: this run would write over another one.
     """
-    path = os.path.join(save_dir, CHECKPOINT)
-    if not os.path.isfile(path) or (resumed and os.path.samefile(path, resumed)):
-        return
-    if not overwrite:
-        raise UserError(
-            f"{path} belongs to another run; continue it with --resume auto, choose another --save-dir, or start "
-            "afresh with --overwrite."
-        )
-    if distributed.is_main():
-        kept = glob.glob(os.path.join(glob.escape(save_dir), KEPT.replace("{:04d}", "[0-9]*")))
-        for path in (*(os.path.join(save_dir, name) for name in (CHECKPOINT, BEST, RESULT)), *kept):
-            if os.path.isfile(path):
-                os.remove(path)
+    more = (BEST, KEPT.replace("{:04d}", "[0-9]*"))
+    checkpoint.claim(save_dir, resumed, overwrite, (CHECKPOINT,), (RESULT,), more)
 
 
 # -------------------------------------------------------------------------------------------------- the network
@@ -146,6 +134,11 @@ class Classifier(nn.Module):
         encoder.requires_grad_(not freeze)
         layer.requires_grad_(True)
         self.head = [layer.weight, layer.bias]
+
+    @property
+    def classes(self) -> int:
+        """C."""
+        return self.head[1].shape[0]
 
     def train(self, mode: bool = True) -> Classifier:
         """As of any module, but a frozen encoder stays in eval mode: its BatchNorm statistics are the file's."""
@@ -255,30 +248,37 @@ def check_batch(model: Classifier, sampler: EpochSampler) -> None:
 
 @torch.no_grad()
 def evaluate(model: Classifier, images: Images) -> Score:
-    """Accuracy in eval mode, each image counted once: the last step's repeats, which make the shares of all processes
-    equal, are left out. BatchNorm's statistics are the main process's, which are those of checkpoints."""
+    """Accuracy in eval mode, each image that can be read counted once: the last step's repeats, which make the shares
+    of all processes equal, are left out. BatchNorm's statistics are the main process's, which are those of checkpoints.
+    """
     distributed.broadcast_buffers(list(model.buffers()))
     model.eval()
     device = distributed.device()
     n, world, rank = images.sampler.n, distributed.world_size(), distributed.rank()
-    sums = torch.zeros(3, dtype=torch.float64, device=device)
+    sums = torch.zeros(4, dtype=torch.float64, device=device)
     seen = 0
     for batch in images.batches(0, 0, Stopwatch()):
         count = len(batch["label"])
-        own = max(0, n - seen - rank * count)
+        own = own_rows(batch["bad"] < 0, n - seen - rank * count)
         seen += world * count
-        labels = batch["label"][:own].to(device)
-        if len(labels):
-            logits = model(batch["image"][:own].to(device))
-            sums += torch.stack([*accuracy(logits, labels, (1, 5)), F.cross_entropy(logits, labels, reduction="sum")])
-    hits1, hits5, loss = distributed.sum_over_ranks(sums).tolist()
-    return Score(100 * hits1 / n, 100 * hits5 / n, loss / n)
+        if len(own):
+            sums += counts(model(batch["image"][own].to(device)), batch["label"][own].to(device))
+    return Score.of(distributed.sum_over_ranks(sums), n, model.classes)
 
 
 def last_line(val: Score | None, test: Score | None) -> str:
-    """A run's figures, those of the test images as upstream prints them."""
-    words = f" * validation Acc@1 {val.acc1:.3f} Acc@5 {val.acc5:.3f}" if val else ""
-    return words + (f" * Acc@1 {test.acc1:.3f} Acc@5 {test.acc5:.3f}" if test else "")
+    """A run's figures, each with the images that it is of; a line's beginning with test images is upstream's."""
+    found = [(val, "validation ", "validation"), (test, "", "test")]
+    return "".join(f" * {name}{_figures(score)} ({_of(score, kind)})" for score, name, kind in found if score)
+
+
+def _figures(score: Score) -> str:
+    return f"Acc@1 {score.acc1:.3f}{top5_words(score.acc5)}"
+
+
+def _of(score: Score, kind: str) -> str:
+    unread = unread_words(score.unread, score.images + score.unread)
+    return f"{score.images} {kind} images{unread}"
 
 
 # ------------------------------------------------------------------------------------------------------ training
@@ -303,7 +303,7 @@ class Plan:
     without a better accuracy after which rates drop, in place of the cosine. keep_every: epochs between checkpoints
     that are kept, 0 for none. min_lr: the lowest value of the highest rate; the others keep their ratio to it.
     milestones: epochs at which rates are multiplied by ``decay``, in place of the cosine. warm_epochs: of a rise, step
-    by step, to the rate that is due after them; ``warm_from`` is where the highest rate begins.
+    by step (:func:`moco.schedule.warmed`); ``warm_from`` is where the highest rate begins.
     """
 
     epochs: int
@@ -333,6 +333,7 @@ class Tuner:
     about: dict[str, Any]
     objective: Objective
     ema: Any = None
+    classes: list[str] | None = None  # names of the outputs
 
     def __post_init__(self) -> None:
         self.base_lrs = [group["lr"] for group in self.optimizer.param_groups]
@@ -377,23 +378,21 @@ class Tuner:
     def _set_rates(self, steps: int) -> None:
         at, plan = self.progress, self.plan
         done = at.epoch + at.batch / steps
-        if done < plan.warm_epochs:
-            first = plan.warm_from / max(self.base_lrs)
-            share = rise(first, self._scheduled(plan.warm_epochs), done, plan.warm_epochs)
-        else:
-            share = self._scheduled(done if plan.warmup else at.epoch)
-        factor = warm_up(done, plan.warmup) * self.plateau.factor
+        share, factor = self._scheduled(done), warm_up(done, plan.warmup) * self.plateau.factor
         for group, base in zip(self.optimizer.param_groups, self.base_lrs, strict=True):
             group["lr"] = base * share * factor
 
     def _scheduled(self, done: float) -> float:
-        """The share of each rate: the published cosine moves once an epoch; after a warm-up from 0, once a step and
-        over the rest of the run."""
+        """The share of each rate after ``done`` epochs: the published cosine moves once an epoch; after a warm-up from
+        0, once a step and over the rest of the run."""
         plan = self.plan
-        if plan.milestones is not None:
-            return learning_rate(1.0, done, plan.epochs, cosine=False, milestones=plan.milestones, decay=plan.decay)
-        past, cosine = max(0.0, done - plan.warmup), plan.patience is None
-        return learning_rate(1.0, past, plan.epochs - plan.warmup, cosine=cosine, milestones=[], floor=self.lowest)
+        past, total = done if plan.warmup else self.progress.epoch, float(plan.epochs)
+        if plan.milestones is None:
+            past, total = max(0.0, past - plan.warmup), total - plan.warmup
+        warm = {"done": done, "length": plan.warm_epochs, "end": plan.warm_epochs}
+        cosine = plan.milestones is None and plan.patience is None
+        shape = {"milestones": plan.milestones or [], "decay": plan.decay, "floor": self.lowest}
+        return warmed(1.0, past, total, first=plan.warm_from / max(self.base_lrs), cosine=cosine, **warm, **shape)
 
     def _step(
         self, group: list[dict[str, Tensor]], meters: dict[str, Mean], step: int, stop: StopRequest
@@ -438,7 +437,8 @@ class Tuner:
         at = self.progress
         here = torch.tensor([meter.value for meter in meters.values()], device=distributed.device())
         values = dict(zip(meters, distributed.mean_over_ranks(here).tolist(), strict=True))
-        loss, acc1, acc5, *terms = values.items()
+        terms = [entry for entry in values.items() if entry[0] not in ("loss", "train_acc1", "train_acc5")]
+        top5 = f" Acc@5 {values['train_acc5']:.2f}" if "train_acc5" in values else ""
         speed, wait = watch.rates()
         groups = self.optimizer.param_groups
         head = {id(p) for p in self.model.head}
@@ -446,8 +446,8 @@ class Tuner:
         rates = {"lr_classifier": max(rates[0]), **({"lr_backbone": max(rates[1])} if rates[1] else {})}
         values |= {**rates, "images_per_second": speed, "wait_share": wait}
         text = (
-            f"Epoch: [{at.epoch}][{at.batch:4d}/{steps}] loss {loss[1]:.4f} "
-            f"{''.join(f'{name} {value:.4f} ' for name, value in terms)}Acc@1 {acc1[1]:.2f} Acc@5 {acc5[1]:.2f} "
+            f"Epoch: [{at.epoch}][{at.batch:4d}/{steps}] loss {values['loss']:.4f} "
+            f"{''.join(f'{name} {value:.4f} ' for name, value in terms)}Acc@1 {values['train_acc1']:.2f}{top5} "
             f"lr {' '.join(f'{rate:.4g}' for rate in rates.values())} {speed:.0f} images/s wait {wait:.0%}"
         )
         log.scalars(at.epoch * steps + at.batch, values, epoch=at.epoch, text=text)
@@ -466,24 +466,31 @@ class Tuner:
     def report_epoch(self, log: RunLog, score: Score, which: str, steps: int) -> None:
         """Record an epoch's evaluation on the images called ``which``."""
         at = self.progress
-        values = {f"{which}_acc1": score.acc1, f"{which}_acc5": score.acc5, f"{which}_loss": score.loss}
+        values = {f"{which}_acc1": score.acc1, f"{which}_loss": score.loss}
+        values |= {} if score.acc5 is None else {f"{which}_acc5": score.acc5}
         text = (
-            f"epoch {at.epoch - 1}: {which} Acc@1 {score.acc1:.3f} Acc@5 {score.acc5:.3f} (best {at.best_acc1:.3f} "
-            f"after {at.best_epoch} epochs)"
+            f"epoch {at.epoch - 1}: {which} {_figures(score)} (best {at.best_acc1:.3f} after {at.best_epoch} epochs)"
+            f"{unread_words(score.unread, score.images + score.unread)}"
         )
         log.scalars(at.epoch * steps, {**values, "best_acc1": at.best_acc1}, epoch=at.epoch - 1, text=text)
 
     def result(self, val: Score | None, test: Score | None) -> dict[str, Any]:
-        """What result.json says of the last epoch's network, and of the best epoch by the images it was chosen on."""
+        """What result.json says of the last epoch's network, and of the best epoch by the images it was chosen on.
+
+        Of the images so many were counted, ``unreadable`` more could not be read. Sweeps know these names from
+        moco/sweep/figures.py.
+        """
         at = self.progress
-        values: dict[str, Any] = {"epochs": at.epoch, "best_epoch": at.best_epoch}
+        values: dict[str, Any] = {"epochs": at.epoch, "best_epoch": at.best_epoch, **without_top5(self.model.classes)}
         if val is not None:
             values |= {"val_acc1": val.acc1, "val_acc5": val.acc5, "val_loss": val.loss, "best_val_acc1": at.best_acc1}
         elif test is not None:
             values["best_acc1"] = at.best_acc1
         if test is not None:
             values |= {"acc1": test.acc1, "acc5": test.acc5, "loss": test.loss}
-        return values
+        scores = {"val": val, "test": test}
+        values |= {f"{name}_images": score.images if score else 0 for name, score in scores.items()}
+        return values | {"unreadable": sum(score.unread for score in scores.values() if score)}
 
     def check_frozen(self, reference: dict[str, Tensor]) -> None:
         """With ``freeze``, every tensor but the layer's still equals the ``reference``, upstream's sanity check.
@@ -520,8 +527,12 @@ class Tuner:
             "optimizer": self.optimizer.state_dict(),
             "scaler": self.scaler.state_dict(),
             "run": {
-                **entries, **self.about, "plateau": self.plateau.state_dict(),
+                **entries,
+                **self.about,
+                "classes": self.classes,
+                "plateau": self.plateau.state_dict(),
                 **changes_of(self.model.encoder),
+                **images_of(self.model.encoder, self.model.mean, self.model.std),
             },  # fmt: skip
         }
         if self.ema is not None:
@@ -544,12 +555,11 @@ class Tuner:
         if state.get("arch", arch) != arch:
             raise UserError(f"{path} was trained with -a {state['arch']}; this run has -a {arch}.")
         run = state.get("run") or {}
-        changes = run.get("changes", {})
         if self.ema is not None or weights_only:
-            apply_changes(self.evaluated.encoder, changes)
+            restore_changes(self.evaluated.encoder, state, path)
             fill_network(self.evaluated.encoder, state["state_dict"], path)
         if not weights_only:
-            apply_changes(self.model.encoder, changes)
+            restore_changes(self.model.encoder, state, path)
             fill_network(self.model.encoder, state.get("trained", state["state_dict"]), path)
             self._fill_optimizer(state, path)
             self.plateau.load_state_dict(run.get("plateau", {}))
@@ -569,7 +579,8 @@ class Tuner:
 def _count(meters: dict[str, Mean], judged: Judged) -> None:
     """Add a batch's loss, accuracies in percent and parts of the loss."""
     acc1, acc5 = (100.0 * hits / len(judged.labels) for hits in accuracy(judged.logits, judged.labels, (1, 5)))
-    for name, value in {"loss": judged.loss, "train_acc1": acc1, "train_acc5": acc5, **judged.terms}.items():
+    five = {"train_acc5": acc5} if judged.logits.shape[1] >= TOP5_FROM else {}
+    for name, value in {"loss": judged.loss, "train_acc1": acc1, **five, **judged.terms}.items():
         meters.setdefault(name, Mean()).add(value)
 
 

@@ -72,7 +72,7 @@ LINCLS = Classes(
     silent=_words(
         _LAUNCH, _FILES, _FEW_SHOT, "--train-folder --start-epoch --seed --num-classes --lr-decay-epochs --save-freq",
         "--evaluate --pretrained --knn --knn-k --knn-t --save-ckpt-freq --per-class --confusion --lr-find",
-        "--lr-find-steps",
+        "--lr-find-steps --overwrite --max-minutes",
     ),
     data=False,
 )  # fmt: skip

@@ -15,7 +15,7 @@ k neighbours, T temperature, r rows of this process.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -120,17 +120,34 @@ def gathered(share: Share, device: torch.device) -> Share:
     return Share(gather(share.x)[order], gather(share.labels)[order], ids, z)
 
 
+class Unread:
+    """A note (see :class:`Reading`) that marks the unreadable images of ``source``, around another one."""
+
+    def __init__(self, source: Source, device: torch.device, note: Note | None) -> None:
+        self.source, self.note = source, note
+        self._bad = torch.zeros(len(source), dtype=torch.int64, device=device)
+
+    def __call__(self, batch: dict[str, Tensor], source: Source) -> None:
+        if source is self.source:
+            self._bad[batch["bad"][batch["bad"] >= 0].to(self._bad.device)] = 1
+        if self.note is not None:
+            self.note(batch, source)
+
+    def readable(self) -> Tensor:
+        """(n,) bool on the CPU: not marked by any process; every process has to call."""
+        return (distributed.sum_over_ranks(self._bad) == 0).cpu()
+
+
+def unread_words(unread: int, images: int) -> str:
+    """The end of a line about a measure; empty where every image counts."""
+    return f"; {unread} of {images} images cannot be read and are not counted" * bool(unread)
+
+
 def read_set(encoder: nn.Module, source: Source, how: Reading) -> Share:
     """Features of a whole set on every process, for sets that fit; every process has to call."""
-    bad = torch.zeros(len(source), dtype=torch.int64, device=how.device)
-
-    def note(batch: dict[str, Tensor], source: Source) -> None:
-        bad[batch["bad"][batch["bad"] >= 0].to(how.device)] = 1
-        if how.note is not None:
-            how.note(batch, source)
-
-    x, labels = extract(encoder, how.loader(source), how.device, how.mean, how.std, amp=how.amp, note=note)
-    ids = (distributed.sum_over_ranks(bad) == 0).nonzero()[:, 0].cpu()
+    marks = Unread(source, how.device, how.note)
+    x, labels = extract(encoder, how.loader(source), how.device, how.mean, how.std, amp=how.amp, note=marks)
+    ids = marks.readable().nonzero()[:, 0]
     return Share(x, labels, ids) if len(ids) == len(x) else Share(x[ids], labels[ids], ids)
 
 
@@ -257,11 +274,15 @@ def measure(
     encoder: nn.Module, train: Source, val: Source, how: Reading, k: Sequence[int], temperature: float
 ) -> tuple[dict[str, float], dict[str, Any], str]:
     """:func:`evaluate_knn` as numbers for a log, settings for a result file, and a line to read."""
-    found = evaluate_knn(encoder, train, val, how, k=k, temperature=temperature)
-    asked = {"k": k[0], "T": temperature, "leave_one_out": train is val}
+    marks = Unread(val, how.device, how.note)
+    found = evaluate_knn(encoder, train, val, replace(how, note=marks), k=k, temperature=temperature)
+    unread = int((~marks.readable()).sum())
+    asked = {"k": k[0], "T": temperature, "leave_one_out": train is val, "val_images": len(val) - unread}
+    asked["unreadable"] = unread
     percent, ks = "/".join(f"{value:.3f}" for value in found.values()), "/".join(map(str, found))
     alone = ", each image against the others" * (train is val)
-    return summary(found), asked, f" * k-NN {percent} (k={ks}, T={temperature}, cosine, encoder features{alone})"
+    words = f" * k-NN {percent} (k={ks}, T={temperature}, cosine, encoder features{alone})"
+    return summary(found), asked, words + unread_words(unread, len(val))
 
 
 @torch.no_grad()

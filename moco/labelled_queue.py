@@ -42,10 +42,6 @@ class LabelledMoCo(MoCo):
         self.queue_labels: Tensor
         self.register_buffer("queue_labels", torch.full((self.K,), UNLABELLED))
 
-    @property
-    def chance(self) -> float:
-        return super().chance * self.scale
-
     def contrast(self, q: Tensor, k: Tensor, ids: Tensor, epoch: int, draw: int, step: int = 0) -> Head:
         """SupCon of q against its key, the queue and the extra negatives."""
         with self.part("head"):

@@ -108,9 +108,7 @@ def dcl(pairs: Pairs, temperature: float) -> Tensor:
     return _or_zero(loss, ~pairs.alone & negative.any(1))
 
 
-def hcl(
-    pairs: Pairs, temperature: float, beta: float = 1.0, tau_plus: float = 0.1, estimator: str = "hard"
-) -> Tensor:
+def hcl(pairs: Pairs, temperature: float, beta: float = 1.0, tau_plus: float = 0.1, estimator: str = "hard") -> Tensor:
     """(A,) mean over positives of -log( e^{s_p/T} / (e^{s_p/T} + Ng) ), the negatives weighed by their hardness.
 
     With n_j = e^{s_j/T} of the N negatives, R = N sum_j n_j^{1+beta} / sum_j n_j^beta and

@@ -26,8 +26,9 @@ HOPELESS = 4.0  # times the lowest smoothed loss: no higher rate will do
 
 @dataclass
 class Sweep:
-    """A range test: the rate of each step, and the loss before it, as it was and smoothed."""
+    """A range test, of ``asked`` steps at most: each step's rate, and the loss before it, as it was and smoothed."""
 
+    asked: int
     rates: list[float] = field(default_factory=list)
     losses: list[float] = field(default_factory=list)
     smoothed: list[float] = field(default_factory=list)
@@ -57,19 +58,38 @@ class Sweep:
             raise TrainingError("--lr-find: the loss was not finite at the lowest rate; look at the features.")
         return float(f"{min(finite)[1]:.2g}")
 
+    def edge(self) -> str | None:
+        """Where the suggestion is no lowest point between others: at the "lowest" rate tried, or the "highest"."""
+        best = min(zip(self.smoothed, self.rates, strict=True))[1]
+        return "lowest" if best == self.rates[0] else "highest" if best == self.rates[-1] else None
+
+    def warning(self) -> str:
+        """What must be known of the suggestion; empty for nothing."""
+        found = {
+            "lowest": "the loss rose from the lowest rate on, so lower ones may be better: probe with several --lr",
+            "highest": "the loss still fell at the highest rate tried, and where it stops to was not seen",
+            None: "",
+        }[self.edge()]
+        few = f"{self.asked} steps are too few for six powers of ten, {MIN_STEPS} at least tell more"
+        return "; ".join(filter(None, [found, few * (self.asked < MIN_STEPS)]))
+
+    def result(self) -> dict[str, Any]:
+        """What lr_find.json says."""
+        return {"suggestion": self.suggestion(), "steps": len(self.rates), "edge": self.edge(),
+                "warning": self.warning()}  # fmt: skip
+
     def words(self) -> str:
         """The last line of a range test."""
-        fell = self.smoothed[-1] == min(self.smoothed)
-        end = "; the loss still fell at the last rate, any up to it will do" if fell else ""
-        return f" * lr-find suggests --lr {self.suggestion():g} ({len(self.rates)} steps in lr_find.png{end})"
+        warning = f"; warning: {self.warning()}" if self.warning() else ""
+        return f" * lr-find suggests --lr {self.suggestion():g} ({len(self.rates)} steps in lr_find.png{warning})"
 
 
 def sweep(head: Head, data: Images | Cached, steps: int | None) -> Sweep:
     """Train the head while its rate rises from LOW to HIGH in ``steps`` steps (None: an epoch, at least MIN_STEPS)."""
     steps = steps or max(len(data.sampler), MIN_STEPS)
-    found = Sweep()
+    found = Sweep(steps)
     batches = (batch for epoch in count() for batch in data.batches(epoch, Stopwatch()))
-    for step, (x, labels) in enumerate(islice(batches, steps)):
+    for step, (x, labels, _) in enumerate(islice(batches, steps)):
         head.rate = LOW * (HIGH / LOW) ** (step / (steps - 1))
         loss = head.step(x, labels)[0]
         found.add(head.rate, float(distributed.mean_over_ranks(loss)))
@@ -79,8 +99,8 @@ def sweep(head: Head, data: Images | Cached, steps: int | None) -> Sweep:
 
 
 def write(found: Sweep, result: dict[str, Any], save_dir: str) -> None:
-    """lr_find.csv, lr_find.png and, with what programs want to know, lr_find.json in ``save_dir``."""
-    write_result(result, save_dir, "lr_find.json")
+    """lr_find.csv, lr_find.png and lr_find.json in ``save_dir``; ``result``: what the last says of the run besides."""
+    write_result({**result, **found.result()}, save_dir, "lr_find.json")
     if not distributed.is_main():
         return
     rows = zip(found.rates, found.losses, found.smoothed, strict=True)

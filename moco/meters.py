@@ -37,6 +37,20 @@ def accuracy(logits: Tensor, labels: Tensor, topk: tuple[int, ...] = (1,)) -> li
     return [hits[:, :k].sum() for k in topk]
 
 
+TOP5_FROM = 6  # classes: of fewer every label is among the five largest
+
+
+def without_top5(classes: int) -> dict[str, dict[str, str]]:
+    """What a result says about top-5 accuracies that are null; nothing where they are measured."""
+    why = f"100 % by definition: {classes} classes"
+    return {"not_measured": {"acc5": why, "val_acc5": why}} if classes < TOP5_FROM else {}
+
+
+def top5_words(acc5: float | None) -> str:
+    """A top-5 accuracy behind a top-1; nothing where it says nothing."""
+    return "" if acc5 is None else f" Acc@5 {acc5:.3f}"
+
+
 class Mean:
     """The mean of numbers that arrive in parts. Tensors are added where they are: a step need not wait for them."""
 
@@ -305,4 +319,3 @@ def _wandb_run(project: str, save_dir: str, name: str, config: dict[str, Any] | 
     run = wandb.init(project=project, dir=save_dir, config=config, id=known or None, resume="allow")
     checkpoint.write_text(str(run.id), path)
     return run
-

@@ -149,3 +149,41 @@ class HardNegatives:
         rows = active(self.recipe, epoch, self.start, self.stop, step)
         generator = seeding.torch_generator("draws", self.seed, number, self.rank, device=self.device)
         return draw(rows, n, self.hard, self.dim, generator)
+
+    def words(self) -> str:
+        """The recipe and its epochs, for the log."""
+        kinds = ", ".join(f"{row.kind} {row.count}{_start(row)}" for row in self.recipe if row.count)
+        until = "the end" if self.stop is None else f"epoch {self.stop - 1}"
+        when = f"from epoch {self.start} to {until}, counted from 0"
+        kinds = kinds or "none, all counts are 0"
+        return f"synthetic negatives a query, of its {self.hard} hardest rows, {when}: {kinds}"
+
+    def missed(self, steps: int, per_epoch: int) -> list[str]:
+        """The kinds that never start in a run of so many steps, ``per_epoch`` in an epoch."""
+        end = steps if self.stop is None else min(steps, self.stop * per_epoch)
+        firsts = [max(per_epoch * max(self.start, row.start_epoch), row.start_step) for row in self.recipe]
+        return [row.kind for row, first in zip(self.recipe, firsts, strict=True) if row.count and first >= end]
+
+
+def _start(row: Synthetic) -> str:
+    step = f" (from step {row.start_step})" if row.start_step else ""
+    return f" (from epoch {row.start_epoch})" if row.start_epoch else step
+
+
+def sentences(extra: object, steps: int, per_epoch: int) -> list[str]:
+    """What the log of a run says of its synthetic negatives at the start, with a warning of kinds that never start.
+
+    Args:
+        extra: the model's hook; any other than :class:`HardNegatives` is of no recipe.
+        steps, per_epoch: of the whole run, and of an epoch.
+    """
+    if not isinstance(extra, HardNegatives):
+        return []
+    missed = extra.missed(steps, per_epoch)
+    if not missed:
+        return [extra.words()]
+    every = len(missed) == sum(row.count > 0 for row in extra.recipe)
+    which = "the synthetic negatives" if every else f"negatives by {', '.join(missed)}"
+    ends = f"this run ends after {steps} steps of {per_epoch} an epoch"
+    flags = "lower --hard-start-epoch (--warmup-epochs) or --type-starts, or raise --hard-stop-epoch"
+    return [extra.words(), f"warning: {which} never start, as {ends}; {flags}"]

@@ -9,10 +9,11 @@ from __future__ import annotations
 import argparse
 import math
 import os
+from functools import partial
 from typing import Any
 
 from moco.errors import UserError
-from moco.words import Parser, at_least, parse, positive, take_defaults, with_config
+from moco.words import Parser, at_least, given, parse, positive, take_defaults, with_config
 
 QUEUE_METHODS = ("moco", "mochi", "synco")
 BATCH_METHODS = ("simclr", "supcon", "hcl", "dcl")
@@ -22,12 +23,16 @@ DECAY = 0.1  # of a rate at a milestone
 SHORTEST_TUNING = 30  # epochs of main_semisup.py without --epochs, at least
 TUNING_LOSSES = ("ce", "supcon", "simclr", "schane")
 KINDS = ("mixup", "interpolation", "extrapolation", "noise", "perturbation", "adversarial")
+SYNCO_KINDS = ("interpolation", "extrapolation", "mixup", "noise", "perturbation", "adversarial")  # of n1 .. n6
 DEMO_CONFIG = os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__))), "configs", "demo.yml")
 
 
-def parse_pretrain(argv: list[str] | None = None) -> argparse.Namespace:
-    """The flags of main_pretrain.py, checked and with every derived choice that needs no data made."""
-    return parse(pretrain_parser(), argv, _finish_pretrain)
+def parse_pretrain(argv: list[str] | None = None, any_demo: bool = False) -> argparse.Namespace:
+    """The flags of main_pretrain.py, checked and with every derived choice that needs no data made.
+
+    ``any_demo``: without DIR any flag goes with the demo's images, where nothing is trained.
+    """
+    return parse(pretrain_parser(), argv, partial(_finish_pretrain, any_demo=any_demo))
 
 
 def parse_lincls(argv: list[str] | None = None) -> argparse.Namespace:
@@ -44,13 +49,13 @@ def parse_semisup(argv: list[str] | None = None) -> argparse.Namespace:
 
 
 def pretrain_parser() -> Parser:
-    """The parser of main_pretrain.py; without DIR and --dataset it runs the built-in demo."""
+    """The parser of main_pretrain.py; without DIR, --dataset and a training's flags it runs the built-in demo."""
     p = Parser(
         prog="main_pretrain.py",
         allow_abbrev=False,
         description="Pretrain an image encoder with a momentum encoder, a queue and synthetic hard negatives "
         "(MoCo, MoCHi, SynCo, SupCon with a queue), or by the other images of its batch (SimCLR, SupCon, HCL, DCL). "
-        "Without DIR and --dataset: the built-in demo on 5,000 digits.",
+        "Without DIR, --dataset and flags of a training: the built-in demo on 5,000 digits.",
     )
     add_data(p)
     _add_training(p, epochs=200, lr=0.03, schedule=[120, 160], wd=1e-4)
@@ -71,7 +76,7 @@ def lincls_parser() -> Parser:
         allow_abbrev=False,
         description="Train a linear classifier on frozen features (MoCo's protocol), or evaluate them by k-NN.",
     )
-    add_data(p)
+    add_data(p, of_file=True)
     _add_training(p, epochs=100, lr=[30.0], schedule=[60, 80], wd=0.0)
     add_launch(p)
     add = p.add_argument
@@ -81,6 +86,8 @@ def lincls_parser() -> Parser:
     add("--knn", action="store_true", help="k-NN accuracy of the frozen features instead of a linear classifier")
     _add_optimizer(p)
     add("--save-dir", default="./", metavar="DIR", help="where checkpoint.pth.tar and the log go (default ./)")
+    add("--overwrite", action="store_true", help="start afresh in a folder that holds another run")
+    add("--max-minutes", default=None, type=float, metavar="M", help="save and stop (exit code 0) after M minutes")
     add("--amp", choices=("off", "bf16", "fp16"), default="off", help="arithmetic of the frozen encoder (default: off)")
     add("--features", choices=("views", "cached"), default="views", help="views: augmented anew every epoch, the "
         "published protocol; cached: computed once, without augmentation, then epochs cost seconds")  # fmt: skip
@@ -99,7 +106,7 @@ def semisup_parser() -> Parser:
         allow_abbrev=False,
         description="Fine-tune a pretrained encoder and a linear classifier on a share of the labels.",
     )
-    add_data(p)
+    add_data(p, of_file=True)
     _add_subset(p)
     _add_tuning(p)
     _add_objective(p)
@@ -266,9 +273,10 @@ def _add_classifier(p: Parser) -> None:
         "least 100)")  # fmt: skip
 
 
-def add_data(p: Parser) -> None:
-    """The images and the network, the same for every program that reads images."""
-    add = p.add_argument
+def add_data(p: Parser, of_file: bool = False) -> None:
+    """The images and the network, the same for every program that reads images; of_file: one that evaluates a file,
+    whose settings hold where none is typed (moco/settings.py)."""
+    add, files = p.add_argument, "the file's, else " if of_file else ""
     add("data", metavar="DIR", nargs="?", help="image folder (with or without train/ and val/), a text file of paths, "
         "or the root of --dataset")  # fmt: skip
     add("--config", metavar="FILE.yml", help="defaults from a file; flags override it")
@@ -280,14 +288,16 @@ def add_data(p: Parser) -> None:
     add("--val-data", "--test-folder", metavar="PATH", dest="val_data", help="labelled validation images when DIR does "
         "not hold them")  # fmt: skip
     add("--size", "--input-size", type=int, metavar="PX", dest="size",
-        help="side of the square views (default: 224, small sets their own size)")  # fmt: skip
-    add("--channels", type=int, choices=(1, 3), help="read images as grey (1) or colour (3; default: the data set's)")
-    add("--mean", type=float, nargs="+", metavar="X", help="channel means in 0..1 (default: the data set's)")
-    add("--std", type=float, nargs="+", metavar="X", help="channel deviations in 0..1 (default: the data set's)")
-    add("-a", "--arch", "--model", default="resnet50", metavar="ARCH",
-        help="torchvision or timm network (default: resnet50)")  # fmt: skip
+        help=f"side of the square views (default: {files}224, small sets their own size)")  # fmt: skip
+    add("--channels", type=int, choices=(1, 3), help="read images as grey (1) or colour (3; default: "
+        f"{files}the data set's)")  # fmt: skip
+    add("--mean", type=float, nargs="+", metavar="X", help=f"channel means in 0..1 (default: {files}the data set's)")
+    add("--std", type=float, nargs="+", metavar="X",
+        help=f"channel deviations in 0..1 (default: {files}the data set's)")  # fmt: skip
+    add("-a", "--arch", "--model", default=None if of_file else "resnet50", metavar="ARCH",
+        help=f"torchvision or timm network (default: {files}resnet50)")  # fmt: skip
     add("--stem", choices=("auto", "imagenet", "cifar"), default="auto", help="cifar: 3x3 and no pooling; auto: "
-        "cifar up to 64 px")  # fmt: skip
+        f"{files}cifar up to 64 px")  # fmt: skip
     add("-j", "--workers", "--num-workers", default=32, type=int, metavar="N",
         help="loader processes on this machine in all (default: 32, never more than its cores)")  # fmt: skip
 
@@ -402,8 +412,7 @@ def epoch_list(text: str) -> list[int]:
 def _add_negatives(p: Parser) -> None:
     add = p.add_argument
     add("--n-hard", default=1024, type=int, help="hardest queue rows that a query mixes (default: 1024)")
-    texts = ("interpolation", "extrapolation", "mixup", "noise", "perturbation", "adversarial")
-    for (name, count), text in zip(SYNCO_COUNTS.items(), texts, strict=True):
+    for (name, count), text in zip(SYNCO_COUNTS.items(), SYNCO_KINDS, strict=True):
         add(f"--{name}", default=None, type=int, help=f"SynCo: negatives by {text} (default: {count})")
     add("--sigma", default=0.01, type=float, help="SynCo: deviation of the noise (default: 0.01)")
     add("--delta", default=0.01, type=float, help="SynCo: step of the perturbation (default: 0.01)")
@@ -483,26 +492,45 @@ def _add_few_shot(p: Parser) -> None:
 # --------------------------------------------------------------------------------------------- after parsing
 
 
-def _finish_pretrain(parser: Parser, words: list[str]) -> argparse.Namespace:
+def _finish_pretrain(parser: Parser, words: list[str], any_demo: bool = False) -> argparse.Namespace:
     args = with_config(parser, words)
     args.data = _one_folder(args)
+    typed = given(parser, words)
+    _type_starts(args.type_starts)  # which takes a DIR behind it for one of its own
     args.demo = args.data is None and args.dataset is None
     if args.demo:
+        if not any_demo:
+            _check_demo(typed)
         take_defaults(parser, DEMO_CONFIG)  # a layer below the user's own file and flags
         args = with_config(parser, words)
         args.demo = True
     args.save_dir = args.save_dir or ("runs/demo" if args.demo else "./")
     args.save_dir = _place(args)
-    typed = {word.split("=")[0] for word in words}
+    args.notes = []  # sentences for the log
     _choose_method(args, typed)
-    _choose_family(args, typed)
+    _choose_family(args, typed, parser.filed)
     args.type_starts, args.type_start_steps = _type_starts(args.type_starts)
     _check_common(args)
-    _check_plateau(args, typed)
+    _choose_plateau(args, typed, parser.filed)
     _check_optimizer(args, args.lr, args.cos or args.plateau is not None)
     _check_average(args)
     _check_pretrain(args)
+    _check_type_starts(args, typed)
     return args
+
+
+def _check_demo(typed: dict[str, Any]) -> None:
+    """UserError where flags of a training, perhaps another program's, came without images. The demo takes what says
+    where a run writes, how it is started, watched and stopped."""
+    p = Parser()
+    for add in (add_launch, _add_trial, _add_run):
+        add(p)
+    known = {action.dest for action in p._actions} | {"resume", "seed", "workers", "print_freq", "download", "cache"}
+    if more := [name for name in typed if name not in known]:
+        raise UserError(
+            f"--{more[0].replace('_', '-')} is of a training and no images are named: give DIR, or --dataset mnist5k "
+            "for the built-in digits; without such flags it is the demo, whose recipe is --config configs/demo.yml."
+        )
 
 
 def _finish_lincls(parser: Parser, words: list[str]) -> argparse.Namespace:
@@ -543,6 +571,8 @@ def _finish_semisup(parser: Parser, words: list[str]) -> argparse.Namespace:
         positive(args, "lr")
         args.lr_backbone = args.lr_classifier = args.lr
     args.save_dir = _place(args)
+    args.notes = []  # sentences for the log
+    _choose_plateau(args, given(parser, words), parser.filed)
     _choose_tuning_schedule(args)
     _check_semisup(args)
     _check_objective(args)
@@ -553,7 +583,6 @@ def _finish_semisup(parser: Parser, words: list[str]) -> argparse.Namespace:
 
 def _choose_tuning_schedule(args: argparse.Namespace) -> None:
     """The cosine unless milestones are given alone, and whether a long warm-up belongs to it as in main_ce.py."""
-    _check_plateau(args, {"--schedule"} if args.schedule is not None else set())
     as_main_ce = args.lr is not None and not args.pretrained and (args.cos or args.schedule is not None)
     if args.warm is None:
         enough = args.epochs is None or args.epochs > args.warm_epochs
@@ -579,10 +608,10 @@ def _take_beit3_names(args: argparse.Namespace) -> None:
         args.dataset = name
 
 
-def _choose_method(args: argparse.Namespace, typed: set[str]) -> None:
+def _choose_method(args: argparse.Namespace, typed: dict[str, Any]) -> None:
     # A --method on the command line also overrides what a file's counts would imply.
     def asked(name: str) -> bool:
-        return getattr(args, name) is not None and ("--method" not in typed or f"--{name.replace('_', '-')}" in typed)
+        return getattr(args, name) is not None and ("method" not in typed or name in typed)
 
     given = [name for name in SYNCO_COUNTS if asked(name)]
     implied = "synco" if given else "mochi" if asked("mochi") else None
@@ -601,7 +630,7 @@ def _choose_method(args: argparse.Namespace, typed: set[str]) -> None:
             setattr(args, name, count)
 
 
-def _choose_family(args: argparse.Namespace, typed: set[str]) -> None:
+def _choose_family(args: argparse.Namespace, typed: dict[str, Any], filed: frozenset[str]) -> None:
     """What follows from the method: whether there is a queue, and the defaults of SupContrast's methods."""
     relative = args.method in BATCH_METHODS
     if args.queue and args.method in ("simclr", "hcl", "dcl"):
@@ -618,7 +647,7 @@ def _choose_family(args: argparse.Namespace, typed: set[str]) -> None:
         _check_warm_steps(args)
     if args.warm is None:
         args.warm = relative and args.batch_size > 256 and args.epochs > args.warm_epochs and not args.steps
-    _check_family(args, typed)
+    _check_family(args, set(typed) | (filed if "method" not in typed else set()))
 
 
 def _check_warm_steps(args: argparse.Namespace) -> None:
@@ -628,10 +657,11 @@ def _check_warm_steps(args: argparse.Namespace) -> None:
     args.warm = False
 
 
-def _check_family(args: argparse.Namespace, typed: set[str]) -> None:
+def _check_family(args: argparse.Namespace, asked: set[str]) -> None:
     if args.sync_bn and args.queue:
         raise UserError("--syncBN is for the methods without a queue; with one, --shuffle-bn keeps BatchNorm honest.")
-    alone = [flag for flag in ("--symmetric", "--bn-splits", "--mask-same-image", "--head-impl") if flag in typed]
+    alone = [name for name in ("symmetric", "bn_splits", "mask_same_image", "head_impl") if name in asked]
+    alone = [f"--{name.replace('_', '-')}" for name in alone if getattr(args, name)]
     if args.method in BATCH_METHODS and alone and not (args.queue and alone[0] in ("--symmetric", "--bn-splits")):
         raise UserError(f"--method {args.method} does not use {alone[0]}; leave one of them out.")
     if args.contrast_mode == "one" and args.queue:
@@ -705,6 +735,14 @@ def _changes_of_the_loss(args: argparse.Namespace) -> tuple[tuple[int, ...], tup
     return tuple(epoch for epoch in switched if epoch is not None), tuple(args.type_start_steps.values())
 
 
+def drawn(args: argparse.Namespace) -> dict[str, int]:
+    """Synthetic negatives a query by kind, none of them 0."""
+    counts = {"mixup": args.s, "interpolation": args.s2} if args.negatives == "mochi" else {}
+    if args.negatives == "synco":
+        counts = {kind: getattr(args, name) for kind, name in zip(SYNCO_KINDS, SYNCO_COUNTS, strict=True)}
+    return {kind: count for kind, count in counts.items() if count}
+
+
 def last_start(args: argparse.Namespace) -> tuple[int, int]:
     """The first epoch and step that have all synthetic negatives."""
     epochs, steps = (args.hard_start_epoch, *args.type_starts.values()), (0, *args.type_start_steps.values())
@@ -767,6 +805,21 @@ def _type_starts(entries: list[str]) -> tuple[dict[str, int], dict[str, int]]:
     return epochs, steps
 
 
+def _check_type_starts(args: argparse.Namespace, typed: dict[str, Any]) -> None:
+    """UserError for the start of a kind that is not drawn; a file's is dropped where the command line has chosen what
+    is drawn."""
+    kinds = drawn(args)
+    odd = [kind for kind in (*args.type_starts, *args.type_start_steps) if kind not in kinds]
+    if odd and "type_starts" not in typed and typed.keys() & {"method", "mochi", *SYNCO_COUNTS}:
+        for kind in odd:
+            args.type_starts.pop(kind, None)
+            args.type_start_steps.pop(kind, None)
+        args.notes.append(f"the file's --type-starts of {', '.join(odd)} is dropped: none is drawn")
+    elif odd:
+        raise UserError(f"--type-starts {odd[0]}: this run draws {', '.join(kinds) or 'no synthetic negatives'} and no "
+                        f"{odd[0]}; leave it out.")  # fmt: skip
+
+
 def _check_common(args: argparse.Namespace) -> None:
     at_least(args, 1, "epochs", "batch_size", "print_freq")
     if min(args.knn_k) < 1:
@@ -786,15 +839,34 @@ def _check_decay(args: argparse.Namespace) -> None:
         raise UserError(f"--lr-decay-rate is above 0 and at most 1, not {args.lr_decay_rate:g}.")
 
 
-def _check_plateau(args: argparse.Namespace, typed: set[str]) -> None:
+def _choose_plateau(args: argparse.Namespace, typed: dict[str, Any], filed: frozenset[str]) -> None:
+    """One schedule: of --plateau and the flags of another, what is typed wins over what is the file's.
+
+    Raises:
+        UserError: both are typed, or both are the file's.
+    """
     if args.plateau is None:
         return
     at_least(args, 0, "plateau")
-    others = [flag for flag in ("--schedule", "--lr-decay-epochs") if flag in typed] + ["--cos"] * args.cos
-    if others:
-        raise UserError(f"--plateau and {others[0]} are two schedules; give one of them.")
-    if args.lr_decay_rate != DECAY:
+    unused = {"schedule": None, "cos": False, "lr_decay_rate": DECAY}
+    others = [name for name in unused if name in {*typed, *filed} and getattr(args, name) != unused[name]]
+    own = "plateau" in typed
+    for name in others:
+        if (name in typed) == own:
+            _refuse_beside_plateau(name)
+    if not others:
+        return
+    flags = ", ".join(f"--{name.replace('_', '-')}" for name in others)
+    winner, loser, dropped = ("--plateau", flags, others) if own else (flags, "--plateau", ["plateau"])
+    args.notes.append(f"{winner} of the command line, in the place of the file's {loser}")
+    for name in dropped:
+        setattr(args, name, unused.get(name))
+
+
+def _refuse_beside_plateau(name: str) -> None:
+    if name == "lr_decay_rate":
         raise UserError("--lr-decay-rate is of the epochs of --schedule, and --plateau drops rates 10x; leave it out.")
+    raise UserError(f"--plateau and --{name} are two schedules; give one of them.")
 
 
 def check_images(args: argparse.Namespace) -> None:
@@ -872,7 +944,7 @@ def _check_recipe(args: argparse.Namespace) -> None:
 
 def _check_classifier(args: argparse.Namespace) -> None:
     _check_val_share(args)
-    at_least(args, 0, "save_ckpt_freq")
+    at_least(args, 0, "save_ckpt_freq", *_given(args, "max_minutes"))
     for lr in args.lrs:
         positive(argparse.Namespace(lr=lr), "lr")
     if len(set(args.lrs)) < len(args.lrs):

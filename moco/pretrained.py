@@ -6,13 +6,15 @@ Where the projects keep the encoder that their own evaluations use (names after 
     MoCo v3                       state_dict  base_encoder.*
     SupContrast                   model       encoder.*, the projection of a skip connection is ``shortcut``
     Barlow Twins, VICReg          model       backbone.*, or the backbone alone
-    lightly                       state_dict  backbone.*, of a ResNet often by position: 0 conv1, 1 bn1, 4 layer1 ..
+    lightly                       state_dict  backbone.*, of a ResNet often by position: 0 conv1, 1 bn1, 4 layer1 ..,
+                                              of its own ResNet 2 layer1 ..
     solo-learn                    state_dict  backbone.*, older ones encoder.*
     BEiT-3                        model       beit3.vision_embed.*, beit3.encoder.* with branches A (vision) and B
     torchvision, timm, a probe's  all, or state_dict, or model
 
-Tensors do not hold everything: MoCo v3's ViT-S has 12 attention heads where timm's has 6, and solo-learn pads the 3x3
-stem by two pixels. Such a file changes the encoder that reads it, and the sentence on what was read says so.
+Tensors do not hold everything: MoCo v3's ViT-S has 12 attention heads where timm's has 6, solo-learn pads the 3x3 stem
+by two pixels, and of lightly's own ResNet, whose first ReLU is no module, the modules by position compute without it.
+Such a file changes the encoder that reads it, and the sentence on what was read says so.
 """
 
 from __future__ import annotations
@@ -21,6 +23,7 @@ import json
 import math
 import os
 import re
+from argparse import Namespace
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
@@ -28,9 +31,10 @@ import torch
 import torchvision
 from torch import Tensor, nn
 
-from moco import checkpoint
+from moco import checkpoint, settings
 from moco.encoder import backbone_keys, build_encoder, head_of
 from moco.errors import UserError
+from moco.settings import TENSORS, Setting, Settled
 
 PUBLISHED = "torchvision:"  # followed by a name such as IMAGENET1K_V2
 SAFETENSORS = ".safetensors"
@@ -38,7 +42,8 @@ CARD = "moco backbone"  # the kind of the card that moco.export writes
 _NESTS = ("state_dict", "model")
 # in this order where several fit equally
 _PARTS = ("encoder_ema", "encoder_q", "base_encoder", "backbone", "encoder", "")
-_SETTINGS = ("log_settings.json", "lincls_settings.json", "semisup_settings.json")  # beside our checkpoints
+# The flags that lie beside our checkpoints: beside a classifier's, which has an accuracy, and beside a pretraining's.
+_SETTINGS = {True: ("lincls_settings.json", "semisup_settings.json"), False: ("log_settings.json",)}
 
 # Blocks of the four stages, shape of a block's 3x3 convolution (outputs, inputs a group), whether it is a bottleneck.
 RESNETS = {
@@ -54,6 +59,13 @@ RESNETS = {
     ((3, 4, 23, 3), (256, 4), True): "resnext101_64x4d",
 }
 VITS = {192: "tiny", 384: "small", 768: "base", 1024: "large", 1280: "huge"}  # timm's words for a ViT's width
+# What no tensor tells, by the names under which cards and checkpoints keep it, see apply_changes.
+CHANGES = {
+    "num_heads": "{} attention heads as MoCo v3's and solo-learn's ViT has",
+    "stem_padding": "conv1 pads by {} as solo-learn's does",
+    "bare_stem": "neither ReLU nor max-pool after bn1, as lightly's own ResNet by position has none",
+}
+_OWN_RESNET = "2.0.conv1.weight"  # where layer1 follows bn1: of lightly's own ResNet, ReLU and max-pool are no modules
 ALIASES = {f"vit_{word}": f"vit_{word}_patch{14 if word == 'huge' else 16}_224" for word in VITS.values()}  # MoCo v3's
 
 
@@ -64,6 +76,7 @@ class File(NamedTuple):
     state: dict  # all of it
     tensors: dict[str, Tensor]  # the weights, wherever it keeps them, without the prefixes of wrappers
     settings: dict[str, Any]  # its card, or the settings of our run that wrote it; empty for other files
+    beside: str = ""  # what the latter are called
 
 
 class Part(NamedTuple):
@@ -95,7 +108,8 @@ def load_backbone(encoder: nn.Module, path: str, arch: str = "") -> str:
         arch: the encoder's name, for ``torchvision:NAME`` and for messages.
 
     Raises:
-        UserError: unreadable, no such weights, or anything but the head is missing, unknown or of another shape.
+        UserError: unreadable, no such weights, or anything but the head is missing, unknown, of another shape or odd
+            (:func:`moco.checkpoint.odd_tensors`).
     """
     tensors, sentence = read_backbone(encoder, path, arch)
     fill_backbone(encoder, tensors)
@@ -109,8 +123,12 @@ def read_backbone(encoder: nn.Module, path: str, arch: str = "") -> tuple[dict[s
     """
     if path.startswith(PUBLISHED):
         state = _published(arch, path.removeprefix(PUBLISHED))
-        return _fitting(encoder, File(path, state, _tensors(state, path), {}), arch)
-    return _fitting(encoder, open_file(path), arch)
+        file = File(path, state, _tensors(state, path), {})
+    else:
+        file = open_file(path)
+    tensors, words = _fitting(encoder, file, arch)
+    checkpoint.refuse_odd(tensors, path, encoder.state_dict())
+    return tensors, words
 
 
 def fill_backbone(encoder: nn.Module, tensors: dict[str, Tensor]) -> None:
@@ -125,7 +143,7 @@ def fill_network(encoder: nn.Module, state_dict: dict[str, Tensor], path: str) -
     """Load every tensor, the classifier's too, of a file whose names begin with ``module.``.
 
     Raises:
-        UserError: other names or shapes.
+        UserError: other names or shapes, or odd tensors.
     """
     found = {name.removeprefix("module."): value for name, value in state_dict.items()}
     own = encoder.state_dict()
@@ -135,6 +153,7 @@ def fill_network(encoder: nn.Module, state_dict: dict[str, Tensor], path: str) -
             f"{path} does not fit: {odd[0]} differs ({len(odd)} entries do); check --stem, --size and that the data "
             "has the classes it was trained on."
         )
+    checkpoint.refuse_odd(found, path, own)
     encoder.load_state_dict(found)
 
 
@@ -144,26 +163,82 @@ def open_backbone(path: str, arch: str = "", stem: str = "auto", size: int | Non
     Args:
         path: a checkpoint file.
         arch: for a file that names none and is neither a ResNet nor a ViT.
-        stem, size: as in :func:`moco.encoder.build_encoder`; by default what the tensors say.
+        stem, size: as in :func:`moco.encoder.build_encoder`; by default the file's, see :func:`settings_of`.
 
     Raises:
-        UserError: unreadable, no encoder in it, an architecture that cannot be found, or weights that do not fit it.
+        UserError: unreadable, no encoder in it, an architecture that cannot be found, or weights that do not fit it or
+            are odd.
     """
+    backbone, tensors = outline(path, arch, stem, size)
+    checkpoint.refuse_odd(tensors, path, backbone.encoder.state_dict())
+    fill_backbone(backbone.encoder, tensors)
+    return backbone
+
+
+def outline(
+    path: str, arch: str = "", stem: str = "auto", size: int | None = None
+) -> tuple[Backbone, dict[str, Tensor]]:
+    """The encoder of :func:`open_backbone` before the file's tensors are in it, and these tensors, odd ones too."""
     file = open_file(path)
-    arch = arch or arch_of(file)
-    if not arch:
+    known = {name: setting.value for name, setting in settings_of(file, arch, size).items()}
+    if not (arch or "arch" in known):
         raise UserError(f"{path} does not name its architecture and its tensors are of no known one; give it by -a.")
-    entries = _first_part(file).entries
-    if stem == "auto":
-        stem = "cifar" if _has_small_stem(entries) else "imagenet"
-    size = int(size or _size_of(entries) or file.settings.get("size") or (32 if stem == "cifar" else 224))
-    encoder = build_encoder(arch, 1, stem=stem, size=size)
-    channels = _channels_of(encoder, file)
-    if channels != 3:
-        encoder = build_encoder(arch, 1, stem=stem, size=size, in_chans=channels)
+    arch, stem, channels = arch or known["arch"], known["stem"] if stem == "auto" else stem, known["channels"]
+    size = int(size or known.get("size") or (32 if stem == "cifar" else 224))
+    encoder = build_encoder(arch, 1, stem=stem, size=size, in_chans=channels)
     tensors, words = _fitting(encoder, file, arch)
-    fill_backbone(encoder, tensors)
-    return Backbone(encoder.eval(), arch, stem, size, channels, _changes(encoder, file), file, words)
+    return Backbone(encoder.eval(), arch, stem, size, channels, _changes(encoder, file), file, words), tensors
+
+
+def settle(args: Namespace, path: str, dataset: str | None = None) -> Settled:
+    """Complete the flags of an evaluation from the file that it evaluates, see :func:`moco.settings.settle`.
+
+    Args:
+        path: a checkpoint file, ``torchvision:NAME``, or empty for none.
+        dataset: whose statistics were asked for by name.
+
+    Raises:
+        UserError: the file cannot be read.
+    """
+    known: dict[str, Setting] = {}
+    if path.startswith(PUBLISHED):
+        known = {"stem": Setting("imagenet", TENSORS), "channels": Setting(3, TENSORS)}
+    elif path:
+        known = settings_of(open_file(path), args.arch or "", args.size)
+    return settings.settle(args, path, known, dataset)
+
+
+def settings_of(file: File, arch: str = "", size: int | None = None) -> dict[str, Setting]:
+    """What an encoder in a file was trained at and what says so: the file's own entries or card, else the flags of its
+    run beside it, else its tensors. These tell architecture, stem, channels and a ViT's size, and nothing tells the
+    rest of a foreign file.
+
+    Args:
+        arch, size: where another one is asked for.
+
+    Raises:
+        UserError: an architecture that cannot be built.
+    """
+    found = settings.recorded(file.state, file.settings, file.beside)
+    side, name = _size_of(_first_part(file).entries), arch_of(file)
+    if side and found.get("size", Setting(side, "")).origin != settings.CHECKPOINT:
+        found["size"] = Setting(side, TENSORS)
+    if name:
+        here = settings.CARD if file.beside == settings.CARD else settings.CHECKPOINT
+        found["arch"] = Setting(name, here if named_arch(file) else TENSORS)
+    if (arch or name) and not {"stem", "channels"} <= set(found):
+        found = _shape_of(file, arch or name, size or found.get("size", Setting(224, "")).value) | found
+    return {name: found[name] for name in settings.KEYS if name in found}
+
+
+def _shape_of(file: File, arch: str, size: int) -> dict[str, Setting]:
+    """Stem and channels, by the first convolution in the file and in the network as its library has it."""
+    with torch.random.fork_rng(devices=[]):  # a run's own first weights stay what they are
+        encoder = build_encoder(arch, 1, stem="imagenet", size=size)
+    own, theirs = encoder.state_dict().get("conv1.weight"), _part_for(encoder, file).entries
+    small = _has_small_stem(theirs) and own is not None and own.shape[2:] != theirs["conv1.weight"].shape[2:]
+    values = {"stem": "cifar" if small else "imagenet", "channels": _channels_of(encoder, file)}
+    return {name: Setting(value, TENSORS) for name, value in values.items()}
 
 
 # ------------------------------------------------------------------------------------------------ what a file holds
@@ -178,7 +253,7 @@ def open_file(path: str) -> File:
     if path.endswith(SAFETENSORS) and os.path.isfile(path):
         return _open_safetensors(path)
     state = checkpoint.read(path)
-    return File(path, state, _tensors(state, path), _settings(path, state))
+    return File(path, state, _tensors(state, path), *_settings(path, state))
 
 
 def _open_safetensors(path: str) -> File:
@@ -190,12 +265,14 @@ def _open_safetensors(path: str) -> File:
             card = json.loads((opened.metadata() or {}).get("card", "{}"))
     except (SafetensorError, OSError, ValueError) as error:
         raise UserError(f"{path} is no readable safetensors file: truncated, damaged or something else.") from error
-    return File(path, tensors, _tensors(tensors, path), card)
+    return File(path, tensors, _tensors(tensors, path), card, settings.CARD)
 
 
-def _settings(path: str, state: dict) -> dict[str, Any]:
-    """The card that lies beside a file, or the settings of the run that wrote the checkpoint; empty for others."""
-    beside = [os.path.join(os.path.dirname(path), name) for name in _SETTINGS] if "run" in state else []
+def _settings(path: str, state: dict) -> tuple[dict[str, Any], str]:
+    """The card that lies beside a file, or the settings of the run that wrote the checkpoint, and what to call them;
+    empty for others."""
+    names = _SETTINGS["best_acc1" in state] if "run" in state else ()
+    beside = [os.path.join(os.path.dirname(path), name) for name in names]
     for name in [os.path.splitext(path)[0] + ".json", *beside]:
         try:
             with open(name, encoding="utf-8") as file:
@@ -203,8 +280,8 @@ def _settings(path: str, state: dict) -> dict[str, Any]:
         except (OSError, ValueError):
             continue
         if isinstance(found, dict) and (found.get("kind") == CARD or found.get("arch") == state.get("arch", "")):
-            return found
-    return {}
+            return found, settings.CARD if found.get("kind") == CARD else os.path.basename(name)
+    return {}, ""
 
 
 def _tensors(state: dict, path: str) -> dict[str, Tensor]:
@@ -233,7 +310,7 @@ def parts(file: File) -> Iterator[Part]:
 def _library_names(entries: dict[str, Tensor]) -> dict[str, Tensor]:
     """Names of torchvision's ResNets for those that count modules (lightly) and for ``shortcut`` (SupContrast)."""
     positions: dict[str, str] = {}
-    if "2.0.conv1.weight" in entries:  # lightly's own ResNet has neither ReLU nor max-pool as modules
+    if _OWN_RESNET in entries:
         positions = {"0": "conv1", "1": "bn1", **{str(i + 1): f"layer{i}" for i in range(1, 5)}}
     elif "4.0.conv1.weight" in entries:
         positions = {"0": "conv1", "1": "bn1", **{str(i + 3): f"layer{i}" for i in range(1, 5)}}
@@ -312,7 +389,7 @@ def _fitting(encoder: nn.Module, file: File, arch: str) -> tuple[dict[str, Tenso
     head = head_of(encoder) + "."
     found = {name: value for name, value in part.entries.items() if not name.startswith(head)}
     _check(encoder, found, file.path, _hint(file, arch))
-    changes = apply_changes(encoder, _changes(encoder, file))
+    changes = apply_changes(encoder, _changes(encoder, file)) or _guess(encoder, file)
     what = f"{part.name} of {file.path}" if part.name else file.path
     epoch = file.state.get("epoch")
     age = f", epoch {epoch}" if isinstance(epoch, int) else ""
@@ -342,6 +419,13 @@ def head_entries(encoder: nn.Module, file: File) -> dict[str, Tensor]:
     return {name.removeprefix(head): value for name, value in entries.items() if name.startswith(head)}
 
 
+def sound_head_entries(encoder: nn.Module, file: File) -> dict[str, Tensor]:
+    """:func:`head_entries`; UserError where they are odd."""
+    entries, head = head_entries(encoder, file), head_of(encoder)
+    checkpoint.refuse_odd({f"{head}.{name}": value for name, value in entries.items()}, file.path)
+    return entries
+
+
 def _part_for(encoder: nn.Module, file: File) -> Part:
     """The part with most of the encoder's names; the most specific where several have as many."""
     wanted = backbone_keys(encoder)
@@ -350,42 +434,127 @@ def _part_for(encoder: nn.Module, file: File) -> Part:
 
 def _changes(encoder: nn.Module, file: File) -> dict[str, int]:
     """What the project that wrote the file builds unlike torchvision and timm, see :func:`apply_changes`."""
-    for kept in (file.settings, file.state.get("run")):  # a card, or what a probe or a fine-tuning wrote
+    kept = recorded_changes(file.state, file.settings)
+    if kept is not None:
+        return kept
+    part = _part_for(encoder, file)
+    # every solo-learn model has an online classifier of this name
+    solo_learns = "classifier.weight" in file.tensors and part.name in ("backbone", "encoder")
+    if f"{part.name}.{_OWN_RESNET}".removeprefix(".") in file.tensors:
+        return {"bare_stem": 1}
+    # MoCo v3's ViTs and solo-learn's two with fixed positions (of MoCo v3 and MAE) have 12 heads of every such width
+    if _has_fixed_positions(part) and (
+        part.name == "base_encoder" or solo_learns or _rows_first(part.entries["pos_embed"])
+    ):
+        return {"num_heads": 12}
+    return {"stem_padding": 2} if solo_learns and _has_small_stem(part.entries) else {}  # its base.py, for CIFAR
+
+
+def recorded_changes(state: dict, card: dict[str, Any] | None = None) -> dict[str, int] | None:
+    """The changes that a card, a probe's or a fine-tuning's checkpoint names; None for files that name none.
+
+    A checkpoint of ours without the entry is of an unchanged encoder.
+    """
+    run = state.get("run")
+    for kept in (card, run):
         if isinstance(kept, dict) and "changes" in kept:
             return dict(kept["changes"])
-    part = _part_for(encoder, file)
-    if part.name not in ("base_encoder", "backbone", "encoder"):
-        return {}
+    return {} if isinstance(run, dict) and "seed" in run else None
+
+
+def _has_fixed_positions(part: Part) -> bool:
+    """Whether a ViT narrow enough for timm's heads to differ from MoCo v3's has MoCo v3's or MAE's sines and cosines
+    as positions: both leave the class token's row at zero."""
     positions = part.entries.get("pos_embed")
-    # MoCo v3's fixed sine and cosine positions leave the class token's row at zero (its vits.py; so does solo-learn's)
-    if positions is not None and not positions[0, 0].any() and positions.shape[-1] in (192, 384):
-        return {"num_heads": 12}
-    # every solo-learn model has an online classifier of this name; its base.py pads CIFAR's 3x3 stem by 2
-    if "classifier.weight" in file.tensors and _has_small_stem(part.entries):
-        return {"stem_padding": 2}
-    return {}
+    return (
+        positions is not None and positions.ndim == 3 and positions.shape[-1] in (192, 384)
+        and not positions[0, 0].any()
+    )  # fmt: skip
+
+
+def _rows_first(positions: Tensor) -> bool:
+    """Whether the first half of the width counts the patches' rows and the second their columns, as MoCo v3's does
+    (its vits.py); MAE's counts columns first. Also true of positions resized to another grid.
+
+    Args:
+        positions: (1, 1 + side * side, width).
+    """
+    side = math.isqrt(positions.shape[1] - 1)
+    if positions.shape[1] != 1 + side * side:
+        return False
+    rows, columns = positions[0, 1:].float().unflatten(0, (side, side)).chunk(2, -1)  # (side, side, width / 2)
+    constant = torch.allclose(rows, rows[:, :1], atol=1e-4) and torch.allclose(columns, columns[:1], atol=1e-4)
+    return constant and not torch.allclose(rows, rows[:1], atol=1e-4)
+
+
+def _guess(encoder: nn.Module, file: File) -> str:
+    """Words for a log where a file's fixed positions leave open how many attention heads it was trained with."""
+    heads = next((m.num_heads for m in encoder.modules() if hasattr(m, "num_heads") and hasattr(m, "qkv")), None)
+    told = recorded_changes(file.state, file.settings) is not None
+    if told or heads is None or not _has_fixed_positions(_part_for(encoder, file)):
+        return ""
+    return f"; {heads} attention heads as timm's ViT has, a guess: its fixed positions are not ordered as MoCo v3's are"
 
 
 def apply_changes(encoder: nn.Module, changes: dict[str, int]) -> str:
-    """Change what no tensor tells: ``num_heads`` of a timm ViT's attention, ``stem_padding`` of a ResNet's conv1.
+    """Change what no tensor tells: ``num_heads`` of a timm ViT's attention, ``stem_padding`` of a ResNet's conv1,
+    ``bare_stem``, a ResNet without ReLU and max-pool between bn1 and layer1.
 
     The encoder remembers them, see :func:`changes_of`. Returns words for a log, empty without changes.
+
+    Raises:
+        UserError: a change of this name is not known.
     """
+    words = change_words(changes)
     if changes:
         encoder.changes = changes  # type: ignore[assignment]
     if "stem_padding" in changes:
         conv = encoder.get_submodule("conv1")
         assert isinstance(conv, nn.Conv2d)
         conv.padding = (changes["stem_padding"],) * 2
-        return f"; conv1 pads by {changes['stem_padding']} as solo-learn's does"
     if "num_heads" in changes:
-        for module in encoder.modules():
-            if hasattr(module, "num_heads") and hasattr(module, "qkv"):
-                module.num_heads = changes["num_heads"]  # type: ignore[assignment]
-                module.head_dim = module.qkv.in_features // changes["num_heads"]  # type: ignore[assignment, union-attr]
-                module.scale = module.head_dim**-0.5  # type: ignore[assignment, operator]
-        return f"; {changes['num_heads']} attention heads as MoCo v3's ViT has"
-    return ""
+        _use_heads(encoder, changes["num_heads"])
+    if "bare_stem" in changes:
+        for name in bare_names(encoder):
+            encoder.set_submodule(name, nn.Identity())
+    return f"; {words}" if words else ""
+
+
+def change_words(changes: dict[str, int]) -> str:
+    """What a change means, for people; empty without changes."""
+    unknown = [name for name in changes if name not in CHANGES]
+    if unknown:
+        raise UserError(f"the file's encoder has the change {unknown[0]}, which this version does not know: update it.")
+    return ", ".join(CHANGES[name].format(value) for name, value in changes.items())
+
+
+def bare_names(encoder: nn.Module) -> list[str]:
+    """The modules of a ResNet between bn1 and layer1: ``act1`` is timm's name for torchvision's ``relu``."""
+    return [name for name in ("relu", "act1", "maxpool") if hasattr(encoder, name)]
+
+
+def _use_heads(encoder: nn.Module, heads: int) -> None:
+    for module in encoder.modules():
+        if hasattr(module, "num_heads") and hasattr(module, "qkv"):
+            module.num_heads = heads  # type: ignore[assignment]
+            module.head_dim = module.qkv.in_features // heads  # type: ignore[assignment, union-attr]
+            module.scale = module.head_dim**-0.5  # type: ignore[assignment, operator]
+
+
+def restore_changes(encoder: nn.Module, state: dict, path: str) -> None:
+    """Change an encoder as that of a classifier's checkpoint is.
+
+    Raises:
+        UserError: ``--pretrained`` has changed it otherwise.
+    """
+    kept = _changes(encoder, File(path, state, _tensors(state, path), {}))
+    had = changes_of(encoder).get("changes", kept)
+    if had != kept:
+        raise UserError(
+            f"{path} was trained on an encoder with {change_words(kept) or 'no change'}, --pretrained gives one with "
+            f"{change_words(had)}; leave --pretrained out to go on with the checkpoint's, or begin another --save-dir."
+        )
+    apply_changes(encoder, kept)
 
 
 def changes_of(encoder: nn.Module) -> dict[str, dict[str, int]]:

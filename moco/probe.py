@@ -25,17 +25,18 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from moco import checkpoint, distributed
+from moco import checkpoint, distributed, fewshot
 from moco.data import BadImages, EpochSampler, Labelled, Loader, Source, Sources, make_loader, normalise
 from moco.data.subset import Subset, split
 from moco.encoder import backbone_keys, features, new_classifier
+from moco.engine import LOOK_STEPS, StopRequest
 from moco.errors import TrainingError, UserError
-from moco.knn import Reading, extract
-from moco.meters import Mean, RunLog, Stopwatch, accuracy
+from moco.knn import Reading, Unread, extract, labelled_sets
+from moco.meters import TOP5_FROM, Mean, RunLog, Stopwatch, accuracy
 from moco.optimizers import build_optimizer
-from moco.schedule import learning_rate, rise
+from moco.schedule import warmed
 
-Batches = Iterator[tuple[Tensor, Tensor]]  # features (N, F), labels (N,)
+Batches = Iterator[tuple[Tensor, Tensor, Tensor]]  # features (N, F), labels (N,), on the CPU which were read (N,) bool
 
 MAX_BAD_IMAGES = 100  # of each set; more end the run
 
@@ -57,6 +58,15 @@ def labelled_pair(sources: Sources, val_share: float = 0.0) -> tuple[Source, Sou
     assert sources.train.labels is not None
     train, val = split(sources.train.labels, 100.0, val_share, seed=0)
     return Subset(sources.train, train, "training part"), Subset(sources.train, val, "held-out part")
+
+
+def choose_images(measure: str, sources: Sources, val_share: float, few_shot_classes: str) -> tuple[Source, Source]:
+    """Images to learn from and held-out ones; one source twice where the ``measure`` (knn, few_shot or none) needs no
+    more. val_share: see :func:`labelled_pair`. few_shot_classes: see :func:`moco.fewshot.pool`."""
+    if measure == "few_shot":
+        images = fewshot.pool(sources, few_shot_classes)
+        return images, images
+    return labelled_sets(sources) if measure == "knn" else labelled_pair(sources, val_share)
 
 
 def count_classes(train: Source, asked: int | None) -> int:
@@ -140,9 +150,18 @@ class Score:
     """What a validation pass found; the same on every process."""
 
     acc1: float  # percent
-    acc5: float
+    acc5: float | None  # None of fewer classes than TOP5_FROM
     loss: float  # never smoothed
-    predictions: Tensor | None = None  # (n, 3) int64 on the CPU: label, predicted class, label among the first five
+    images: int  # that were counted
+    unread: int = 0  # that could not be read
+    predictions: Tensor | None = None  # (images, 3) int64, CPU: label, predicted class, label among the first five
+
+    @classmethod
+    def of(cls, sums: Tensor, n: int, classes: int, predictions: Tensor | None = None) -> Score:
+        """From (4,) float64 over all processes: hits among the first and the first five, summed loss, images read."""
+        hits1, hits5, loss, count = sums.tolist()
+        acc5 = 100 * hits5 / count if classes >= TOP5_FROM else None
+        return cls(100 * hits1 / count, acc5, loss / count, int(count), n - int(count), predictions)
 
 
 class Head:
@@ -171,6 +190,11 @@ class Head:
     def name(self) -> str:
         """The base rate as it is typed."""
         return f"{self.lr:.12g}"
+
+    @property
+    def classes(self) -> int:
+        """C."""
+        return self.layer.weight.shape[0]
 
     @property
     def rate(self) -> float:
@@ -212,15 +236,14 @@ def set_rates(
     **shape: Any,
 ) -> None:
     """Each head's rate after ``done`` epochs: the base rate, lower from each milestone on, or a cosine; one value an
-    epoch, but in the first ``warm_epochs`` a line from ``warm_from`` to the rate that is due after them.
+    epoch, but in the first ``warm_epochs`` a line from ``warm_from`` (:func:`moco.schedule.warmed`).
 
     shape: ``cosine``, ``decay`` and ``floor`` of :func:`moco.schedule.learning_rate`.
     """
     shape = {"cosine": False, "milestones": milestones, **shape}
-    warming = done < warm_epochs
+    warm = {"first": warm_from, "done": done, "length": warm_epochs, "end": warm_epochs}
     for head in heads:
-        rate = learning_rate(head.lr, warm_epochs if warming else int(done), epochs, **shape)
-        head.rate = rise(warm_from, rate, done, warm_epochs) if warming else rate
+        head.rate = warmed(head.lr, int(done), epochs, **warm, **shape)
 
 
 def leader(heads: list[Head]) -> Head:
@@ -249,27 +272,31 @@ class Images:
     def __init__(self, probe: Probe, loader: Loader, sampler: EpochSampler, note: Callable) -> None:
         self.probe, self.loader, self.sampler, self.note, self.device = probe, loader, sampler, note, probe.device
 
-    def batches(self, epoch: int, watch: Stopwatch) -> Batches:
-        """This process's batches of an epoch; time spent waiting for images goes to ``watch``."""
-        self.sampler.set_position(epoch)
+    def batches(self, epoch: int, watch: Stopwatch, first: int = 0) -> Batches:
+        """This process's batches of an epoch from ``first`` on; time spent waiting for images goes to ``watch``."""
+        self.sampler.set_position(epoch, first)
         source = self.loader.dataset.source  # type: ignore[attr-defined]
         for batch in watch.waiting_for(self.loader):
             self.note(batch, source)
-            yield self.probe.features(batch["image"]), batch["label"].to(self.probe.device)
+            yield self.probe.features(batch["image"]), batch["label"].to(self.probe.device), batch["bad"] < 0
 
 
 class Cached:
-    """Features computed once and without augmentation: x (n, F), labels (n,), both on the CPU."""
+    """Features computed once and without augmentation: x (n, F), labels (n,), on the CPU; readable (n,) bool, None for
+    all."""
 
-    def __init__(self, x: Tensor, labels: Tensor, sampler: EpochSampler, device: torch.device) -> None:
+    def __init__(
+        self, x: Tensor, labels: Tensor, sampler: EpochSampler, device: torch.device, readable: Tensor | None = None
+    ) -> None:
         self.x, self.labels, self.sampler, self.device = x, labels, sampler, device
+        self.readable = torch.ones(len(x), dtype=torch.bool) if readable is None else readable
 
-    def batches(self, epoch: int, watch: Stopwatch) -> Batches:
-        """This process's batches of an epoch, the same images that :class:`Images` would take."""
-        self.sampler.set_position(epoch)
+    def batches(self, epoch: int, watch: Stopwatch, first: int = 0) -> Batches:
+        """This process's batches of an epoch from ``first`` on, the same images that :class:`Images` would take."""
+        self.sampler.set_position(epoch, first)
         for keys in self.sampler:
             rows = [index for _, index in keys]
-            yield self.x[rows].to(self.device), self.labels[rows].to(self.device)
+            yield self.x[rows].to(self.device), self.labels[rows].to(self.device), self.readable[rows]
 
 
 @dataclass(frozen=True)
@@ -308,8 +335,9 @@ class Feed:
         if not self.cached:
             return Images(probe, make_loader(views, sampler, self.workers, pin), sampler, note)
         loader = make_loader(views, ordered, self.workers, pin)
-        x, labels = extract(probe.encoder, loader, probe.device, probe.mean, probe.std, amp=probe.amp, note=note)
-        return Cached(x, labels, sampler, probe.device)
+        marks = Unread(source, probe.device, note)
+        x, labels = extract(probe.encoder, loader, probe.device, probe.mean, probe.std, amp=probe.amp, note=marks)
+        return Cached(x, labels, sampler, probe.device, marks.readable())
 
 
 def bad_image_notes(log: RunLog) -> Callable[[dict[str, Tensor], Source], None]:
@@ -326,15 +354,42 @@ def bad_image_notes(log: RunLog) -> Callable[[dict[str, Tensor], Source], None]:
 # ------------------------------------------------------------------------------------------------- train, validate
 
 
+@dataclass
+class Position:
+    """Where a run is: finished epochs, their validation included, and steps done in the one that is running."""
+
+    epoch: int = 0
+    batch: int = 0
+
+    def resumed_words(self, path: str | None) -> str:
+        """For the first line of a run that goes on from ``path``, if it does."""
+        inside = f" and {self.batch} steps" * bool(self.batch)
+        return f"resumed {path} after epoch {self.epoch}{inside}" if path else ""
+
+    def step(self, steps: int) -> int:
+        """Steps since the start, of which an epoch has so many."""
+        return self.epoch * steps + self.batch
+
+    def close_epoch(self) -> None:
+        """Count the running epoch as finished."""
+        self.epoch, self.batch = self.epoch + 1, 0
+
+    def stop_words(self, steps: int) -> str:
+        """The last line of a run that was stopped, whose epochs have so many steps."""
+        return f"stopped after {self.batch} of {steps} steps of epoch {self.epoch}: --resume auto"
+
+
 def train_epoch(
     heads: list[Head],
     data: Images | Cached,
-    epoch: int,
+    at: Position,
     log: RunLog,
     every: int,
     rates: Callable[[list[Head], float], None],
-) -> None:
-    """One pass over the training images; a line and a record each ``every`` steps and at the end.
+    stop: StopRequest | None = None,
+) -> int | None:
+    """The rest of the current epoch; a line and a record each ``every`` steps and at the end. Returns an exit code
+    when the run must stop before it goes on.
 
     ``rates`` sets the heads' rates before each step, by the epochs done. A head whose loss is not finite is trained no
     more; the others cannot notice.
@@ -343,27 +398,45 @@ def train_epoch(
         TrainingError: no head has a finite loss.
     """
     steps, world = len(data.sampler), distributed.world_size()
-    watch, meters = Stopwatch(), _meters(heads)
-    with log.bar(steps, desc=f"epoch {epoch}") as bar:
-        for step, (x, labels) in enumerate(data.batches(epoch, watch), 1):
-            rates(heads, epoch + (step - 1) / steps)
-            for head, means in zip(heads, meters, strict=True):
-                if not head.diverged:
-                    for mean, value in zip(means, head.step(x, labels), strict=True):
-                        mean.add(value)
+    watch, meters, code = Stopwatch(), _meters(heads), None
+    with log.bar(steps, at.batch, f"epoch {at.epoch}") as bar:
+        for x, labels, _ in data.batches(at.epoch, watch, at.batch):
+            rates(heads, at.epoch + at.batch / steps)
+            _step(heads, meters, x, labels)
+            at.batch += 1
             watch.count(len(labels) * world)
             bar.update()
-            if step % every == 0 or step == steps:
-                _report(log, watch, heads, meters, epoch * steps + step, f"Epoch: [{epoch}][{step:4d}/{steps}]")
+            code = _stop_code(stop, at.batch, steps, data.device)
+            if at.batch % every == 0 or at.batch == steps or code is not None:  # also what no later line would judge
+                _report(log, watch, heads, meters, at.epoch, at.batch, steps)
                 watch, meters = Stopwatch(), _meters(heads)
+            if code is not None:
+                break
+    return code
+
+
+def _step(heads: list[Head], meters: list[list[Mean]], x: Tensor, labels: Tensor) -> None:
+    for head, means in zip(heads, meters, strict=True):
+        if not head.diverged:
+            for mean, value in zip(means, head.step(x, labels), strict=True):
+                mean.add(value)
+
+
+def _stop_code(stop: StopRequest | None, batch: int, steps: int, device: torch.device) -> int | None:
+    """On a GPU, whose host runs ahead, not asked after every step."""
+    due = device.type == "cpu" or batch % LOOK_STEPS == 0 or batch == steps
+    return stop.exit_code() if stop is not None and due else None
 
 
 def _meters(heads: list[Head]) -> list[list[Mean]]:
     return [[Mean(), Mean(), Mean()] for _ in heads]  # loss, top-1, top-5
 
 
-def _report(log: RunLog, watch: Stopwatch, heads: list[Head], meters: list[list[Mean]], step: int, where: str) -> None:
-    words, values = [where], {}
+def _report(
+    log: RunLog, watch: Stopwatch, heads: list[Head], meters: list[list[Mean]], epoch: int, step: int, steps: int
+) -> None:
+    where, values = f"Epoch: [{epoch}][{step:4d}/{steps}]", {}
+    words = [where]
     for head, means in zip(heads, meters, strict=True):
         if head.diverged:
             continue
@@ -373,11 +446,14 @@ def _report(log: RunLog, watch: Stopwatch, heads: list[Head], meters: list[list[
         if not math.isfinite(loss):
             _diverge(head, heads, loss, where, log)
             continue
-        values.update(named({"loss": loss, "acc1": acc1, "acc5": acc5, "lr": head.rate}, head, heads))
-        words.append(f"loss {loss:.4f} Acc@1 {acc1:.2f} Acc@5 {acc5:.2f} lr {head.rate:g}" + " |" * (len(heads) > 1))
+        five = {"acc5": acc5} if head.classes >= TOP5_FROM else {}
+        values.update(named({"loss": loss, "acc1": acc1, **five, "lr": head.rate}, head, heads))
+        top5 = f" Acc@5 {acc5:.2f}" if five else ""
+        words.append(f"loss {loss:.4f} Acc@1 {acc1:.2f}{top5} lr {head.rate:g}" + " |" * (len(heads) > 1))
     speed, wait = watch.rates()
     values.update({"images_per_second": speed, "wait_share": wait})
-    log.scalars(step, values, text=f"{' '.join(words)} {speed:.0f} images/s wait {wait:.0%}")
+    text = f"{' '.join(words)} {speed:.0f} images/s wait {wait:.0%}"
+    log.scalars(epoch * steps + step, values, epoch=epoch, text=text)
 
 
 def _diverge(head: Head, heads: list[Head], loss: float, where: str, log: RunLog) -> None:
@@ -394,41 +470,50 @@ def named(values: dict[str, float], head: Head, heads: list[Head]) -> dict[str, 
 
 @torch.no_grad()
 def validate(heads: list[Head], data: Images | Cached, predictions: bool = False) -> None:
-    """Give each head its score on the held-out images, each counted once: the last step's repeats, which make the
-    shares of all processes equal, are left out.
+    """Give each head its score on the held-out images that can be read, each counted once: the last step's repeats,
+    which make the shares of all processes equal, are left out.
 
     Args:
         predictions: also keep what was predicted for each image.
     """
     n, world, rank = data.sampler.n, distributed.world_size(), distributed.rank()
     heads = [head for head in heads if not head.diverged]
-    sums = torch.zeros(len(heads), 3, dtype=torch.float64, device=data.device)
+    sums = torch.zeros(len(heads), 4, dtype=torch.float64, device=data.device)
     seen: int = 0
     parts: list[list[Tensor]] = [[] for _ in heads]
-    for x, labels in data.batches(0, Stopwatch()):
-        kept = max(0, n - seen - rank * len(labels))
+    for x, labels, readable in data.batches(0, Stopwatch()):
+        kept = own_rows(readable, n - seen - rank * len(labels)).to(data.device)
         seen += world * len(labels)
         for head, total, part in zip(heads, sums, parts, strict=True):
             logits = head.logits(x)
             if predictions:
-                part.append(distributed.gather_keys(_predictions(logits, labels)).cpu())
-            if kept:
-                total += _counts(logits[:kept], labels[:kept])
+                part.append(distributed.gather_keys(_predictions(logits, labels, kept)).cpu())
+            total += counts(logits[kept], labels[kept])
     for head, total, part in zip(heads, sums, parts, strict=True):
-        hits1, hits5, loss = distributed.sum_over_ranks(total).tolist()
-        rows = torch.cat(part)[:n] if part else None
-        head.score = Score(100 * hits1 / n, 100 * hits5 / n, loss / n, rows)
+        rows = torch.cat(part) if part else None
+        rows = rows if rows is None else rows[rows[:, 0] >= 0]
+        head.score = Score.of(distributed.sum_over_ranks(total), n, head.classes, rows)
 
 
-def _counts(logits: Tensor, labels: Tensor) -> Tensor:
-    """(3,) float64: hits among the first and the first five, and the summed loss."""
+def own_rows(readable: Tensor, left: int) -> Tensor:
+    """(r,) int64: of a batch with ``readable`` (N,) bool, the images that can be read among its first ``left``."""
+    return readable[: max(0, left)].nonzero()[:, 0]
+
+
+def counts(logits: Tensor, labels: Tensor) -> Tensor:
+    """(4,) float64, what :meth:`Score.of` takes: zeros of no image."""
     loss = F.cross_entropy(logits, labels, reduction="sum")
-    return torch.stack([*accuracy(logits, labels, (1, 5)), loss]).double()
+    hits = accuracy(logits, labels, (1, 5))
+    return torch.stack([*hits, loss, loss.new_tensor(len(labels))]).double()
 
 
-def _predictions(logits: Tensor, labels: Tensor) -> Tensor:
+def _predictions(logits: Tensor, labels: Tensor, kept: Tensor) -> Tensor:
+    """(N, 3) int64 of :class:`Score`; the label is -1 outside the rows ``kept`` (r,)."""
     first = logits.topk(min(5, logits.shape[1]), dim=1).indices  # (N, 5), best first
-    return torch.stack([labels, first[:, 0], (first == labels[:, None]).any(1).long()], 1)
+    among5 = (first == labels[:, None]).any(1).long()
+    own = torch.full_like(labels, -1)
+    own[kept] = labels[kept]
+    return torch.stack([own, first[:, 0], among5], 1)
 
 
 def reading(probe: Probe, feed: Feed, note: Callable) -> Reading:

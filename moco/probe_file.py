@@ -11,11 +11,13 @@ from torch import Tensor
 from moco import checkpoint, distributed
 from moco.encoder import head_of
 from moco.errors import UserError
-from moco.pretrained import apply_changes, changes_of, fill_network
-from moco.probe import Head, Probe, leader
+from moco.pretrained import changes_of, fill_network, restore_changes
+from moco.probe import Head, Position, Probe, leader
+from moco.settings import images_of
 
-CHECKPOINT, BEST = "checkpoint.pth.tar", "model_best.pth.tar"
+CHECKPOINT, BEST, RESULT = "checkpoint.pth.tar", "model_best.pth.tar", "result.json"
 KEPT = "checkpoint_lincls_{:04d}.pth.tar"  # of an epoch, counted from 0 as upstream's are
+_ALL_KEPT = KEPT.replace("{:04d}", "[0-9]*")
 
 
 def resume_path(resume: str, save_dir: str, needed: bool) -> str | None:
@@ -32,48 +34,71 @@ def resume_path(resume: str, save_dir: str, needed: bool) -> str | None:
     return None
 
 
+def claim(save_dir: str, resumed: str | None, overwrite: bool) -> None:
+    """Refuse a folder that holds another probe, or a fine-tuning's result; see :func:`moco.checkpoint.claim`.
+
+    Raises:
+        UserError: this run would write over another one.
+    """
+    checkpoint.claim(save_dir, resumed, overwrite, (CHECKPOINT,), (RESULT,), (BEST, _ALL_KEPT))
+
+
 def save(
-    probe: Probe, heads: list[Head], save_dir: str, epoch: int, *, arch: str, seed: int, new_best: Head | None,
-    keep_every: int = 0, about: dict[str, Any] | None = None,
+    probe: Probe, heads: list[Head], save_dir: str, at: Position, *, arch: str, run: dict[str, Any],
+    new_best: Head | None = None, keep_every: int = 0,
 ) -> None:  # fmt: skip
     """Write upstream's dictionary as ``checkpoint.pth.tar``, and as ``model_best.pth.tar`` if there is a ``new_best``;
     every ``keep_every`` epochs, if any, once more with its accuracy, without the other heads.
 
     Both are read by upstream's tools: ``state_dict`` is the network with one classifier, that of the leading head in
     the first file and that of the best so far in the second. With several heads the first file has one more entry,
-    ``heads``: all that each of them needs to go on. ``about`` is of :func:`moco.resume.about_run`.
+    ``heads``: all that each of them needs to go on. The first file is written last: a run that was killed before goes
+    on from the one that it replaces, and makes the others anew.
+
+    Args:
+        at: the position, also inside an epoch.
+        run: what a resumed run needs besides, plain values.
     """
 
     def write() -> None:
-        state = _state_of(probe, leader(heads), epoch, arch, seed)
-        state["run"] |= about or {}
+        state = _state_of(probe, leader(heads), at, arch, run)
+        if new_best is not None:  # it leads, so the file differs by the other heads alone
+            checkpoint.write(state, os.path.join(save_dir, BEST))
+        if keep_every and not at.batch:
+            _keep(state, leader(heads), save_dir, keep_every)
         if len(heads) > 1:
             state["heads"] = [_entries(head) for head in heads]
         checkpoint.write(state, os.path.join(save_dir, CHECKPOINT))
-        state.pop("heads", None)
-        if new_best is not None:  # it leads, so the file differs by the other heads alone
-            checkpoint.write(state, os.path.join(save_dir, BEST))
-        if keep_every and epoch == 1:  # another run's would be averaged with this one's
-            for path in glob.glob(os.path.join(glob.escape(save_dir), KEPT.replace("{:04d}", "[0-9]*"))):
-                os.remove(path)
-        score = leader(heads).score
-        if keep_every and epoch % keep_every == 0 and score is not None:
-            checkpoint.write({**state, "acc1": score.acc1}, os.path.join(save_dir, KEPT.format(epoch - 1)))
 
     distributed.by_main(write)
 
 
-def _state_of(probe: Probe, head: Head, epoch: int, arch: str, seed: int) -> dict[str, Any]:
+def _keep(state: dict[str, Any], head: Head, save_dir: str, every: int) -> None:
+    epoch = state["epoch"]
+    if epoch == 1:  # another run's would be averaged with this one's
+        for path in glob.glob(os.path.join(glob.escape(save_dir), _ALL_KEPT)):
+            os.remove(path)
+    if epoch % every == 0 and head.score is not None:
+        checkpoint.write({**state, "acc1": head.score.acc1}, os.path.join(save_dir, KEPT.format(epoch - 1)))
+
+
+def _state_of(probe: Probe, head: Head, at: Position, arch: str, run: dict[str, Any]) -> dict[str, Any]:
     prefix = head_of(probe.encoder) + "."
     layer = {prefix + name: value for name, value in head.layer.state_dict().items()}
     network = {**probe.encoder.state_dict(), **layer}
     return {
-        "epoch": epoch,
+        "epoch": at.epoch,
         "arch": arch,
         "state_dict": {"module." + name: value for name, value in network.items()},
         "best_acc1": head.best,
         "optimizer": head.optimizer.state_dict(),
-        "run": {"seed": seed, "lr": head.lr, **changes_of(probe.encoder)},
+        "run": {
+            **run,
+            "lr": head.lr,
+            "batch": at.batch,
+            **changes_of(probe.encoder),
+            **images_of(probe.encoder, probe.mean, probe.std),
+        },  # fmt: skip
     }
 
 
@@ -96,18 +121,21 @@ def rates_of(state: dict) -> list[float]:
 
 def load(
     probe: Probe, heads: list[Head], state: dict, path: str, arch: str, weights: dict[str, Tensor],
-    evaluate: bool = False,
-) -> int:  # fmt: skip
-    """Put a classifier's checkpoint, ours or upstream's, back; returns the number of finished epochs.
+    run: dict[str, Any] | None = None,
+) -> Position:  # fmt: skip
+    """Put a classifier's checkpoint, ours or upstream's, back; returns where its run was.
 
     Args:
         weights: of ``--pretrained``, which the checkpoint's encoder must have; empty for any.
-        evaluate: nothing will be trained, so an average (:mod:`moco.average`), which has no optimizer, will do.
+        run: what this run saves; None where nothing will be trained, so that an average (:mod:`moco.average`), which
+            has no optimizer, will do.
 
     Raises:
-        UserError: another kind of file, other rates, another architecture or encoder, or entries that do not fit.
+        UserError: another kind of file, other rates, another architecture or encoder, entries that do not fit, or
+            other batches than those of the epoch inside which the file was written.
     """
-    averaged = "averaged" in (state.get("run") or {})
+    known, evaluate = state.get("run") or {}, run is None
+    averaged = "averaged" in known
     if averaged and not evaluate:
         raise UserError(f"{path} is an average, which no training goes on from: give it with --evaluate.")
     needed = {"best_acc1"} if averaged else {"best_acc1", "optimizer"}
@@ -117,14 +145,19 @@ def load(
         raise UserError(f"{path} was trained with -a {state['arch']}; this run has -a {arch}.")
     _check_rates(heads, state, path)
     fill_network(probe.encoder, state["state_dict"], path)
-    apply_changes(probe.encoder, (state.get("run") or {}).get("changes", {}))
+    restore_changes(probe.encoder, state, path)
     try:
-        _load_heads(heads, state)
+        _load_heads(heads, state, path)
     except (ValueError, KeyError, RuntimeError) as error:
         raise UserError(f"{path} does not fit this optimizer: {' '.join(str(error).split())}.") from error
     if probe.changed(weights):
         raise UserError(f"{path} was trained on another encoder than --pretrained; leave one of the two out.")
-    return int(state.get("epoch", 0))
+    at = Position(int(state.get("epoch", 0)), int(known.get("batch", 0)))
+    if run is not None and at.batch and known.get("batches") != run.get("batches"):
+        had, has = (", ".join(f"{n} {name}" for name, n in x.get("batches", {}).items()) for x in (known, run))
+        raise UserError(f"{path} was written inside epoch {at.epoch} with {had}; this run has {has}. Resume it with "
+                        "the same.")  # fmt: skip
+    return at
 
 
 def _check_rates(heads: list[Head], state: dict, path: str) -> None:
@@ -136,7 +169,7 @@ def _check_rates(heads: list[Head], state: dict, path: str) -> None:
         raise UserError(f"{path} was trained with --lr {typed}; resume it with the same rates.")
 
 
-def _load_heads(heads: list[Head], state: dict) -> None:
+def _load_heads(heads: list[Head], state: dict, path: str) -> None:
     """A single head's layer is the encoder's own, which is already loaded."""
     if len(heads) == 1:
         if "optimizer" in state:
@@ -146,6 +179,8 @@ def _load_heads(heads: list[Head], state: dict) -> None:
     by_rate = {entries["lr"]: entries for entries in state["heads"]}
     for head in heads:
         entries = by_rate[head.lr]
+        if not entries["diverged"]:  # the weights of one that has, which is trained no more, may be anything
+            checkpoint.refuse_odd(entries["layer"], path)
         head.layer.load_state_dict(entries["layer"])
         head.optimizer.load_state_dict(entries["optimizer"])
         head.best, head.diverged = float(entries["best_acc1"]), bool(entries["diverged"])

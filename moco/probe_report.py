@@ -14,8 +14,10 @@ import numpy as np
 from sklearn.metrics import confusion_matrix
 
 from moco import checkpoint, distributed
+from moco.data import Source
 from moco.errors import UserError
-from moco.meters import RunLog
+from moco.knn import unread_words
+from moco.meters import RunLog, top5_words, without_top5
 from moco.probe import Head, Score, leader, named
 
 NAMED_CLASSES = 40  # the picture has room for so many names
@@ -26,18 +28,19 @@ def values(heads: list[Head]) -> dict[str, float]:
     found: dict[str, float] = {}
     for head in heads:
         if head.score:
-            here = {"val_acc1": head.score.acc1, "val_acc5": head.score.acc5, "val_loss": head.score.loss}
-            found.update(named({**here, "best_acc1": head.best}, head, heads))
+            here = {"val_acc1": head.score.acc1, "val_loss": head.score.loss, "best_acc1": head.best}
+            five = {} if head.score.acc5 is None else {"val_acc5": head.score.acc5}
+            found.update(named({**here, **five}, head, heads))
     return found
 
 
 def words(heads: list[Head]) -> str:
-    """Upstream's line; with several heads that of the leading one, and each one's last top-1."""
+    """Upstream's line; with several heads that of the leading one, and each one's last top-1; images left out."""
     first, score = _led(heads)
-    line = f" * Acc@1 {score.acc1:.3f} Acc@5 {score.acc5:.3f} (best Acc@1 {first.best:.3f})"
-    if len(heads) == 1:
-        return line
-    return f"{line} at lr {first.name}, the best of: {', '.join(_told(head, head is first) for head in heads)}"
+    line = f" * Acc@1 {score.acc1:.3f}{top5_words(score.acc5)} (best Acc@1 {first.best:.3f})"
+    if len(heads) > 1:
+        line += f" at lr {first.name}, the best of: {', '.join(_told(head, head is first) for head in heads)}"
+    return line + unread_words(score.unread, score.images + score.unread)
 
 
 def _told(head: Head, leads: bool) -> str:
@@ -58,10 +61,12 @@ def result(heads: list[Head]) -> dict[str, Any]:
     """The figures of result.json: the leading head's as of a run with its rate alone, then each head's.
 
     ``acc1`` and ``acc5`` are of the last epoch and ``best_acc1`` is the highest of any epoch; ``lr`` is the rate of
-    these three.
+    these three. ``val_images`` were counted, ``unreadable`` more could not be read. Sweeps know these names from
+    moco/sweep/figures.py.
     """
     first, score = _led(heads)
-    found = {"best_acc1": first.best, "acc1": score.acc1, "acc5": score.acc5, "lr": first.lr}
+    found = {"best_acc1": first.best, "acc1": score.acc1, "acc5": score.acc5, "lr": first.lr,
+             "val_images": score.images, "unreadable": score.unread, **without_top5(first.classes)}  # fmt: skip
     if len(heads) == 1:
         return found
     return {**found, "selected_on": "validation", "per_lr": [_row(head, head is first) for head in heads]}
@@ -84,6 +89,13 @@ def _led(heads: list[Head]) -> tuple[Head, Score]:
     first = leader(heads)
     assert first.score is not None, "validated, and not every head has diverged"
     return first, first.score
+
+
+def set_words(train: Source, val: Source, few_shot: bool) -> str:
+    """The images of a run, for its log; one source twice where a measure needs no more."""
+    if val is not train:
+        return f"{len(train)} images to learn from and {len(val)} held out"
+    return f"{len(val)} images, " + ("from which episodes are drawn" if few_shot else "each against the others")
 
 
 # ------------------------------------------------------------------------------------------------- classes
@@ -109,7 +121,7 @@ def write_details(
     labels, predicted, hit5 = rows.numpy().T
     matrix = confusion_matrix(labels, predicted, labels=np.arange(len(classes)))  # (C, C): rows are true classes
     if per_class:
-        among5 = np.bincount(labels, weights=hit5, minlength=len(classes))
+        among5 = None if _led(heads)[1].acc5 is None else np.bincount(labels, weights=hit5, minlength=len(classes))
         write_csv(per_class, class_rows(matrix, among5, classes))
         log.line(f"each class at lr {leader(heads).name}, last epoch: {per_class}")
     if confusion:
@@ -119,12 +131,12 @@ def write_details(
         log.line(f"confusion at lr {leader(heads).name}, last epoch: {path} and confusion.png beside it")
 
 
-def class_rows(matrix: np.ndarray, among5: np.ndarray, classes: list[str]) -> list[list]:
+def class_rows(matrix: np.ndarray, among5: np.ndarray | None, classes: list[str]) -> list[list]:
     """A table with a header and a row for each class, the percentages empty where there is no image of it.
 
     Args:
         matrix: (C, C) int counts, rows are true classes.
-        among5: (C,) images of each class whose label was among the first five.
+        among5: (C,) images of each class whose label was among the first five; None leaves the percentage empty.
     """
     table: list[list] = [["class", "images", "top-1", "top-5", "most confused with"]]
     for label, name in enumerate(classes):
@@ -132,7 +144,8 @@ def class_rows(matrix: np.ndarray, among5: np.ndarray, classes: list[str]) -> li
         images, wrong = int(row.sum()), np.delete(row, label)
         others = classes[:label] + classes[label + 1 :]
         mistaken = others[int(wrong.argmax())] if wrong.any() else ""
-        shares = [f"{100 * hits / images:.3f}" if images else "" for hits in (row[label], among5[label])]
+        hit = (row[label], None if among5 is None else among5[label])
+        shares = [f"{100 * hits / images:.3f}" if images and hits is not None else "" for hits in hit]
         table.append([name, images, *shares, mistaken])
     return table
 

@@ -34,7 +34,7 @@ from torch import Tensor, nn
 from moco import command_options, distributed, embed, probe
 from moco.errors import UserError
 from moco.knn import Share, gathered
-from moco.pretrained import PUBLISHED, head_entries, open_file
+from moco.pretrained import PUBLISHED, open_file, sound_head_entries
 from moco.seeding import torch_generator
 
 MEASURES = ("precision_at_1", "r_precision", "map_at_r", "map", "ami", "nmi")
@@ -106,8 +106,11 @@ def read_head(encoder: nn.Module, path: str) -> nn.Sequential | None:
     """The file's projection head, one linear layer or several with ReLU between; None for none or another kind.
 
     MoCo's, SynCo's and ours are the encoder's own last layer, ``fc`` or ``fc.0`` and ``fc.2``.
+
+    Raises:
+        UserError: unreadable, or odd tensors.
     """
-    entries = head_entries(encoder, open_file(path))
+    entries = sound_head_entries(encoder, open_file(path))
     layers: list[nn.Module] = []
     for name in sorted(entries, key=lambda name: (len(name), name)):
         value = entries[name]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 
 def learning_rate(
@@ -26,9 +27,23 @@ def learning_rate(
     return base * decay ** sum(progress >= m for m in milestones)
 
 
-def rise(first: float, top: float, progress: float, length: float) -> float:
-    """A line from the rate ``first`` to ``top`` over ``length``, in the unit of ``progress``: SupContrast's warm-up."""
-    return first + (top - first) * progress / length
+def warmed(
+    base: float, progress: float, total: float, *, first: float, done: float, length: float, end: float, **shape: Any
+) -> float:
+    """:func:`learning_rate`, but a line from ``first`` while ``done`` is below ``length``: SupContrast's warm-up.
+
+    It ends where the cosine is then, and without a cosine at the full rate: a milestone that lies inside it lowers the
+    rate once it is over (warmup_to of main_supcon.py, which knows no milestones).
+
+    Args:
+        done, length: of the warm-up, both in the same unit; length 0: none.
+        end: the ``progress`` that the schedule has when the warm-up is over.
+        shape: of the schedule, as :func:`learning_rate`'s.
+    """
+    if done >= length:
+        return learning_rate(base, progress, total, **shape)
+    top = learning_rate(base, end, total, **{**shape, "milestones": []})
+    return first + (top - first) * done / length
 
 
 def warm_up(progress: float, length: float) -> float:

@@ -32,6 +32,14 @@ def _splitmix64(x: int) -> int:
     return x ^ (x >> 31)
 
 
+def begin(seed: int, asked: bool) -> None:
+    """What a run does before its first random number: torch's generator is of the stream "init", and cuDNN is asked for
+    deterministic convolutions where the user gave the seed (``asked``), else for the fastest ones."""
+    torch.manual_seed(key("init", seed) >> 1)
+    torch.backends.cudnn.deterministic = asked
+    torch.backends.cudnn.benchmark = not asked
+
+
 def key(stream: str, seed: int, *where: int) -> int:
     """A 64-bit key for the place ``where`` in ``stream``; different places give different keys."""
     state = _splitmix64(STREAMS[stream])

@@ -7,6 +7,7 @@ words as the command line and put in front of it, so that a file is checked like
 from __future__ import annotations
 
 import argparse
+import copy
 import sys
 from typing import Any, NoReturn
 
@@ -14,7 +15,9 @@ from moco.errors import USAGE_EXIT, UserError
 
 
 class Parser(argparse.ArgumentParser):
-    """One sentence and exit code 2 instead of the whole usage text."""
+    """One sentence and exit code 2 instead of the whole usage text. ``filed``: what ``--config`` has set, by name."""
+
+    filed: frozenset[str] = frozenset()
 
     def error(self, message: str) -> NoReturn:
         print(f"error: {message} (--help lists the flags)", file=sys.stderr)
@@ -38,6 +41,15 @@ def with_config(parser: Parser, words: list[str]) -> argparse.Namespace:
         take_defaults(parser, args.config)
         args = parser.parse_intermixed_args(words)
     return args
+
+
+def given(parser: Parser, words: list[str]) -> dict[str, Any]:
+    """The settings that words of the command line name, whatever their spelling; no defaults, nothing of a file."""
+    bare = copy.deepcopy(parser)
+    bare._defaults.clear()
+    for action in bare._actions:
+        action.default = argparse.SUPPRESS
+    return vars(bare.parse_intermixed_args(end_lists(bare, words)))
 
 
 def spelled(words: list[str]) -> list[str]:
@@ -98,6 +110,7 @@ def _is_number(word: str) -> bool:
 def take_defaults(parser: Parser, path: str) -> None:
     """Make a YAML file's entries the parser's defaults, checked as if they had been typed."""
     flags = {word.lstrip("-"): action for action in parser._actions for word in action.option_strings}
+    filed = set()
     for name, value in _read_yaml(path).items():
         name = str(name).replace("_", "-")
         if name == "data":
@@ -109,6 +122,8 @@ def take_defaults(parser: Parser, path: str) -> None:
         elif value is not None:
             dest = flags[name].dest
             parser.set_defaults(**{dest: getattr(parser.parse_args(spelled(_words(name, value, flags[name]))), dest)})
+            filed.add(dest)
+    parser.filed |= filed
 
 
 def _words(name: str, value: Any, action: argparse.Action) -> list[str]:

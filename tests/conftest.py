@@ -298,6 +298,20 @@ def differences(one: Any, other: Any, where: str = "") -> list[str]:
     return [] if type(one) is type(other) and one == other else [where]
 
 
+def mend_interpreter() -> None:
+    """Let the interpreters of Triton before 3.7 run under numpy 2.4, which makes no integer of an array with one axis:
+    they ask for one at every loop bound ("only 0-dimensional arrays can be converted to Python scalars")."""
+    from triton.runtime import interpreter
+
+    patch = interpreter._patch_lang_tensor
+
+    def with_integers(tensor: Any, *scope: Any) -> None:
+        patch(tensor, *scope)
+        tensor.__index__ = lambda self: int(self.handle.data.item())
+
+    interpreter._patch_lang_tensor = with_integers
+
+
 def interpreted(suite: str) -> int:
     """Run a suite of Triton programs in a process that chose the interpreter before triton was imported.
 

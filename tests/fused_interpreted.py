@@ -10,12 +10,15 @@ import math
 
 import pytest
 import torch
+from conftest import mend_interpreter
 from test_kernels import ALL_TYPES, ONE_TYPE, assert_same_training, problem, run, tensors, train
 
 from moco.errors import UserError
 from moco.kernels import Draws, contrastive_head, fused, hardest_rows, resolve
 from moco.methods import mochi
 from moco.negatives import draw, synthetic
+
+mend_interpreter()
 
 
 @pytest.fixture(autouse=True)
@@ -46,14 +49,33 @@ def errors(gold, got, ranks=True):
     )
 
 
+def products_errors(q, k, queue, temperature, gradient):
+    """What this machine's library makes of the two products of a step in float32, against float64: the similarities,
+    absolute; the product with the probabilities that is added to a vector, norm over that of the gradient, as in
+    ``errors``. In which order a library sums is its own affair: 2,500 terms of 2 rows err by 1e-7 on one processor and,
+    where each term is added to the vector itself, by 2e-6 on another."""
+    exact = q.double() @ queue.double().T  # (N, K)
+    of_similarities = float((q @ queue.T - exact).abs().max())
+    positive = torch.linalg.vecdot(q, k).double().unsqueeze(1)
+    p = (torch.cat([positive, exact], dim=1) / temperature).softmax(1).float()
+    vector = (p[:, :1] - 1) * k
+    summed = vector.clone().addmm_(p[:, 1:], queue).double()
+    of_gradient = (summed - vector.double() - p[:, 1:].double() @ queue.double()).norm() / (temperature * len(q))
+    return of_similarities, float(of_gradient / gradient.norm().clamp(min=1e-6))
+
+
 def assert_near(tensors, hard=12, temperature=0.2, **masks):
-    """As near to the float64 reference as the float32 reference: twice its error, and a logit's rounding, 6e-8 / T."""
+    """As near to the float64 reference as the float32 reference: twice its error, a logit's rounding, 6e-8 / T, and
+    what float32 products of these shapes err by on this machine, for the two sum in different orders."""
     gold = run(*tensors, "reference", hard, temperature, **masks)
     low = [t.float() for t in tensors[:3]]
     eager = errors(gold, run(*low, tensors[3], "reference", hard, temperature, **masks))
     got = run(*low, tensors[3], "triton", hard, temperature, **masks)
-    for name, ours, theirs in zip(("loss", "gradient", "hardest", "mass"), errors(gold, got), eager, strict=True):
-        assert ours <= 2 * theirs + 6e-8 / temperature, name
+    of_similarities, of_gradient = products_errors(*low, temperature, gold[1])
+    library = (of_similarities, 2 * of_gradient + of_similarities, of_similarities, of_similarities)
+    names = ("loss", "gradient", "hardest", "mass")
+    for name, ours, theirs, more in zip(names, errors(gold, got), eager, library, strict=True):
+        assert ours <= 2 * theirs + 6e-8 / temperature + more, name
     return got
 
 

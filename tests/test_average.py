@@ -35,6 +35,8 @@ def test_weights_are_the_mean_and_batchnorm_is_measured_anew(folder, tuned, caps
     assert "BatchNorm measured anew on 60 images" in said
     files = [state_of(tuned, finetune.KEPT.format(epoch))["state_dict"] for epoch in (1, 2)]
     found = checkpoint.read(str(out))["state_dict"]
+    assert "--size 16 --channels 3 --mean 0.485" in said.partition("settings of ")[2]
+    assert checkpoint.read(str(out))["run"]["images"]["size"] == 16  # an average says it, too
     assert found.keys() == files[0].keys()
     statistics = ("running_mean", "running_var", "num_batches_tracked")
     for name, value in found.items():
@@ -72,6 +74,11 @@ def test_a_pretrainings_query_encoder_alone_is_averaged(image_folder, in_process
     assert in_process(image_folder, *words, "--save-dir", tmp_path) == 0
     logged = average._logged(str(tmp_path))
     assert sorted(logged) == [1, 2, 3]
+    (tmp_path / "old").mkdir()
+    records = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    earlier = [{**r, "epoch": r.pop("finished_epochs", r["epoch"])} for r in records]  # as older versions wrote them
+    (tmp_path / "old" / "log.jsonl").write_text("\n".join(map(json.dumps, earlier)))
+    assert average._logged(str(tmp_path / "old")) == logged
     best = [name for _, name in sorted((knn, f"checkpoint_{epoch - 1:04d}.pth.tar") for epoch, knn in logged.items())]
     chosen = average.choose(str(tmp_path), None, 2)
     assert {logged[int(path[-12:-8]) + 1] for path in chosen} == {logged[int(name[11:15]) + 1] for name in best[1:]}
@@ -113,7 +120,8 @@ def test_a_probes_classifiers_are_averaged_and_its_encoder_stays(folder, tmp_pat
     (tmp_path / probe_file.KEPT.format(3)).write_bytes(b"of another run")
     probe_once(folder, tmp_path, "--epochs", 1, "--features", "cached", "--lr", 0.3)
     assert (tmp_path / probe_file.KEPT.format(3)).exists()  # a run that keeps none removes none
-    probe_once(folder, tmp_path, "--epochs", 3, "--save-ckpt-freq", 1, "--features", "cached", "--lr", 0.3, "--seed", 3)
+    words = ["--epochs", 3, "--save-ckpt-freq", 1, "--features", "cached", "--lr", 0.3, "--seed", 3, "--overwrite"]
+    probe_once(folder, tmp_path, *words)
     assert average.main([str(tmp_path), "--last", "2"]) == 0
     said = capsys.readouterr().out
     assert "averaged 2 checkpoints: checkpoint_lincls_0001.pth.tar checkpoint_lincls_0002.pth.tar" in said
@@ -130,11 +138,15 @@ def test_a_probes_classifiers_are_averaged_and_its_encoder_stays(folder, tmp_pat
     words = ["--resume", tmp_path / "averaged.pth.tar", "--seed", 3]
     found = probe_once(folder, tmp_path, "--evaluate", *words)
     assert found["mode"] == "evaluate"
+    assert state_of(tmp_path, "averaged.pth.tar")["run"]["classes"] == ["class0", "class1", "class2"]
     with pytest.raises(UserError, match="is an average, which no training goes on from: give it with --evaluate"):
         probe_once(folder, tmp_path, "--epochs", 4, *words)
     (tmp_path / finetune.KEPT.format(0)).write_bytes(b"")
     with pytest.raises(UserError, match="holds checkpoints of several programs"):
         average.choose(str(tmp_path), 2, None)
+    torch.save({**files[1], "run": {**files[1]["run"], "classes": ["a", "b", "c"]}}, tmp_path / "other")
+    with pytest.raises(UserError, match=r"the outputs of .* are other classes: average checkpoints of one run"):
+        average.average([str(tmp_path / probe_file.KEPT.format(0)), str(tmp_path / "other")])
     torch.save({**files[1], "run": {**files[1]["run"], "lr": 3.0}}, tmp_path / "other")
     with pytest.raises(UserError, match=r"with the classifier of --lr 0.3 and .*other with that of --lr 3.0"):
         average.average([str(tmp_path / probe_file.KEPT.format(0)), str(tmp_path / "other")])
@@ -150,6 +162,35 @@ def test_another_network_is_named(tuned, tmp_path):
     torch.save({"weights": 1}, tmp_path / "none.pth.tar")
     with pytest.raises(UserError, match="is no checkpoint of this project"):
         average.average([str(path), str(tmp_path / "none.pth.tar")])
+
+
+def test_weights_of_no_use_are_not_averaged(tuned, tmp_path):
+    path = str(tuned / finetune.KEPT.format(0))
+    for change, holds in (
+        (lambda w: w.fill_(torch.nan), "NaN or infinity"),
+        (lambda w: w.long(), "int64 numbers"),
+        (lambda w: w.to(torch.complex64), "complex64 numbers"),
+    ):
+        state = checkpoint.read(path)
+        state["state_dict"]["module.fc.weight"] = change(state["state_dict"]["module.fc.weight"])
+        torch.save(state, tmp_path / "odd.pth.tar")
+        with pytest.raises(UserError, match=rf"odd.pth.tar cannot be used: module.fc.weight holds {holds}; take"):
+            average.average([path, str(tmp_path / "odd.pth.tar")])
+
+
+def test_an_average_is_of_one_encoder_and_keeps_its_changes(tuned, tmp_path):
+    path = str(tuned / finetune.KEPT.format(0))
+    state = checkpoint.read(path)
+    assert average.average([path, path])[0]["run"]["changes"] == {}  # of ours, so nothing is left to guess
+    state["run"]["changes"] = {"bare_stem": 1}
+    torch.save(state, tmp_path / "bare.pth.tar")
+    found = average.average([str(tmp_path / "bare.pth.tar")] * 2)[0]
+    assert found["run"]["changes"] == {"bare_stem": 1}
+    with pytest.raises(UserError, match="is of an encoder with no change and .*bare.pth.tar of one with neither ReLU"):
+        average.average([path, str(tmp_path / "bare.pth.tar")])
+    del state["run"]  # another project's, of which the reader finds out
+    torch.save(state, tmp_path / "theirs.pth.tar")
+    assert "changes" not in average.average([str(tmp_path / "theirs.pth.tar")] * 2)[0]["run"]
 
 
 # ---------------------------------------------------------------------------------------------------- the index

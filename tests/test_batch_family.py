@@ -255,7 +255,7 @@ def test_supcontrasts_lines_mean_the_same():
         ("DIR --method supcon --moco-k 8192", "moco", True, "supcon"),
         ("DIR --method supcon --moco_k 8192 --n1 4", "synco", True, "supcon"),
         ("DIR --method supcon --moco-k 8192 --mochi 8 4 4", "mochi", True, "supcon"),
-        ("--method SupCon", "moco", False, "supcon"),  # the demo's file has a queue and n1..n6
+        (f"--config {options.DEMO_CONFIG} --method SupCon", "moco", False, "supcon"),  # a file with a queue and n1..n6
     ],
 )
 def test_the_family_follows_from_the_flags(words, negatives, queue, method):

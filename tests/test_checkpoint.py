@@ -286,6 +286,24 @@ def test_a_folder_belongs_to_one_run(tmp_path):
     assert kept(folder) == []
 
 
+def test_a_result_of_another_program_belongs_to_a_run_too(tmp_path):
+    folder, names = str(tmp_path), ("mine.tar", "mine_0003.tar", "result.json", "other.tar")
+    own = {"files": ("mine.tar",), "results": ("result.json",), "more": ("mine_[0-9]*.tar",)}
+    (tmp_path / "other.tar").write_text("")
+    checkpoint.claim(folder, None, False, **own)
+    (tmp_path / "result.json").write_text("")
+    with pytest.raises(UserError, match=r"holds result.json of another run; choose another --save-dir"):
+        checkpoint.claim(folder, None, False, **own)
+    for name in names:
+        (tmp_path / name).write_text("")
+    with pytest.raises(UserError, match=r"holds mine.tar of another run; continue it with --resume auto"):
+        checkpoint.claim(folder, None, False, **own)
+    checkpoint.claim(folder, str(tmp_path / "mine.tar"), False, **own)
+    assert sorted(os.listdir(folder)) == sorted(names)
+    checkpoint.claim(folder, None, True, **own)
+    assert os.listdir(folder) == ["other.tar"]
+
+
 def test_processes_may_clear_a_folder_at_the_same_time(tmp_path, monkeypatch):
     monkeypatch.setattr(checkpoint, "runs_checkpoints", lambda folder: ["checkpoint_0000.pth.tar"])
     checkpoint.claim(str(tmp_path), None, overwrite=True)  # another process has just removed it
@@ -405,6 +423,11 @@ def other_optimizer(state):
         (lambda s: s["state_dict"].update(more=torch.zeros(1)), "has more, which this run does not know"),
         (other_optimizer, "does not fit this run's optimizer"),
         (lambda s: s.update(optimizer={}), "does not fit this run's optimizer"),
+        (lambda s: s["state_dict"]["module.queue"][2].fill_(torch.nan), "queue holds NaN or infinity; take another"),
+        (
+            lambda s: s["state_dict"].update({"module.queue": s["state_dict"]["module.queue"].long()}),
+            "queue holds int64 numbers",
+        ),
     ],
 )
 def test_another_state_is_a_sentence_and_changes_nothing(change, words):

@@ -9,7 +9,7 @@ from PIL import Image
 from torchvision.datasets import ImageFolder
 from torchvision.datasets.folder import IMG_EXTENSIONS
 
-from moco.data import ArraySource, FileSource, open_sources
+from moco.data import ArraySource, FileSource, number_as_in, open_sources
 from moco.data.files import IMAGE_EXTENSIONS
 from moco.data.sources import Paths
 from moco.errors import UserError
@@ -206,6 +206,39 @@ def test_sentence_about_classes_that_differ(tmp_path):
     write(tmp_path, "train/a/1.png", "val/a/2.png", "val/b/3.png")
     sentence = mistake(path=str(tmp_path))
     assert f"{tmp_path / 'val'} has classes that {tmp_path / 'train'} lacks (b)" in sentence
+
+
+def named(classes: str, labels: list[int]) -> ArraySource:
+    return ArraySource("mine", np.zeros((len(labels), 4, 4), np.uint8), classes=list(classes), labels=np.array(labels))
+
+
+def test_labels_are_numbered_as_a_files_classifier_by_name():
+    state = {"run": {"classes": ["cat", "dog", "fox"]}}
+    words = ["cat", "dog", "fox"]
+    for classes, training, numbers in ((["fox", "cat", "dog"], True, [2, 0, 1]), (["dog", "fox"], False, [1, 2])):
+        train, val = (named("", list(range(len(classes)))) for _ in range(2))
+        train.classes, val.classes = classes, classes
+        said = number_as_in(state, "FILE", training, train, None, val)
+        assert said == f"classes numbered as in that file, by name ({len(classes)} of its 3)"
+        for source in (train, val):
+            assert (source.labels.tolist(), source.classes) == (numbers, words)
+        assert number_as_in(state, "FILE", training, train, val) == ""  # they are, now
+    assert number_as_in({}, "FILE", True, named("ab", [0])) == ""
+    unlabelled = ArraySource("none", np.zeros((1, 4, 4), np.uint8))
+    assert number_as_in(state, "FILE", True, unlabelled) == ""
+    old = named("ba", [0, 1])
+    assert "the names of its classes are not in the file" in number_as_in({"run": {}}, "FILE", True, old)
+    assert (old.labels.tolist(), old.classes) == ([0, 1], ["b", "a"])
+
+
+def test_classes_that_a_file_does_not_know_are_refused_and_missing_ones_where_it_is_trained_on():
+    state = {"run": {"classes": list("abcdefg")}}
+    source = named("axb", [0, 1, 2])
+    with pytest.raises(UserError, match=r"has the class x, .* in FILE .*knows a, b, c, d, e and more\)"):
+        number_as_in(state, "FILE", False, source)
+    assert source.labels.tolist() == [0, 1, 2]
+    with pytest.raises(UserError, match=r"mine lacks the class c of FILE: training goes on with the same classes"):
+        number_as_in(state, "FILE", True, named("ab", [0, 1]))
 
 
 def test_file_sources_travel_to_workers(tmp_path):

@@ -50,3 +50,9 @@ def test_its_pretraining_is_what_main_pretrain_does_without_words():
     knn, linear = demo.probes(settings, "x")
     assert "--knn" in knn
     assert options.parse_lincls(linear[1:]).arch == settings.arch
+
+
+def test_its_first_line_says_that_it_is_the_demo(tmp_path, in_process, capsys):
+    assert in_process("--max-minutes", 0, "-j", 0, "--knn-every", 0, "--save-dir", tmp_path) == 0
+    said = capsys.readouterr().out.splitlines()
+    assert said[0].startswith("the demo, as no DIR is given: synco, test_resnet at 28 px, 4000 images of ")

@@ -125,7 +125,11 @@ BROKEN = {
     "1 of 24 queue rows are not of unit length": entry("queue", lambda q: q[5].mul_(1.01)),
     "2 of 24 queue rows are not of unit length": entry("queue", lambda q: q[5:7].fill_(float("nan"))),
     "the queue's pointer 24 lies outside": entry("queue_ptr", lambda p: p.fill_(K)),
-    "has a negative variance (1 layers)": entry(VARIANCE, lambda v: v[0].fill_(-1e-3)),
+    f"1 tensors hold int64 numbers, the first is {WEIGHT}": entry(WEIGHT, lambda w: setattr(w, "data", w.long())),
+    f"1 tensors hold complex64 numbers, the first is {VARIANCE}": entry(
+        VARIANCE, lambda v: setattr(v, "data", v.to(torch.complex64))
+    ),
+    f"1 tensors hold a negative variance, the first is {VARIANCE}": entry(VARIANCE, lambda v: v[0].fill_(-1e-3)),
     "has no channel with variance (1 layers): collapsed": entry(VARIANCE, lambda v: v.zero_()),
     "never saw a batch": every_variance(1.0),
     "encoder_k equals encoder_q after training": equal_keys,

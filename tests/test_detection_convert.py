@@ -12,7 +12,7 @@ from conftest import ROOT, environment
 from safetensors.torch import save_file
 from torch.nn import functional as F
 
-from detection.convert import convert, detectron2_name, write
+from detection.convert import convert, detectron2_name, pixels_of, write
 from moco.encoder import build_encoder
 from moco.errors import UserError
 
@@ -25,6 +25,15 @@ def moco_file(resnet50, tmp_path_factory):
     entries = {f"module.encoder_{x}.{name}": v for x in "qk" for name, v in resnet50.state_dict().items()}
     torch.save({"epoch": 200, "arch": "resnet50", "state_dict": {**entries, "module.queue": torch.zeros(128, 8)}}, path)
     return path
+
+
+def test_images_are_normalised_as_in_training(moco_file, tmp_path):
+    assert pixels_of(str(moco_file)) == []  # upstream's file does not say
+    state = torch.load(moco_file, weights_only=True)
+    own = {"mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225]}
+    for changed, expected in (({}, []), ({"mean": [0.5, 0.4, 0.2]}, ["MODEL.PIXEL_MEAN", "[127.5, 102.0, 51.0]"])):
+        torch.save({**state, "run": {"images": {**own, **changed}}}, tmp_path / "c.pth.tar")
+        assert pixels_of(str(tmp_path / "c.pth.tar")) == expected
 
 
 @pytest.mark.parametrize(
@@ -102,6 +111,23 @@ def test_what_is_no_resnet_50_is_a_sentence(resnet50, tmp_path):
         convert(str(small))
     with pytest.raises(UserError, match="cannot be written"):
         write({}, str(tmp_path / "missing" / "x.pkl"))
+
+
+def test_what_detectron2s_resnet_cannot_compute_is_a_sentence(resnet50, tmp_path):
+    places = {"conv1": "0", "bn1": "1", **{f"layer{i}": str(i + 1) for i in range(1, 5)}}  # as lightly's own ResNet has
+    bare, broken = {}, {}
+    for name, value in resnet50.state_dict().items():
+        first, _, rest = name.partition(".")
+        if first in places:
+            bare[f"backbone.{places[first]}.{rest.replace('downsample', 'shortcut')}"] = value
+            broken[name] = value - 2 if name == "layer3.0.bn2.running_var" else value
+    torch.save({"state_dict": bare}, tmp_path / "lightly.ckpt")
+    torch.save(broken, tmp_path / "broken.pth")
+    sentence = "lightly.ckpt is of a network with neither ReLU nor max-pool after bn1.*, which detectron2's ResNet"
+    with pytest.raises(UserError, match=sentence):
+        convert(str(tmp_path / "lightly.ckpt"))
+    with pytest.raises(UserError, match="layer3.0.bn2.running_var holds a negative variance; take another"):
+        convert(str(tmp_path / "broken.pth"))
 
 
 def test_files_without_a_whole_resnet_end_with_code_2_and_one_sentence(moco_file, tmp_path, capsys):

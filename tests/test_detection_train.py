@@ -169,13 +169,19 @@ def test_run_goes_from_a_checkpoint_to_a_row_and_continues(checkpoint, tmp_path,
 
     monkeypatch.setattr(run, "subprocess", SimpleNamespace(run=in_this_process))
     small = [*SMALL, "SOLVER.MAX_ITER", "1"]
-    words = [str(checkpoint), "--task", "voc", "--trials", "2", "--pictures", "1", "--out", str(tmp_path), *small]
+    own = tmp_path / "own.pth.tar"
+    images = {"mean": [0.5, 0.4, 0.2], "std": [0.229, 0.224, 0.225]}
+    torch.save({**torch.load(checkpoint, weights_only=True), "run": {"images": images}}, own)
+    words = [str(own), "--task", "voc", "--trials", "2", "--pictures", "1", "--out", str(tmp_path), *small]
     assert run.main(words) == 0
     assert [w[w.index("SEED", -6) + 1] for w in begun] == ["0", "1"]
+    assert all(w[w.index("MODEL.PIXEL_MEAN") + 1] == "[127.5, 102.0, 51.0]" for w in begun)
+    said = capsys.readouterr().out
+    assert f"images are normalised as {own} was trained: MODEL.PIXEL_MEAN [127.5" in said
     made = json.loads((tmp_path / "summary.json").read_text())
     each = [json.loads((tmp_path / f"trial_{i}" / "results.json").read_text())["bbox"]["AP50"] for i in range(2)]
     assert made["AP50"] == {"mean": sum(each) / 2, "std": abs(each[0] - each[1]) / 2**0.5, "trials": each}
-    assert (tmp_path / "table.md").read_text() in capsys.readouterr().out
+    assert (tmp_path / "table.md").read_text() in said
     assert [p.suffix for p in (tmp_path / "pictures").iterdir()] == [".png"]
 
     (tmp_path / "trial_1" / "results.json").unlink()  # as if cut before its evaluation

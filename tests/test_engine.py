@@ -7,10 +7,10 @@ import signal
 
 import pytest
 import torch
-from conftest import TINY
+from conftest import SYNCO, TINY
 from timm.scheduler.cosine_lr import CosineLRScheduler
 
-from moco import engine
+from moco import engine, options
 from moco.data import EpochSampler
 from moco.engine import Plan, Progress, StopRequest, oddity, pick_amp
 from moco.errors import UserError
@@ -58,6 +58,51 @@ def test_a_warm_up_counted_in_steps_then_the_cosine_of_timm():
         assert warmed.lr_at(step // 10, step) == pytest.approx(1e-4 + (top - 1e-4) * step / 20)
     by_epoch = plan(cosine=True, warm_steps=25)
     assert by_epoch.lr_at(2, 24) < by_epoch.lr_at(2, 25) == plan(cosine=True).lr_at(2, 25)
+
+
+@pytest.mark.parametrize(
+    ("words", "starts"),
+    [
+        (["--epochs", 2, "--hard-start-epoch", 1], True),
+        (["--epochs", 2, "--hard-start-epoch", 2], False),
+        (["--steps", 3, "--hard-start-epoch", 1], False),  # three steps an epoch
+        (["--epochs", 2, "--type-starts", *(f"{kind}=6steps" for kind in options.SYNCO_KINDS)], False),
+        (["--method", "supcon", "--epochs", 1, "--hard-start-epoch", 3], False),
+    ],
+)
+def test_synthetic_negatives_that_never_start_are_warned_of_first(
+    words, starts, image_folder, tmp_path, in_process, capsys
+):
+    assert in_process(image_folder, *TINY, *SYNCO, *words, "--save-dir", tmp_path) == 0
+    said = capsys.readouterr().out.splitlines()
+    recipe = next(i for i, line in enumerate(said) if line.startswith("synthetic negatives a query, of its 8 hardest"))
+    assert ("warning: the synthetic negatives never start, as this run ends after" in said[recipe + 1]) != starts
+    assert recipe < next(i for i, line in enumerate(said) if line.startswith("Epoch ["))
+    masses = [json.loads(line)["synthetic_mass"] for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    assert any(masses) == starts
+
+
+def test_a_run_says_which_of_two_schedules_it_takes(image_folder, tmp_path, in_process, capsys):
+    file = tmp_path / "recipe.yml"
+    file.write_text("schedule: [1]\nmethod: mochi\ntype-starts: [mixup=1]\n")
+    words = [*TINY, "--config", file, "--n-hard", 8, "--plateau", 3, "--method", "moco", "--steps", 1]
+    assert in_process(*words, image_folder, "--save-dir", tmp_path) == 0
+    said = capsys.readouterr().out
+    assert "\n--plateau of the command line, in the place of the file's --schedule\n" in said
+    assert "\nthe file's --type-starts of mixup is dropped: none is drawn\n" in said
+
+
+@pytest.mark.parametrize(
+    ("words", "terms", "said"),
+    [([], 1, "ln(1+K)"), (["--symmetric"], 2, "2 ln(1+K)"),
+     (["--method", "supcon", "--base-temperature", "0.035", "--symmetric"], 4, "4 ln(1+K)")],
+)  # fmt: skip
+def test_a_log_line_names_what_the_loss_is_a_share_of(words, terms, said, image_folder, tmp_path, in_process, capsys):
+    assert in_process(*TINY, "--steps", 1, *words, image_folder, "--save-dir", tmp_path) == 0
+    (record,) = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    assert record["loss_ratio"] == pytest.approx(record["loss"] / (terms * math.log(21)))
+    line = f"loss {record['loss']:.4f} ({record['loss_ratio']:.3f} of {said}) top1"
+    assert line in capsys.readouterr().out
 
 
 def test_a_run_warms_up_by_steps(image_folder, tmp_path, in_process):

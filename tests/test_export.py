@@ -8,6 +8,7 @@ import pytest
 import timm
 import torch
 import torchvision
+from test_pretrained import OwnResNet, by_position, lightly
 from torch import nn
 
 from detection.convert import convert
@@ -106,6 +107,36 @@ def test_moco_v3s_vit_keeps_its_heads_in_every_kind(tmp_path, capsys):
     assert export.main([path, "--to", "features"]) == 0
     assert json.loads((tmp_path / "v3.features.json").read_text())["changes"] == {"num_heads": 12}
     same(features(open_backbone(str(tmp_path / "v3.features.pt")).encoder, x).detach(), expected)
+
+
+@pytest.mark.parametrize(
+    ("to", "stem"), [*((to, 3) for to in export.SUFFIXES), *((to, 7) for to in ("torchvision", "timm", "features"))]
+)
+def test_lightlys_own_resnet_stays_without_its_relu_or_is_refused(tmp_path, capsys, to, stem):
+    torch.manual_seed(0)
+    state, network = lightly(lambda: by_position(OwnResNet(stem)))
+    path = tmp_path / "c.ckpt"
+    torch.save(state, path)
+    x = images()
+    with torch.no_grad():
+        expected = network.eval()(x)  # type: ignore[attr-defined]
+    words = [str(path), "--to", to, "--size", "32"]
+    if to == "detectron2":
+        assert "not for resnet18" in refused(capsys, tmp_path, *words)
+        return
+    assert export.main(words) == 0
+    said = capsys.readouterr().out
+    out = str(tmp_path / f"c{export.SUFFIXES[to]}")
+    if to == "onnx":
+        same(in_onnxruntime(out, x), expected)
+        return
+    with torch.no_grad():
+        if to in ("torchvision", "timm"):
+            assert "the file cannot say so: the lines below give it neither ReLU nor max-pool" in said
+            same(run_lines(said)(x), expected)
+        again = open_backbone(out)  # the card tells it
+        same(features(again.encoder, x), expected)
+    assert again.changes == {"bare_stem": 1}
 
 
 def test_vits_of_the_two_libraries_are_renamings():
@@ -246,6 +277,12 @@ def tiny(tmp_path_factory):
     torch.save({}, folder / "empty.pth")
     torch.save({"weights": {"x": 1}}, folder / "other.pth")
     torch.save({"x": torch.zeros(3)}, folder / "unknown.pth")
+    (folder / "result.json").write_text('{"acc1": 50.0}')
+    network = torchvision.models.resnet18(num_classes=5)
+    network.fc.weight.data[0] = torch.nan
+    torch.save(network.state_dict(), folder / "nan_head.pth")
+    network.layer1[0].conv2.weight.data[0] = torch.inf
+    torch.save(network.state_dict(), folder / "inf.pth")
     (folder / "folder.pth").mkdir()
     return folder
 
@@ -280,7 +317,11 @@ def refused(capsys, folder, *words: str) -> str:
         ("DIR/r18.pth.tar --to timm --out DIR/none/x.pth", "make it first"),
         ("DIR/r18.pth.tar --to timm --out DIR/folder.pth", "is a folder"),
         ("DIR/r18.pth.tar --to timm --out DIR/r18.pth.tar", "is the checkpoint itself"),
+        ("DIR/r18.pth.tar --to timm --out DIR/result.pth", "result.json, which is something else; choose"),
+        ("DIR/r18.pth.tar --to features --out DIR/other.json", "other.json, which is something else"),
         ("DIR/r18.pth.tar --to timm --head keep", "no head of one linear layer"),
+        ("DIR/nan_head.pth --to timm --head keep", "cannot be used: fc.weight holds NaN or infinity"),
+        *((f"DIR/inf.pth --to {to}", "layer1.0.conv2.weight holds NaN or infinity; take") for to in export.SUFFIXES),
         ("DIR/r18.pth.tar --to features --head keep", "no meaning"),
         ("DIR/r18.pth.tar --to features --mean 0.5", "one value a channel"),
     ],

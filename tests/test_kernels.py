@@ -4,6 +4,9 @@ Legend: N queries, C feature width, K queue rows, H hardest rows a query, S synt
 """
 
 import math
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -359,7 +362,13 @@ def test_the_operator_keeps_torchs_promises(masked, drawn):
 @pytest.fixture(params=[True, False], ids=["as the processor has it", "rounded by hand"])
 def bf16_somehow(request, monkeypatch):
     if not request.param:
-        monkeypatch.setattr(products, "cpu_has_bf16", lambda: False)
+        monkeypatch.setattr(products, "library_rounding", lambda a, b: products.NONE)
+
+
+def sum_rounding(a, b):
+    """Bound on what a @ b in float32 may err by in any order of its p sums: p 2^-24 |a| |b| (Higham, Accuracy and
+    Stability of Numerical Algorithms, section 3.1)."""
+    return a.shape[1] * 2**-24 * (a.double().abs() @ b.double().abs())
 
 
 def settings():
@@ -367,23 +376,105 @@ def settings():
     return [getattr(b, "fp32_precision", None) for b in backends], torch.get_float32_matmul_precision()
 
 
-def test_a_product_rounds_its_operands_and_nothing_else(bf16_somehow):
+# n, p, m: single numbers, what a library is too small for, ragged, the two products of a step
+PRODUCTS = [(1, 1, 1), (2, 16, 67), (5, 32, 300), (48, 96, 300), (3, 700, 32), (32, 128, 16384), (33, 900, 128)]
+
+
+@pytest.mark.parametrize("turned", [False, True])
+@pytest.mark.parametrize("shape", PRODUCTS, ids=str)
+def test_a_product_rounds_its_operands_and_nothing_else(shape, turned, bf16_somehow):
+    """Whatever the library does with a permission to round at this size and with these strides."""
+    n, p, m = shape
     generator = torch.Generator().manual_seed(0)
-    a, b = (torch.randn(shape, generator=generator) for shape in ((48, 96), (96, 300)))
+    a, b = (torch.randn(size, generator=generator) for size in ((n, p), (p, m)))
+    b = b.T.contiguous().T if turned else b
     before = settings()
     for precision, low in (("fp32", torch.float32), ("bf16", torch.bfloat16)):
         exact = a.to(low).double() @ b.to(low).double()
-        out = torch.empty(48, 300)
+        bound = sum_rounding(a.to(low), b.to(low))
+        out = torch.empty(n, m)
         assert products.product(a, b, precision, out=out) is out
-        torch.testing.assert_close(out.double(), exact, rtol=0, atol=1e-4)
-        torch.testing.assert_close(products.product(a.to(low), b.to(low), precision), out, rtol=0, atol=1e-4)
-        total = torch.ones(48, 300)
+        assert ((out - exact).abs() <= bound).all()
+        assert ((products.product(a.to(low), b.to(low), precision) - exact).abs() <= bound).all()
+        total = torch.ones(n, m)
         products.add_product_(total, a, b, precision)
-        torch.testing.assert_close(total - 1, out, rtol=0, atol=1e-4)
-    assert float((exact - a.double() @ b.double()).abs().max()) > 0.01  # so 1e-4 tells them apart
+        assert ((total - 1 - exact).abs() <= 2 * bound + p * 2**-24).all()
+    assert float((exact - a.double() @ b.double()).norm()) > 2 * float(bound.norm())  # so the bound tells them apart
     with pytest.raises(RuntimeError):
-        products.product(a, a, "bf16")
+        products.product(torch.ones(2, 3), torch.ones(2, 3), "bf16")
     assert settings() == before
+
+
+def test_what_the_library_rounds_is_asked_and_not_supposed(monkeypatch):
+    a, b = torch.randn(40, 96), torch.randn(500, 96).T
+    found = products.library_rounding(a, b)
+    with products.operands("bf16", on_gpu=False):
+        got = (a @ b).double()
+    rounded = a.bfloat16().double() @ b.bfloat16().double()
+    bound = sum_rounding(a, b)
+    assert found in (products.ALL, products.NONE)
+    assert bool(((got - rounded).abs() <= bound).all()) == (found == products.ALL)
+    assert bool(((got - a.double() @ b.double()).abs() <= bound).all()) == (found == products.NONE)
+    products._rounding.cache_clear()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert products.library_rounding(a, b) == found  # not autocast's rounding
+    # A library that rounds one operand alone is told apart from both.
+    monkeypatch.setattr(torch.Tensor, "__matmul__", lambda x, y: torch.mm(x.bfloat16().float(), y))
+    assert products._rounding.__wrapped__(a.shape, a.stride(), b.shape, b.stride(), 1) == products.SOME
+
+
+@pytest.mark.parametrize(("rounding", "amd", "setting"), [
+    ("none", True, "bf16"), ("none", False, "fp32"), ("all", True, "fp32"), ("some", True, "fp32"),
+])  # fmt: skip
+def test_fp32_goes_by_way_of_a_permission_only_where_nobody_makes_use_of_it(rounding, amd, setting, monkeypatch):
+    monkeypatch.setattr(products, "library_rounding", lambda a, b: rounding)
+    monkeypatch.setattr(products, "_by_amd", lambda: amd)
+    monkeypatch.setattr(products, "cpu_has_bf16", lambda: True)
+    a, b = torch.randn(3, 8), torch.randn(8, 5)
+    x, y, used = products._for_cpu(a, b, "fp32")
+    assert (x is a, y is b, used) == (True, True, setting)
+    assert products._for_cpu(a.double(), b.double(), "fp32")[2] == "fp32"
+    x, y, used = products._for_cpu(a, b, "bf16")
+    by_hand = a if rounding == "all" else a.bfloat16().float()
+    assert torch.equal(x, by_hand)
+    assert used == "bf16"
+
+
+def test_threads_that_want_another_precision_wait_for_their_turn():
+    before, seen, together = settings(), [], threading.Barrier(4)
+
+    def in_force():
+        backend = getattr(torch.backends.mkldnn, "matmul", None)  # torch 2.9 on; there the old question is an error
+        return getattr(backend, "fp32_precision", None) or torch.get_float32_matmul_precision()
+
+    def work(number):
+        precision = ("fp32", "bf16")[number % 2]
+        together.wait()
+        for _ in range(50):
+            with products._permission(precision):
+                here = in_force()
+                time.sleep(1e-4)
+                seen.append((precision, here == in_force(), here))
+
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(work, range(4)))
+    assert all(steady for _, steady, _ in seen)
+    for precision in ("fp32", "bf16"):
+        assert len({here for name, _, here in seen if name == precision}) == 1
+    assert len({here for *_, here in seen}) == 2
+    assert settings() == before
+
+
+def test_auto_is_bf16_only_where_the_library_rounds_by_itself(monkeypatch):
+    for has, rounding, faster in (
+        (True, "all", True),
+        (True, "none", False),
+        (True, "some", False),
+        (False, "all", False),
+    ):
+        monkeypatch.setattr(products, "cpu_has_bf16", lambda has=has: has)
+        monkeypatch.setattr(products, "library_rounding", lambda a, b, rounding=rounding: rounding)
+        assert products.bf16_is_faster.__wrapped__() == faster
 
 
 def test_strict_fp32_is_strict_whatever_the_process_is_set_to():
@@ -427,7 +518,7 @@ def test_bf16_keeps_everything_else_in_float32(bf16_somehow):
 def test_which_precision(monkeypatch):
     monkeypatch.setattr("moco.kernels.gpu_has_bf16", lambda: True)  # torch 2.8's
     for faster, auto in ((True, "bf16"), (False, "fp32")):
-        monkeypatch.setattr(cpu, "bf16_is_faster", lambda faster=faster: faster)
+        monkeypatch.setattr(products, "bf16_is_faster", lambda faster=faster: faster)
         assert resolve_precision("auto", "auto", "cpu") == resolve_precision("auto", "cpu", "cpu") == auto
         assert resolve_precision("auto", "reference", "cpu") == resolve_precision("auto", "auto", "cuda") == "fp32"
         assert describe("auto", "auto", torch.device("cpu")) == f"cpu in {auto}"

@@ -19,7 +19,7 @@ from moco import distributed, knn
 from moco.data import ArraySource, BadImageError, EpochSampler, Labelled, make_loader
 from moco.encoder import build_encoder, features, head_of
 from moco.errors import UserError
-from moco.knn import Reading, alignment, evaluate_knn, extract, knn_predict, read_set, read_share, uniformity
+from moco.knn import Reading, alignment, evaluate_knn, extract, knn_predict, measure, read_set, read_share, uniformity
 from moco.options import parse_lincls
 
 CPU = torch.device("cpu")
@@ -213,6 +213,13 @@ def test_unreadable_images_neither_vote_nor_count():
         votes += loops(share.x[rest], share.labels[rest], share.x[i : i + 1], 5, 0.1, 2)
     expected = 100 * np.mean(np.array(votes) == labels[share.ids])
     assert evaluate_knn(encoder, source, source, reading(), k=[5])[5] == pytest.approx(expected)
+    noted = []
+    how = reading(note=lambda batch, source: noted.append(batch["bad"]))
+    values, asked, words = measure(encoder, source, source, how, [5], 0.1)
+    assert values["knn"] == pytest.approx(expected)
+    assert (asked["val_images"], asked["unreadable"]) == (17, 2)
+    assert words.endswith("; 2 of 19 images cannot be read and are not counted")
+    assert (torch.cat(noted) >= 0).sum() == 2  # other notes see them too
 
 
 def test_one_image_has_no_neighbour():
@@ -232,6 +239,7 @@ def measured(folder, args) -> None:
     val = ArraySource("val", noise[::-1][:13].copy(), classes=["a", "b", "c"], labels=rng.integers(0, 3, 13))
     how = reading(batch_size=6)
     found = [evaluate_knn(encoder, train, other, how, k=[1, 3, 40]) for other in (val, train)]
+    found.append(measure(encoder, val, train, how, [1, 3], 0.1))
     sizes = len(read_share(encoder, train, how).x)
     rank, whole = distributed.rank(), read_set(encoder, train, how)
     result = {"found": found, "rows": sizes, "ids": whole.ids.tolist(), "x": whole.x}

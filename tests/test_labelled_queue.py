@@ -147,6 +147,7 @@ def test_both_directions_of_a_symmetric_step_bring_their_labels():
     model.enqueue(model(im_q, im_k, ids, 0, 0).keys, ids)
     assert model.queue_labels[:12].tolist() == LABELS[ids].tolist() * 2
     assert model.chance == pytest.approx(2 * math.log(21))
+    assert model.chance_words == "2 ln(1+K)"
 
 
 def test_a_snapshot_puts_the_labels_back():
@@ -176,3 +177,5 @@ def test_base_temperature_multiplies_loss_and_chance():
     scaled, plain = labelled(base_temperature=0.1), labelled()
     torch.testing.assert_close(scaled(im_q, im_k, ids, 0, 0).loss, 2 * plain(im_q, im_k, ids, 0, 0).loss)
     assert scaled.chance == pytest.approx(2 * plain.chance)
+    assert (scaled.chance_words, plain.chance_words) == ("2 ln(1+K)", "ln(1+K)")
+    assert labelled(base_temperature=0.1, symmetric=True).chance_words == "4 ln(1+K)"

@@ -3,7 +3,9 @@
 import csv
 import json
 import math
+import os
 import shutil
+import signal
 from functools import partial
 
 import numpy as np
@@ -24,6 +26,7 @@ from moco.errors import TrainingError, UserError
 from moco.meters import RunLog
 from moco.options import parse_lincls
 
+pytestmark = pytest.mark.usefixtures("restored")
 CPU = torch.device("cpu")
 ARCH = "test_resnet"  # timm's, 0.4 million parameters
 TINY = ["-a", ARCH, "--size", "16", "-b", "8", "-j", "0", "--seed", "3", "--lr", "0.3", "-p", "2"]
@@ -36,10 +39,11 @@ def hard_folder(tmp_path_factory):
 
 
 def probe_once(folder, save_dir, *words) -> dict:
-    """Run the program in this process; returns result.json (knn.json with --knn)."""
+    """Run the program in this process; returns result.json (knn.json with --knn, evaluate.json with -e)."""
     args = parse_lincls([str(folder), *TINY, "--save-dir", str(save_dir), *map(str, words)])
     assert main_lincls.worker(args) == 0
-    return json.loads((save_dir / ("knn.json" if args.knn else "result.json")).read_text())
+    name = "knn.json" if args.knn else "evaluate.json" if args.evaluate else "result.json"
+    return json.loads((save_dir / name).read_text())
 
 
 def state_of(save_dir, name="checkpoint.pth.tar") -> dict:
@@ -68,7 +72,7 @@ def make_probe() -> probe.Probe:
 
 def test_defaults_are_upstreams():
     args = parse_lincls(["DIR"])
-    assert (args.arch, args.lr, args.schedule, args.epochs, args.batch_size) == ("resnet50", 30.0, [60, 80], 100, 256)
+    assert (args.lr, args.schedule, args.epochs, args.batch_size) == (30.0, [60, 80], 100, 256)
     assert (args.momentum, args.weight_decay, args.amp, args.features) == (0.9, 0.0, "off", "views")
 
 
@@ -114,9 +118,10 @@ def test_separable_images_reach_all_right(image_folder, tmp_path, capsys):
     assert (found["classes"], found["train_images"], found["val_images"], found["epochs"]) == (2, 24, 8, 3)
     output = capsys.readouterr().out.splitlines()
     assert "a baseline" in output[0]
-    assert output[-1] == " * Acc@1 100.000 Acc@5 100.000 (best Acc@1 100.000)"
+    assert output[-1] == " * Acc@1 100.000 (best Acc@1 100.000)"
     records = [json.loads(line) for line in (tmp_path / "lincls.jsonl").read_text().splitlines()]
     assert [r["step"] for r in records if "val_acc1" in r] == [3, 6, 9]
+    assert [r["epoch"] for r in records] == [(r["step"] - 1) // 3 for r in records]
     rates = {r["step"]: r["lr"] for r in records if "lr" in r}
     assert rates == pytest.approx({2: 0.3, 3: 0.3, 5: 0.3, 6: 0.3, 8: 0.03, 9: 0.03})
 
@@ -189,12 +194,163 @@ def test_resumed_equals_uninterrupted(hard_folder, pretrained, tmp_path):
     assert steps[0] == steps[1]
 
 
-def test_evaluation_repeats_the_accuracy_and_finds_the_encoder_in_the_checkpoint(hard_folder, pretrained, tmp_path):
+@pytest.mark.parametrize("words", [["--lr", 0.3, 0.1], ["--features", "cached", "--save-ckpt-freq", 1]])
+def test_resumed_after_every_step_is_the_same_run(words, hard_folder, tmp_path):
+    words = [*words, "--epochs", 2, "--opt", "adamw", "--warm", "--warm-epochs", 1, "-p", 100]
+    whole = probe_once(hard_folder, tmp_path / "whole", *words)
+    args = [*map(str, [hard_folder, *TINY, *words, "--save-dir", tmp_path / "parts", "--resume", "auto"])]
+    for step in range(6):  # two epochs of three steps
+        assert main_lincls.worker(parse_lincls([*args, "--max-minutes", "0"])) == 0
+        assert not (tmp_path / "parts" / "result.json").exists()
+        position = state_of(tmp_path / "parts")
+        assert (position["epoch"], position["run"]["batch"]) == ((0, step + 1) if step < 3 else (1, step - 2))
+    assert probe_once(hard_folder, tmp_path / "parts", *words, "--resume", "auto") == whole
+    names = [path.name for path in sorted((tmp_path / "whole").glob("*.tar"))]
+    assert len(names) == (4 if "cached" in words else 2)
+    for name in names:
+        assert differences(state_of(tmp_path / "whole", name), state_of(tmp_path / "parts", name)) == [], name
+    curves = [[r for r in records(tmp_path / run) if any("val_acc1" in key for key in r)] for run in ("whole", "parts")]
+    assert curves[0] == curves[1]
+    assert len(curves[0]) == 2
+
+
+def test_a_probe_inside_an_epoch_goes_on_with_its_batches_only(hard_folder, tmp_path):
+    args = parse_lincls([*map(str, [hard_folder, *TINY, "--save-dir", tmp_path, "--max-minutes", 0])])
+    assert main_lincls.worker(args) == 0
+    told = sentence(hard_folder, tmp_path, "--resume", "auto", "-b", 12)
+    assert "inside epoch 0 with 24 images, 8 images a batch; this run has 24 images, 12 images a batch" in told
+    again = probe_once(hard_folder, tmp_path, "--resume", tmp_path / "checkpoint.pth.tar", "-e", "-b", 12)
+    assert again["epochs"] == 0
+
+
+def run_all(commands, args) -> int:
+    """The program several times in the processes of one launch."""
+    return max(main_lincls.worker(parse_lincls(words)) for words in commands)
+
+
+@pytest.mark.dist
+def test_signals_save_the_step_and_two_processes_go_on_inside_an_epoch(hard_folder, tmp_path, start):
+    words = [*map(str, [hard_folder, *TINY, "--epochs", 1, "--lr", 0.3, 0.1, "--features", "cached"])]
+    parts = [*words, "--save-dir", str(tmp_path / "parts"), "--resume", "auto"]
+    commands = [[*words, "--save-dir", str(tmp_path / "whole")], *[[*parts, "--max-minutes", "0"]] * 2, parts]
+    endless = [*words, "--epochs", "1000000", "-p", "1", "--save-dir", str(tmp_path / "endless")]
+    program = start("--nproc", 2, "DIR", main=partial(run_all, [*commands, endless]))
+    program.wait_for("Epoch: [1]")
+    program.process.terminate()
+    assert program.end() == 143, program.text
+    assert "Traceback" not in program.text
+    assert differences(*(state_of(tmp_path / name) for name in ("whole", "parts"))) == []
+    assert "stopped after 2 of 3 steps of epoch 0: --resume auto" in program.text
+    state = state_of(tmp_path / "endless")
+    assert state["epoch"] > 0
+    assert f"of epoch {state['epoch']}: --resume auto" in program.text.splitlines()[-1]
+
+
+def test_sigusr1_ends_a_probe_with_a_checkpoint_and_exit_code_0(hard_folder, tmp_path, monkeypatch):
+    stepped, step = [], probe.Head.step
+
+    def signalled(self, x, labels):
+        stepped.append(1)
+        if len(stepped) == 2:
+            os.kill(os.getpid(), signal.SIGUSR1)
+        return step(self, x, labels)
+
+    monkeypatch.setattr(probe.Head, "step", signalled)
+    assert main_lincls.worker(parse_lincls([str(hard_folder), *TINY, "--save-dir", str(tmp_path)])) == 0
+    assert (len(stepped), state_of(tmp_path)["run"]["batch"]) == (2, 2)
+
+
+def test_another_runs_folder_is_left_alone(hard_folder, tmp_path):
+    words = ["--epochs", 2, "--save-ckpt-freq", 2]
+    found = probe_once(hard_folder, tmp_path, *words)
+    names = sorted(path.name for path in tmp_path.glob("*.tar"))
+    before, log = [state_of(tmp_path, name) for name in names], records(tmp_path)
+    other = ["--epochs", 1, "--lr", 1e-3, "--seed", 4]
+    told = sentence(hard_folder, tmp_path, *other)
+    assert "already holds checkpoint.pth.tar of another run; continue it with --resume auto, choose" in told
+    probe_once(hard_folder, tmp_path, "-e", "--resume", "auto", "--knn-k", 3)
+    probe_once(hard_folder, tmp_path, "--knn", "--knn-k", 3)
+    probe_once(hard_folder, tmp_path, "--knn", "--knn-k", 4)  # a measure's own file is written anew
+    assert json.loads((tmp_path / "result.json").read_text()) == found
+    assert differences(before, [state_of(tmp_path, name) for name in names]) == []
+    assert records(tmp_path) == log
+    again = probe_once(hard_folder, tmp_path, *other, "--overwrite")
+    assert (again["epochs"], again["lr"]) == (1, 1e-3)
+    assert sorted(path.name for path in tmp_path.glob("*.tar")) == ["checkpoint.pth.tar", "model_best.pth.tar"]
+    (tmp_path / "checkpoint.pth.tar").unlink()  # as a fine-tuning leaves it
+    assert "holds result.json of another run; choose another --save-dir" in sentence(hard_folder, tmp_path, *other)
+
+
+def test_a_folder_of_an_older_probe_goes_on(hard_folder, tmp_path, capsys):
+    probe_once(hard_folder, tmp_path, "--epochs", 1)
+    path = tmp_path / "checkpoint.pth.tar"
+    state = state_of(tmp_path)
+    torch.save({**state, "run": {name: state["run"][name] for name in ("seed", "lr")}}, path)
+    capsys.readouterr()
+    assert probe_once(hard_folder, tmp_path, "--epochs", 2, "--resume", "auto")["epochs"] == 2
+    first = capsys.readouterr().out.splitlines()[0]
+    assert "after epoch 1; the names of its classes are not in the file, they are taken to be" in first
+    assert "baseline" not in first
+    assert state_of(tmp_path)["run"]["classes"] == ["class0", "class1", "class2"]
+
+
+@pytest.mark.parametrize("rates", [[0.3], [0.3, 0.1]])
+def test_classes_are_found_by_name(rates, hard_folder, tmp_path, capsys):
+    """A part of the classes, whose folders are numbered otherwise, is measured as in the whole."""
+    trained = probe_once(hard_folder, tmp_path, "--epochs", 2, "--lr", *rates, "--per-class", tmp_path / "whole.csv")
+    part = tmp_path / "part"
+    for split in ("train", "val"):
+        shutil.copytree(hard_folder / split, part / split, ignore=shutil.ignore_patterns("class0"))
+    words = ["-e", "--resume", tmp_path / "checkpoint.pth.tar", "--per-class", tmp_path / "part.csv", "--confusion"]
+    capsys.readouterr()
+    found = probe_once(part, tmp_path / "out", *words)
+    assert "classes numbered as in that file, by name (2 of its 3)" in capsys.readouterr().out.splitlines()[0]
+    whole, rows = table_of(tmp_path / "whole.csv"), table_of(tmp_path / "part.csv")
+    assert (rows[0]["class"], rows[0]["images"]) == ("class0", "0")
+    same = next(row for row in found.get("per_lr", [found]) if row["lr"] == trained["lr"])
+    assert same["acc1"] == pytest.approx(sum(float(row["top-1"]) for row in whole[1:]) / 2)
+    assert 0 < same["acc1"] < 100
+    assert rows[1:] == whole[1:] or found["lr"] != trained["lr"]
+    assert "class0,0,0,0" in (tmp_path / "out" / "confusion.csv").read_text()
+    go_on = ["--resume", tmp_path / "checkpoint.pth.tar", "--epochs", 3, "--lr", *rates]
+    assert "lacks the class class0 of" in sentence(part, tmp_path / "out", *go_on)
+    for split in ("train", "val"):
+        (part / split / "class1").rename(part / split / "class9")
+    assert "has the class class9, which the classifier in" in sentence(part, tmp_path / "out", *words)
+
+
+def test_classes_in_another_order_are_the_same_classes(hard_folder, tmp_path, capsys):
+    """As class folders the names 10, 9, 8 are in the order of text, in a list in that of numbers."""
+    for split in ("train", "val"):
+        for number, path in zip((10, 9, 8), sorted((hard_folder / split).iterdir()), strict=True):
+            shutil.copytree(path, tmp_path / "folder" / split / str(number))
+        lines = [f"{path}\t{path.parent.name}" for path in sorted((tmp_path / "folder" / split).rglob("*.png"))]
+        (tmp_path / f"{split}.txt").write_text("\n".join(lines))
+    words = ["--epochs", 6, "--features", "cached", "--lr", 0.1]
+    found = probe_once(tmp_path / "folder", tmp_path / "run", *words)
+    listed = [tmp_path / "train.txt", tmp_path / "out", "--val-data", tmp_path / "val.txt"]
+    again = probe_once(*listed, "-e", "--resume", tmp_path / "run" / "checkpoint.pth.tar")
+    assert again["acc1"] == found["acc1"]
+    assert found["acc1"] > 40
+    capsys.readouterr()
+    words[1] = 7
+    straight = probe_once(tmp_path / "folder", tmp_path / "straight", *words)
+    mapped = probe_once(*listed, *words, "--resume", tmp_path / "run" / "checkpoint.pth.tar")
+    assert "by name (3 of its 3)" in capsys.readouterr().out
+    assert mapped["acc1"] == straight["acc1"]
+    assert state_of(tmp_path / "out")["run"]["classes"] == ["10", "8", "9"]
+
+
+def test_evaluation_repeats_the_accuracy_and_finds_the_encoder_in_the_checkpoint(
+    hard_folder, pretrained, tmp_path, capsys
+):
     trained = probe_once(hard_folder, tmp_path, "--pretrained", pretrained, "--epochs", 1)
     log = (tmp_path / "lincls.jsonl").read_text()
     again = probe_once(hard_folder, tmp_path, "--resume", tmp_path / "checkpoint.pth.tar", "-e")
     assert [again[x] for x in ("acc1", "acc5", "best_acc1")] == [trained[x] for x in ("acc1", "acc5", "best_acc1")]
     assert (tmp_path / "lincls.jsonl").read_text() == log
+    first = [line for line in capsys.readouterr().out.splitlines() if line.startswith(ARCH)][-1]
+    assert first == f"{ARCH} at 16 px: resumed {tmp_path / 'checkpoint.pth.tar'} after epoch 1"
 
 
 def test_neighbours_of_frozen_features(image_folder, pretrained, tmp_path, capsys):
@@ -209,9 +365,50 @@ def test_cached_features_are_those_of_whole_images(image_folder, tmp_path):
     model, source = make_probe(), ArraySource("grey", np.zeros((5, 16, 16, 3), np.uint8), labels=np.arange(5))
     feed = probe.Feed(size=16, batch=2, seed=0, workers=0, cached=True)
     data = feed.of(model, source, lambda batch, source: None, training=True)
-    epochs = [torch.cat([labels for _, labels in data.batches(e, probe.Stopwatch())]).tolist() for e in (0, 1)]
+    epochs = [torch.cat([labels for _, labels, _ in data.batches(e, probe.Stopwatch())]).tolist() for e in (0, 1)]
     assert sorted(epochs[0]) == sorted(epochs[1]) == [0, 1, 2, 3, 4]
     assert epochs[0] != epochs[1]
+
+
+def spoiled(folder, copy, count: int):
+    """A copy of the folder in which so many held-out images of class1 cannot be read."""
+    shutil.copytree(folder, copy)
+    for path in sorted((copy / "val" / "class1").iterdir())[:count]:
+        path.write_bytes(b"no picture")
+    return copy
+
+
+@pytest.mark.parametrize("features", ["views", "cached"])
+def test_held_out_images_that_cannot_be_read_are_not_counted(features, hard_folder, tmp_path, capsys):
+    damaged = spoiled(hard_folder, tmp_path / "damaged", 3)
+    shutil.copytree(damaged, tmp_path / "without")
+    for path in sorted((tmp_path / "without" / "val" / "class1").iterdir())[:3]:
+        path.unlink()
+    found = []
+    for name in ("damaged", "without"):
+        words = ["--features", features, "--epochs", 2, "--lr", 0.3, 0.1, "--per-class", tmp_path / f"{name}.csv"]
+        found.append(probe_once(tmp_path / name, tmp_path / "runs" / name, *words))
+        out = capsys.readouterr().out
+        told = out.count("; 3 of 15 images cannot be read and are not counted")
+        assert told == (2 if name == "damaged" else 0)  # after each epoch
+    assert [x.pop("unreadable") for x in found] == [3, 0]
+    losses = [[row.pop("val_loss") for row in x["per_lr"]] for x in found]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-6)  # sums of other batches
+    assert found[0] == found[1]
+    assert found[0]["val_images"] == 12
+    assert (tmp_path / "damaged.csv").read_text() == (tmp_path / "without.csv").read_text()
+    again = probe_once(damaged, tmp_path / "again", "-e", "--resume", tmp_path / "runs/damaged/checkpoint.pth.tar")
+    assert (again["acc1"], again["unreadable"]) == (found[0]["acc1"], 3)
+
+
+def test_no_held_out_image_that_can_be_read_is_one_sentence(image_folder, tmp_path):
+    shutil.copytree(image_folder, tmp_path / "images")
+    for path in (tmp_path / "images" / "val").rglob("*.png"):
+        path.write_bytes(b"no picture")
+    for words in (["--features", "views"], ["--features", "cached"], ["--knn"]):
+        told = sentence(tmp_path / "images", tmp_path / words[-1], *words, "--epochs", 1)
+        assert "none of 8 images tried" in told
+        assert not list(tmp_path.glob(f"{words[-1]}/*.json.*"))
 
 
 def all_kinds(words, args) -> int:
@@ -229,6 +426,7 @@ def all_kinds(words, args) -> int:
 
 @pytest.mark.dist
 def test_two_processes_equal_one(hard_folder, pretrained, tmp_path, start):
+    hard_folder = spoiled(hard_folder, tmp_path / "images", 1)
     words = ["--pretrained", pretrained, "--epochs", 2, "--schedule", 1, "--knn-k", 5]
     probe_once(hard_folder, tmp_path / "one", *words, "--per-class", tmp_path / "one.csv")
     probe_once(hard_folder, tmp_path / "one", *words, "--knn")
@@ -240,6 +438,7 @@ def test_two_processes_equal_one(hard_folder, pretrained, tmp_path, start):
         one, two = (json.loads((tmp_path / n / name).read_text()) for n in ("one", "two"))
         assert [one[k] for k in keys] == [two[k] for k in keys]
         assert 20 < one[keys[0]] < 100  # 15 held-out images: the last step is padded, and counted without the padding
+        assert [(x["val_images"], x["unreadable"]) for x in (one, two)] == [(14, 1)] * 2
     one, two = (state_of(tmp_path / name)["state_dict"] for name in ("one", "two"))
     assert list(one) == list(two)
     for name in one:
@@ -273,7 +472,7 @@ def test_padding_is_not_counted():
             patch.setattr(probe.distributed, "sum_over_ranks", lambda values: values)
             probe.validate([head], images)
             assert head.score is not None
-            right += head.score.acc1
+            right += head.score.acc1 * head.score.images / 5
     assert right == pytest.approx(100.0)
 
 
@@ -321,7 +520,7 @@ def test_the_best_rate_is_marked_and_the_selection_is_said(hard_folder, tmp_path
     assert found["selected_on"] == "validation"
     warning, last = capsys.readouterr().out.splitlines()[-2:]
     assert f"lr {picked['lr']:g} is picked among 3 by its accuracy on the held-out images" in warning
-    assert last.startswith(f" * Acc@1 {picked['acc1']:.3f} Acc@5 {picked['acc5']:.3f} (best Acc@1")
+    assert last.startswith(f" * Acc@1 {picked['acc1']:.3f} (best Acc@1")
     assert f"lr {picked['lr']:g} {picked['acc1']:.3f}*" in last
     assert "lr 1e-06" in last
 
@@ -397,9 +596,9 @@ def test_resume_with_other_rates_is_refused(hard_folder, tmp_path):
 def test_a_buffer_that_changes_in_the_second_epoch_ends_the_run(hard_folder, pretrained, tmp_path, monkeypatch):
     train_epoch = probe.train_epoch
 
-    def tampering(heads, data, epoch, *others):
-        train_epoch(heads, data, epoch, *others)
-        if epoch == 1:
+    def tampering(heads, data, at, *others):
+        train_epoch(heads, data, at, *others)
+        if at.epoch == 1:
             data.probe.encoder.bn1.running_var[2] += 1e-3
 
     monkeypatch.setattr(probe, "train_epoch", tampering)
@@ -423,7 +622,7 @@ def test_classes_and_confusion_are_counts_of_the_predictions(hard_folder, tmp_pa
     rows = table_of(table)
     assert [row["class"] for row in rows] == names
     for i, row in enumerate(rows):
-        assert (row["images"], row["top-1"], row["top-5"]) == ("5", f"{100 * counts[i, i] / 5:.3f}", "100.000")
+        assert (row["images"], row["top-1"], row["top-5"]) == ("5", f"{100 * counts[i, i] / 5:.3f}", "")
         wrong = {name: count for name, count in zip(names, counts[i], strict=True) if name != names[i]}
         assert row["most confused with"] == (max(wrong, key=lambda n: wrong[n]) if any(wrong.values()) else "")
     with Image.open(tmp_path / "confusion.png") as picture:
@@ -432,6 +631,15 @@ def test_classes_and_confusion_are_counts_of_the_predictions(hard_folder, tmp_pa
     table.unlink()
     probe_once(hard_folder, tmp_path, "-e", "--resume", tmp_path / "checkpoint.pth.tar", "--per-class", table)
     assert table.read_text() == before
+
+
+def test_top5_of_few_classes_is_not_told(hard_folder, tmp_path, capsys):
+    found = probe_once(hard_folder, tmp_path, "--epochs", 1, "--lr", 0.3, 0.1)
+    assert found["acc5"] is None
+    assert found["per_lr"][0]["acc5"] is None
+    assert found["not_measured"]["acc5"] == "100 % by definition: 3 classes"
+    assert "Acc@5" not in capsys.readouterr().out
+    assert not any("acc5" in key for record in records(tmp_path) for key in record)
 
 
 def test_predictions_are_what_a_loop_finds(tmp_path):
@@ -489,7 +697,7 @@ def test_same_accuracy_as_a_peers_logistic_regression():
     heads = [probe.Head(nn.Linear(64, 10), lr, momentum=0.9, weight_decay=1 / 1200) for lr in (1.0, 0.3)]
     for epoch in range(60):
         probe.set_rates(heads, epoch, 60, [40, 50])
-        for features, classes in train.batches(epoch, probe.Stopwatch()):
+        for features, classes, _ in train.batches(epoch, probe.Stopwatch()):
             for head in heads:
                 head.step(features, classes)
     probe.validate(heads, val)
@@ -535,7 +743,24 @@ def test_the_range_test_takes_an_epoch_and_stops_where_no_higher_rate_can_do():
     assert len(wild.rates) < lr_find.MIN_STEPS
     assert wild.smoothed[-1] > 4 * min(wild.smoothed)
     with pytest.raises(TrainingError, match="not finite at the lowest rate"):
-        lr_find.Sweep([1e-3], [math.nan], [math.nan]).suggestion()
+        lr_find.Sweep(100, [1e-3], [math.nan], [math.nan]).suggestion()
+
+
+def test_a_suggestion_at_the_edge_is_told():
+    rates = [1e-3, 1.0, 1e3]
+    for losses, edge, words in (
+        ([1.0, 2.0, 3.0], "lowest", "the loss rose from the lowest rate on"),
+        ([3.0, 2.0, 1.0], "highest", "the loss still fell at the highest rate tried"),
+        ([2.0, 1.0, 3.0], None, ""),
+    ):
+        found = lr_find.Sweep(100, rates, losses, losses)
+        assert (found.edge(), found.result()["edge"]) == (edge, edge)
+        assert found.warning().startswith(words)
+        assert (words in found.words()) and ("warning" in found.words()) == bool(words)
+        assert found.result()["warning"] == found.warning()
+        few = lr_find.Sweep(99, rates, losses, losses)
+        assert "99 steps are too few" in few.warning()
+        assert few.warning() in few.words()
 
 
 # --------------------------------------------------------------------------------------------------------- flags
@@ -565,6 +790,7 @@ def test_rates_are_typed_before_or_after_the_folder(tmp_path):
         ("--test-folder DIR", "give an image folder"),
         ("DIR --lr-find --lr-find-steps 3", "--lr-find-steps must be at least 10"),
         ("DIR --lr-find --knn", "--knn and --lr-find are two kinds of run"),
+        ("DIR --max-minutes -1", "--max-minutes must be at least 0"),
         ("DIR --lr-find --resume auto", "--lr-find starts a new classifier"),
         ("DIR --knn --per-class x.csv", "--knn has none"),
         ("DIR --lr-find --confusion", "--lr-find has none"),
@@ -582,7 +808,7 @@ def test_own_data_by_its_two_folders(image_folder, tmp_path):
     usual = probe_once(image_folder, tmp_path, "--epochs", 1, "--num-classes", 2)
     for flag in ("--train-folder", "--data-folder"):
         words = [flag, image_folder / "train", "--test-folder", image_folder / "val", "--dataset", "path"]
-        args = parse_lincls([*TINY, "--epochs", "1", "--save-dir", str(tmp_path), *map(str, words)])
+        args = parse_lincls([*TINY, "--epochs", "1", "--overwrite", "--save-dir", str(tmp_path), *map(str, words)])
         assert main_lincls.worker(args) == 0
         assert json.loads((tmp_path / "result.json").read_text()) == usual
     assert "has 2 classes, not 10: correct --num-classes" in sentence(image_folder, tmp_path, "--num-classes", 10)
@@ -620,19 +846,24 @@ def test_mistakes_with_data_and_files(image_folder, pretrained, tmp_path):
     assert "--evaluate needs --resume" in sentence(image_folder, tmp_path, "--evaluate")
     assert "--evaluate needs --resume" in sentence(image_folder, tmp_path, "--evaluate", "--resume", "auto")
     assert "no checkpoint of this program" in sentence(image_folder, tmp_path, "--resume", pretrained)
+    torch.save({}, tmp_path / "empty.pth.tar")
+    assert "holds no weights" in sentence(image_folder, tmp_path, "--resume", tmp_path / "empty.pth.tar")
     assert "one value a channel" in sentence(image_folder, tmp_path, "--mean", 0.5, "--std", 0.2)
 
 
 def test_a_checkpoint_of_another_run_is_refused(image_folder, hard_folder, pretrained, tmp_path):
     probe_once(image_folder, tmp_path, "--epochs", 1)
     path = tmp_path / "checkpoint.pth.tar"
-    assert "on other images, 24 of" in sentence(hard_folder, tmp_path, "--resume", path)
+    assert "has the class class0, which the classifier" in sentence(hard_folder, tmp_path, "--resume", path)
     assert "--arch test_resnet and" in sentence(image_folder, tmp_path, "-a", "resnet18", "--resume", path)
-    assert "fc.weight differs (2 entries do)" in sentence(hard_folder, tmp_path, "-e", "--resume", path)
     assert "trained with -a test_resnet" in sentence(image_folder, tmp_path, "-a", "resnet18", "-e", "--resume", path)
     found = sentence(image_folder, tmp_path, "--resume", path, "--pretrained", pretrained)
     assert "another encoder than --pretrained" in found
     state = checkpoint.read(str(path))
+    checkpoint.write({**state, "run": {**state["run"], "classes": None}}, str(path))
+    assert "on other images, 24 of" in sentence(hard_folder, tmp_path, "--resume", path)
+    checkpoint.write({**state, "run": {**state["run"], "classes": None, "data": None}}, str(path))
+    assert "fc.weight differs (2 entries do)" in sentence(hard_folder, tmp_path, "--resume", path)
     checkpoint.write({**state, "optimizer": {}}, str(path))
     assert "does not fit this optimizer" in sentence(image_folder, tmp_path, "--resume", path)
 

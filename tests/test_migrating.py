@@ -9,6 +9,7 @@ from conftest import load
 from PIL import Image
 
 from moco import command_options, negatives, options
+from moco.methods import METHODS
 
 TEXT = (Path(__file__).resolve().parent.parent / "docs" / "migrating.md").read_text(encoding="utf-8")
 PARSE = {
@@ -82,6 +83,27 @@ def test_flags_that_are_here_exist():
         assert missing == [], theirs
 
 
+def public_mochis_types(step: int, counts: tuple[int, int], starts: tuple[int, int]) -> list[bool]:
+    """Its rule, written anew, with steps from 0: a type needs a count and a start above 0, and the step to be above."""
+    return [count > 0 and start > 0 and step > start for count, start in zip(counts, starts, strict=True)]
+
+
+@pytest.mark.parametrize("starts", [(10, 20), (20, 10), (1, 2), (0, 3), (3, 0), (0, 0)])
+def test_the_public_mochis_starts_by_the_tables_mapping(starts):
+    """At every step both draw the same types: N is (N + 1) steps, and 0 is the count 0."""
+    assert "`--type-starts mixup=Msteps interpolation=Msteps` with M = N + 1, and `--hard-start-epoch 0`" in TEXT
+    counts = [4 if start else 0 for start in starts]
+    kinds = ("mixup", "interpolation")
+    mapped = [f"{kind}={start + 1}steps" for kind, start in zip(kinds, starts, strict=True) if start]
+    words = ["--mochi", "32", *map(str, counts), "--hard-start-epoch", "0", "--type-starts", *mapped]
+    args = options.parse_pretrain(["DIR", *words])
+    recipe = METHODS["mochi"].recipe(**options.method_settings(args))
+    recipe = negatives.starting_at(recipe, args.type_starts, args.type_start_steps)
+    for step in range(25):
+        drawn = [row.kind for row in negatives.active(recipe, 0, args.hard_start_epoch, None, step)]
+        assert [kind in drawn for kind in kinds] == public_mochis_types(step, (4, 4), starts), step
+
+
 SMALL = "-a timm/test_resnet --size 16 -b 8 -j 0 --moco-k 40 --steps 6 --warm-steps 3 --warm-from 1e-5 -p 1 --amp off "
 SMALL += "--knn-every 0 --seed 0"
 
@@ -94,7 +116,7 @@ def test_the_public_mochis_options_work_together_in_a_run(tmp_path, in_process, 
         for i in range(1, 11):
             Image.new("RGB", (24, 20), (20 * i, 0, 90 * number)).save(folder / category / f"{number:03d}_{i:04d}.jpg")
     (line,) = [line for line in TEXT.splitlines() if "--dataset caltech256" in line and line.startswith("python ")]
-    words = [word.replace("0000steps", "steps") for word in line.split()[2:-1] if word != "--download"]
+    words = [re.sub("0001steps", "steps", word) for word in line.split()[2:-1] if word != "--download"]
     drawn, original = [], negatives.draw
 
     def spy(rows, n, *others):

@@ -8,7 +8,7 @@ import torch
 
 from moco.errors import UserError
 from moco.methods import METHODS, mochi, synco
-from moco.negatives import KINDS, active, draw, starting_at, synthetic
+from moco.negatives import KINDS, HardNegatives, active, draw, sentences, starting_at, synthetic
 from moco.seeding import torch_generator
 
 RANGES = {  # hard_negatives: one coefficient a synthetic feature, U(low, high)
@@ -138,6 +138,32 @@ def test_starts_in_epochs_and_steps():
         (0, 4): 0, (0, 5): 0, (0, 6): 0, (0, 7): 0, (1, 4): 3, (1, 5): 4, (1, 6): 4, (1, 7): 5,
         (3, 4): 4, (3, 5): 5, (3, 6): 5, (3, 7): 6,
     }  # fmt: skip
+
+
+@pytest.mark.parametrize("steps", [1, 9, 10, 12, 25])
+@pytest.mark.parametrize(("start", "stop"), [(0, None), (2, None), (3, 4), (4, 5), (6, None)])
+@pytest.mark.parametrize(("epochs", "in_steps"), [({}, {}), ({"mixup": 4}, {"interpolation": 12}), ({}, {"mixup": 9})])
+def test_kinds_that_never_start_are_those_of_no_step(steps, start, stop, epochs, in_steps):
+    """Five steps an epoch, every step looked at."""
+    recipe = starting_at(mochi.recipe(4, 2), epochs, in_steps)
+    extra = HardNegatives(recipe, 8, 6, 0, 0, torch.device("cpu"), start, stop)
+    seen = {row.kind for step in range(steps) for row in active(recipe, step // 5, start, stop, step)}
+    assert set(extra.missed(steps, 5)) == {"mixup", "interpolation"} - seen
+    said = sentences(extra, steps, 5)
+    assert [line.startswith("warning: ") for line in said] == [False] + [True] * (len(seen) < 2)
+    assert all("the synthetic negatives never start, as" in line for line in said[1:]) == (not seen or len(seen) == 2)
+
+
+def test_the_log_names_kinds_counts_and_starts():
+    recipe = starting_at(synco.recipe(n3=0, n4=0, n5=0, n6=0), {"extrapolation": 20}, {"interpolation": 700})
+    said = [HardNegatives(recipe, 1024, 8, 0, 0, torch.device("cpu"), 10, stop).words() for stop in (None, 50)]
+    kinds = "interpolation 256 (from step 700), extrapolation 256 (from epoch 20)"
+    hardest = "synthetic negatives a query, of its 1024 hardest rows, from epoch 10 to"
+    assert said == [f"{hardest} {end}, counted from 0: {kinds}" for end in ("the end", "epoch 49")]
+    nothing = HardNegatives(synco.recipe(0, 0, 0, 0, 0, 0), 9, 8, 0, 0, torch.device("cpu"))
+    (line,) = sentences(nothing, 10, 5)
+    assert line.endswith("none, all counts are 0")
+    assert sentences(None, 10, 5) == []
 
 
 def test_published_recipes():

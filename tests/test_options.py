@@ -129,7 +129,46 @@ def test_no_words_are_the_demo():
     args = options.parse_pretrain([])
     assert args.demo
     assert (args.dataset, args.save_dir, args.method) == ("mnist5k", "runs/demo", "synco")
-    assert options.parse_pretrain(["--epochs", "2"]).epochs == 2
+
+
+@pytest.mark.parametrize(
+    "words",
+    ["--save-dir X --resume auto --max-minutes 2", "--overwrite --keep 2 --knn-every 0 --knn-k 5 --trial 3", "-j0 -p5",
+     "--nproc 2 --max-restarts 1 --seed=4", "--dist-url tcp://localhost:1 --multiprocessing-distributed --rank 0"],
+)  # fmt: skip
+def test_the_demo_takes_what_no_training_depends_on(words):
+    args = options.parse_pretrain(words.split())
+    assert args.demo
+    assert (args.dataset, args.method, args.epochs) == ("mnist5k", "synco", 15)
+
+
+@pytest.mark.parametrize(
+    ("words", "flag"),
+    [
+        ("--batch_size 1024 --learning_rate 0.5 --temp 0.1 --cosine", "--batch-size"),  # SupContrast's
+        ("--cosine --print_freq 5", "--cos"),
+        ("-b64", "--batch-size"),
+        ("--lr=0.1", "--lr"),
+        ("--epochs 2", "--epochs"),
+        ("--warmup-epochs 0", "--hard-start-epoch"),
+        ("--no-mlp", "--mlp"),
+        ("--seed 0 --amp off", "--amp"),
+        ("--lr_decay_epochs 5,6", "--schedule"),
+        ("--config configs/moco_v2_in1k.yml", "--config"),
+    ],
+)
+def test_a_training_without_images_is_not_the_demo(words, flag, capsys):
+    with pytest.raises(SystemExit, match="2"):
+        options.parse_pretrain(words.split())
+    assert f"error: {flag} is of a training and no images are named: give DIR, or --dataset" in capsys.readouterr().err
+
+
+def test_the_demos_recipe_takes_every_flag():
+    recipe = options.parse_pretrain(["--config", options.DEMO_CONFIG, "--epochs", "2", "--n1", "5"])
+    assert (recipe.dataset, recipe.method, recipe.epochs, recipe.n1, recipe.lr) == ("mnist5k", "synco", 2, 5, 0.06)
+    assert not recipe.demo
+    other = options.parse_pretrain(["--dataset", "mnist5k", "--batch_size", "64", "--cosine"])
+    assert (other.demo, other.method, other.batch_size) == (False, "moco", 64)
 
 
 @pytest.mark.parametrize(
@@ -148,6 +187,12 @@ def test_no_words_are_the_demo():
         ("DIR --type-starts mixup=steps", "--type-starts mixup=steps: write KIND=EPOCH or KIND=Nsteps"),
         ("DIR --type-starts mixup=-3steps", "--type-starts mixup=-3steps: write KIND=EPOCH or KIND=Nsteps"),
         ("DIR --type-starts mixup=3 mixup=30steps", "mixup=30steps: mixup has one start, in epochs or in steps"),
+        ("--n1 4 --type-starts mixup=3 DIR", "--type-starts DIR: write KIND=EPOCH or KIND=Nsteps"),
+        ("DIR --type-starts mixup=3", "--type-starts mixup: this run draws no synthetic negatives and no mixup; leave"),
+        ("DIR --mochi 9 4 4 --type-starts noise=3steps", "this run draws mixup, interpolation and no noise; leave"),
+        ("DIR --mochi 9 4 0 --type-starts interpolation=3", "this run draws mixup and no interpolation; leave it out"),
+        ("DIR --n3 0 --n1 4 --type-starts mixup=3", "this run draws interpolation, extrapolation, noise, perturbation"),
+        ("DIR --method supcon --type-starts mixup=3", "--type-starts mixup: this run draws no synthetic negatives"),
         ("DIR --std 0 1 1", "--std divides"),
         ("DIR --mean 1 2", "--mean and --std take one value a channel"),
         ("DIR --unknown", "--unknown"),
@@ -181,6 +226,9 @@ def test_mistakes_are_one_sentence_and_exit_code_2(words, sentence, capsys):
         ("- 3", "FLAG: VALUE"),
         ("plateau: [1, 2]", "bad.yml: plateau takes one value, not the list [1, 2]."),
         ("cos: [yes]", "bad.yml: cos takes one value, not the list [True]."),
+        ("method: simclr\nsymmetric: true", "--method simclr does not use --symmetric; leave one of them out."),
+        ("method: mochi\ntype-starts: [noise=3]", "this run draws mixup, interpolation and no noise; leave it out"),
+        ("hard-stop-epoch: 0\nhard-start-epoch: 0", "--hard-stop-epoch must come after --hard-start-epoch"),
     ],
 )
 def test_mistakes_in_a_file_are_sentences_too(text, sentence, tmp_path, capsys):
@@ -190,3 +238,14 @@ def test_mistakes_in_a_file_are_sentences_too(text, sentence, tmp_path, capsys):
         options.parse_pretrain(["--config", str(file), "DIR"])
     assert stopped.value.code == 2
     assert sentence in capsys.readouterr().err
+
+
+def test_a_typed_method_drops_what_the_files_method_alone_uses(tmp_path):
+    file = tmp_path / "synco.yml"
+    file.write_text("n1: 4\nmoco-k: 2000\nsymmetric: true\ntype-starts: [interpolation=3, mixup=5steps]\n")
+    assert options.parse_pretrain(["--config", str(file), "DIR"]).type_starts == {"interpolation": 3}
+    args = options.parse_pretrain(["--config", str(file), "--method", "simclr", "DIR"])
+    assert (args.method, args.type_starts, args.type_start_steps) == ("simclr", {}, {})
+    assert args.notes == ["the file's --type-starts of interpolation, mixup is dropped: none is drawn"]
+    args = options.parse_pretrain(["--config", str(file), "--n3", "0", "DIR"])
+    assert (args.type_starts, args.type_start_steps) == ({"interpolation": 3}, {})

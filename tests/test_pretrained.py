@@ -4,6 +4,7 @@ import argparse
 import functools
 import importlib
 import json
+import math
 import re
 import sys
 import types
@@ -15,10 +16,11 @@ import pytest
 import torch
 import torch.nn.functional as F
 import torchvision
+from safetensors.torch import save_file
 from torch import nn
 
 import moco.options as flags
-from moco import distributed
+from moco import distributed, pretrained
 from moco.encoder import backbone_keys, build_encoder, features
 from moco.errors import UserError
 from moco.pretrained import RESNETS, File, arch_of, load_backbone, open_backbone, open_file
@@ -236,11 +238,6 @@ def without_head(network: nn.Module) -> dict[str, torch.Tensor]:
     return {name: value for name, value in network.state_dict().items() if not name.startswith("fc.")}
 
 
-def positions(network: nn.Module) -> nn.Sequential:
-    """What lightly's users write: a network's children without its classifier."""
-    return nn.Sequential(*list(network.children())[:-1])
-
-
 def supcontrast(wrapper: str = "") -> tuple[dict, Callable]:
     shortcuts = {name.replace("downsample", "shortcut"): value for name, value in without_head(small()).items()}
     head = nn.Sequential(nn.Linear(512, 512), nn.ReLU(), nn.Linear(512, 128)).state_dict()
@@ -277,18 +274,60 @@ def barlow_twins(whole: bool) -> tuple[dict, Callable]:
     return {"epoch": 1000, "model": {**prefixed("module.backbone.", network.state_dict()), **extra}}, network
 
 
-def lightly(own: bool) -> tuple[dict, Callable]:
-    if own:  # its ResNet for small images has no module for ReLU and pooling
-        network = small()
-        names = {"conv1": "0", "bn1": "1", "layer1": "2", "layer2": "3", "layer3": "4", "layer4": "5"}
-        shortcuts = {name.replace("downsample", "shortcut"): value for name, value in without_head(network).items()}
-        entries = {names[n.split(".")[0]] + n[n.index(".") :]: value for n, value in shortcuts.items()}
-    else:
-        network = resnet(nn.Identity())
-        entries = positions(network).state_dict()
+class OwnBlock(nn.Module):
+    """lightly's block of two 3x3 convolutions, by the names of its file; every ReLU is a function, not a module."""
+
+    def __init__(self, inside: int, outside: int, stride: int):
+        super().__init__()
+        self.conv1, self.bn1 = nn.Conv2d(inside, outside, 3, stride, 1, bias=False), nn.BatchNorm2d(outside)
+        self.conv2, self.bn2 = nn.Conv2d(outside, outside, 3, 1, 1, bias=False), nn.BatchNorm2d(outside)
+        self.shortcut = nn.Sequential()
+        if stride != 1 or inside != outside:
+            self.shortcut.append(nn.Conv2d(inside, outside, 1, stride, bias=False)).append(nn.BatchNorm2d(outside))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = self.bn2(self.conv2(self.bn1(self.conv1(x)).relu()))
+        return (y + self.shortcut(x)).relu()
+
+
+class OwnResNet(nn.Module):
+    """lightly's own ResNet-18: the classifier's pooling and the ReLU after bn1 are functions as well."""
+
+    def __init__(self, stem: int = 3):
+        super().__init__()
+        self.conv1 = nn.Conv2d(3, 64, stem, (stem + 1) // 4, stem // 2, bias=False)
+        self.bn1 = nn.BatchNorm2d(64)
+        for i, (inside, outside) in enumerate(((64, 64), (64, 128), (128, 256), (256, 512)), 1):
+            first = OwnBlock(inside, outside, 1 if i == 1 else 2)
+            self.add_module(f"layer{i}", nn.Sequential(first, OwnBlock(outside, outside, 1)))
+        self.linear = nn.Linear(512, 10)
+        for norm in (m for m in self.modules() if isinstance(m, nn.BatchNorm2d)):
+            nn.init.normal_(norm.running_mean)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.bn1(self.conv1(x)).relu()
+        for stage in (self.layer1, self.layer2, self.layer3, self.layer4):
+            x = stage(x)
+        return self.linear(x.mean((2, 3)))
+
+
+def by_position(network: nn.Module) -> nn.Sequential:
+    """The backbone that lightly's examples make of a network, in which only modules compute."""
+    return nn.Sequential(*list(network.children())[:-1], nn.AdaptiveAvgPool2d(1))
+
+
+def lightly(build: Callable[[], nn.Module]) -> tuple[dict, Callable]:
+    network = build()
+    entries = {name: value for name, value in network.state_dict().items() if not name.startswith("fc.")}
     momentum = prefixed("backbone_momentum.", {name: value + 1 for name, value in entries.items()})
     state = {**prefixed("backbone.", entries), **momentum, "projection_head.layers.0.weight": torch.zeros(8, 512)}
     return {"epoch": 9, "pytorch-lightning_version": "2.4.0", "state_dict": state}, network
+
+
+def own_by_name() -> nn.Module:
+    network = OwnResNet()
+    network.linear = nn.Identity()
+    return network
 
 
 def solo_learn(prefix: str) -> tuple[dict, Callable]:
@@ -307,8 +346,11 @@ LAYOUTS = {
     "MoCo v3, ViT-S": moco_v3_vit,
     "Barlow Twins": functools.partial(barlow_twins, True),
     "Barlow Twins, backbone": functools.partial(barlow_twins, False),
-    "lightly": functools.partial(lightly, False),
-    "lightly, its own ResNet": functools.partial(lightly, True),
+    "lightly": functools.partial(lightly, lambda: by_position(resnet())),
+    "lightly, small images": functools.partial(lightly, lambda: by_position(small())),
+    "lightly, its own ResNet": functools.partial(lightly, lambda: by_position(OwnResNet())),
+    "lightly, its own ResNet, 7x7": functools.partial(lightly, lambda: by_position(OwnResNet(7))),
+    "lightly, its own ResNet by name": functools.partial(lightly, own_by_name),
     "solo-learn": functools.partial(solo_learn, "backbone"),
     "solo-learn, older": functools.partial(solo_learn, "encoder"),
 }
@@ -340,15 +382,29 @@ def drop_head(network: nn.Module) -> nn.Module:
 
 
 def test_what_tensors_cannot_tell_is_said(tmp_path):
-    for make, words in ((LAYOUTS["solo-learn"], "pads by 2"), (moco_v3_vit, "12 attention heads")):
+    bare = LAYOUTS["lightly, its own ResNet"], "neither ReLU nor max-pool after bn1"
+    for make, words in ((LAYOUTS["solo-learn"], "pads by 2"), (moco_v3_vit, "12 attention heads"), bare):
         torch.save(make()[0], tmp_path / "theirs.ckpt")
         assert words in open_backbone(str(tmp_path / "theirs.ckpt")).words
 
 
+@pytest.mark.parametrize("stem", [3, 7])
+def test_timms_resnet_reads_lightlys_own_as_it_is(tmp_path, stem):
+    state, theirs = lightly(lambda: by_position(OwnResNet(stem)))
+    torch.save(state, tmp_path / "theirs.ckpt")
+    encoder = build_encoder("timm/resnet18", 10, stem="cifar" if stem == 3 else "imagenet", size=32).eval()
+    load_backbone(encoder, str(tmp_path / "theirs.ckpt"))
+    images = torch.randn(2, 3, 32, 32)
+    with torch.no_grad():
+        wanted = theirs.eval()(images).flatten(1)  # type: ignore[attr-defined]
+        torch.testing.assert_close(features(encoder, images), wanted, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("layout", ["solo-learn", "lightly, its own ResNet"])
 @pytest.mark.parametrize("program", ["lincls", "semisup"])
-def test_what_tensors_cannot_tell_stays_with_a_probes_and_a_fine_tunings_file(program, tmp_path, image_folder):
+def test_what_tensors_cannot_tell_stays_with_a_probes_and_a_fine_tunings_file(program, layout, tmp_path, image_folder):
     """Evaluated later without --pretrained, and read as an encoder, the network is the one that was trained."""
-    torch.save(LAYOUTS["solo-learn"]()[0], tmp_path / "theirs.ckpt")
+    torch.save(LAYOUTS[layout]()[0], tmp_path / "theirs.ckpt")
     parse = getattr(flags, f"parse_{program}")
     worker = importlib.import_module(f"main_{program}").worker
     words = [str(image_folder), "-a", "resnet18", "--size", "16", "-b", "8", "-j", "0", "--epochs", "1"]
@@ -367,11 +423,191 @@ def test_what_tensors_cannot_tell_stays_with_a_probes_and_a_fine_tunings_file(pr
     torch.testing.assert_close(ours, theirs)
 
 
+@pytest.mark.parametrize(
+    ("program", "where"),
+    [("lincls", "encoder"), ("semisup", "encoder"), ("lincls", "another head"), ("lincls", "a diverged head")],
+)
+def test_checkpoints_of_no_use_are_not_gone_on_from(program, where, tmp_path, image_folder, capsys):
+    parse = getattr(flags, f"parse_{program}")
+    worker = importlib.import_module(f"main_{program}").worker
+    words = [str(image_folder), "-a", "test_resnet", "--size", "16", "-b", "8", "-j", "0", "--save-dir", str(tmp_path)]
+    words += ["--lr", "0.1", "0.01"] if program == "lincls" else []
+    assert distributed.launch(worker, parse([*words, "--epochs", "1"])) == 0
+    written = tmp_path / ("checkpoint.pth.tar" if program == "lincls" else "checkpoint_semisup.pth.tar")
+    state = torch.load(written, weights_only=True)
+    if where == "encoder":
+        next(v for n, v in state["state_dict"].items() if "layer1" in n).fill_(math.nan)
+    else:
+        state["heads"][1]["layer"]["weight"][0] = math.nan
+        state["heads"][1]["diverged"] = where == "a diverged head"
+    torch.save(state, written)
+    for mode in (["--evaluate"], ["--epochs", "1"]):
+        capsys.readouterr()
+        code = distributed.launch(worker, parse([*words, *mode, "--resume", "auto"]))
+        said = "holds NaN or infinity; take another checkpoint" in capsys.readouterr().err
+        assert (code, said) == ((0, False) if where == "a diverged head" else (2, True))
+
+
+# ---------------------------------------------------------------------- fixed positions, and the heads they tell
+
+
+def sines(number: int, width: int) -> list[float]:
+    """Sines and cosines of a number at ``width // 2`` rates."""
+    angles = [number / 10_000 ** (i / (width // 2)) for i in range(width // 2)]
+    return [math.sin(a) for a in angles] + [math.cos(a) for a in angles]
+
+
+def fixed(width: int, rows_first: bool, side: int = 3) -> torch.Tensor:
+    """Positions of MoCo v3 (rows first) or MAE (columns first), (1, 1 + side * side, width), class token 0."""
+    places = [(r, c) if rows_first else (c, r) for r in range(side) for c in range(side)]
+    return torch.tensor([[[0.0] * width, *(sines(a, width // 2) + sines(b, width // 2) for a, b in places)]])
+
+
+def vit(word: str, heads: int, positions: torch.Tensor) -> nn.Module:
+    import timm
+
+    network = timm.create_model(f"vit_{word}_patch16_224", num_heads=heads, img_size=48, num_classes=0).eval()
+    with torch.no_grad():
+        network.pos_embed.copy_(positions)
+    return network
+
+
+def nested(nest: str, prefix: str, **more: torch.Tensor) -> Callable[[dict], dict]:
+    return lambda tensors: {nest: {**prefixed(prefix, tensors), **more}}
+
+
+PROBES = {"head.weight": torch.zeros(1000, 192), "head.bias": torch.zeros(1000)}
+ROWS, COLUMNS, LEARNED = fixed(192, True), fixed(192, False), torch.randn(1, 10, 192)
+NO_CLASS = torch.cat([torch.zeros(1, 1, 192), LEARNED[:, 1:]], 1)
+SOLO = nested("state_dict", "backbone.", **{"classifier.weight": torch.zeros(10, 192)})
+HEADS = {  # word of the ViT, its heads, its positions, the file, whether a guess is told
+    "MoCo v3's probe": ("tiny", 12, ROWS, nested("state_dict", "module.", **PROBES), False),
+    "MoCo v3 for DeiT": ("tiny", 12, ROWS, nested("model", ""), False),
+    "MoCo v3 for DeiT, ViT-S": ("small", 12, fixed(384, True), nested("model", ""), False),
+    "MoCo v3, 16 bits": ("tiny", 12, ROWS, lambda tensors: {"model": {n: v.half() for n, v in tensors.items()}}, False),
+    "lightly": ("tiny", 12, ROWS, nested("state_dict", "backbone."), False),
+    "solo-learn, MoCo v3": ("tiny", 12, ROWS, SOLO, False),
+    "solo-learn, MAE": ("tiny", 12, COLUMNS, SOLO, False),
+    "solo-learn, DINO": ("tiny", 3, LEARNED, SOLO, False),
+    "MAE": ("tiny", 3, COLUMNS, nested("model", ""), True),
+    "MAE, backbone": ("tiny", 3, COLUMNS, nested("state_dict", "backbone."), True),
+    "no class row": ("tiny", 3, NO_CLASS, nested("model", ""), True),
+    "zeros": ("tiny", 3, torch.zeros(1, 10, 192), nested("model", ""), True),
+    "timm": ("tiny", 3, LEARNED, nested("model", ""), False),
+}
+
+
+@pytest.mark.parametrize("layout", list(HEADS))
+def test_heads_are_those_that_the_positions_tell(tmp_path, layout):
+    word, heads, positions, make, guessed = HEADS[layout]
+    torch.manual_seed(2)
+    network = vit(word, heads, positions)
+    if "16 bits" in layout:
+        network = network.half().float()
+    torch.save(make(network.state_dict()), tmp_path / "theirs.pth")
+    found = open_backbone(str(tmp_path / "theirs.pth"))
+    images = torch.randn(2, 3, 48, 48)
+    with torch.no_grad():
+        torch.testing.assert_close(features(found.encoder, images), network(images), rtol=1e-5, atol=1e-5)
+    assert found.words.count("attention heads") == int(guessed or heads == 12)
+    assert ("a guess: its fixed positions" in found.words) == guessed
+
+
+def test_heads_of_tensors_alone_and_of_positions_on_another_grid(tmp_path):
+    grid = F.interpolate(ROWS[:, 1:].unflatten(1, (3, 3)).permute(0, 3, 1, 2), 5, mode="bicubic")
+    resized = torch.cat([ROWS[:, :1], grid.flatten(2).transpose(1, 2)], 1)
+    network = vit("tiny", 12, ROWS)
+    network.pos_embed = nn.Parameter(resized)
+    save_file(network.state_dict(), tmp_path / "theirs.safetensors")  # no card
+    found = open_backbone(str(tmp_path / "theirs.safetensors"))
+    assert (found.size, found.changes) == (80, {"num_heads": 12})
+
+
+@pytest.mark.parametrize("word", ["base", "large"])
+def test_where_timm_has_moco_v3s_heads_nothing_is_changed(word):
+    width = {"base": 768, "large": 1024}[word]
+    part = pretrained.Part("base_encoder", {"pos_embed": fixed(width, True)})
+    assert not pretrained._has_fixed_positions(part)
+
+
+def test_a_probe_of_the_old_reading_keeps_it_and_is_not_mixed_with_the_new(tmp_path):
+    """Checkpoints of ours without the entry were trained on timm's heads."""
+    network = vit("tiny", 3, ROWS)
+    state = {"state_dict": prefixed("module.", network.state_dict()), "run": {"seed": 1}}
+    torch.save(state, tmp_path / "probe.pth.tar")
+    assert open_backbone(str(tmp_path / "probe.pth.tar")).changes == {}
+    encoder = build_encoder("vit_tiny_patch16_224", 10, size=48)
+    torch.save({"model": network.state_dict()}, tmp_path / "theirs.pth")
+    load_backbone(encoder, str(tmp_path / "theirs.pth"))
+    with pytest.raises(UserError, match="with no change, --pretrained gives one with 12 attention heads .*leave"):
+        pretrained.restore_changes(encoder, state, "probe.pth.tar")
+    fresh = build_encoder("vit_tiny_patch16_224", 10, size=48)
+    pretrained.restore_changes(fresh, {**state, "run": {}}, "upstreams.pth.tar")  # their probe's file says nothing
+    assert fresh.changes == {"num_heads": 12}
+
+
+def test_a_change_of_a_newer_version_is_refused(encoder):
+    with pytest.raises(UserError, match="has the change wings, which this version does not know"):
+        pretrained.apply_changes(encoder, {"wings": 2})
+
+
+# --------------------------------------------------------------------------------------- weights of no use
+
+ODD = {
+    "NaN or infinity": lambda w: w.index_fill(0, torch.tensor([3]), math.nan),
+    "-inf": lambda w: w.index_fill(0, torch.tensor([3]), -math.inf),
+    "too large": lambda w: w.double() * 1e300,  # for float32
+    "int8 numbers": lambda w: (w * 100).to(torch.int8),
+    "int64 numbers": lambda w: (w * 100).long(),
+    "bool numbers": lambda w: w > 0,
+    "complex64 numbers": lambda w: w.to(torch.complex64),
+    "quint8 numbers": lambda w: torch.quantize_per_tensor(w, 0.1, 10, torch.quint8),
+    "sparse numbers": lambda w: w.to_sparse(),
+    "float8_e5m2 numbers": lambda w: w.to(torch.float8_e5m2),  # the scales that it needs are elsewhere
+    "a negative variance": lambda w: w - 2,
+}
+
+
+@pytest.mark.filterwarnings("ignore:.*quantiz.*:")
+@pytest.mark.parametrize("words", list(ODD))
+def test_weights_that_nothing_can_be_computed_with_are_refused(tmp_path, encoder, words):
+    state, _ = contrastive_file((C, K), "linear")
+    names = ["layer1.0.conv1.weight", "layer2.0.conv1.weight"] if "variance" not in words else ["bn1.running_var"]
+    for name in names:
+        entries, name = state["state_dict"], f"module.encoder_q.{name}"
+        entries[name] = ODD[words](entries[name])
+    path = tmp_path / "theirs.pth.tar"
+    torch.save(state, path)
+    sentence = refusal(encoder, path)
+    holds = words if "numbers" in words or "variance" in words else "NaN or infinity"
+    more = " (2 such tensors)" if len(names) > 1 else ""
+    assert f"theirs.pth.tar cannot be used: {names[0]} holds {holds}{more}; take another checkpoint" in sentence
+    with pytest.raises(UserError, match=f"{names[0]} holds {holds}"):
+        open_backbone(str(path))
+
+
+def test_what_is_not_read_need_not_be_sound(tmp_path, encoder):
+    state, q = contrastive_file((C, K), "linear")
+    for name in ("module.encoder_k.conv1.weight", "module.encoder_q.fc.weight", "module.queue"):
+        state["state_dict"][name].fill_(math.nan)
+    torch.save(state, tmp_path / "theirs.pth.tar")
+    load_backbone(encoder, str(tmp_path / "theirs.pth.tar"))
+    assert_same_backbone(encoder, q)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_other_floats_are_read(tmp_path, encoder, dtype):
+    network = resnet().to(dtype)
+    torch.save(network.state_dict(), tmp_path / "theirs.pth")
+    load_backbone(encoder, str(tmp_path / "theirs.pth"))
+    assert_same_backbone(encoder, network.float())
+
+
 def test_lightnings_dictionary_of_settings_needs_no_lightning(tmp_path, monkeypatch):
     package, module = types.ModuleType("lightning_fabric"), types.ModuleType("lightning_fabric.utilities.data")
     made = type("AttributeDict", (dict,), {"__module__": module.__name__})
     module.AttributeDict = made
-    state, _ = lightly(False)
+    state, _ = LAYOUTS["lightly"]()
     with monkeypatch.context() as patch:
         for known in (package, types.ModuleType("lightning_fabric.utilities"), module):
             patch.setitem(sys.modules, known.__name__, known)

@@ -14,6 +14,7 @@ from pytorch_metric_learning.utils.inference import CustomKNN
 
 from moco import command_options, retrieval
 from moco.encoder import build_encoder
+from moco.errors import UserError
 
 pytestmark = pytest.mark.usefixtures("alone")
 FLAGS = ["-a", "test_resnet", "--size", "16", "-b", "8", "-j", "0"]
@@ -103,6 +104,15 @@ def test_a_head_with_batchnorm_is_left_out(tmp_path):
     entries |= {f"module.encoder_q.fc.{n}": v for n, v in head.state_dict().items()}
     torch.save({"state_dict": entries}, tmp_path / "c.pth")
     assert retrieval.read_head(build_encoder("test_resnet", 2, size=16), str(tmp_path / "c.pth")) is None
+
+
+def test_a_head_of_no_use_is_a_sentence(pretrained, tmp_path):
+    state = torch.load(pretrained[0], weights_only=True)
+    name = next(name for name in state["state_dict"] if ".fc." in name)
+    state["state_dict"][name] = state["state_dict"][name].long()
+    torch.save(state, tmp_path / "c.pth")
+    with pytest.raises(UserError, match=r"c.pth cannot be used: fc.(0\.)?weight holds int64 numbers"):
+        retrieval.read_head(build_encoder("test_resnet", 2, size=16), str(tmp_path / "c.pth"))
 
 
 @pytest.fixture(scope="module")

@@ -45,8 +45,21 @@ CASES = {
     "mochi, bf16": ["--mochi", 8, 4, 6, "--hard-start-epoch", 1, "--amp", "bf16", "--size", 32],
     "last short batch, no shuffle": ["--no-drop-last", "-b", 9, "--bn-splits", 1, "--no-shuffle-bn"],
     "cosine over steps": ["--steps", 5, "--cos"],
-    "starts in steps, accum 2": ["--mochi", 8, 4, 6, "--hard-start-epoch", 0, "--accum", 2, "-b", 4,
-                                 "--type-starts", "mixup=4steps", "interpolation=2steps"],
+    "starts in steps, accum 2": [
+        "--mochi",
+        8,
+        4,
+        6,
+        "--hard-start-epoch",
+        0,
+        "--accum",
+        2,
+        "-b",
+        4,
+        "--type-starts",
+        "mixup=4steps",
+        "interpolation=2steps",
+    ],
     "no BatchNorm": ["-a", "test_vit", "--mlp", "--stem", "imagenet"],
 }
 

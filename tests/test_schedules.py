@@ -17,7 +17,7 @@ from test_lincls import state_of as probe_state
 from test_semisup import records, tune
 from torch import nn
 
-from moco import options, probe
+from moco import finetune, options, probe
 from moco.data import EpochSampler
 from moco.engine import Plan, Progress, Trainer, make_plan
 from moco.errors import UserError
@@ -62,21 +62,79 @@ def test_milestones_of_a_decay_of_ones_own():
         assert [head.rate for head in heads] == pytest.approx([5 * share, share])
 
 
+def supcontrasts_rates(lr: float, warm_from: float, warm_epochs: int, steps: int, epochs: int, milestones: list[int],
+                       decay: float, cosine: bool) -> list[float]:  # fmt: skip
+    """Every step's rate by its parse_option, adjust_learning_rate and warmup_learning_rate, written anew; epochs from
+    1, but the cosine's phase is ours, whose epochs are counted from 0. Its cosine ends at lr * decay^3."""
+    floor = lr * decay**3
+
+    def bent(share: float) -> float:
+        return floor + (lr - floor) * (1 + math.cos(math.pi * share)) / 2
+
+    warm_to = bent(warm_epochs / epochs) if cosine else lr
+    found = []
+    for epoch in range(1, epochs + 1):
+        of_epoch = bent((epoch - 1) / epochs) if cosine else lr * decay ** sum(epoch > m for m in milestones)
+        for batch in range(steps):
+            if epoch <= warm_epochs:
+                share = (batch + (epoch - 1) * steps) / (warm_epochs * steps)
+                found.append(warm_from + share * (warm_to - warm_from))
+            else:
+                found.append(of_epoch)
+    return found
+
+
+@pytest.mark.parametrize("cosine", [False, True])
+@pytest.mark.parametrize("milestones", [[2, 6], [3, 5], [4, 6]])  # inside the warm-up, at its end, after it
+def test_every_step_of_a_warm_up_has_supcontrasts_rate(milestones, cosine):
+    """In pretraining, the probe and fine-tuning: a milestone inside lowers the rate once the warm-up is over."""
+    lr, steps, epochs, warm = 0.05, 5, 7, {"warm_epochs": 3, "warm_from": 0.01}
+    wanted = supcontrasts_rates(lr, *reversed(warm.values()), steps, epochs, milestones, 0.1, cosine)
+    whole = Plan(epochs, steps, epochs * steps, lr, cosine, milestones, **warm, min_lr=lr * 1e-3)
+    by_steps = Plan(epochs, steps, epochs * steps, lr, cosine, milestones, warm_steps=15, warm_from=0.01,
+                    min_lr=lr * 1e-3)  # fmt: skip
+    head = probe.Head(nn.Linear(3, 2), lr, momentum=0.9, weight_decay=0.0)
+    plan = finetune.Plan(epochs, milestones=None if cosine else milestones, min_lr=lr * 1e-3, **warm)
+    tuner = tuner_of(plan, lr)
+    for step, rate in enumerate(wanted):
+        done = step / steps
+        assert whole.lr_at(step // steps, step) == by_steps.lr_at(step // steps, step) == pytest.approx(rate)
+        probe.set_rates([head], done, epochs, milestones, cosine=cosine, decay=0.1, floor=lr * 1e-3, **warm)
+        assert head.rate == pytest.approx(rate)
+        tuner.progress.epoch, tuner.progress.batch = divmod(step, steps)
+        tuner._set_rates(steps)
+        assert tuner.optimizer.param_groups[0]["lr"] == pytest.approx(rate)
+
+
+def tuner_of(plan: finetune.Plan, lr: float) -> finetune.Tuner:
+    """What sets the rates of fine-tuning, around a network of one layer."""
+    model: Any = nn.Linear(3, 2)
+    others: Any = None
+    optimizer = torch.optim.SGD(model.parameters(), lr)
+    return finetune.Tuner(model, model, optimizer, others, plan, finetune.Progress(0), {}, others)
+
+
+def test_a_milestone_where_the_warm_up_ends():
+    """lr .05 from .01 over 50 steps, a milestone at the end: the last warm step has .0492, the next one .005."""
+    plan = Plan(2, 50, 100, 0.05, False, [1], warm_epochs=1, warm_from=0.01)
+    assert [plan.lr_at(0, 49), plan.lr_at(1, 50)] == pytest.approx([0.0492, 0.005])
+
+
 def test_a_probe_warms_up_step_by_step(hard_folder, tmp_path):  # noqa: F811
-    """Each rate on a line to its own value after the warm-up, which is here already past a milestone."""
+    """Each rate on a line to its own value; a milestone at the end of the warm-up lowers it from there on."""
     words = ["--features", "cached", "--lr", 0.3, 3, "--epochs", 3, "--schedule", 2, "-p", 1]
     probe_once(hard_folder, tmp_path, *words, "--warm", "--warm-epochs", 2, "--warm-from", 0.1)
     found = [r for r in map(json.loads, (tmp_path / "lincls.jsonl").read_text().splitlines()) if "lr/lr3" in r]
     assert len(found) == 9  # three steps an epoch
     for step, record in enumerate(found):
-        up = min(1.0, step / 6)
-        assert record["lr/lr0.3"] == pytest.approx(0.1 + (0.03 - 0.1) * up)
-        assert record["lr/lr3"] == pytest.approx(0.1 + (0.3 - 0.1) * up)
+        for rate in (0.3, 3):
+            wanted = 0.1 + (rate - 0.1) * step / 6 if step < 6 else rate / 10
+            assert record[f"lr/lr{rate}"] == pytest.approx(wanted)
 
 
 def test_fine_tuning_by_main_ces_schedule(folder, tmp_path):
-    """Up to what is due after the warm-up, past its first milestone, then the others, on the rates of both parts in
-    proportion; of another schedule it does not go on."""
+    """Up to the full rates, then down at each milestone, the first one at the warm-up's end, both parts in proportion;
+    of another schedule it does not go on."""
     words = ["--train-percent", 50, "--lr-classifier", 0.2, "--lr-backbone", 0.1, "-p", 1, "--lr_decay_epochs", "1,3",
              "--lr_decay_rate", 0.5, "--warm", "--warm_epochs", 1, "--trial", 5, "--save_freq", 2]  # fmt: skip
     tune(folder, tmp_path, "--epochs", 4, *words, "--val-share", 0.1, "--val-only")
@@ -85,7 +143,7 @@ def test_fine_tuning_by_main_ces_schedule(folder, tmp_path):
     assert len(found) == 4 * steps
     for step, record in enumerate(found):
         t = step / steps
-        wanted = 0.01 + (0.1 - 0.01) * t if t < 1 else 0.2 * 0.5 ** ((t >= 1) + (t >= 3))
+        wanted = 0.01 + (0.2 - 0.01) * t if t < 1 else 0.2 * 0.5 ** ((t >= 1) + (t >= 3))
         assert record["lr_classifier"] == pytest.approx(wanted)
         assert record["lr_backbone"] == pytest.approx(wanted / 2)
     kept = sorted(path.name for path in (tmp_path / "trial_5").glob("checkpoint_semisup_*"))
@@ -235,6 +293,35 @@ def test_an_epoch_counts_once_the_queue_holds_keys_alone(K, n, drop_last, symmet
 def test_a_plateau_has_no_milestones():
     plan = options.plan_settings(options.parse_pretrain(["DIR", "--plateau", "3"]))
     assert (plan["patience"], plan["milestones"], plan["cosine"]) == (3, [], False)
+
+
+@pytest.mark.parametrize("main", ["pretrain", "semisup"])
+@pytest.mark.parametrize(
+    ("file", "words", "outcome"),
+    [
+        ("plateau: 3\nschedule: [3, 4]", "", "--plateau and --schedule are two schedules; give one of them."),
+        ("plateau: 3\ncos: true", "", "--plateau and --cos are two schedules; give one of them."),
+        ("plateau: 3\nschedule: [3]", "--schedule 5", (None, [5], False)),
+        ("plateau: 3\nlr-decay-rate: 0.3", "", "--plateau drops rates 10x; leave it out"),
+        ("plateau: 3", "--schedule 5 6 --lr-decay-rate 0.2", (None, [5, 6], False)),
+        ("plateau: 3", "--lr_decay_epochs 5,6", (None, [5, 6], False)),
+        ("schedule: [3, 4]\nlr-decay-rate: 0.2", "--plateau 5", (5, None, False)),
+        ("schedule: [3, 4]\ncos: true", "--plateau 5", (5, None, False)),
+        ("plateau: 3\ncos: false", "", (3, "default", False)),
+    ],
+)
+def test_of_a_files_plateau_and_a_schedule_the_typed_one_wins(main, file, words, outcome, tmp_path, capsys):
+    (tmp_path / "recipe.yml").write_text(file)
+    words = ["--config", str(tmp_path / "recipe.yml"), *words.split(), "DIR"]
+    if isinstance(outcome, str):
+        with pytest.raises(SystemExit, match="2"):
+            PARSE[main](words)
+        assert outcome in capsys.readouterr().err
+        return
+    args, (plateau, schedule, cosine) = PARSE[main](words), outcome
+    assert (args.plateau, args.cos, args.lr_decay_rate) == (plateau, cosine, 0.2 if "--lr-decay-rate" in words else 0.1)
+    assert schedule in (args.schedule, "default")
+    assert len(args.notes) == (schedule != "default")
 
 
 def test_a_resumed_plateau_has_its_own_runs_patience_and_floor():

@@ -65,7 +65,7 @@ def test_syncos_and_barlow_twins_commands_parse_as_typed():
 
 def test_defaults_are_the_published_recipe():
     args = parse_semisup(["--weights", "finetune", "DIR"])
-    assert (args.arch, args.batch_size, args.lr_classifier, args.lr_backbone) == ("resnet50", 1024, 0.5, 0.01)
+    assert (args.batch_size, args.lr_classifier, args.lr_backbone) == (1024, 0.5, 0.01)
     assert (args.momentum, args.weight_decay, args.weights, args.amp) == (0.9, 1e-6, "finetune", "off")
     assert (args.train_percent, args.val_share, args.data) == (100, 0, "DIR")
     shares = (1, 100 * 12_811 / 1_281_167, 5, 10, 100 * 128_116 / 1_281_167, 50, 100)
@@ -233,16 +233,20 @@ def evaluations(monkeypatch) -> list[tuple[int, float]]:
     return made
 
 
-def test_with_a_validation_part_the_test_images_are_seen_once(folder, tmp_path, monkeypatch):
+def test_with_a_validation_part_the_test_images_are_seen_once(folder, tmp_path, monkeypatch, capsys):
     made = evaluations(monkeypatch)
     found = tune(folder, tmp_path, "--val-share", 0.1, "--epochs", 3, "--train-percent", 50)
     assert [n for n, _ in made] == [6, 6, 6, 15]
     assert (found["train_images"], found["val_images"], found["test_images"]) == (30, 6, 15)
     assert (found["val_acc1"], found["acc1"], found["epochs"]) == (made[2][1], made[3][1], 3)
+    figures = f" * validation Acc@1 {made[2][1]:.3f} (6 validation images) * Acc@1 {made[3][1]:.3f} (15 test images)"
+    assert capsys.readouterr().out.splitlines()[-1] == figures
     best = max(acc for _, acc in made[:3])
     assert found["best_val_acc1"] == best == made[found["best_epoch"] - 1][1]
     assert "best_acc1" not in found
     assert [r["epoch"] for r in records(tmp_path) if "val_acc1" in r] == [0, 1, 2]
+    steps = max(r["step"] for r in records(tmp_path)) // 3
+    assert all(r["epoch"] == (r["step"] - 1) // steps for r in records(tmp_path))
     assert not any("test_acc1" in r for r in records(tmp_path))
     assert state_of(tmp_path, finetune.BEST)["epoch"] == found["best_epoch"]
     assert found["settings"]["lr_backbone"] == 0.01
@@ -275,7 +279,7 @@ def test_without_one_every_epoch_is_evaluated_on_the_test_images(folder, tmp_pat
     assert found["acc1"] == made[-1][1]
     assert found["best_acc1"] == max(acc for _, acc in made)
     assert "val_acc1" not in found
-    assert capsys.readouterr().out.splitlines()[-1].startswith(f" * Acc@1 {found['acc1']:.3f} Acc@5 100.000")
+    assert capsys.readouterr().out.splitlines()[-1] == f" * Acc@1 {found['acc1']:.3f} (15 test images)"
     again = tune(folder, tmp_path, "--evaluate", "--resume", "auto", "--lr-backbone", 9, result="evaluate.json")
     assert (again["acc1"], again["mode"]) == (found["acc1"], "evaluate")
 
@@ -347,9 +351,74 @@ def run_all(commands: list[list[str]], args) -> int:
     return max(main_semisup.worker(parse_semisup(words)) for words in commands)
 
 
+def spoiled(folder, copy, count: int):
+    """A copy of the folder in which so many test images of class1 cannot be read."""
+    shutil.copytree(folder, copy)
+    for path in sorted((copy / "val" / "class1").iterdir())[:count]:
+        path.write_bytes(b"no picture")
+    return copy
+
+
+def test_test_images_that_cannot_be_read_are_not_counted(folder, tmp_path, capsys):
+    damaged = spoiled(folder, tmp_path / "damaged", 4)
+    shutil.copytree(damaged, tmp_path / "without")
+    for path in sorted((tmp_path / "without" / "val" / "class1").iterdir())[:4]:
+        path.unlink()
+    found = []
+    for name in ("damaged", "without"):
+        found.append(tune(tmp_path / name, tmp_path / "runs" / name, "--train-percent", 50))
+        lines = capsys.readouterr().out.splitlines()
+        unread = "; 4 of 15 images cannot be read and are not counted" * (name == "damaged")
+        assert lines[-1] == f" * Acc@1 {found[-1]['acc1']:.3f} (11 test images{unread})"
+        assert sum(line.startswith("epoch ") and line.endswith(f"epochs){unread}") for line in lines) == 2
+    assert [(x["test_images"], x["unreadable"]) for x in found] == [(11, 4), (11, 0)]
+    assert [found[0][key] for key in ("acc1", "best_acc1")] == [found[1][key] for key in ("acc1", "best_acc1")]
+    assert found[0]["loss"] == pytest.approx(found[1]["loss"], rel=1e-6)
+    assert found[0]["acc5"] is None
+    assert found[0]["not_measured"]["acc5"] == "100 % by definition: 3 classes"
+    for path in (damaged / "val").rglob("*.png"):
+        path.write_bytes(b"no picture")
+    assert "none of 15 images tried" in sentence(damaged, tmp_path / "none", "--train-percent", 50)
+
+
+def test_classes_are_found_by_name(folder, tmp_path, capsys):
+    """A part of the classes, whose folders are numbered otherwise, is measured as in the whole."""
+    words = ["--train-percent", 50, "--val-share", 0.2, "--epochs", 4]
+    tune(folder, tmp_path, *words)
+    path = tmp_path / finetune.CHECKPOINT
+    assert state_of(tmp_path)["run"]["classes"] == ["class0", "class1", "class2"]
+    parts = {}
+    for kept in range(3):
+        parts[kept] = tmp_path / f"part{kept}"
+        for split in ("train", "val"):
+            shutil.copytree(folder / split / f"class{kept}", parts[kept] / split / f"class{kept}")
+    evaluate = ["--evaluate", "--resume", path]
+    whole = tune(folder, tmp_path / "out", *evaluate, result="evaluate.json")
+    capsys.readouterr()
+    found = [tune(part, tmp_path / "out", *evaluate, result="evaluate.json") for part in parts.values()]
+    firsts = [line for line in capsys.readouterr().out.splitlines() if line.startswith(ARCH)]
+    assert all("classes numbered as in that file, by name (1 of its 3)" in line for line in firsts)
+    assert not any("baseline" in line for line in firsts)
+    assert sum(x["acc1"] for x in found) / 3 == pytest.approx(whole["acc1"])
+    assert whole["acc1"] > 40
+    assert "lacks the class class1" in sentence(parts[0], tmp_path / "out", *words, "--resume", path)
+    for split in ("train", "val"):
+        (parts[0] / split / "class0").rename(parts[0] / split / "class9")
+    assert "has the class class9, which the classifier in" in sentence(parts[0], tmp_path / "out", *evaluate)
+    state = state_of(tmp_path)
+    del state["run"]["classes"]
+    torch.save(state, tmp_path / "old.pth.tar")
+    old = tune(folder, tmp_path / "out", "--evaluate", "--resume", tmp_path / "old.pth.tar", result="evaluate.json")
+    assert old["acc1"] == whole["acc1"]
+    assert "the names of its classes are not in the file" in capsys.readouterr().out
+
+
 @pytest.mark.dist
 def test_two_processes_equal_one(folder, pretrained, tmp_path, start):
     """Without BatchNorm (each process has its own batch statistics, as upstream), with a frozen encoder or --syncBN."""
+
+    folder = spoiled(folder, tmp_path / "images", 1)
+
     def words(name, where):
         own = {
             "vit": ["-a", "test_vit", "--size", "160", "--epochs", "1", "--train-percent", "30"],
@@ -371,6 +440,7 @@ def test_two_processes_equal_one(folder, pretrained, tmp_path, start):
         assert losses[0] == pytest.approx(losses[1], rel=1e-4)
         results = [json.loads((where / "result.json").read_text()) for where in (one, two)]
         assert [r["acc1"] for r in results] == [results[0]["acc1"]] * 2
+        assert [(r["test_images"], r["unreadable"]) for r in results] == [(14, 1)] * 2
     # BatchNorm's running statistics differ between processes; what is measured is what the checkpoint holds.
     two = tmp_path / "two" / "batchnorm"
     measured = json.loads((two / "result.json").read_text())
@@ -428,6 +498,8 @@ def test_mistakes_with_data_and_files(folder, pretrained, tmp_path, done):
     assert "no checkpoint at" in sentence(folder, tmp_path, "--resume", tmp_path / "none.pth.tar")
     assert "no checkpoint at" in sentence(folder, tmp_path, "--evaluate", "--resume", tmp_path / "none.pth.tar")
     assert "no checkpoint of this program" in sentence(folder, tmp_path, "--resume", pretrained)
+    torch.save({}, tmp_path / "empty.pth.tar")
+    assert "holds no weights" in sentence(folder, tmp_path, "--resume", tmp_path / "empty.pth.tar")
     assert "too few for BatchNorm" in sentence(folder, tmp_path, "-b", 59)
     assert "strided convolution" in sentence(folder, tmp_path, "-a", "resnet18", "--stem", "imagenet", "--amp", "bf16")
     other = ["--train-percent", 50, "--resume", tmp_path / "other.pth.tar"]
@@ -443,9 +515,16 @@ def test_mistakes_with_data_and_files(folder, pretrained, tmp_path, done):
 def test_another_runs_folder_is_left_alone(folder, tmp_path):
     tune(folder, tmp_path, "--train-percent", 50, "--epochs", 1)
     before = state_of(tmp_path)
-    assert "belongs to another run" in sentence(folder, tmp_path, "--epochs", 1)
+    assert "already holds checkpoint_semisup.pth.tar of another run" in sentence(folder, tmp_path, "--epochs", 1)
     assert differences(before, state_of(tmp_path)) == []
+    state = tmp_path / finetune.CHECKPOINT
+    state.rename(tmp_path / "kept")
+    (tmp_path / finetune.RESULT).write_text("{}")
+    with pytest.raises(UserError, match="holds result.json of another run; choose another"):  # as a probe's is
+        main_semisup.worker(parse_semisup([str(folder), *TINY, "--save-dir", str(tmp_path)]))
+    (tmp_path / "kept").rename(state)
     finetune.claim(str(tmp_path), None, overwrite=True)
+    assert not (tmp_path / finetune.RESULT).exists()
     assert not (tmp_path / finetune.CHECKPOINT).exists()
     assert not (tmp_path / finetune.BEST).exists()
     assert finetune.resume_path("auto", str(tmp_path)) is None

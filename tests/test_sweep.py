@@ -23,10 +23,12 @@ import yaml
 from conftest import ROOT, differences, load
 from PIL import Image
 
+import main_lincls
+import main_semisup
 from moco import options, probe
 from moco.data import open_sources
 from moco.errors import UserError
-from moco.sweep import pool, report, spec, trial
+from moco.sweep import figures, pool, report, spec, trial
 from moco.sweep.__main__ import main
 
 # An entry point without torch: it keeps the contract (--save-dir, --resume auto, --seed, result.json, SIGTERM), counts
@@ -218,6 +220,15 @@ def test_many_values_in_one_run(sweep):
     ]
 
 
+def test_one_of_many_values_has_no_figure_without_its_row(tmp_path):
+    """The figures of the whole run are those of one of its values, which one is not known."""
+    item = spec.Trial({"lr": 3}, 0, str(tmp_path / "trial"), [], row=("lr", 3))
+    _pretend(item, {"val": 5})
+    assert trial.number(item, "val") is None
+    Path(item.folder, "result.json").write_text(json.dumps({"val": 5, "per_lr": [{"lr": 3, "val": 4}]}))
+    assert trial.number(item, "val") == 4
+
+
 def test_a_report_can_go_on_from_the_selected_checkpoints(sweep):
     path = sweep(
         grid={"lr": [1, 3]}, flags={"wait": 0.05}, select={"metric": "val", "flags": {"val-only": True}},
@@ -239,6 +250,17 @@ def test_figures_of_an_entry_point_that_only_logs(sweep):
 def test_a_result_without_a_finite_figure_is_reported_as_such(sweep):
     assert main([sweep(grid={"lr": [1, 3]}, flags={"nan": True}, **SELECT)]) == 1
     assert (sweep.out / "results.md").read_text().count("done, but without a finite val") == 2
+
+
+def test_a_figure_that_a_result_says_it_cannot_have_is_not_missing(tmp_path):
+    """As top-5 of five classes; where it alone was asked for, as by a selection, it is."""
+    found = {"acc1": 50.0, "acc5": None, "val_acc5": None, "not_measured": {"acc5": "100 % by definition: 5 classes"}}
+    (tmp_path / "result.json").write_text(json.dumps(found))
+    mine = types.SimpleNamespace(folder=str(tmp_path), row=None)
+    asked = {("acc1", "acc5"): "", ("acc5",): "finite acc5", ("acc1", "val_acc5"): "finite val_acc5", ("acc1",): ""}
+    for metrics, why in asked.items():
+        said = report.unfinished(mine, types.SimpleNamespace(metrics=metrics))
+        assert (why in said) and bool(why) == bool(said)
 
 
 # ------------------------------------------------------------------------------------- failures, kills and reruns
@@ -613,6 +635,178 @@ def test_every_spelling_of_a_varied_flag_is_refused(sweep, capsys):
         assert f"{word.split('=')[0]} after -- would make trials alike" in capsys.readouterr().err
 
 
+# Two stages of each main that are of different images.
+STAGES: dict[str, dict] = {
+    "main_lincls.py": {"select": {"metric": "acc1", "flags": {"val-share": 0.2}}, "report": {"metrics": ["acc1"]}},
+    "main_semisup.py": {"flags": {"val-share": 0.2}, "report": {"metrics": ["acc1", "acc5"], "resume": True},
+                        "select": {"metric": "val_acc1", "flags": {"val-only": True}}},
+    "main_pretrain.py": {"select": {"metric": "loss", "mode": "min"}, "report": {"metrics": ["knn"]}},
+}  # fmt: skip
+GRIDS = {"main_lincls.py": {"lr": [1, 3]}, "main_semisup.py": {"lr-backbone": [1, 3]}, "main_pretrain.py": {"lr": [1]}}
+
+
+@pytest.mark.parametrize(
+    ("main_", "words", "word"),
+    [
+        ("main_lincls.py", ["--val-share", "0.2"], "--val-share"),
+        ("main_lincls.py", ["--val_share=0.2"], "--val_share"),
+        ("main_semisup.py", ["--val-only"], "--val-only"),
+        ("main_semisup.py", ["--val_only"], "--val_only"),
+        ("fake", ["--val_only"], "--val_only"),
+        ("fake", ["--no-val-only"], "--no-val-only"),
+        ("fake", ["--val-only=1"], "--val-only"),
+    ],
+)
+def test_words_leave_a_stages_own_flags_alone(sweep, main_, words, word, capsys):
+    stages = STAGES.get(
+        main_, {"select": {"metric": "val", "flags": {"val-only": True}}, "report": {"metrics": "test"}}
+    )
+    path = sweep(**({} if main_ == "fake" else {"main": main_}), grid=GRIDS.get(main_, {"lr": [1]}), **stages)
+    assert main([path, "--dry-run", "--", "DIR"]) == 0
+    capsys.readouterr()
+    assert main([path, "--dry-run", "--", "DIR", *words]) == 2
+    assert f"{word} after -- would take the place of a stage's own flag; change it in" in capsys.readouterr().err
+
+
+def test_short_and_joined_spellings_are_seen_too(sweep, capsys):
+    stages = {"select": {"metric": "acc1", "flags": {"val-share": 0.2, "batch-size": 8}}, "report": {"metrics": "acc1"}}
+    path = sweep(main="main_lincls.py", grid={"lr": [1]}, **stages)
+    assert main([path, "--dry-run", "--", "DIR", "-b64"]) == 2
+    assert "--batch-size after -- would take the place" in capsys.readouterr().err
+    assert main([path, "--dry-run", "--", "DIR", "--trial", "3"]) == 2  # no flag of the probe
+    path = sweep(main="main_semisup.py", grid={"lr-backbone": [1]}, **STAGES["main_semisup.py"])
+    for words in (["--trial", "3"], ["--output_dir", "x"]):
+        assert main([path, "--dry-run", "--", "DIR", *words]) == 2
+        assert f"{words[0]} after -- would make trials alike" in capsys.readouterr().err.replace("-dir", "_dir")
+
+
+@pytest.mark.parametrize(
+    ("entries", "words", "said"),
+    [
+        (
+            {"report": {"metrics": ["acc1", "acc"]}},
+            [],
+            "writes no acc with these flags; it writes size, seed",
+        ),
+        ({"report": {"metrics": ["val_loss"]}}, [], "main_lincls.py writes no val_loss with these flags"),
+        ({"select": {"metric": "val_acc1", "flags": {"val-share": 0.2}}}, [], "main_lincls.py writes no val_acc1"),
+        ({"flags": {"knn": True}}, [], "writes no result.json with --knn, --few-shot, --lr-find or --evaluate."),
+        ({}, ["--few-shot"], "writes no result.json with --knn"),
+        (
+            {"select": {"metric": "acc1"}, "report": {"metrics": ["acc5"]}},
+            [],
+            "acc1, which selects, and acc5, which",
+        ),
+        (
+            {"select": {"metric": "acc1"}, "report": {"metrics": ["acc1"], "flags": {"epochs": 3}}},
+            [],
+            "are both of the",
+        ),
+        ({"report": {"metrics": ["acc1"], "flags": {"val-share": 0.1}}}, [], "are both of the held-out part of the"),
+        ({}, ["--config", "CONFIG"], "are both of the held-out part of the training images: such a figure is too good"),
+        ({"flags": {"learning-rate": 3}}, [], "learning-rate and lr are two spellings of one flag"),
+        ({"one_run": "learning-rate", "grid": {"learning-rate": [1, 3]}}, [], "one_run is for lr of main_lincls.py"),
+        ({"one_run": "knn-k", "grid": {"knn-k": [1, 3]}}, [], "one_run is for lr of main_lincls.py"),
+    ],
+)
+def test_figures_that_would_not_be_there_or_not_be_independent(sweep, tmp_path, entries, words, said, capsys):
+    """Before the first trial, in a dry run too."""
+    (tmp_path / "config.yml").write_text("val-share: 0.2\n")
+    words = [str(tmp_path / "config.yml") if word == "CONFIG" else word for word in words]
+    path = sweep(**{"main": "main_lincls.py", "grid": {"lr": [1, 3]}, **STAGES["main_lincls.py"], **entries})
+    for more in ([], ["--dry-run"]):
+        assert main([path, *more, "--", "DIR", *words]) == 2
+        assert said in capsys.readouterr().err
+    assert not sweep.out.exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--evaluate"], "--evaluate takes --resume with a fine-tuned checkpoint, and no --val-only"),
+        (["--val-share", "0"], "--val-only needs --val-share"),
+        (["--train-percent", "1"], None),
+        (["--val-data", "X"], None),
+    ],
+)
+def test_words_that_move_the_images_of_fine_tuning(sweep, words, said, capsys):
+    path = sweep(main="main_semisup.py", grid=GRIDS["main_semisup.py"], **STAGES["main_semisup.py"])
+    assert main([path, "--dry-run", "--", "DIR", *words]) == (2 if said else 0)
+    assert (said or "") in capsys.readouterr().err
+    path = sweep(main="main_semisup.py", grid=GRIDS["main_semisup.py"], select={"metric": "best_acc1"},
+                 report={"metrics": ["acc1"]})  # fmt: skip
+    assert main([path, "--dry-run", "--", "DIR"]) == 2
+    assert "best_acc1, which selects, and acc1, which is reported, are both of the held-out" in capsys.readouterr().err
+
+
+def test_a_pretraining_sweep_on_one_set_of_images_says_so(sweep, capsys):
+    stages = {"select": {"metric": "knn"}, "report": {"metrics": ["head/map"]}, "flags": {"retrieval-every": 1}}
+    path = sweep(main="main_pretrain.py", grid={"lr": [1]}, **stages)
+    assert main([path, "--dry-run", "--", "DIR"]) == 0
+    words = "knn, which selects, and head/map, which is reported, are both of the held-out images of DIR: the reported"
+    assert f"# {words} figure is as good as the selection made it" in capsys.readouterr().out
+    made = spec.read(path, ["DIR"])
+    assert f"Note: {words} figure is" in report.markdown(made, made.settings)
+    path = sweep(main="main_pretrain.py", grid={"lr": [1]}, **STAGES["main_pretrain.py"])
+    assert spec.read(path, ["DIR"]).notes == ()
+
+
+def numbers(path: Path) -> set[str]:
+    """What a sweep would find: the last values of a log, the numbers of a result, what it says it cannot have."""
+    lines = path.read_text().splitlines() if path.suffix == ".jsonl" else [path.read_text()]
+    found = {name: value for line in lines for name, value in json.loads(line).items()}
+    without = found.get("not_measured", {})
+    return {name for name, value in found.items() if type(value) in (int, float) or (value is None and name in without)}
+
+
+PRETRAIN = ["--moco-k", "20", "--moco-dim", "16", "--amp", "off", "--seed", "3", "--steps", "1"]
+
+
+@pytest.mark.parametrize(
+    "words",
+    [["--knn-every", "1"], ["--knn-every", "0"], ["--knn-every", "1", "--knn-k", "3", "2", "--retrieval-every", "1"],
+     ["--method", "simclr", "--knn-every", "0", "--retrieval-every", "1"]],
+    ids=" ".join,
+)  # fmt: skip
+def test_the_figures_of_pretraining_are_those_in_its_log(words, image_folder, tmp_path, in_process):
+    flags = [*TINY, *(PRETRAIN[2:] if "simclr" in words else PRETRAIN), *words, str(image_folder)]
+    assert in_process(*flags, "--save-dir", tmp_path) == 0
+    args = options.parse_pretrain([*flags, "--save-dir", str(tmp_path)])
+    assert set(figures.of("pretrain", args)) == numbers(tmp_path / "log.jsonl")
+
+
+@pytest.mark.usefixtures("restored")
+@pytest.mark.parametrize("words", ["", "--lr 3 1", "--val-share 0.25", "--knn", "--lr 3 1 --val-share 0.25"])
+def test_the_figures_of_the_probe_are_those_of_its_result(words, image_folder, tmp_path):
+    flags = [*TINY, "--epochs", "1", *words.split(), "--save-dir", str(tmp_path), "--seed", "1"]
+    args = options.parse_lincls([str(image_folder), *flags])
+    assert main_lincls.worker(args) == 0
+    path = tmp_path / "result.json"
+    assert set(figures.of("lincls", args)) == (numbers(path) if path.exists() else set())
+    whole = json.loads(path.read_text()) if path.exists() else {}
+    for entry in whole.get("per_lr", []):
+        assert set(figures.of("lincls", args, row=True)) == {n for n, v in entry.items() if type(v) is not bool}
+    held = {"train_images": 18, "val_images": 6} if "val-share" in words else {"train_images": 24, "val_images": 8}
+    assert whole == {} or {name: whole[name] for name in held} == held
+    assert (figures.PART in figures.of("lincls", args).values()) == ("val-share" in words)
+
+
+@pytest.mark.usefixtures("restored")
+@pytest.mark.parametrize(
+    "words",
+    ["", "--val-share 0.25", "--val-share 0.25 --val-only",
+     "--few-shot --few-shot-way 2 --few-shot-shots 1 2 --few-shot-queries 1 --few-shot-episodes 2"],
+)  # fmt: skip
+def test_the_figures_of_fine_tuning_are_those_of_its_result(words, image_folder, tmp_path):
+    flags = [*TINY, "--epochs", "1", *words.split(), "--save-dir", str(tmp_path), "--seed", "1"]
+    args = options.parse_semisup([str(image_folder), *flags])
+    assert main_semisup.worker(args) == 0
+    assert set(figures.of("semisup", args)) == numbers(tmp_path / "result.json")
+    result = json.loads((tmp_path / "result.json").read_text())
+    assert (result["val_images"] > 0) == (figures.PART in figures.of("semisup", args).values())
+    assert (result["test_images"] > 0) == (figures.of("semisup", args).get("acc1", "") != "")
+
+
 def test_groups_may_be_lists(sweep):
     made = spec.read(sweep(paired={"lr": [[1, 3], [5]], "epochs": [1, 2]}, group_by=["lr"], **SELECT))
     assert [made.group(setting) for setting in made.settings] == [("1 3",), ("5",)]
@@ -640,7 +834,8 @@ def test_an_unwritable_folder_and_a_dry_run(sweep, tmp_path, capsys):
     assert [re.search(r"fake.py DIR --lr (\d) --seed (\d) --val-only", line).groups() for line in lines[:4]] == [
         ("1", "0"), ("1", "1"), ("3", "0"), ("3", "1")
     ]  # fmt: skip
-    assert len(lines) == 5 and "then each selected setting again" in lines[4]
+    assert len(lines) == 6 and "then each selected setting again" in lines[4]
+    assert lines[5] == "# metrics are taken as they are spelled: nothing is known of what fake.py writes"
     assert not sweep.out.exists()
 
 
@@ -682,13 +877,19 @@ def test_the_probe_can_be_judged_on_training_images(image_folder, capsys):
 
 
 @pytest.mark.dist
-def test_the_linear_grid_over_the_real_probe(image_folder, tmp_path):
-    """The figures that decide are of held-out training images; the reported ones are of one rate's own run."""
+def test_the_linear_grid_over_the_real_probe(image_folder, tmp_path, restored):
+    """The figures that decide are of held-out training images; the reported ones are of one rate's own run. A trial
+    that was stopped inside an epoch goes on there."""
     text = (ROOT / "configs" / "sweeps" / "linear.yml").read_text()
     path = tmp_path / "linear.yml"
     path.write_text(text.replace("seeds: 3", "seeds: [5]").replace("val-share: 0.02", "val-share: 0.25"))
-    words = ["--out", str(tmp_path / "out"), "--slots", "1", "--", str(image_folder), *TINY, "--epochs", "2"]
-    assert main([str(path), *words]) == 0
+    own = [str(image_folder), *TINY, "--epochs", "2"]
+    made = spec.read(str(path), own, str(tmp_path / "out"))
+    assert made.select
+    stopped = options.parse_lincls([*made.trials(made.select)[0].command[1:], "--max-minutes", "0"])
+    assert main_lincls.worker(stopped) == 0
+    assert main([str(path), "--out", str(tmp_path / "out"), "--slots", "1", "--", *own]) == 0
+    assert "after epoch 0 and 1 steps" in Path(stopped.save_dir, "output.txt").read_text()
     found = rows(tmp_path / "out")
     assert [r["stage"] for r in found] == ["select"] * 4 + ["report"]
     many, one = (json.loads(Path(r["folder"], "result.json").read_text()) for r in found[3:])
@@ -714,6 +915,7 @@ def test_a_fine_tuning_sweep_over_the_real_entry_point(image_folder, tmp_path):
     chosen, tested = (Path(r["folder"]) for r in rows(tmp_path / "out"))
     results = [json.loads((folder / "result.json").read_text()) for folder in (chosen, tested)]
     assert [r["test_images"] for r in results] == [0, 8]
+    assert rows(tmp_path / "out")[1]["acc5"] == ""  # of two classes
     assert "acc1" not in results[0]
     assert results[0]["val_acc1"] == results[1]["val_acc1"]
     networks = [load(folder / "checkpoint_semisup.pth.tar")["state_dict"] for folder in (chosen, tested)]

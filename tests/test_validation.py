@@ -48,16 +48,29 @@ def test_both_ways_are_what_the_command_finds_in_the_checkpoint(method, image_fo
     assert in_process(*words, "--knn-every", 1, "--retrieval-every", 2) == 0
     assert passes == [8, 24] * 3  # held-out images once an epoch, for both
     found = [record for record in records(tmp_path) if "features/ami" in record]
-    assert [record["epoch"] for record in found] == [2, 3]  # every two, and the last
-    assert [record["epoch"] for record in records(tmp_path) if "knn" in record] == [1, 2, 3]
+    assert [record["epoch"] for record in found] == [1, 2]  # every two, and the last
+    measured = [record for record in records(tmp_path) if "knn" in record]
+    assert [record["epoch"] for record in measured] == [0, 1, 2]
+    for record in [*measured, *found]:
+        assert load(tmp_path / f"checkpoint_{record['epoch']:04d}.pth.tar")["epoch"] == record["finished_epochs"]
     for record in found:
-        file = tmp_path / f"checkpoint_{record['epoch'] - 1:04d}.pth.tar"
+        file = tmp_path / f"checkpoint_{record['epoch']:04d}.pth.tar"
         out = tmp_path / "command"
         flags = ["-a", "test_resnet", "--size", "16", "-b", "8", "-j", "0", "--seed", "3", "--out", str(out)]
         assert retrieval.main([str(file), str(image_folder), *flags]) == 0
         told = json.loads((out / "retrieval.json").read_text())
         for way, measures in two_way(record).items():
             assert measures == pytest.approx(told[way], abs=1e-6), way
+
+
+def test_every_record_names_the_epoch_of_its_step(image_folder, tmp_path, in_process):
+    """Three steps an epoch; the last epoch ends inside."""
+    words = [*PRETRAIN, "--steps", 5, "--knn-every", 1, "--retrieval-every", 1, image_folder, "--save-dir", tmp_path]
+    assert in_process(*words) == 0
+    found = records(tmp_path)
+    assert len(found) == 5 + 2 + 2
+    assert [record["epoch"] for record in found] == [(record["step"] - 1) // 3 for record in found]
+    assert [record["finished_epochs"] for record in found if "knn" in record] == [1, 1]
 
 
 def test_the_run_itself_is_the_one_without(image_folder, tmp_path, in_process, passes, capsys):
@@ -67,7 +80,7 @@ def test_the_run_itself_is_the_one_without(image_folder, tmp_path, in_process, p
     assert passes == [8] * 3  # and k-NN is off
     assert differences(load(tmp_path / "without"), load(tmp_path / "with")) == []
     assert not [name for record in records(tmp_path / "without") for name in record if "/" in name]
-    assert "after epoch 3, retrieval among 8 held-out images\n   features: precision_at_1" in capsys.readouterr().out
+    assert "epoch 2: retrieval among 8 held-out images\n   features: precision_at_1" in capsys.readouterr().out
 
 
 def test_the_moving_average_is_what_is_measured(image_folder, tmp_path, in_process, monkeypatch):

@@ -40,9 +40,7 @@ def test_several_cores_give_the_numbers_of_one(three_threads, monkeypatch, maske
         monkeypatch.setattr(cpu, "GROUP_ELEMENTS", group)
         monkeypatch.setattr(cpu, "BLOCK_ELEMENTS", block)
         leaf = q.clone().requires_grad_()
-        head = contrastive_head(
-            leaf, k, queue, temperature=0.2, n_hard=9, draws=draws, ids=ids, queue_ids=queue_ids
-        )
+        head = contrastive_head(leaf, k, queue, temperature=0.2, n_hard=9, draws=draws, ids=ids, queue_ids=queue_ids)
         head.loss.backward()
         results.append([*(value.detach().double() for value in head), leaf.grad])
     for result in results[1:]:

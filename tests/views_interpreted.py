@@ -9,12 +9,16 @@ import itertools
 import numpy as np
 import pytest
 import torch
+from conftest import mend_interpreter
 
 from moco.data import PRESETS, ArraySource, TwoViews, pixels
 from moco.kernels import fused
 from moco.kernels import views as triton_views
 
 ORDER = ("jitter", "grey", "blur", "flip")
+
+
+mend_interpreter()
 
 
 @pytest.fixture(autouse=True)

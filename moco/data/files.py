@@ -82,7 +82,7 @@ def _read_index(path: str) -> list[list[str]]:
     """The lines of BEiT-3's index as those of a list; a path's leading / is that of the data's folder."""
     rows: list[list[str]] = []
     try:
-        for (line, *_) in _read_lines(path):
+        for line, *_ in _read_lines(path):
             entry = json.loads(line)
             rows.append([str(entry["image_path"]), str(int(entry["label"]))])
     except (ValueError, KeyError, TypeError) as error:

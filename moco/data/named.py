@@ -36,6 +36,15 @@ STATISTICS: dict[str, tuple[tuple[float, ...], tuple[float, ...]]] = {
 }
 
 
+# Side in pixels (224 where it has none) and channels of the images of a data set; a folder's for those not here.
+_SHAPES = {"cifar10": (32, 3), "cifar100": (32, 3), "stl10": (96, 3), "fashionmnist": (28, 1), "mnist5k": (28, 1)}
+
+
+def own_shape(dataset: str | None) -> tuple[int, int]:
+    """The side of views in pixels and the channels that a run on this data set has when no flag says otherwise."""
+    return _SHAPES.get(dataset or "", (224, 3))
+
+
 def statistics(dataset: str | None, channels: int) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Mean and standard deviation, ``channels`` numbers each, for a data set (ImageNet's for one without its own).
 

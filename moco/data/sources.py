@@ -216,13 +216,21 @@ def paired(pretrain: Source, train: Source, val: Source) -> Sources:
         if source.labels is None or source.classes is None:
             return Sources(pretrain, no_pair=f"{source.name} has no labels")
     assert train.classes is not None
-    assert val.classes is not None
-    assert val.labels is not None
-    number = {name: index for index, name in enumerate(train.classes)}
-    unknown = [name for name in val.classes if name not in number]
+    unknown = renumber(val, train.classes)
     if unknown:
         names = ", ".join(unknown[:5]) + (" and more" if len(unknown) > 5 else "")
         raise UserError(f"{val.name} has classes that {train.name} lacks ({names}): give both the same classes")
-    renumber = np.array([number[name] for name in val.classes], dtype=np.int64)
-    val.labels, val.classes = renumber[val.labels], train.classes
     return Sources(pretrain, train, val)
+
+
+def renumber(source: Source, classes: list[str]) -> list[str]:
+    """Give the labels of ``source``, in place, the numbers that its classes have in ``classes``; returns the names
+    that are not among them, and then nothing is changed."""
+    assert source.classes is not None
+    assert source.labels is not None
+    number = {name: index for index, name in enumerate(classes)}
+    unknown = [name for name in source.classes if name not in number]
+    if not unknown:
+        numbers = np.array([number[name] for name in source.classes], dtype=np.int64)
+        source.labels, source.classes = numbers[source.labels], classes
+    return unknown

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from moco.errors import UserError
 
-from . import cpu, fused, reference
+from . import cpu, fused, products, reference
 from .labelled import labelled_head
 from .products import PRECISIONS, gpu_has_bf16, operands
 from .spec import Draws, Head, hardest_rows
@@ -60,7 +60,7 @@ def resolve_precision(precision: str, impl: str, device_type: str) -> str:
     if precision not in PRECISIONS:
         raise UserError(f"unknown --head-precision {precision!r}; use one of {', '.join(PRECISIONS)}")
     if precision == "auto":
-        return "bf16" if name == device_type == "cpu" and cpu.bf16_is_faster() else "fp32"
+        return "bf16" if name == device_type == "cpu" and products.bf16_is_faster() else "fp32"
     if precision != "fp32" and name == "reference":
         raise UserError(f"--head-impl reference has no {precision}; use --head-precision auto or fp32")
     if precision == "tf32" and device_type != "cuda":

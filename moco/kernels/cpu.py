@@ -24,8 +24,6 @@ selection on a CPU: the same code runs on any device, which is what "auto" uses.
 
 from __future__ import annotations
 
-import contextlib
-import platform
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from typing import NamedTuple
@@ -36,7 +34,7 @@ from torch import Tensor
 
 from . import workers
 from .hardest import bucket_maxima, by_maxima, hardest
-from .products import cpu_has_bf16, operands, product
+from .products import product
 from .spec import Draws, Head, mean_hardest
 
 GROUP_ELEMENTS = 1 << 22  # of the (n, K) matrix: 16 MiB in float32, reused by all groups of a call
@@ -45,17 +43,6 @@ BLOCK_ELEMENTS = 1 << 21  # of a worker's queries at a time, so that a cache hol
 COUNT_COLUMNS = 16384  # columns counted at once, so that the 0/1 matrix stays in the cache
 PAIR_ROWS = 4096  # mixed pairs built at once: 2 MiB at C = 128
 SAFE_TEMPERATURE = 0.03  # e^(1/T) and e^(-1/T), and their sums over a queue, are ordinary float32 numbers above it
-
-
-def bf16_is_faster() -> bool:
-    """Whether "auto" multiplies in bf16 on this CPU: it has instructions for that, not only an emulation of them."""
-    if not cpu_has_bf16():
-        return False
-    if platform.machine().lower() not in ("x86_64", "amd64"):
-        return True
-    with contextlib.suppress(AttributeError):  # private, and absent in some builds
-        return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
-    return False
 
 
 @dataclass(frozen=True)
@@ -286,8 +273,7 @@ def compute(q, k, queue, temperature, n_hard, draws, ids, queue_ids, precision, 
                 parts.append(_score(scores[:, tile], left_out, against, early, buckets))
             return _Columns.joined(parts)
 
-        with operands(precision, q.is_cuda):
-            seen = _Columns.joined(team.run(multiply, team.shares(len(queue))))
+        seen = _Columns.joined(team.run(multiply, team.shares(len(queue))))
 
         def negatives(part: slice, scores=scores, seen=seen, start=start) -> _Block:
             here = slice(start + part.start, start + part.stop)
@@ -300,8 +286,7 @@ def compute(q, k, queue, temperature, n_hard, draws, ids, queue_ids, precision, 
 
         blocks += team.run(negatives, team.shares(len(scores), BLOCK_ELEMENTS // len(queue)))
         if want_gradient:
-            with operands(precision, q.is_cuda):
-                products.append(sum(team.run(weigh, team.shares(len(queue))), torch.zeros_like(scaled)))
+            products.append(sum(team.run(weigh, team.shares(len(queue))), torch.zeros_like(scaled)))
 
     loss, rank, largest, share, factor, pull, beside = (
         torch.cat([getattr(block, field.name) for block in blocks]) for field in fields(_Block)

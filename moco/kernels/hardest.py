@@ -64,9 +64,7 @@ def _on_device(scores: Tensor, hard: int, absent: float) -> tuple[Tensor, Tensor
     return rows, values.gather(1, order), sure
 
 
-def _on_host(
-    scores: Tensor, hard: int, floor: np.ndarray, absent: float
-) -> tuple[Tensor, Tensor, Tensor]:
+def _on_host(scores: Tensor, hard: int, floor: np.ndarray, absent: float) -> tuple[Tensor, Tensor, Tensor]:
     """``_on_device`` by numpy, from a floor (n, 1); ties are settled as well."""
     s = scores.numpy()
     n, total = s.shape

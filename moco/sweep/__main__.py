@@ -45,6 +45,8 @@ def dry_run(sweep: spec.Spec) -> int:
     if sweep.select and sweep.select.flags != sweep.report.flags:
         print(f"# then each selected setting again, with {sweep.report.flags or 'no flags'} in the place of "
               f"{sweep.select.flags or 'no flags'}, under {len(sweep.seeds)} seeds")  # fmt: skip
+    for note in sweep.notes:
+        print(f"# {note}")
     return 0
 
 
@@ -54,6 +56,8 @@ def run(sweep: spec.Spec) -> int:
         os.makedirs(sweep.out, exist_ok=True)
     except OSError as error:
         raise UserError(f"{sweep.out} cannot be made ({error.strerror}); choose another --out.") from error
+    for note in sweep.notes:
+        print(note, flush=True)
     began, stop, received = time.time(), threading.Event(), []
 
     def on_signal(number: int, frame: object) -> None:

@@ -127,7 +127,7 @@ def markdown(spec: Spec, chosen: list[dict[str, Any]]) -> str:
             cells += [figure(spec, spec.select, setting, spec.select.metrics[0]).words(), "yes" if mine else ""]
         cells += [figure(spec, spec.report, setting, test).words() if mine else "" for test in tests]
         lines += _row(cells)
-    lines += ["", _how(spec)]
+    lines += ["", " ".join([_how(spec), *(f"Note: {note}." for note in spec.notes)])]
     for name, stage, mine in stages(spec, chosen):
         lines += dict.fromkeys(f"- {name}, {why}" for trial in mine if (why := unfinished(trial, stage)))
     return "\n".join(lines) + "\n"
@@ -142,6 +142,8 @@ def unfinished(trial: Trial, stage: Stage) -> str:
         why = record.words()
     else:
         lacking = [metric for metric in stage.metrics if trials.number(trial, metric) is None]
+        if len(lacking) < len(stage.metrics):
+            lacking = [metric for metric in lacking if not trials.not_measured(trial, metric)]
         why = f"done, but without a finite {lacking[0]}" if lacking else ""
     return why and f"{trial.folder}: {why}"
 

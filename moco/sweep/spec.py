@@ -15,26 +15,22 @@ out: runs/sweeps/NAME                 # the default
 
 from __future__ import annotations
 
-import contextlib
-import functools
 import hashlib
-import io
 import itertools
 import json
 import os
 import re
-import shlex
-from collections.abc import Container
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from moco import options
 from moco.errors import UserError
+from moco.sweep import figures
+from moco.sweep.commands import MAINS, hyphens, named, parsed, plain, setting, settings_of, spoken
 
 ROOT = Path(__file__).resolve().parent.parent.parent
-MAINS = {f"main_{name}.py": name for name in ("pretrain", "lincls", "semisup")}
 OURS = ("save-dir", "resume", "seed", "max-minutes")  # flags that the sweep itself gives
+OWN_FOLDER = ("save_dir", "trial")  # settings of our mains that would lead out of a trial's folder
 KEYS = ("main", "flags", "grid", "paired", "one_run", "seeds", "group_by", "select", "report", "run", "out")
 RUN_KEYS = ("gpus", "gpus_per_trial", "slots", "minutes", "slurm")
 
@@ -95,6 +91,7 @@ class Spec:
     run: Run
     out: str
     words: list[str] = field(default_factory=list)  # of the command line, for every trial
+    notes: tuple[str, ...] = ()  # what a reader of its figures must know
 
     def trials(self, stage: Stage, settings: list[dict[str, Any]] | None = None) -> list[Trial]:
         """Each setting (all by default) under each seed."""
@@ -103,7 +100,7 @@ class Spec:
 
     def group(self, setting: dict[str, Any]) -> tuple:
         """The values of ``group_by``, as words: one setting is selected for each."""
-        return tuple(_plain(setting[name]) for name in self.group_by)
+        return tuple(plain(setting[name]) for name in self.group_by)
 
     @property
     def script(self) -> str:
@@ -114,10 +111,10 @@ class Spec:
         varied, row = {**setting, "seed": seed}, None
         if self.one_run and stage.together:
             name, values = self.one_run
-            varied[name], row = values, (name, setting[name])
+            varied[name], row = values, (name, setting[name]) if len(values) > 1 else None
         words = self._words({**self.flags, **stage.flags, **varied})
         code = hashlib.sha256(json.dumps([self.main, *words]).encode()).hexdigest()[:10]
-        named = ",".join(f"{name}={_plain(value)}" for name, value in varied.items())
+        named = ",".join(f"{name}={plain(value)}" for name, value in varied.items())
         folder = os.path.join(self.out, "trials", re.sub(r"[^\w.,=+-]", "_", named)[:120] + "-" + code)
         parent = self._trial(self.select, setting, seed).folder if stage.resume and self.select else ""
         command = [self.script, *words, "--save-dir", folder, "--resume", "auto"]
@@ -127,8 +124,8 @@ class Spec:
         # DIR goes first, because a flag with several values before it would take it for one of them; what else the
         # command line gave goes last, because the last word of a flag wins.
         at = next((i for i, word in enumerate(self.words) if word.startswith("-")), len(self.words))
-        spoken = [word for name in sorted(flags) for word in _spoken(name, flags[name], _spellings(self.main))]
-        return [*self.words[:at], *spoken, *self.words[at:]]
+        said = [word for name in sorted(flags) for word in spoken(name, flags[name], settings_of(self.main))]
+        return [*self.words[:at], *said, *self.words[at:]]
 
 
 def read(path: str, words: list[str] | None = None, out: str | None = None, **run: Any) -> Spec:
@@ -145,10 +142,11 @@ def read(path: str, words: list[str] | None = None, out: str | None = None, **ru
     """
     try:
         spec = _build(path, _load(path), words or [], out, {k: v for k, v in run.items() if v is not None})
+        _check_spellings(spec)
         _check_words(spec)
         for stage in filter(None, (spec.select, spec.report)):
-            for trial in spec.trials(stage):
-                _check_command(spec.main, trial.command)
+            _check_figures(spec, stage)
+        spec = replace(spec, notes=tuple(_notes(spec)))
     except UserError as error:
         raise UserError(f"{path}: {error}") from error
     return spec
@@ -176,11 +174,11 @@ def _build(path: str, entries: dict[str, Any], words: list[str], out: str | None
         raise UserError(f"main must be one of {', '.join(MAINS)} or the path of a script like them, not {main}.")
     flags, grid, paired = (_flags(entries.get(name), name) for name in ("flags", "grid", "paired"))
     settings = _settings(flags, grid, paired)
-    group_by = [_spelled(name) for name in _list(entries.get("group_by", []), "group_by")]
+    group_by = [hyphens(name) for name in _list(entries.get("group_by", []), "group_by")]
     for name in group_by:
         if name not in settings[0]:
             raise UserError(f"group_by {name} is neither in grid nor in paired.")
-    one_run = _one_run(entries.get("one_run"), grid)
+    one_run = _one_run(main, entries.get("one_run"), grid)
     select, report = _stages(entries, {*settings[0], *flags})
     if report.resume and one_run:
         raise UserError("report resume does not go with one_run: a checkpoint of many values is not one of them.")
@@ -206,17 +204,19 @@ def _settings(flags: dict, grid: dict, paired: dict) -> list[dict[str, Any]]:
     rows = [dict(zip(paired, row, strict=True)) for row in zip(*paired.values(), strict=True)] or [{}]
     cells = [dict(zip(grid, cell, strict=True)) for cell in itertools.product(*grid.values())]
     settings = [{**row, **cell} for row in rows for cell in cells]
-    if len({tuple(map(_plain, setting.values())) for setting in settings}) < len(settings):
+    if len({tuple(map(plain, setting.values())) for setting in settings}) < len(settings):
         raise UserError("grid or paired holds a setting twice; each would be the same run.")
     return settings
 
 
-def _one_run(entry: Any, grid: dict[str, Any]) -> tuple[str, list[Any]] | None:
+def _one_run(main: str, entry: Any, grid: dict[str, Any]) -> tuple[str, list[Any]] | None:
     if entry is None:
         return None
-    if _spelled(entry) not in grid:
+    if main in MAINS and (main, entry) != ("main_lincls.py", "lr"):
+        raise UserError(f"one_run is for lr of main_lincls.py, which has a row of figures for each rate, not {entry}.")
+    if hyphens(entry) not in grid:
         raise UserError(f"one_run {entry} is not in grid.")
-    return _spelled(entry), grid[_spelled(entry)]
+    return hyphens(entry), grid[hyphens(entry)]
 
 
 def _stages(entries: dict[str, Any], taken: set[str]) -> tuple[Stage | None, Stage]:
@@ -301,53 +301,75 @@ def _list(entry: Any, where: str) -> list:
 
 
 def _flags(entry: Any, where: str) -> dict[str, Any]:
-    flags = {_spelled(name): value for name, value in _mapping(entry or {}, where).items()}
+    flags = {hyphens(name): value for name, value in _mapping(entry or {}, where).items()}
     if ours := [name for name in flags if name in OURS]:
         instead = {"seed": "seeds", "max-minutes": "run: {minutes: ..}", "save-dir": "out"}.get(ours[0])
         raise UserError(f"{where} {ours[0]}: the sweep gives this flag" + (f"; write {instead}." if instead else "."))
     return flags
 
 
-def _spelled(name: Any) -> str:
-    return str(name).replace("_", "-")
+# -------------------------------------------------------------------------------------------- flags and figures
 
 
-# ------------------------------------------------------------------------------------------------- command lines
-
-
-@functools.cache
-def _spellings(main: str) -> dict[str, set[str]]:
-    """Each flag's spellings, by any of them; nothing is known of a script that is not ours."""
-    actions = getattr(options, f"{MAINS[main]}_parser")()._actions if main in MAINS else []
-    return {word: set(action.option_strings) for action in actions for word in action.option_strings}
-
-
-def _spoken(name: str, value: Any, known: Container[str]) -> list[str]:
-    if value is None or value is False:
-        return [f"--no-{name}"] if value is False and f"--no-{name}" in known else []
-    values = [] if value is True else value if isinstance(value, list) else [value]
-    return [f"--{name}", *map(_plain, values)]
-
-
-def _plain(value: Any) -> str:
-    return " ".join(map(str, value)) if isinstance(value, list) else str(value)
+def _check_spellings(spec: Spec) -> None:
+    """A flag may have several spellings, but one place: of two, the later word of the command would win."""
+    stages = [stage.flags for stage in (spec.select, spec.report) if stage]
+    for names in ([*spec.flags, *spec.settings[0], *flags] for flags in stages):
+        seen: dict[str, str] = {}
+        for name in dict.fromkeys(names):
+            other = seen.setdefault(setting(spec.main, name), name)
+            if other != name:
+                raise UserError(f"{other} and {name} are two spellings of one flag; leave one of them out.")
+            if setting(spec.main, name) in OWN_FOLDER and spec.main in MAINS:
+                raise UserError(f"{name}: each trial has a folder of its own; write out.")
 
 
 def _check_words(spec: Spec) -> None:
-    """Words of the command line must leave alone what tells the trials apart."""
-    own = {f"--{name}" for name in (*OURS, *spec.settings[0])}
-    for word in (word.split("=")[0] for word in spec.words):
-        if own & {word, *_spellings(spec.main).get(word, ())}:
-            raise UserError(f"{word} after -- would make trials alike; change it in the file.")
+    """Words of the command line must leave alone what tells the trials apart, and the two stages."""
+    typed = named(spec.main, spec.words)
+    varied = [*OURS, *(OWN_FOLDER if spec.main in MAINS else ()), *spec.settings[0]]
+    stages = [*(spec.select.flags if spec.select else ()), *spec.report.flags]
+    for names, why in ((varied, "would make trials alike"), (stages, "would take the place of a stage's own flag")):
+        for name in names:
+            if word := typed.get(setting(spec.main, name)):
+                raise UserError(f"{word} after -- {why}; change it in the file.")
 
 
-def _check_command(main: str, command: list[str]) -> None:
-    if main not in MAINS:
+def _check_figures(spec: Spec, stage: Stage) -> None:
+    """The entry point takes every command of a stage and writes the stage's metrics then."""
+    if spec.main not in MAINS:
         return
-    said = io.StringIO()
-    try:
-        with contextlib.redirect_stderr(said):
-            getattr(options, f"parse_{MAINS[main]}")(command[1:])
-    except SystemExit as error:
-        why = said.getvalue().strip().removeprefix("error: ")
-        raise UserError(f"{main} does not take {shlex.join(command[1:])}: {why}") from error
+    for trial in spec.trials(stage):
+        found = _figures(spec, trial)
+        odd = [name for name in stage.metrics if name not in found]
+        if odd and not found:
+            raise UserError(f"{spec.main} writes no result.json with --knn, --few-shot, --lr-find or --evaluate.")
+        if odd:
+            raise UserError(f"{spec.main} writes no {odd[0]} with these flags; it writes {', '.join(found)}.")
+
+
+def _figures(spec: Spec, trial: Trial) -> figures.Figures:
+    return figures.of(MAINS[spec.main], parsed(spec.main, trial.command), trial.row is not None)
+
+
+def _notes(spec: Spec) -> list[str]:
+    """What of the figures is not known or not independent.
+
+    Raises:
+        UserError: selected and reported are figures of the same images, where --val-share would hold some out.
+    """
+    if spec.main not in MAINS:
+        return [f"metrics are taken as they are spelled: nothing is known of what {os.path.basename(spec.main)} writes"]
+    if spec.select is None:
+        return []
+    metric, same = spec.select.metrics[0], {}
+    for chosen, told in zip(spec.trials(spec.select), spec.trials(spec.report), strict=True):
+        images, reported = _figures(spec, chosen)[metric], _figures(spec, told)
+        same |= {name: images for name in spec.report.metrics if images and reported[name] == images}
+    if not same:
+        return []
+    name, images = next(iter(same.items()))
+    words = f"{metric}, which selects, and {name}, which is reported, are both of {images}"
+    if spec.main != "main_pretrain.py":
+        raise UserError(f"{words}: such a figure is too good; give select a --val-share of its own.")
+    return [f"{words}: the reported figure is as good as the selection made it"]

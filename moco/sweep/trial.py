@@ -96,10 +96,16 @@ def number(trial: Trial, metric: str) -> float | None:
     if not os.path.isfile(path):
         return _finite(_last_logged(os.path.join(trial.folder, LOG), metric))
     found = _json(path) or {}
-    if trial.row and f"per_{trial.row[0]}" in found:
+    if trial.row:
         flag, value = trial.row
-        found = next((row for row in found[f"per_{flag}"] if row.get(flag) == value), {})
+        found = next((row for row in found.get(f"per_{flag}", []) if row.get(flag) == value), {})
     return _finite(found.get(metric))
+
+
+def not_measured(trial: Trial, metric: str) -> str:
+    """Why a finished trial says that it has no such figure (top-5 of five classes), or an empty string."""
+    found = _json(os.path.join(trial.folder, RESULT)) or {}
+    return found.get("not_measured", {}).get(metric, "")
 
 
 def _finite(value: Any) -> float | None:

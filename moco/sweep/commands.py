@@ -1,0 +1,94 @@
+"""Command lines of a sweep: how flags become words, which settings words name, what the entry points' parsers say."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import io
+import shlex
+from argparse import Namespace
+from collections.abc import Container, Iterator
+from typing import Any
+
+from moco import options
+from moco.errors import UserError
+from moco.words import Parser, given, spelled
+
+MAINS = {f"main_{name}.py": name for name in ("pretrain", "lincls", "semisup")}
+
+
+def hyphens(name: Any) -> str:
+    """As flags are written here."""
+    return str(name).replace("_", "-")
+
+
+@functools.cache
+def _parser(main: str) -> Parser | None:
+    """Of one of our mains; nothing is known of a script that is not ours."""
+    return getattr(options, f"{MAINS[main]}_parser")() if main in MAINS else None
+
+
+@functools.cache
+def settings_of(main: str) -> dict[str, str]:
+    """The setting behind every spelling of a flag, by the flag."""
+    parser = _parser(main)
+    return {word: action.dest for action in parser._actions for word in action.option_strings} if parser else {}
+
+
+def setting(main: str, name: str) -> str:
+    """One name for all spellings of a flag: ``lr`` of learning-rate."""
+    return settings_of(main).get(f"--{name}", name)
+
+
+def spoken(name: str, value: Any, known: Container[str]) -> list[str]:
+    """A flag and its value as words; ``known``: the entry point's flags."""
+    if value is None or value is False:
+        return [f"--no-{name}"] if value is False and f"--no-{name}" in known else []
+    values = [] if value is True else value if isinstance(value, list) else [value]
+    return [f"--{name}", *map(plain, values)]
+
+
+def plain(value: Any) -> str:
+    """A value as one word, for people."""
+    return " ".join(map(str, value)) if isinstance(value, list) else str(value)
+
+
+def named(main: str, words: list[str]) -> dict[str, str]:
+    """The settings that words of the command line name, each with the word that does it; of a script that is not ours
+    by the word alone."""
+    found: dict[str, str] = {}
+    if parser := _parser(main):
+        with contextlib.suppress(UserError), _told(main):  # what it does not take, the trials' own commands will tell
+            found = {name: f"--{hyphens(name)}" for name in given(parser, spelled(words))}
+    for word in (word.split("=")[0] for word in words if word.startswith("--")):
+        name = hyphens(word.removeprefix("--"))
+        found[setting(main, name)] = word
+        if not parser:
+            found[name.removeprefix("no-")] = word
+    return found
+
+
+@contextlib.contextmanager
+def _told(what: str) -> Iterator[None]:
+    """A parser's complaint as a UserError."""
+    said = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(said):
+            yield
+    except SystemExit as error:
+        raise UserError(f"{what}: {said.getvalue().strip().removeprefix('error: ')}") from error
+
+
+def parsed(main: str, command: list[str]) -> Namespace:
+    """What one of our mains understands by a command.
+
+    Raises:
+        UserError: it does not take it; with its own sentence.
+    """
+    return _parsed(main, tuple(command[1:]))
+
+
+@functools.cache
+def _parsed(main: str, words: tuple[str, ...]) -> Namespace:
+    with _told(f"{main} does not take {shlex.join(words)}"):
+        return getattr(options, f"parse_{MAINS[main]}")(list(words))
