@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -27,16 +28,17 @@ class Kind:
     weights: Callable[[Tensor], tuple[Tensor, ...]]  # c -> (x, y), (y, z), (v,) or (w,) by group
     low: float  # c ~ U(low, high) unless a recipe says otherwise
     high: float
+    stream: int  # of its randomness
 
 
 KINDS = {
-    "mixup": Kind("pair", lambda c: (c, 1 - c), 0.0, 1.0),  # c n_a + (1-c) n_b
-    "interpolation": Kind("query", lambda c: (c, 1 - c), 0.0, 0.5),  # c q + (1-c) n: the query weighs less
-    "extrapolation": Kind("query", lambda c: (1 - c, c), 1.0, 1.5),  # q + c (n - q), SynCo's code
-    "extrapolation-paper": Kind("query", lambda c: (-c, 1 + c), 1.0, 1.5),  # n + c (n - q), SynCo's text
-    "noise": Kind("noise", lambda c: (c,), 0.01, 0.01),  # n + c e
-    "perturbation": Kind("query", lambda c: (c, torch.ones_like(c)), 0.01, 0.01),  # n + c q: d(q.n)/dn = q
-    "adversarial": Kind("sign", lambda c: (c,), 0.01, 0.01),  # n + c sgn(q)
+    "mixup": Kind("pair", lambda c: (c, 1 - c), 0.0, 1.0, 1),  # c n_a + (1-c) n_b
+    "interpolation": Kind("query", lambda c: (c, 1 - c), 0.0, 0.5, 2),  # c q + (1-c) n: the query weighs less
+    "extrapolation": Kind("query", lambda c: (1 - c, c), 1.0, 1.5, 3),  # q + c (n - q), SynCo's code
+    "extrapolation-paper": Kind("query", lambda c: (-c, 1 + c), 1.0, 1.5, 3),  # n + c (n - q), SynCo's text
+    "noise": Kind("noise", lambda c: (c,), 0.01, 0.01, 4),  # n + c e
+    "perturbation": Kind("query", lambda c: (c, torch.ones_like(c)), 0.01, 0.01, 5),  # n + c q: d(q.n)/dn = q
+    "adversarial": Kind("sign", lambda c: (c,), 0.01, 0.01, 6),  # n + c sgn(q)
 }
 GROUPS = ("query", "pair", "sign", "noise")  # the column order of Draws
 
@@ -90,49 +92,73 @@ def active(recipe: Iterable[Synthetic], epoch: int, start: int = 0, stop: int | 
     return tuple(row for row in recipe if row.count > 0 and epoch >= row.start_epoch and step >= row.start_step)
 
 
-def draw(recipe: Iterable[Synthetic], n: int, hard: int, dim: int, generator: torch.Generator) -> Draws | None:
+def draw(
+    recipe: Iterable[Synthetic], n: int, hard: int, dim: int, key: int, device: torch.device | str = "cpu"
+) -> Draws | None:
     """The draws of ``recipe`` for n queries, slots in [0, hard), noise of width dim; None when nothing is drawn.
 
-    A function of its arguments and of the generator's state alone. Tensors are float32 on the generator's device;
-    inside a group the columns follow the recipe's order.
+    A function of its arguments alone. Each kind has a stream of its own, keyed on (``key``, kind), so that two recipes
+    that differ in one kind give all others the same coefficients, parents and noise: an ablation is paired. Both
+    extrapolations are one kind here. Tensors are float32; inside a group the columns follow the recipe's order.
     """
     rows = [row for row in recipe if row.count > 0]
     if not rows:
         return None
-    device = generator.device
-    weights: dict[str, list[tuple[Tensor, ...]]] = {group: [] for group in GROUPS}
-    for row in rows:
-        kind = KINDS[row.kind]
-        c = torch.rand(n, row.count, generator=generator, device=device).mul_(row.high - row.low).add_(row.low)
-        weights[kind.group].append(kind.weights(c))
-    none = torch.empty(n, 0, device=device)
+    numbers = [KINDS[row.kind].stream for row in rows]
+    parts: dict[str, list[_Drawn]] = {group: [] for group in GROUPS}
+    for i, row in enumerate(rows):
+        again = numbers[:i].count(numbers[i])  # a second row of a kind draws anew
+        generator = seeding.torch_generator("kind", key, numbers[i], again, device=device)
+        parts[KINDS[row.kind].group].append(_draw_row(row, n, hard, dim, generator))
 
-    def column(group: str, which: int) -> Tensor:  # (N, S of the group)
-        return torch.cat([none, *(w[which] for w in weights[group])], dim=1)
+    def joined(tensors: list[Tensor], dtype: torch.dtype = torch.float32, last: tuple[int, ...] = ()) -> Tensor:
+        if len(tensors) == 1:
+            return tensors[0]
+        return torch.cat([torch.empty(n, 0, *last, dtype=dtype, device=device), *tensors], dim=1)
 
-    pair_y, noise_w = column("pair", 0), column("noise", 0)
-    total, pairs = sum(row.count for row in rows), pair_y.shape[1]
-    slots = torch.randint(hard, (n, total + pairs), generator=generator, device=device)
-    noise = torch.randn(n, noise_w.shape[1], dim, generator=generator, device=device)
+    def weights(group: str, which: int) -> Tensor:
+        return joined([part.weights[which] for part in parts[group]])
+
+    ordered = [part for group in GROUPS for part in parts[group]]
     return Draws(
-        slots_a=slots[:, :total],
-        slots_b=slots[:, total:],
-        query_x=column("query", 0),
-        query_y=column("query", 1),
-        pair_y=pair_y,
-        pair_z=column("pair", 1),
-        sign_v=column("sign", 0),
-        noise_w=noise_w,
-        noise=noise,
+        slots_a=joined([part.slots_a for part in ordered], torch.int64),
+        slots_b=joined([part.slots_b for part in ordered if part.slots_b is not None], torch.int64),
+        query_x=weights("query", 0),
+        query_y=weights("query", 1),
+        pair_y=weights("pair", 0),
+        pair_z=weights("pair", 1),
+        sign_v=weights("sign", 0),
+        noise_w=weights("noise", 0),
+        noise=joined([part.noise for part in ordered if part.noise is not None], last=(dim,)),
     )
+
+
+class _Drawn(NamedTuple):
+    """The draws of one row of a recipe."""
+
+    weights: tuple[Tensor, ...]  # each (N, count)
+    slots_a: Tensor  # (N, count)
+    slots_b: Tensor | None  # the same, of pairs
+    noise: Tensor | None  # (N, count, C), of noise
+
+
+def _draw_row(row: Synthetic, n: int, hard: int, dim: int, generator: torch.Generator) -> _Drawn:
+    kind, shape, device = KINDS[row.kind], (n, row.count), generator.device
+    slots = [torch.randint(hard, shape, generator=generator, device=device) for _ in range(1 + (kind.group == "pair"))]
+    if row.low == row.high:
+        c = torch.full(shape, row.low, device=device)
+    else:
+        c = torch.rand(shape, generator=generator, device=device).mul_(row.high - row.low).add_(row.low)
+    noise = torch.randn(*shape, dim, generator=generator, device=device) if kind.group == "noise" else None
+    return _Drawn(kind.weights(c), slots[0], slots[1] if slots[1:] else None, noise)
 
 
 @dataclass(frozen=True)
 class HardNegatives:
     """The hook that a method with synthetic negatives fills: which draws a batch gets.
 
-    Active in epochs [start, stop). Draws are keyed on (seed, number of the batch, rank), so a resumed run and every
-    implementation of the loss get the same ones.
+    Active in epochs [start, stop). Draws are keyed on (seed, number of the batch, rank, kind), so a resumed run, a run
+    without one of the kinds and every implementation of the loss get the same ones.
     """
 
     recipe: Recipe
@@ -147,8 +173,7 @@ class HardNegatives:
     def __call__(self, n: int, epoch: int, number: int, step: int = 0) -> Draws | None:
         """Draws for n queries of batch ``number``, of ``step`` in ``epoch``; None while no kind is active."""
         rows = active(self.recipe, epoch, self.start, self.stop, step)
-        generator = seeding.torch_generator("draws", self.seed, number, self.rank, device=self.device)
-        return draw(rows, n, self.hard, self.dim, generator)
+        return draw(rows, n, self.hard, self.dim, seeding.key("draws", self.seed, number, self.rank), self.device)
 
     def words(self) -> str:
         """The recipe and its epochs, for the log."""

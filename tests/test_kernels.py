@@ -39,7 +39,7 @@ def problem(n=5, rows=67, dim=16, hard=12, recipe=ALL_TYPES, dtype=torch.float64
     q = unit(n, dim, generator=generator)
     k = F.normalize(q + 0.1 * unit(n, dim, generator=generator), dim=1)
     queue = unit(rows, dim, generator=generator)
-    draws = draw(recipe, n, min(hard, rows), dim, generator)
+    draws = draw(recipe, n, min(hard, rows), dim, key=seed)
     return q.to(dtype), k.to(dtype), queue.to(dtype), draws
 
 
@@ -621,9 +621,9 @@ def test_resolve():
 
 def test_zero_counts_are_plain_moco_bit_for_bit():
     q, k, queue, _ = problem(dtype=torch.float32)
-    d = draw(synco.recipe(0, 0, 0, 0, 0, 0), len(q), 12, 16, torch.Generator())
+    d = draw(synco.recipe(0, 0, 0, 0, 0, 0), len(q), 12, 16, key=0)
     assert d is None
-    one = draw(ALL_TYPES, len(q), 12, 16, torch.Generator())
+    one = draw(ALL_TYPES, len(q), 12, 16, key=0)
     empty = Draws(**{name: t[:, :0] for name, t in vars(one).items()})
     for impl in BOTH:
         assert_same(run(q, k, queue, None, impl), run(q, k, queue, empty, impl), 0)
@@ -706,7 +706,7 @@ def test_queries_among_rows_duplicates_and_antipodes(kind, dtype):
     queue = torch.cat([q, -q, queue, queue, -queue])
     q, k, queue = q.to(dtype), k.to(dtype), queue.to(dtype)
     constant = 0.5 if kind in ("mixup", "interpolation") else None  # |u| = 0 where the parents are antipodal
-    draws = draw((synthetic(kind, 300, constant),), 4, len(queue), 8, torch.Generator().manual_seed(0))
+    draws = draw((synthetic(kind, 300, constant),), 4, len(queue), 8, key=0)
     for temperature in (0.02, 0.2):
         reference, closed = (run(q, k, queue, draws, impl, len(queue), temperature) for impl in BOTH)
         for head, gradient in (reference, closed):

@@ -8,8 +8,8 @@ import torch
 
 from moco.errors import UserError
 from moco.methods import METHODS, mochi, synco
-from moco.negatives import KINDS, HardNegatives, active, draw, sentences, starting_at, synthetic
-from moco.seeding import torch_generator
+from moco.negatives import GROUPS, KINDS, HardNegatives, active, draw, sentences, starting_at, synthetic
+from moco.seeding import key
 
 RANGES = {  # hard_negatives: one coefficient a synthetic feature, U(low, high)
     "mixup": (0, 1),
@@ -23,7 +23,7 @@ RANGES = {  # hard_negatives: one coefficient a synthetic feature, U(low, high)
 
 
 def drawn(recipe, n=200, hard=40, dim=6, step=0, rank=0):
-    return draw(recipe, n, hard, dim, torch_generator("draws", 7, step, rank))
+    return draw(recipe, n, hard, dim, key("draws", 7, step, rank))
 
 
 def coefficient(kind, d):
@@ -101,6 +101,47 @@ def test_draws_are_a_function_of_their_key():
     for other in elsewhere:
         assert not torch.equal(first.slots_a, other.slots_a)
         assert not torch.equal(first.noise, other.noise)
+
+
+def columns(recipe, d, kind):
+    """Everything drawn for a kind: parents, weights and noise, from the order that Draws documents."""
+    rows = [row for group in GROUPS for row in recipe if KINDS[row.kind].group == group and row.count]
+    start = sum(row.count for row in rows[: [row.kind for row in rows].index(kind)])
+    group = KINDS[kind].group
+    same = [row for row in rows if KINDS[row.kind].group == group]
+    inside = sum(row.count for row in same[: [row.kind for row in same].index(kind)])
+    count = next(row.count for row in rows if row.kind == kind)
+    names = {"query": ("query_x", "query_y"), "pair": ("pair_y", "pair_z", "slots_b"), "sign": ("sign_v",),
+             "noise": ("noise_w", "noise")}[group]  # fmt: skip
+    return [d.slots_a[:, start : start + count], *(getattr(d, name)[:, inside : inside + count] for name in names)]
+
+
+@pytest.mark.parametrize("off", range(6))
+def test_an_ablation_is_paired(off):
+    """Without one kind all others keep parents, coefficients and noise."""
+    counts = [6, 5, 4, 3, 2, 1]
+    whole = synco.recipe(*counts)
+    part = synco.recipe(*(0 if i == off else count for i, count in enumerate(counts)))
+    all_, fewer = drawn(whole), drawn(part)
+    for kind in [row.kind for row in part if row.count]:
+        for one, other in zip(columns(whole, all_, kind), columns(part, fewer, kind), strict=True):
+            assert one.numel()
+            assert torch.equal(one, other)
+    reordered = drawn(tuple(reversed(whole)))
+    assert torch.equal(columns(tuple(reversed(whole)), reordered, "mixup")[0], columns(whole, all_, "mixup")[0])
+    # MoCHi's two kinds are those of SynCo: the methods are paired where they share one.
+    types = drawn(mochi.recipe(4, 6))
+    assert torch.equal(types.slots_b, all_.slots_b)
+
+
+def test_kinds_and_rows_of_one_kind_draw_for_themselves():
+    d = drawn((synthetic("perturbation", 9), synthetic("interpolation", 9), synthetic("perturbation", 9)))
+    one, two, three = d.slots_a.split(9, dim=1)
+    assert not torch.equal(one, two)
+    assert not torch.equal(one, three)
+    code, paper = (drawn((synthetic(kind, 9),)) for kind in ("extrapolation", "extrapolation-paper"))
+    assert torch.equal(code.slots_a, paper.slots_a)  # the two formulas on the same parents
+    assert torch.equal(code.query_y, -paper.query_x)
 
 
 def test_nothing_to_draw_is_none():
