@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 WORKERS ?= 2
 
-.PHONY: demo test lint clean
+.PHONY: demo test test-machines lint clean
 
 demo: $(VENV)/installed-demo
 	$(BIN)/python -m moco.demo
@@ -12,6 +12,10 @@ demo: $(VENV)/installed-demo
 test: $(VENV)/installed-test
 	$(MAKE) lint
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder
+
+# The tests of numbers under the instructions of other processors: minutes for each of seven settings.
+test-machines: $(VENV)/installed-test
+	$(BIN)/python tests/machines.py -n $(WORKERS) --dist loadfile
 
 lint: $(VENV)/installed-test
 	$(BIN)/ruff check .

@@ -268,9 +268,9 @@ def peak_here(args: argparse.Namespace) -> float:
     step(variant, make_problem(small, (2, 64)))  # libraries allocate their own memory now, not below
     p = make_problem(args, args.sizes[0])
     Path("/proc/self/clear_refs").write_text("5")  # the high-water mark starts again from here
-    before = resident("VmHWM")  # not VmRSS, whose counter may be some pages ahead of this one
+    before = resident("VmRSS")
     step(variant, p)
-    return resident("VmHWM") - before
+    return max(0.0, resident("VmHWM") - before)  # Linux counts pages in batches, so a few may be missing from it
 
 
 def peak_mib(name: str, args: argparse.Namespace, p: Problem) -> float | None:

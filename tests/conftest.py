@@ -35,6 +35,12 @@ SYNCO = ["--n-hard", "8", "--n1", "4", "--n2", "4", "--n3", "4", "--n4", "2", "-
          "--warmup-epochs", "0"]  # fmt: skip
 
 
+def rounding(terms: int) -> float:
+    """What a float32 result of so many sums and products in a row may err by, relative to their absolute values, in
+    whatever order a processor's library sums: terms 2^-24 (Higham, Accuracy and Stability, section 3.1)."""
+    return terms * 2**-24
+
+
 @pytest.fixture(scope="session")
 def image_folder(tmp_path_factory) -> Path:
     """Two classes, train (24 images) and val (8), 20 x 20 pixels, colours by class."""

@@ -11,6 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 import torch
 import torch.nn.functional as F
+from conftest import rounding
 from torch import nn
 from torch._dynamo.testing import CompileCounterWithBackend
 
@@ -58,6 +59,22 @@ def assert_same(a, b, tolerance=1e-12):
     for x, y in zip(head_a, head_b, strict=True):
         torch.testing.assert_close(x, y, rtol=tolerance, atol=tolerance)
     torch.testing.assert_close(gradient_a, gradient_b, rtol=tolerance, atol=tolerance)
+
+
+def head_rounding(q, queue, draws=None, temperature=T):
+    """What two float32 evaluations of the head that sum in different orders may differ by, relative to the loss or to
+    the norm of the gradient: similarities sum C terms and are divided by T in an exponent, masses sum K + S."""
+    synthetic = 0 if draws is None else draws.slots_a.shape[1]
+    return rounding(2 * q.shape[1] / temperature + len(queue) + synthetic)
+
+
+def assert_near_in_float32(a, b, bound):
+    """Two outcomes of ``run``, all but the rank within the bound."""
+    (head_a, gradient_a), (head_b, gradient_b) = a, b
+    for name in ("loss", "hardest", "synthetic_mass"):
+        assert float(getattr(head_a, name)) == pytest.approx(float(getattr(head_b, name)), rel=bound, abs=bound), name
+    assert torch.equal(head_a.rank, head_b.rank)
+    assert float((gradient_a - gradient_b).norm()) <= bound * float(gradient_b.norm())
 
 
 # Definition ---------------------------------------------------------------------------------------------------------
@@ -211,7 +228,7 @@ def test_float32_is_as_near_to_float64_as_eager_is(temperature):
         gradient_error = float((gradient - gold_gradient).norm() / gold_gradient.norm())
         errors[impl] = loss_error, gradient_error
     for ours, eager in zip(errors["cpu"], errors["reference"], strict=True):
-        assert ours <= 2 * eager + 2e-7
+        assert ours <= 2 * eager + rounding(64 / temperature) / 64**0.5
 
 
 def test_evaluation_gives_the_same_numbers_without_a_gradient():
@@ -285,11 +302,13 @@ def train(impl, precision="fp32", steps=50, n=4, rows=48, dim=16):
 
 
 def assert_same_training(ours, reference):
-    """One step to rounding; the curve of 50 within 1e-4, for a rounding error grows along a run."""
+    """One step to the rounding of sums over at most 48 rows and 48 pixels, an exponent of 16 / T and, for the weights,
+    of a step; the curve of 50 within 1e-4, for a rounding error grows along a run."""
     (losses, first, last), (gold, gold_first, gold_last) = ours, reference
     assert float(gold.max() - gold.min()) > 0.1  # it is a curve
-    torch.testing.assert_close(losses[0], gold[0], rtol=1e-6, atol=0)
-    torch.testing.assert_close(first, gold_first, rtol=1e-5, atol=1e-7)
+    one = rounding(48 + 48 + 2 * 16 / 0.2)
+    torch.testing.assert_close(losses[0], gold[0], rtol=one, atol=0)
+    assert float((first - gold_first).norm()) <= one * float(gold_first.norm())
     torch.testing.assert_close(losses, gold, rtol=1e-4, atol=0)
     torch.testing.assert_close(last, gold_last, rtol=1e-3, atol=1e-5)
 
@@ -423,11 +442,11 @@ def test_what_the_library_rounds_is_asked_and_not_supposed(monkeypatch):
     assert products._rounding.__wrapped__(a.shape, a.stride(), b.shape, b.stride(), 1) == products.SOME
 
 
-@pytest.mark.parametrize(("rounding", "amd", "setting"), [
+@pytest.mark.parametrize(("rounds", "amd", "setting"), [
     ("none", True, "bf16"), ("none", False, "fp32"), ("all", True, "fp32"), ("some", True, "fp32"),
 ])  # fmt: skip
-def test_fp32_goes_by_way_of_a_permission_only_where_nobody_makes_use_of_it(rounding, amd, setting, monkeypatch):
-    monkeypatch.setattr(products, "library_rounding", lambda a, b: rounding)
+def test_fp32_goes_by_way_of_a_permission_only_where_nobody_makes_use_of_it(rounds, amd, setting, monkeypatch):
+    monkeypatch.setattr(products, "library_rounding", lambda a, b: rounds)
     monkeypatch.setattr(products, "_by_amd", lambda: amd)
     monkeypatch.setattr(products, "cpu_has_bf16", lambda: True)
     a, b = torch.randn(3, 8), torch.randn(8, 5)
@@ -435,7 +454,7 @@ def test_fp32_goes_by_way_of_a_permission_only_where_nobody_makes_use_of_it(roun
     assert (x is a, y is b, used) == (True, True, setting)
     assert products._for_cpu(a.double(), b.double(), "fp32")[2] == "fp32"
     x, y, used = products._for_cpu(a, b, "bf16")
-    by_hand = a if rounding == "all" else a.bfloat16().float()
+    by_hand = a if rounds == "all" else a.bfloat16().float()
     assert torch.equal(x, by_hand)
     assert used == "bf16"
 
@@ -466,14 +485,14 @@ def test_threads_that_want_another_precision_wait_for_their_turn():
 
 
 def test_auto_is_bf16_only_where_the_library_rounds_by_itself(monkeypatch):
-    for has, rounding, faster in (
+    for has, rounds, faster in (
         (True, "all", True),
         (True, "none", False),
         (True, "some", False),
         (False, "all", False),
     ):
         monkeypatch.setattr(products, "cpu_has_bf16", lambda has=has: has)
-        monkeypatch.setattr(products, "library_rounding", lambda a, b, rounding=rounding: rounding)
+        monkeypatch.setattr(products, "library_rounding", lambda a, b, rounds=rounds: rounds)
         assert products.bf16_is_faster.__wrapped__() == faster
 
 

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 import torchvision
-from conftest import differences, hard_images, run
+from conftest import differences, hard_images, rounding, run
 from PIL import Image
 from sklearn.datasets import load_digits
 from sklearn.linear_model import LogisticRegression
@@ -393,7 +393,7 @@ def test_held_out_images_that_cannot_be_read_are_not_counted(features, hard_fold
         assert told == (2 if name == "damaged" else 0)  # after each epoch
     assert [x.pop("unreadable") for x in found] == [3, 0]
     losses = [[row.pop("val_loss") for row in x["per_lr"]] for x in found]
-    assert losses[0] == pytest.approx(losses[1], rel=1e-6)  # sums of other batches
+    assert losses[0] == pytest.approx(losses[1], rel=rounding(20 * 9 * 64))  # 20 layers, batches cut elsewhere
     assert found[0] == found[1]
     assert found[0]["val_images"] == 12
     assert (tmp_path / "damaged.csv").read_text() == (tmp_path / "without.csv").read_text()
@@ -680,7 +680,8 @@ def test_label_smoothing_is_the_published_mixture():
     for row, label in zip(head.layer(x).detach().double(), labels.tolist(), strict=True):
         logs = [float(value) - math.log(sum(math.exp(v) for v in row.tolist())) for value in row]
         total -= sum(((1 - e) * (c == label) + e / 4) * log for c, log in enumerate(logs)) / 6
-    assert float(head.step(x, labels)[0]) == pytest.approx(total, rel=1e-6)
+    sums = 5 + 4 + 6 + 4  # features, classes, images, the mixture
+    assert float(head.step(x, labels)[0]) == pytest.approx(total, rel=rounding(sums))
 
 
 def test_same_accuracy_as_a_peers_logistic_regression():
