@@ -25,7 +25,8 @@ NUMBERS = [
     *(f"test_{name}.py" for name in (
         "average", "batch_family", "bench_head", "builder", "data_pixels", "embed", "encoder", "export", "fewshot",
         "fused_views", "knn", "labelled_queue", "losses", "more_views", "negatives", "objective", "planes",
-        "pretrained", "queue_and_schedule", "retrieval", "schedules", "settings", "step", "tuning", "validation", "views", "workers",
+        "pretrained", "queue_and_schedule", "retrieval", "schedules", "settings", "step",
+        "tuning", "validation", "views", "workers",
     )),
 ]  # fmt: skip
 

