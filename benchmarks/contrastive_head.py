@@ -20,13 +20,14 @@ views included; launches on a GPU.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import functools
 import json
 import os
 import statistics
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -213,10 +214,23 @@ def speeds(device: str, side: int, repeats: int = 7) -> dict[str, float]:
     return {name: 1e3 * work[name] / min(ms) for name, ms in taken.items()}
 
 
+@contextlib.contextmanager
+def silenced() -> Iterator[None]:
+    """Standard error of this process goes nowhere: torch's profiler writes lines of its own there."""
+    kept = os.dup(2)
+    with open(os.devnull, "w") as nowhere:
+        os.dup2(nowhere.fileno(), 2)
+        try:
+            yield
+        finally:
+            os.dup2(kept, 2)
+            os.close(kept)
+
+
 def count_calls(variant: Variant, p: Problem) -> int:
     """Operators on a CPU; kernels, copies and fills on a GPU."""
     on_gpu = p.q.is_cuda
-    with profile(activities=[ProfilerActivity.CPU, *[ProfilerActivity.CUDA] * on_gpu]) as seen:
+    with silenced(), profile(activities=[ProfilerActivity.CPU, *[ProfilerActivity.CUDA] * on_gpu]) as seen:
         step(variant, p)
         if on_gpu:
             torch.cuda.synchronize()

@@ -3,6 +3,7 @@ naive count, and the README of the kernels shows what the script prints."""
 
 import importlib
 import json
+import os
 import sys
 
 import pytest
@@ -82,6 +83,14 @@ def test_peak_memory_comes_from_a_fresh_process(bench):
         assert 0 <= peak < 100
     else:
         assert peak is None
+
+
+def test_the_profiler_writes_nothing_to_standard_error(bench, capfd):
+    p = bench.make_problem(bench.parse(SMALL), (4, 300))
+    assert bench.count_calls(bench.VARIANTS[bench.BASE], p) > 5
+    print("afterwards", file=sys.stderr)
+    os.write(2, b"and here\n")
+    assert sorted(capfd.readouterr().err.splitlines()) == ["afterwards", "and here"]
 
 
 def test_variants_agree(bench):
