@@ -21,7 +21,7 @@ from moco.engine import StopRequest
 from moco.flag_classes import LINCLS, probing
 from moco.meters import RunLog
 from moco.pretrained import PUBLISHED, fill_backbone, read_backbone, settle
-from moco.resume import about_run, changes
+from moco.resume import about_run, changes, resumed_words, stopped_words
 
 AMP = {"off": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 UPRIGHT = ("mnist5k",)  # a mirrored digit is another symbol
@@ -75,7 +75,8 @@ def worker(args: Namespace) -> int:
     run = {"seed": seed, "classes": train.classes, "batches": batches, **about}
     loading = partial(probe_file.load, model, heads, state, arch=args.arch, weights=weights)
     at = loading(path, run=run if mode == "lincls" else None) if path else probe.Position(args.start_epoch)
-    words = "; ".join(filter(None, [words, at.resumed_words(path), numbered]))
+    resumed = resumed_words(path, at.epoch, at.batch) if path else ""
+    words = "; ".join(filter(None, [words, resumed, numbered]))
     frozen = weights or model.frozen()
     origin = args.pretrained or path or "the random initialisation"
     if mode == "lincls":
@@ -116,7 +117,7 @@ def worker(args: Namespace) -> int:
             code = probe.train_epoch(heads, training, at, log, args.print_freq, rates, stop)
             if code is not None:
                 save()
-                log.line(at.stop_words(steps))
+                log.line(stopped_words(at.epoch, at.batch, steps))
                 return code
             probe.validate(heads, held_out, details and at.epoch == end - 1)
             model.check_frozen(frozen, origin)

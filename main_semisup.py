@@ -22,7 +22,7 @@ from moco.meters import RunLog
 from moco.objective import Objective
 from moco.optimizers import build_optimizer, moving_average, spare_vectors
 from moco.pretrained import PUBLISHED, fill_backbone, read_backbone, settle
-from moco.resume import about_run, changes
+from moco.resume import about_run, changes, resumed_words, stopped_words
 
 UPRIGHT = ("mnist5k",)  # a mirrored digit is another symbol
 
@@ -90,7 +90,7 @@ def worker(args: Namespace) -> int:
     if path:
         tuner.load(state, path, args.arch, weights_only=args.evaluate)
         frozen = frozen if args.pretrained else model.backbone()
-        resumed = f"resumed {path} after epoch {progress.epoch} and {progress.batch} steps"
+        resumed = resumed_words(path, progress.epoch, progress.batch)
         words = "; ".join(filter(None, [words, resumed, numbered]))
     mode, val = ("evaluate", None) if args.evaluate else ("semisup", val)
     if not args.evaluate:
@@ -120,7 +120,7 @@ def worker(args: Namespace) -> int:
             code = tuner.train_epoch(training, log, stop)
             if code is not None:
                 tuner.save(args.save_dir, args.arch)
-                log.line(f"stopped after {progress.batch} of {steps} steps of epoch {progress.epoch}: --resume auto")
+                log.line(stopped_words(progress.epoch, progress.batch, steps))
                 return code
             score = finetune.evaluate(tuner.evaluated, selecting)
             tuner.check_frozen(frozen)

@@ -392,7 +392,8 @@ def _fitting(encoder: nn.Module, file: File, arch: str) -> tuple[dict[str, Tenso
     changes = apply_changes(encoder, _changes(encoder, file)) or _guess(encoder, file)
     what = f"{part.name} of {file.path}" if part.name else file.path
     epoch = file.state.get("epoch")
-    age = f", epoch {epoch}" if isinstance(epoch, int) else ""
+    ours = "run" in file.state  # others may count from 0
+    age = (f", {epoch} epochs done" if ours else f", epoch {epoch}") if isinstance(epoch, int) else ""
     unused = len(part.entries) - len(found)
     return found, f"read {len(found)} tensors from {what}{age}; its head ({unused} tensors) is not used{changes}{note}"
 

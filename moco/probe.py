@@ -361,11 +361,6 @@ class Position:
     epoch: int = 0
     batch: int = 0
 
-    def resumed_words(self, path: str | None) -> str:
-        """For the first line of a run that goes on from ``path``, if it does."""
-        inside = f" and {self.batch} steps" * bool(self.batch)
-        return f"resumed {path} after epoch {self.epoch}{inside}" if path else ""
-
     def step(self, steps: int) -> int:
         """Steps since the start, of which an epoch has so many."""
         return self.epoch * steps + self.batch
@@ -373,10 +368,6 @@ class Position:
     def close_epoch(self) -> None:
         """Count the running epoch as finished."""
         self.epoch, self.batch = self.epoch + 1, 0
-
-    def stop_words(self, steps: int) -> str:
-        """The last line of a run that was stopped, whose epochs have so many steps."""
-        return f"stopped after {self.batch} of {steps} steps of epoch {self.epoch}: --resume auto"
 
 
 def train_epoch(

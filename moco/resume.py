@@ -141,8 +141,23 @@ def _other_machine(before: dict[str, Any] | None, now: dict[str, Any]) -> str:
     return f"written by {was}; this is {is_}: the rest is equal to rounding, not bit for bit"
 
 
+def resumed_words(path: str, epochs: int, steps: int) -> str:
+    """Where a run goes on: after so many finished epochs, and steps of the next one."""
+    inside = f" and {_count(steps, 'step')} of the next" * bool(steps)
+    return f"resumed {path} after {_count(epochs, 'epoch')}{inside}"
+
+
+def stopped_words(epoch: int, done: int, steps: int) -> str:
+    """The last line of a run that was stopped in an epoch, counted from 0, of so many steps."""
+    return f"stopped after {done} of {_count(steps, 'step')} of epoch {epoch}: continue with --resume auto"
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number} {what}{'s' * (number != 1)}"
+
+
 def machine_words(machine: dict[str, Any]) -> str:
     """The ``torch`` entry in words."""
     count = machine.get("threads")
-    threads = f", {count} thread{'s' * (count > 1)}" if count else ""
+    threads = f", {_count(count, 'thread')}" if count else ""
     return f"torch {machine['version']} on {machine['processor']}{threads}"

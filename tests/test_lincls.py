@@ -240,10 +240,10 @@ def test_signals_save_the_step_and_two_processes_go_on_inside_an_epoch(hard_fold
     assert program.end() == 143, program.text
     assert "Traceback" not in program.text
     assert differences(*(state_of(tmp_path / name) for name in ("whole", "parts"))) == []
-    assert "stopped after 2 of 3 steps of epoch 0: --resume auto" in program.text
+    assert "stopped after 2 of 3 steps of epoch 0: continue with --resume auto" in program.text
     state = state_of(tmp_path / "endless")
     assert state["epoch"] > 0
-    assert f"of epoch {state['epoch']}: --resume auto" in program.text.splitlines()[-1]
+    assert f"of epoch {state['epoch']}: continue with --resume auto" in program.text.splitlines()[-1]
 
 
 def test_sigusr1_ends_a_probe_with_a_checkpoint_and_exit_code_0(hard_folder, tmp_path, monkeypatch):
@@ -289,7 +289,7 @@ def test_a_folder_of_an_older_probe_goes_on(hard_folder, tmp_path, capsys):
     capsys.readouterr()
     assert probe_once(hard_folder, tmp_path, "--epochs", 2, "--resume", "auto")["epochs"] == 2
     first = capsys.readouterr().out.splitlines()[0]
-    assert "after epoch 1; the names of its classes are not in the file, they are taken to be" in first
+    assert "after 1 epoch; the names of its classes are not in the file, they are taken to be" in first
     assert "baseline" not in first
     assert state_of(tmp_path)["run"]["classes"] == ["class0", "class1", "class2"]
 
@@ -350,7 +350,7 @@ def test_evaluation_repeats_the_accuracy_and_finds_the_encoder_in_the_checkpoint
     assert [again[x] for x in ("acc1", "acc5", "best_acc1")] == [trained[x] for x in ("acc1", "acc5", "best_acc1")]
     assert (tmp_path / "lincls.jsonl").read_text() == log
     first = [line for line in capsys.readouterr().out.splitlines() if line.startswith(ARCH)][-1]
-    assert first == f"{ARCH} at 16 px: resumed {tmp_path / 'checkpoint.pth.tar'} after epoch 1"
+    assert first == f"{ARCH} at 16 px: resumed {tmp_path / 'checkpoint.pth.tar'} after 1 epoch"
 
 
 def test_neighbours_of_frozen_features(image_folder, pretrained, tmp_path, capsys):

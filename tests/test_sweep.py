@@ -889,7 +889,7 @@ def test_the_linear_grid_over_the_real_probe(image_folder, tmp_path, restored):
     stopped = options.parse_lincls([*made.trials(made.select)[0].command[1:], "--max-minutes", "0"])
     assert main_lincls.worker(stopped) == 0
     assert main([str(path), "--out", str(tmp_path / "out"), "--slots", "1", "--", *own]) == 0
-    assert "after epoch 0 and 1 steps" in Path(stopped.save_dir, "output.txt").read_text()
+    assert "after 0 epochs and 1 step of the next" in Path(stopped.save_dir, "output.txt").read_text()
     found = rows(tmp_path / "out")
     assert [r["stage"] for r in found] == ["select"] * 4 + ["report"]
     many, one = (json.loads(Path(r["folder"], "result.json").read_text()) for r in found[3:])
