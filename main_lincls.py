@@ -21,7 +21,7 @@ from moco.engine import StopRequest
 from moco.flag_classes import LINCLS, probing
 from moco.meters import RunLog
 from moco.pretrained import PUBLISHED, fill_backbone, read_backbone, settle
-from moco.resume import about_run, changes, resumed_words, stopped_words
+from moco.resume import DONE, about_run, changes, resumed_words, stopped_words
 
 AMP = {"off": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 UPRIGHT = ("mnist5k",)  # a mirrored digit is another symbol
@@ -67,10 +67,11 @@ def worker(args: Namespace) -> int:
     model = probe.Probe(encoder, device, mean, std, seed, AMP[args.amp])
 
     # optimizer
-    lrs = args.lrs if mode == "lincls" else probe_file.rates_of(state) or args.lrs
+    lrs = probe_file.rates(state, args.lrs, args.epochs, training=mode == "lincls")
     heads = probe.make_heads(model, lrs, **options.head_settings(args))
     about = about_run(probing(args, encoder.built, mean, std, feed.batch), train)
     notes = changes(state, path, about, LINCLS, args.seed) if mode == "lincls" else []
+    notes = [DONE] if mode == "lincls" and state.get("epoch", 0) >= args.epochs else notes
     batches = {"images": len(train), "images a batch": feed.batch}
     run = {"seed": seed, "classes": train.classes, "batches": batches, **about}
     loading = partial(probe_file.load, model, heads, state, arch=args.arch, weights=weights)

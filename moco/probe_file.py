@@ -113,10 +113,24 @@ def _entries(head: Head) -> dict[str, Any]:
 
 
 def rates_of(state: dict) -> list[float]:
-    """The base rates of a checkpoint of several heads; empty for any other file."""
+    """The base rates of a checkpoint's classifiers; empty where the file does not say them (upstream's)."""
     heads = state.get("heads")
-    entries = heads if isinstance(heads, list) else []
+    entries = heads if isinstance(heads, list) else [state.get("run")]
     return [entry["lr"] for entry in entries if isinstance(entry, dict) and isinstance(entry.get("lr"), float)]
+
+
+def rates(state: dict, asked: list[float], epochs: int, training: bool) -> list[float]:
+    """The base rates of a run: the file's where nothing is trained any more, which its result is then of.
+
+    Args:
+        asked: by --lr.
+        epochs: after which the run ends.
+        training: whether the program trains until then; a file of several rates is then compared with ``asked``.
+    """
+    held = rates_of(state)
+    if training and (len(held) > 1 or len(asked) > 1 or state.get("epoch", 0) < epochs):
+        return asked
+    return held or asked
 
 
 def load(
@@ -162,9 +176,9 @@ def load(
 
 def _check_rates(heads: list[Head], state: dict, path: str) -> None:
     held, asked = rates_of(state), [head.lr for head in heads]
-    if not held and len(asked) > 1:
+    if len(held) < 2 and len(asked) > 1:
         raise UserError(f"{path} holds one classifier; resume it with one --lr, or start the others in a new run.")
-    if held and sorted(held) != sorted(asked):
+    if len(held) > 1 and sorted(held) != sorted(asked):
         typed = " ".join(f"{lr:.12g}" for lr in held)
         raise UserError(f"{path} was trained with --lr {typed}; resume it with the same rates.")
 

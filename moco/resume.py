@@ -19,6 +19,8 @@ from moco.errors import UserError
 from moco.flag_classes import Classes, Flags, typed
 from moco.key_queue import EMPTY
 
+DONE = "all epochs are done: nothing is trained, and other flags change nothing; raise --epochs to train on"
+
 
 def about_run(flags: Flags, images: Source) -> dict[str, Any]:
     """What a checkpoint says of this run: plain values, those of the main process on every process."""

@@ -1,5 +1,6 @@
 """A resumed run says what it has otherwise than its file and uses it, or refuses by name what cannot change."""
 
+import json
 import os
 import shutil
 
@@ -368,6 +369,17 @@ def test_evaluating_a_classifier_compares_no_training(probed, tmp_path, capsys):
     capsys.readouterr()
     probe_once(images, run, "-e", "--resume", "auto", "--lr", 9, "--wd", 1, "--features", "cached")
     assert "resumed with" not in capsys.readouterr().out
+    assert json.loads((run / "evaluate.json").read_text())["lr"] == 0.3  # which trained it
+
+
+def test_a_finished_probes_result_keeps_the_rate_that_trained_it(probed, tmp_path, capsys):
+    images, done = probed
+    run = copy_of(done, tmp_path)
+    found = probe_once(images, run, "--epochs", 1, "--resume", "auto", "--lr", 9, "--wd", 1)
+    said = capsys.readouterr().out
+    assert found["lr"] == 0.3
+    assert "\nall epochs are done: nothing is trained" in said
+    assert "resumed with" not in said
 
 
 def test_a_tuning_refuses_another_recipe_and_says_another_arithmetic(folder, tmp_path, capsys):
