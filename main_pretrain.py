@@ -18,7 +18,7 @@ from moco.encoder import build_encoder, compile_encoders, strided_point
 from moco.flag_classes import PRETRAIN, pretraining
 from moco.knn import Reading
 from moco.meters import RunLog
-from moco.resume import about_run, changes
+from moco.resume import DONE, about_run, changes
 
 SMALL_PRESETS = {"cifar10": "cifar", "cifar100": "cifar", "fashionmnist": "cifar", "mnist5k": "digits"}
 
@@ -88,6 +88,8 @@ def worker(args: Namespace) -> int:
         )  # fmt: skip
         if sources.val is None or not args.knn_every:
             log.line(f"no k-NN accuracy: {sources.no_pair or 'switched off by --knn-every 0'}")
+        if trainer.finished():
+            log.line(DONE)
         how = Reading(view.size, batch, trainer.device, view.mean, view.std, workers, plan.amp)
         while trainer.exit_code is None and not trainer.finished():
             trainer.run_epoch(batches)

@@ -117,7 +117,9 @@ def _run(file: File) -> Iterator[Line]:
     run = file.state.get("run") or {}
     shown = {name: typed(value) for name, value in (run.get("flags") or run.get("settings") or {}).items()}
     if shown:
-        yield Line("settings: " + ", ".join(f"{n} {text}" for n, text in shown.items() if text not in ("none", "off")))
+        yield Line(
+            "flags of its run: " + ", ".join(f"{n} {text}" for n, text in shown.items() if text not in ("none", "off"))
+        )
     if "data" in run:
         data = run["data"]
         yield Line(f"data: {data['images']} images of {data['name']}, fingerprint {data['fingerprint']}")

@@ -29,6 +29,7 @@ from moco.errors import SIGTERM_EXIT, TrainingError, UserError
 from moco.knn import alignment, summary, uniformity
 from moco.meters import Parts, RunLog, Stopwatch
 from moco.optimizers import Plateau
+from moco.resume import stopped_words
 from moco.schedule import warmed
 from moco.settings import images_of
 
@@ -252,7 +253,7 @@ class Trainer:
                 if self.exit_code is not None or self.finished():
                     break
         self.look()
-        self.log.line(f"epoch {at.epoch}, where the time of a step goes: {self.parts.words()}")
+        self.log.line(f"epoch {at.epoch}, step time: {self.parts.words()}")
         if at.batch // accum >= self.plan.steps_per_epoch:
             self._follow_plateau()
             at.epoch, at.batch = at.epoch + 1, 0
@@ -508,6 +509,9 @@ class Trainer:
         state = checkpoint.pack(self.model, self.optimizer, self.scaler, arch, self.progress.epoch, run)
         path = checkpoint.save(state, self.save_dir, keep)
         self.log.line(f"saved {path}")
+        if self.exit_code is not None and not self.finished():
+            at, plan = self.progress, self.plan
+            self.log.line(stopped_words(at.epoch, at.batch // plan.accum, plan.steps_per_epoch))
 
 
 def let_the_device_decide(optimizer: torch.optim.Optimizer) -> None:

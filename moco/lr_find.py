@@ -67,10 +67,10 @@ class Sweep:
         """What must be known of the suggestion; empty for nothing."""
         found = {
             "lowest": "the loss rose from the lowest rate on, so lower ones may be better: probe with several --lr",
-            "highest": "the loss still fell at the highest rate tried, and where it stops to was not seen",
+            "highest": "the loss was still falling at the highest rate tried, so its lowest point is not known",
             None: "",
         }[self.edge()]
-        few = f"{self.asked} steps are too few for six powers of ten, {MIN_STEPS} at least tell more"
+        few = f"{self.asked} steps are too few for six powers of ten: give --lr-find-steps {MIN_STEPS} or more"
         return "; ".join(filter(None, [found, few * (self.asked < MIN_STEPS)]))
 
     def result(self) -> dict[str, Any]:

@@ -179,9 +179,9 @@ class HardNegatives:
         """The recipe and its epochs, for the log."""
         kinds = ", ".join(f"{row.kind} {row.count}{_start(row)}" for row in self.recipe if row.count)
         until = "the end" if self.stop is None else f"epoch {self.stop - 1}"
-        when = f"from epoch {self.start} to {until}, counted from 0"
+        when = f"from epoch {self.start} (counted from 0) to {until}"
         kinds = kinds or "none, all counts are 0"
-        return f"synthetic negatives a query, of its {self.hard} hardest rows, {when}: {kinds}"
+        return f"synthetic negatives per query, from its {self.hard} hardest queue rows, {when}: {kinds}"
 
     def missed(self, steps: int, per_epoch: int) -> list[str]:
         """The kinds that never start in a run of so many steps, ``per_epoch`` in an epoch."""
@@ -209,6 +209,6 @@ def sentences(extra: object, steps: int, per_epoch: int) -> list[str]:
         return [extra.words()]
     every = len(missed) == sum(row.count > 0 for row in extra.recipe)
     which = "the synthetic negatives" if every else f"negatives by {', '.join(missed)}"
-    ends = f"this run ends after {steps} steps of {per_epoch} an epoch"
+    ends = f"this run ends after {steps} steps ({per_epoch} per epoch)"
     flags = "lower --hard-start-epoch (--warmup-epochs) or --type-starts, or raise --hard-stop-epoch"
     return [extra.words(), f"warning: {which} never start, as {ends}; {flags}"]

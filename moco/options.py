@@ -528,8 +528,9 @@ def _check_demo(typed: dict[str, Any]) -> None:
     known = {action.dest for action in p._actions} | {"resume", "seed", "workers", "print_freq", "download", "cache"}
     if more := [name for name in typed if name not in known]:
         raise UserError(
-            f"--{more[0].replace('_', '-')} is of a training and no images are named: give DIR, or --dataset mnist5k "
-            "for the built-in digits; without such flags it is the demo, whose recipe is --config configs/demo.yml."
+            f"--{more[0].replace('_', '-')} is a flag of training, but no images are named: give DIR, or --dataset "
+            "NAME (mnist5k: the built-in digits). Without such flags it is the demo; to change the "
+            "demo's recipe, give --config configs/demo.yml."
         )
 
 

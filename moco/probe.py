@@ -318,7 +318,7 @@ class Feed:
     def words(self) -> str:
         """Where the training features come from, for the log."""
         if self.cached:
-            return "features computed once from whole images: no augmentation is in what is trained"
+            return "features computed once from whole images, without augmentation"
         return "features of new random crops in every epoch"
 
     def of(self, probe: Probe, source: Source, note: Callable, training: bool = False) -> Images | Cached:

@@ -19,7 +19,9 @@ from moco.errors import UserError
 from moco.flag_classes import Classes, Flags, typed
 from moco.key_queue import EMPTY
 
-DONE = "all epochs are done: nothing is trained, and other flags change nothing; raise --epochs to train on"
+DONE = (
+    "the run is finished: nothing is trained, and other flags change nothing; raise --epochs (or --steps) to train on"
+)
 
 
 def about_run(flags: Flags, images: Source) -> dict[str, Any]:

@@ -65,7 +65,7 @@ def test_a_runs_own_checkpoint_is_sane(in_process, image_folder, tmp_path, capsy
         "queue: K = 20, C = 16, filled by images: 20 rows, 20 rows of unit length",
         "from encoder_q, relative to its norm",
         "optimizer: 1 groups, lr 0.03,",
-        "settings: --size 16, --channels 3, --mean 0.485 0.456 0.406,", "--method synco,", "--wd 0.0001",
+        "flags of its run: --size 16, --channels 3, --mean 0.485 0.456 0.406,", "--method synco,", "--wd 0.0001",
         "data: 24 images of ", ", fingerprint ", f"written by torch {torch.__version__} on ", ", 1 thread\n",
     ):  # fmt: skip
         assert part in text, text

@@ -75,11 +75,22 @@ def test_synthetic_negatives_that_never_start_are_warned_of_first(
 ):
     assert in_process(image_folder, *TINY, *SYNCO, *words, "--save-dir", tmp_path) == 0
     said = capsys.readouterr().out.splitlines()
-    recipe = next(i for i, line in enumerate(said) if line.startswith("synthetic negatives a query, of its 8 hardest"))
+    recipe = next(i for i, line in enumerate(said) if line.startswith("synthetic negatives per query, from its 8 hard"))
     assert ("warning: the synthetic negatives never start, as this run ends after" in said[recipe + 1]) != starts
     assert recipe < next(i for i, line in enumerate(said) if line.startswith("Epoch ["))
     masses = [json.loads(line)["synthetic_mass"] for line in (tmp_path / "log.jsonl").read_text().splitlines()]
     assert any(masses) == starts
+
+
+def test_a_stopped_run_says_how_to_go_on_and_a_finished_one_that_it_is(image_folder, tmp_path, in_process, capsys):
+    words = [image_folder, *TINY, "--epochs", 1, "--save-dir", tmp_path, "--resume", "auto"]
+    assert in_process(*words, "--max-minutes", 0) == 0
+    said = capsys.readouterr().out
+    assert said.endswith("stopped after 1 of 3 steps of epoch 0: continue with --resume auto\n")
+    assert in_process(*words) == 0
+    assert "the run is finished" not in capsys.readouterr().out
+    assert in_process(*words, "--wd", 0.1) == 0
+    assert "\nthe run is finished: nothing is trained, " in capsys.readouterr().out
 
 
 def test_a_run_says_which_of_two_schedules_it_takes(image_folder, tmp_path, in_process, capsys):

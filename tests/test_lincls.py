@@ -751,7 +751,7 @@ def test_a_suggestion_at_the_edge_is_told():
     rates = [1e-3, 1.0, 1e3]
     for losses, edge, words in (
         ([1.0, 2.0, 3.0], "lowest", "the loss rose from the lowest rate on"),
-        ([3.0, 2.0, 1.0], "highest", "the loss still fell at the highest rate tried"),
+        ([3.0, 2.0, 1.0], "highest", "the loss was still falling at the highest rate tried"),
         ([2.0, 1.0, 3.0], None, ""),
     ):
         found = lr_find.Sweep(100, rates, losses, losses)

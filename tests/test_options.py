@@ -160,7 +160,10 @@ def test_the_demo_takes_what_no_training_depends_on(words):
 def test_a_training_without_images_is_not_the_demo(words, flag, capsys):
     with pytest.raises(SystemExit, match="2"):
         options.parse_pretrain(words.split())
-    assert f"error: {flag} is of a training and no images are named: give DIR, or --dataset" in capsys.readouterr().err
+    assert (
+        f"error: {flag} is a flag of training, but no images are named: give DIR, or --dataset"
+        in capsys.readouterr().err
+    )
 
 
 def test_the_demos_recipe_takes_every_flag():

@@ -378,7 +378,7 @@ def test_a_finished_probes_result_keeps_the_rate_that_trained_it(probed, tmp_pat
     found = probe_once(images, run, "--epochs", 1, "--resume", "auto", "--lr", 9, "--wd", 1)
     said = capsys.readouterr().out
     assert found["lr"] == 0.3
-    assert "\nall epochs are done: nothing is trained" in said
+    assert "\nthe run is finished: nothing is trained" in said
     assert "resumed with" not in said
 
 

@@ -196,7 +196,7 @@ def test_parts_lie_beside_each_other(monkeypatch):
 
 def test_the_log_says_every_epoch_where_the_time_goes(image_folder, tmp_path, in_process, capsys):
     assert in_process(*TINY, "--epochs", 2, "--save-dir", tmp_path, image_folder) == 0
-    lines = [x for x in capsys.readouterr().out.splitlines() if "where the time of a step goes" in x]
+    lines = [x for x in capsys.readouterr().out.splitlines() if ", step time: " in x]
     assert [line.split(",")[0] for line in lines] == ["epoch 0", "epoch 1"]
     for line in lines:
         shares = {x.rsplit(" ", 2)[0]: float(x.rsplit(" ", 2)[1]) for x in line.split(" ms, ")[1].split(", ")}
