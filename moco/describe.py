@@ -105,6 +105,7 @@ def _progress(file: File) -> Iterator[Line]:
     known = {name: file.settings[name] for name in ("method", "dataset", "data") if file.settings.get(name)}
     entries: dict[str, Any] = {"epoch": file.state.get("epoch", "not recorded")}
     run = file.state.get("run") or {}
+    known = {name: word for name in ("method",) if (word := (run.get("flags") or {}).get(f"--{name}"))} | known
     entries.update({name: run[name] for name in ("step", "batch", "seed") if name in run})
     if "best_acc1" in file.state:
         entries["best top-1"] = f"{float(file.state['best_acc1']):.2f}"

@@ -70,6 +70,9 @@ def test_a_runs_own_checkpoint_is_sane(in_process, image_folder, tmp_path, capsy
     ):  # fmt: skip
         assert part in text, text
     assert text.endswith("sane\n")
+    (tmp_path / "log_settings.json").unlink()
+    assert describe.main([path]) == 0
+    assert "seed 3, method synco\n" in capsys.readouterr().out  # the file says it too
 
 
 def test_the_distance_of_the_keys_and_the_fill_of_the_queue(healthy, tmp_path, capsys):
