@@ -1,8 +1,8 @@
 """What a checkpoint says of the run that wrote it, and what a run that goes on from it has otherwise.
 
 ``run`` of a checkpoint has ``flags`` (:mod:`moco.flag_classes`), ``data`` (``name``, number of ``images``,
-``fingerprint``) and ``torch`` (``version``, ``processor``, on a CPU ``threads``): within one of these a resumed run is
-the uninterrupted one bit for bit.
+``fingerprint``), ``torch`` (``version``, ``processor``, on a CPU ``threads``) and ``processes``: within one of the last
+two a resumed run is the uninterrupted one bit for bit.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ def about_run(flags: Flags, images: Source) -> dict[str, Any]:
 
 def _about(flags: Flags, images: Source) -> dict[str, Any]:
     data = {"name": images.name, "images": len(images), "fingerprint": images.fingerprint()}
-    return {"flags": flags, "data": data, "torch": _machine()}
+    return {"flags": flags, "data": data, "torch": _machine(), "processes": distributed.world_size()}
 
 
 def _machine() -> dict[str, Any]:
@@ -70,7 +70,8 @@ def changes(state: dict | None, path: str | None, own: dict[str, Any], classes: 
     _refuse(path, before or {}, own["flags"], classes)
     said = [_changed(before or _of_groups(state), own["flags"], classes)]
     said += [_other_images(state, path, run, own["data"], classes), _other_seed(run, seed)]
-    said += [_other_machine(run.get("torch"), own["torch"]), checkpoint.square_queue(state)]
+    said += [_other_machine(run.get("torch"), own["torch"]), _other_processes(run, own["processes"])]
+    said.append(checkpoint.square_queue(state))
     if not before:
         said.append(f"{path} does not say what its run's settings were: those of this command are used")
     return [sentence for sentence in said if sentence]
@@ -158,6 +159,15 @@ def stopped_words(epoch: int, done: int, steps: int) -> str:
 
 def _count(number: int, what: str) -> str:
     return f"{number} {what}{'s' * (number != 1)}"
+
+
+def _other_processes(run: dict, now: int) -> str:
+    before = run.get("processes") or (run.get("batches") or {}).get("processes") or now  # older: only pretraining's
+    if before == now:
+        return ""
+    return (
+        f"written by {before} process{'es' * (before > 1)}; this run has {now}: not bit for bit the uninterrupted run"
+    )
 
 
 def machine_words(machine: dict[str, Any]) -> str:

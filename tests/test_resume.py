@@ -273,6 +273,18 @@ def test_another_torch_or_processor_is_said(resumed):
     assert line.endswith(", 1 thread: the rest is equal to rounding, not bit for bit")
 
 
+@pytest.mark.parametrize("older", [False, True], ids=["now", "before-it-was-kept"])
+def test_another_number_of_processes_is_said(resumed, older):
+    def by_two(state):
+        state["run"] |= {"processes": 2, "batches": {**state["run"]["batches"], "processes": 2}}
+        if older:
+            del state["run"]["processes"]
+
+    told = resumed(change=by_two)
+    (line,) = [line for line in told if line.startswith("written by")]
+    assert line == "written by 2 processes; this run has 1: not bit for bit the uninterrupted run"
+
+
 def test_a_file_that_says_nothing_goes_on_and_that_is_said(resumed, tmp_path):
     def before(state):
         for name in ABOUT:
