@@ -1,8 +1,10 @@
 """Meters and the run's log, also across an interruption."""
 
+import itertools
 import json
 import math
 import sys
+import time
 import types
 
 import pytest
@@ -80,9 +82,16 @@ def test_resumed_log_drops_what_the_interrupted_run_wrote_beyond_the_checkpoint(
     assert records(path) == []  # a new run begins a new log
 
 
-def test_resumed_events_hide_the_steps_that_are_run_again(tmp_path):
+@pytest.mark.parametrize("before", [0, 8])
+def test_resumed_events_hide_the_steps_that_are_run_again(before, tmp_path, monkeypatch):
+    """Two files of one process and one second are told apart by a counter, and 10 is read before 9: as a resumed run
+    begins later than the run before it, so does the second log here."""
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+    from tensorboard.summary.writer import event_file_writer
 
+    monkeypatch.setattr(event_file_writer, "_global_uid", event_file_writer.AtomicCounter(before + 1))
+    clock = itertools.count(time.time())
+    monkeypatch.setattr(event_file_writer, "time", types.SimpleNamespace(time=lambda: next(clock)))
     log = RunLog(str(tmp_path))
     for step in (1, 2, 3, 4):
         log.scalars(step, {"x": step})
