@@ -87,7 +87,7 @@ def worker(args: Namespace) -> int:
     steps = -(-len(train) // feed.batch)
     with RunLog(args.save_dir, config=vars(args), resume_step=at.step(steps) if path else None, name=mode) as log:
         log.line("\n".join([f"{args.arch} at {feed.size} px: {words}{settled.words}", *notes]))
-        log.line(f"{probe_report.set_words(train, val, args.few_shot)}, {classes} classes; {world} process(es) on "
+        log.line(f"{probe_report.set_words(train, val, mode)}, {classes} classes; {world} process(es) on "
                  f"{device.type}, {feed.batch} images a step in all, {feed.workers} loaders each{views}")  # fmt: skip
         result = {"mode": mode, "arch": args.arch, "pretrained": args.pretrained, "size": feed.size, "seed": seed,
                   "classes": classes, "train_images": len(train), "val_images": len(val)}  # fmt: skip

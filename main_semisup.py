@@ -100,10 +100,9 @@ def worker(args: Namespace) -> int:
     with RunLog(args.save_dir, config=vars(args), resume_step=resume_step, name=mode) as log:
         words = "; ".join([words, *args.notes]) + settled.words
         log.line(f"{args.arch} at {size} px, --weights {args.weights}: {words}")
-        log.line(f"{len(train)} of {len(whole)} images ({share:.4g} %) to train on, {origin}; {len(val or ())} to "
-                 f"validate on, {len(test or ())} to test on")  # fmt: skip
-        words = f"{epochs} epochs of {steps} steps, {distributed.words()}, batch {batch}, amp {amp or 'off'}"
-        log.line("\n".join([f"{words}, seed {seed}", *notes]))
+        log.line(finetune.set_words(args.evaluate, train, whole, origin, val, test))
+        words = f"{epochs} epochs of {steps} steps, " * (not args.evaluate) + distributed.words()
+        log.line("\n".join([f"{words}, batch {batch}, amp {amp or 'off'}, seed {seed}", *notes]))
         feed = finetune.Feed(
             size, batch, seed, distributed.share_of_cores(args.workers), args.dataset not in UPRIGHT,
             probe.bad_image_notes(log), data.get_preset(args.aug) if args.aug else None, args.aa, objective.views,

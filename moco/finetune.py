@@ -266,6 +266,14 @@ def evaluate(model: Classifier, images: Images) -> Score:
     return Score.of(distributed.sum_over_ranks(sums), n, model.classes)
 
 
+def set_words(evaluate: bool, train: Source, whole: Source, origin: str, val: Source | None, test: Any) -> str:
+    """The images of a run, for its log; ``origin``: how those of a training were chosen."""
+    if evaluate:
+        return f"{len(test or ())} images to test on"
+    share = f"{len(train)} of {len(whole)} images ({100 * len(train) / len(whole):.4g} %) to train on, {origin}"
+    return f"{share}; {len(val or ())} to validate on, {len(test or ())} to test on"
+
+
 def last_line(val: Score | None, test: Score | None) -> str:
     """A run's figures, each with the images that it is of; a line's beginning with test images is upstream's."""
     found = [(val, "validation ", "validation"), (test, "", "test")]

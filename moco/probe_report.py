@@ -52,8 +52,8 @@ def last_words(heads: list[Head]) -> str:
     if len(heads) == 1:
         return words(heads)
     return (
-        f"warning: lr {leader(heads).name} is picked among {len(heads)} by its accuracy on the held-out images, which "
-        f"is selection on them; confirm it on images that did not choose.\n{words(heads)}"
+        f"warning: lr {leader(heads).name} is picked among {len(heads)} by its accuracy on the held-out images, so "
+        f"that accuracy is optimistic; measure it on images that took no part in the choice.\n{words(heads)}"
     )
 
 
@@ -91,11 +91,14 @@ def _led(heads: list[Head]) -> tuple[Head, Score]:
     return first, first.score
 
 
-def set_words(train: Source, val: Source, few_shot: bool) -> str:
+def set_words(train: Source, val: Source, mode: str) -> str:
     """The images of a run, for its log; one source twice where a measure needs no more."""
+    if mode == "evaluate":
+        return f"{len(val)} images held out"
     if val is not train:
         return f"{len(train)} images to learn from and {len(val)} held out"
-    return f"{len(val)} images, " + ("from which episodes are drawn" if few_shot else "each against the others")
+    what = "from which episodes are drawn" if mode == "few_shot" else "each against the others"
+    return f"{len(val)} images, {what}"
 
 
 # ------------------------------------------------------------------------------------------------- classes

@@ -280,7 +280,10 @@ def test_without_one_every_epoch_is_evaluated_on_the_test_images(folder, tmp_pat
     assert found["best_acc1"] == max(acc for _, acc in made)
     assert "val_acc1" not in found
     assert capsys.readouterr().out.splitlines()[-1] == f" * Acc@1 {found['acc1']:.3f} (15 test images)"
+    capsys.readouterr()
     again = tune(folder, tmp_path, "--evaluate", "--resume", "auto", "--lr-backbone", 9, result="evaluate.json")
+    said = capsys.readouterr().out
+    assert " images to test on\n" in said and "to train on" not in said and "epochs of" not in said
     assert (again["acc1"], again["mode"]) == (found["acc1"], "evaluate")
 
 

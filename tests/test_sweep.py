@@ -739,6 +739,15 @@ def test_words_that_move_the_images_of_fine_tuning(sweep, words, said, capsys):
     assert "best_acc1, which selects, and acc1, which is reported, are both of the held-out" in capsys.readouterr().err
 
 
+def test_a_dry_run_prints_the_command_of_several_rates_once(sweep, capsys):
+    path = sweep(main="main_lincls.py", grid={"lr": [30, 10]}, one_run="lr", seeds=2,
+                 select={"metric": "best_acc1", "flags": {"val-share": 0.2}}, report={"metrics": ["acc1"]})  # fmt: skip
+    assert main([path, "--dry-run", "--", "DIR"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [re.search(r"--lr 30 10 --seed (\d)", line).group(1) for line in lines[:-1]] == ["0", "1"]
+    assert lines[-1] == "# then each selected setting again, without --val-share 0.2, under 2 seeds"
+
+
 def test_a_pretraining_sweep_on_one_set_of_images_says_so(sweep, capsys):
     stages = {"select": {"metric": "knn"}, "report": {"metrics": ["head/map"]}, "flags": {"retrieval-every": 1}}
     path = sweep(main="main_pretrain.py", grid={"lr": [1]}, **stages)
@@ -834,7 +843,7 @@ def test_an_unwritable_folder_and_a_dry_run(sweep, tmp_path, capsys):
     assert [re.search(r"fake.py DIR --lr (\d) --seed (\d) --val-only", line).groups() for line in lines[:4]] == [
         ("1", "0"), ("1", "1"), ("3", "0"), ("3", "1")
     ]  # fmt: skip
-    assert len(lines) == 6 and "then each selected setting again" in lines[4]
+    assert len(lines) == 6 and lines[4] == "# then each selected setting again, without --val-only, under 2 seeds"
     assert lines[5] == "# metrics are taken as they are spelled: nothing is known of what fake.py writes"
     assert not sweep.out.exists()
 

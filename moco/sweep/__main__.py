@@ -40,11 +40,12 @@ def main(argv: list[str] | None = None) -> int:
 def dry_run(sweep: spec.Spec) -> int:
     """Print the command of every trial."""
     first = sweep.select or sweep.report
-    for item in sweep.trials(first):
-        print(shlex.join(["python", *item.command]))
+    for command in dict.fromkeys(shlex.join(["python", *item.command]) for item in sweep.trials(first)):
+        print(command)  # once for all settings of one run
     if sweep.select and sweep.select.flags != sweep.report.flags:
-        print(f"# then each selected setting again, with {sweep.report.flags or 'no flags'} in the place of "
-              f"{sweep.select.flags or 'no flags'}, under {len(sweep.seeds)} seeds")  # fmt: skip
+        without, instead = (sweep.words_of(stage) for stage in (sweep.select, sweep.report))
+        how = " and ".join(f"{way} {words}" for way, words in (("without", without), ("with", instead)) if words)
+        print(f"# then each selected setting again, {how}, under {len(sweep.seeds)} seeds")
     for note in sweep.notes:
         print(f"# {note}")
     return 0

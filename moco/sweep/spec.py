@@ -20,6 +20,7 @@ import itertools
 import json
 import os
 import re
+import shlex
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -124,8 +125,14 @@ class Spec:
         # DIR goes first, because a flag with several values before it would take it for one of them; what else the
         # command line gave goes last, because the last word of a flag wins.
         at = next((i for i, word in enumerate(self.words) if word.startswith("-")), len(self.words))
-        said = [word for name in sorted(flags) for word in spoken(name, flags[name], settings_of(self.main))]
-        return [*self.words[:at], *said, *self.words[at:]]
+        return [*self.words[:at], *self._said(flags), *self.words[at:]]
+
+    def _said(self, flags: dict[str, Any]) -> list[str]:
+        return [word for name in sorted(flags) for word in spoken(name, flags[name], settings_of(self.main))]
+
+    def words_of(self, stage: Stage) -> str:
+        """A stage's own flags, as they are typed."""
+        return shlex.join(self._said(stage.flags))
 
 
 def read(path: str, words: list[str] | None = None, out: str | None = None, **run: Any) -> Spec:
