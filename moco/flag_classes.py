@@ -63,7 +63,8 @@ PRETRAIN = Classes(
     data=True,
 )  # fmt: skip
 
-# A probe's and a tuning's result is reported with its settings: what decides it cannot change under way.
+# A probe's and a tuning's result is reported with its settings: a tuning's recipe cannot change under way, nor what a
+# probe's features are; its rates may, as upstream's, and the log says so.
 LINCLS = Classes(
     fixed=_words("--arch --stem --channels --size --mean --std --features --val-share --opt"),
     free=_words(
