@@ -423,23 +423,31 @@ def test_what_tensors_cannot_tell_stays_with_a_probes_and_a_fine_tunings_file(pr
     torch.testing.assert_close(ours, theirs)
 
 
+LEADS_EITHER = ("0.1", "1"), ("1", "0.1")
+
+
 @pytest.mark.parametrize(
-    ("program", "where"),
-    [("lincls", "encoder"), ("semisup", "encoder"), ("lincls", "another head"), ("lincls", "a diverged head")],
+    ("program", "where", "rates"),
+    [
+        ("lincls", "encoder", ("0.1", "0.01")),
+        ("semisup", "encoder", ()),
+        *(("lincls", where, rates) for where in ("another head", "a diverged head") for rates in LEADS_EITHER),
+    ],
 )
-def test_checkpoints_of_no_use_are_not_gone_on_from(program, where, tmp_path, image_folder, capsys):
+def test_checkpoints_of_no_use_are_not_gone_on_from(program, where, rates, tmp_path, image_folder, capsys):
     parse = getattr(flags, f"parse_{program}")
     worker = importlib.import_module(f"main_{program}").worker
     words = [str(image_folder), "-a", "test_resnet", "--size", "16", "-b", "8", "-j", "0", "--save-dir", str(tmp_path)]
-    words += ["--lr", "0.1", "0.01"] if program == "lincls" else []
+    words += ["--lr", *rates] if rates else []
     assert distributed.launch(worker, parse([*words, "--epochs", "1"])) == 0
     written = tmp_path / ("checkpoint.pth.tar" if program == "lincls" else "checkpoint_semisup.pth.tar")
     state = torch.load(written, weights_only=True)
     if where == "encoder":
         next(v for n, v in state["state_dict"].items() if "layer1" in n).fill_(math.nan)
-    else:
-        state["heads"][1]["layer"]["weight"][0] = math.nan
-        state["heads"][1]["diverged"] = where == "a diverged head"
+    else:  # not the classifier that leads, whose weight is the network's own: which it is, is for the processor to say
+        head = state["heads"][state["run"]["lr"] == state["heads"][0]["lr"]]
+        head["layer"]["weight"][0] = math.nan
+        head["diverged"] = where == "a diverged head"
     torch.save(state, written)
     for mode in (["--evaluate"], ["--epochs", "1"]):
         capsys.readouterr()
