@@ -24,6 +24,7 @@ from torch import nn
 from moco.encoder import build_encoder
 
 ROOT = Path(__file__).resolve().parent.parent
+DEVICE = "cpu"  # where the suites of Triton programs run: interpreted, or compiled on a card under ``pytest -m gpu``
 torch.set_num_threads(1)  # many small networks; threads of tests that run side by side would wait for each other
 
 # A network and sizes with which a step takes milliseconds.
@@ -33,6 +34,34 @@ TINY = [
 ]  # fmt: skip
 SYNCO = ["--n-hard", "8", "--n1", "4", "--n2", "4", "--n3", "4", "--n4", "2", "--n5", "2", "--n6", "2",
          "--warmup-epochs", "0"]  # fmt: skip
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Under ``-m gpu`` the tensors of these suites lie on the card, and the suites themselves are collected."""
+    global DEVICE
+    if re.search(r"(?<!not )\bgpu\b", config.option.markexpr):
+        DEVICE = "cuda"
+        config.addinivalue_line("python_files", "*_interpreted.py")
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if DEVICE == "cuda" and item.path.name.endswith("_interpreted.py"):
+            item.add_marker("gpu")
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    if item.get_closest_marker("gpu") and not (DEVICE == "cuda" and torch.cuda.is_available()):
+        pytest.skip("a machine without a GPU: `pytest -m gpu` runs this test on one")
+
+
+def assert_runs_there() -> None:
+    """Triton programs run where the suite's tensors lie: by the interpreter on the CPU, compiled on a card."""
+    from moco.kernels import fused
+
+    assert fused.interpreted() == (DEVICE == "cpu"), "set TRITON_INTERPRET=1, or unset it and run pytest -m gpu"
 
 
 def rounding(terms: int) -> float:

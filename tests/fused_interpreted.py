@@ -1,7 +1,7 @@
-"""The fused head, run by triton's interpreter on the CPU: every value and gradient against float64 reference.
+"""The fused head, by triton's interpreter on the CPU or compiled on a card: every value and gradient against float64.
 
-Not collected by itself: the interpreter has to be chosen before triton is imported, so test_fused.py runs this file in
-a process of its own, as anyone can:  TRITON_INTERPRET=1 python -m pytest tests/fused_interpreted.py
+The interpreter has to be chosen before triton is imported, so test_fused.py runs this file in a process of its own, as
+anyone can:  TRITON_INTERPRET=1 python -m pytest tests/fused_interpreted.py  `pytest -m gpu` runs it compiled.
 
 Legend: N queries, C feature width, K queue rows, H hardest rows a query, S synthetic negatives a query.
 """
@@ -10,7 +10,7 @@ import math
 
 import pytest
 import torch
-from conftest import mend_interpreter, rounding
+from conftest import DEVICE, assert_runs_there, mend_interpreter, rounding
 from test_kernels import (
     ALL_TYPES,
     ONE_TYPE,
@@ -33,7 +33,7 @@ mend_interpreter()
 
 @pytest.fixture(autouse=True)
 def interpreter():
-    assert fused.interpreted(), "set TRITON_INTERPRET=1"
+    assert_runs_there()
 
 
 @pytest.fixture
@@ -164,7 +164,7 @@ def test_queries_among_rows_duplicates_and_antipodes(kind):
     q, k, queue, _ = problem(n=4, rows=12, dim=8, dtype=torch.float32)
     queue = torch.cat([q, -q, queue, queue, -queue])
     constant = 0.5 if kind in ("mixup", "interpolation") else None  # |u| = 0 where the parents are antipodal
-    draws = draw((synthetic(kind, 140, constant),), 4, len(queue), 8, key=0)
+    draws = draw((synthetic(kind, 140, constant),), 4, len(queue), 8, key=0, device=DEVICE)
     for temperature in (0.02, 0.2):
         (head, gradient), (gold, gold_gradient) = (
             run(q, k, queue, draws, impl, len(queue), temperature) for impl in ("triton", "cpu")
@@ -177,19 +177,20 @@ def test_queries_among_rows_duplicates_and_antipodes(kind):
 
 def test_left_out_rows(small_blocks):
     tensors = problem(rows=150, seed=4)
-    assert_near(tensors, 12, 0.1, ids=torch.arange(5), queue_ids=torch.arange(150) % 7)
+    assert_near(tensors, 12, 0.1, ids=torch.arange(5, device=DEVICE), queue_ids=torch.arange(150, device=DEVICE) % 7)
 
 
 def test_draws_of_rows_that_do_not_exist_give_no_negative(small_blocks):
-    queue_ids = torch.zeros(70, dtype=torch.long)
+    queue_ids = torch.zeros(70, dtype=torch.long, device=DEVICE)
     queue_ids[[1, 40, 41, 69]] = 9  # query 0 keeps four rows
-    assert_near(problem(rows=70, seed=5), 12, ids=torch.arange(5), queue_ids=queue_ids)
+    assert_near(problem(rows=70, seed=5), 12, ids=torch.arange(5, device=DEVICE), queue_ids=queue_ids)
 
 
 @pytest.mark.parametrize("temperature", [0.02, 0.2])
 def test_a_query_that_has_left_out_everything_costs_nothing(temperature):
     q, k, queue, draws = problem(rows=20, dtype=torch.float32)
-    masks = {"ids": torch.tensor([0, 1, 1, 1, 1]), "queue_ids": torch.zeros(20, dtype=torch.long)}
+    ids = torch.tensor([0, 1, 1, 1, 1], device=DEVICE)
+    masks = {"ids": ids, "queue_ids": torch.zeros(20, dtype=torch.long, device=DEVICE)}
     head, gradient = run(q, k, queue, draws, "triton", temperature=temperature, **masks)
     assert torch.isfinite(head.loss)
     assert torch.isfinite(gradient).all()
@@ -198,7 +199,7 @@ def test_a_query_that_has_left_out_everything_costs_nothing(temperature):
     assert float(head.hardest) == pytest.approx(float((q[1:] @ queue.T).amax(1).mean()), rel=1e-5)
     for d in (None, draws):
         alone, _ = run(q[:1], k[:1], queue, None if d is None else d.rows(0, 1), "triton",
-                       ids=torch.zeros(1, dtype=torch.long), queue_ids=masks["queue_ids"])  # fmt: skip
+                       ids=torch.zeros(1, dtype=torch.long, device=DEVICE), queue_ids=masks["queue_ids"])  # fmt: skip
         assert float(alone.loss) == float(alone.hardest) == float(alone.synthetic_mass) == 0
 
 
@@ -206,13 +207,13 @@ def test_a_query_that_has_left_out_everything_costs_nothing(temperature):
 @pytest.mark.parametrize("levels", [3, 50, 10**9])
 def test_the_selected_set_is_the_defined_one(n, rows, hard, levels):
     generator = torch.Generator().manual_seed(rows)
-    similarities = torch.randn(n, rows, generator=generator)
+    similarities = torch.randn(n, rows, generator=generator).to(DEVICE)
     similarities = (similarities * levels).round() / levels  # few levels: ties everywhere, at the edge too, and -0
     similarities[0, : rows // 2] = -torch.inf
     similarities[-1, hard // 2 :] = -torch.inf  # fewer rows than H remain
     expected, expected_values = hardest_rows(similarities, hard)
-    got = torch.full((n, hard), -7, dtype=torch.int32)
-    values = torch.full((n, hard), math.nan)
+    got = torch.full((n, hard), -7, dtype=torch.int32, device=DEVICE)
+    values = torch.full((n, hard), math.nan, device=DEVICE)
     fused._launch(
         fused.programs().select, n, similarities, None, None, got, values, rows, hard, MASKED=False, BLOCK_K=64
     )
@@ -250,7 +251,7 @@ def test_half_precision_inputs_are_lifted(dtype):
 def test_autocast_does_not_touch_the_loss():
     q, k, queue, draws = problem(dtype=torch.float32)
     outside, _ = run(q, k, queue, draws, "triton")
-    with torch.autocast("cpu", dtype=torch.bfloat16):
+    with torch.autocast(DEVICE, dtype=torch.bfloat16):
         inside, _ = run(q, k, queue, draws, "triton")
     assert torch.equal(inside.loss, outside.loss)
 
@@ -338,5 +339,5 @@ def test_float64_is_refused_by_name_and_auto_stays_exact():
     with pytest.raises(UserError, match="float32"):
         run(q, k, queue, draws, "triton")
     assert run(q, k, queue, draws, "auto")[0].loss.dtype == torch.float64
-    assert resolve("triton", "cpu") == "triton"  # interpreted
+    assert resolve("triton", DEVICE) == "triton"
     assert resolve("auto", "cpu") == "cpu"

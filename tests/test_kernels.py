@@ -11,7 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import rounding
+from conftest import DEVICE, rounding
 from torch import nn
 from torch._dynamo.testing import CompileCounterWithBackend
 
@@ -35,13 +35,13 @@ def unit(*shape, generator, dtype=torch.float64):
 
 
 def problem(n=5, rows=67, dim=16, hard=12, recipe=ALL_TYPES, dtype=torch.float64, seed=0):
-    """q (N, C), k (N, C), queue (K, C) and the draws, the keys near their queries."""
+    """q (N, C), k (N, C), queue (K, C) and the draws, the keys near their queries; the same numbers on any device."""
     generator = torch.Generator().manual_seed(seed)
     q = unit(n, dim, generator=generator)
     k = F.normalize(q + 0.1 * unit(n, dim, generator=generator), dim=1)
     queue = unit(rows, dim, generator=generator)
     draws = draw(recipe, n, min(hard, rows), dim, key=seed)
-    return q.to(dtype), k.to(dtype), queue.to(dtype), draws
+    return *(t.to(DEVICE, dtype) for t in (q, k, queue)), draws and draws.to(DEVICE)
 
 
 def run(q, k, queue, draws, impl, hard=12, temperature=T, precision="fp32", **masks):
@@ -279,16 +279,16 @@ def train(impl, precision="fp32", steps=50, n=4, rows=48, dim=16):
     encoders = [nn.Sequential(nn.Flatten(), nn.Linear(48, 24), nn.ReLU(), nn.Linear(24, dim)) for _ in range(2)]
     model = MoCo(
         *encoders, C=dim, K=rows, m=0.9, T=0.2, mean=[0.0] * 3, std=[1.0] * 3, seed=5, shuffle=False, n_hard=rows // 4,
-        extra=HardNegatives(RUN_RECIPE, rows // 4, dim, 5, 0, torch.device("cpu")),
+        extra=HardNegatives(RUN_RECIPE, rows // 4, dim, 5, 0, torch.device(DEVICE)),
         head_impl=impl, head_precision=precision,
-    )  # fmt: skip
+    ).to(DEVICE)  # fmt: skip
     optimizer = torch.optim.SGD(model.encoder_q.parameters(), 0.1, momentum=0.9)
     generator = torch.Generator().manual_seed(1)
-    ids = torch.arange(n)
+    ids = torch.arange(n, device=DEVICE)
     losses, encoders = [], []
     for step in range(steps):
         images = torch.rand(n, 3, 4, 4, generator=generator)
-        im_q, im_k = (images + 0.2 * torch.randn(n, 3, 4, 4, generator=generator) for _ in range(2))
+        im_q, im_k = ((images + 0.2 * torch.randn(n, 3, 4, 4, generator=generator)).to(DEVICE) for _ in range(2))
         model.update_key_encoder()
         out = model(im_q, im_k, ids, 0, step)
         optimizer.zero_grad()

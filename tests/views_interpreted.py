@@ -1,7 +1,8 @@
-"""Views finished by the Triton programs, run by triton's interpreter on the CPU: PIL's pixels, bit for bit.
+"""Views finished by the Triton programs, by triton's interpreter on the CPU or compiled on a card: PIL's pixels, bit
+for bit.
 
-Not collected by itself: the interpreter has to be chosen before triton is imported, so test_fused_views.py runs this
-file in a process of its own, as anyone can:  TRITON_INTERPRET=1 python -m pytest tests/views_interpreted.py
+The interpreter has to be chosen before triton is imported, so test_fused_views.py runs this file in a process of its
+own, as anyone can:  TRITON_INTERPRET=1 python -m pytest tests/views_interpreted.py  `pytest -m gpu` runs it compiled.
 """
 
 import itertools
@@ -9,10 +10,9 @@ import itertools
 import numpy as np
 import pytest
 import torch
-from conftest import mend_interpreter
+from conftest import DEVICE, assert_runs_there, mend_interpreter
 
 from moco.data import PRESETS, ArraySource, TwoViews, pixels
-from moco.kernels import fused
 from moco.kernels import views as triton_views
 
 ORDER = ("jitter", "grey", "blur", "flip")
@@ -23,7 +23,7 @@ mend_interpreter()
 
 @pytest.fixture(autouse=True)
 def interpreter(monkeypatch):
-    assert fused.interpreted(), "set TRITON_INTERPRET=1"
+    assert_runs_there()
     monkeypatch.setattr(triton_views, "BLOCK", 128)
 
 
@@ -37,9 +37,9 @@ def noise(*shape, seed=0):
 def assert_pils(images, rows, order=ORDER):
     table = torch.stack([pixels.pack(*row) for row in rows]).numpy()
     assert pixels.suits_triton(table, order)
-    found = pixels.by_triton(images, table, order)
+    found = pixels.by_triton(images.to(DEVICE), table, order)
     assert found.dtype == torch.uint8
-    assert torch.equal(found, pixels.one_by_one(images, table, order))
+    assert torch.equal(found.cpu(), pixels.one_by_one(images, table, order))
 
 
 @pytest.mark.parametrize("channels", [1, 3])
@@ -59,7 +59,8 @@ def test_every_order_of_jitter_with_grey_and_flip():
 
 def test_hue_of_every_colour(monkeypatch):
     """Every fifth level of each channel, and the last."""
-    monkeypatch.setattr(triton_views, "BLOCK", 1 << 18)
+    if DEVICE == "cpu":
+        monkeypatch.setattr(triton_views, "BLOCK", 1 << 18)  # one program, interpreted
     levels = torch.tensor(sorted({*range(0, 256, 5), 1, 254}), dtype=torch.uint8)
     colours = torch.cartesian_prod(levels, levels, levels).T.reshape(1, 3, 1, -1)
     assert_pils(colours, [([("hue", 0.0)], False, None, False)], ("jitter",))
@@ -91,11 +92,12 @@ def test_views_of_a_preset_at_an_odd_size():
     item = next(item for item in items if (item["q_params"][9] > 0) != (item["k_params"][9] > 0))  # one blur
     table = torch.stack([item["q_params"], item["k_params"]]).numpy()
     crops = torch.stack([item["q"], item["k"]])
-    assert torch.equal(pixels.by_triton(crops, table, views.after), pixels.one_by_one(crops, table, views.after))
+    found = pixels.by_triton(crops.to(DEVICE), table, views.after)
+    assert torch.equal(found.cpu(), pixels.one_by_one(crops, table, views.after))
 
 
 def test_a_batch_that_needs_nothing_is_copied():
-    images = noise(2, 3, 5, 4)
+    images = noise(2, 3, 5, 4).to(DEVICE)
     strided = images.transpose(2, 3)
     for given in (images, strided):
         found = pixels.by_triton(given, torch.stack([pixels.pack(None, True, 1.0, True)] * 2).numpy(), ())
@@ -105,9 +107,9 @@ def test_a_batch_that_needs_nothing_is_copied():
 
 def test_a_device_is_trusted_once_its_pixels_are_pils(monkeypatch):
     pixels.triton_agrees.cache_clear()
-    cpu = torch.device("cpu")
-    assert pixels.triton_agrees(cpu, (1, 2, 3))
+    device = torch.device(DEVICE)
+    assert pixels.triton_agrees(device, (1, 2, 3))
     monkeypatch.setattr(triton_views, "finish", lambda images, *_: images)
-    assert pixels.triton_agrees(cpu, (1, 2, 3))  # remembered
+    assert pixels.triton_agrees(device, (1, 2, 3))  # remembered
     with pytest.warns(RuntimeWarning, match="not by triton: its pixels are not PIL's"):
-        assert not pixels.triton_agrees(cpu, (1, 3, 2))
+        assert not pixels.triton_agrees(device, (1, 3, 2))
