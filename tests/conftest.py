@@ -49,6 +49,10 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if DEVICE == "cuda" and item.path.name.endswith("_interpreted.py"):
             item.add_marker("gpu")
+        if (
+            DEVICE == "cuda"
+        ):  # drivers and libraries warn of what is no fault of a program, each version of something else
+            item.add_marker(pytest.mark.filterwarnings("default"))
 
 
 @pytest.hookimpl(tryfirst=True)

@@ -32,6 +32,10 @@ def test_the_interpreted_programs_agree_with_the_reference():
     assert interpreted("fused_interpreted.py") >= 60
 
 
+def test_runs_on_the_interpreted_programs():
+    assert interpreted("runs_interpreted.py") >= 3
+
+
 @judges_code
 @pytest.mark.parametrize("target", ["sm_80", "sm_90", "sm_100", "gfx942"])
 @pytest.mark.parametrize(
