@@ -33,7 +33,7 @@ def test_the_interpreted_programs_agree_with_the_reference():
 
 
 def test_runs_on_the_interpreted_programs():
-    assert interpreted("runs_interpreted.py") >= 3
+    assert interpreted("runs_interpreted.py") >= 2
 
 
 @judges_code
