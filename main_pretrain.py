@@ -16,9 +16,10 @@ import torch
 from moco import checkpoint, data, distributed, engine, models, negatives, optimizers, options, seeding, validation
 from moco.encoder import build_encoder, compile_encoders, strided_point
 from moco.flag_classes import PRETRAIN, pretraining
+from moco.kernels import Earlier
 from moco.knn import Reading
 from moco.meters import RunLog
-from moco.resume import DONE, about_run, changes
+from moco.resume import DONE, about_run, changes, head_of
 
 SMALL_PRESETS = {"cifar10": "cifar", "cifar100": "cifar", "fashionmnist": "cifar", "mnist5k": "digits"}
 
@@ -50,7 +51,8 @@ def worker(args: Namespace) -> int:
     )  # fmt: skip
 
     # model
-    model, words = build_model(args, view, seed, len(images), batch // distributed.world_size(), labels)
+    each = batch // distributed.world_size()
+    model, words = build_model(args, view, seed, len(images), each, labels, head_of(state))
 
     # optimizer: over all parameters and in their order, as upstream's, so that its checkpoints resume here
     groups = optimizers.spare_vectors([{"params": list(model.parameters())}], args.exclude_bias_norm)
@@ -64,7 +66,7 @@ def worker(args: Namespace) -> int:
     evaluated = optimizers.follow(model, optimizer, args.ema, args.ema_epoch, plan.steps_per_epoch)
     done = args.start_epoch * plan.steps_per_epoch
     progress = engine.Progress(seed, args.start_epoch, 0, done, done * args.accum)
-    about = about_run(pretraining(args, model.encoder_q.built, view, batch, plan.amp), images)
+    about = about_run(pretraining(args, model.encoder_q.built, view, batch, plan.amp), images, model.head)
     notes = changes(state, path, about, PRETRAIN, args.seed)
     if state and path:
         entries = checkpoint.unpack(state, path, model, optimizer, scaler, args.arch)
@@ -113,8 +115,9 @@ def view_settings(args: Namespace, images: data.Source) -> Namespace:
 
 
 def build_model(
-    args: Namespace, view: Namespace, seed: int, images: int, batch: int, labels: np.ndarray | None = None
-) -> tuple[models.Model, str]:
+    args: Namespace, view: Namespace, seed: int, images: int, batch: int, labels: np.ndarray | None = None,
+    before: Earlier | None = None,
+) -> tuple[models.Model, str]:  # fmt: skip
     """The model on its device, and a line for the log about its loss, BatchNorm and masking."""
     device = distributed.device()
     shape = {"mlp": args.mlp, "stem": args.stem, "size": view.size, "in_chans": view.channels}
@@ -123,7 +126,7 @@ def build_model(
     build = models.with_queue if args.queue else models.in_batch
     model, words = build(
         *encoders, mean=view.mean, std=view.std, seed=seed, images=images, batch=batch, labels=classes,
-        **options.model_settings(args),
+        before=before, **options.model_settings(args),
     )  # fmt: skip
     model.to(device).to(memory_format=model.layout)
     if args.compile:

@@ -57,6 +57,7 @@ class BatchContrast(nn.Module):
     chance_words = "chance"
     K = 0  # no queue
     extra = None  # no synthetic negatives
+    head = None  # nor a choice between implementations of the loss
     symmetric = False
 
     def __init__(

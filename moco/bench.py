@@ -286,13 +286,15 @@ def _heads_with_queue(args: Namespace, model: MoCo, n: int) -> dict[str, Loss]:
     q.requires_grad_()
     epoch, step = options.last_start(args)
 
+    impl, own_precision = model.head_impl, model.head_precision
+
     def head(draws: Draws | None, precision: str) -> Loss:
         n_hard = args.n_hard if draws else 0
-        settings = {"temperature": args.moco_t, "n_hard": n_hard, "impl": args.head_impl, "precision": precision}
+        settings = {"temperature": args.moco_t, "n_hard": n_hard, "impl": impl, "precision": precision}
         return q, lambda: contrastive_head(q, k, model.queue, draws=draws, **settings).loss
 
-    named = describe(args.head_impl, args.head_precision, device)
-    plain = {f"plain moco, {named}": head(None, args.head_precision)}
+    named = describe(impl, own_precision, device)
+    plain = {f"plain moco, {named}": head(None, own_precision)}
     if isinstance(model, LabelledMoCo):
         classes = torch.randint(len(model.labels), (args.moco_k,), generator=generator)
         model.queue_labels.copy_(model.labels[classes.to(device)])
@@ -300,7 +302,7 @@ def _heads_with_queue(args: Namespace, model: MoCo, n: int) -> dict[str, Loss]:
         own = {f"{args.method} with a queue, in fp32": (q, lambda: model.contrast(q, k, ids, epoch, 0, step).loss)}
         return {**own, **plain}
     draws = model.extra(n, epoch, 0, step) if model.extra else None
-    own = {f"{args.method}, {named}": head(draws, args.head_precision), f"{args.method}, in fp32": head(draws, "fp32")}
+    own = {f"{args.method}, {named}": head(draws, own_precision), f"{args.method}, in fp32": head(draws, "fp32")}
     return {**own, **plain}
 
 
@@ -335,7 +337,7 @@ def settings_in_use(args: Namespace, images: data.Source, view: Namespace) -> di
         "gpu": device.type == "cuda", "workers": distributed.share_of_cores(args.workers) * distributed.local_size(),
         "cores": distributed.cores(), "amp": args.amp != "off", "channels_last": args.channels_last,
         "compile": args.compile, "queue": args.queue, "exact_head": args.method in options.QUEUE_METHODS
-        and describe(args.head_impl, args.head_precision, device).endswith("fp32"),
+        and describe(args.head_impl, args.head_precision, device).endswith(("fp32", "tf32x3")),
         "cache": not args.cache and fits(images), "fast_decode": args.decode == "exact" and fast and _is_jpeg(images),
     }  # fmt: skip
 

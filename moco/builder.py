@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from moco import distributed, seeding
 from moco.data import normalise
 from moco.encoder import recompute_blocks
-from moco.kernels import Head, contrastive_head
+from moco.kernels import Earlier, Head, contrastive_head
 from moco.kernels.spec import Draws
 from moco.key_queue import EMPTY, enqueue_, new_queue, next_rows
 
@@ -92,6 +92,7 @@ class MoCo(nn.Module):
         self.symmetric, self.shuffle = symmetric, shuffle
         self.mask_same_image = mask_same_image
         self.head_impl, self.head_precision = head_impl, head_precision
+        self.head: Earlier | None = None  # for checkpoints, where the two were chosen for a run
         self.layout = torch.channels_last if channels_last else torch.contiguous_format
         self.part: Callable[[str], AbstractContextManager] = nullcontext  # told which part of a step begins
         encoder_k.load_state_dict(encoder_q.state_dict())

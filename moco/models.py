@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from moco import distributed, kernels
@@ -16,7 +17,7 @@ from moco.builder import MoCo
 from moco.encoder import batchnorm_words, choose_splits, has_batchnorm, split_batchnorm, sync_batchnorm
 from moco.labelled_queue import LabelledMoCo
 from moco.methods import BATCH_METHODS, METHODS
-from moco.negatives import HardNegatives, starting_at
+from moco.negatives import HardNegatives, group_counts, starting_at
 
 Model = MoCo | BatchContrast
 
@@ -44,6 +45,7 @@ def with_queue(
     mask_same_image: bool | None,
     head_impl: str,
     head_precision: str,
+    before: kernels.Earlier | None = None,
     **others: Any,
 ) -> tuple[MoCo, str]:
     """MoCo, with labels in its queue where ``labels`` (n,) are given, and a line for the log.
@@ -54,6 +56,7 @@ def with_queue(
         hard_start_epoch, hard_stop_epoch, type_starts, type_start_steps: when they are active.
         bn_splits, shuffle_bn: what keeps BatchNorm from leaking; None and True choose.
         mask_same_image: None: where the queue holds more than a tenth of the images.
+        before: what the run that goes on computes its loss by.
         others: as :class:`moco.builder.MoCo`'s, and so are those without a line here.
     """
     device, world = distributed.device(), distributed.world_size()
@@ -68,11 +71,19 @@ def with_queue(
     if labels is not None:
         model = LabelledMoCo(*encoders, labels=labels, base_temperature=base_temperature, **same, **others)
         return model, f"loss by labels in fp32; {words}"
+    size = kernels.Size(batch, K, C, n_hard if recipe else 0, group_counts(recipe), masked, others["T"])
+    head = kernels.choose(head_impl, head_precision, device, size, before, _worst)
     model = MoCo(
-        *encoders, mask_same_image=masked, head_impl=head_impl, head_precision=head_precision, **same, **others
+        *encoders, mask_same_image=masked, head_impl=head.impl, head_precision=head.precision, **same, **others
     )
-    words = f"loss by {kernels.describe(head_impl, head_precision, device)}; {words}"
+    model.head = kernels.Earlier(head.impl, head.precision, kernels.kind(device), [head_impl, head_precision])
+    words = f"loss by {head}; {words}"
     return model, words + ("; queue rows of the same image are left out" if masked else "")
+
+
+def _worst(numbers: list[float]) -> list[float]:
+    """The largest of each over the processes."""
+    return distributed.max_over_ranks(torch.tensor(numbers, device=distributed.device())).tolist()
 
 
 def in_batch(
@@ -88,6 +99,7 @@ def in_batch(
     images: int,
     seed: int,
     views: int = 2,
+    before: kernels.Earlier | None = None,
     **others: Any,
 ) -> tuple[BatchContrast, str]:
     """The model of a method without a queue, and a line for the log.
@@ -97,7 +109,7 @@ def in_batch(
         batch: images a step on this process.
         base_temperature: by which the loss is multiplied, T / base_temperature; already among ``settings``.
         sync_bn: BatchNorm over the batch of all processes.
-        images, seed: not used, nothing here is drawn.
+        images, seed, before: not used, nothing here is drawn or chosen.
         views: V.
         others: as :class:`moco.batch_family.BatchContrast`'s.
     """

@@ -66,6 +66,12 @@ class Synthetic:
 Recipe = tuple[Synthetic, ...]
 
 
+def group_counts(recipe: Recipe) -> tuple[int, int, int, int]:
+    """Negatives a query in each group of ``Draws``, all rows active."""
+    of = {group: sum(row.count for row in recipe if KINDS[row.kind].group == group) for group in GROUPS}
+    return of["query"], of["pair"], of["sign"], of["noise"]
+
+
 def synthetic(
     kind: str, count: int, low: float | None = None, high: float | None = None, start_epoch: int = 0
 ) -> Synthetic:

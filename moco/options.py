@@ -426,10 +426,11 @@ def _add_negatives(p: Parser) -> None:
         "interpolation=20, or optimizer step, mixup=1000steps; kinds: " + " ".join(KINDS))  # fmt: skip
     add("--extrapolation", choices=("code", "paper"), default="code", help="SynCo's released code or its paper's text")
     add("--head-impl", choices=("auto", "reference", "cpu", "triton"), default="auto",
-        help="loss implementation; auto: cpu (closed forms, any device); triton: fused, for GPUs")  # fmt: skip
-    add("--head-precision", choices=("auto", "fp32", "tf32", "bf16"), default="auto",
-        help="operands of the loss's two matrix products with the queue, summed in fp32; auto: bf16 on a CPU that is "
-        "faster with it, else fp32")  # fmt: skip
+        help="loss implementation; auto: triton (fused) on a GPU where it is right and not slower, else cpu (closed "
+        "forms, any device)")  # fmt: skip
+    add("--head-precision", choices=("auto", "fp32", "tf32", "tf32x3", "bf16"), default="auto",
+        help="operands of the loss's two matrix products with the queue, summed in fp32; auto: tf32x3 (three products, "
+        "as exact as fp32) with triton, bf16 on a CPU that is faster with it, else fp32")  # fmt: skip
 
 
 def _add_step(p: Parser) -> None:

@@ -2,7 +2,7 @@
 
 ``run`` of a checkpoint has ``flags`` (:mod:`moco.flag_classes`), ``data`` (``name``, number of ``images``,
 ``fingerprint``), ``torch`` (``version``, ``processor``, on a CPU ``threads``) and ``processes``: within one of the last
-two a resumed run is the uninterrupted one bit for bit.
+two a resumed run is the uninterrupted one bit for bit. With a queue it has ``head``, what was chosen for the loss.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from moco import checkpoint, distributed
 from moco.data import Source
 from moco.errors import UserError
 from moco.flag_classes import Classes, Flags, typed
+from moco.kernels import Earlier
 from moco.key_queue import EMPTY
 
 DONE = (
@@ -24,9 +25,16 @@ DONE = (
 )
 
 
-def about_run(flags: Flags, images: Source) -> dict[str, Any]:
+def about_run(flags: Flags, images: Source, head: Earlier | None = None) -> dict[str, Any]:
     """What a checkpoint says of this run: plain values, those of the main process on every process."""
-    return distributed.from_main(_about(flags, images) if distributed.is_main() else None)
+    about = distributed.from_main(_about(flags, images) if distributed.is_main() else None)
+    return about if head is None else {**about, "head": head._asdict()}
+
+
+def head_of(state: dict | None) -> Earlier | None:
+    """What the run that wrote a checkpoint had chosen for its loss; None for older files and losses without a queue."""
+    head = ((state or {}).get("run") or {}).get("head")
+    return Earlier(**head) if head else None
 
 
 def _about(flags: Flags, images: Source) -> dict[str, Any]:

@@ -539,24 +539,28 @@ def test_which_precision(monkeypatch):
     for faster, auto in ((True, "bf16"), (False, "fp32")):
         monkeypatch.setattr(products, "bf16_is_faster", lambda faster=faster: faster)
         assert resolve_precision("auto", "auto", "cpu") == resolve_precision("auto", "cpu", "cpu") == auto
-        assert resolve_precision("auto", "reference", "cpu") == resolve_precision("auto", "auto", "cuda") == "fp32"
+        assert resolve_precision("auto", "reference", "cpu") == resolve_precision("auto", "cpu", "cuda") == "fp32"
         assert describe("auto", "auto", torch.device("cpu")) == f"cpu in {auto}"
         q, k, queue, draws = problem(n=32, rows=800, dim=64, dtype=torch.float32)
         assert_same(run(q, k, queue, draws, "cpu", precision="auto"), run(q, k, queue, draws, "cpu", precision=auto), 0)
         exact = problem()
         assert_same(run(*exact, "cpu", precision="auto"), run(*exact, "cpu", precision="fp32"), 0)  # float64
     for name in ("fp32", "tf32", "bf16"):
-        assert resolve_precision(name, "auto", "cuda") == name
+        assert resolve_precision(name, "auto", "cuda") == resolve_precision(name, "cpu", "cuda") == name
+    monkeypatch.setattr("moco.kernels.fused.available", lambda: True)
+    assert resolve_precision("auto", "auto", "cuda") == resolve_precision("tf32x3", "triton", "cuda") == "tf32x3"
     assert resolve_precision("bf16", "cpu", "cpu") == "bf16"
 
 
 def test_a_precision_that_cannot_be_had_is_an_error(monkeypatch):
     exact, low = problem(), problem(dtype=torch.float32)
-    with pytest.raises(UserError, match="use one of auto, fp32, tf32, bf16"):
+    with pytest.raises(UserError, match="use one of auto, fp32, tf32, tf32x3, bf16"):
         run(*low, "cpu", precision="fp8")
     for impl in BOTH:
         with pytest.raises(UserError, match=r"use --head-precision auto|--head-precision tf32 needs a GPU .* use auto"):
             run(*low, impl, precision="tf32")
+        with pytest.raises(UserError, match=r"use --head-precision auto|--head-precision tf32x3 needs a GPU"):
+            run(*low, impl, precision="tf32x3")
         with pytest.raises(UserError, match="use --head-precision auto"):
             run(*exact, impl, precision="bf16")
     with pytest.raises(UserError, match="reference has no bf16"):

@@ -274,6 +274,7 @@ def test_a_folder_with_other_files(mistake, tmp_path):
         (["-a", "test_vit", "--stem", "cifar"], r"--stem cifar is for ResNet-like networks.*test_vit has none"),
         (["--head-impl", "triton"], r"--head-impl"),
         (["--head-precision", "tf32"], r"--head-precision tf32 needs a GPU and this process runs on cpu; use auto"),
+        (["--head-precision", "tf32x3"], r"--head-precision tf32x3 needs a GPU and this process runs on cpu; use auto"),
         (["--mean", 0.5], r"--mean and --std take one value a channel, and these images have 3"),
         (["--resume", "nothing.pth.tar"], r"no checkpoint at nothing.pth.tar"),
         (["--n1", 4], r"--n-hard 1024 is more than the queue's 20 rows"),

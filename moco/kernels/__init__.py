@@ -5,21 +5,30 @@ Legend: N queries, C feature width, K queue rows, H hardest rows a query, S synt
 
 from __future__ import annotations
 
+import warnings
+from collections.abc import Callable
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 
 from moco.errors import UserError
 
-from . import cpu, fused, products, reference
+from . import cpu, fused, products, reference, trial
 from .labelled import labelled_head
 from .products import PRECISIONS, gpu_has_bf16, operands
 from .spec import Draws, Head, hardest_rows
+from .trial import Size
 
 __all__ = [
     "IMPLEMENTATIONS",
     "PRECISIONS",
+    "Choice",
     "Draws",
+    "Earlier",
     "Head",
+    "Size",
+    "choose",
     "contrastive_head",
     "describe",
     "hardest_rows",
@@ -32,16 +41,16 @@ IMPLEMENTATIONS = ("auto", "reference", "cpu", "triton")
 
 
 def resolve(impl: str, device_type: str) -> str:
-    """The implementation that ``impl`` means on a device ("cpu", "cuda", ...), for the dispatch and for the log.
+    """The implementation that ``impl`` names on a device ("cpu", "cuda", ...).
 
-    "auto" is the closed forms, in plain torch on any device. The fused kernel is "triton", chosen by name: its numbers
-    are proved by the interpreter and it compiles for four targets, but it has not run on a GPU yet.
+    "auto" on a GPU is the fused step, "triton", where that is installed, before its trial on the device (``choose``);
+    anywhere else the closed forms, "cpu", in plain torch.
     Raises UserError for an unknown name, and for "triton" where it cannot run.
     """
     if impl not in IMPLEMENTATIONS:
         raise UserError(f"unknown --head-impl {impl!r}; use one of {', '.join(IMPLEMENTATIONS)}")
     if impl == "auto":
-        return "cpu"
+        return "triton" if device_type == "cuda" and fused.available() else "cpu"
     if impl == "triton" and not fused.available():
         raise UserError("--head-impl triton needs the package triton; install it (pip install triton) or use auto")
     if impl == "triton" and device_type != "cuda" and not fused.interpreted():
@@ -52,27 +61,158 @@ def resolve(impl: str, device_type: str) -> str:
 def resolve_precision(precision: str, impl: str, device_type: str) -> str:
     """The precision that ``precision`` means for the operands of an implementation's two matrix products.
 
-    "auto" is bf16 where the closed forms run on a CPU that is faster with it, else fp32; on a GPU neither tf32 nor
-    bf16 has run yet, so they are chosen by name there. Float64 queries are computed in float64 whatever this says.
+    "auto" is tf32x3 for the fused step on a GPU, bf16 where the closed forms run on a CPU that is faster with it, else
+    fp32 (README.md has the errors). Float64 queries are computed in float64 whatever this says.
     Raises UserError for an unknown name, and for a precision that the implementation or the device does not have.
     """
     name = resolve(impl, device_type)
     if precision not in PRECISIONS:
         raise UserError(f"unknown --head-precision {precision!r}; use one of {', '.join(PRECISIONS)}")
     if precision == "auto":
-        return "bf16" if name == device_type == "cpu" and products.bf16_is_faster() else "fp32"
+        return _best_precision(name, device_type)
     if precision != "fp32" and name == "reference":
         raise UserError(f"--head-impl reference has no {precision}; use --head-precision auto or fp32")
-    if precision == "tf32" and device_type != "cuda":
-        raise UserError(f"--head-precision tf32 needs a GPU and this process runs on {device_type}; use auto")
     if precision == "bf16" and device_type != "cpu" and not (device_type == "cuda" and gpu_has_bf16()):
         raise UserError(f"--head-precision bf16 on {device_type} needs a GPU and torch 2.8; use auto")
+    if precision.startswith("tf32") and device_type != "cuda" and name != "triton":  # which is interpreted there
+        raise UserError(f"--head-precision {precision} needs a GPU and this process runs on {device_type}; use auto")
+    if precision == "tf32x3" and name != "triton":
+        raise UserError("--head-precision tf32x3 is the fused head's, --head-impl triton; use auto, fp32 or tf32")
     return precision
+
+
+def _best_precision(name: str, device_type: str) -> str:
+    if name == "triton" and device_type == "cuda":
+        return "tf32x3"
+    return "bf16" if name == device_type == "cpu" and products.bf16_is_faster() else "fp32"
 
 
 def describe(impl: str, precision: str, device: torch.device) -> str:
     """What the log says about a choice: "cpu in bf16"."""
     return f"{resolve(impl, device.type)} in {resolve_precision(precision, impl, device.type)}"
+
+
+class Choice(NamedTuple):
+    """Names that mean the same in every process and at every step, and why."""
+
+    impl: str
+    precision: str
+    why: str = ""  # words for the log, empty where names decided
+
+    def __str__(self) -> str:
+        return f"{self.impl} in {self.precision}{self.why}"
+
+
+class Earlier(NamedTuple):
+    """What a run that goes on has chosen so far, on a device of a type, when ``asked`` impl and precision were."""
+
+    impl: str
+    precision: str
+    device: str
+    asked: list[str]
+
+
+def choose(
+    impl: str,
+    precision: str,
+    device: torch.device,
+    size: Size,
+    before: Earlier | None = None,
+    worst: Callable[[list[float]], list[float]] = list,
+) -> Choice:
+    """What ``impl`` and ``precision`` are for steps of a size on a device.
+
+    "auto" on a GPU is the fused step if, on this device, it agrees with the reference (trial.py) and is not slower
+    than the closed forms at the size. A run that goes on keeps what it has where it agrees.
+
+    Args:
+        before: of the run that goes on; of no account where now others are asked for.
+        worst: the largest of each of some numbers over all processes, which all call ``choose``.
+
+    Raises:
+        UserError: names that cannot be had, or "triton" by name where it does not agree.
+    """
+    before = before if before and before.asked == [impl, precision] else None
+    if kind(device) != "cuda":
+        chosen = Choice(resolve(impl, device.type), resolve_precision(precision, impl, device.type))
+        return chosen._replace(why=_not_as_before(chosen, before))
+    before = before if before and before.device == "cuda" else None
+    if impl in ("auto", "triton"):
+        return _tried(impl, precision, device, size, before, worst)
+    return Choice(resolve(impl, "cuda"), resolve_precision(precision, impl, "cuda"))
+
+
+def kind(device: torch.device) -> str:
+    """ "cpu", "cuda", ...: the one place that says what a device is to ``choose``."""
+    return device.type
+
+
+def _tried(impl: str, precision: str, device, size: Size, before: Earlier | None, worst) -> Choice:
+    if before and before.impl != "triton":
+        return Choice(before.impl, before.precision, ", as so far")
+    own, why = _objection(impl, precision, device, size)
+    (failed,) = worst([float(bool(why))])
+    if failed:
+        return _without(impl, precision, why or "another process of this run cannot use it", before)
+    checked = f"{', as so far' if before else ''}, checked against the reference"
+    if before or impl == "triton" or precision == "tf32x3":  # which no other has
+        return Choice("triton", own, checked)
+    closed = resolve_precision(precision, "cpu", "cuda")
+    (share,) = worst([trial.relative_time(device, size, own, closed)])
+    if share <= 1:
+        return Choice("triton", own, f"{checked}, {share:.2g} of the closed forms' time")
+    return Choice("cpu", closed, f", as triton takes {share:.2g} times as long")
+
+
+def _objection(impl: str, precision: str, device, size: Size) -> tuple[str, str]:
+    """The precision of the fused step, and what speaks against it."""
+    if impl == "auto" and not fused.available():
+        return "", "the package triton is not installed"
+    own = resolve_precision(precision, "triton", "cuda")
+    return own, trial.objection(device, size.width, size.masked, own)
+
+
+def _without(impl: str, precision: str, why: str, before: Earlier | None) -> Choice:
+    """The closed forms on a GPU because of what is wrong with the fused step."""
+    if impl == "triton" or precision == "tf32x3":
+        asked = "--head-impl triton" if impl == "triton" else "--head-precision tf32x3"
+        raise UserError(f"{asked} cannot be had on this GPU, as the fused head fails its check: {why}; use auto")
+    closed = Choice("cpu", resolve_precision(precision, "cpu", "cuda"))
+    return closed._replace(why=f"{NOT_FUSED}{why}{_not_as_before(closed, before)}")
+
+
+NOT_FUSED = ", not by triton: "
+
+
+def _not_as_before(chosen: Choice, before: Earlier | None) -> str:
+    if not before or chosen[:2] == before[:2]:
+        return ""
+    so_far = f"{before.impl} in {before.precision}"
+    return f" (so far by {so_far}, which cannot be had here: the rest is equal to rounding, not bit for bit)"
+
+
+_chosen: dict[tuple, Choice] = {}  # by (device, C, masked, precision): what "auto" is in this process
+
+
+def _at_first_call(precision: str, device: torch.device, size: Size) -> Choice:
+    """``choose`` of "auto" on a GPU, once a process; warns where that is not the fused step because that fails.
+
+    While a CUDA graph is captured nothing can be tried: then the closed forms compute, unless a choice was made.
+    """
+    key = (device, size.width, size.masked, precision)
+    if key in _chosen:
+        return _chosen[key]
+    if _capturing(device):
+        chosen = _without("auto", precision, "a CUDA graph is captured before any other call", None)
+    else:
+        chosen = _chosen[key] = choose("auto", precision, device, size)
+    if chosen.why.startswith(NOT_FUSED):
+        warnings.warn(f"loss by {chosen}", RuntimeWarning, stacklevel=2)
+    return chosen
+
+
+def _capturing(device: torch.device) -> bool:
+    return device.type == "cuda" and torch.cuda.is_current_stream_capturing()
 
 
 def contrastive_head(
@@ -103,9 +243,10 @@ def contrastive_head(
         ids, queue_ids: (N,) and (K,) int64. A queue row with queue_ids[j] == ids[i] is left out for query i: it is
             neither a negative nor a parent of one, and a draw that points at it because fewer than H rows remain
             gives no negative.
-        impl: "auto", "reference", "cpu" or "triton", see ``resolve``.
-        precision: "auto", "fp32", "tf32" or "bf16", of the operands of the two matrix products with the queue, see
-            ``resolve_precision``; they are summed in float32.
+        impl: "auto", "reference", "cpu" or "triton", see ``resolve``. "auto" on a GPU is on trial at a process's first
+            call with a device, C, masks and precision, see ``choose``, and fixed by it; names are not tried.
+        precision: "auto", "fp32", "tf32", "tf32x3" or "bf16", of the operands of the two matrix products with the
+            queue, see ``resolve_precision``; they are summed in float32.
 
     Computes in float32 (float64 if q is float64) whatever the input dtype and whether or not autocast is on. All but
     the reference is one operator for torch.compile, ``moco::contrastive_head``, and differentiable once.
@@ -135,8 +276,12 @@ def contrastive_head(
 
 
 def _compute(q, k, queue, draws, ids, queue_ids, temperature, n_hard, impl, precision, wants_gradient):
-    compute, precision = _choose(impl, precision, q)
     d = Draws(*draws).to(q.device, q.dtype) if draws else None
+    if impl == "auto" and kind(q.device) == "cuda" and q.dtype == torch.float32:
+        counts = d.counts if d else (0, 0, 0, 0)
+        size = Size(len(q), len(queue), q.shape[1], n_hard, counts, ids is not None, temperature)
+        impl, precision, _ = _at_first_call(precision, q.device, size)
+    compute, precision = _choose(impl, precision, q)
     with torch.autocast(q.device.type, enabled=False), operands("fp32", q.is_cuda):
         head, gradient = compute(
             q, k, queue, temperature, n_hard, d, ids, queue_ids, precision, wants_gradient
@@ -145,6 +290,7 @@ def _compute(q, k, queue, draws, ids, queue_ids, temperature, n_hard, impl, prec
 
 
 def _choose(impl: str, precision: str, q: Tensor):
+    impl = "cpu" if impl == "auto" else impl  # for float64 queries on a GPU; others there are decided
     name, chosen = resolve(impl, q.device.type), resolve_precision(precision, impl, q.device.type)
     if q.dtype == torch.float64:
         if name == "triton":

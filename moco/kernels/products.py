@@ -21,7 +21,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-PRECISIONS = ("auto", "fp32", "tf32", "bf16")
+PRECISIONS = ("auto", "fp32", "tf32", "tf32x3", "bf16")
 ALL, NONE, SOME = "all", "none", "some"  # of a product's operands, what the library rounds
 BETWEEN = 1 + 2**-9  # a float32 number that bf16 has not: it becomes 1
 
