@@ -3,11 +3,13 @@
 Legend: N queries, C feature width, K queue rows, H hardest rows a query, S synthetic negatives a query.
 """
 
+import importlib
+import sys
 import warnings
 
 import pytest
 import torch
-from conftest import SYNCO, TINY, load
+from conftest import ROOT, SYNCO, TINY, load
 
 from moco import checkpoint, distributed, kernels
 from moco.errors import UserError
@@ -16,25 +18,20 @@ from moco.kernels import Choice, Earlier, Size, choose, contrastive_head, cpu, f
 CPU = torch.device("cpu")
 SIZE = Size(4, 200, 16, 9, (3, 2, 1, 1), False, 0.2)
 AUTO = ["auto", "auto"]
-BITS = {"bf16": 7, "tf32": 10}
 
 
-def rounded(x: torch.Tensor, bits: int) -> torch.Tensor:
-    """Float32 numbers to the nearest ones with so many explicit digits, ties to even."""
-    words, drop = x.contiguous().view(torch.int32), 23 - bits
-    words = words + (1 << (drop - 1)) - 1 + ((words >> drop) & 1)
-    return (words & -(1 << drop)).view(torch.float32)
+@pytest.fixture(scope="module")
+def rounding():
+    """benchmarks/head_precision.py, which rounds as a GPU does."""
+    return by_path("head_precision")
 
 
-def emulated(a, b, precision, out=None):
-    """A product whose operands a GPU rounds, summed in float32."""
-    if a.dtype == torch.float32 and precision in BITS:
-        a, b = (rounded(x, BITS[precision]) for x in (a, b))
-    if precision == "tf32x3":
-        (a_high, b_high) = highs = [rounded(x, 10) for x in (a, b)]
-        a_low, b_low = (rounded(x - high, 10) for x, high in zip((a, b), highs, strict=True))
-        return torch.add(a_high @ b_high, a_high @ b_low + a_low @ b_high, out=out)
-    return torch.mm(a, b, out=out)
+def by_path(name):
+    sys.path.insert(0, str(ROOT / "benchmarks"))
+    try:
+        return importlib.import_module(name)
+    finally:
+        sys.path.remove(str(ROOT / "benchmarks"))
 
 
 class Fused:
@@ -44,7 +41,7 @@ class Fused:
         self.seen, self.compute, self.rounds_to = [], cpu.compute, None
         self.spoil = lambda head, gradient: (head, gradient)
         monkeypatch.setattr(fused, "compute", self)
-        monkeypatch.setattr(cpu, "product", emulated)
+        monkeypatch.setattr(cpu, "product", by_path("head_precision").product)
 
     def __call__(self, q, k, queue, temperature, hard, draws, ids, queue_ids, precision, want, shadow=None):
         self.seen.append(precision)
@@ -144,6 +141,39 @@ def test_it_is_asked_once_for_each_device_width_mask_and_precision(gpu):
 def test_the_comparison_does_not_see_the_callers_modes(gpu):
     with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16):
         assert trial.objection(CPU, 16, False, "tf32x3") == ""
+
+
+# The precision ------------------------------------------------------------------------------------------------------
+
+
+def test_rounding_is_to_the_nearest_and_ties_go_to_even(rounding):
+    x = torch.randn(10_000, generator=torch.Generator().manual_seed(0)) * 2.0 ** torch.arange(-20, 20).repeat(250)
+    assert torch.equal(rounding.rounded(x, 7), x.bfloat16().float())
+    assert torch.equal(rounding.rounded(-x, 10), -rounding.rounded(x, 10))
+    scaled = 2.0 ** (
+        10 - x.abs().log2().floor()
+    )  # an x in [1, 2) times 2^10, whose whole numbers have 10 digits after it
+    assert torch.equal(rounding.rounded(x, 10) * scaled, (x * scaled).round())
+    assert rounding.rounded(torch.tensor([1 + 2.0**-11, 1 + 3 * 2.0**-11]), 10).tolist() == [1, 1 + 2.0**-9]
+
+
+@pytest.mark.parametrize("kind", ["random", "clustered"])
+@pytest.mark.parametrize("temperature", [0.07, 0.2])
+def test_tf32x3_errs_as_fp32_does_and_the_others_do_not(kind, temperature, rounding):
+    """Why "auto" is tf32x3 on a GPU."""
+    rows = {p: rounding.row(kind, temperature, p, 8, 4096, 64) for p in rounding.PRECISIONS}
+    errors = {p: [float(x) for cell in row[3:6] for x in cell.split(" / ")] for p, row in rows.items()}
+    assert all(x <= 1.5 * y for x, y in zip(errors["tf32x3"], errors["fp32"], strict=True))
+    assert errors["fp32"][1] * 100 < errors["tf32"][1] * 4 < errors["bf16"][1]  # of similarities, rms
+    assert rows["tf32x3"][6] == rows["fp32"][6] == "0 %"
+
+
+def test_the_table_has_every_precision(rounding, capsys):
+    assert rounding.main(["--queries", "2", "--rows", "500", "--hard", "20"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 2 + 4 * len(rounding.PRECISIONS)
+    readme = (ROOT / "moco" / "kernels" / "README.md").read_text(encoding="utf-8").splitlines()
+    assert lines[0] in readme
 
 
 # The choice ---------------------------------------------------------------------------------------------------------
