@@ -4,6 +4,7 @@ Legend: N queries, C feature width, K queue rows, H hardest rows a query, S synt
 """
 
 import math
+import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -14,10 +15,24 @@ import torch.nn.functional as F
 from conftest import DEVICE, rounding
 from torch import nn
 from torch._dynamo.testing import CompileCounterWithBackend
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
 
+from moco import kernels
 from moco.builder import MoCo
 from moco.errors import UserError
-from moco.kernels import Draws, contrastive_head, cpu, describe, hardest_rows, products, resolve, resolve_precision
+from moco.kernels import (
+    Draws,
+    contrastive_head,
+    cpu,
+    describe,
+    hardest_rows,
+    labelled,
+    labelled_head,
+    products,
+    resolve,
+    resolve_precision,
+)  # fmt: skip
 from moco.kernels.hardest import _on_device, hardest
 from moco.kernels.reference import synthesize
 from moco.kernels.spec import Head
@@ -758,9 +773,13 @@ def test_the_fast_hardest_set_is_the_defined_one(n, rows, hard, levels):
     assert torch.equal(got_values, values)
     assert torch.equal(got[real], expected[real])
     assert torch.equal(torch.sort(similarities, dim=1, descending=True).values[:, :hard], values.sort(1, True).values)
-    elsewhere, elsewhere_values, sure = _on_device(similarities, hard, -torch.inf)  # what a GPU runs
-    assert torch.equal(elsewhere[sure], expected[sure])
-    assert torch.equal(elsewhere_values[sure], values[sure])
+    elsewhere, elsewhere_values = _on_device(similarities, hard, -torch.inf)  # what a GPU runs
+    assert torch.equal(elsewhere, expected)
+    assert torch.equal(elsewhere_values, values)
+    masses = similarities.double().exp()  # in their place, where a row left out has none
+    elsewhere, elsewhere_values = _on_device(masses, hard, 0.0)
+    assert torch.equal(elsewhere, hardest_rows(masses.masked_fill(masses == 0, -torch.inf), hard)[0])
+    assert torch.equal(elsewhere_values, masses.gather(1, elsewhere))
 
 
 def test_the_fast_hardest_set_of_rows_that_are_all_alike_or_not_numbers():
@@ -774,6 +793,18 @@ def test_the_fast_hardest_set_of_rows_that_are_all_alike_or_not_numbers():
     assert rows[3].tolist() == list(range(990, 1000))
     assert torch.equal(values[[0, 2, 3]], similarities[[0, 2, 3]].gather(1, rows[[0, 2, 3]]))
     assert torch.equal(rows[1], hardest_rows(similarities[1:2], 10)[0][0])
+
+
+@pytest.mark.parametrize("hard", [1, 2, 5, 40])
+def test_what_a_gpu_selects_among_numbers_that_are_none(hard):
+    similarities = torch.tensor([0.0, -0.0, 1.0, torch.nan, torch.inf, -torch.inf])[
+        torch.randint(6, (200, 40), generator=torch.Generator().manual_seed(0))
+    ]
+    similarities[0], similarities[1] = torch.nan, -torch.inf
+    rows, values = _on_device(similarities, hard, -torch.inf)
+    expected, expected_values = hardest_rows(similarities, hard)
+    assert torch.equal(rows, expected)
+    torch.testing.assert_close(values, expected_values, rtol=0, atol=0, equal_nan=True)
 
 
 @pytest.mark.parametrize("temperature", [0.2, 0.01])
@@ -799,19 +830,84 @@ def test_draws_from_a_set_that_lacks_rows(temperature):
             torch.testing.assert_close(got, expected, rtol=error, atol=error)
 
 
+@pytest.fixture
+def as_on_a_gpu(monkeypatch):
+    """The closed forms on a CPU as they are on a GPU: one group, no value read, sums in a fixed order."""
+    for module in (cpu, sys.modules["moco.kernels.hardest"], labelled):
+        monkeypatch.setattr(module, "on_host", lambda x: False)
+    monkeypatch.setattr(cpu, "by_maxima", lambda *given: False)
+
+
 @pytest.mark.parametrize("masked", [False, True])
-def test_what_a_gpu_computes_without_looking_is_the_same(masked, monkeypatch):
-    q, k, queue, draws = problem(n=6, rows=40, hard=12, dtype=torch.float32)
-    k[:3] = queue[:3]  # positives that many rows beat, and such that none does
-    masks = {"ids": torch.arange(6), "queue_ids": torch.arange(40) % 3} if masked else {}
-    looks = run(q, k, queue, draws, "cpu", **masks)
-    monkeypatch.setattr(cpu, "_may_look", lambda x: False)
-    assert_same(looks, run(q, k, queue, draws, "cpu", **masks), tolerance=0)
-    assert len(set(looks[0].rank.tolist())) > 3
-    with monkeypatch.context() as patch:
-        patch.setattr(torch.Tensor, "__bool__", None)
-        cpu._rank(q @ queue.T, (q @ queue.T).topk(12).values, (q * k).sum(1, keepdim=True))
-        cpu._left_out((q @ queue.T).topk(12).values, draws)
+@pytest.mark.parametrize("temperature", [0.02, 0.2])
+@pytest.mark.parametrize("shape", [*SHAPES, (6, 40, 16, 12)], ids=str)
+@pytest.mark.parametrize("recipe", [(), ALL_TYPES, *ONE_TYPE.values()], ids=["none", "all", *ONE_TYPE])
+def test_closed_forms_as_on_a_gpu_equal_the_reference(recipe, shape, temperature, masked, as_on_a_gpu):
+    n, rows, dim, hard = shape
+    q, k, queue, draws = problem(n, rows, dim, hard, recipe, seed=rows)
+    k[: n // 2] = F.normalize(k + 5 * queue[:n], dim=1)[: n // 2]  # positives that rows beat, and such that none does
+    masks = {"ids": torch.arange(n), "queue_ids": torch.arange(rows) % (n + 1)} if masked else {}
+    reference, closed = (run(q, k, queue, draws, impl, hard, temperature, **masks) for impl in BOTH)
+    assert_same(reference, closed, 1e-10 if temperature < 0.03 else 1e-12)
+
+
+def test_ties_and_left_out_parents_as_on_a_gpu(as_on_a_gpu):
+    q, k, queue, draws = problem(n=6, rows=40, hard=12)
+    queue[20:] = queue[:20]  # every similarity twice
+    for masks in ({}, {"ids": torch.arange(6), "queue_ids": torch.arange(40) // 36}):  # two of six keep few rows
+        assert_same(*(run(q, k, queue, draws, impl, **masks) for impl in BOTH))
+
+
+class Names(TorchDispatchMode):
+    """Of the operators, inside our own too."""
+
+    def __init__(self):
+        super().__init__()
+        self.seen = set()
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if func is torch.ops.moco.contrastive_head.default:
+            with self:
+                return kernels._compute(*args, **(kwargs or {}))
+        self.seen.add(func.overloadpacket.__name__)
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("temperature", [0.02, 0.2])
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize("drawn", [False, True])
+def test_closed_forms_on_a_gpu_ask_for_no_value_and_add_nothing_atomically(drawn, masked, temperature):
+    """On tensors of a GPU that have no data: whatever asks for a value, so that no graph could capture it, raises."""
+    with FakeTensorMode():
+
+        def of(*shape, dtype=torch.float32):
+            return torch.empty(shape, dtype=dtype, device="cuda")
+
+        slots = of(300, 8, dtype=torch.int64)
+        draws = Draws(slots, slots[:, :2], *[of(300, 2) for _ in range(6)], of(300, 2, 16)) if drawn else None
+        ids = {"ids": of(300, dtype=torch.int64), "queue_ids": of(40000, dtype=torch.int64)} if masked else {}
+        with Names() as names:
+            head = contrastive_head(
+                of(300, 16).requires_grad_(), of(300, 16), of(40000, 16), temperature=temperature, n_hard=9,
+                draws=draws, impl="cpu", precision="fp32", **ids,
+            )  # fmt: skip
+    assert head.loss.device.type == "cuda"
+    unordered = {"scatter_add", "scatter_add_", "index_add_", "index_put_", "_index_put_impl_", "cumsum", "nonzero"}
+    assert "mm" in names.seen
+    assert not names.seen & {*unordered, "_local_scalar_dense", "is_nonzero", "item"}
+    assert ("topk" in names.seen) == drawn
+
+
+def test_labels_as_on_a_gpu_have_the_same_gradient(monkeypatch):
+    q, k, queue, draws = problem(n=6, rows=40, hard=12)
+    labels, queue_labels = torch.arange(6) % 3, torch.arange(40) % 4 - 1
+    found = []
+    for host in (True, False):
+        monkeypatch.setattr(labelled, "on_host", lambda x, host=host: host)
+        leaf = q.clone().requires_grad_()
+        head = labelled_head(leaf, k, queue, labels, queue_labels, temperature=T, n_hard=12, draws=draws)
+        found.append((head._replace(loss=head.loss.detach()), torch.autograd.grad(head.loss, leaf)[0]))
+    assert_same(*found)
 
 
 def test_hardest_rows_prefers_the_lower_row_and_lists_by_row():

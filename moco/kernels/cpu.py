@@ -19,7 +19,8 @@ The step, for each group of queries:
    at hand. Backward multiplies by the incoming scalar.
 
 In 1 and 4 each core has its own queue rows, in 2 and 3 its own queries (workers.py). Plain torch but for the
-selection on a CPU: the same code runs on any device, which is what "auto" uses.
+selection on a CPU: the same code runs on any device. On a GPU all queries are one group, no value is read, and 3 adds
+up rows in a fixed order where adding to entries of the matrix would take them in any.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from . import workers
-from .hardest import bucket_maxima, by_maxima, hardest
+from .hardest import bucket_maxima, by_maxima, hardest, on_host
 from .products import product
 from .spec import Draws, Head, mean_hardest
 
@@ -42,6 +43,7 @@ TILE_ELEMENTS = 1 << 21  # of the matrix that a core multiplies, exponentiates a
 BLOCK_ELEMENTS = 1 << 21  # of a worker's queries at a time, so that a cache holds their rows and the mask beside them
 COUNT_COLUMNS = 16384  # columns counted at once, so that the 0/1 matrix stays in the cache
 PAIR_ROWS = 4096  # mixed pairs built at once: 2 MiB at C = 128
+PIECE = 32  # weighted rows that a program of a GPU sums one after another
 SAFE_TEMPERATURE = 0.03  # e^(1/T) and e^(-1/T), and their sums over a queue, are ordinary float32 numbers above it
 
 
@@ -62,8 +64,9 @@ def _pair_lengths(queue: Tensor, rows_a: Tensor, rows_b: Tensor, y: Tensor, z: T
     pairs = torch.stack([rows_a, rows_b], dim=2).view(-1, 2)  # (n Sp, 2)
     weights = torch.stack([y, z], dim=2).view(-1, 2)
     lengths = y.new_empty(len(pairs))
-    for i in range(0, len(pairs), PAIR_ROWS):
-        part = slice(i, i + PAIR_ROWS)
+    step = PAIR_ROWS if on_host(queue) else max(1, len(pairs))
+    for i in range(0, len(pairs), step):
+        part = slice(i, i + step)
         u = F.embedding_bag(pairs[part], queue, mode="sum", per_sample_weights=weights[part])  # (PAIR_ROWS, C)
         torch.linalg.vector_norm(u, dim=1, out=lengths[part])
     return lengths.view_as(y)
@@ -109,14 +112,9 @@ def synthesize(q: Tensor, queue: Tensor, row_squares: Tensor | None, rows: Tenso
     return Synthetic(cosine, inverse, rows_a, rows_b, read, d)
 
 
-def _may_look(x: Tensor) -> bool:
-    """Whether to read a value that may save work. On a GPU the host would wait for all that the device has to do."""
-    return x.device.type == "cpu"
-
-
 def _left_out(s: Tensor, d: Draws) -> Tensor | None:
     """(n, S) which draws have a parent that is left out, from the hardest similarities (n, H); None for none."""
-    if _may_look(s) and bool(s.amin() > -torch.inf):
+    if on_host(s) and bool(s.amin() > -torch.inf):
         return None
     absent = s == -torch.inf
     n_query, n_pair, n_sign, n_noise = d.counts
@@ -130,7 +128,7 @@ def _count_above(scores: Tensor, positive: Tensor) -> Tensor:
 
 def _rank(scores: Tensor, hardest: Tensor, positive: Tensor) -> Tensor:
     """``_count_above``, from the hardest scores (n, H) alone where the positive exceeds the least of them."""
-    if not _may_look(scores):
+    if not on_host(scores):
         return _count_above(scores, positive)
     rank = _count_above(hardest, positive)
     beyond = ~(positive >= hardest.amin(1, keepdim=True)).squeeze(1)
@@ -141,21 +139,35 @@ def _rank(scores: Tensor, hardest: Tensor, positive: Tensor) -> Tensor:
     return rank
 
 
-def _add_weights(mass: Tensor, q: Tensor, of_synthetic: Tensor, syn: Synthetic) -> Tensor:
+def weighted_rows(queue: Tensor, rows: Tensor, weights: Tensor) -> Tensor:
+    """sum_m weights_m queue[rows_m] of rows and weights (n, M): (n, C), the same bits every time on any device."""
+    n, total = rows.shape
+    pieces = (F.pad(t, (0, -total % PIECE)).view(-1, PIECE) for t in (rows, weights))
+    index, weight = (piece if total else piece.new_zeros(n, PIECE) for piece in pieces)
+    summed = F.embedding_bag(index, queue, mode="sum", per_sample_weights=weight)  # (n M / PIECE, C)
+    return summed.view(n, -1, queue.shape[1]).sum(1)
+
+
+def _add_weights(mass: Tensor, q: Tensor, queue: Tensor, of_synthetic: Tensor, syn: Synthetic) -> Tensor:
     """Adds W, from the masses (n, S) of the synthetic negatives, to mass (n, K); returns what has no queue row, (n, C).
 
-    The sum of both, mass queue + the result, is sum_j mass_j n_j + sum_s of_synthetic_s h_s.
+    The sum of both, mass queue + the result, is sum_j mass_j n_j + sum_s of_synthetic_s h_s. On a GPU W queue is part
+    of the result, and mass is left as it is.
     """
     d = syn.draws
     n_query, n_pair, n_sign, n_noise = d.counts
     weight = of_synthetic * syn.inverse  # (n, S) mass of u itself
     of_query, of_pair, of_read = weight.split([n_query, n_pair, n_sign + n_noise], dim=1)
-    scattered = torch.cat([of_query * d.query_y, of_pair * d.pair_y], dim=1)
-    mass.scatter_add_(1, syn.rows_a[:, : n_query + n_pair], scattered)
-    mass.scatter_add_(1, syn.rows_b, of_pair * d.pair_z)
-    return torch.addcmul(
+    rows_a, scattered = syn.rows_a[:, : n_query + n_pair], torch.cat([of_query * d.query_y, of_pair * d.pair_y], dim=1)
+    beside = torch.addcmul(
         torch.bmm(of_read.unsqueeze(1), syn.read).squeeze(1), (of_query * d.query_x).sum(1, keepdim=True), q
     )
+    if on_host(mass):
+        mass.scatter_add_(1, rows_a, scattered)
+        mass.scatter_add_(1, syn.rows_b, of_pair * d.pair_z)
+        return beside
+    rows, weights = torch.cat([rows_a, syn.rows_b], dim=1), torch.cat([scattered, of_pair * d.pair_z], dim=1)
+    return beside + weighted_rows(queue, rows, weights)
 
 
 class _Columns(NamedTuple):
@@ -233,7 +245,7 @@ def _block(scores: Tensor, seen: _Columns, positive: Tensor, q, queue, row_squar
     of_synthetic = synthetic.exp()
     synthetic_sum = of_synthetic.sum(1)
     odds = (queue_sum + synthetic_sum).log() - positive.squeeze(1)  # log of (all negatives / positive)
-    beside = q.new_empty(0) if syn is None else _add_weights(scores, q, of_synthetic, syn)
+    beside = q.new_empty(0) if syn is None else _add_weights(scores, q, queue, of_synthetic, syn)
     # p_j = e^l_j / total with log total = positive + softplus(odds); 1 - p_0 = sigmoid(odds) without cancellation.
     factor = torch.exp(F.logsigmoid(-odds) - positive.squeeze(1))
     largest = largest.squeeze(1) * temperature
@@ -241,7 +253,7 @@ def _block(scores: Tensor, seen: _Columns, positive: Tensor, q, queue, row_squar
 
 
 def compute(q, k, queue, temperature, n_hard, draws, ids, queue_ids, precision, want_gradient):
-    """``reference.contrastive_head`` in closed forms, group by group: (Head, dloss/dq (N, C) or None).
+    """``reference.contrastive_head`` in closed forms, on a CPU group by group: (Head, dloss/dq (N, C) or None).
 
     Same arguments, same numbers up to rounding, and the precision of the products' operands. Without a gradient to
     form the second product is left out.
@@ -254,7 +266,8 @@ def compute(q, k, queue, temperature, n_hard, draws, ids, queue_ids, precision, 
     counted = None if draws is not None else positive.exp() if early else positive  # (N, 1)
     buckets = draws is not None and by_maxima(len(queue), n_hard, q.device)
     team = workers.Team(q.device)
-    step = max(1, min(len(q), GROUP_ELEMENTS // len(queue)))
+    host = on_host(q)
+    step = max(1, min(len(q), GROUP_ELEMENTS // len(queue))) if host else len(q)
     buffer = q.new_empty(step, len(queue))
     blocks: list[_Block] = []
     products: list[Tensor] = []  # (n, C) mass queue, of each group
@@ -264,7 +277,7 @@ def compute(q, k, queue, temperature, n_hard, draws, ids, queue_ids, precision, 
 
         def multiply(columns: slice, scores=scores, scaled=scaled, group=group) -> _Columns:
             parts = []
-            width = max(1, TILE_ELEMENTS // len(scores)) if q.device.type == "cpu" else len(queue)
+            width = max(1, TILE_ELEMENTS // len(scores)) if host else len(queue)
             for first in range(columns.start, columns.stop, width):
                 tile = slice(first, min(first + width, columns.stop))
                 product(scaled, queue[tile].T, precision, out=scores[:, tile])
@@ -284,7 +297,8 @@ def compute(q, k, queue, temperature, n_hard, draws, ids, queue_ids, precision, 
         def weigh(columns: slice, scores=scores) -> Tensor:
             return product(scores[:, columns], queue[columns], precision)
 
-        blocks += team.run(negatives, team.shares(len(scores), BLOCK_ELEMENTS // len(queue)))
+        most = BLOCK_ELEMENTS // len(queue) if host else None
+        blocks += team.run(negatives, team.shares(len(scores), most))
         if want_gradient:
             products.append(sum(team.run(weigh, team.shares(len(queue))), torch.zeros_like(scaled)))
 

@@ -5,7 +5,7 @@ Legend: n queries of a block, K queue rows, H hardest rows a query, W buckets, M
 Slots count rows by their number, so neither a sort nor a top-k of K is needed. H of the maxima of W disjoint buckets
 give a floor that H elements reach and few others (6 % more at K = 65,536 and H = 1,024), one comparison of the whole
 matrix finds those in the order of their rows, and the H-th largest of them is the threshold. The selections are
-numpy's partition, which vectorises where torch's top-k does not.
+numpy's partition, which vectorises where torch's top-k does not. On another device they are top-k's.
 """
 
 from __future__ import annotations
@@ -19,6 +19,12 @@ from .spec import hardest_rows
 BUCKET = 8  # elements a bucket
 DIRECT = 32  # up to so many rows a wanted one, selecting among all rows is faster than among maxima and candidates
 SPARE = 8  # a query with more than SPARE * H candidates (rows without number alike) goes to the definition
+
+
+def on_host(x: Tensor) -> bool:
+    """Whether the CPU computes: then it may read a value to save work, and adds in one order. On a GPU the host would
+    wait for all that the device has to do, and what many programs add to one number, they add in any order."""
+    return x.device.type == "cpu"
 
 
 def by_maxima(total: int, hard: int, device: torch.device) -> bool:
@@ -37,17 +43,16 @@ def hardest(
 ) -> tuple[Tensor, Tensor]:
     """``spec.hardest_rows`` of scores (n, K): rows (n, H) int64, ascending, and their scores (n, H).
 
-    Scores are similarities or any increasing function of them. A query with fewer than H rows that are not left out,
-    or with NaN, is given to the definition itself.
+    Scores are similarities or any increasing function of them. On a CPU a query with fewer than H rows that are not
+    left out, or with NaN, is given to the definition itself; elsewhere nothing waits for the device.
 
     Args:
         maxima: (n, W) of disjoint buckets where the caller has them, see ``by_maxima``.
         absent: the score of a row that is left out, the least there is.
     """
-    if scores.device.type == "cpu":
-        rows, values, sure = _on_host(scores, hard, _floor(scores, hard, maxima), absent)
-    else:
-        rows, values, sure = _on_device(scores, hard, absent)
+    if not on_host(scores):
+        return _on_device(scores, hard, absent)
+    rows, values, sure = _on_host(scores, hard, _floor(scores, hard, maxima), absent)
     if not bool(sure.all()):
         doubtful = scores[~sure]
         rows[~sure], found = hardest_rows(doubtful.masked_fill(doubtful == absent, -torch.inf), hard)
@@ -55,17 +60,23 @@ def hardest(
     return rows, values
 
 
-def _on_device(scores: Tensor, hard: int, absent: float) -> tuple[Tensor, Tensor, Tensor]:
-    """Rows and values (n, H), and whether they are surely the defined ones (n,): no tie at the H-th place."""
-    more = min(hard + 1, scores.shape[1])
-    values, rows = scores.topk(more, dim=1)
-    sure = values[:, hard - 1] > (values[:, hard] if more > hard else absent)
-    rows, order = rows[:, :hard].sort(dim=1)
-    return rows, values.gather(1, order), sure
+def _on_device(scores: Tensor, hard: int, absent: float) -> tuple[Tensor, Tensor]:
+    """``hardest`` by two top-k: of the scores, and of the lowest rows among those equal to the H-th."""
+    total, device = scores.shape[1], scores.device
+    values, rows = scores.topk(hard, dim=1)  # descending, NaN first; which of equal rows is anybody's guess
+    least = values[:, -1:]
+    tied, ties = (torch.where(least.isnan(), x.isnan(), x == least) for x in (scores, values))  # (n, K), (n, H)
+    upward = torch.arange(total, 0, -1, dtype=torch.int32, device=device)
+    lowest = total - torch.where(tied, upward, 0).topk(hard, dim=1).values.long()  # (n, H) rows, ascending
+    which = torch.arange(hard, device=device) - (~ties).sum(1, keepdim=True)  # (n, H) of a tie, from 0
+    rows = torch.where(ties, lowest.gather(1, which.clamp_(min=0)), rows)
+    places, _ = torch.where(scores.gather(1, rows) == absent, rows + total, rows).sort(dim=1)  # those left out last
+    rows = places % total
+    return rows, scores.gather(1, rows)
 
 
 def _on_host(scores: Tensor, hard: int, floor: np.ndarray, absent: float) -> tuple[Tensor, Tensor, Tensor]:
-    """``_on_device`` by numpy, from a floor (n, 1); ties are settled as well."""
+    """By numpy, from a floor (n, 1): rows and values (n, H), and whether they are surely the defined ones (n,)."""
     s = scores.numpy()
     n, total = s.shape
     first = total * np.arange(n)[:, None]  # (n, 1) flat place of a query's first row

@@ -7,11 +7,14 @@ forms as in cpu.py.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
-from .cpu import synthesize
-from .hardest import hardest
+from .cpu import synthesize, weighted_rows
+from .hardest import hardest, on_host
 from .spec import Draws, Head, mean_hardest
 
 
@@ -70,12 +73,32 @@ def _cosines(q: Tensor, queue: Tensor, s: Tensor, rows: Tensor, values: Tensor, 
     with torch.no_grad():
         made = synthesize(q, queue, None, rows, values, d)
     n_query, n_pair, _, _ = d.counts
-    of_query, of_pair = s.gather(1, made.rows_a[:, : n_query + n_pair]).split([n_query, n_pair], dim=1)
+    of_query, of_pair = _picked(q, queue, s, made.rows_a[:, : n_query + n_pair]).split([n_query, n_pair], dim=1)
     of_q = torch.linalg.vecdot(q, q.detach()).unsqueeze(1)
     dots = [
         d.query_x * of_q + d.query_y * of_query,
-        d.pair_y * of_pair + d.pair_z * s.gather(1, made.rows_b),
+        d.pair_y * of_pair + d.pair_z * _picked(q, queue, s, made.rows_b),
         torch.bmm(made.read, q.unsqueeze(2)).squeeze(2),
     ]
     cosine = torch.cat(dots, dim=1) * made.inverse
     return cosine.masked_fill(made.cosine == -torch.inf, -torch.inf)
+
+
+def _picked(q: Tensor, queue: Tensor, s: Tensor, rows: Tensor) -> Tensor:
+    """(N, M) similarities s of rows (N, M), with a gradient."""
+    return s.gather(1, rows) if on_host(s) else _Picked.apply(q, queue, s.detach(), rows)  # pyright: ignore[reportReturnType]
+
+
+class _Picked(torch.autograd.Function):
+    """A gradient that comes to q from the rows, in a fixed order; gather's own adds to (N, K) in any."""
+
+    @staticmethod
+    def forward(ctx: Any, q: Tensor, queue: Tensor, s: Tensor, rows: Tensor) -> Tensor:
+        ctx.save_for_backward(queue, rows)
+        return s.gather(1, rows)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        queue, rows = ctx.saved_tensors
+        return weighted_rows(queue, rows, grads[0].contiguous()), None, None, None
