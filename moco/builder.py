@@ -107,6 +107,11 @@ class MoCo(nn.Module):
         self.register_buffer("queue", new_queue(K, C, seeding.torch_generator("init", seed, 1)))
         self.register_buffer("queue_ids", torch.full((K,), EMPTY))
         self.register_buffer("queue_ptr", torch.zeros(1, dtype=torch.long))
+        # The queue as the fused loss multiplies it in bf16, so that no step rounds all of it again.
+        rounded = head_impl == "triton" and head_precision == "bf16"
+        self.shadow: Tensor | None
+        self.register_buffer("shadow", self.queue.bfloat16() if rounded else None, persistent=False)
+        self.register_load_state_dict_post_hook(_round_queue)
         self.register_buffer("mean", torch.tensor(mean), persistent=False)
         self.register_buffer("std", torch.tensor(std), persistent=False)
 
@@ -179,7 +184,7 @@ class MoCo(nn.Module):
             n_hard = self.n_hard if draws is not None else 0
             return contrastive_head(
                 q, k, self.queue, temperature=self.T, n_hard=n_hard, draws=draws,
-                impl=self.head_impl, precision=self.head_precision, **mask,
+                impl=self.head_impl, precision=self.head_precision, shadow=self.shadow, **mask,
             )  # fmt: skip
 
     @torch.no_grad()
@@ -210,7 +215,8 @@ class MoCo(nn.Module):
         """Put the keys of all processes into the queue, in the same order everywhere."""
         ids = distributed.gather_keys(ids)
         for direction in keys.split(len(keys) // (2 if self.symmetric else 1)):
-            enqueue_(self.queue, self.queue_ids, self.queue_ptr, distributed.gather_keys(direction), ids)
+            gathered = distributed.gather_keys(direction)
+            enqueue_(self.queue, self.queue_ids, self.queue_ptr, gathered, ids, self.shadow)
 
     def shared(self) -> tuple[Tensor, ...]:
         """What must be equal on all processes besides the parameters."""
@@ -226,8 +232,9 @@ class MoCo(nn.Module):
             keys: how many keys all processes may enqueue meanwhile.
         """
         rows = next_rows(self.queue, self.queue_ptr, keys)
-        queues = [(x, x[rows]) for x in (self.queue, self.queue_ids)]
-        restore_small = remember([b for name, b in self.named_buffers() if name not in ("queue", "queue_ids")])
+        large = {name: x for name, x in self.named_buffers() if name in ("queue", "queue_ids", "shadow")}
+        queues = [(x, x[rows]) for x in large.values()]
+        restore_small = remember([b for name, b in self.named_buffers() if name not in large])
 
         @torch.no_grad()
         def restore(bad: Tensor) -> None:
@@ -236,6 +243,13 @@ class MoCo(nn.Module):
             restore_small(bad)
 
         return restore
+
+
+def _round_queue(model: nn.Module, _: object) -> None:
+    """After a state was loaded, of which the queue in bf16 is no part."""
+    assert isinstance(model, MoCo)
+    if model.shadow is not None:
+        model.shadow.copy_(model.queue)
 
 
 def remember(small: list[Tensor]) -> Callable[[Tensor], None]:

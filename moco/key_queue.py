@@ -18,18 +18,23 @@ def new_queue(K: int, C: int, generator: torch.Generator) -> Tensor:
 
 
 @torch.no_grad()
-def enqueue_(queue: Tensor, queue_ids: Tensor, pointer: Tensor, keys: Tensor, ids: Tensor) -> None:
+def enqueue_(
+    queue: Tensor, queue_ids: Tensor, pointer: Tensor, keys: Tensor, ids: Tensor, shadow: Tensor | None = None
+) -> None:
     """Replace the oldest rows by ``keys``, wrapping around; any number of keys, no host synchronisation.
 
     Args:
         queue: (K, C) changed in place. queue_ids: (K,) int64 changed in place.
         pointer: (1,) int64, the oldest row; moved in place.
         keys: (n, C), ids: (n,); with n > K only the last K stay.
+        shadow: (K, C) the queue in another dtype, changed in place alike.
     """
     K, n = queue.shape[0], keys.shape[0]
     start = pointer + max(0, n - K)
     rows = (start + torch.arange(min(n, K), device=queue.device)) % K
-    queue.index_copy_(0, rows, keys[-K:].to(queue.dtype))
+    kept = keys[-K:].to(queue.dtype)
+    for rounded in (queue,) if shadow is None else (queue, shadow):
+        rounded.index_copy_(0, rows, kept.to(rounded.dtype))
     queue_ids.index_copy_(0, rows, ids[-K:])
     pointer.add_(n).remainder_(K)
 

@@ -191,6 +191,27 @@ def test_shuffling_in_one_process_changes_the_order_but_not_the_pairs():
     torch.testing.assert_close(a.keys, b.keys)  # one BatchNorm group: the order cannot matter
 
 
+@pytest.mark.parametrize("bad", [False, True])
+def test_the_queue_in_bf16_follows_every_change_of_the_queue(bad):
+    model = moco(head_impl="triton", head_precision="bf16")
+    keys = F.normalize(torch.randn(12, 4, generator=torch.Generator().manual_seed(1)), dim=1)
+    for _ in range(3):  # around the end of the queue
+        restore = model.snapshot(12)
+        model.enqueue(keys, torch.arange(12))
+        assert torch.equal(model.shadow, model.queue.bfloat16())
+        restore(torch.tensor(bad))
+        assert torch.equal(model.shadow, model.queue.bfloat16())
+    state = {name: value.clone() for name, value in model.state_dict().items()}
+    assert "shadow" not in state
+    other = moco(head_impl="triton", head_precision="bf16", seed=2)
+    assert not torch.equal(other.shadow, model.shadow)
+    other.load_state_dict(state)
+    assert torch.equal(other.shadow, model.shadow) and torch.equal(other.shadow, other.queue.bfloat16())
+    plain = moco(head_impl="triton", head_precision="tf32x3")
+    plain.load_state_dict(state)
+    assert plain.shadow is None
+
+
 def test_a_snapshot_puts_back_everything_a_step_touches():
     model = moco(K=8)
     im_q, im_k, ids = batch()

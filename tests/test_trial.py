@@ -38,13 +38,14 @@ class Fused:
     """What stands in for fused.compute: the closed forms with a GPU's rounding, and then ``spoil``."""
 
     def __init__(self, monkeypatch):
-        self.seen, self.compute, self.rounds_to = [], cpu.compute, None
+        self.seen, self.shadows, self.compute, self.rounds_to = [], [], cpu.compute, None
         self.spoil = lambda head, gradient: (head, gradient)
         monkeypatch.setattr(fused, "compute", self)
         monkeypatch.setattr(cpu, "product", by_path("head_precision").product)
 
     def __call__(self, q, k, queue, temperature, hard, draws, ids, queue_ids, precision, want, shadow=None):
         self.seen.append(precision)
+        self.shadows.append(shadow is not None and torch.equal(shadow, queue.bfloat16()))
         arguments = (q, k, queue, temperature, hard, draws, ids, queue_ids, self.rounds_to or precision, want)
         return self.spoil(*self.compute(*arguments))
 
@@ -370,6 +371,24 @@ def test_a_run_says_what_it_chose_and_a_resumed_one_keeps_it(
     assert in_process(*words, 3) == 0
     assert "(so far by triton in tf32x3, which cannot be had here: " in capsys.readouterr().out
     assert load(tmp_path)["run"]["head"]["impl"] == "cpu"
+
+
+@pytest.mark.parametrize("more", [[], ["--symmetric", "--accum", "2"]], ids=["plain", "twice"])
+def test_the_queue_in_bf16_is_that_of_the_step(more, gpu, image_folder, tmp_path, in_process):
+    """Also where the queue wraps around (K 20, 8 keys a step), and in a resumed run."""
+    words = [*TINY, *more, "--head-precision", "bf16", "--save-dir", tmp_path, "--resume", "auto", image_folder]
+    for epochs in (2, 3):
+        assert in_process(*words, "--epochs", epochs) == 0
+    assert len(gpu.shadows) > 2 * 3
+    assert all(gpu.shadows)
+    assert not [name for name in load(tmp_path)["state_dict"] if "shadow" in name]
+
+
+def test_a_shadow_of_another_shape_or_type_is_an_error():
+    queue = torch.nn.functional.normalize(torch.randn(20, 8), dim=1)
+    for shadow in (queue.bfloat16()[1:], queue.half()):
+        with pytest.raises(ValueError, match=r"shadow .*: want \(20, 8\) torch.bfloat16"):
+            contrastive_head(queue[:2], queue[:2], queue, temperature=0.2, shadow=shadow)
 
 
 def test_a_checkpoint_without_a_choice_goes_on(image_folder, tmp_path, in_process, capsys):

@@ -227,6 +227,7 @@ def contrastive_head(
     queue_ids: Tensor | None = None,
     impl: str = "auto",
     precision: str = "auto",
+    shadow: Tensor | None = None,
 ) -> Head:
     """Mean over queries of -log( e^{q.k/T} / (e^{q.k/T} + sum_j e^{q.n_j/T} + sum_s e^{q.h_s/T}) ) and its statistics.
 
@@ -247,12 +248,15 @@ def contrastive_head(
             call with a device, C, masks and precision, see ``choose``, and fixed by it; names are not tried.
         precision: "auto", "fp32", "tf32", "tf32x3" or "bf16", of the operands of the two matrix products with the
             queue, see ``resolve_precision``; they are summed in float32.
+        shadow: the same queue (K, C) in bfloat16, where the caller keeps one: the fused step then rounds none in bf16.
 
     Computes in float32 (float64 if q is float64) whatever the input dtype and whether or not autocast is on. All but
     the reference is one operator for torch.compile, ``moco::contrastive_head``, and differentiable once.
     Raises ValueError for shapes that do not fit, UserError for an implementation or precision that cannot be had.
     """
     _check(q, k, queue, temperature, n_hard, draws, ids, queue_ids)
+    if shadow is not None and (shadow.shape != queue.shape or shadow.dtype != torch.bfloat16):
+        raise ValueError(f"shadow {tuple(shadow.shape)} {shadow.dtype}: want {tuple(queue.shape)} torch.bfloat16")
     dtype = torch.float64 if q.dtype == torch.float64 else torch.float32
     wants_gradient = q.requires_grad and torch.is_grad_enabled()
     q, k, queue = q.to(dtype), k.detach().to(dtype), queue.detach()  # the queue's own dtype says if it is unit
@@ -266,7 +270,7 @@ def contrastive_head(
             return reference.contrastive_head(q, k, queue, temperature, n_hard, draws, ids, queue_ids)
     tensors = [] if draws is None else draws.tensors()
     *head, _ = _operator(
-        q, k, queue, tensors, ids, queue_ids, temperature, n_hard, impl, precision, wants_gradient
+        q, k, queue, tensors, ids, queue_ids, temperature, n_hard, impl, precision, wants_gradient, shadow
     )  # fmt: skip
     return Head(*head)
 
@@ -275,16 +279,17 @@ def contrastive_head(
 # Its last result is the gradient (N, C) of its first, formed with it, or empty (0,) where none is wanted.
 
 
-def _compute(q, k, queue, draws, ids, queue_ids, temperature, n_hard, impl, precision, wants_gradient):
+def _compute(q, k, queue, draws, ids, queue_ids, temperature, n_hard, impl, precision, wants_gradient, shadow=None):
     d = Draws(*draws).to(q.device, q.dtype) if draws else None
     if impl == "auto" and kind(q.device) == "cuda" and q.dtype == torch.float32:
         counts = d.counts if d else (0, 0, 0, 0)
         size = Size(len(q), len(queue), q.shape[1], n_hard, counts, ids is not None, temperature)
         impl, precision, _ = _at_first_call(precision, q.device, size)
     compute, precision = _choose(impl, precision, q)
+    more = {} if shadow is None or compute is not fused.compute or precision != "bf16" else {"shadow": shadow}
     with torch.autocast(q.device.type, enabled=False), operands("fp32", q.is_cuda):
         head, gradient = compute(
-            q, k, queue, temperature, n_hard, d, ids, queue_ids, precision, wants_gradient
+            q, k, queue, temperature, n_hard, d, ids, queue_ids, precision, wants_gradient, **more
         )  # fmt: skip
     return *head, q.new_empty(0) if gradient is None else gradient
 
@@ -306,12 +311,13 @@ _operator = torch.library.custom_op(
     _compute,
     mutates_args=(),
     schema="(Tensor q, Tensor k, Tensor queue, Tensor[] draws, Tensor? ids, Tensor? queue_ids, float temperature, "
-    "SymInt n_hard, str impl, str precision, bool wants_gradient) -> (Tensor, Tensor, Tensor, Tensor, Tensor)",
+    "SymInt n_hard, str impl, str precision, bool wants_gradient, Tensor? shadow=None) "
+    "-> (Tensor, Tensor, Tensor, Tensor, Tensor)",
 )
 
 
 @_operator.register_fake
-def _shapes(q, k, queue, draws, ids, queue_ids, temperature, n_hard, impl, precision, wants_gradient):
+def _shapes(q, k, queue, draws, ids, queue_ids, temperature, n_hard, impl, precision, wants_gradient, shadow=None):
     mean = [q.new_empty(()) for _ in range(3)]
     rank = q.new_empty(q.shape[0], dtype=torch.int64)
     return mean[0], rank, mean[1], mean[2], q.new_empty(q.shape if wants_gradient else (0,))
@@ -329,7 +335,7 @@ def _backward(ctx, grad_loss, *_):
         raise RuntimeError("this head has no second derivative; use impl='reference' for one")
     (gradient,) = ctx.saved_tensors
     scaled = None if grad_loss is None else gradient * grad_loss
-    return scaled, None, None, ctx.draws, None, None, None, None, None, None, None
+    return scaled, None, None, ctx.draws, None, None, None, None, None, None, None, None
 
 
 _operator.register_autograd(_backward, setup_context=_save)
