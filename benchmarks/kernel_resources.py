@@ -9,6 +9,8 @@ Legend: C feature width.
 from __future__ import annotations
 
 import argparse
+import dataclasses
+import math
 import os
 import re
 import subprocess
@@ -27,11 +29,18 @@ TARGETS: dict[str, tuple[str, int | str, int]] = {
     "gfx942": ("hip", "gfx942", 64),
 }
 INT64 = ("ids", "queue_ids", "slots_a", "slots_b", "rank")
-COUNTS = ("K", "C", "H", "N", "Sq", "Sp", "Ss", "Sn", "closed", "stride_q", "stride_k", "stride_a", "stride_b",
-          "pixels", "width", "height", "blocks")  # fmt: skip
-ALIGNED = ("K", "C", "stride_q", "stride_k", "pixels", "width", "height")
+INT32 = ("rows", "partial", "maxima", "above", "near_rows", "counts", "floors")
+COUNTS = ("K", "C", "H", "N", "W", "Sq", "Sp", "Ss", "Sn", "closed", "stride_q", "stride_k", "stride_a", "stride_b",
+          "stride_s", "tiles", "chunk", "spare", "splits", "pixels", "width", "height", "blocks")  # fmt: skip
+OF_WIDTH = ("stride_q", "stride_k", "C")
+ALIGNED = (*OF_WIDTH, "stride_s", "chunk", "pixels", "width", "height")
+# Multiples of 16, and at places where a wide load may begin, or not: what a user's sizes and draws may be.
+EITHER = ("K", "W", "ids", "queue_ids", "slots_a", "slots_b", "stride_a", "stride_b", "query_x", "query_y", "pair_y",
+          "pair_z", "sign_v", "noise_w")  # fmt: skip
 BYTES = ("images", "source", "out", "hues")
-WIDTHS = (32, 96, 128, 512)
+WIDTHS = (32, 128, 512)
+QUERIES = (32, 256)
+PRECISIONS = ("fp32", "tf32", "tf32x3", "bf16")
 
 
 @dataclass(frozen=True)
@@ -44,8 +53,8 @@ class Usage:
 
 
 def signature(program: Any, constants: dict[str, Any], precision: str = "fp32") -> dict[str, str]:
-    """Types of a program's arguments, as the launcher passes them for products in fp32 or bf16."""
-    types = {}
+    """Types of a program's arguments, as the launcher passes them for products in a precision."""
+    types, name_of = {}, program.__name__
     for name in program.arg_names:
         if name in constants:
             types[name] = "constexpr"
@@ -55,25 +64,27 @@ def signature(program: Any, constants: dict[str, Any], precision: str = "fp32") 
             types[name] = "fp32"
         elif name in BYTES:
             types[name] = "*u8"
-        elif name in ("rows", "partial"):
+        elif name in INT32 and (name != "partial" or name_of not in ("pull", "finish")):
             types[name] = "*i32"
-        elif name == "probability":
-            types[name] = f"*{precision}"
+        elif name == "queue" and name_of in ("score", "pull") and precision == "bf16":
+            types[name] = "*bf16"
         else:
             types[name] = "*i64" if name in INT64 else "*fp32"
     return types
 
 
-def variants(width: int) -> dict[str, tuple[Any, ...]]:
-    """Every program, in its largest form, with its constants and precision, for features of width C."""
-    code = fused.programs()
-    return {
-        "select": (code.select, {"MASKED": True, "BLOCK_K": fused.SELECT_K}),
-        "head": (code.head, {"MASKED": True, "GRADIENT": True, **fused.blocks(width)}),
-        "head, bf16": (code.head, {"MASKED": True, "GRADIENT": True, **fused.blocks(width)}, "bf16"),
-        "average": (code.average, {"BLOCK_N": fused.BLOCK_N}),
-        **of_views(),
-    }
+def variants(width: int, queries: int = 32, precisions: tuple[str, ...] = PRECISIONS) -> dict[str, tuple[Any, ...]]:
+    """Every program, in its largest form, with its constants and precision, for features of width C; K is 65,536, the
+    hardest set 1,024, the draws SynCo's."""
+    code, plan = fused.programs(), fused.Plan(queries, 65536, width, 1024, 960)
+    found = {}
+    for precision in precisions:
+        for name, constants in plan.constants(precision, masked=True).items():
+            if name in ("score", "pull"):
+                found[f"{name}, {precision}"] = getattr(code, name), constants, precision, width
+            else:
+                found[name] = getattr(code, name), constants, precision, width
+    return {name: variant for name, variant in found.items() if name != "pull, fp32"}  # by the library
 
 
 def of_views() -> dict[str, tuple[Any, ...]]:
@@ -88,22 +99,31 @@ def of_views() -> dict[str, tuple[Any, ...]]:
     }
 
 
-def compile_for(target: str, program: Any, constants: dict[str, Any], precision: str = "fp32", **options: int):
-    """What ``triton.compile`` makes of a program for a target; pointers and widths are taken as multiples of 16."""
+def compile_for(
+    target: str, program: Any, constants: dict[str, Any], precision: str = "fp32", width: int = 0,
+    aligned: bool = True, **options: int,
+):  # fmt: skip
+    """What ``triton.compile`` makes of a program for a target; width: C; aligned: what may be no multiple of 16 is."""
     import triton
     from triton.backends import compiler
     from triton.compiler import ASTSource
 
+    if target == "gfx942" and str(constants.get("PRECISION", "")).startswith("tf32"):
+        constants = {**constants, "PRECISION": "ieee"}  # as fused.py does there
     types = signature(program, constants, precision)
-    aligned = [i for i, (name, kind) in enumerate(types.items()) if kind.startswith("*") or name in ALIGNED]
+    wide = [
+        i for i, (name, kind) in enumerate(types.items())
+        if (kind.startswith("*") or name in ALIGNED or name in EITHER)
+        and (aligned or name not in EITHER) and (width % 16 == 0 or name not in OF_WIDTH)
+    ]  # fmt: skip
     if hasattr(compiler, "AttrsDescriptor"):  # triton 3.2
-        hints = compiler.AttrsDescriptor.from_hints(dict.fromkeys(aligned, 16))
+        hints = compiler.AttrsDescriptor.from_hints(dict.fromkeys(wide, 16))
         source = ASTSource(fn=program, signature=types, constants=constants, attrs=hints)
     else:
-        attributes = {(i,): [["tt.divisibility", 16]] for i in aligned}
+        attributes = {(i,): [["tt.divisibility", 16]] for i in wide}
         source = ASTSource(fn=program, signature=types, constexprs=constants, attrs=attributes)
     gpu = compiler.GPUTarget(*TARGETS[target])
-    usual = views.options(constants) if "COLOUR" in constants else {"num_warps": fused.WARPS}
+    usual = views.options(constants) if "COLOUR" in constants else fused.options(program.__name__)
     return triton.compile(source, target=gpu, options={**usual, **options})
 
 
@@ -135,40 +155,97 @@ def hip_usage(assembly: str) -> Usage:
     return Usage(number("vgpr_count"), number("private_segment_fixed_size"), number("group_segment_fixed_size"))
 
 
-def usage(target: str, program: Any, constants: dict[str, Any], precision: str = "fp32", **options: int) -> Usage:
-    """Compile a program for a target, with further options of triton, and read what it uses."""
-    compiled = compile_for(target, program, constants, precision, **options)
+def usage(target: str, *variant: Any, aligned: bool = True, **options: int) -> Usage:
+    """Compile a variant of a program for a target, with further options of triton, and read what it uses."""
+    compiled = compile_for(target, *variant, aligned=aligned, **options)
     found = hip_usage(compiled.asm["amdgcn"]) if target == "gfx942" else cuda_usage(compiled.asm["cubin"])
     return Usage(found.registers, found.spilled, max(found.shared, compiled.metadata.shared))
+
+
+def loads(ptx: str) -> int:
+    """Bytes that a thread asks of memory in one pass of the innermost loop that asks for most, or without a loop."""
+    lines = ptx.splitlines()
+    labels = {line[:-1]: n for n, line in enumerate(lines) if line.startswith("$L") and line.endswith(":")}
+    asked = [_asked(line) for line in lines]
+    bodies = []
+    for n, line in enumerate(lines):
+        to = re.search(r"bra(?:\.uni)?\s+(\$L\w+);", line)
+        if to and labels.get(to.group(1), n) < n:
+            bodies.append(sum(asked[labels[to.group(1)] : n]))
+    return max(bodies, default=0) or sum(asked)
+
+
+def _asked(line: str) -> int:
+    """Bytes of a thread's load from global memory, 0 for other instructions."""
+    load = re.search(r"ld\.global(?:\.\w+)*?(?:\.v(\d))?\.[busf](\d+)", line)
+    if load:
+        return int(load.group(1) or 1) * int(load.group(2)) // 8
+    copy = re.search(r"cp\.async\.c[ag]\.shared\.global.*?\], (?:0x)?(\w+)", line)
+    return int(copy.group(1), 16) if copy else 0
+
+
+def rounds(plan: fused.Plan) -> dict[str, str]:
+    """How many blocks a program of each launch takes one after another, each a wait for memory."""
+    return {
+        "score": f"{-(-plan.width // fused.BLOCK_C)}",
+        "compact": f"{-(-plan.chunk // fused.COMPACT_K)}, after a search of 16 at most in registers",
+        "exact": f"1 ({plan.room} a chunk), searched 16 times at most, from the L1",
+        "draws": "1 (slot, row, vector)",
+        "combine": f"{-(-plan.tiles // 1024)} and {-(-plan.blocks // 32)}",
+        "weigh": "1",
+        "pull": f"{-(-plan.split // fused.PULL_K)}",
+        "finish": f"{-(-plan.splits // 64)}",
+    }
+
+
+def occupancy(queries: int, width: int = 128) -> str:
+    """A table of the launches of a step at K 65,536: programs, blocks in a row, bytes on their way to a thread."""
+    plan = fused.Plan(queries, 65536, width, 1024, 960)
+    forms, grids, in_a_row = variants(width, queries, ("tf32x3",)), plan.grids(), rounds(plan)
+    lines = [
+        "| launch | programs | blocks in a row | bytes a thread asks for in a block |",
+        "| --- | ---: | --- | ---: |",
+    ]
+    for name, grid in grids.items():
+        form = forms[name if name in forms else f"{name}, tf32x3"]
+        asked = loads(compile_for("sm_90", *form).asm["ptx"])
+        lines.append(f"| {name} | {math.prod(grid):,} | {in_a_row[name]} | {asked} |")
+    return "\n".join(lines)
 
 
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--widths", type=int, nargs="+", default=WIDTHS, help="feature widths C")
+    parser.add_argument("--queries", type=int, nargs="+", default=QUERIES, help="N")
     args = parser.parse_args(argv)
     unbuilt: dict[str, str] = {}
 
     def cell(target: str, variant: tuple[Any, ...]) -> str:
         if target not in unbuilt:
             try:
-                used = usage(target, *variant)
-                return f"{used.registers} / {used.spilled} / {used.shared / 1024:.1f} |"
+                both = [usage(target, *variant, aligned=aligned) for aligned in (True, False)]
+                registers, spilled, shared = (max(x) for x in zip(*map(dataclasses.astuple, both), strict=True))
+                return f"{registers} / {spilled} / {shared / 1024:.1f} |"
             except Exception as error:  # an older triton lacks a target's assembler or linker, and says so in many ways
                 lines = str(error).splitlines()
                 unbuilt[target] = next((line for line in lines if "fatal" in line), lines[0] if lines else repr(error))
         return "not built |"
 
-    print(f"registers a thread / bytes spilled / shared KiB; {fused.WARPS} warps a program of the head\n")
-    print("| program | C |", *(f"{target} |" for target in TARGETS))
-    print("| --- | --- |", *("---: |" for _ in TARGETS))
-    for width in args.widths:
-        for name, variant in variants(width).items():
-            of_width = name.startswith("head")
-            if of_width or width == args.widths[0]:
-                cells = [cell(target, variant) for target in TARGETS]
-                print(f"| {name} | {width if of_width else 'any'} |", *cells, flush=True)
+    print("registers a thread / bytes spilled / shared KiB, the larger of sizes that divide 16 and others\n")
+    print("| program | N | C |", *(f"{target} |" for target in TARGETS))
+    print("| --- | --- | --- |", *("---: |" for _ in TARGETS))
+    rows: dict[tuple[Any, ...], tuple[str, ...]] = {}  # a program that two sizes do not change is shown once
+    forms = [(n, c, *form) for n in args.queries for c in args.widths for form in variants(c, n).items()]
+    for queries, width, name, variant in [*forms, *(("any", "any", *form) for form in of_views().items())]:
+        known = (name, *sorted(variant[1].items()))
+        if known not in rows:
+            rows[known] = tuple(cell(target, variant) for target in TARGETS)
+            print(f"| {name} | {queries} | {width} |", *rows[known], flush=True)
     for target, why in unbuilt.items():
         print(f"\n{target}: this triton cannot build for it: {why}")
+    for queries in args.queries:
+        print(f"\nK 65,536, N {queries}, C 128, tf32x3, sm_90 ({fused.FILL} programs or more fill a GPU):\n")
+        print(occupancy(queries))
     return 0
 
 

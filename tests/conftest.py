@@ -339,7 +339,8 @@ def differences(one: Any, other: Any, where: str = "") -> list[str]:
 
 def mend_interpreter() -> None:
     """Let the interpreters of Triton before 3.7 run under numpy 2.4, which makes no integer of an array with one axis:
-    they ask for one at every loop bound ("only 0-dimensional arrays can be converted to Python scalars")."""
+    they ask for one at every loop bound ("only 0-dimensional arrays can be converted to Python scalars"). And let all
+    multiply in the precision asked for, bf16 rounded and not cut, as a GPU does."""
     from triton.runtime import interpreter
 
     patch = interpreter._patch_lang_tensor
@@ -349,6 +350,40 @@ def mend_interpreter() -> None:
         tensor.__index__ = lambda self: int(self.handle.data.item())
 
     interpreter._patch_lang_tensor = with_integers
+    interpreter.InterpreterBuilder.create_dot = lambda self, a, b, sum, precision, _: interpreter.TensorHandle(
+        sum.data + _product(*(_unrounded(x) for x in (a, b)), str(precision)), sum.dtype.scalar
+    )
+    cast = interpreter.InterpreterBuilder.cast_impl
+
+    def rounded(self: Any, source: Any, to: Any) -> Any:
+        if (str(source.dtype.scalar), str(to.scalar)) != ("fp32", "bf16"):
+            return cast(self, source, to)
+        bits = torch.from_numpy(source.data).bfloat16().view(torch.int16).numpy().view(np.uint16)
+        return interpreter.TensorHandle(bits, to.scalar)
+
+    interpreter.InterpreterBuilder.cast_impl = rounded
+
+
+def _unrounded(handle: Any) -> np.ndarray:
+    """The numbers of an interpreter's tensor; it keeps bf16 as the bits, and multiplies those."""
+    bits = handle.data
+    return (bits.astype(np.uint32) << 16).view(np.float32) if bits.dtype == np.uint16 else bits
+
+
+def _product(a: np.ndarray, b: np.ndarray, precision: str) -> np.ndarray:
+    """a @ b of operands in the precision that a GPU multiplies in; the interpreter alone has float32 for all."""
+    if not precision.upper().split(".")[-1].startswith("TF32"):
+        return a @ b
+    high = [_tf32(x) for x in (a, b)]
+    if not precision.upper().endswith("X3"):
+        return high[0] @ high[1]
+    low = [_tf32(x - of_x) for x, of_x in zip((a, b), high, strict=True)]
+    return low[0] @ high[1] + high[0] @ low[1] + high[0] @ high[1]
+
+
+def _tf32(x: np.ndarray) -> np.ndarray:
+    """x (float32) cut to the 10 bits of a tf32 fraction."""
+    return (x.view(np.uint32) & np.uint32(0xFFFFE000)).view(np.float32)
 
 
 def interpreted(suite: str) -> int:
