@@ -1,4 +1,4 @@
-"""Bytes and operations of the four stages of the fused head, counted, against the floor of each stage.
+"""Bytes and operations of a step of the contrastive head, counted: the floor of its four stages, and its launches.
 
     python benchmarks/kernel_bytes.py
 
@@ -6,8 +6,8 @@ Legend: N queries, C feature width, K queue rows, H hardest rows a query, S synt
 Sq + Sp + Ss + Sn as in moco/kernels/spec.py.
 
 The floor of a stage reads each of its inputs from memory once and writes each of its outputs once; rows of the queue
-that are gathered count at most the whole queue. What is moved is what the programs of moco/kernels/programs.py ask
-for, caches not considered. Everything is float32, slots of the draws are int64.
+that are gathered count at most the whole queue. Launches are counted by what the programs of moco/kernels/programs.py
+ask for, caches not considered. Everything is float32, slots of the draws are int64.
 """
 
 from __future__ import annotations
@@ -15,8 +15,10 @@ from __future__ import annotations
 import sys
 from typing import NamedTuple
 
+from moco.kernels.fused import Plan
+
 FLOAT, SLOT = 4, 8  # bytes
-SELECT_PASSES = 5  # four digits of the H-th largest, then the set itself
+CANDIDATES = 1.15  # a row of the set: expected in random order, with 4 H buckets
 SYNCO = (256 + 256 + 64, 256, 64, 64)  # Sq, Sp, Ss, Sn of SynCo's default counts
 NOTHING = (0, 0, 0, 0)
 
@@ -24,7 +26,6 @@ NOTHING = (0, 0, 0, 0)
 class Stage(NamedTuple):
     name: str
     floor: int  # bytes
-    moved: int  # bytes
     flops: int  # of a matrix product, 2 a multiply-add; 0 for the other stages, which memory bounds
 
 
@@ -34,28 +35,48 @@ def stages(n: int, k: int, c: int, hard: int, counts: tuple[int, int, int, int])
     Args: n, k, c, hard: N, K, C, H. counts: (Sq, Sp, Ss, Sn).
     """
     matrix, queue, batch = (FLOAT * size for size in (n * k, k * c, n * c))
-    of_query, of_pair, of_sign, of_noise = counts
+    of_pair, of_sign, of_noise = counts[1:]
     draws = sum(counts)
-    slots = SLOT * n * (draws + of_pair)
-    weights = FLOAT * n * (2 * of_query + 2 * of_pair + of_sign + of_noise * (1 + c))  # noise carries its e
     hardest = 2 * FLOAT * n * hard if draws else 0  # rows and values
-    row = n * c * FLOAT
-    first_walk, second_walk = row * (2 * of_pair + of_sign + of_noise), row * (draws + of_pair)
+    gathered = min(n * c * FLOAT * (2 * of_pair + of_sign + of_noise), queue)
     small = 3 * batch + 5 * FLOAT * n  # q, k, the vector a query; its loss, rank, largest similarity, mass
     product = 2 * n * k * c
-    gathered = min(first_walk, queue)
     found = [
-        Stage("similarities", queue + batch + matrix, queue + batch + matrix, product),
-        Stage("hardest set", matrix + hardest, SELECT_PASSES * matrix + hardest, 0),
-        Stage(
-            "head",
-            2 * matrix + hardest + slots + weights + gathered + small,
-            3 * matrix + 2 * (hardest + slots + weights) + first_walk + second_walk + small,
-            0,
-        ),
-        Stage("gradient", matrix + queue + 2 * batch, matrix + queue + 2 * batch, product),
+        Stage("similarities", queue + batch + matrix, product),
+        Stage("hardest set", matrix + hardest, 0),
+        Stage("head", 2 * matrix + hardest + drawn(n, c, counts) + gathered + small, 0),
+        Stage("gradient", matrix + queue + 2 * batch, product),
     ]
     return [stage for stage in found if draws or stage.name != "hardest set"]
+
+
+def drawn(n: int, c: int, counts: tuple[int, int, int, int]) -> int:
+    """Bytes of the draws: slots, weights, and the noise with its e."""
+    of_query, of_pair, of_sign, of_noise = counts
+    slots = SLOT * n * (sum(counts) + of_pair)
+    return slots + FLOAT * n * (2 * of_query + 2 * of_pair + of_sign + of_noise * (1 + c))
+
+
+def launches(plan: Plan, counts: tuple[int, int, int, int]) -> dict[str, int]:
+    """Bytes that each launch of a step asks for, with operands in float32; counts: Sq, Sp, Ss, Sn."""
+    n, k, c, hard = plan.n, plan.total, plan.width, plan.hard
+    matrix, queue, batch = (FLOAT * size for size in (n * k, k * c, n * c))
+    of_tiles, maxima = 3 * FLOAT * n * plan.tiles, FLOAT * n * plan.maxima
+    tall = -(-n // plan.block_n)  # programs that read the same row of the queue
+    listed = int(CANDIDATES * n * hard) * 2 * FLOAT  # row and similarity
+    hardest, vectors = 2 * FLOAT * n * hard, FLOAT * n * plan.blocks * (c + 2)
+    wide = -(-c // plan.pull_c)  # programs that read the same similarity
+    partial = FLOAT * plan.splits * n * c
+    return {
+        "score": tall * queue + 2 * plan.tiles * batch + matrix + maxima + of_tiles,
+        "compact": plan.chunks * maxima + matrix + listed,
+        "exact": plan.listing * listed + hardest,
+        "draws": drawn(n, c, counts) + 8 * n * (plan.draws + counts[1]) + n * (plan.draws + counts[1]) * c * FLOAT
+        + plan.blocks * batch + vectors,
+        "combine": plan.parts * (of_tiles + 2 * batch) + vectors + batch,
+        "pull": wide * matrix + tall * queue + partial,
+        "finish": partial + 2 * batch,
+    }  # fmt: skip
 
 
 def least(n: int, k: int, c: int) -> Stage:
@@ -64,7 +85,7 @@ def least(n: int, k: int, c: int) -> Stage:
     Args: N, K, C.
     """
     size = FLOAT * (k * c + 3 * n * c)
-    return Stage("least", size, size, 4 * n * k * c)
+    return Stage("least", size, 4 * n * k * c)
 
 
 def floor_bytes(shape: list[Stage]) -> int:
@@ -81,25 +102,19 @@ def floor_seconds(shape: list[Stage], bandwidth: float, rate: float) -> float:
 
 
 def table(width: int = 128, hard: int = 1024, counts: tuple[int, int, int, int] = SYNCO) -> str:
-    """The table of moco/kernels/README.md."""
-    names = [stage.name for stage in stages(1, 1, 1, 1, counts)]
+    """The table of moco/kernels/README.md, in megabytes."""
+    names = list(launches(Plan(1, 4096, width, hard, sum(counts)), counts))
     lines = [
-        "| N | K | " + " | ".join(names) + " | all | moved / floor | least |",
-        "| ---: | ---: |" + " ---: |" * (len(names) + 3),
+        "| N | K | Gflop | " + " | ".join(names) + " | all | floor of the stages | least |",
+        "| ---: | ---: | ---: |" + " ---: |" * (len(names) + 3),
     ]
     for n in (32, 256, 1024):
         for k in (4096, 65536, 262144):
-            shape = stages(n, k, width, hard, counts)
-            moved, floor = sum(stage.moved for stage in shape), floor_bytes(shape)
-            cells = [f"{n:,}", f"{k:,}", *map(_cell, shape), f"{_mb(moved)} ({_mb(floor)})", f"{moved / floor:.1f}"]
-            lines.append("| " + " | ".join([*cells, _mb(least(n, k, width).floor)]) + " |")
+            moved = list(launches(Plan(n, k, width, hard, sum(counts)), counts).values())
+            floor, need = floor_bytes(stages(n, k, width, hard, counts)), least(n, k, width)
+            sizes = (_mb(size) for size in (*moved, sum(moved), floor, need.floor))
+            lines.append(f"| {n:,} | {k:,} | {need.flops / 1e9:.2g} | " + " | ".join(sizes) + " |")
     return "\n".join(lines)
-
-
-def _cell(stage: Stage) -> str:
-    work = f", {stage.flops / 1e9:.2g} Gflop" if stage.flops else ""
-    floor = f" ({_mb(stage.floor)})" if stage.floor != stage.moved else ""
-    return _mb(stage.moved) + floor + work
 
 
 def _mb(size: float) -> str:

@@ -174,8 +174,19 @@ def test_stages_count_what_the_tensors_hold(counts, bench):
     assert found["head"].floor == 2 * matrix + rows + values + drawn + gathered + 3 * q + statistics
     assert found["gradient"].floor == matrix + queue + 2 * q
     assert found["similarities"].flops == found["gradient"].flops == 2 * n * k * c
-    assert found["hardest set"].moved - found["hardest set"].floor == 4 * matrix
-    assert all(stage.moved >= stage.floor for stage in found.values())
+
+
+def test_launches_count_what_the_programs_ask_for(counts):
+    n, k, c, hard, drawn = 32, 65536, 128, 1024, (256, 256, 64, 64)
+    plan = counts.Plan(n, k, c, hard, sum(drawn))
+    asked = counts.launches(plan, drawn)
+    matrix, queue = 4 * n * k, 4 * k * c
+    tiles, chunks, maxima = 1024, 8, 4096
+    assert asked["score"] == queue + tiles * 2 * 4 * n * c + matrix + 4 * n * maxima + 12 * n * tiles
+    assert asked["compact"] == matrix + chunks * 4 * n * maxima + 8 * int(1.15 * n * hard)
+    assert asked["pull"] == matrix + queue + 4 * 128 * n * c
+    assert list(asked) == [name for name in plan.grids() if name != "weigh"]
+    assert asked["draws"] > n * (640 + 256) * c * 4  # a row a draw, one more a pair
 
 
 def test_without_draws_nothing_is_selected_or_gathered(counts):
@@ -186,7 +197,7 @@ def test_without_draws_nothing_is_selected_or_gathered(counts):
 
 
 def test_the_floor_takes_the_slower_of_memory_and_products(counts):
-    one = [counts.Stage("a", 100, 100, 50)]
+    one = [counts.Stage("a", 100, 50)]
     assert counts.floor_seconds(one, bandwidth=10.0, rate=1000.0) == 10.0
     assert counts.floor_seconds(one, bandwidth=1000.0, rate=10.0) == 5.0
     assert counts.floor_seconds(one + one, bandwidth=10.0, rate=1000.0) == 20.0

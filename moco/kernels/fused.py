@@ -182,7 +182,7 @@ class Plan:
             "draws": (self.n, self.blocks),
         }
         return {
-            "score": (of_query, self.tiles),
+            "score": (self.tiles, of_query),
             **(synthetic if self.hard else {}),
             "combine": (self.n, self.parts),
             "weigh": (self.n, -(-self.total // COMPACT_K)),

@@ -68,8 +68,8 @@ def score(
     and how many exceed the positive; (N, W) keys of the maxima of buckets, BUCKET rows each, where BUCKET is not 0.
     Without PRODUCT the similarities are in sim already, from the library.
     """
-    i = tl.program_id(0).to(tl.int64) * BLOCK_N + tl.arange(0, BLOCK_N)
-    tile = tl.program_id(1).to(tl.int64)
+    tile = tl.program_id(0).to(tl.int64)  # first, so that what runs at a time shares q and k in the L1
+    i = tl.program_id(1).to(tl.int64) * BLOCK_N + tl.arange(0, BLOCK_N)
     j = tile * BLOCK_K + tl.arange(0, BLOCK_K)
     is_query, is_row = i < N, j < K
     positive = tl.zeros((BLOCK_N,), tl.float32)
