@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 WORKERS ?= 2
 
-.PHONY: demo test test-machines lint clean
+.PHONY: demo test test-machines gpu lint clean
 
 demo: $(VENV)/installed-demo
 	$(BIN)/python -m moco.demo
@@ -16,6 +16,10 @@ test: $(VENV)/installed-test
 # The tests of numbers under the instructions of other processors: minutes for each of seven settings.
 test-machines: $(VENV)/installed-test
 	$(BIN)/python tests/machines.py -n $(WORKERS) --dist loadfile
+
+# Tests, errors and times on an NVIDIA GPU, in under eight minutes after installing; writes runs/gpu.
+gpu: $(VENV)/installed-test
+	$(BIN)/python benchmarks/gpu.py
 
 lint: $(VENV)/installed-test
 	$(BIN)/ruff check .

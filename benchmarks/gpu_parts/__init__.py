@@ -1,0 +1,38 @@
+"""The parts of benchmarks/gpu.py: one module each, whose ``run(found)`` measures and notes what it finds."""
+
+from __future__ import annotations
+
+import importlib.util
+from dataclasses import dataclass
+
+TRAINING = ("torchvision", "PIL", "tqdm", "sklearn")  # what a training step imports beyond torch, numpy and triton
+
+
+@dataclass(frozen=True)
+class Part:
+    """``seconds`` it may take; ``alone``: it times, so nothing runs beside it; ``needs``: packages, besides torch."""
+
+    seconds: int
+    alone: bool
+    about: str
+    needs: tuple[str, ...] = ("numpy", "triton")
+
+    def missing(self) -> list[str]:
+        """Those that this machine's Python lacks."""
+        return [name for name in ("torch", *self.needs) if importlib.util.find_spec(name) is None]
+
+
+# In the order in which the parts that run alone do; where time runs out, the later ones are left out.
+PARTS = {
+    "machine": Part(60, True, "versions, bandwidth, rates of products"),
+    "errors": Part(150, False, "the fused loss and its gradient against float64"),
+    "ties": Part(90, False, "the hardest set among ties and rows that are left out"),
+    "manners": Part(120, False, "same bits, host waits, CUDA graphs, streams, launches"),
+    "views": Part(90, False, "views finished on the card against PIL's pixels", ("numpy", "triton", *TRAINING)),
+    "tests": Part(200, False, "pytest -m gpu", ("numpy", "triton", "pytest", "timm", *TRAINING)),
+    "sanitizer": Part(130, False, "compute-sanitizer on small cases"),
+    "loss": Part(110, True, "microseconds of the loss beside plain MoCo, naive SynCo and lightly's MoCo"),
+    "steps": Part(150, True, "whole ResNet-50 steps, SynCo beside plain MoCo", ("numpy", "triton", *TRAINING)),
+    "norms": Part(40, True, "BatchNorm in parts, and images made floats", ("numpy", "triton", *TRAINING)),
+    "views_time": Part(40, True, "views by Triton and by torch's operators", ("numpy", "triton", *TRAINING)),
+}

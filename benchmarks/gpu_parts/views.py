@@ -1,0 +1,56 @@
+"""Views finished on the card: their pixels against PIL's arithmetic on the CPU, and whether they ask the host.
+
+Legend: N images, C channels, h x w pixels.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from moco.data import PRESETS, pixels
+from moco.data.views import draw
+
+from . import clock
+from .findings import Findings
+
+ORDER = ("jitter", "grey", "blur", "flip")
+SIZES = ((64, 3, 224, 224), (64, 3, 32, 32), (33, 1, 28, 28), (17, 3, 97, 65), (8, 3, 384, 384))  # N, C, h, w
+
+
+def drawn(preset: str, n: int) -> Tensor:
+    """(N, P) what the views of a preset drew."""
+    rng = np.random.default_rng(0)
+    params = [draw(PRESETS[preset], 500, 400, rng) for _ in range(n)]
+    return torch.stack([pixels.pack(p.jitter, p.grey, p.blur, p.flip) for p in params])
+
+
+def noise(shape: tuple[int, ...]) -> Tensor:
+    return torch.randint(256, shape, generator=torch.Generator().manual_seed(1), dtype=torch.uint8)
+
+
+def run(found: Findings) -> None:
+    for preset in ("v1", "v2"):
+        for shape in ((2, 3, 5, 6), (2, 1, 4, 4)) if found.dry else SIZES:
+            with found.guarded(f"views {preset} {shape}"):
+                compared(found, preset, shape)
+
+
+def compared(found: Findings, preset: str, shape: tuple[int, ...]) -> None:
+    images, rows = noise(shape), drawn(preset, shape[0])
+    after = tuple(name for name in PRESETS[preset].order if name in ORDER)
+    expected = pixels.one_by_one(images, rows.numpy(), after)
+    there = images.to(found.device)
+    name = f"views {preset}, {shape[0]} of {'x'.join(map(str, shape[1:]))}"
+    for way in ("by_triton", "one_by_one"):
+        if way == "by_triton" and not pixels.suits_triton(rows.numpy(), after):
+            continue
+        clock.poison(found.device)
+        off = int((getattr(pixels, way)(there, rows.numpy(), after).cpu() != expected).sum())
+        found.note(f"{name}, {way}", off, "pixels differ from PIL's", off == 0)
+    if not found.dry:
+        pixels.finish(there, rows, after)
+        with clock.counted_waits() as waits:
+            pixels.finish(there, rows, after)
+        found.note(f"{name}, host waits", len(waits), "; ".join(waits)[:160], not waits)
