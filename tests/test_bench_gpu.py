@@ -124,7 +124,8 @@ def test_the_plain_command_needs_no_package_to_list_its_parts(gpu):
     assert sum(part.seconds for part in gpu.PARTS.values() if part.alone) <= 450
 
 
-def test_without_a_gpu_each_part_says_so(gpu, tmp_path, capsys):
+def test_without_a_gpu_each_part_says_so(gpu, tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     assert gpu.main(["--parts", "ties", "--out", str(tmp_path)]) == 1
     assert "torch finds no GPU; --dry runs on a CPU" in capsys.readouterr().out
     assert sorted(path.name for path in tmp_path.iterdir()) == ["log.txt", "results.json", "table.md"]
@@ -135,6 +136,22 @@ def test_make_gpu_runs_it(gpu):
         pytest.fail("the tests are started by make")
     done = subprocess.run(["make", "-n", "gpu"], capture_output=True, text=True, cwd=ROOT, check=True)
     assert ".venv/bin/python benchmarks/gpu.py" in done.stdout
+
+
+@pytest.mark.parametrize("order", ["{test} {verdict} [  3%]", "[gw1] [  3%] {verdict} {test} "])
+def test_tests_that_failed_are_named(order, load, tmp_path, capsys):
+    tests, findings = load("gpu_parts.tests"), load("gpu_parts.findings")
+    one, other = "tests/test_gpu.py::test_a[fp32-(5, 67)-False]", "tests/fused_interpreted.py::test_b"
+    lines = [order.format(test=one, verdict="PASSED"), order.format(test=other, verdict="FAILED"), "gibberish",
+             f"FAILED {other} - AssertionError: assert 1", ""]  # fmt: skip
+    found = findings.Findings(tmp_path / "part.json", dry=False)
+    tests.report(found, [line.strip() for line in lines])
+    assert [(row["value"], row["verdict"]) for row in found.rows] == [(1, "ok"), (other, "WRONG")]
+    assert {path.split("/")[1] for path in tests.FILES} >= {
+        "test_gpu.py",
+        "fused_interpreted.py",
+        "views_interpreted.py",
+    }
 
 
 # Verdicts -----------------------------------------------------------------------------------------------------------

@@ -230,7 +230,7 @@ def test_links_of_the_docs_lead_somewhere(name):
 
 def test_files_that_the_readme_names_exist_and_no_module_or_page_is_left_out():
     tree = README.split("## The tree")[1].split("```")[1]
-    bases = (".", "moco", "moco/kernels", "moco/data", "docs")
+    bases = (".", "moco", "moco/kernels", "moco/data", "docs", "benchmarks")
     for line in tree.strip().splitlines():
         for name in re.findall(r"^\s*(\w+/)", line) + re.findall(r"\w+\.(?:py|md)", line):
             assert any((ROOT / base / name).exists() for base in bases), name

@@ -10,9 +10,11 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
-from timing import cold_cache, milliseconds
+from timing import milliseconds
 
 Call = Callable[[], Any]
+ANNOTATIONS = ("Optimizer.", "Profiler")  # spans of several kernels that the profiler lists among them
+WAIT = "called a synchronizing CUDA operation"  # torch's warning
 
 
 def sync(device: str) -> None:
@@ -54,7 +56,8 @@ def kernels(call: Call, repeats: int = 5) -> dict[str, tuple[float, float]]:
         torch.cuda.synchronize()
     found: dict[str, list[float]] = {}
     for event in seen.events() or ():
-        if event.device_type == torch.autograd.DeviceType.CUDA and not getattr(event, "is_user_annotation", False):
+        annotation = getattr(event, "is_user_annotation", False) or event.name.startswith(ANNOTATIONS)
+        if event.device_type == torch.autograd.DeviceType.CUDA and not annotation:
             entry = found.setdefault(event.name, [0.0, 0.0])
             entry[0] += event.time_range.elapsed_us()
             entry[1] += 1
@@ -100,7 +103,7 @@ def counted_waits() -> Iterator[list[str]]:
             yield waits
     finally:
         torch.cuda.set_sync_debug_mode("default")
-    waits += [str(w.message).splitlines()[0] for w in caught if "synchroniz" in str(w.message)]
+    waits += [str(w.message).splitlines()[0] for w in caught if WAIT in str(w.message)]
 
 
 def poison(device: str) -> None:
@@ -108,8 +111,3 @@ def poison(device: str) -> None:
     for size in (1 << 28, 1 << 26, 1 << 24, 1 << 20, 1 << 14) if device == "cuda" else ():
         blocks = [torch.full((size // 4,), torch.nan, device=device) for _ in range(2)]
         del blocks
-
-
-def flush(device: str) -> None:
-    if device == "cuda":
-        cold_cache().zero_()

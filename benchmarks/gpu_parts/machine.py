@@ -30,22 +30,23 @@ def run(found: Findings) -> None:
     for tool in TOOLS:
         found.note(tool, shutil.which(tool) or "not on PATH")
     if not found.dry:
-        card(found)
+        with found.guarded("card"):
+            card(found)
     speeds(found)
 
 
 def card(found: Findings) -> None:
-    with found.guarded("nvidia-smi"):
-        words = "name,driver_version,memory.total,clocks.sm,clocks.mem,power.limit"
-        command = ["nvidia-smi", f"--query-gpu={words}", "--format=csv,noheader"]
-        said = subprocess.run(command, capture_output=True, text=True, timeout=20).stdout.strip()
-        found.note("nvidia-smi", said)
     about = torch.cuda.get_device_properties(0)
     found.note("card", about.name)
     found.note("multiprocessors", about.multi_processor_count)
     found.note("memory", about.total_memory / 2**30, "GiB")
     found.note("L2", about.L2_cache_size / 2**20, "MiB")
     found.note("CUDA, cuDNN", f"{torch.version.cuda}, {torch.backends.cudnn.version()}")
+    with found.guarded("nvidia-smi"):
+        words = "name,driver_version,memory.total,clocks.sm,clocks.mem,power.limit"
+        command = ["nvidia-smi", f"--query-gpu={words}", "--format=csv,noheader"]
+        said = subprocess.run(command, capture_output=True, text=True, timeout=20).stdout.strip()
+        found.note("nvidia-smi", said)
 
 
 def speeds(found: Findings) -> None:

@@ -46,7 +46,7 @@ def compared(found: Findings, batch: int, splits: int, stack: contextlib.ExitSta
         for name, words in METHODS.items()
         if "triton" not in name or (splits == 1 and not found.dry)
     }
-    steps = 1 if found.dry else 6 if batch > 64 else 30
+    steps = 1 if found.dry else 6 if batch > 64 else 20
     for trainer, source in trainers.values():
         for _ in range(1 if found.dry else 4):
             trainer.step(source)

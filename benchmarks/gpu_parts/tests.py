@@ -12,6 +12,8 @@ from pathlib import Path
 from .findings import Findings
 
 ROOT = Path(__file__).resolve().parents[2]
+# By name: to collect the others takes packages that a machine with a card may lack.
+FILES = ["tests/test_gpu.py", *sorted(f"tests/{path.name}" for path in ROOT.glob("tests/*_interpreted.py"))]
 WORKERS = 6  # processes: most of a test's time goes to compiling
 # One process writes TEST VERDICT, several write [gwN] [ 7%] VERDICT TEST.
 VERDICT = r"\b(PASSED|FAILED|ERROR)\b"
@@ -20,7 +22,7 @@ TEST = rf"tests/\S+?::.*?(?= {VERDICT}| - |$)"
 
 def run(found: Findings) -> None:
     words = ["-m", "pytest", "-p", "no:cacheprovider", "-m", "gpu", "-vv"]
-    words += ["--collect-only", "tests/test_gpu.py"] if found.dry else ["tests"]
+    words += ["--collect-only", *FILES[:1]] if found.dry else FILES
     words += [] if found.dry or importlib.util.find_spec("xdist") is None else ["-n", str(WORKERS)]
     env = {**os.environ, "PYTHONPATH": str(ROOT)}
     lines: list[str] = []
