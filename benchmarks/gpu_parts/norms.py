@@ -33,8 +33,8 @@ def in_parts(found: Findings, n: int, channels: int, side: int) -> None:
     """Outputs and gradients against float64, part by part, and microseconds beside a plain layer."""
     generator = torch.Generator(device=found.device).manual_seed(0)
     x = torch.randn(n, channels, side, side, generator=generator, device=found.device)
-    x = x.to(torch.bfloat16).contiguous(memory_format=torch.channels_last)
-    given = torch.randn(x.shape, generator=generator, device=found.device).to(x)
+    given = torch.randn(x.shape, generator=generator, device=found.device)
+    x, given = (t.to(torch.bfloat16).contiguous(memory_format=torch.channels_last) for t in (x, given))
     plain = nn.BatchNorm2d(channels).to(found.device)
     split = split_batchnorm(nn.Sequential(nn.BatchNorm2d(channels)), SPLITS).to(found.device)
     out, gradient = both_passes(split, x, given)
