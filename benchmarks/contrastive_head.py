@@ -149,6 +149,7 @@ VARIANTS: dict[str, Variant] = {
     PLAIN: Variant(head("cpu", synthetic=False), ("fp32", "bf16"), synthetic=False),
     FUSED: Variant(head("triton", "fp32")),
     "triton, tf32": Variant(head("triton", "tf32"), ("tf32",)),
+    "triton, tf32x3": Variant(head("triton", "tf32x3"), ("tf32",)),  # three products of tf32
     "triton, bf16": Variant(head("triton", "bf16"), ("bf16",)),
 }
 

@@ -13,7 +13,8 @@ sys.path.insert(0, str(ROOT / "benchmarks"))
 from gpu_parts import PARTS  # noqa: E402
 from gpu_parts.findings import OK, Findings  # noqa: E402
 
-UNASKED = {"machine", "loss", "views_time"}  # they only time, or only look
+# numpy's own words where the interpreter meets the NaN that a part puts in
+pytestmark = pytest.mark.filterwarnings("ignore:All-NaN slice")
 LEAST = {"errors": 20, "ties": 12, "manners": 3, "views": 8, "steps": 2, "norms": 2}  # checks that a part makes
 
 
