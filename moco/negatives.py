@@ -8,6 +8,7 @@ and with replacement from the query's hardest rows, e ~ N(0, I). A kind says how
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from typing import NamedTuple
@@ -17,6 +18,7 @@ from torch import Tensor
 
 from . import seeding
 from .errors import UserError
+from .kernels import draws as by_counters
 from .kernels.spec import Draws
 
 
@@ -103,13 +105,17 @@ def draw(
 ) -> Draws | None:
     """The draws of ``recipe`` for n queries, slots in [0, hard), noise of width dim; None when nothing is drawn.
 
-    A function of its arguments alone. Each kind has a stream of its own, keyed on (``key``, kind), so that two recipes
-    that differ in one kind give all others the same coefficients, parents and noise: an ablation is paired. Both
-    extrapolations are one kind here. Tensors are float32; inside a group the columns follow the recipe's order.
+    A function of its arguments alone, and of whether a GPU draws: there one launch draws all (moco/kernels/draws.py).
+    Each kind has a stream of its own, keyed on (``key``, kind), so that two recipes that differ in one kind give all
+    others the same coefficients, parents and noise: an ablation is paired. Both extrapolations are one kind here.
+    Tensors are float32; inside a group the columns follow the recipe's order.
     """
     rows = [row for row in recipe if row.count > 0]
     if not rows:
         return None
+    if by_counter(device):
+        key = seeding.key("kind", key) >> 1
+        return by_counters.draw(counted(tuple(rows)), n, hard, dim, key, torch.device(device))
     numbers = [KINDS[row.kind].stream for row in rows]
     parts: dict[str, list[_Drawn]] = {group: [] for group in GROUPS}
     for i, row in enumerate(rows):
@@ -137,6 +143,25 @@ def draw(
         noise_w=weights("noise", 0),
         noise=joined([part.noise for part in ordered if part.noise is not None], last=(dim,)),
     )
+
+
+def by_counter(device: torch.device | str) -> bool:
+    """Whether a device draws by moco/kernels/draws.py."""
+    return torch.device(device).type == "cuda"
+
+
+@functools.lru_cache(64)
+def counted(recipe: Recipe) -> tuple[by_counters.Row, ...]:
+    """The rows of a recipe as numbers; their weights are straight lines in the coefficient."""
+    found: list[by_counters.Row] = []
+    seen: list[int] = []
+    for row in recipe:
+        kind = KINDS[row.kind]
+        stream = kind.stream << 16 | seen.count(kind.stream)  # a second row of a kind draws anew
+        seen.append(kind.stream)
+        lines = tuple((float(w[1] - w[0]), float(w[0])) for w in kind.weights(torch.tensor([0.0, 1.0])))
+        found.append(by_counters.Row(GROUPS.index(kind.group), stream, row.count, row.low, row.high, lines))
+    return tuple(found)
 
 
 class _Drawn(NamedTuple):

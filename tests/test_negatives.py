@@ -6,10 +6,20 @@ Legend: N queries, C feature width, H hardest rows a query, S synthetic negative
 import pytest
 import torch
 
+from moco import negatives
 from moco.errors import UserError
+from moco.kernels import draws as by_counters
 from moco.methods import METHODS, mochi, synco
 from moco.negatives import GROUPS, KINDS, HardNegatives, active, draw, sentences, starting_at, synthetic
 from moco.seeding import key
+
+
+@pytest.fixture(autouse=True, params=["as on a CPU", "as on a GPU"])
+def way(request, monkeypatch):
+    """Both ways to draw have all of these properties; triton's numbers are the definition's: test_draws.py."""
+    monkeypatch.setattr(negatives, "by_counter", lambda device: request.param == "as on a GPU")
+    monkeypatch.setattr(by_counters, "objection", lambda device: "on a CPU")
+
 
 RANGES = {  # hard_negatives: one coefficient a synthetic feature, U(low, high)
     "mixup": (0, 1),
