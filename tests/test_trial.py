@@ -9,7 +9,7 @@ import warnings
 
 import pytest
 import torch
-from conftest import ROOT, SYNCO, TINY, load
+from conftest import ROOT, SYNCO, TINY, interpreted, load
 
 from moco import checkpoint, distributed, kernels
 from moco.errors import UserError
@@ -175,6 +175,11 @@ def test_the_table_has_every_precision(rounding, capsys):
     assert len(lines) == 2 + 4 * len(rounding.PRECISIONS)
     readme = (ROOT / "moco" / "kernels" / "README.md").read_text(encoding="utf-8").splitlines()
     assert lines[0] in readme
+
+
+def test_the_programs_themselves_pass_when_interpreted():
+    pytest.importorskip("triton", reason="needs the package triton: pip install triton")
+    assert interpreted("trial_interpreted.py") >= 2
 
 
 # The choice ---------------------------------------------------------------------------------------------------------
