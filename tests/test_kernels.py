@@ -582,7 +582,7 @@ def test_a_precision_that_cannot_be_had_is_an_error(monkeypatch):
         run(*low, "reference", precision="bf16")
     monkeypatch.setattr("moco.kernels.gpu_has_bf16", lambda: False)
     with pytest.raises(UserError, match="needs a GPU and torch 2.8"):
-        resolve_precision("bf16", "auto", "cuda")
+        resolve_precision("bf16", "cpu", "cuda")
 
 
 # Inputs -------------------------------------------------------------------------------------------------------------

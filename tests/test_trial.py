@@ -205,6 +205,16 @@ def test_the_default_is_never_the_slower_one(gpu, monkeypatch):
     assert chosen(precision="tf32x3").impl == "triton"
 
 
+def test_in_bf16_the_fused_step_needs_no_product_of_torchs(gpu, monkeypatch):
+    monkeypatch.setattr(kernels, "gpu_has_bf16", lambda: False)
+    monkeypatch.setattr(trial, "relative_time", lambda *given: pytest.fail("there is nothing to compare it with"))
+    assert str(chosen(precision="bf16")) == "triton in bf16, checked against the reference"
+    gpu.spoil = FAULTS["not a number"]
+    trial.objection.cache_clear()
+    with pytest.raises(UserError, match=r"--head-precision bf16 on cuda needs a GPU and torch 2.8; use auto"):
+        chosen(precision="bf16")
+
+
 def test_a_fused_step_that_fails_is_told_of_and_not_used(gpu, monkeypatch):
     gpu.spoil = FAULTS["a rank"]
     assert str(chosen()).startswith("cpu in fp32, not by triton: it differs from the reference by inf")

@@ -72,13 +72,17 @@ def resolve_precision(precision: str, impl: str, device_type: str) -> str:
         return _best_precision(name, device_type)
     if precision != "fp32" and name == "reference":
         raise UserError(f"--head-impl reference has no {precision}; use --head-precision auto or fp32")
-    if precision == "bf16" and device_type != "cpu" and not (device_type == "cuda" and gpu_has_bf16()):
+    if precision == "bf16" and not (name == "triton" or _closed_forms_have_bf16(device_type)):
         raise UserError(f"--head-precision bf16 on {device_type} needs a GPU and torch 2.8; use auto")
     if precision.startswith("tf32") and device_type != "cuda" and name != "triton":  # which is interpreted there
         raise UserError(f"--head-precision {precision} needs a GPU and this process runs on {device_type}; use auto")
     if precision == "tf32x3" and name != "triton":
         raise UserError("--head-precision tf32x3 is the fused head's, --head-impl triton; use auto, fp32 or tf32")
     return precision
+
+
+def _closed_forms_have_bf16(device_type: str) -> bool:
+    return device_type == "cpu" or (device_type == "cuda" and gpu_has_bf16())
 
 
 def _best_precision(name: str, device_type: str) -> str:
@@ -155,7 +159,8 @@ def _tried(impl: str, precision: str, device, size: Size, before: Earlier | None
     if failed:
         return _without(impl, precision, why or "another process of this run cannot use it", before)
     checked = f"{', as so far' if before else ''}, checked against the reference"
-    if before or impl == "triton" or precision == "tf32x3":  # which no other has
+    alone = precision == "tf32x3" or (precision == "bf16" and not _closed_forms_have_bf16("cuda"))
+    if before or impl == "triton" or alone:
         return Choice("triton", own, checked)
     closed = resolve_precision(precision, "cpu", "cuda")
     (share,) = worst([trial.relative_time(device, size, own, closed)])
