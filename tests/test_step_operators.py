@@ -1,0 +1,74 @@
+"""How much a step asks a GPU to do, counted without one: operators by part, and how often the host would wait.
+
+Bounds are what holds; lower them when a part gets cheaper. The counted encoder is small, so most of a count is not the
+encoders'.
+"""
+
+import importlib
+import sys
+from collections import Counter
+
+import pytest
+import torch
+from conftest import ROOT
+from torch import nn
+
+SMALL = ["-a", "test_resnet", "--size", "32", "-b", "16", "--moco-k", "4096", "--moco-dim", "32"]
+
+
+@pytest.fixture(scope="module")
+def bench():
+    sys.path.insert(0, str(ROOT / "benchmarks"))
+    yield importlib.import_module("step_operators")
+    sys.path.remove(str(ROOT / "benchmarks"))
+
+
+def test_operators_are_counted_once_and_views_never(bench):
+    parts = bench._Parts()
+    counting = bench._Counting(parts, bench._OnGpu())
+    with bench.a_gpu(counting):
+        net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten()).to(bench.GPU)
+        images = torch.ones(2, 3, 5, 5)
+        assert net[0].weight.device == bench.GPU
+        assert not images.is_cuda
+        with counting:
+            with parts("forward"), torch.autocast("cuda", torch.bfloat16):
+                out = net(images.to(bench.GPU, non_blocking=True))
+            with parts("backward"):
+                out.float().view(-1).sum().backward()
+            images.add_(1)  # the host's own
+            with parts("read"):
+                assert bool(out.isfinite().all())
+    assert counting.reads == 1
+    kinds = {name: Counter(found) for name, found in counting.found.items()}
+    # images to the device and to 16 bits, the weight and the bias to 16 bits
+    forward = {"_to_copy": 4, "convolution": 1, "_native_batch_norm_legit": 1, "add_": 1, "relu": 1}
+    assert kinds["forward"] == forward
+    assert kinds["backward"]["convolution_backward"] == 1
+    assert kinds["backward"]["native_batch_norm_backward"] == 1
+    assert set(kinds) == {"forward", "backward", "read"}
+
+
+def others(found):
+    """Operators of all parts but the encoders' passes and the head."""
+    encoders = ("q forward", "k forward", "q backward", "head")
+    return {part: names.total() for part, names in found.items() if part not in encoders}
+
+
+@pytest.mark.parametrize("splits", [1, 8])
+def test_a_step_of_synco(splits, bench):
+    found, reads = bench.count([*bench.SETTING, *SMALL, "--amp", "off", "--bn-splits", str(splits)])
+    assert others(found) == {"EMA": 4, "rollback": 19, "other": 12, "enqueue": 8, "optimizer": 23,
+                             **({"shuffle": 4} if splits > 1 else {})}  # fmt: skip
+    assert reads == 1  # the closed forms ask whether there are ties
+
+
+def test_it_prints_a_column_for_each_setting(bench, capsys):
+    assert bench.main([*SMALL, "--bn-splits", "1", "2", "--names"]) == 0
+    out = capsys.readouterr().out.splitlines()
+    assert "--bn-splits 1, EMA: 1 _foreach_sub" in out[0]
+    cells = [[cell.strip() for cell in line.split("|")[1:-1]] for line in out if line.startswith("| ")]
+    rows = {name: [int(x) for x in numbers] for name, *numbers in cells[2:]}
+    for column in (0, 1):
+        parts = [row[column] for name, row in rows.items() if name not in ("all", "host reads")]
+        assert sum(parts) == rows["all"][column] > 100
