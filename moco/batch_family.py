@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from moco import distributed
-from moco.builder import remember
+from moco.buffers import Counts, Small
 from moco.data import normalise
 from moco.encoder import recompute_blocks
 from moco.kernels.spec import mean_hardest
@@ -81,6 +81,8 @@ class BatchContrast(nn.Module):
         self.loss, self.T, self.contrast_mode = loss, T, contrast_mode
         self.chance = chance
         self.labels = labels
+        self._few: Small | None = None
+        self._count_q = Counts(encoder)
         self.part: Callable[[str], AbstractContextManager] = nullcontext  # told which part of a step begins
         self.layout = torch.channels_last if channels_last else torch.contiguous_format
         self.mean: Tensor
@@ -103,7 +105,9 @@ class BatchContrast(nn.Module):
         with self.part("q forward"):
             views = [im_q, im_k, *(() if more is None else more.unbind(1))]  # V of (N, channels, h, w)
             rows = torch.cat([self.prepare(view) for view in views])  # one forward: BatchNorm sees all views
-            z = self.encoder_q(rows).float().unflatten(0, (len(views), -1)).transpose(0, 1)  # (N, V, C)
+            with self._count_q.at_once(rows.device):
+                z = self.encoder_q(rows)
+            z = z.float().unflatten(0, (len(views), -1)).transpose(0, 1)  # (N, V, C)
         with self.part("head"):
             groups = ids if self.labels is None else self.labels[ids]
             pairs = compare(
@@ -133,7 +137,9 @@ class BatchContrast(nn.Module):
 
     def snapshot(self, keys: int) -> Callable[[Tensor], None]:
         """Remember what a forward pass changes, BatchNorm's statistics; ``restore(bad)`` as MoCo's."""
-        return remember(list(self.buffers()))
+        if self._few is None:
+            self._few = Small(self, leave=("mean", "std"))
+        return self._few.snapshot()
 
 
 @torch.no_grad()

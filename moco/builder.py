@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from moco import distributed, seeding
+from moco.buffers import Counts, Small
 from moco.data import normalise
 from moco.encoder import recompute_blocks
 from moco.kernels import Earlier, Head, contrastive_head
@@ -25,6 +26,7 @@ from moco.kernels.spec import Draws
 from moco.key_queue import EMPTY, enqueue_, new_queue, next_rows
 
 # (queries on this process, epoch, draw number, step) -> the draws of the synthetic negatives, None for none
+LARGE = ("queue", "queue_ids", "shadow")  # buffers of which a step changes some rows
 ExtraNegatives = Callable[[int, int, int, int], "Draws | None"]
 
 
@@ -95,6 +97,8 @@ class MoCo(nn.Module):
         self.head: Earlier | None = None  # for checkpoints, where the two were chosen for a run
         self.layout = torch.channels_last if channels_last else torch.contiguous_format
         self.part: Callable[[str], AbstractContextManager] = nullcontext  # told which part of a step begins
+        self._few: Small | None = None
+        self._count_q, self._count_k = Counts(encoder_q), Counts(encoder_k)
         encoder_k.load_state_dict(encoder_q.state_dict())
         encoder_k.requires_grad_(False)
         if recompute:
@@ -150,7 +154,7 @@ class MoCo(nn.Module):
 
     def encode_queries(self, images: Tensor) -> Tensor:
         """Unit features (N, C) with a gradient."""
-        with self.part("q forward"):
+        with self.part("q forward"), self._count_q.at_once(images.device):
             return F.normalize(self.encoder_q(self.prepare(images)).float(), dim=1)
 
     @torch.no_grad()
@@ -167,7 +171,7 @@ class MoCo(nn.Module):
             return distributed.permute_rows(k, torch.argsort(permutation))
 
     def _keys(self, images: Tensor) -> Tensor:
-        with self.part("k forward"):
+        with self.part("k forward"), self._count_k.at_once(images.device):
             return F.normalize(self.encoder_k(self.prepare(images)).float(), dim=1)
 
     def prepare(self, images: Tensor) -> Tensor:
@@ -232,9 +236,9 @@ class MoCo(nn.Module):
             keys: how many keys all processes may enqueue meanwhile.
         """
         rows = next_rows(self.queue, self.queue_ptr, keys)
-        large = {name: x for name, x in self.named_buffers() if name in ("queue", "queue_ids", "shadow")}
-        queues = [(x, x[rows]) for x in large.values()]
-        restore_small = remember([b for name, b in self.named_buffers() if name not in large])
+        large = [x for name, x in self.named_buffers() if name in LARGE]
+        queues = [(x, x[rows]) for x in large]
+        restore_small = self._small().snapshot()
 
         @torch.no_grad()
         def restore(bad: Tensor) -> None:
@@ -244,31 +248,18 @@ class MoCo(nn.Module):
 
         return restore
 
+    def _small(self) -> Small:
+        """All buffers whose copy is cheaper than to ask which rows of it a step changes; found at the first step."""
+        if self._few is None:
+            self._few = Small(self, leave=(*LARGE, "mean", "std"))
+        return self._few
+
 
 def _round_queue(model: nn.Module, _: object) -> None:
     """After a state was loaded, of which the queue in bf16 is no part."""
     assert isinstance(model, MoCo)
     if model.shadow is not None:
         model.shadow.copy_(model.queue)
-
-
-def remember(small: list[Tensor]) -> Callable[[Tensor], None]:
-    """Remember many little tensors; returns ``restore(bad)`` as :meth:`MoCo.snapshot` does."""
-    by_type = [[b for b in small if b.dtype == dtype] for dtype in {b.dtype for b in small}]
-    flat = [(group, _flat(group)) for group in by_type]  # hundreds of little statistics as one tensor
-
-    @torch.no_grad()
-    def restore(bad: Tensor) -> None:
-        for group, old in flat:
-            parts = torch.where(bad, old, _flat(group)).split([b.numel() for b in group])
-            values = [part.view_as(b) for part, b in zip(parts, group, strict=True)]
-            torch._foreach_copy_(group, values)  # pyright: ignore[reportPrivateImportUsage]
-
-    return restore
-
-
-def _flat(tensors: list[Tensor]) -> Tensor:
-    return torch.cat([x.flatten() for x in tensors])
 
 
 def _output(head: Head, loss: Tensor, q: Tensor, keys: Tensor, paired: Tensor) -> Output:

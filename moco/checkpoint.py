@@ -88,7 +88,7 @@ def write(state: dict, path: str) -> None:
     try:
         os.makedirs(folder, exist_ok=True)
         with open(beside, "wb") as file:
-            torch.save(state, file)
+            torch.save(_of_own_size(state), file)
             file.flush()
             os.fsync(file.fileno())
         _replace(beside, path)
@@ -96,6 +96,15 @@ def write(state: dict, path: str) -> None:
         with contextlib.suppress(OSError):
             os.remove(beside)
         raise _unwritten(path, error) from error
+
+
+def _of_own_size(value: Any) -> Any:
+    """The same, where a view of a larger memory is a tensor of its own: torch would write the whole memory."""
+    if isinstance(value, Tensor):
+        return value.clone() if value.untyped_storage().nbytes() > value.nbytes else value
+    if type(value) is dict:
+        return {name: _of_own_size(item) for name, item in value.items()}
+    return type(value)(map(_of_own_size, value)) if type(value) in (list, tuple) else value
 
 
 def _unwritten(path: str, error: Exception) -> UserError:

@@ -25,6 +25,7 @@ LAYERS = [
     {"moco.distributed", "moco.encoder", "moco.negatives", "moco.data", "moco.checkpoint", "moco.optimizers"},
     {
         "moco.methods",
+        "moco.buffers",
         "moco.builder",
         "moco.meters",
         "moco.knn",
