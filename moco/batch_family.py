@@ -128,6 +128,10 @@ class BatchContrast(nn.Module):
     def update_key_encoder(self, due: Tensor | None = None) -> None:
         """There is none."""
 
+    def slow_words(self, device: torch.device) -> str:
+        """Nothing is slow."""
+        return ""
+
     def enqueue(self, keys: Tensor, ids: Tensor) -> None:
         """There is no queue."""
 

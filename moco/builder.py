@@ -25,8 +25,8 @@ from moco.kernels import Earlier, Head, contrastive_head
 from moco.kernels.spec import Draws
 from moco.key_queue import EMPTY, enqueue_, new_queue, next_rows
 
-# (queries on this process, epoch, draw number, step) -> the draws of the synthetic negatives, None for none
 LARGE = ("queue", "queue_ids", "shadow")  # buffers of which a step changes some rows
+# (queries on this process, epoch, draw number, step) -> the draws of the synthetic negatives, None for none
 ExtraNegatives = Callable[[int, int, int, int], "Draws | None"]
 
 
@@ -198,14 +198,31 @@ class MoCo(nn.Module):
         Args:
             due: () bool, nothing moves where it is false. On a GPU it is not read by the host.
         """
-        k: list[Tensor] = list(self.encoder_k.parameters())
-        q: list[Tensor] = list(self.encoder_q.parameters())
+        k, q = self._pairs()
         # few launches for all tensors instead of two a tensor
         if due is None or due.device.type == "cpu":
             if due is None or bool(due):
                 torch._foreach_lerp_(k, q, 1.0 - self.m)  # pyright: ignore[reportPrivateImportUsage, reportCallIssue]
             return
-        self._lerp_where(due, k, q)
+        self._follow_where(due, k, q)
+
+    def _pairs(self) -> tuple[list[Tensor], list[Tensor]]:
+        return list(self.encoder_k.parameters()), list(self.encoder_q.parameters())
+
+    @torch.no_grad()
+    def _follow_where(self, due: Tensor, k: list[Tensor], q: list[Tensor]) -> None:
+        """k <- m k + (1 - m) q where ``due`` in one pass over the parameters, decided by the device."""
+        called_off = torch.logical_not(due, out=torch.empty_like(due, dtype=torch.float32))
+        alike, odd = _in_groups(k, q, due.device)
+        for group in alike:
+            # SGD with the weight as its rate: k - (m - 1) (q - k). Its `maximize` has had another meaning with decay in
+            # earlier versions of torch, signs have not. For m above .5 these are lerp's own operations.
+            torch._fused_sgd_(  # pyright: ignore[reportPrivateImportUsage, reportCallIssue]
+                *group, [], weight_decay=-1.0, momentum=0.0, lr=self.m - 1.0, dampening=0.0, nesterov=False,
+                maximize=False, is_first_step=False, grad_scale=None, found_inf=called_off,
+            )  # fmt: skip
+        if odd[0]:
+            self._lerp_where(due, *odd)
 
     @torch.no_grad()
     def _lerp_where(self, due: Tensor, k: list[Tensor], q: list[Tensor]) -> None:
@@ -213,6 +230,12 @@ class MoCo(nn.Module):
         step = torch._foreach_sub(q, k)  # pyright: ignore[reportPrivateImportUsage]
         torch._foreach_mul_(step, due * (1.0 - self.m))  # pyright: ignore[reportPrivateImportUsage]
         torch._foreach_add_(k, step)  # pyright: ignore[reportPrivateImportUsage]
+
+    def slow_words(self, device: torch.device) -> str:
+        """Of a key encoder that takes three passes on a GPU in place of one, for the log; else empty."""
+        odd = _in_groups(*self._pairs(), device)[1][0] if device.type != "cpu" else []
+        words = "parameters of the key encoder follow in three passes: their types, devices or layouts differ"
+        return f"{len(odd)} {words}" if odd else ""
 
     @torch.no_grad()
     def enqueue(self, keys: Tensor, ids: Tensor) -> None:
@@ -262,6 +285,20 @@ def _round_queue(model: nn.Module, _: object) -> None:
         model.shadow.copy_(model.queue)
 
 
+def _in_groups(
+    k: list[Tensor], q: list[Tensor], device: torch.device
+) -> tuple[list[tuple[list[Tensor], list[Tensor]]], tuple[list[Tensor], list[Tensor]]]:
+    """Pairs that a fused operator takes together, by dtype, and the pairs that it takes not at all."""
+    groups: dict[torch.dtype, tuple[list[Tensor], list[Tensor]]] = {}
+    odd: tuple[list[Tensor], list[Tensor]] = [], []
+    for a, b in zip(k, q, strict=True):
+        fits = a.device == b.device == device and a.dtype == b.dtype and a.stride() == b.stride()
+        group = groups.setdefault(a.dtype, ([], [])) if fits and a.is_floating_point() else odd
+        group[0].append(a)
+        group[1].append(b)
+    return list(groups.values()), odd
+
+
 def _output(head: Head, loss: Tensor, q: Tensor, keys: Tensor, paired: Tensor) -> Output:
-    top1, top5 = ((head.rank < n).float().mean() for n in (1, 5))
+    top1, top5 = ((head.rank < n).mean(dtype=torch.float32) for n in (1, 5))
     return Output(loss, top1, top5, head.hardest, head.synthetic_mass, q.detach(), keys, paired)

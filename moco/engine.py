@@ -208,6 +208,8 @@ class Trainer:
         self.stats = (*self.model.STATS, "grad_norm")  # what is averaged between log lines
         self.sums = torch.zeros(len(self.stats) + 1, device=self.device)  # the last entry counts the batches
         self.good = torch.tensor(self.progress.ema_due, device=self.device)  # () did the last step move the weights?
+        self.bad = ~self.good  # () was it not finite?
+        self.one = torch.ones((), device=self.device)
         self.unread: list[Tensor] = []  # (4,) int32 a step since the last look, see _flags
         self.look_every = 1 if self.device.type == "cpu" else min(self.plan.print_freq, LOOK_STEPS)
         self.parts = self.model.part = Parts(self.device)
@@ -222,6 +224,8 @@ class Trainer:
         row = rows[rank] if rank < len(rows) else [0.0, 0.0]
         self.losses = torch.tensor(row, dtype=torch.float64, device=self.device)  # (2,) sum and count in this epoch
         let_the_device_decide(self.optimizer)
+        for words in filter(None, [self.model.slow_words(self.device)]):
+            self.log.line(words)
 
     # ------------------------------------------------------------------------------------------------ an epoch
 
@@ -327,12 +331,12 @@ class Trainer:
         with part("optimizer"):
             self.scaler.unscale_(self.optimizer)
             norm = get_total_norm([p.grad for p in self.parameters if p.grad is not None])
-            flags = self._flags(torch.stack([o.loss.detach() for o in outputs]), norm)
-            bad = flags[1] > 0
-            self._move(bad)
+            flags = self._flags([o.loss.detach() for o in outputs], norm)
+            self.bad = flags[1] > 0
+            self._move(self.bad)
             self.scaler.update()
-            restore(bad)
-        self.good = ~bad
+            restore(self.bad)
+        self.good = ~self.bad
         self.unread.append(flags)
         self.tried = outputs, ids
         self._count(outputs, norm)
@@ -356,18 +360,20 @@ class Trainer:
             with amp:
                 output = self.wrapped(im_q, im_k, ids, at.epoch, at.draw, *more, step=at.step)
             with self.parts("q backward"):
-                self.scaler.scale(output.loss / self.plan.accum).backward()
+                loss = output.loss if self.plan.accum == 1 else output.loss / self.plan.accum
+                self.scaler.scale(loss).backward()
         at.draw += 1
         self.last = output
         self.watch.count(len(ids) * distributed.world_size())
         return output
 
-    def _flags(self, losses: Tensor, norm: Tensor) -> Tensor:
+    def _flags(self, losses: list[Tensor], norm: Tensor) -> Tensor:
         """(4,) int32, in one small reduction: on any process, is a loss not finite, is anything, was SIGTERM seen, is
         this step to be the last?"""
-        bad_loss = ~losses.isfinite().all()
-        asked = [bad_loss.new_full((), flag) for flag in self.stop.flags()]  # filled in, not copied from the host
-        return distributed.max_over_ranks(torch.stack([bad_loss, bad_loss | ~norm.isfinite(), *asked]).int())
+        values = torch.stack([*losses, norm])
+        odd = (values - values).ne(0)  # inf - inf is no number; isfinite would be four launches
+        asked = [odd.new_full((), flag) for flag in self.stop.flags()]  # filled in, not copied from the host
+        return distributed.max_over_ranks(torch.stack([odd[:-1].any(), odd.any(), *asked]).int())
 
     def _move(self, bad: Tensor) -> None:
         """The optimizer's step where ``bad``, () bool, is false."""
@@ -383,9 +389,9 @@ class Trainer:
     def _count(self, outputs: list[Output], norm: Tensor) -> None:
         for output in outputs:
             values = [getattr(output, name).detach() for name in self.model.STATS]
-            self.sums += torch.where(self.good, torch.stack([*values, norm, self.good.float()]), 0.0)
+            self.sums += torch.stack([*values, norm, self.one]).masked_fill_(self.bad, 0.0)
             if self.plan.patience is not None:
-                self.losses += torch.where(self.good, torch.stack([values[0], self.good.float()]), 0.0)
+                self.losses += torch.stack([values[0], self.one]).masked_fill_(self.bad, 0.0)
 
     def look(self) -> None:
         """Read what became of the steps since the last look: the only place where the host waits for the device."""

@@ -1,5 +1,6 @@
 """The step of MoCo against the paper's algorithm written as loops, and what a forward pass may change."""
 
+import copy
 import math
 from functools import partial
 
@@ -100,20 +101,59 @@ def test_key_encoder_moves_as_the_papers_loop_says():
         assert torch.equal(now, then)
 
 
+def apart(m: float, dtype: torch.dtype = torch.float32, **settings) -> MoCo:
+    """A model whose encoders differ, the same each time."""
+    model = moco(**settings)
+    model.m = m
+    torch.manual_seed(1)
+    for p in model.encoder_q.parameters():
+        p.data.add_(torch.randn_like(p)).mul_(10 ** torch.randint(-3, 3, p.shape))
+    model.encoder_q.to(dtype)
+    model.encoder_k.to(dtype)
+    return model
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+@pytest.mark.parametrize("m", [0.999, 0.99, 0.9, 0.6])
 @pytest.mark.parametrize("due", [True, False])
-def test_the_device_decides_whether_the_key_encoder_moves(due):
-    model, host = moco(), moco()
-    for m in (model, host):
-        torch.manual_seed(1)
-        with torch.no_grad():
-            for p in m.encoder_q.parameters():
-                p.add_(torch.randn_like(p))
-    model._lerp_where(torch.tensor(due), list(model.encoder_k.parameters()), list(model.encoder_q.parameters()))
+def test_the_device_decides_in_one_pass_whether_the_key_encoder_moves(due, m, dtype):
+    """As SGD it makes lerp's operations in lerp's order, so a CPU's bits are the same."""
+    model, host = apart(m, dtype), apart(m, dtype)
+    before = [p.clone() for p in model.encoder_k.parameters()]
+    queries = [p.clone() for p in model.encoder_q.parameters()]
+    model._follow_where(torch.tensor(due), *model._pairs())
     host.update_key_encoder(torch.tensor(due))
-    encoders = (model.encoder_k, host.encoder_k, host.encoder_q)
-    for k, e, q in zip(*(encoder.parameters() for encoder in encoders), strict=True):
+    for k, expected, old in zip(model.encoder_k.parameters(), host.encoder_k.parameters(), before, strict=True):
+        assert torch.equal(k, expected)
+        assert torch.equal(k, old) != due
+    assert all(torch.equal(*pair) for pair in zip(model.encoder_q.parameters(), queries, strict=True))
+
+
+def test_a_key_encoder_follows_with_any_momentum():
+    for m in (0.5, 0.3, 0.0):
+        model, host = apart(m), apart(m)
+        model._follow_where(torch.tensor(True), *model._pairs())
+        host.update_key_encoder()
+        for k, e, q in zip(model.encoder_k.parameters(), *host._pairs(), strict=True):
+            assert ((k - e).abs() <= rounding(4) * (q.abs() + e.abs() + apart(m).encoder_k.fc.weight.abs().max())).all()
+
+
+@pytest.mark.parametrize("due", [True, False])
+def test_pairs_that_one_operator_does_not_take_follow_too_and_the_log_says_so(due):
+    model, host = apart(0.9), apart(0.9)
+    gpu = torch.device("cuda")
+    assert model.slow_words(torch.device("cpu")) == ""
+    for m in (model, host):
+        weight = m.encoder_k.fc.weight
+        weight.data = weight.data.t().contiguous().t()  # of another layout than the query encoder's
+        assert weight.stride() != m.encoder_q.fc.weight.stride()
+    meta = copy.deepcopy(model).to("meta")
+    assert meta.slow_words(torch.device("meta")).startswith("1 parameters of the key encoder follow in three passes")
+    assert meta.slow_words(gpu).startswith(f"{len(list(meta.encoder_k.parameters()))} parameters")
+    model._follow_where(torch.tensor(due), *model._pairs())
+    host.update_key_encoder(torch.tensor(due))
+    for k, e, q in zip(model.encoder_k.parameters(), *host._pairs(), strict=True):
         assert ((k - e).abs() <= (rounding(4) * (q.abs() + e.abs()) if due else 0)).all()
-    assert torch.equal(host.encoder_k.fc.bias, moco().encoder_k.fc.bias) != due
 
 
 def test_an_encoder_that_has_not_moved_stays_bit_for_bit():

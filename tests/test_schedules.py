@@ -242,13 +242,13 @@ def test_an_epochs_mean_loss_is_of_its_own_good_steps_on_all_processes(monkeypat
     run: Any = SimpleNamespace(
         progress=Progress(0), plan=Plan(3, 2, 6, 1.0, False, [], patience=3), losses=torch.zeros(2).double(),
         plateau=SimpleNamespace(note=judged.append, factor=1.0), _began_with_strangers=lambda: False,
-        model=SimpleNamespace(STATS=("loss",)), sums=torch.zeros(3),
+        model=SimpleNamespace(STATS=("loss",)), sums=torch.zeros(3), one=torch.ones(()),
     )  # fmt: skip
     other = torch.tensor([12.0, 2.0]).double()
     monkeypatch.setattr("moco.engine.distributed.mean_over_ranks", lambda mine: (mine + other) / 2)
     for losses in ([3.0, math.nan, 5.0], [1.0], [math.inf]):
         for loss in losses:
-            run.good = torch.tensor(math.isfinite(loss))
+            run.bad = torch.tensor(not math.isfinite(loss))
             Trainer._count(run, [SimpleNamespace(loss=torch.tensor(loss))], torch.tensor(1.0))  # pyright: ignore
         Trainer._follow_plateau(run)
     assert judged == pytest.approx([20 / 4, 13 / 3, 12 / 2])

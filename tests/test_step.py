@@ -65,8 +65,8 @@ def test_between_two_looks_the_host_reads_nothing(words, image_folder, tmp_path,
     def step(self, batches):
         # What lies on the host anyway: the ids of unreadable images, and here the whole model.
         monkeypatch.setattr(self.bad_images, "note", lambda batch, source: [])
-        encoders = (list(x.parameters()) for x in (self.model.encoder_k, self.model.encoder_q))
-        monkeypatch.setattr(self.model, "update_key_encoder", lambda due: self.model._lerp_where(due, *encoders))
+        follow = self.model._follow_where
+        monkeypatch.setattr(self.model, "update_key_encoder", lambda due: follow(due, *self.model._pairs()))
         ready = [next(batches) for _ in range(self.plan.accum)]
         with NoReadByName(), NoReadBelow():
             original(self, iter(ready))
