@@ -1,8 +1,10 @@
 """How flags and schedulers' variables become processes, decided without starting any."""
 
 import pytest
+import torch
 
-from moco.distributed import first_host, plan_launch
+from moco import distributed
+from moco.distributed import Plan, first_host, plan_launch
 from moco.errors import UserError
 
 NOTHING = {"multiprocessing": False, "nproc": None, "world_size": -1, "rank": -1, "url": None, "gpus": 0, "env": {}}
@@ -105,3 +107,38 @@ def test_impossible_launches_are_sentences(changes, words):
 )
 def test_first_host_of_a_node_list(nodelist, host):
     assert first_host(nodelist) == host
+
+
+# ------------------------------------------------------------------------------------------- joining the others
+
+
+@pytest.mark.parametrize(
+    ("backend", "gpus", "url", "expected"),
+    [
+        (None, 4, "tcp://here:1", {"backend": "nccl", "device_id": torch.device("cuda", 2)}),
+        ("nccl", 4, "", {"backend": "nccl", "device_id": torch.device("cuda", 2)}),
+        ("cpu:gloo,cuda:nccl", 2, "", {"backend": "cpu:gloo,cuda:nccl", "device_id": torch.device("cuda", 0)}),
+        ("gloo", 4, "tcp://here:1", {"backend": "gloo"}),
+        ("nccl", 0, "tcp://here:1", {"backend": "gloo"}),
+        (None, 0, "", {"backend": "gloo"}),
+    ],
+)
+def test_nccl_is_started_with_its_device(backend, gpus, url, expected, monkeypatch):
+    asked, chosen = [], []
+    for name, answer in (("is_available", gpus > 0), ("device_count", gpus)):
+        monkeypatch.setattr(torch.cuda, name, lambda answer=answer: answer)
+    monkeypatch.setattr(torch.cuda, "set_device", chosen.append)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: chosen[-1])
+    monkeypatch.setattr(
+        distributed.dist, "init_process_group", lambda backend, **how: asked.append({"backend": backend, **how})
+    )
+    for name in ("_local_size", "_local_rank"):
+        monkeypatch.setattr(distributed, name, getattr(distributed, name))
+    distributed._join(Plan("spawn", 6, 8, 2, 0, url, 4), backend, None)
+    where = {"init_method": url, "rank": 6, "world_size": 8} if url else {}
+    assert asked == [{**expected, **where}]
+
+
+def test_one_process_joins_nobody(monkeypatch):
+    monkeypatch.setattr(distributed.dist, "init_process_group", lambda *_, **__: pytest.fail("joined"))
+    distributed._join(Plan("one process"), None, None)
