@@ -36,7 +36,7 @@ from torch.nn.utils import clip_grad
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from moco import data, distributed, engine, options, seeding
+from moco import data, distributed, engine, options
 from moco.bench import make_trainer, noise
 from moco.meters import RunLog
 
@@ -44,10 +44,14 @@ SETTING = ["-a", "resnet50", "--dataset", "folder", "--size", "224", "-b", "32",
            "--method", "synco", "--hard-start-epoch", "0", "--no-mask-same-image", "--seed", "0"]  # fmt: skip
 GPU, META = torch.device("cuda", 0), torch.device("meta")
 IMAGES = 1 << 20
+H100 = Namespace(L2_cache_size=50 << 20, multi_processor_count=132, major=9, minor=0, name="NVIDIA H100")
 OTHER, ROLLBACK = "other", "rollback"
 CAST_FIRST = {torch.conv2d, torch.nn.functional.linear, torch.matmul, torch.mm, torch.addmm, torch.bmm}  # of autocast
 READS = ("item", "is_nonzero", "_local_scalar_dense")
 FREE = ("empty", "new_empty", "empty_like", "empty_strided", "new_empty_strided", "set_", "resize_")
+
+
+_Host = torch.Generator
 
 
 class _Generator(torch.Generator):
@@ -56,11 +60,8 @@ class _Generator(torch.Generator):
     device = GPU
 
 
-_on_the_host = seeding.torch_generator
-
-
-def _generator(stream: str, seed: int, *where: int, device: torch.device | str = "cpu") -> torch.Generator:
-    return _Generator() if torch.device(device).type == "cuda" else _on_the_host(stream, seed, *where)
+def _generator(device: torch.device | str = "cpu") -> torch.Generator:
+    return _Generator() if torch.device(device).type == "cuda" else _Host(device=device)
 
 
 class _OnGpu(TorchFunctionMode):
@@ -122,7 +123,8 @@ class _Counting(TorchDispatchMode):
                 return own._init_fn(*args, **kwargs)
         if name in READS and args[0].is_meta:
             self.reads += 1
-            return {torch.bool: True, torch.int64: 1}.get(args[0].dtype, 1.0)
+            good = self.where.name != "optimizer"  # which asks if the step was bad; all else if there is nothing odd
+            return {torch.bool: good, torch.int64: 1}.get(args[0].dtype, 1.0)
         if name.startswith("_fused_"):
             self.note(name)
             return None
@@ -183,10 +185,14 @@ def a_gpu(counting: _Counting) -> Iterator[None]:
             (torch.cuda, "is_available", lambda: True),
             (torch.cuda, "manual_seed_all", lambda seed: None),
             (torch.cuda, "is_bf16_supported", lambda **_: True),
-            (seeding, "torch_generator", _generator),
+            (torch.cuda, "get_device_properties", lambda *_: H100),
+            (torch, "Generator", _generator),
             (clip_grad, "_has_foreach_support", lambda *_: True),
         ):
             stack.enter_context(mock.patch.object(target, name, new))
+        for name in ("_accelerator_graph_capture_health_check", "_cuda_graph_capture_health_check"):  # by version
+            if hasattr(torch.optim.Optimizer, name):
+                stack.enter_context(mock.patch.object(torch.optim.Optimizer, name))
         with contextlib.suppress(ImportError):
             jit = importlib.import_module("triton.runtime.jit")
             stack.enter_context(mock.patch.object(jit.JITFunction, "run", launched))

@@ -24,6 +24,7 @@ from moco.encoder import recompute_blocks
 from moco.kernels import Earlier, Head, contrastive_head
 from moco.kernels.spec import Draws
 from moco.key_queue import EMPTY, enqueue_, new_queue, next_rows
+from moco.optimizers import fused_groups, lerp_unless
 
 LARGE = ("queue", "queue_ids", "shadow")  # buffers of which a step changes some rows
 # (queries on this process, epoch, draw number, step) -> the draws of the synthetic negatives, None for none
@@ -213,27 +214,11 @@ class MoCo(nn.Module):
     def _follow_where(self, due: Tensor, k: list[Tensor], q: list[Tensor]) -> None:
         """k <- m k + (1 - m) q where ``due`` in one pass over the parameters, decided by the device."""
         called_off = torch.logical_not(due, out=torch.empty_like(due, dtype=torch.float32))
-        alike, odd = _in_groups(k, q, due.device)
-        for group in alike:
-            # SGD with the weight as its rate: k - (m - 1) (q - k). Its `maximize` has had another meaning with decay in
-            # earlier versions of torch, signs have not. For m above .5 these are lerp's own operations.
-            torch._fused_sgd_(  # pyright: ignore[reportPrivateImportUsage, reportCallIssue]
-                *group, [], weight_decay=-1.0, momentum=0.0, lr=self.m - 1.0, dampening=0.0, nesterov=False,
-                maximize=False, is_first_step=False, grad_scale=None, found_inf=called_off,
-            )  # fmt: skip
-        if odd[0]:
-            self._lerp_where(due, *odd)
-
-    @torch.no_grad()
-    def _lerp_where(self, due: Tensor, k: list[Tensor], q: list[Tensor]) -> None:
-        # The weight of foreach_lerp is a number of the host's; one that only the device knows takes three passes.
-        step = torch._foreach_sub(q, k)  # pyright: ignore[reportPrivateImportUsage]
-        torch._foreach_mul_(step, due * (1.0 - self.m))  # pyright: ignore[reportPrivateImportUsage]
-        torch._foreach_add_(k, step)  # pyright: ignore[reportPrivateImportUsage]
+        lerp_unless(called_off, k, q, 1.0 - self.m)
 
     def slow_words(self, device: torch.device) -> str:
         """Of a key encoder that takes three passes on a GPU in place of one, for the log; else empty."""
-        odd = _in_groups(*self._pairs(), device)[1][0] if device.type != "cpu" else []
+        odd = fused_groups(*self._pairs(), device)[1][0] if device.type != "cpu" else []
         words = "parameters of the key encoder follow in three passes: their types, devices or layouts differ"
         return f"{len(odd)} {words}" if odd else ""
 
@@ -283,20 +268,6 @@ def _round_queue(model: nn.Module, _: object) -> None:
     assert isinstance(model, MoCo)
     if model.shadow is not None:
         model.shadow.copy_(model.queue)
-
-
-def _in_groups(
-    k: list[Tensor], q: list[Tensor], device: torch.device
-) -> tuple[list[tuple[list[Tensor], list[Tensor]]], tuple[list[Tensor], list[Tensor]]]:
-    """Pairs that a fused operator takes together, by dtype, and the pairs that it takes not at all."""
-    groups: dict[torch.dtype, tuple[list[Tensor], list[Tensor]]] = {}
-    odd: tuple[list[Tensor], list[Tensor]] = [], []
-    for a, b in zip(k, q, strict=True):
-        fits = a.device == b.device == device and a.dtype == b.dtype and a.stride() == b.stride()
-        group = groups.setdefault(a.dtype, ([], [])) if fits and a.is_floating_point() else odd
-        group[0].append(a)
-        group[1].append(b)
-    return list(groups.values()), odd
 
 
 def _output(head: Head, loss: Tensor, q: Tensor, keys: Tensor, paired: Tensor) -> Output:

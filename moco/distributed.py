@@ -248,8 +248,10 @@ def _join(plan: Plan, backend: str | None, gpu: int | None) -> None:
     fits = "nccl" if torch.cuda.is_available() else "gloo"
     backend = fits if backend in (None, "nccl") else backend
     # NCCL connects now, not in the first exchange, where a mistake would hang, and no barrier guesses the device
-    bound = {"device_id": device()} if "nccl" in backend and torch.cuda.is_available() else {}
-    meeting = {"init_method": plan.url, "rank": plan.rank, "world_size": plan.world_size} if plan.url else {}
+    bound: dict[str, Any] = {"device_id": device()} if "nccl" in backend and torch.cuda.is_available() else {}
+    meeting: dict[str, Any] = (
+        {"init_method": plan.url, "rank": plan.rank, "world_size": plan.world_size} if plan.url else {}
+    )
     try:
         dist.init_process_group(backend, **meeting, **bound)
     except (RuntimeError, ValueError) as error:  # a port in use: DistNetworkError, in torch 2.6 only its base class

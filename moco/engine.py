@@ -28,7 +28,7 @@ from moco.data import BadImages, EpochSampler, Source
 from moco.errors import SIGTERM_EXIT, TrainingError, UserError
 from moco.knn import alignment, summary, uniformity
 from moco.meters import Parts, RunLog, Stopwatch
-from moco.optimizers import Plateau
+from moco.optimizers import Plateau, let_the_device_decide, step_unless, waits
 from moco.resume import stopped_words
 from moco.schedule import warmed
 from moco.settings import images_of
@@ -377,14 +377,12 @@ class Trainer:
 
     def _move(self, bad: Tensor) -> None:
         """The optimizer's step where ``bad``, () bool, is false."""
-        if not self.optimizer.param_groups[0].get("fused"):
-            if not bool(bad):  # the one optimizer step that has to ask the device
-                self.optimizer.step()
-            return
-        # What GradScaler hands to fused optimizers; the gradients are unscaled already.
-        self.optimizer.grad_scale, self.optimizer.found_inf = None, bad.float()  # type: ignore[attr-defined]
-        self.optimizer.step()
-        del self.optimizer.grad_scale, self.optimizer.found_inf  # type: ignore[attr-defined]
+        known = waits(self.optimizer)
+        step_unless(bad, self.optimizer)
+        if waits(self.optimizer) and not known:
+            self.log.line(
+                "this optimizer counts its steps on the host, which therefore waits for the GPU in every step"
+            )
 
     def _count(self, outputs: list[Output], norm: Tensor) -> None:
         for output in outputs:
@@ -518,20 +516,6 @@ class Trainer:
         if self.exit_code is not None and not self.finished():
             at, plan = self.progress, self.plan
             self.log.line(stopped_words(at.epoch, at.batch // plan.accum, plan.steps_per_epoch))
-
-
-def let_the_device_decide(optimizer: torch.optim.Optimizer) -> None:
-    """Use the optimizer's fused form where it has one: few launches, and it takes "not this step" from the device.
-
-    Momentum starts at zeros: fused SGD would leave its first buffer as it found it if the first step were skipped.
-    """
-    if "fused" not in optimizer.defaults:
-        return
-    for group in optimizer.param_groups:
-        group.update(fused=True, foreach=False)
-        for p in group["params"] if group.get("momentum") else ():
-            if p.requires_grad and optimizer.state[p].get("momentum_buffer") is None:
-                optimizer.state[p]["momentum_buffer"] = torch.zeros_like(p)
 
 
 def ahead(batches: Iterator[dict], device: torch.device) -> Iterator[dict]:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import difflib
+from collections.abc import Callable
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
 from moco.errors import UserError
@@ -179,9 +181,7 @@ def follow(
     model.encoder_ema = average.module.requires_grad_(False)
 
     def move(stepped: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
-        called_off = getattr(stepped, "found_inf", None)  # of fused steps; others do not happen at all
-        if called_off is None or not bool(called_off):
-            average.update(encoder)
+        update_unless(getattr(stepped, "found_inf", None), average, encoder)  # without: a step that did happen
 
     _inner(optimizer).register_step_post_hook(move)
     return average.module
@@ -199,6 +199,157 @@ def moving_average(network: nn.Module, decay: float | None, decay_epoch: float |
     from timm.utils.model_ema import ModelEmaV3
 
     return ModelEmaV3(network, decay)
+
+
+def update_unless(called_off: Tensor | None, average: Any, network: nn.Module) -> None:
+    """The moving average's step, but not where ``called_off``, () float, is 1: a GPU decides that itself."""
+    if called_off is None or called_off.device.type == "cpu":
+        if called_off is None or not bool(called_off):
+            average.update(network)
+    else:
+        _update_where(called_off, average, network)
+
+
+def _update_where(called_off: Tensor, average: Any, network: nn.Module) -> None:
+    pairs = list(zip(average.module.state_dict().values(), network.state_dict().values(), strict=True))
+    means, counts = ([pair for pair in pairs if pair[0].is_floating_point() == real] for real in (True, False))
+    lerp_unless(called_off, [mean for mean, _ in means], [own for _, own in means], 1.0 - average.decay)
+    _copy_unless(called_off, [count for count, _ in counts], [own for _, own in counts])
+
+
+@torch.no_grad()
+def lerp_unless(called_off: Tensor, k: list[Tensor], q: list[Tensor], weight: float) -> None:
+    """k <- k + weight (q - k) in one pass over all tensors, but not where ``called_off``, () float32, is 1; the host
+    does not ask. With a weight below .5 these are lerp's own operations."""
+    alike, odd = fused_groups(k, q, called_off.device)
+    for group in alike:
+        # SGD with the weight as its rate. Its `maximize` has had another meaning with decay in earlier versions of
+        # torch, so both signs are in the numbers.
+        torch._fused_sgd_(  # pyright: ignore[reportPrivateImportUsage, reportCallIssue]
+            *group, [], weight_decay=-1.0, momentum=0.0, lr=-weight, dampening=0.0, nesterov=False, maximize=False,
+            is_first_step=False, grad_scale=None, found_inf=called_off,
+        )  # fmt: skip
+    if odd[0]:
+        # the weight of foreach_lerp is a number of the host's; one that only the device knows takes three passes
+        step = torch._foreach_sub(odd[1], odd[0])  # pyright: ignore[reportPrivateImportUsage]
+        torch._foreach_mul_(step, (1.0 - called_off) * weight)  # pyright: ignore[reportPrivateImportUsage]
+        torch._foreach_add_(odd[0], step)  # pyright: ignore[reportPrivateImportUsage]
+
+
+@torch.no_grad()
+def _copy_unless(called_off: Tensor, to: list[Tensor], numbers: list[Tensor]) -> None:
+    """The same with weight 1 for whole numbers, exactly."""
+    if to:
+        step = torch._foreach_sub(numbers, to)  # pyright: ignore[reportPrivateImportUsage]
+        torch._foreach_mul_(step, called_off.eq(0).long())  # pyright: ignore[reportPrivateImportUsage]
+        torch._foreach_add_(to, step)  # pyright: ignore[reportPrivateImportUsage]
+
+
+Lists = tuple[list[Tensor], list[Tensor]]
+
+
+def fused_groups(k: list[Tensor], q: list[Tensor], device: torch.device) -> tuple[list[Lists], Lists]:
+    """Pairs that a fused operator on ``device`` takes together, by dtype, and the pairs that none takes."""
+    groups: dict[torch.dtype, Lists] = {}
+    odd: Lists = [], []
+    for a, b in zip(k, q, strict=True):
+        fits = a.device == b.device == device and a.dtype == b.dtype and a.stride() == b.stride()
+        group = groups.setdefault(a.dtype, ([], [])) if fits and a.is_floating_point() else odd
+        group[0].append(a)
+        group[1].append(b)
+    return list(groups.values()), odd
+
+
+# ------------------------------------------------------------------------------------- a step that may be called off
+
+
+_on_device: WeakKeyDictionary[torch.optim.Optimizer, bool] = WeakKeyDictionary()  # is all that a step changes there?
+
+
+def let_the_device_decide(optimizer: torch.optim.Optimizer) -> None:
+    """Use the optimizer's fused form where it has one: few launches, and it takes "not this step" from the device.
+
+    Momentum starts at zeros: fused SGD would leave its first buffer as it found it if the first step were skipped.
+    """
+    if "fused" not in optimizer.defaults:
+        return
+    for group in optimizer.param_groups:
+        group.update(fused=True, foreach=False)
+        for p in group["params"] if group.get("momentum") else ():
+            if p.requires_grad and optimizer.state[p].get("momentum_buffer") is None:
+                optimizer.state[p]["momentum_buffer"] = torch.zeros_like(p)
+
+
+def step_unless(bad: Tensor, optimizer: torch.optim.Optimizer) -> None:
+    """The optimizer's step where ``bad``, () bool, is false; the gradients are unscaled already.
+
+    A fused form is told. On a GPU others take the step, and what it changed is put back where it was bad; the first
+    step that happens shows whether that is all. The host asks for that one, and for each of an optimizer that counts
+    its steps itself (LAMB, Lookahead): see :func:`waits`.
+    """
+    if optimizer.param_groups[0].get("fused"):
+        _called_off(optimizer, bad.float())
+    elif _on_device.get(optimizer):
+        _take_and_put_back(optimizer, bad)
+    elif not bool(bad):
+        _observed(optimizer, bad.device)
+
+
+def _take_and_put_back(optimizer: torch.optim.Optimizer, bad: Tensor) -> None:
+    restore = _kept(optimizer)
+    _called_off(optimizer, bad.float())
+    restore(bad)
+
+
+def _observed(optimizer: torch.optim.Optimizer, device: torch.device) -> None:
+    """A step; on a GPU, whether it changes what lies there and nothing else is kept for the next ones."""
+    if device.type == "cpu":
+        optimizer.step()
+        return
+    before = _numbers(optimizer)
+    optimizer.step()
+    there = all(v.device == device for state in optimizer.state.values() for v in state.values() if _is_tensor(v))
+    there = there and not any(_is_tensor(v) for group in optimizer.param_groups for v in group.values())  # LAMB's count
+    _on_device[optimizer] = there and _inner(optimizer) is optimizer and before == _numbers(optimizer)
+
+
+def waits(optimizer: torch.optim.Optimizer) -> bool:
+    """Whether the host must ask before each step, once one has been taken."""
+    return not optimizer.param_groups[0].get("fused") and _on_device.get(optimizer) is False
+
+
+def _called_off(optimizer: Any, found_inf: Tensor) -> None:
+    """What GradScaler hands to fused optimizers, and to hooks behind a step."""
+    optimizer.grad_scale, optimizer.found_inf = None, found_inf
+    optimizer.step()
+    del optimizer.grad_scale, optimizer.found_inf
+
+
+def _numbers(optimizer: torch.optim.Optimizer) -> list[Any]:
+    """What of the groups and of the state is no tensor."""
+    states = (state.items() for state in optimizer.state.values())
+    kept = [entry for entries in (*(g.items() for g in optimizer.param_groups), *states) for entry in entries]
+    return [(name, value) for name, value in kept if name not in ("params", "lr") and not _is_tensor(value)]
+
+
+def _is_tensor(value: Any) -> bool:
+    return isinstance(value, Tensor)
+
+
+@torch.no_grad()
+def _kept(optimizer: torch.optim.Optimizer) -> Callable[[Tensor], None]:
+    """Remember what a step changes; returns ``restore(bad)``."""
+    weights = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+    states = [v for p in weights for v in optimizer.state[p].values() if isinstance(v, Tensor)]
+    changed = [*weights, *states]
+    remembered = torch._foreach_mul(changed, 1)  # pyright: ignore[reportPrivateImportUsage]  # copies
+
+    @torch.no_grad()
+    def restore(bad: Tensor) -> None:
+        for value, old in zip(changed, remembered, strict=True):
+            torch.where(bad, old, value, out=value)
+
+    return restore
 
 
 class Plateau:

@@ -1,6 +1,7 @@
 """The step decides on the device whether it happened, the host reads the outcome later, and both give the same run."""
 
 import contextlib
+import copy
 import math
 from argparse import Namespace
 
@@ -11,10 +12,11 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from moco import distributed, engine
+from moco import distributed, engine, optimizers
 from moco.builder import MoCo
-from moco.engine import Trainer, ahead, let_the_device_decide
+from moco.engine import Trainer, ahead
 from moco.meters import Parts
+from moco.optimizers import build_optimizer, let_the_device_decide, moving_average, step_unless, waits
 
 READS = {Tensor.item, Tensor.tolist, Tensor.numpy, Tensor.cpu, Tensor.__bool__, Tensor.__float__, Tensor.__int__}
 
@@ -167,6 +169,61 @@ def test_the_fused_form_survives_a_checkpoint_without_it(image_folder, tmp_path,
     assert in_process(*words, "--steps", 2, "--resume", "auto") == 0
     assert load(tmp_path)["run"]["bad_steps"] == 1
     assert all(bool(v.isfinite().all()) for v in load(tmp_path)["state_dict"].values())
+
+
+def lars(net: nn.Module) -> torch.optim.Optimizer:
+    return build_optimizer("lars", [{"params": list(net.parameters())}], 0.1, 0.9, 0.01)
+
+
+def test_a_step_that_is_put_back_leaves_no_trace():
+    """As a GPU does with LARS, which has no fused form: taken always, and put back where it was bad."""
+    torch.manual_seed(0)
+    nets = [nn.Sequential(nn.Linear(4, 3), nn.Linear(3, 2))]
+    nets.append(copy.deepcopy(nets[0]))
+    steps = [lars(net) for net in nets]
+    for bad in (False, True, False, True, False):
+        images = torch.randn(5, 4)
+        for net, optimizer in zip(nets, steps, strict=True):
+            optimizer.zero_grad()
+            net(images).square().sum().backward()
+            if bad:
+                net[0].weight.grad[0, 0] = math.nan
+        step_unless(torch.tensor(bad), steps[0])
+        if steps[1].state:
+            optimizers._take_and_put_back(steps[1], torch.tensor(bad))
+        else:
+            steps[1].step()
+    assert differences(nets[0].state_dict(), nets[1].state_dict()) == []
+    assert differences(steps[0].state_dict(), steps[1].state_dict()) == []
+    assert not hasattr(steps[1], "found_inf")
+
+
+@pytest.mark.parametrize(("name", "there"), [("lars", True), ("lamb", False), ("lookahead_lars", False)])
+def test_a_first_step_shows_what_an_optimizer_changes(name, there):
+    weight = nn.Parameter(torch.ones(2, 2, device="meta"))
+    optimizer = build_optimizer(name, [{"params": [weight]}], 0.1, 0.9, 0.01)
+    weight.grad = torch.ones_like(weight)
+    assert not waits(optimizer)
+    optimizers._observed(optimizer, torch.device("meta"))
+    assert optimizers._on_device[optimizer] == there
+    assert waits(optimizer) != there
+
+
+@pytest.mark.parametrize("called_off", [0.0, 1.0])
+def test_the_device_decides_whether_a_moving_average_moves(called_off):
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(4, 3), nn.BatchNorm1d(3))
+    averages = [moving_average(net, 0.9, None, 1) for _ in range(2)]
+    with torch.no_grad():
+        for p in net.parameters():
+            p.add_(torch.randn_like(p))
+    net(torch.randn(6, 4))
+    if called_off:
+        net[1].running_mean.fill_(math.nan)
+    else:
+        averages[0].update(net)
+    optimizers._update_where(torch.tensor(called_off), averages[1], net)
+    assert differences(averages[0].module.state_dict(), averages[1].module.state_dict()) == []
 
 
 # --------------------------------------------------------------------------------------- where the time goes

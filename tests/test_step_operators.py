@@ -65,6 +65,20 @@ def test_a_step_of_synco(splits, bench):
     assert reads == 1  # the closed forms ask whether there are ties
 
 
+TRITON = ["--head-impl", "triton", "--amp", "off", "--bn-splits", "1", "--ema", "0.99"]
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "waits"), [("sgd", 0), ("adamw", 0), ("lars", 0), ("lamb", 1), ("lookahead_adamw", 1)]
+)
+def test_a_step_with_a_moving_average_makes_no_host_wait(optimizer, waits, bench, capsys):
+    pytest.importorskip("triton", reason="needs the package triton: pip install triton")
+    found, reads = bench.count([*bench.SETTING, *SMALL, *TRITON, "--opt", optimizer, "--lr", "0.1"])
+    assert reads == waits
+    assert ("counts its steps on the host" in capsys.readouterr().out) == bool(waits)
+    assert {"_foreach_mul_", "_foreach_add_"} <= set(found["optimizer"])
+
+
 def test_it_prints_a_column_for_each_setting(bench, capsys):
     assert bench.main([*SMALL, "--bn-splits", "1", "2", "--names"]) == 0
     out = capsys.readouterr().out.splitlines()
