@@ -101,7 +101,8 @@ class _OnGpu(TorchFunctionMode):
 def _placed(x: Any) -> Any:
     if isinstance(x, _Generator):
         return None
-    return META if isinstance(x, torch.device) and x.type == "cuda" else x
+    named = str(x) if isinstance(x, (str, torch.device)) else ""
+    return META if named.partition(":")[0] == "cuda" else x
 
 
 class _Counting(TorchDispatchMode):

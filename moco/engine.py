@@ -185,6 +185,15 @@ class StopRequest:
         return None if not ends else SIGTERM_EXIT if terminated else 0
 
 
+def outcome(losses: list[Tensor], norm: Tensor, stop: StopRequest) -> Tensor:
+    """(4,) int32, in one small reduction: on any process, is a loss not finite, is anything, was SIGTERM seen, is this
+    step to be the last? The host does not wait for it."""
+    values = torch.stack([*losses, norm])
+    odd = (values - values).ne(0)  # inf - inf is no number; isfinite would be four launches
+    asked = [odd.new_full((), flag) for flag in stop.flags()]  # filled in, not copied from the host
+    return distributed.max_over_ranks(torch.stack([odd[:-1].any(), odd.any(), *asked]).int())
+
+
 @dataclass
 class Trainer:
     """One training run: the objects that a step needs, and the steps."""
@@ -368,12 +377,7 @@ class Trainer:
         return output
 
     def _flags(self, losses: list[Tensor], norm: Tensor) -> Tensor:
-        """(4,) int32, in one small reduction: on any process, is a loss not finite, is anything, was SIGTERM seen, is
-        this step to be the last?"""
-        values = torch.stack([*losses, norm])
-        odd = (values - values).ne(0)  # inf - inf is no number; isfinite would be four launches
-        asked = [odd.new_full((), flag) for flag in self.stop.flags()]  # filled in, not copied from the host
-        return distributed.max_over_ranks(torch.stack([odd[:-1].any(), odd.any(), *asked]).int())
+        return outcome(losses, norm, self.stop)
 
     def _move(self, bad: Tensor) -> None:
         """The optimizer's step where ``bad``, () bool, is false."""

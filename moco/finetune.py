@@ -33,12 +33,12 @@ from moco.data import (
     open_sources,
 )
 from moco.encoder import backbone_keys, has_batchnorm, head_of, new_classifier, sync_batchnorm
-from moco.engine import StopRequest
+from moco.engine import LOOK_STEPS, StopRequest, outcome
 from moco.errors import SIGTERM_EXIT, TrainingError, UserError
 from moco.knn import Reading, unread_words
 from moco.meters import TOP5_FROM, Mean, RunLog, Stopwatch, accuracy, top5_words, without_top5
 from moco.objective import Judged, Objective
-from moco.optimizers import Plateau, layer_groups
+from moco.optimizers import Plateau, layer_groups, let_the_device_decide, step_unless, update_unless
 from moco.pretrained import changes_of, fill_network, restore_changes
 from moco.probe import Score, counts, labelled_pair, own_rows
 from moco.schedule import warm_up, warmed
@@ -130,6 +130,7 @@ class Classifier(nn.Module):
         if sync_bn:
             encoder = sync_batchnorm(encoder)
         self.encoder, self.mean, self.std, self.freeze, self.amp = encoder, mean, std, freeze, amp
+        self._statistics: dict[torch.device, tuple[Tensor, ...]] = {}
         layer = new_classifier(encoder, seed)
         encoder.requires_grad_(not freeze)
         layer.requires_grad_(True)
@@ -146,7 +147,10 @@ class Classifier(nn.Module):
 
     def prepare(self, images: Tensor) -> Tensor:
         """Normalised fp32 pixels of uint8 images, both (N, channels, h, w)."""
-        return normalise(images, self.mean, self.std)
+        if images.device not in self._statistics:  # copied there once: a copy from ordinary memory waits for a GPU
+            pair = (torch.as_tensor(x, dtype=torch.float32, device=images.device) for x in (self.mean, self.std))
+            self._statistics[images.device] = tuple(pair)
+        return normalise(images, *self._statistics[images.device])
 
     def forward(self, images: Tensor, with_features: bool = False) -> Any:
         """(N, C) fp32 logits of (N, channels, h, w) images, uint8 or prepared, on the model's device; with_features:
@@ -349,6 +353,19 @@ class Tuner:
         self.lowest = self.plan.min_lr / max(self.base_lrs)  # share of each rate
         self.plateau = Plateau(self.plan.patience, self.lowest)
         self.acc1 = 0.0  # of the last epoch that was evaluated
+        self.exit_code: int | None = None  # set when the run must stop early
+        self.unread: list[tuple[int, Tensor]] = []  # a step's number and its engine.outcome, since the last look
+        # fp16 asks in every step whether its scale was too high
+        self.unasked = distributed.device().type != "cpu" and not self.scaler.is_enabled()
+        self._settle()
+
+    def _settle(self) -> None:
+        """The optimizer's form on this device, also where a file of another device had its own."""
+        if self.unasked:
+            let_the_device_decide(self.optimizer)
+        elif "fused" in self.optimizer.defaults:
+            for group in self.optimizer.param_groups:
+                group.update({name: self.optimizer.defaults[name] for name in ("fused", "foreach")})
 
     @property
     def evaluated(self) -> Classifier:
@@ -372,15 +389,18 @@ class Tuner:
             batches = images.batches(at.epoch, at.batch, watch)
             while group := list(islice(batches, self.plan.update_freq)):
                 self._set_rates(steps)
-                code = self._step(group, meters, at.epoch * steps + at.batch, stop)
+                self._step(group, meters, at.epoch * steps + at.batch, stop)
                 before, at.batch = at.batch, at.batch + len(group)
                 watch.count(sum(len(batch["label"]) for batch in group) * distributed.world_size())
                 bar.update(len(group))
-                if at.batch // self.plan.print_freq > before // self.plan.print_freq or at.batch == steps:
+                reports = at.batch // self.plan.print_freq > before // self.plan.print_freq or at.batch == steps
+                if reports or len(self.unread) >= LOOK_STEPS:
+                    self._look()
+                if reports:
                     self._report(log, watch, meters, steps)
                     watch, meters = Stopwatch(), {}
-                if code is not None:
-                    return code
+                if self.exit_code is not None:
+                    return self.exit_code
         return None
 
     def _set_rates(self, steps: int) -> None:
@@ -402,10 +422,8 @@ class Tuner:
         shape = {"milestones": plan.milestones or [], "decay": plan.decay, "floor": self.lowest}
         return warmed(1.0, past, total, first=plan.warm_from / max(self.base_lrs), cosine=cosine, **warm, **shape)
 
-    def _step(
-        self, group: list[dict[str, Tensor]], meters: dict[str, Mean], step: int, stop: StopRequest
-    ) -> int | None:
-        """One optimizer step over the batches of a group."""
+    def _step(self, group: list[dict[str, Tensor]], meters: dict[str, Mean], step: int, stop: StopRequest) -> None:
+        """One optimizer step over the batches of a group. A GPU decides itself whether it is taken."""
         self.optimizer.zero_grad(set_to_none=True)
         losses = []
         for number, batch in enumerate(group):
@@ -415,12 +433,20 @@ class Tuner:
             losses.append(judged.loss.detach())
             _count(meters, judged)
         self.scaler.unscale_(self.optimizer)
-        code = self._agree(torch.stack(losses), step, stop)
-        self.scaler.step(self.optimizer)
-        self.scaler.update()
+        norm = get_total_norm([p.grad for p in self.parameters if p.grad is not None])
+        flags = outcome(losses, norm, stop)
+        self.unread.append((step, flags))
+        if self.unasked:
+            bad = flags[1] > 0
+            step_unless(bad, self.optimizer)
+            called_off: Tensor | None = bad.float()
+        else:
+            self._look()
+            self.scaler.step(self.optimizer)
+            self.scaler.update()
+            called_off = None
         if self.ema is not None:
-            self.ema.update(self.model)
-        return code
+            update_unless(called_off, self.ema, self.model)
 
     def _judge(self, batch: dict[str, Tensor], step: int) -> Judged:
         seed, rank, device = self.progress.seed, distributed.rank(), distributed.device()
@@ -428,18 +454,21 @@ class Tuner:
         here = {name: batch[name].to(device, non_blocking=True) for name in ("image", "label", "index")}
         return self.objective(self.model, self.wrapped, here, seed, step, rank)
 
-    def _agree(self, loss: Tensor, step: int, stop: StopRequest) -> int | None:
-        """One small exchange before the step: is all finite everywhere, and must the run stop after it?"""
-        norm = get_total_norm([p.grad for p in self.parameters if p.grad is not None])
-        bad_loss, bad_norm = not bool(loss.isfinite().all()), not bool(norm.isfinite())
-        bad_loss, bad_norm, terminated, ends = distributed.any_rank(bad_loss, bad_norm, *stop.flags())
-        if bad_loss or (bad_norm and not self.scaler.is_enabled()):  # with fp16 the scale was too high: step skipped
-            what = "the loss" if bad_loss else "a gradient"
-            raise TrainingError(
-                f"epoch {self.progress.epoch}, step {step}: {what} is not finite and the step was not taken; lower "
-                "--lr-backbone or --lr-classifier, then go on from the last checkpoint or start anew."
-            )
-        return None if not ends else SIGTERM_EXIT if terminated else 0
+    def _look(self) -> None:
+        """Read what became of the steps since the last look: was all finite everywhere, and must the run stop?"""
+        if not self.unread:
+            return
+        steps, flags = zip(*self.unread, strict=True)
+        self.unread.clear()
+        for step, (bad_loss, bad, terminated, ends) in zip(steps, torch.stack(flags).tolist(), strict=True):
+            if bad_loss or (bad and not self.scaler.is_enabled()):  # with fp16 the scale was too high: step skipped
+                what = "the loss" if bad_loss else "a gradient"
+                raise TrainingError(
+                    f"epoch {self.progress.epoch}, step {step}: {what} is not finite and the step was not taken; lower "
+                    "--lr-backbone or --lr-classifier, then go on from the last checkpoint or start anew."
+                )
+            if ends:
+                self.exit_code = SIGTERM_EXIT if terminated else 0
 
     def _report(self, log: RunLog, watch: Stopwatch, meters: dict[str, Mean], steps: int) -> None:
         at = self.progress
@@ -580,6 +609,7 @@ class Tuner:
             self.optimizer.load_state_dict(state["optimizer"])
             if state.get("scaler"):  # empty when the run so far did not scale its loss
                 self.scaler.load_state_dict(state["scaler"])
+            self._settle()
         except (ValueError, KeyError, TypeError, RuntimeError) as error:
             raise UserError(f"{path} does not fit this optimizer: {' '.join(str(error).split())}") from error
 

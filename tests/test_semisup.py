@@ -541,3 +541,60 @@ def test_a_loss_that_is_not_finite_ends_the_run_before_the_step(folder, tmp_path
         tune(folder, tmp_path, "--lr-backbone", "1e30", "--lr-classifier", "1e30")
     assert len(stepped) == 1
     assert not (tmp_path / finetune.CHECKPOINT).exists()
+
+
+def by_the_device(monkeypatch) -> None:
+    """Fine-tuning as on a GPU: the step is called off there, and the host looks later."""
+    original = finetune.Tuner.__post_init__
+
+    def prepare(self):
+        original(self)
+        self.unasked = True
+        self._settle()
+
+    monkeypatch.setattr(finetune.Tuner, "__post_init__", prepare)
+
+
+def test_a_device_decides_as_the_host_would(folder, tmp_path, monkeypatch):
+    words = ["--epochs", 2, "--ema", 0.5, "--train-percent", 50, "-p", 1000]
+    tune(folder, tmp_path / "host", *words)
+    with monkeypatch.context() as patch:
+        by_the_device(patch)
+        patch.setattr(finetune.Tuner, "_look", watched := Watched(finetune.Tuner._look))
+        tune(folder, tmp_path / "device", *words)
+    assert watched.waiting == [4, 4]  # only where an epoch ends
+    host, device = (state_of(tmp_path / name) for name in ("host", "device"))
+    for part in ("state_dict", "trained"):
+        for name, value in host[part].items():
+            torch.testing.assert_close(device[part][name], value, rtol=1e-4, atol=1e-5)
+    assert host["run"]["batch"] == device["run"]["batch"]
+
+
+class Watched:
+    """A look that notes how many steps wait for it."""
+
+    def __init__(self, original):
+        self.original, self.waiting = original, []
+
+    def __get__(self, tuner, kind):
+        def look():
+            self.waiting.append(len(tuner.unread))
+            return self.original(tuner)
+
+        return look
+
+
+def test_a_device_calls_off_a_step_that_is_not_finite_and_the_next_look_says_so(folder, tmp_path, monkeypatch):
+    by_the_device(monkeypatch)
+    seen = []
+    original = finetune.Tuner._look
+
+    def look(self):
+        seen.append(all(bool(p.isfinite().all()) for p in self.model.parameters()))
+        return original(self)
+
+    monkeypatch.setattr(finetune.Tuner, "_look", look)
+    with pytest.raises(TrainingError, match="epoch 0, step 1: .* is not finite and the step was not taken; lower --lr"):
+        tune(folder, tmp_path, "--lr-backbone", "1e30", "--lr-classifier", "1e30", "-p", 1000)
+    assert seen == [True]
+    assert not (tmp_path / finetune.CHECKPOINT).exists()

@@ -7,11 +7,18 @@ encoders'.
 import importlib
 import sys
 from collections import Counter
+from types import SimpleNamespace
 
 import pytest
 import torch
 from conftest import ROOT
 from torch import nn
+
+from moco.encoder import build_encoder
+from moco.finetune import Classifier, Plan, Progress, Tuner
+from moco.meters import Mean
+from moco.objective import Objective
+from moco.optimizers import build_optimizer, moving_average
 
 SMALL = ["-a", "test_resnet", "--size", "32", "-b", "16", "--moco-k", "4096", "--moco-dim", "32"]
 
@@ -77,6 +84,32 @@ def test_a_step_with_a_moving_average_makes_no_host_wait(optimizer, waits, bench
     assert reads == waits
     assert ("counts its steps on the host" in capsys.readouterr().out) == bool(waits)
     assert {"_foreach_mul_", "_foreach_add_"} <= set(found["optimizer"])
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw", "lars"])
+@pytest.mark.parametrize("loss", ["ce", "supcon"])
+def test_a_step_of_fine_tuning_makes_no_host_wait(optimizer, loss, bench):
+    counting = bench._Counting(bench._Parts(), bench._OnGpu())
+    counting.where.name = "optimizer"  # only there may it ask once, at the first step of one without a fused form
+    objective = Objective(loss, 3, mixup=0.2, erase=0.5)
+    with bench.a_gpu(counting):
+        model = Classifier(build_encoder("test_resnet", 3, size=16), [0.5] * 3, [0.2] * 3, 0, False).to(bench.GPU)
+        made = build_optimizer(optimizer, model.groups(0.1, 0.1), 0.1, 0.9, 0.01, clip=1.0)
+        scaler = torch.amp.GradScaler("cuda", enabled=False)
+        average = moving_average(model, 0.9, None, 1)
+        tuner = Tuner(model, model, made, scaler, Plan(1), Progress(0), {}, objective, average)
+        model.train()
+        views = (8, 2) if loss == "supcon" else (8,)
+        batch = {"image": torch.zeros(*views, 3, 16, 16, dtype=torch.uint8), "label": torch.zeros(8, dtype=torch.long)}
+        batch["index"] = torch.arange(8)
+        meters: dict[str, Mean] = {}
+        for step in range(2):
+            counting.reads = 0
+            with counting:
+                tuner._step([batch, batch], meters, step, SimpleNamespace(flags=lambda: (False, False)))  # type: ignore
+        assert counting.reads == 0
+        assert len(tuner.unread) == 2
+    assert meters["loss"].count == 4
 
 
 def test_it_prints_a_column_for_each_setting(bench, capsys):
