@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from moco.kernels import fused, views
+from moco.kernels import fused, norm, views
 
 TARGETS: dict[str, tuple[str, int | str, int]] = {
     "sm_80": ("cuda", 80, 32),
@@ -38,6 +38,8 @@ ALIGNED = (*OF_WIDTH, "stride_s", "chunk", "pixels", "width", "height")
 EITHER = ("K", "W", "ids", "queue_ids", "slots_a", "slots_b", "stride_a", "stride_b", "query_x", "query_y", "pair_y",
           "pair_z", "sign_v", "noise_w")  # fmt: skip
 BYTES = ("images", "source", "out", "hues")
+OF_NORM = {"tracked": "*i64", "momentum": "fp32", "eps": "fp32"}  # types of its programs' arguments
+OF_NORM |= dict.fromkeys(("pieces", "pixels", "channels", "parts", "each", "splits", "groups"), "i32")
 WIDTHS = (32, 128, 512)
 QUERIES = (32, 256)
 PRECISIONS = ("fp32", "tf32", "tf32x3", "bf16")
@@ -70,7 +72,8 @@ def signature(program: Any, constants: dict[str, Any], precision: str = "fp32") 
             types[name] = "*bf16"
         else:
             types[name] = "*i64" if name in INT64 else "*fp32"
-    return types
+    known = OF_NORM | dict.fromkeys(("x", "y", "dx", "dy"), f"*{precision}")
+    return {name: known.get(name, kind) for name, kind in types.items()}
 
 
 def variants(width: int, queries: int = 32, precisions: tuple[str, ...] = PRECISIONS) -> dict[str, tuple[Any, ...]]:
@@ -87,6 +90,11 @@ def variants(width: int, queries: int = 32, precisions: tuple[str, ...] = PRECIS
     return {name: variant for name, variant in found.items() if name != "pull, fp32"}  # by the library
 
 
+def others() -> dict[str, tuple[Any, ...]]:
+    """Every program beside those of the loss."""
+    return {**of_views(), **of_norm()}
+
+
 def of_views() -> dict[str, tuple[Any, ...]]:
     """Every program that finishes views, for colour."""
     code, block = views.programs(), {"COLOUR": True, "BLOCK": views.BLOCK}
@@ -96,6 +104,20 @@ def of_views() -> dict[str, tuple[Any, ...]]:
         "views: points": (code.points, {"LIST": views.SHARP, **block}),
         "views: blur, first": (code.blur, {"FIRST": True, **walk}),
         "views: blur, second": (code.blur, {"FIRST": False, **walk}),
+    }
+
+
+def of_norm(last: bool = True, precision: str = "bf16", align: int = 16, merged: int = norm.MOST) -> dict[str, Any]:
+    """Every program of BatchNorm over parts; last: channels_last; merged: most splits of a part."""
+    shape = (64, 64, 56, 56) if align > 1 else (64, 67, 7, 7)
+    constants = norm.plan(shape, last, 8).constants | {"ALIGN": align, "BLOCK_S": merged}
+    alone = {name: size for name, size in constants.items() if name != "BLOCK_S"}
+    code = norm.programs()
+    return {
+        "norm: statistics": (code.statistics, alone, precision),
+        "norm: normalise": (code.normalise, constants, precision),
+        "norm: gradients": (code.gradients, alone, precision),
+        "norm: spread": (code.spread, constants, precision),
     }
 
 
@@ -111,9 +133,10 @@ def compile_for(
     if target == "gfx942" and str(constants.get("PRECISION", "")).startswith("tf32"):
         constants = {**constants, "PRECISION": "ieee"}  # as fused.py does there
     types = signature(program, constants, precision)
+    open_ = getattr(program, "do_not_specialize", None) or ()
     wide = [
         i for i, (name, kind) in enumerate(types.items())
-        if (kind.startswith("*") or name in ALIGNED or name in EITHER)
+        if name not in open_ and (kind.startswith("*") or name in ALIGNED or name in EITHER)
         and (aligned or name not in EITHER) and (width % 16 == 0 or name not in OF_WIDTH)
     ]  # fmt: skip
     if hasattr(compiler, "AttrsDescriptor"):  # triton 3.2
@@ -123,8 +146,13 @@ def compile_for(
         attributes = {(i,): [["tt.divisibility", 16]] for i in wide}
         source = ASTSource(fn=program, signature=types, constexprs=constants, attrs=attributes)
     gpu = compiler.GPUTarget(*TARGETS[target])
-    usual = views.options(constants) if "COLOUR" in constants else fused.options(program.__name__)
-    return triton.compile(source, target=gpu, options={**usual, **options})
+    return triton.compile(source, target=gpu, options={**_usual(program, constants), **options})
+
+
+def _usual(program: Any, constants: dict[str, Any]) -> dict[str, Any]:
+    if "COLOUR" in constants:
+        return views.options(constants)
+    return fused.options(program.__name__) if program.__name__ in fused.WARPS else {"num_warps": norm.WARPS}
 
 
 def cuobjdump() -> str:
@@ -236,7 +264,7 @@ def main(argv: list[str] | None = None) -> int:
     print("| --- | --- | --- |", *("---: |" for _ in TARGETS))
     rows: dict[tuple[Any, ...], tuple[str, ...]] = {}  # a program that two sizes do not change is shown once
     forms = [(n, c, *form) for n in args.queries for c in args.widths for form in variants(c, n).items()]
-    for queries, width, name, variant in [*forms, *(("any", "any", *form) for form in of_views().items())]:
+    for queries, width, name, variant in [*forms, *(("any", "any", *form) for form in others().items())]:
         known = (name, *sorted(variant[1].items()))
         if known not in rows:
             rows[known] = tuple(cell(target, variant) for target in TARGETS)

@@ -22,6 +22,7 @@ from torch.utils.checkpoint import checkpoint
 
 from moco import distributed, seeding
 from moco.errors import UserError
+from moco.kernels import norm
 
 SMALL = 64  # images up to this size get the 3x3 stem by default: a 7x7 stride-4 stem leaves 32 px with 8 px
 _TUPLE_OUTPUT = {"inception_v3", "googlenet"}  # they return auxiliary outputs while training
@@ -315,6 +316,7 @@ class SplitBatchNorm2d(nn.BatchNorm2d):
     """BatchNorm over each of S equal parts of the batch; running statistics are the mean over the parts.
 
     A batch that S does not divide is normalised in its largest number of equal parts (its greatest divisor up to S).
+    On a GPU all parts at once (:mod:`moco.kernels.norm`), elsewhere a part after another.
     """
 
     def __init__(self, num_features: int, splits: int, eps: float, momentum: float | None):
@@ -328,9 +330,13 @@ class SplitBatchNorm2d(nn.BatchNorm2d):
             return self.after(super().forward(input))
         assert self.running_mean is not None and self.running_var is not None
         assert self.num_batches_tracked is not None and self.momentum is not None
+        if not torch.compiler.is_compiling() and norm.suits(input, self.weight, parts):
+            running = (self.running_mean, self.running_var, self.num_batches_tracked)
+            made = norm.split_batch_norm(input, self.weight, self.bias, running, parts, self.momentum, self.eps)
+            return self.after(made)
         # A compiler fuses one formula over all parts; S calls one after another cost it minutes.
-        norm = self._in_one_formula if torch.compiler.is_compiling() else self._part_by_part
-        normed, means, variances = norm(input, parts)
+        compute = self._in_one_formula if torch.compiler.is_compiling() else self._part_by_part
+        normed, means, variances = compute(input, parts)
         with torch.no_grad():
             self.num_batches_tracked.add_(1)
             self.running_mean.lerp_(means.mean(0), self.momentum)

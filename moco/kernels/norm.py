@@ -1,0 +1,253 @@
+"""BatchNorm over parts of a batch on a GPU: two Triton launches forward and two backward, however many parts.
+
+Legend: N images, C channels, h x w pixels, S parts of N/S images. A split is what one program sums.
+
+1. ``statistics``: mean and squared deviations of each split             reads x
+2. ``normalise``: merges them, normalises, moves the running statistics  reads x, writes as much
+3. ``gradients``: two sums of each split                                 reads x and the gradient
+4. ``spread``: merges them; gradients of x, weight and bias              reads both, writes as much
+
+Memory may be contiguous or channels_last. No atomics, and the splits do not depend on the device: the same bits every
+time. The numbers are shown by triton's interpreter; nothing here has run on a GPU yet.
+Importing this file does not import triton; the first call does.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import math
+import warnings
+from types import ModuleType
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from . import fused
+
+# Chosen for what they use of a GPU (benchmarks/kernel_resources.py); not yet timed on one.
+PROGRAMS = 1024  # about as many as a launch has, where the batch is large enough: eight for each of an H100's SMs
+TILE = 2048  # elements at a time, 8 a thread
+WARPS = 8
+CHANNELS = 32  # at a time in channels_last: 64 bytes in half precision
+MOST = 64  # splits of a part and block of channels
+DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+
+
+class Plan(NamedTuple):
+    """How (N, C, ...) is walked: a part as ``images`` pieces of (pixels, C), in blocks that ``splits`` programs share.
+
+    In channels_last the images of a part follow one another without a gap and count as one.
+    """
+
+    images: int
+    pixels: int
+    channels: int
+    parts: int
+    units: int  # blocks that one program walks
+    splits: int
+    groups: int  # blocks of channels
+    constants: dict[str, int]
+
+
+@functools.cache
+def programs() -> ModuleType:
+    """The compiled part. Raises ImportError without triton."""
+    from . import norm_programs
+
+    return norm_programs
+
+
+def is_last(x: Tensor) -> bool:
+    """Whether x (N, C, ...) is walked with its channels adjacent."""
+    if x.dim() == 4 and x.shape[1] > 1 and x.is_contiguous(memory_format=torch.channels_last):
+        return True
+    return x[0].numel() == x.shape[1] > 1  # one pixel
+
+
+@functools.cache
+def plan(shape: tuple[int, ...], last: bool, parts: int) -> Plan:
+    """The :class:`Plan` of (N, C, ...) in this memory; parts: S, a divisor of N."""
+    images, channels, pixels = shape[0] // parts, shape[1], math.prod(shape[2:])
+    if last:
+        images, pixels = 1, images * pixels
+        block_c = min(CHANNELS, _power(channels))
+        block_p = TILE // block_c
+    else:  # the block of pixels that leaves the fewest lanes idle
+        sizes = (256, 128, 64) if pixels > 64 else (_power(pixels),)
+        block_p = min(sizes, key=lambda size: (-(-pixels // size) * size, -size))
+        block_c = min(CHANNELS, TILE // block_p, _power(channels))
+    groups, units = -(-channels // block_c), images * -(-pixels // block_p)
+    each = -(-units // min(MOST, max(1, -(-PROGRAMS // (groups * parts)))))
+    splits = -(-units // each)
+    constants = {
+        "LAST": last,
+        "ALIGN": math.gcd(channels if last else pixels, 16),
+        "BLOCK_P": block_p,
+        "BLOCK_C": block_c,
+        "BLOCK_S": next(size for size in (4, 16, MOST) if splits <= size),
+    }
+    return Plan(images, pixels, channels, parts, each, splits, groups, constants)
+
+
+def _power(n: int) -> int:
+    """The least power of two that is not below n."""
+    return 1 << (n - 1).bit_length()
+
+
+def _launch(program, size: int, *arguments, **constants) -> None:
+    """Every launch passes here."""
+    program[(size,)](*arguments, **constants, num_warps=WARPS)
+
+
+def _walked(x: Tensor, like: Plan) -> Tensor:
+    """x with its elements where the plan looks for them; a copy only where they are not."""
+    last = like.constants["LAST"] and x.dim() == 4
+    return x.contiguous(memory_format=torch.channels_last if last else torch.contiguous_format)
+
+
+def forward(x, weight, bias, running, momentum: float, eps: float, how: Plan) -> tuple[Tensor, Tensor]:
+    """(x normalised, the parts' means and 1 / deviations (2, S, C)); x lies as ``how`` says.
+
+    running: mean, unbiased variance (C,) and how often they moved (); they move towards the parts' average.
+    """
+    c = how.constants
+    partial = x.new_empty(2, how.parts, how.splits, how.channels, dtype=torch.float32)
+    kept = x.new_empty(2, how.parts, how.channels, dtype=torch.float32)
+    out = torch.empty_like(x)
+    size = how.groups * how.parts * how.splits
+    walk = (how.images, how.pixels, how.channels, how.parts, how.units, how.splits, how.groups)
+    alone = {name: size for name, size in c.items() if name != "BLOCK_S"}
+    _launch(programs().statistics, size, x, partial, *walk, **alone)
+    moved = size + how.groups  # a few programs more for the running statistics
+    _launch(programs().normalise, moved, x, out, partial, weight, bias, kept, *running, *walk, momentum, eps, **c)
+    return out, kept
+
+
+def backward(gradient, x, weight, kept, how: Plan) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of x, weight and bias; ``gradient`` and x lie as ``how`` says."""
+    c = how.constants
+    partial = x.new_empty(2, how.parts, how.splits, how.channels, dtype=torch.float32)
+    of_weight, of_bias = x.new_empty(2, how.channels, dtype=torch.float32).unbind()
+    of_x = torch.empty_like(x)
+    size = how.groups * how.parts * how.splits
+    walk = (how.images, how.pixels, how.channels, how.parts, how.units, how.splits, how.groups)
+    alone = {name: size for name, size in c.items() if name != "BLOCK_S"}
+    _launch(programs().gradients, size, x, gradient, kept, partial, *walk, **alone)
+    _launch(
+        programs().spread, size + how.groups, x, gradient, of_x, partial, weight, kept, of_weight, of_bias, *walk, **c
+    )  # fmt: skip
+    return of_x, of_weight, of_bias
+
+
+class _SplitBatchNorm(torch.autograd.Function):
+    # Not an operator of torch.library: one that moves running statistics in place may have no gradient there, and its
+    # wrapper costs the host 20 us a call where this costs 5. A compiler is given the one formula of moco/encoder.py.
+    @staticmethod
+    def forward(ctx, x, weight, bias, running, parts, momentum, eps):
+        how = plan(tuple(x.shape), is_last(x), parts)
+        x = _walked(x, how)
+        out, kept = forward(x, weight, bias, running, momentum, eps, how)
+        ctx.save_for_backward(x, weight, kept)
+        ctx.how = how
+        return out
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, gradient):
+        x, weight, kept = ctx.saved_tensors
+        with _device_of(x):
+            return *backward(_walked(gradient, ctx.how), x, weight, kept, ctx.how), None, None, None, None
+
+
+def _device_of(x: Tensor):
+    return torch.cuda.device(x.device) if x.is_cuda else contextlib.nullcontext()
+
+
+def split_batch_norm(
+    x: Tensor, weight: Tensor, bias: Tensor, running: tuple[Tensor, Tensor, Tensor], parts: int, momentum: float,
+    eps: float,
+) -> Tensor:  # fmt: skip
+    """BatchNorm of each of S equal parts of x (N, C, ...), in float32 whatever x is; x's dtype and memory.
+
+    Args:
+        weight, bias: (C,) float32.
+        running: mean (C,) float32, unbiased variance (C,) float32 and count () int64, which move in place as if by
+            ``lerp_(the mean over the parts, momentum)``. The host waits for nothing.
+    """
+    with _device_of(x):
+        return _SplitBatchNorm.apply(x, weight, bias, running, parts, momentum, eps)
+
+
+def on_gpu(x: Tensor) -> bool:
+    """Whether x lies where triton runs programs."""
+    return x.is_cuda
+
+
+def suits(x: Tensor, weight: Tensor | None, parts: int) -> bool:
+    """Whether the programs can normalise x (N, C, ...) here: a GPU, its first answers right, no float64."""
+    known = x.dtype in DTYPES and weight is not None and weight.dtype == torch.float32
+    if not on_gpu(x) or not known or not 0 < x.numel() // parts < 2**31:
+        return False
+    last = is_last(x)
+    return agrees(x.device, x.dtype, tuple(x.shape[1:]), last, plan(tuple(x.shape), last, parts).constants["BLOCK_S"])
+
+
+@functools.cache
+def agrees(device: torch.device, dtype: torch.dtype, shape: tuple[int, ...], last: bool, block: int) -> bool:
+    """Whether the programs run on a device and give torch's numbers for noise of shape (C, ...); warns if not.
+
+    Asked once a process and case, so that a run neither ends where triton cannot compile nor trains on wrong numbers.
+    """
+    if not fused.available():
+        return False
+    try:
+        with _device_of(torch.empty(0, device=device)):
+            why = _difference(device, dtype, shape, last, block)
+    except Exception as error:  # triton lacks a C compiler, Python's headers, a driver, ... and says so in as many ways
+        why = (str(error).splitlines() or [repr(error)])[0]
+    if why:
+        words = f"BatchNorm in parts is computed on {device} part by part, not by triton: {why}"
+        warnings.warn(words, RuntimeWarning, stacklevel=2)
+    return not why
+
+
+@torch.no_grad()
+def _difference(device: torch.device, dtype: torch.dtype, shape: tuple[int, ...], last: bool, block: int) -> str:
+    """Which result is wrong for four images in two parts, or an empty string."""
+    noise = torch.Generator().manual_seed(0)
+    x, gradient = (torch.randn(4, *shape, generator=noise).add_(i).to(device, dtype) for i in (3, 0))
+    weight, bias, mean, variance = torch.rand(4, shape[0], generator=noise).to(device).unbind()
+    running = (mean.clone(), variance.clone(), torch.zeros((), dtype=torch.int64, device=device))
+    how = plan(tuple(x.shape), last, 2)
+    how = how._replace(constants={**how.constants, "BLOCK_S": max(block, how.constants["BLOCK_S"])})
+    x, gradient = _walked(x, how), _walked(gradient, how)
+    out, kept = forward(x, weight, bias, running, 0.25, 1e-5, how)
+    found = [out, *running[:2], *backward(gradient, x, weight, kept, how)]
+    wanted = _in_float64(*(t.double() for t in (x, gradient, weight, bias, mean, variance)))
+    for name, a, b in zip(("output", "mean", "variance", "gradient", "weight's", "bias's"), found, wanted, strict=True):
+        digits = 2 * torch.finfo(a.dtype).eps + 1e-5
+        if not bool((a - b).abs().max() <= digits * b.abs().max()):
+            return f"its {name} is not torch's"
+    return "" if int(running[2]) == 1 else "its count is wrong"
+
+
+def _in_float64(x, gradient, weight, bias, mean, variance) -> tuple[Tensor, ...]:
+    """What :func:`forward` and :func:`backward` should give in two parts, momentum 1/4, with torch's operators."""
+    parts = x.unflatten(0, (2, 2)).flatten(3)  # (S, N/S, C, pixels)
+    spread, centre = torch.var_mean(parts, (1, 3), correction=0, keepdim=True)
+    hat = (parts - centre) * (spread + 1e-5).rsqrt()
+    count = parts[0, :, 0].numel()
+    towards = gradient.unflatten(0, (2, 2)).flatten(3)
+    inner = towards - towards.mean((1, 3), keepdim=True) - hat * (towards * hat).mean((1, 3), keepdim=True)
+    scale = weight.view(-1, 1)
+    means = (t.flatten(1).mean(0) for t in (centre, spread * count / (count - 1)))
+    return (
+        (hat * scale + bias.view(-1, 1)).view(x.shape),
+        *(old + 0.25 * (new - old) for old, new in zip((mean, variance), means, strict=True)),
+        (inner * scale * (spread + 1e-5).rsqrt()).view(x.shape),
+        (towards * hat).sum((0, 1, 3)),
+        towards.sum((0, 1, 3)),
+    )
