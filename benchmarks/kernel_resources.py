@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from moco.kernels import fused, norm, views
+from moco.kernels import fused, images, norm, views
 
 TARGETS: dict[str, tuple[str, int | str, int]] = {
     "sm_80": ("cuda", 80, 32),
@@ -40,6 +40,7 @@ EITHER = ("K", "W", "ids", "queue_ids", "slots_a", "slots_b", "stride_a", "strid
 BYTES = ("images", "source", "out", "hues")
 OF_NORM = {"tracked": "*i64", "momentum": "fp32", "eps": "fp32"}  # types of its programs' arguments
 OF_NORM |= dict.fromkeys(("pieces", "pixels", "channels", "parts", "each", "splits", "groups"), "i32")
+MEMORIES = {"contiguous": False, "channels_last": True}
 WIDTHS = (32, 128, 512)
 QUERIES = (32, 256)
 PRECISIONS = ("fp32", "tf32", "tf32x3", "bf16")
@@ -73,7 +74,7 @@ def signature(program: Any, constants: dict[str, Any], precision: str = "fp32") 
         else:
             types[name] = "*i64" if name in INT64 else "*fp32"
     known = OF_NORM | dict.fromkeys(("x", "y", "dx", "dy"), f"*{precision}")
-    return {name: known.get(name, kind) for name, kind in types.items()}
+    return types | {name: kind for name, kind in known.items() if name in types}
 
 
 def variants(width: int, queries: int = 32, precisions: tuple[str, ...] = PRECISIONS) -> dict[str, tuple[Any, ...]]:
@@ -92,7 +93,7 @@ def variants(width: int, queries: int = 32, precisions: tuple[str, ...] = PRECIS
 
 def others() -> dict[str, tuple[Any, ...]]:
     """Every program beside those of the loss."""
-    return {**of_views(), **of_norm()}
+    return {**of_views(), **of_norm(), **of_images()}
 
 
 def of_views() -> dict[str, tuple[Any, ...]]:
@@ -119,6 +120,13 @@ def of_norm(last: bool = True, precision: str = "bf16", align: int = 16, merged:
         "norm: gradients": (code.gradients, alone, precision),
         "norm: spread": (code.spread, constants, precision),
     }
+
+
+def of_images(precision: str = "bf16", align: int = 16) -> dict[str, Any]:
+    """The program that normalises images, for colour, in both memories."""
+    pixels = 224 * 224 if align > 1 else 223 * 225
+    made = {f"images: {words}": images.constants(3, pixels, last) for words, last in MEMORIES.items()}
+    return {name: (images.programs().to_floats, constants, precision) for name, constants in made.items()}
 
 
 def compile_for(
@@ -152,6 +160,8 @@ def compile_for(
 def _usual(program: Any, constants: dict[str, Any]) -> dict[str, Any]:
     if "COLOUR" in constants:
         return views.options(constants)
+    if "CHANNELS" in constants:
+        return images.OPTIONS
     return fused.options(program.__name__) if program.__name__ in fused.WARPS else {"num_warps": norm.WARPS}
 
 

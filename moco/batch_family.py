@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from moco import distributed
 from moco.buffers import Counts, Small
 from moco.data import normalise
-from moco.encoder import recompute_blocks
+from moco.encoder import input_dtype, recompute_blocks
 from moco.kernels.spec import mean_hardest
 from moco.losses import Loss, Pairs, compare
 
@@ -120,9 +120,10 @@ class BatchContrast(nn.Module):
         return Output(loss, *statistics, unit[:, 0], unit[:0, 0], unit[:, 1])
 
     def prepare(self, images: Tensor) -> Tensor:
-        """Normalised floats from uint8 images, in the encoder's memory layout."""
+        """Normalised floats from uint8 images, in the encoder's memory layout and of its first layer's type."""
         if images.dtype == torch.uint8:
-            images = normalise(images, self.mean, self.std)
+            dtype = input_dtype(self.encoder_q, images.device.type)
+            images = normalise(images, self.mean, self.std, dtype, self.layout)
         return images.contiguous(memory_format=self.layout)
 
     def update_key_encoder(self, due: Tensor | None = None) -> None:

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from moco import distributed, seeding
 from moco.buffers import Counts, Small
 from moco.data import normalise
-from moco.encoder import recompute_blocks
+from moco.encoder import input_dtype, recompute_blocks
 from moco.kernels import Earlier, Head, contrastive_head
 from moco.kernels.spec import Draws
 from moco.key_queue import EMPTY, enqueue_, new_queue, next_rows
@@ -176,9 +176,10 @@ class MoCo(nn.Module):
             return F.normalize(self.encoder_k(self.prepare(images)).float(), dim=1)
 
     def prepare(self, images: Tensor) -> Tensor:
-        """Normalised floats from uint8 images, in the encoder's memory layout."""
+        """Normalised floats from uint8 images, in the encoder's memory layout and of its first layer's type."""
         if images.dtype == torch.uint8:
-            images = normalise(images, self.mean, self.std)
+            dtype = input_dtype(self.encoder_q, images.device.type)
+            images = normalise(images, self.mean, self.std, dtype, self.layout)
         return images.contiguous(memory_format=self.layout)
 
     def contrast(self, q: Tensor, k: Tensor, ids: Tensor, epoch: int, draw: int, step: int = 0) -> Head:

@@ -188,6 +188,17 @@ def head_of(encoder: nn.Module) -> str:
     return str(encoder.head_name)
 
 
+def input_dtype(encoder: nn.Module, device_type: str) -> torch.dtype:
+    """In what images may come: on a GPU autocast's type, if the first layer with weights rounds them to it anyway.
+
+    Convolutions and linear layers do. Elsewhere float32.
+    """
+    layers = (m for m in encoder.modules() if not any(True for _ in m.children()))
+    first = next((m for m in layers if any(True for _ in m.parameters(recurse=False))), None)
+    rounds = device_type == "cuda" and torch.is_autocast_enabled("cuda") and isinstance(first, (nn.Conv2d, nn.Linear))
+    return torch.get_autocast_dtype("cuda") if rounds else torch.float32
+
+
 def new_classifier(encoder: nn.Module, seed: int) -> nn.Linear | nn.Conv2d:
     """The encoder's head, made a classifier that begins as published: weight normal with deviation .01, bias 0.
 

@@ -21,6 +21,7 @@ from moco.data.pixels import finish
 from moco.data.sources import Source
 from moco.data.views import Preset, split_order
 from moco.errors import UserError
+from moco.kernels import images as on_gpu
 from moco.seeding import torch_generator
 
 WINDOW = 8192  # images, of shards read in order, that are shuffled together: four or five shards of photographs
@@ -216,17 +217,26 @@ def two_views(
 
 
 def normalise(
-    images: torch.Tensor, mean: Sequence[float] | torch.Tensor, std: Sequence[float] | torch.Tensor
+    images: torch.Tensor,
+    mean: Sequence[float] | torch.Tensor,
+    std: Sequence[float] | torch.Tensor,
+    dtype: torch.dtype = torch.float32,
+    layout: torch.memory_format | None = None,
 ) -> torch.Tensor:
-    """(N, C, h, w) uint8 to float32, (images / 255 - mean) / std with C numbers each, on the device of ``images``.
+    """(N, C, h, w) uint8 to floats, (images / 255 - mean) / std with C numbers each, on the device of ``images``.
 
-    The arithmetic of torchvision's ToTensor and Normalize, operation by operation.
+    The arithmetic of torchvision's ToTensor and Normalize, operation by operation, in float32 and then rounded to
+    ``dtype``; on a GPU in one launch. layout: of the result's memory, by default that of ``images``.
     """
     centre = torch.as_tensor(mean, dtype=torch.float32, device=images.device)  # (C,)
     spread = torch.as_tensor(std, dtype=torch.float32, device=images.device)  # (C,)
     if centre.numel() != images.shape[-3] or spread.numel() != images.shape[-3]:
         raise UserError(f"the images have {images.shape[-3]} channels: give --mean and --std as many numbers")
-    return images.to(torch.float32).div_(255).sub_(centre.view(-1, 1, 1)).div_(spread.view(-1, 1, 1))
+    last = layout == torch.channels_last
+    if (last or images.is_contiguous()) and on_gpu.suits(images, dtype, last):
+        return on_gpu.to_floats(images, centre.flatten(), spread.flatten(), dtype, last)
+    made = on_gpu.by_torch(images, centre, spread).to(dtype)
+    return made if layout is None else made.contiguous(memory_format=layout)
 
 
 class BadImages:

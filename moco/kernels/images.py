@@ -1,0 +1,108 @@
+"""From bytes to what an encoder takes: (x / 255 - mean) / std of a whole batch in one Triton launch.
+
+Legend: N images, C channels, h x w pixels.
+
+Reads a byte and writes one number a value, in float32 or already rounded to half precision, in contiguous or
+channels_last memory. The numbers are torch's on a CPU, bit for bit, by triton's interpreter; nothing here has run on a
+GPU yet. Importing this file does not import triton; the first call does.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import math
+import warnings
+from types import ModuleType
+
+import torch
+from torch import Tensor
+
+from . import fused
+
+# 1 / 255 in two pieces: a byte times the first, of 16 bits, is exact, so that the sum of both products is x / 255
+# rounded once, whether or not a compiler fuses them, for each of 256 bytes.
+HIGH = round(2**23 / 255) / 2**23
+LOW = 1 / 255 - HIGH
+BLOCK = 1024  # values a program, 8 a thread; not yet timed on a GPU
+OPTIONS = {"num_warps": 4, "enable_fp_fusion": False}
+DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+
+
+@functools.cache
+def programs() -> ModuleType:
+    """The compiled part. Raises ImportError without triton."""
+    from . import image_programs
+
+    return image_programs
+
+
+def _launch(program, size: int, *arguments, **constants) -> None:
+    """Every launch passes here."""
+    if size:
+        program[(size,)](*arguments, **constants, **OPTIONS)
+
+
+def constants(channels: int, pixels: int, last: bool) -> dict[str, int]:
+    """What the program of images of this shape is compiled for."""
+    walked = pixels * channels if last else pixels
+    return {"LAST": last, "ALIGN": math.gcd(walked, 16), "CHANNELS": channels, "BLOCK": BLOCK}
+
+
+@torch.no_grad()
+def to_floats(images: Tensor, mean: Tensor, std: Tensor, dtype: torch.dtype, last: bool) -> Tensor:
+    """(N, C, h, w) in ``dtype``, normalised; last: in channels_last memory, else contiguous.
+
+    Args:
+        images: (N, C, h, w) uint8.
+        mean, std: (C,) float32 on the device of the images. The host waits for nothing.
+    """
+    images, mean, std = images.contiguous(), mean.contiguous(), std.contiguous()
+    n, channels, height, width = images.shape
+    memory = torch.channels_last if last else torch.contiguous_format
+    made = torch.empty(images.shape, dtype=dtype, device=images.device, memory_format=memory)
+    pixels = height * width
+    size = n * -(-pixels * channels // BLOCK) if last else n * channels * -(-pixels // BLOCK)
+    with torch.cuda.device(images.device) if images.is_cuda else contextlib.nullcontext():
+        _launch(programs().to_floats, size, images, made, mean, std, pixels, **constants(channels, pixels, last))
+    return made
+
+
+def on_gpu(x: Tensor) -> bool:
+    """Whether x lies where triton runs programs."""
+    return x.is_cuda
+
+
+def suits(images: Tensor, dtype: torch.dtype, last: bool) -> bool:
+    """Whether the program can make these images here: a GPU, its first answer right, bytes of few channels."""
+    known = images.dim() == 4 and images.dtype == torch.uint8 and dtype in DTYPES
+    if not on_gpu(images) or not known or not 0 < images.shape[1] <= 4:
+        return False
+    return agrees(images.device, tuple(images.shape[1:]), dtype, last)
+
+
+@functools.cache
+def agrees(device: torch.device, shape: tuple[int, int, int], dtype: torch.dtype, last: bool) -> bool:
+    """Whether the program runs on a device and gives the CPU's numbers for two images of shape (C, h, w); warns if not.
+
+    Asked once a process and case, so that a run neither ends where triton cannot compile nor trains on wrong pixels.
+    """
+    if not fused.available():
+        return False
+    noise = torch.randint(256, (2, *shape), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+    mean, std = torch.tensor([[0.485, 0.456, 0.406, 0.5], [0.229, 0.224, 0.225, 0.25]])[:, : shape[0]]
+    try:
+        found = to_floats(noise.to(device), mean.to(device), std.to(device), dtype, last)
+        wanted = by_torch(noise, mean, std).to(device, dtype)
+        why = "" if bool((found == wanted).all()) else "its numbers are not the CPU's"
+    except Exception as error:  # triton lacks a C compiler, Python's headers, a driver, ... and says so in as many ways
+        why = (str(error).splitlines() or [repr(error)])[0]
+    if why:
+        words = f"images are normalised on {device} by torch's operators, not by triton: {why}"
+        warnings.warn(words, RuntimeWarning, stacklevel=2)
+    return not why
+
+
+def by_torch(images: Tensor, mean: Tensor, std: Tensor) -> Tensor:
+    """The definition, in float32: the arithmetic of torchvision's ToTensor and Normalize, operation by operation."""
+    return images.to(torch.float32).div_(255).sub_(mean.view(-1, 1, 1)).div_(std.view(-1, 1, 1))
