@@ -3,12 +3,13 @@
 import contextlib
 import re
 import subprocess
+import sys
 from collections import Counter
 from pathlib import Path
 
 import pytest
 import torch
-from conftest import interpreted
+from conftest import ROOT, environment, interpreted
 from test_fused import judges_code
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
@@ -166,3 +167,9 @@ def test_where_triton_cannot_run_one_sentence_says_so_and_the_numbers_are_todays
     norm.agrees.cache_clear()
     assert not norm.agrees(x.device, x.dtype, (3, 5, 5), False, 4)  # without the package there is nothing to say
     norm.agrees.cache_clear()
+
+
+def test_nothing_imports_triton_before_a_launch():
+    modules = "moco.kernels.norm, moco.kernels.images, moco.encoder, moco.data"
+    code = f"import sys, {modules}; assert not [name for name in sys.modules if name.startswith('triton')]"
+    subprocess.run([sys.executable, "-c", code], env=environment(), cwd=ROOT, check=True, timeout=300)
