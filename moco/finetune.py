@@ -130,7 +130,7 @@ class Classifier(nn.Module):
         if sync_bn:
             encoder = sync_batchnorm(encoder)
         self.encoder, self.mean, self.std, self.freeze, self.amp = encoder, mean, std, freeze, amp
-        self._statistics: dict[torch.device, tuple[Tensor, ...]] = {}
+        self._statistics: dict[torch.device, tuple[Tensor, Tensor]] = {}
         layer = new_classifier(encoder, seed)
         encoder.requires_grad_(not freeze)
         layer.requires_grad_(True)
@@ -148,9 +148,10 @@ class Classifier(nn.Module):
     def prepare(self, images: Tensor) -> Tensor:
         """Normalised fp32 pixels of uint8 images, both (N, channels, h, w)."""
         if images.device not in self._statistics:  # copied there once: a copy from ordinary memory waits for a GPU
-            pair = (torch.as_tensor(x, dtype=torch.float32, device=images.device) for x in (self.mean, self.std))
-            self._statistics[images.device] = tuple(pair)
-        return normalise(images, *self._statistics[images.device])
+            mean, std = (torch.as_tensor(x, dtype=torch.float32, device=images.device) for x in (self.mean, self.std))
+            self._statistics[images.device] = mean, std
+        mean, std = self._statistics[images.device]
+        return normalise(images, mean, std)
 
     def forward(self, images: Tensor, with_features: bool = False) -> Any:
         """(N, C) fp32 logits of (N, channels, h, w) images, uint8 or prepared, on the model's device; with_features:

@@ -112,6 +112,19 @@ def test_a_step_of_fine_tuning_makes_no_host_wait(optimizer, loss, bench):
     assert meters["loss"].count == 4
 
 
+# Of SynCo with a ResNet-50 in fp32, by --bn-splits: to be lowered with what a step costs. The goals are 750 and 900.
+BOUNDS = {1: 646, 8: 3298}
+
+
+@pytest.mark.parametrize("splits", BOUNDS)
+def test_a_step_with_a_resnet50_is_so_many_operators(splits, bench):
+    pytest.importorskip("triton", reason="needs the package triton: pip install triton")
+    words = ["--amp", "off", "--head-impl", "triton", "--bn-splits", str(splits)]
+    found, reads = bench.count([*bench.SETTING, *words])
+    assert sum(names.total() for names in found.values()) <= BOUNDS[splits]
+    assert reads == 0
+
+
 def test_it_prints_a_column_for_each_setting(bench, capsys):
     assert bench.main([*SMALL, "--bn-splits", "1", "2", "--names"]) == 0
     out = capsys.readouterr().out.splitlines()
