@@ -36,8 +36,9 @@ from torch.nn.utils import clip_grad
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from moco import data, distributed, engine, options
+from moco import data, distributed, engine, models, options
 from moco.bench import make_trainer, noise
+from moco.kernels import draws, images, norm, trial
 from moco.meters import RunLog
 
 SETTING = ["-a", "resnet50", "--dataset", "folder", "--size", "224", "-b", "32", "--moco-t", "0.2", "--mlp",
@@ -46,6 +47,15 @@ GPU, META = torch.device("cuda", 0), torch.device("meta")
 IMAGES = 1 << 20
 H100 = Namespace(L2_cache_size=50 << 20, multi_processor_count=132, major=9, minor=0, name="NVIDIA H100")
 OTHER, ROLLBACK = "other", "rollback"
+# The programs' checks of themselves on a device, which this one would not pass.
+CHECKED = (
+    (models, "_worst", list),
+    (trial, "objection", lambda *_: ""),
+    (trial, "relative_time", lambda *_: 0.5),
+    (draws, "objection", lambda *_: ""),
+    (norm, "agrees", lambda *_: True),
+    (images, "agrees", lambda *_: True),
+)
 CAST_FIRST = {torch.conv2d, torch.nn.functional.linear, torch.matmul, torch.mm, torch.addmm, torch.bmm}  # of autocast
 READS = ("item", "is_nonzero", "_local_scalar_dense")
 FREE = ("empty", "new_empty", "empty_like", "empty_strided", "new_empty_strided", "set_", "resize_")
@@ -189,6 +199,7 @@ def a_gpu(counting: _Counting) -> Iterator[None]:
             (torch.cuda, "get_device_properties", lambda *_: H100),
             (torch, "Generator", _generator),
             (clip_grad, "_has_foreach_support", lambda *_: True),
+            *CHECKED,
         ):
             stack.enter_context(mock.patch.object(target, name, new))
         for name in ("_accelerator_graph_capture_health_check", "_cuda_graph_capture_health_check"):  # by version
