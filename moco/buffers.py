@@ -1,4 +1,4 @@
-"""The hundreds of little buffers of a network, BatchNorm's statistics above all, handled in a few operators a step.
+"""The hundreds of little tensors of a network, BatchNorm's statistics above all, handled in a few operators a step.
 
 They are views of one flat tensor for each dtype, so that to remember all of them is one copy and to put them back
 another: the host spends a tenth of a millisecond on it where a list of them costs one or more.
@@ -124,3 +124,51 @@ def _add(counted: list[tuple[Tensor, int]]) -> None:
     counters, batches = [counter for counter, _ in counted], [n for _, n in counted]
     if counted:
         torch._foreach_add_(counters, batches)  # pyright: ignore[reportPrivateImportUsage, reportCallIssue]
+
+
+class Rounded:
+    """Lets a network without gradients meet autocast on a GPU with its weights rounded already, by one operator.
+
+    Autocast rounds a weight without gradient at every use, a launch each; the numbers are the same. Of convolutions and
+    linear layers of torch's own types, which do nothing else with their weights. Left alone is a compiled network.
+    """
+
+    def __init__(self, network: nn.Module) -> None:
+        self._network = network
+        self._places: list[tuple[dict[str, Any], str]] | None = None  # found late: layers may be exchanged at first
+        self._kept: list[Tensor] = []
+
+    @contextlib.contextmanager
+    def at_once(self, device: torch.device) -> Iterator[None]:
+        """Around a forward pass of the network on ``device``."""
+        idle = device.type == "cpu" or not torch.is_autocast_enabled(device.type)
+        if idle or self._network._compiled_call_impl is not None:
+            yield
+            return
+        places = self._found()
+        weights = [owner[name] for owner, name in places]
+        for (owner, name), rounded in zip(places, self._rounded(weights, device.type), strict=True):
+            owner[name] = rounded
+        try:
+            yield
+        finally:
+            for (owner, name), weight in zip(places, weights, strict=True):
+                owner[name] = weight
+
+    def _found(self) -> list[tuple[dict[str, Any], str]]:
+        if self._places is None:
+            layers = [m for m in self._network.modules() if type(m) in (nn.Conv2d, nn.Linear)]
+            own = [m._parameters for m in layers]
+            self._places = [(ps, name) for ps in own for name, p in ps.items() if p is not None]
+        return self._places
+
+    @torch.no_grad()
+    def _rounded(self, weights: list[Tensor], device_type: str) -> list[Tensor]:
+        """The weights in autocast's type, in memory that is kept."""
+        dtype = torch.get_autocast_dtype(device_type)
+        like = [(x.shape, x.stride(), x.device, dtype) for x in weights]
+        if like != [(x.shape, x.stride(), x.device, x.dtype) for x in self._kept]:
+            self._kept = [torch.empty_like(x, dtype=dtype) for x in weights]
+        if weights:
+            torch._foreach_copy_(self._kept, [x.detach() for x in weights])  # pyright: ignore[reportPrivateImportUsage]
+        return self._kept

@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from moco import distributed, seeding
-from moco.buffers import Counts, Small
+from moco.buffers import Counts, Rounded, Small
 from moco.data import normalise
 from moco.encoder import input_dtype, recompute_blocks
 from moco.kernels import Earlier, Head, contrastive_head
@@ -100,6 +100,7 @@ class MoCo(nn.Module):
         self.part: Callable[[str], AbstractContextManager] = nullcontext  # told which part of a step begins
         self._few: Small | None = None
         self._count_q, self._count_k = Counts(encoder_q), Counts(encoder_k)
+        self._round_k = Rounded(encoder_k)
         encoder_k.load_state_dict(encoder_q.state_dict())
         encoder_k.requires_grad_(False)
         if recompute:
@@ -172,7 +173,7 @@ class MoCo(nn.Module):
             return distributed.permute_rows(k, torch.argsort(permutation))
 
     def _keys(self, images: Tensor) -> Tensor:
-        with self.part("k forward"), self._count_k.at_once(images.device):
+        with self.part("k forward"), self._count_k.at_once(images.device), self._round_k.at_once(images.device):
             return F.normalize(self.encoder_k(self.prepare(images)).float(), dim=1)
 
     def prepare(self, images: Tensor) -> Tensor:

@@ -9,7 +9,7 @@ from conftest import differences
 from torch import nn
 
 from moco import checkpoint
-from moco.buffers import ALIGNMENT, Counts, Small
+from moco.buffers import ALIGNMENT, Counts, Rounded, Small
 from moco.encoder import build_encoder, split_batchnorm
 
 GPU = torch.device("cuda")  # only a word here: the tensors are on the CPU
@@ -176,3 +176,46 @@ def test_a_compiled_encoder_and_a_cpu_count_for_themselves():
     net.compile(backend="eager")
     with Counts(net).at_once(GPU):
         assert net[0].num_batches_tracked is counter
+
+
+# ------------------------------------------------------------------------------------------------- rounded weights
+
+
+def autocast_on_a_gpu(monkeypatch):
+    monkeypatch.setattr(torch, "is_autocast_enabled", lambda kind: kind == "cuda")
+    monkeypatch.setattr(torch, "get_autocast_dtype", lambda kind: torch.bfloat16)
+
+
+def test_weights_rounded_at_once_give_autocasts_bits(monkeypatch):
+    net = build_encoder("test_resnet", 8, size=16).eval().requires_grad_(False)
+    images, rounded = torch.randn(4, 3, 16, 16), Rounded(net)
+    before = {name: (p, p.clone()) for name, p in net.named_parameters()}
+    for _ in range(2):
+        for weight, old in before.values():
+            weight.add_(0.25 * old)  # as the key encoder follows between the steps
+        with torch.autocast("cpu", torch.bfloat16):
+            wanted = net(images)
+            with monkeypatch.context() as patch:
+                autocast_on_a_gpu(patch)
+                context = rounded.at_once(GPU)
+                context.__enter__()
+            kinds = {type(m): m.weight.dtype for m in net.modules() if "weight" in m._parameters}
+            got = net(images)
+            context.__exit__(None, None, None)
+        assert kinds[nn.Conv2d] == kinds[nn.Linear] == torch.bfloat16
+        assert kinds[nn.BatchNorm2d] == torch.float32
+        assert torch.equal(got, wanted)
+        assert all(net.get_parameter(name) is p for name, (p, _) in before.items())
+
+
+def test_weights_stay_as_they_are_without_autocast_and_after_an_error(monkeypatch):
+    net = nn.Sequential(nn.Linear(3, 2))
+    with Rounded(net).at_once(GPU):
+        assert net[0].weight.dtype == torch.float32
+    autocast_on_a_gpu(monkeypatch)
+    with Rounded(net).at_once(torch.device("cpu")):
+        assert net[0].weight.dtype == torch.float32
+    with pytest.raises(ValueError, match="expected"), Rounded(net).at_once(GPU):
+        assert net[0].bias.dtype == torch.bfloat16
+        raise ValueError("expected")
+    assert isinstance(net[0].weight, nn.Parameter)
