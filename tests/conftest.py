@@ -353,6 +353,14 @@ def mend_interpreter() -> None:
     interpreter.InterpreterBuilder.create_dot = lambda self, a, b, sum, precision, _: interpreter.TensorHandle(
         sum.data + _product(*(_unrounded(x) for x in (a, b)), str(precision)), sum.dtype.scalar
     )
+    total = interpreter.ReduceOps.sum
+
+    def narrow(self: Any, input: Any) -> Any:  # triton 3.2 keeps numpy's int64, and stores 8 bytes for each int32
+        found = total(self, input)
+        found.handle.data = found.handle.data.astype(input.handle.data.dtype)
+        return found
+
+    interpreter.ReduceOps.sum = narrow
     cast = interpreter.InterpreterBuilder.cast_impl
 
     def rounded(self: Any, source: Any, to: Any) -> Any:
