@@ -140,6 +140,8 @@ def compile_for(
 
     if target == "gfx942" and str(constants.get("PRECISION", "")).startswith("tf32"):
         constants = {**constants, "PRECISION": "ieee"}  # as fused.py does there
+    stages = {"num_stages": constants["num_stages"]} if "num_stages" in constants else {}
+    constants = {name: value for name, value in constants.items() if name not in stages}
     types = signature(program, constants, precision)
     open_ = getattr(program, "do_not_specialize", None) or ()
     wide = [
@@ -154,7 +156,7 @@ def compile_for(
         attributes = {(i,): [["tt.divisibility", 16]] for i in wide}
         source = ASTSource(fn=program, signature=types, constexprs=constants, attrs=attributes)
     gpu = compiler.GPUTarget(*TARGETS[target])
-    return triton.compile(source, target=gpu, options={**_usual(program, constants), **options})
+    return triton.compile(source, target=gpu, options={**_usual(program, constants), **stages, **options})
 
 
 def _usual(program: Any, constants: dict[str, Any]) -> dict[str, Any]:

@@ -53,6 +53,31 @@ def test_it_compiles_without_spills(queries, width, target, resources, tmp_path,
             assert used.shared <= LEAST_SHARED[target], (name, aligned)
 
 
+UNUSUAL = [Plan(1, 65536, 128, 1024, 960), Plan(17, 65536, 200, 1024, 960), Plan(64, 65536, 128, 4096, 960),
+           Plan(64, 4096, 128, 1024, 960), Plan(8, 1 << 20, 64, 1024, 960),
+           Plan(4096, 65536, 128, 10_000, 960)]  # fmt: skip
+
+
+@judges_code
+@pytest.mark.parametrize("target", ["sm_80", "sm_90"])
+@pytest.mark.parametrize("plan", UNUSUAL, ids=str)
+def test_unusual_sizes_compile_without_spills(plan, target, resources, tmp_path, monkeypatch):
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
+    for name in ("score", "exact", "draws", "pull"):
+        program, constants = getattr(fused.programs(), name), plan.constants()[name]
+        assert resources.usage(target, program, constants, "tf32x3", plan.width, aligned=False).spilled == 0, name
+
+
+def test_sizes_of_one_are_numbers_that_the_compiler_knows(resources, tmp_path, monkeypatch):
+    """The launcher passes an argument of 1 as a constant, which no operator of a tensor may be asked of."""
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
+    ones = ("N", "K", "H", "tiles", "splits", "blocks", "Sq", "Sp", "Ss", "Sn", "closed", "stride_a", "stride_b")
+    for name, constants in Plan(1, 1, 16, 1, 8).constants(masked=True).items():
+        program = getattr(fused.programs(), name)
+        known = {**constants, **{one: 1 for one in ones if one in program.arg_names}}
+        assert resources.usage("sm_90", program, known, "tf32x3", 16).spilled == 0, name
+
+
 @judges_code
 @pytest.mark.parametrize("precision", ["fp32", "tf32"])
 def test_the_precisions_chosen_by_name_compile_without_spills(precision, resources, tmp_path, monkeypatch):

@@ -41,10 +41,10 @@ PULL_C = 128  # features of one of its programs
 TILE = 4096  # elements of the block of draws, C rounded up times their number
 PART = 32  # features of a program of ``combine`` and ``finish``
 MOST_MAXIMA = 16384  # bucket maxima that a program of ``compact`` holds in registers
+LISTED = 2048  # candidates at a time in ``exact``
 ROUNDS = 16  # at most so many blocks in a row in ``compact`` and ``pull``, at 65,536 rows
 FILL = 128  # at least so many programs a launch, for the 108 to 148 multiprocessors of the GPUs that this is for
 WARPS = {"score": 8, "compact": 8, "exact": 8, "draws": 8, "combine": 4, "weigh": 4, "pull": 8, "finish": 4}
-STAGES = {"score": 2, "pull": 3}  # blocks of operands on their way at a time
 
 
 @functools.cache
@@ -114,6 +114,11 @@ class Plan:
         return size if self.hard and self.tiles * (SCORE_K // size) <= MOST_MAXIMA else 0
 
     @property
+    def stages(self) -> int:
+        """Blocks of operands on their way in ``score``: one where two would spill on an older GPU (sm_80)."""
+        return 1 if self.width % 16 or self.bucket == 8 else 2
+
+    @property
     def maxima(self) -> int:
         """W, bucket maxima a query."""
         return self.tiles * (SCORE_K // self.bucket) if self.bucket else 0
@@ -132,6 +137,12 @@ class Plan:
     def room(self) -> int:
         """R, candidates of a chunk that are listed: four times a chunk's share of the set."""
         return max(16, _power(4 * self.hard) // self.chunks)
+
+    @property
+    def step(self) -> int:
+        """Candidates of a chunk at a time in ``exact``; fewer where it would keep 8 bytes on the stack."""
+        size = LISTED // 4 if not self.bucket else LISTED // 2 if self.chunks == 16 else LISTED
+        return min(self.room, size // self.chunks)
 
     @property
     def listing(self) -> int:
@@ -191,16 +202,18 @@ class Plan:
         }
 
     def constants(self, precision: str = "tf32x3", masked: bool = False, gradient: bool = True) -> dict[str, dict]:
-        """What each program knows when it is compiled."""
+        """What each program knows when it is compiled, and how many blocks of operands are on their way at a time."""
         product = {"PRECISION": _dot_precision(precision)}
         return {
             "score": {
                 "MASKED": masked, "PRODUCT": precision != "fp32", **product, "BUCKET": self.bucket,
                 "BLOCK_N": self.block_n, "BLOCK_K": SCORE_K, "BLOCK_C": min(BLOCK_C, self.padded),
+                "num_stages": self.stages,
             },
             "compact": {"R": self.room, "BLOCK_W": _power(self.maxima), "BLOCK_K": COMPACT_K},
             "exact": {
                 "WHOLE": not self.bucket, "M": self.chunks, "OWN": self.chunks // self.listing, "R": self.room,
+                "STEP": self.step,
             },
             "draws": {"GRADIENT": gradient, "BLOCK_S": self.block_s, "BLOCK_C": self.padded},
             "combine": {
@@ -208,7 +221,7 @@ class Plan:
                 "PART": PART,
             },
             "weigh": {"BLOCK_K": COMPACT_K},
-            "pull": {**product, "BLOCK_N": self.block_n, "BLOCK_K": PULL_K, "BLOCK_C": self.pull_c},
+            "pull": {**product, "BLOCK_N": self.block_n, "BLOCK_K": PULL_K, "BLOCK_C": self.pull_c, "num_stages": 3},
             "finish": {"GRADIENT": gradient, "BLOCK_N": 256, "BLOCK_M": 64, "PART": PART},
         }  # fmt: skip
 
@@ -227,7 +240,7 @@ def _launch(program, grid: tuple[int, ...], *arguments, **constants) -> None:
 
 def options(name: str) -> dict[str, int]:
     """How a program is compiled."""
-    return {"num_warps": WARPS[name], **({"num_stages": STAGES[name]} if name in STAGES else {})}
+    return {"num_warps": WARPS[name]}
 
 
 def _by_rows(t: Tensor) -> Tensor:

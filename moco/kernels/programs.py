@@ -162,22 +162,22 @@ def compact(
 
 
 @triton.jit
-def _list(values, m, pitch, limit, start, R: tl.constexpr):
-    """(chunks, R) places [start, start + R) in each list, which of them exist, and their similarities."""
-    at = start + tl.arange(0, R)
+def _list(values, m, pitch, limit, start, STEP: tl.constexpr):
+    """(chunks, STEP) places from ``start`` in each list, which of them exist, and their similarities."""
+    at = start + tl.arange(0, STEP)
     inside = at[None, :] < limit[:, None]
     place = m[:, None] * pitch + at[None, :]
     return place, inside, tl.load(values + place, mask=inside, other=0.0)
 
 
 @triton.jit
-def _largest(values, m, pitch, limit, longest, floor, H, R: tl.constexpr):
+def _largest(values, m, pitch, limit, longest, floor, H, STEP: tl.constexpr):
     """A key that H keys of all lists reach and, unless these are exactly H, the H-th largest; all H reach ``floor``."""
     lowest = tl.zeros((), tl.int32) + 2147483647
     highest = tl.zeros((), tl.int32) + NOTHING
     many = tl.zeros((), tl.int32)
-    for start in range(0, longest, R):
-        _, inside, s = _list(values, m, pitch, limit, start, R)
+    for start in range(0, longest, STEP):
+        _, inside, s = _list(values, m, pitch, limit, start, STEP)
         key = _key(s)
         inside = inside & (key >= floor)
         lowest = tl.minimum(lowest, tl.min(tl.min(tl.where(inside, key, 2147483647), 1), 0))
@@ -190,8 +190,8 @@ def _largest(values, m, pitch, limit, longest, floor, H, R: tl.constexpr):
         n_a = tl.zeros((), tl.int32)
         n_b = tl.zeros((), tl.int32)
         n_c = tl.zeros((), tl.int32)
-        for start in range(0, longest, R):
-            _, inside, s = _list(values, m, pitch, limit, start, R)
+        for start in range(0, longest, STEP):
+            _, inside, s = _list(values, m, pitch, limit, start, STEP)
             key = _key(s)
             n_a += tl.sum(tl.sum((inside & (key > (a - 1).to(tl.int32))).to(tl.int32), 1), 0)
             n_b += tl.sum(tl.sum((inside & (key > (b - 1).to(tl.int32))).to(tl.int32), 1), 0)
@@ -203,7 +203,7 @@ def _largest(values, m, pitch, limit, longest, floor, H, R: tl.constexpr):
 @triton.jit
 def exact(
     sim, stride_s, near, near_rows, counts, floors, rows, values, K, H, chunk,
-    WHOLE: tl.constexpr, M: tl.constexpr, OWN: tl.constexpr, R: tl.constexpr,
+    WHOLE: tl.constexpr, M: tl.constexpr, OWN: tl.constexpr, R: tl.constexpr, STEP: tl.constexpr,
 ):  # fmt: skip
     """The hardest set exactly as ``spec.hardest_rows`` defines and orders it: rows (N, H) int32, values (N, H).
 
@@ -230,13 +230,13 @@ def exact(
             own_limit = tl.load(counts + i * M + own)
     longest = tl.max(limit, 0)
 
-    least = _largest(base, m, pitch, limit, longest, floor, H, R)
+    least = _largest(base, m, pitch, limit, longest, floor, H, STEP)
 
     # Of the keys that equal the least, as many as are wanted; a search that has met H keys early may have none.
     above = tl.zeros((M,), tl.int32)
     ties = tl.zeros((M,), tl.int32)
-    for start in range(0, longest, R):
-        _, inside, s = _list(base, m, pitch, limit, start, R)
+    for start in range(0, longest, STEP):
+        _, inside, s = _list(base, m, pitch, limit, start, STEP)
         above += tl.sum((inside & (_key(s) > least)).to(tl.int32), 1)
         ties += tl.sum((inside & (_key(s) == least)).to(tl.int32), 1)
     all_above = tl.sum(above, 0)
@@ -247,8 +247,8 @@ def exact(
     # Rows left out are in the set only when they are the tie, and then come after all that lie above it.
     left_out = least == _key(tl.zeros((), tl.float32) + float("-inf"))
     listed = tl.sum(tl.where(before, tl.where(left_out, above, above + taken)[None, :], 0), 1)
-    for start in range(0, tl.max(own_limit, 0), R):
-        place, inside, s = _list(base, own, pitch, own_limit, start, R)
+    for start in range(0, tl.max(own_limit, 0), STEP):
+        place, inside, s = _list(base, own, pitch, own_limit, start, STEP)
         key = _key(s)
         tie = inside & (key == least)
         which = tied[:, None] + tl.cumsum(tie.to(tl.int32), 1) - 1
