@@ -37,8 +37,6 @@ def test_the_numbers_are_the_cpus(shape, dtype, layout):
     found = normalise(given.to(DEVICE), mean, std, dtype, layout).cpu()
     assert found.dtype == dtype
     assert found.is_contiguous(memory_format=layout or torch.contiguous_format)
-    if dtype == torch.bfloat16 and DEVICE == "cpu":  # the interpreter cuts where a GPU rounds
-        wanted = (wanted.view(torch.int32) & -65536).view(torch.float32)
     assert torch.equal(found, wanted.to(dtype))
 
 

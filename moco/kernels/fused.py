@@ -127,7 +127,7 @@ class Plan:
     def chunks(self) -> int:
         """M, the chunks that a query's rows are looked through in: enough to fill the device, or for ROUNDS each."""
         enough = max(2 * FILL / self.n, self.total / (ROUNDS * COMPACT_K))
-        return min(64, _power(-(-self.total // COMPACT_K)), _power(int(-(-enough // 1))))
+        return min(32, _power(-(-self.total // COMPACT_K)), _power(int(-(-enough // 1))))
 
     @property
     def chunk(self) -> int:

@@ -241,7 +241,8 @@ def exact(
         ties += tl.sum((inside & (_key(s) == least)).to(tl.int32), 1)
     all_above = tl.sum(above, 0)
     wanted = H - all_above
-    taken = tl.minimum(tl.maximum(wanted - tl.cumsum(ties, 0) + ties, 0), ties)
+    earlier = tl.sum(tl.where(m[None, :] < m[:, None], ties[None, :], 0), 1)
+    taken = tl.minimum(tl.maximum(wanted - earlier, 0), ties)
     before = m[None, :] < own[:, None]
     tied = tl.sum(tl.where(before, ties[None, :], 0), 1)
     # Rows left out are in the set only when they are the tie, and then come after all that lie above it.
