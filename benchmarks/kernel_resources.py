@@ -229,7 +229,7 @@ def rounds(plan: fused.Plan) -> dict[str, str]:
     return {
         "score": f"{-(-plan.width // fused.BLOCK_C)}",
         "compact": f"{-(-plan.chunk // fused.COMPACT_K)}, after a search of 16 at most in registers",
-        "exact": f"1 ({plan.room} a chunk), searched 16 times at most, from the L1",
+        "exact": f"1 of {plan.step * plan.chunks:,} candidates, searched 16 times at most, from the L1",
         "draws": "1 (slot, row, vector)",
         "combine": f"{-(-plan.tiles // 1024)} and {-(-plan.blocks // 32)}",
         "weigh": "1",
