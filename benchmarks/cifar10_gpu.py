@@ -11,7 +11,7 @@ what the published number is of. Flags of main_pretrain.py behind it win, such a
 
 A run stops by itself after --minutes, counted from the command's start, with a checkpoint in --work; the same command
 goes on from it. DIR/NAME gets log.txt, log.jsonl and result.json (k-NN by epoch, seconds, images/s, flags, card,
-versions), a megabyte at most. The checkpoint (135 MB: two ResNet-18, momentum, queue) stays in --work. To go on
+versions), a megabyte at most. The checkpoint (137 MB: two ResNet-18, momentum, queue) stays in --work. To go on
 elsewhere, bring its pieces there and name their folder by --pieces.
 
 The pack holds the image files as they are. The published number is of the original pixels; where the files are JPEG,

@@ -13,7 +13,7 @@ three kernels of the library. Operators of this project are opened and what is i
 casts of weights and inputs count, as autocast makes them: once for a weight with a gradient, at every use for others.
 
 ``host reads`` is how often the host asked for a value, for which it would wait. Without flags: SynCo with a ResNet-50
-at 224 px, batch 32, K 65,536, bf16.
+at 224 px, batch 32, K 65,536, bf16. With --config FILE the file's recipe takes the place of all that.
 """
 
 from __future__ import annotations
@@ -267,9 +267,10 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--names", action="store_true", help="also each part's operators by name")
     args, words = parser.parse_known_args(argv)
     found, reads = {}, {}
+    setting = [] if any(word.partition("=")[0] == "--config" for word in words) else SETTING
     for splits in args.bn_splits:
         name = f"--bn-splits {splits}"
-        found[name], reads[name] = count([*SETTING, *words, "--bn-splits", str(splits)])
+        found[name], reads[name] = count([*setting, *words, "--bn-splits", str(splits)])
         if args.names:
             for part, names in found[name].items():
                 print(f"{name}, {part}: " + ", ".join(f"{n} {x}" for x, n in names.most_common()))

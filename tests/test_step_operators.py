@@ -133,3 +133,14 @@ def test_it_prints_a_column_for_each_setting(bench, capsys):
     for column in (0, 1):
         parts = [row[column] for name, row in rows.items() if name not in ("all", "host reads")]
         assert sum(parts) == rows["all"][column] > 100
+
+
+def test_a_recipe_takes_the_place_of_the_setting(bench, monkeypatch, capsys):
+    asked = []
+    monkeypatch.setattr(bench, "count", lambda words: (asked.append(words), ({}, 0))[1])
+    recipe = ["--config", str(ROOT / "configs" / "moco_cifar10.yml"), "--method", "moco"]
+    assert bench.main([*recipe, "--bn-splits", "8"]) == 0
+    assert bench.main([f"--config={recipe[1]}"]) == 0
+    assert bench.main(["--moco-k", "4096", "--bn-splits", "1"]) == 0
+    assert asked[0] == [*recipe, "--bn-splits", "8"] and len(asked) == 4
+    assert [words[0].partition("=")[0] for words in asked] == ["--config"] * 3 + ["-a"]
