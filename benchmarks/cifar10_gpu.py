@@ -43,7 +43,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
 TAR = ROOT.parent / "shared" / "data" / "cifar10.tar"
 PACK, WORK, OUT = ROOT / "runs" / "cifar10.npz", ROOT / "runs" / "cifar10_gpu_work", ROOT / "runs" / "cifar10_gpu"
 NEEDS = {"torch": "torch", "torchvision": "torchvision", "numpy": "numpy", "PIL": "Pillow", "tqdm": "tqdm",
-         "yaml": "PyYAML", "tensorboard": "tensorboard", "sklearn": "scikit-learn"}  # fmt: skip
+         "yaml": "PyYAML", "tensorboard": "tensorboard"}  # fmt: skip
 SPLITS = ("train", "test")
 PIECE = 15 << 20  # bytes
 # A checkpoint takes a second to write, and a look at the log makes the host wait.

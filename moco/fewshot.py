@@ -20,7 +20,6 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
-from sklearn.linear_model import LogisticRegression
 from torch import nn
 
 from moco import distributed
@@ -175,6 +174,8 @@ def episode(by_class: list[np.ndarray], setting: Setting, number: int) -> tuple[
 def episode_accuracy(x: np.ndarray, queries: np.ndarray, support: np.ndarray) -> float:
     """Percent of ``queries`` (way, Q) that a classifier of ``support`` (way, shot) gets right; x (n, F), unit rows."""
     way = len(support)
+    from sklearn.linear_model import LogisticRegression  # a second of imports that no other run needs
+
     model = LogisticRegression(C=1.0, max_iter=1000)  # lbfgs; multinomial from three classes on
     model.fit(x[support.ravel()], np.repeat(np.arange(way), support.shape[1]))
     return 100.0 * model.score(x[queries.ravel()], np.repeat(np.arange(way), queries.shape[1]))

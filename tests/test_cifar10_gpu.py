@@ -21,7 +21,7 @@ from moco.errors import UserError
 
 CLASSES = ("cat", "dog")
 # What main_pretrain.py can do without in this run; test_resnet, which the other tests take, is timm's.
-BLOCKED = ("timm", "matplotlib", "mlxtend", "lightly", "wandb", "pandas")
+BLOCKED = ("timm", "sklearn", "scipy", "matplotlib", "mlxtend", "lightly", "wandb", "pandas")
 
 
 @pytest.fixture(scope="module")
