@@ -48,7 +48,7 @@ SPLITS = ("train", "test")
 PIECE = 15 << 20  # bytes
 # A checkpoint takes a second to write, and a look at the log makes the host wait.
 RUN = ["--config", str(ROOT / "configs" / "moco_cifar10.yml"), "--hard-start-epoch", "1", "--aug-device", "gpu",
-       "--amp", "bf16", "--channels-last", "--save-every", "50", "--keep", "1", "--knn-every", "20", "-p", "97",
+       "--amp", "bf16", "--channels-last", "--save-every", "20", "--keep", "1", "--knn-every", "20", "-p", "97",
        "--resume", "auto"]  # fmt: skip
 DRY = ["-a", "test_resnet", "--stem", "imagenet", "-b", "16", "--moco-k", "1024", "--bn-splits", "2", "--epochs", "2",
        "--knn-every", "1", "-p", "1", "-j", "0", "--amp", "off"]  # fmt: skip
