@@ -25,7 +25,8 @@ class Small:
     A buffer stays the object that it is, so that a module, DistributedDataParallel or a compiled graph may hold it;
     only its memory moves, at the first snapshot. Where others have been put in their places since (``to``,
     ``load_state_dict(assign=True)``, a deep copy) theirs moves at the next one, which compares addresses. Modules that
-    are added later are not seen. A file gets tensors of their own size, see :func:`moco.checkpoint.write`.
+    are added later are not seen, and buffers that were views of one another are no more. A file gets tensors of their
+    own size, see :func:`moco.checkpoint.write`.
     """
 
     def __init__(self, network: nn.Module, leave: tuple[str, ...] = ()) -> None:
@@ -51,7 +52,7 @@ class Small:
 
     def _laid_out(self) -> list[Tensor]:
         """The flat tensors, in which every buffer is."""
-        buffers: list[Any] = [owner[name] for owner, name in self._places]
+        buffers: list[Any] = [owner[name] for owner, name in self._places if owner[name] is not None]
         if not self._flat or [b.data_ptr() for b in buffers] != self._addresses:
             kinds = {(b.device, b.dtype): None for b in buffers}
             self._flat = [_lay_out([b for b in buffers if (b.device, b.dtype) == kind]) for kind in kinds]
@@ -130,7 +131,8 @@ class Rounded:
     """Lets a network without gradients meet autocast on a GPU with its weights rounded already, by one operator.
 
     Autocast rounds a weight without gradient at every use, a launch each; the numbers are the same. Of convolutions and
-    linear layers of torch's own types, which do nothing else with their weights. Left alone is a compiled network.
+    linear layers of torch's own types with a weight, a bias and no hooks (which spectral and weight norm have): they do
+    nothing else with them. Left alone is a compiled network. None may switch autocast off for such a layer.
     """
 
     def __init__(self, network: nn.Module) -> None:
@@ -157,7 +159,7 @@ class Rounded:
 
     def _found(self) -> list[tuple[dict[str, Any], str]]:
         if self._places is None:
-            layers = [m for m in self._network.modules() if type(m) in (nn.Conv2d, nn.Linear)]
+            layers = [m for m in self._network.modules() if type(m) in (nn.Conv2d, nn.Linear) and _plain(m)]
             own = [m._parameters for m in layers]
             self._places = [(ps, name) for ps in own for name, p in ps.items() if p is not None]
         return self._places
@@ -172,3 +174,8 @@ class Rounded:
         if weights:
             torch._foreach_copy_(self._kept, [x.detach() for x in weights])  # pyright: ignore[reportPrivateImportUsage]
         return self._kept
+
+
+def _plain(layer: nn.Module) -> bool:
+    """Whether nothing but the layer's own operator reads its weight and bias."""
+    return set(layer._parameters) == {"weight", "bias"} and not (layer._forward_pre_hooks or layer._forward_hooks)

@@ -230,19 +230,23 @@ def lerp_unless(called_off: Tensor, k: list[Tensor], q: list[Tensor], weight: fl
             is_first_step=False, grad_scale=None, found_inf=called_off,
         )  # fmt: skip
     if odd[0]:
-        # the weight of foreach_lerp is a number of the host's; one that only the device knows takes three passes
-        step = torch._foreach_sub(odd[1], odd[0])  # pyright: ignore[reportPrivateImportUsage]
-        torch._foreach_mul_(step, (1.0 - called_off) * weight)  # pyright: ignore[reportPrivateImportUsage]
-        torch._foreach_add_(odd[0], step)  # pyright: ignore[reportPrivateImportUsage]
+        # The weight of foreach_lerp is a number of the host's; chosen, not multiplied: a step that is called off may
+        # hold NaN.
+        for a, b in zip(*odd, strict=True):
+            step = b.to(a.device, a.dtype) - a
+            a.copy_(torch.where(called_off.bool().to(a.device), a, a + weight * step))
 
 
 @torch.no_grad()
 def _copy_unless(called_off: Tensor, to: list[Tensor], numbers: list[Tensor]) -> None:
     """The same with weight 1 for whole numbers, exactly."""
-    if to:
+    if to and all(x.dtype == torch.int64 for x in to):  # BatchNorm's counters: three launches for all
         step = torch._foreach_sub(numbers, to)  # pyright: ignore[reportPrivateImportUsage]
         torch._foreach_mul_(step, called_off.eq(0).long())  # pyright: ignore[reportPrivateImportUsage]
         torch._foreach_add_(to, step)  # pyright: ignore[reportPrivateImportUsage]
+        return
+    for old, new in zip(to, numbers, strict=True):
+        old.copy_(torch.where(called_off.bool(), old, new))
 
 
 Lists = tuple[list[Tensor], list[Tensor]]

@@ -33,8 +33,8 @@ def about_run(flags: Flags, images: Source, head: Earlier | None = None) -> dict
 
 def head_of(state: dict | None) -> Earlier | None:
     """What the run that wrote a checkpoint had chosen for its loss; None for older files and losses without a queue."""
-    head = ((state or {}).get("run") or {}).get("head")
-    return Earlier(**head) if head else None
+    head = ((state or {}).get("run") or {}).get("head") or {}
+    return Earlier(*(head[name] for name in Earlier._fields)) if set(Earlier._fields) <= set(head) else None
 
 
 def _about(flags: Flags, images: Source) -> dict[str, Any]:
@@ -79,7 +79,7 @@ def changes(state: dict | None, path: str | None, own: dict[str, Any], classes: 
     said = [_changed(before or _of_groups(state), own["flags"], classes)]
     said += [_other_images(state, path, run, own["data"], classes), _other_seed(run, seed)]
     said += [_other_machine(run.get("torch"), own["torch"]), _other_processes(run, own["processes"])]
-    said.append(checkpoint.square_queue(state))
+    said += [_other_head(state, run), checkpoint.square_queue(state)]
     if not before:
         said.append(f"{path} does not say what its run's settings were: those of this command are used")
     return [sentence for sentence in said if sentence]
@@ -152,6 +152,16 @@ def _other_machine(before: dict[str, Any] | None, now: dict[str, Any]) -> str:
         return ""
     was, is_ = machine_words(before), machine_words(now)
     return f"written by {was}; this is {is_}: the rest is equal to rounding, not bit for bit"
+
+
+def _other_head(state: dict, run: dict) -> str:
+    """Of a file of an earlier version on a GPU, which had another loss and other draws there."""
+    queued = any(name.removeprefix("module.") == "queue" for name in state.get("state_dict") or {})
+    if "head" in run or not queued or distributed.device().type != "cuda":
+        return ""
+    return (
+        "written before the loss on a GPU was the fused step: the rest is equal to rounding, and its draws are others"
+    )
 
 
 def resumed_words(path: str, epochs: int, steps: int) -> str:

@@ -218,3 +218,25 @@ def test_weights_stay_as_they_are_without_autocast_and_after_an_error(monkeypatc
     with pytest.raises(RuntimeError), Rounded(net).at_once(GPU):
         net(torch.zeros(1, 5))  # of the wrong width
     assert isinstance(net[0].weight, nn.Parameter)
+
+
+def test_layers_that_do_more_with_their_weights_are_left_alone(monkeypatch):
+    plain, spectral = nn.Linear(3, 2, bias=False), nn.utils.spectral_norm(nn.Linear(2, 2))
+    weight_norm = nn.utils.parametrizations.weight_norm(nn.Linear(2, 2))
+    net = nn.Sequential(plain, spectral, weight_norm)
+    autocast_on_a_gpu(monkeypatch)
+    with Rounded(net).at_once(GPU):
+        assert plain.weight.dtype == torch.bfloat16
+        assert spectral.weight_orig.dtype == spectral.bias.dtype == torch.float32
+        assert weight_norm.bias.dtype == torch.float32
+
+
+def test_a_buffer_that_is_given_up_is_no_longer_remembered():
+    net = nn.BatchNorm2d(3)
+    small = Small(net)
+    small.snapshot()
+    net.running_var = None
+    restore = small.snapshot()
+    net.running_mean.fill_(7)
+    restore(torch.tensor(True))
+    assert net.running_mean.tolist() == [0, 0, 0]

@@ -425,3 +425,19 @@ def test_a_tuning_of_before_is_compared_by_its_settings(folder, tmp_path, capsys
     capsys.readouterr()
     tune(folder, tmp_path / "on", *words)
     assert "does not say" not in capsys.readouterr().out
+
+
+def test_a_file_of_another_version_may_say_more_or_less_of_its_loss(monkeypatch):
+    from moco import resume
+
+    head = {"impl": "triton", "precision": "tf32x3", "device": "cuda", "asked": ["auto", "auto"]}
+    assert resume.head_of({"run": {"head": {**head, "blocks": 64}}}) == resume.Earlier(**head)
+    assert resume.head_of({"run": {"head": {"impl": "triton"}}}) is None
+    old, words = (
+        {"state_dict": {"module.queue": torch.zeros(2, 2)}},
+        "written before the loss on a GPU was the fused step",
+    )
+    assert resume._other_head(old, {}) == ""
+    monkeypatch.setattr(resume.distributed, "device", lambda: torch.device("cuda"))
+    assert resume._other_head(old, {}).startswith(words)
+    assert resume._other_head(old, {"head": head}) == resume._other_head({"state_dict": {}}, {}) == ""

@@ -354,3 +354,14 @@ def test_a_run_that_recomputes_is_the_run_that_keeps(image_folder, tmp_path, in_
     for words in (["--save-dir", tmp_path / "keeps"], ["--save-dir", tmp_path / "recomputes", "--recompute"]):
         assert in_process(*TINY, "--steps", 2, *words, image_folder) == 0
     assert differences(load(tmp_path / "keeps"), load(tmp_path / "recomputes")) == []
+
+
+@pytest.mark.parametrize("called_off", [False, True])
+def test_a_step_that_is_called_off_leaves_no_nan_in_tensors_that_no_fused_operator_takes(called_off):
+    k = [torch.ones(2, 3, 4, 4).to(memory_format=torch.channels_last), torch.ones(3)]
+    q = [torch.full((2, 3, 4, 4), math.nan if called_off else 3.0), torch.full((3,), 3.0, dtype=torch.float64)]
+    optimizers.lerp_unless(torch.tensor(float(called_off)), k, q, 0.25)
+    assert all(bool((x == (1.0 if called_off else 1.5)).all()) for x in k)
+    masks, counts = [torch.tensor([True, False]), torch.tensor(4)], [torch.tensor([False, True]), torch.tensor(9)]
+    optimizers._copy_unless(torch.tensor(float(called_off)), masks, counts)
+    assert [x.tolist() for x in masks] == ([[True, False], 4] if called_off else [[False, True], 9])

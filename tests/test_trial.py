@@ -54,7 +54,12 @@ class Fused:
 def gpu(monkeypatch):
     """This machine's CPU counts as a GPU with triton; returns the stand-in for the fused step, half as slow."""
     yield be_a_gpu(monkeypatch)
+    forget()
+
+
+def forget():
     trial.objection.cache_clear()
+    trial.objection_at.cache_clear()
 
 
 def be_a_gpu(monkeypatch) -> Fused:
@@ -64,7 +69,7 @@ def be_a_gpu(monkeypatch) -> Fused:
     monkeypatch.setattr(fused, "available", lambda: True)
     monkeypatch.setattr(fused, "interpreted", lambda: True)
     monkeypatch.setattr(trial, "relative_time", lambda *given: 0.5)
-    trial.objection.cache_clear()
+    forget()
     return Fused(monkeypatch)
 
 
@@ -136,7 +141,7 @@ def test_it_is_asked_once_for_each_device_width_mask_and_precision(gpu):
     for masked in (False, True):
         for _ in range(2):
             assert chosen(size=SIZE._replace(masked=masked)).impl == "triton"
-    assert len(gpu.seen) == 2 * 3
+    assert len(gpu.seen) == 2 * (3 + 1)  # three small steps, and one of the run's size
 
 
 def test_the_comparison_does_not_see_the_callers_modes(gpu):
@@ -222,7 +227,7 @@ def test_a_fused_step_that_fails_is_told_of_and_not_used(gpu, monkeypatch):
         with pytest.raises(UserError, match=r"--head-\w+ \w+ cannot be had on this GPU, .* use auto"):
             chosen(**words)
     monkeypatch.setattr(fused, "available", lambda: False)
-    assert str(chosen()) == "cpu in fp32, not by triton: the package triton is not installed"
+    assert str(chosen()) == "cpu in fp32, not by triton: the package triton is not installed (pip install triton)"
     with pytest.raises(UserError, match="pip install triton"):
         chosen(impl="triton")
 
@@ -279,6 +284,56 @@ def test_without_a_gpu_names_decide_and_a_change_is_told():
     )
 
 
+# At the size of the run ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize("precision", ["fp32", "tf32", "tf32x3", "bf16"])
+def test_the_step_of_the_runs_size_agrees_in_every_precision(precision, masked, gpu):
+    sizes = [(70, 5000, 24, 300, (8, 8, 4, 4)), (5, 40, 3, 40, (2, 0, 0, 0)), (4, 900, 16, 0, (0, 0, 0, 0))]
+    for n, rows, width, hard, counts in sizes:
+        size = trial.Size(n, rows, width, hard, counts, masked, 0.2)
+        assert trial.objection_at(CPU, size, precision) == ""
+
+
+@pytest.mark.parametrize("impl", ["auto", "triton"])
+@pytest.mark.parametrize("fault", ["raises", "differs"])
+def test_a_step_that_fails_at_the_size_of_the_run_alone_is_not_used(fault, impl, gpu):
+    def spoil(head, gradient):
+        if len(head.rank) != SIZE.n:  # the small steps pass
+            return head, gradient
+        if fault == "raises":
+            raise RuntimeError("out of resource: shared memory")
+        return head, gradient * 1.01
+
+    gpu.spoil = spoil
+    words = (
+        "out of resource: shared memory"
+        if fault == "raises"
+        else "at 4 queries and 200 rows it differs from the closed"
+    )
+    if impl == "auto":
+        assert str(chosen()).startswith(f"cpu in fp32, not by triton: {words}")
+    else:
+        with pytest.raises(UserError, match=words):
+            chosen(impl=impl)
+
+
+def test_a_launch_that_is_refused_while_timed_takes_for_ever(monkeypatch):
+    def refuse(*given):
+        raise RuntimeError("out of resource")
+
+    monkeypatch.setattr(trial, "SECONDS", 0.0)
+    monkeypatch.setattr(fused, "compute", refuse)
+    assert trial.relative_time(CPU, SIZE, "fp32", "fp32") == torch.inf
+
+    def full(*given):
+        raise torch.OutOfMemoryError
+
+    monkeypatch.setattr(trial, "_of_size", full)
+    assert trial.relative_time(CPU, SIZE, "fp32", "fp32") == torch.inf
+
+
 # The clock ----------------------------------------------------------------------------------------------------------
 
 
@@ -321,13 +376,13 @@ def call(n=4, width=16, **settings):
 def test_a_first_call_is_a_trial_and_later_ones_follow_it(gpu, monkeypatch):
     call()
     tried = len(gpu.seen)
-    assert tried == 3 + 1
+    assert tried == 3 + 1 + 1
     call(n=7)
     assert len(gpu.seen) == tried + 1
     monkeypatch.setattr(trial, "relative_time", lambda *given: 1.5)
     call(width=32)
     call(width=32)
-    assert len(gpu.seen) == tried + 1 + 3  # compared and found too slow
+    assert len(gpu.seen) == tried + 1 + 3 + 1  # compared and found too slow
 
 
 def test_a_first_call_that_fails_warns_once_and_goes_on(gpu):
@@ -344,19 +399,21 @@ def test_it_is_compiled_with_the_trial_inside_the_operator(gpu):
     torch.manual_seed(0)
     compiled = torch.compile(call, backend="aot_eager", fullgraph=False)
     compiled().loss.backward()
-    assert len(gpu.seen) == 3 + 1
+    assert len(gpu.seen) == 3 + 1 + 1
 
 
 def test_while_a_graph_is_captured_nothing_is_tried(gpu, monkeypatch):
     monkeypatch.setattr(kernels, "_capturing", lambda device: True)
     with pytest.warns(RuntimeWarning, match=r"loss by cpu in fp32, not by triton: a CUDA graph is captured before"):
         call()
+    with pytest.raises(UserError, match="call contrastive_head once before a CUDA graph is captured"):
+        call(precision="tf32x3")  # which the closed forms have not
     assert gpu.seen == []
     monkeypatch.setattr(kernels, "_capturing", lambda device: False)
     call()
     monkeypatch.setattr(kernels, "_capturing", lambda device: True)
     call()
-    assert len(gpu.seen) == 3 + 2
+    assert len(gpu.seen) == 3 + 1 + 2
 
 
 def test_float64_queries_are_not_tried(gpu):

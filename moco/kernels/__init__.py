@@ -171,10 +171,10 @@ def _tried(impl: str, precision: str, device, size: Size, before: Earlier | None
 
 def _objection(impl: str, precision: str, device, size: Size) -> tuple[str, str]:
     """The precision of the fused step, and what speaks against it."""
-    if impl == "auto" and not fused.available():
-        return "", "the package triton is not installed"
+    if not fused.available():  # which other processes of the run may have: said after all have asked
+        return "", "the package triton is not installed (pip install triton)"
     own = resolve_precision(precision, "triton", "cuda")
-    return own, trial.objection(device, size.width, size.masked, own)
+    return own, trial.objection(device, size.width, size.masked, own) or trial.objection_at(device, size, own)
 
 
 def _without(impl: str, precision: str, why: str, before: Earlier | None) -> Choice:
@@ -202,11 +202,17 @@ _chosen: dict[tuple, Choice] = {}  # by (device, C, masked, precision): what "au
 def _at_first_call(precision: str, device: torch.device, size: Size) -> Choice:
     """``choose`` of "auto" on a GPU, once a process; warns where that is not the fused step because that fails.
 
-    While a CUDA graph is captured nothing can be tried: then the closed forms compute, unless a choice was made.
+    While a CUDA graph is captured nothing can be tried: then the closed forms compute, unless a choice was made, and
+    tf32x3, which they do not have, is refused.
     """
     key = (device, size.width, size.masked, precision)
     if key in _chosen:
         return _chosen[key]
+    if _capturing(device) and precision == "tf32x3":
+        raise UserError(
+            "call contrastive_head once before a CUDA graph is captured: its first call checks the fused head, whose "
+            "tf32x3 is"
+        )
     if _capturing(device):
         chosen = _without("auto", precision, "a CUDA graph is captured before any other call", None)
     else:

@@ -174,7 +174,8 @@ class Plan:
 
     @property
     def splits(self) -> int:
-        """Parts of the rows that ``pull`` multiplies side by side; each has ROUNDS blocks at most."""
+        """Parts of the rows that ``pull`` multiplies side by side: of ROUNDS blocks at most, or as many as fill a GPU
+        eight times, whichever is fewer, for partial sums are written and read."""
         tiles = -(-self.n // self.block_n) * -(-self.width // self.pull_c)
         enough = max(FILL / tiles, min(8 * FILL / tiles, self.total / (ROUNDS * PULL_K)))
         return -(-self.total // _up(-(-self.total // int(-(-enough // 1))), PULL_K))

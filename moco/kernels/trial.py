@@ -101,6 +101,61 @@ def _objection(device: torch.device, width: int, masked: bool, precision: str) -
     return "" if worst <= allowed else f"it differs from the reference by {worst:.1g}, and {allowed:g} is allowed"
 
 
+@functools.cache
+def objection_at(device: torch.device, size: Size, precision: str) -> str:
+    """The same at the size of a run, for which programs are compiled: compared with the closed forms on the device.
+
+    Queries are coordinate axes and the queue's rows are rounded to bf16, so that similarities, and with them the
+    hardest set, are the same in every precision. Nothing is said where the closed forms find no memory.
+    """
+    return apart(functools.partial(_objection_at, device, size, precision))
+
+
+def _objection_at(device: torch.device, size: Size, precision: str) -> str:
+    try:
+        problem = _of_size(device, size)
+        axes = torch.eye(size.width, device=device)[torch.arange(size.n, device=device) % size.width]
+        problem = problem._replace(q=axes, queue=problem.queue.bfloat16().float())
+        with torch.no_grad(), operands("fp32", device.type == "cuda"):
+            more = {"shadow": problem.queue.bfloat16()} if precision == "bf16" else {}
+            ours = fused.compute(*problem, precision, True, **more)
+        _wait(device)
+    except Exception as error:
+        return (str(error).splitlines() or [repr(error)])[0]
+    try:
+        with torch.no_grad(), operands("fp32", device.type == "cuda"):
+            theirs = cpu.compute(*problem, "fp32", True)
+    except torch.OutOfMemoryError:
+        return ""
+    allowed, error = tolerance(precision, size.width) * max(1.0, size.rows / ROWS) ** 0.5, _between(ours, theirs)
+    at = f"at {size.n} queries and {size.rows} rows"
+    return (
+        ""
+        if error <= allowed
+        else f"{at} it differs from the closed forms by {error:.1g}, and {allowed:.2g} is allowed"
+    )
+
+
+def _between(ours: tuple[Head, Tensor | None], theirs: tuple[Head, Tensor | None]) -> float:
+    """As ``difference``, of two that were computed on a device; NaN counts as infinite."""
+    (head, gradient), (right, right_gradient) = ours, theirs
+    assert gradient is not None
+    assert right_gradient is not None
+    errors = torch.stack([
+        (head.loss - right.loss).abs() / right.loss.clamp(min=1e-6),
+        (gradient - right_gradient).norm() / right_gradient.norm().clamp(min=1e-6),
+        (head.hardest - right.hardest).abs(),
+        (head.synthetic_mass - right.synthetic_mass).abs(),
+    ])  # fmt: skip
+    same_ranks = bool((head.rank == right.rank).float().mean() >= 0.99)  # a positive may round to a row's similarity
+    return float(errors.max()) if same_ranks and bool(errors.isfinite().all()) else torch.inf
+
+
+def _wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
 def tolerance(precision: str, width: int) -> float:
     """What the fused step may differ by from the reference."""
     per_feature, least = TOLERANCE[precision]
@@ -212,9 +267,12 @@ def some_draws(
 def relative_time(device: torch.device, size: Size, precision: str, closed: str) -> float:
     """Time of the fused step in ``precision`` over that of the closed forms in ``closed``, medians, with a gradient.
 
-    Infinite where the fused step finds no memory, 0 where only the closed forms find none.
+    Infinite where the fused step finds no memory, or fails, 0 where only the closed forms do.
     """
-    return apart(functools.partial(_relative_time, device, size, precision, closed))
+    try:
+        return apart(functools.partial(_relative_time, device, size, precision, closed))
+    except torch.OutOfMemoryError:  # for the inputs alone
+        return torch.inf
 
 
 def _relative_time(device: torch.device, size: Size, precision: str, closed: str) -> float:
@@ -231,15 +289,14 @@ def _relative_time(device: torch.device, size: Size, precision: str, closed: str
 
 
 def seconds(call: Callable[[], object], device: torch.device) -> float:
-    """Seconds of a call to its end on the device; infinite where it finds no memory."""
-    wait = functools.partial(torch.cuda.synchronize, device) if device.type == "cuda" else (lambda: None)
-    wait()
+    """Seconds of a call to its end on the device; infinite where it finds no memory or fails."""
+    _wait(device)
     begun = time.perf_counter()
     try:
         with torch.no_grad(), operands("fp32", device.type == "cuda"):
             call()
-            wait()
-    except torch.OutOfMemoryError:
+            _wait(device)
+    except Exception:  # no memory, or what a launch refuses: a process that raised here would leave others waiting
         return torch.inf
     return time.perf_counter() - begun
 
