@@ -19,9 +19,12 @@ SETTINGS = [
     *({"ONEDNN_MAX_CPU_ISA": name} for name in ("AVX2", "AVX512_CORE", "AVX512_CORE_BF16", "AVX512_CORE_AMX")),
 ]
 LESSER = [SETTINGS[0], SETTINGS[1], SETTINGS[3], SETTINGS[4]]  # in every `make test`
-HEART = ["test_kernels.py", "test_fused.py::test_the_interpreted_programs_agree_with_the_reference"]
+HEART = ["test_kernels.py"]
+# Of the fused head's suite, in which a processor multiplies for the library alone: a minute and a half is for once.
+FUSED, PART = ["fused_interpreted.py"], "blocks_that_a_gpu_gets and 128 or each_type or closed_forms"
 NUMBERS = [
     *HEART,
+    "test_fused.py::test_the_interpreted_programs_agree_with_the_reference",
     *(f"test_{name}.py" for name in (
         "average", "batch_family", "bench_head", "builder", "data_pixels", "embed", "encoder", "export", "fewshot",
         "fused_views", "knn", "labelled_queue", "losses", "more_views", "negatives", "objective", "planes",

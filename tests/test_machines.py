@@ -5,14 +5,15 @@ import subprocess
 import sys
 
 import pytest
-from machines import HEART, HERE, LESSER, NUMBERS, name_of, run
+from machines import FUSED, HEART, HERE, LESSER, NUMBERS, PART, name_of, run
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("setting", LESSER, ids=name_of)
 def test_the_loss_keeps_its_bounds_on(setting):
-    child = run(setting, HEART)
-    assert child.returncode == 0, child.stdout[-5000:] + child.stderr[-2000:]
+    for child in (run(setting, HEART), run({**setting, "TRITON_INTERPRET": "1"}, FUSED, "-k", PART)):
+        assert child.returncode == 0, child.stdout[-5000:] + child.stderr[-2000:]
+        assert "[100%]" in child.stdout
 
 
 def test_torch_follows_a_setting_and_all_tests_are_there():
