@@ -51,6 +51,7 @@ OTHER, ROLLBACK = "other", "rollback"
 CHECKED = (
     (models, "_worst", list),
     (trial, "objection", lambda *_: ""),
+    (trial, "objection_at", lambda *_: ""),
     (trial, "relative_time", lambda *_: 0.5),
     (draws, "objection", lambda *_: ""),
     (norm, "agrees", lambda *_: True),
