@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import importlib
 import importlib.util
 import multiprocessing
 import os
@@ -419,3 +421,21 @@ def resources() -> Any:
     sys.modules[spec.name] = module  # its dataclass looks itself up there
     spec.loader.exec_module(module)
     return module
+
+
+@pytest.fixture(scope="module")
+def script() -> Iterator[Callable[[str], Any]]:
+    """``script(name)``: a module of benchmarks/."""
+    sys.path.insert(0, str(ROOT / "benchmarks"))
+    yield importlib.import_module
+    sys.path.remove(str(ROOT / "benchmarks"))
+
+
+def launched_by(module: Any, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Names of what ``module`` of moco.kernels launches from now on, on tensors of a GPU that have no data: whatever
+    asks for a value raises."""
+    found: list[str] = []
+    monkeypatch.setattr(module, "_launch", lambda program, *_, **__: found.append(program.fn.__name__))
+    monkeypatch.setattr(module, "agrees", lambda *case: True)
+    monkeypatch.setattr(torch.cuda, "device", lambda device: contextlib.nullcontext())
+    return found

@@ -26,10 +26,10 @@ NUMBERS = [
     *HEART,
     "test_fused.py::test_the_interpreted_programs_agree_with_the_reference",
     *(f"test_{name}.py" for name in (
-        "average", "batch_family", "bench_head", "builder", "data_pixels", "embed", "encoder", "export", "fewshot",
-        "fused_views", "knn", "labelled_queue", "losses", "more_views", "negatives", "objective", "planes",
-        "pretrained", "queue_and_schedule", "retrieval", "schedules", "settings", "step",
-        "tuning", "validation", "views", "workers",
+        "average", "batch_family", "bench_head", "buffers", "builder", "data_pixels", "draws", "embed", "encoder",
+        "export", "fewshot", "fused_images", "fused_norm", "fused_views", "knn", "labelled_queue", "losses",
+        "more_views", "negatives", "objective", "planes", "pretrained", "queue_and_schedule", "retrieval", "schedules",
+        "settings", "step", "trial", "tuning", "validation", "views", "workers",
     )),
 ]  # fmt: skip
 

@@ -13,20 +13,13 @@ from conftest import ROOT, environment, interpreted
 
 
 @pytest.fixture(scope="module")
-def load():
-    sys.path.insert(0, str(ROOT / "benchmarks"))
-    yield importlib.import_module
-    sys.path.remove(str(ROOT / "benchmarks"))
+def gpu(script):
+    return script("gpu")
 
 
 @pytest.fixture(scope="module")
-def gpu(load):
-    return load("gpu")
-
-
-@pytest.fixture(scope="module")
-def judge(load):
-    return load("gpu_parts.verdicts")
+def judge(script):
+    return script("gpu_parts.verdicts")
 
 
 def test_every_part_runs_dry(gpu):
@@ -106,8 +99,8 @@ def test_parts_that_time_run_alone_and_where_time_runs_out_they_are_left_out(beg
     assert {name for name, part in found.items() if "left_out" in part} == set(gpu.PARTS) - set(beside)
 
 
-def test_a_part_whose_packages_are_missing_is_left_out_by_name(begun, load, monkeypatch):
-    parts = load("gpu_parts")
+def test_a_part_whose_packages_are_missing_is_left_out_by_name(begun, script, monkeypatch):
+    parts = script("gpu_parts")
     find = importlib.util.find_spec
     monkeypatch.setattr(parts.importlib.util, "find_spec", lambda name: None if name == "PIL" else find(name))
     found, order = begun({})
@@ -139,8 +132,8 @@ def test_make_gpu_runs_it(gpu):
 
 
 @pytest.mark.parametrize("order", ["{test} {verdict} [  3%]", "[gw1] [  3%] {verdict} {test} "])
-def test_tests_that_failed_are_named(order, load, tmp_path, capsys):
-    tests, findings = load("gpu_parts.tests"), load("gpu_parts.findings")
+def test_tests_that_failed_are_named(order, script, tmp_path, capsys):
+    tests, findings = script("gpu_parts.tests"), script("gpu_parts.findings")
     one, other = "tests/test_gpu.py::test_a[fp32-(5, 67)-False]", "tests/fused_interpreted.py::test_b"
     lines = [order.format(test=one, verdict="PASSED"), order.format(test=other, verdict="FAILED"), "gibberish",
              f"FAILED {other} - AssertionError: assert 1", ""]  # fmt: skip
@@ -162,8 +155,8 @@ def part_of(numbers):
     return {"loss": {"rows": rows, "error": ""}}
 
 
-def test_goals_ask_for_rows_that_the_parts_write(load, judge):
-    loss, steps = load("gpu_parts.loss"), load("gpu_parts.steps")
+def test_goals_ask_for_rows_that_the_parts_write(script, judge):
+    loss, steps = script("gpu_parts.loss"), script("gpu_parts.steps")
     names = [loss.row(*size, variant, what) for size in loss.SIZES for variant in loss.bench.VARIANTS
              for what in (loss.EVENTS, loss.GRAPH, loss.MEMORY)]  # fmt: skip
     whats = ("time relative to moco", "host waits")

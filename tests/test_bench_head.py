@@ -1,7 +1,6 @@
 """The benchmark of the contrastive head runs, its variants compute what they are called, its counts are those of a
 naive count, and the README of the kernels shows what the script prints."""
 
-import importlib
 import json
 import os
 import sys
@@ -15,20 +14,13 @@ SIZES = ["--sizes", "4x300", "2x100"]
 
 
 @pytest.fixture(scope="module")
-def load():
-    sys.path.insert(0, str(ROOT / "benchmarks"))
-    yield importlib.import_module
-    sys.path.remove(str(ROOT / "benchmarks"))
+def bench(script):
+    return script("contrastive_head")
 
 
 @pytest.fixture(scope="module")
-def bench(load):
-    return load("contrastive_head")
-
-
-@pytest.fixture(scope="module")
-def counts(load):
-    return load("kernel_bytes")
+def counts(script):
+    return script("kernel_bytes")
 
 
 def cells(line):
@@ -109,8 +101,8 @@ def test_variants_agree(bench):
     assert outcome[bench.NAIVE][0] > outcome[bench.BASE][0]
 
 
-def test_rounds_are_interleaved_and_the_first_two_not_counted(load, monkeypatch):
-    timing = load("timing")
+def test_rounds_are_interleaved_and_the_first_two_not_counted(script, monkeypatch):
+    timing = script("timing")
     calls = []
     taken = {"a": iter([9.0, 9.0, 1.0, 5.0, 3.0]), "b": iter([9.0, 9.0, 2.0, 2.0, 8.0])}
 
@@ -124,8 +116,8 @@ def test_rounds_are_interleaved_and_the_first_two_not_counted(load, monkeypatch)
     assert [sorted(calls[i : i + 2]) for i in range(0, 10, 2)] == [["a", "b"]] * 5
 
 
-def test_a_turn_is_calls_in_a_row(load, monkeypatch):
-    timing = load("timing")
+def test_a_turn_is_calls_in_a_row(script, monkeypatch):
+    timing = script("timing")
     calls = []
     monkeypatch.setattr(timing, "milliseconds", lambda call, device: call() or float(len(calls)))
     found = timing.turns({"a": lambda: calls.append("a"), "b": lambda: calls.append("b")}, 1, "cpu", row=2)

@@ -1,11 +1,7 @@
 """The benchmark of a whole step makes real steps, in pairs, and its ratios are those of steps of one round."""
 
-import importlib
-import sys
-
 import pytest
 import torch
-from conftest import ROOT
 
 from moco import distributed
 
@@ -13,10 +9,8 @@ TINY = ["-a", "test_resnet", "--size", "16", "-b", "8", "--moco-k", "1100", "--m
 
 
 @pytest.fixture(scope="module")
-def bench():
-    sys.path.insert(0, str(ROOT / "benchmarks"))
-    yield importlib.import_module("training_step")
-    sys.path.remove(str(ROOT / "benchmarks"))
+def bench(script):
+    return script("training_step")
 
 
 def test_it_prints_a_ratio_for_each_method(bench, capsys):

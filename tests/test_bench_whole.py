@@ -8,7 +8,6 @@ import types
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT
 from PIL import Image
 from torch import nn
 
@@ -127,10 +126,8 @@ def images(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def whole():
-    sys.path.insert(0, str(ROOT / "benchmarks"))
-    yield importlib.import_module("whole_step")
-    sys.path.remove(str(ROOT / "benchmarks"))
+def whole(script):
+    return script("whole_step")
 
 
 @pytest.fixture(scope="module")

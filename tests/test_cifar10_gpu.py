@@ -1,6 +1,5 @@
 """benchmarks/cifar10_gpu.py, dry: pack, run, stop, go on, the result's file, and a state that travels in pieces."""
 
-import importlib
 import io
 import json
 import subprocess
@@ -25,10 +24,8 @@ BLOCKED = ("timm", "sklearn", "scipy", "matplotlib", "mlxtend", "lightly", "wand
 
 
 @pytest.fixture(scope="module")
-def bench():
-    sys.path.insert(0, str(ROOT / "benchmarks"))
-    yield importlib.import_module("cifar10_gpu")
-    sys.path.remove(str(ROOT / "benchmarks"))
+def bench(script):
+    return script("cifar10_gpu")
 
 
 @pytest.fixture(scope="module")

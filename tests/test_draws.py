@@ -144,7 +144,8 @@ def test_it_compiles_without_spills(target, resources, tmp_path, monkeypatch):
         old = tuple(map(int, triton.__version__.split(".")[:2])) < (3, 6)
         if not old:
             raise
-        pytest.skip(f"triton {triton.__version__} does not build for {target}: {str(error).splitlines()[0]}")
+        first = str(error).splitlines()[0]
+        pytest.skip(f"needs triton 3.6 or later, which builds for {target}; {triton.__version__}: {first}")
     code = compiled.asm
     used = resources.hip_usage(code["amdgcn"]) if target == "gfx942" else resources.cuda_usage(code["cubin"])
     assert used.spilled == 0

@@ -25,7 +25,7 @@ pytest.importorskip("triton", reason="needs the package triton: pip install trit
 # in one program of 24.
 TRITON = tuple(map(int, version("triton").split(".")[:2]))
 judges_code = pytest.mark.skipif(
-    TRITON < (3, 6) or TRITON == (3, 7), reason="machine code is judged with triton 3.6, or 3.8 and later"
+    TRITON < (3, 6) or TRITON == (3, 7), reason="needs triton 3.6, or 3.8 and later, whose machine code is judged"
 )
 # Bytes of shared memory of which a program may have all: a smaller GPU of the generation, or the other way to share it.
 LEAST_SHARED = {"sm_80": 99 << 10, "sm_90": 113 << 10, "sm_100": 113 << 10, "gfx942": 64 << 10}

@@ -5,7 +5,7 @@ import contextlib
 import numpy as np
 import pytest
 import torch
-from conftest import interpreted
+from conftest import interpreted, launched_by
 from test_batch_family import model as simclr
 from test_builder import moco
 from test_fused import judges_code
@@ -63,11 +63,7 @@ def test_memory_is_used_in_wide_pieces_and_halves_are_rounded_to_nearest(resourc
 @pytest.fixture
 def launched(monkeypatch):
     """What is launched on tensors of a GPU that have no data: whatever asks for a value raises."""
-    found = []
-    monkeypatch.setattr(images, "_launch", lambda program, *_, **__: found.append(program.fn.__name__))
-    monkeypatch.setattr(images, "agrees", lambda *case: True)
-    monkeypatch.setattr(torch.cuda, "device", lambda device: contextlib.nullcontext())
-    return found
+    return launched_by(images, monkeypatch)
 
 
 @contextlib.contextmanager

@@ -1,6 +1,5 @@
 """BatchNorm over parts by Triton, without a GPU: numbers by triton's interpreter, machine code by its compilers."""
 
-import contextlib
 import re
 import subprocess
 import sys
@@ -9,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import ROOT, environment, interpreted
+from conftest import ROOT, environment, interpreted, launched_by
 from test_fused import judges_code
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
@@ -91,11 +90,7 @@ def test_a_launch_fills_a_gpu_and_its_programs_are_short(channels, side, last, b
 @pytest.fixture
 def launched(monkeypatch):
     """Names of what is launched on tensors of a GPU that have no data."""
-    found = []
-    monkeypatch.setattr(norm, "_launch", lambda program, *_, **__: found.append(program.fn.__name__))
-    monkeypatch.setattr(norm, "agrees", lambda *case: True)
-    monkeypatch.setattr(torch.cuda, "device", lambda device: contextlib.nullcontext())
-    return found
+    return launched_by(norm, monkeypatch)
 
 
 @pytest.mark.parametrize("memory", [torch.contiguous_format, torch.channels_last])

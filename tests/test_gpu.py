@@ -56,7 +56,7 @@ def masks_of(n, rows):
 
 def have(precision):
     if precision == "bf16" and not gpu_has_bf16():
-        pytest.skip("a GPU without bf16 products, or torch before 2.8")
+        pytest.skip("needs a GPU with bf16 products, and torch 2.8 or later")
 
 
 @pytest.mark.parametrize("masked", [False, True])

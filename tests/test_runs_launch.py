@@ -290,7 +290,7 @@ def test_flags_that_cannot_be(words, sentence, mistake):
     assert re.search(sentence, mistake(*words))
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="runs on a machine without a GPU")
+@pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without a GPU")
 def test_a_gpu_that_is_not_there(mistake):
     assert "this machine has no GPU; leave the flag out" in mistake("--gpu", 0)
 

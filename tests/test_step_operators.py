@@ -4,8 +4,6 @@ Bounds are what holds; lower them when a part gets cheaper. The counted encoder 
 encoders'.
 """
 
-import importlib
-import sys
 from collections import Counter
 from types import SimpleNamespace
 
@@ -24,10 +22,8 @@ SMALL = ["-a", "test_resnet", "--size", "32", "-b", "16", "--moco-k", "4096", "-
 
 
 @pytest.fixture(scope="module")
-def bench():
-    sys.path.insert(0, str(ROOT / "benchmarks"))
-    yield importlib.import_module("step_operators")
-    sys.path.remove(str(ROOT / "benchmarks"))
+def bench(script):
+    return script("step_operators")
 
 
 def test_operators_are_counted_once_and_views_never(bench):

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import functools
 import math
-import warnings
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -299,24 +298,18 @@ def triton_agrees(device: torch.device, shape: tuple[int, ...]) -> bool:
 
     Asked once a process and shape, so that a run neither ends where triton cannot compile nor trains on wrong pixels.
     """
-    if not fused.available():
-        return False
     order = ("jitter", "grey", "blur", "flip")
     noise = torch.randint(256, (4, *shape), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
     jitter = [(name, 0.1 if name == "hue" else 0.7) for name in OPERATIONS]
     choices = ((False, None, True), (True, None, False), (False, 2.0, True), (True, 0.5, False))
     rows = [pack(jitter[step:] + jitter[:step], *chosen) for step, chosen in enumerate(choices)]
     rows = torch.stack(rows).numpy()
-    try:
+
+    def compare() -> str:
         found = by_triton(noise.to(device), rows, order).cpu()
-        why = "" if torch.equal(found, one_by_one(noise, rows, order)) else "its pixels are not PIL's"
-    except Exception as error:  # triton lacks a C compiler, Python's headers, a driver, ... and says so in as many ways
-        why = (str(error).splitlines() or [repr(error)])[0]
-    if why:
-        warnings.warn(
-            f"views are finished on {device} by torch's operators, not by triton: {why}", RuntimeWarning, stacklevel=2
-        )
-    return not why
+        return "" if torch.equal(found, one_by_one(noise, rows, order)) else "its pixels are not PIL's"
+
+    return fused.agrees(compare, f"views are finished on {device} by torch's operators")
 
 
 @torch.no_grad()

@@ -23,6 +23,8 @@ from __future__ import annotations
 import contextlib
 import functools
 import importlib.util
+import warnings
+from collections.abc import Callable
 from dataclasses import dataclass
 from types import ModuleType
 
@@ -51,6 +53,23 @@ WARPS = {"score": 8, "compact": 8, "exact": 8, "draws": 8, "combine": 4, "weigh"
 def available() -> bool:
     """Whether triton is installed."""
     return importlib.util.find_spec("triton") is not None
+
+
+def fault(compare: Callable[[], str]) -> str:
+    """What speaks against Triton programs on a device: what ``compare`` finds, or the first line of what it raises, for
+    triton lacks a C compiler, Python's headers, a driver, ... and says so in as many ways."""
+    try:
+        return compare()
+    except Exception as error:
+        return (str(error).splitlines() or [repr(error)])[0]
+
+
+def agrees(compare: Callable[[], str], otherwise: str) -> bool:
+    """Whether triton is installed and ``compare`` finds no ``fault``; warns of one, and of what is done then."""
+    why = fault(compare) if available() else ""
+    if why:
+        warnings.warn(f"{otherwise}, not by triton: {why}", RuntimeWarning, stacklevel=3)
+    return available() and not why
 
 
 @functools.cache

@@ -12,7 +12,6 @@ from __future__ import annotations
 import contextlib
 import functools
 import math
-import warnings
 from types import ModuleType
 
 import torch
@@ -87,20 +86,15 @@ def agrees(device: torch.device, shape: tuple[int, int, int], dtype: torch.dtype
 
     Asked once a process and case, so that a run neither ends where triton cannot compile nor trains on wrong pixels.
     """
-    if not fused.available():
-        return False
     noise = torch.randint(256, (2, *shape), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
     mean, std = torch.tensor([[0.485, 0.456, 0.406, 0.5], [0.229, 0.224, 0.225, 0.25]])[:, : shape[0]]
-    try:
+
+    def compare() -> str:
         found = to_floats(noise.to(device), mean.to(device), std.to(device), dtype, last)
         wanted = by_torch(noise, mean, std).to(device, dtype)
-        why = "" if bool((found == wanted).all()) else "its numbers are not the CPU's"
-    except Exception as error:  # triton lacks a C compiler, Python's headers, a driver, ... and says so in as many ways
-        why = (str(error).splitlines() or [repr(error)])[0]
-    if why:
-        words = f"images are normalised on {device} by torch's operators, not by triton: {why}"
-        warnings.warn(words, RuntimeWarning, stacklevel=2)
-    return not why
+        return "" if bool((found == wanted).all()) else "its numbers are not the CPU's"
+
+    return fused.agrees(compare, f"images are normalised on {device} by torch's operators")
 
 
 def by_torch(images: Tensor, mean: Tensor, std: Tensor) -> Tensor:

@@ -17,7 +17,6 @@ from __future__ import annotations
 import contextlib
 import functools
 import math
-import warnings
 from types import ModuleType
 from typing import NamedTuple
 
@@ -201,17 +200,12 @@ def agrees(device: torch.device, dtype: torch.dtype, shape: tuple[int, ...], las
 
     Asked once a process and case, so that a run neither ends where triton cannot compile nor trains on wrong numbers.
     """
-    if not fused.available():
-        return False
-    try:
+
+    def compare() -> str:
         with _device_of(torch.empty(0, device=device)):
-            why = _difference(device, dtype, shape, last, block)
-    except Exception as error:  # triton lacks a C compiler, Python's headers, a driver, ... and says so in as many ways
-        why = (str(error).splitlines() or [repr(error)])[0]
-    if why:
-        words = f"BatchNorm in parts is computed on {device} part by part, not by triton: {why}"
-        warnings.warn(words, RuntimeWarning, stacklevel=2)
-    return not why
+            return _difference(device, dtype, shape, last, block)
+
+    return fused.agrees(compare, f"BatchNorm in parts is computed on {device} part by part")
 
 
 @torch.no_grad()
