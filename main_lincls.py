@@ -15,16 +15,17 @@ from typing import Any
 
 import torch
 
-from moco import checkpoint, data, distributed, fewshot, knn, lr_find, options, probe, probe_file, probe_report, seeding
-from moco.encoder import build_encoder
-from moco.engine import StopRequest
-from moco.flag_classes import LINCLS, probing
-from moco.meters import RunLog
-from moco.pretrained import PUBLISHED, fill_backbone, read_backbone, settle
-from moco.resume import DONE, about_run, changes, resumed_words, stopped_words
+from moco import data, distributed, files, seeding
+from moco.cli import options
+from moco.cli.flag_classes import LINCLS, probing
+from moco.eval import fewshot, knn, linear, linear_checkpoint, linear_report, lr_find
+from moco.models.encoder import build_encoder
+from moco.train.pretraining import StopRequest
+from moco.train.resume import DONE, about_run, changes, resumed_words, stopped_words
+from moco.train.runlog import RunLog
+from moco.weights.read import PUBLISHED, fill_backbone, read_backbone, settle
 
 AMP = {"off": None, "bf16": torch.bfloat16, "fp16": torch.float16}
-UPRIGHT = ("mnist5k",)  # a mirrored digit is another symbol
 
 
 def worker(args: Namespace) -> int:
@@ -32,8 +33,8 @@ def worker(args: Namespace) -> int:
     device, world = distributed.device(), distributed.world_size()
     measure = "knn" if args.knn else "few_shot" if args.few_shot else ""  # what needs no training
     mode = measure or ("lr_find" if args.lr_find else "evaluate" if args.evaluate else "lincls")
-    path = probe_file.resume_path(args.resume, args.save_dir, needed=args.evaluate and not measure)
-    state = checkpoint.read(path) if path else {}
+    path = linear_checkpoint.resume_path(args.resume, args.save_dir, needed=args.evaluate and not measure)
+    state = files.read(path) if path else {}
     seed = distributed.from_main(seeding.choose_seed(args.seed, state))
 
     # data
@@ -44,15 +45,15 @@ def worker(args: Namespace) -> int:
     )  # fmt: skip
     sources = distributed.first_on_node(opening, wait=bool(args.download or args.cache))
     numbered = data.number_as_in({} if measure else state, str(path), mode == "lincls", sources.train, sources.val)
-    train, val = probe.choose_images(measure, sources, args.val_share, args.few_shot_classes)
-    classes = probe.count_classes(train, args.num_classes)
+    train, val = linear.choose_images(measure, sources, args.val_share, args.few_shot_classes)
+    classes = linear.count_classes(train, args.num_classes)
     size, mean, std = settled.of(train)
-    feed = probe.Feed(
+    feed = linear.Feed(
         size=size,
         batch=args.batch_size * distributed.nodes(),
         seed=seed,
         workers=distributed.share_of_cores(args.workers),
-        flip=args.dataset not in UPRIGHT,
+        flip=args.dataset not in data.UPRIGHT,
         cached=args.features == "cached",
     )
 
@@ -64,38 +65,38 @@ def worker(args: Namespace) -> int:
         reading = partial(read_backbone, encoder, args.pretrained, args.arch)
         weights, words = distributed.first_on_node(reading, wait=args.pretrained.startswith(PUBLISHED))
         fill_backbone(encoder, weights)
-    model = probe.Probe(encoder, device, mean, std, seed, AMP[args.amp])
+    model = linear.Probe(encoder, device, mean, std, seed, AMP[args.amp])
 
     # optimizer
-    lrs = probe_file.rates(state, args.lrs, args.epochs, training=mode == "lincls")
-    heads = probe.make_heads(model, lrs, **options.head_settings(args))
+    lrs = linear_checkpoint.rates(state, args.lrs, args.epochs, training=mode == "lincls")
+    heads = linear.make_heads(model, lrs, **options.head_settings(args))
     about = about_run(probing(args, encoder.built, mean, std, feed.batch), train)
     notes = changes(state, path, about, LINCLS, args.seed) if mode == "lincls" else []
     notes = [DONE] if mode == "lincls" and state.get("epoch", 0) >= args.epochs else notes
     batches = {"images": len(train), "images a batch": feed.batch}
     run = {"seed": seed, "classes": train.classes, "batches": batches, **about}
-    loading = partial(probe_file.load, model, heads, state, arch=args.arch, weights=weights)
-    at = loading(path, run=run if mode == "lincls" else None) if path else probe.Position(args.start_epoch)
+    loading = partial(linear_checkpoint.load, model, heads, state, arch=args.arch, weights=weights)
+    at = loading(path, run=run if mode == "lincls" else None) if path else linear.Position(args.start_epoch)
     resumed = resumed_words(path, at.epoch, at.batch) if path else ""
     words = "; ".join(filter(None, [words, resumed, numbered]))
     frozen = weights or model.frozen()
     origin = args.pretrained or path or "the random initialisation"
     if mode == "lincls":
-        distributed.first_on_node(partial(probe_file.claim, args.save_dir, path, args.overwrite), wait=True)
+        distributed.first_on_node(partial(linear_checkpoint.claim, args.save_dir, path, args.overwrite), wait=True)
 
     views = f"; {feed.words}" if mode in ("lincls", "lr_find") else ""
     steps = -(-len(train) // feed.batch)
     with RunLog(args.save_dir, config=vars(args), resume_step=at.step(steps) if path else None, name=mode) as log:
         log.line("\n".join([f"{args.arch} at {feed.size} px: {words}{settled.words}", *notes]))
-        log.line(f"{probe_report.set_words(train, val, mode)}, {classes} classes; {world} process(es) on "
+        log.line(f"{linear_report.set_words(train, val, mode)}, {classes} classes; {world} process(es) on "
                  f"{device.type}, {feed.batch} images a step in all, {feed.workers} loaders each{views}")  # fmt: skip
         result = {"mode": mode, "arch": args.arch, "pretrained": args.pretrained, "size": feed.size, "seed": seed,
                   "classes": classes, "train_images": len(train), "val_images": len(val)}  # fmt: skip
-        note = probe.bad_image_notes(log)
+        note = linear.bad_image_notes(log)
         if measure:
-            values, asked, words = measure_frozen(args, model, train, val, probe.reading(model, feed, note), seed)
+            values, asked, words = measure_frozen(args, model, train, val, linear.reading(model, feed, note), seed)
             log.scalars(0, values)
-            probe.write_result({**result, **asked, **values}, args.save_dir, f"{measure}.json")
+            linear.write_result({**result, **asked, **values}, args.save_dir, f"{measure}.json")
             log.line(words)
             return 0
 
@@ -110,33 +111,33 @@ def worker(args: Namespace) -> int:
         stop = StopRequest(args.max_minutes) if at.epoch < end else None
         held_out = feed.of(model, val, note)
         training = feed.of(model, train, note, training=True) if at.epoch < end else held_out
-        rates = partial(probe.set_rates, epochs=args.epochs, milestones=args.schedule, **options.schedule_shape(args))
-        save = partial(probe_file.save, model, heads, args.save_dir, at, arch=args.arch, run=run)
+        rates = partial(linear.set_rates, epochs=args.epochs, milestones=args.schedule, **options.schedule_shape(args))
+        save = partial(linear_checkpoint.save, model, heads, args.save_dir, at, arch=args.arch, run=run)
         if at.epoch >= end:
-            probe.validate(heads, held_out, details)
+            linear.validate(heads, held_out, details)
         while at.epoch < end:
-            code = probe.train_epoch(heads, training, at, log, args.print_freq, rates, stop)
+            code = linear.train_epoch(heads, training, at, log, args.print_freq, rates, stop)
             if code is not None:
                 save()
                 log.line(stopped_words(at.epoch, at.batch, steps))
                 return code
-            probe.validate(heads, held_out, details and at.epoch == end - 1)
+            linear.validate(heads, held_out, details and at.epoch == end - 1)
             model.check_frozen(frozen, origin)
 
             # save
             at.close_epoch()
-            save(new_best=probe.note_best(heads), keep_every=args.save_ckpt_freq)
-            text = None if at.epoch == end else probe_report.words(heads)  # the last line comes after the result
-            log.scalars(at.epoch * steps, probe_report.values(heads), epoch=at.epoch - 1, text=text)
-        result.update(features=args.features, epochs=at.epoch, **probe_report.result(heads))
-        probe.write_result(result, args.save_dir, "evaluate.json" if args.evaluate else probe_file.RESULT)
-        probe_report.write_details(heads, train.classes or [], args.per_class, args.confusion and args.save_dir, log)
-        log.line(probe_report.last_words(heads))
+            save(new_best=linear.note_best(heads), keep_every=args.save_ckpt_freq)
+            text = None if at.epoch == end else linear_report.words(heads)  # the last line comes after the result
+            log.scalars(at.epoch * steps, linear_report.values(heads), epoch=at.epoch - 1, text=text)
+        result.update(features=args.features, epochs=at.epoch, **linear_report.result(heads))
+        linear.write_result(result, args.save_dir, "evaluate.json" if args.evaluate else linear_checkpoint.RESULT)
+        linear_report.write_details(heads, train.classes or [], args.per_class, args.confusion and args.save_dir, log)
+        log.line(linear_report.last_words(heads))
     return 0
 
 
 def measure_frozen(
-    args: Namespace, model: probe.Probe, train: data.Source, val: data.Source, how: knn.Reading, seed: int
+    args: Namespace, model: linear.Probe, train: data.Source, val: data.Source, how: knn.Reading, seed: int
 ) -> tuple[dict[str, float], dict[str, Any], str]:
     """k-NN or few-shot accuracy: numbers, settings and words."""
     if args.knn:

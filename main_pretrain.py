@@ -10,24 +10,27 @@ import sys
 from argparse import Namespace
 from functools import partial
 
-import numpy as np
 import torch
 
-from moco import checkpoint, data, distributed, engine, models, negatives, optimizers, options, seeding, validation
-from moco.encoder import build_encoder, compile_encoders, strided_point
-from moco.flag_classes import PRETRAIN, pretraining
-from moco.kernels import Earlier
-from moco.knn import Reading
-from moco.meters import RunLog
-from moco.resume import DONE, about_run, changes, head_of
-
-SMALL_PRESETS = {"cifar10": "cifar", "cifar100": "cifar", "fashionmnist": "cifar", "mnist5k": "digits"}
+from moco import data, distributed, files, seeding
+from moco.cli import options
+from moco.cli.flag_classes import PRETRAIN, pretraining
+from moco.eval import between_epochs
+from moco.eval.knn import Reading
+from moco.methods import negatives
+from moco.models import ema
+from moco.models.encoder import strided_point
+from moco.train import checkpoint, optimizers
+from moco.train import pretraining as engine
+from moco.train.resume import DONE, about_run, changes, head_of
+from moco.train.runlog import RunLog
+from moco.train.setup import build_model, make_plan, view_settings
 
 
 def worker(args: Namespace) -> int:
     """One process of a run; returns its exit code."""
-    path = distributed.from_main(checkpoint.resolve(args.resume, args.save_dir))
-    state = checkpoint.read(path) if path else None
+    path = distributed.from_main(files.resolve(args.resume, args.save_dir))
+    state = files.read(path) if path else None
     seed = distributed.from_main(seeding.choose_seed(args.seed, state))
     seeding.begin(seed, asked=args.seed is not None)
 
@@ -38,7 +41,7 @@ def worker(args: Namespace) -> int:
     images = sources.pretrain
     labels = data.class_labels(images, args.method) if args.method == "supcon" else None
     data.check_classes(images, args.num_classes)
-    validation.check(sources, args.retrieval_every)
+    between_epochs.check(sources, args.retrieval_every)
     view = view_settings(args, images)
     batch = args.batch_size * distributed.nodes()
     sampler = data.EpochSampler(
@@ -63,7 +66,7 @@ def worker(args: Namespace) -> int:
     broken = strided_point(model.encoder_q, view.channels, view.size) if on_cpu else ""
     plan = make_plan(args, len(sampler), engine.pick_amp(args.amp, distributed.device(), broken))
     scaler = torch.amp.GradScaler(distributed.device().type, enabled=plan.amp is torch.float16)
-    evaluated = optimizers.follow(model, optimizer, args.ema, args.ema_epoch, plan.steps_per_epoch)
+    evaluated = ema.follow(model, optimizer, args.ema, args.ema_epoch, plan.steps_per_epoch)
     done = args.start_epoch * plan.steps_per_epoch
     progress = engine.Progress(seed, args.start_epoch, 0, done, done * args.accum)
     about = about_run(pretraining(args, model.encoder_q.built, view, batch, plan.amp), images, model.head)
@@ -100,43 +103,8 @@ def worker(args: Namespace) -> int:
             if trainer.due(args.save_every):
                 trainer.save(args.arch, args.keep)
             if trainer.exit_code is None:
-                validation.report(trainer, evaluated, sources, how, seed, **options.validation_settings(args))
+                between_epochs.report(trainer, evaluated, sources, how, seed, **options.validation_settings(args))
     return trainer.exit_code or 0
-
-
-def view_settings(args: Namespace, images: data.Source) -> Namespace:
-    """Size, channels, statistics and augmentation of the views: the flags', else the data set's own."""
-    mean, std = data.channel_statistics(args.dataset, images.channels, args.mean, args.std)
-    preset = args.aug or ("v2" if args.aug_plus else SMALL_PRESETS.get(args.dataset or "", "v1"))
-    size = args.size or images.native_size or 224
-    return Namespace(
-        size=size, channels=images.channels, mean=mean, std=std, aug=preset, preset=data.get_preset(preset)
-    )
-
-
-def build_model(
-    args: Namespace, view: Namespace, seed: int, images: int, batch: int, labels: np.ndarray | None = None,
-    before: Earlier | None = None,
-) -> tuple[models.Model, str]:  # fmt: skip
-    """The model on its device, and a line for the log about its loss, BatchNorm and masking."""
-    device = distributed.device()
-    shape = {"mlp": args.mlp, "stem": args.stem, "size": view.size, "in_chans": view.channels}
-    encoders = [build_encoder(args.arch, args.moco_dim, **shape) for _ in range(2 if args.queue else 1)]
-    classes = None if labels is None else torch.from_numpy(labels).to(device)
-    build = models.with_queue if args.queue else models.in_batch
-    model, words = build(
-        *encoders, mean=view.mean, std=view.std, seed=seed, images=images, batch=batch, labels=classes,
-        before=before, **options.model_settings(args),
-    )  # fmt: skip
-    model.to(device).to(memory_format=model.layout)
-    if args.compile:
-        compile_encoders(encoders, args.compile_mode)
-    return model, words
-
-
-def make_plan(args: Namespace, batches: int, amp: torch.dtype | None) -> engine.Plan:
-    """How long to train and how fast to learn; ``batches`` is the loader's length."""
-    return engine.make_plan(batches, amp, **options.plan_settings(args))
 
 
 if __name__ == "__main__":

@@ -14,23 +14,25 @@ from functools import partial
 
 import torch
 
-from moco import checkpoint, data, distributed, engine, fewshot, finetune, options, probe, seeding
-from moco.data import subset
-from moco.encoder import build_encoder, strided_point
-from moco.flag_classes import SEMISUP, tuning
-from moco.meters import RunLog
-from moco.objective import Objective
-from moco.optimizers import build_optimizer, moving_average, spare_vectors
-from moco.pretrained import PUBLISHED, fill_backbone, read_backbone, settle
-from moco.resume import about_run, changes, resumed_words, stopped_words
-
-UPRIGHT = ("mnist5k",)  # a mirrored digit is another symbol
+from moco import data, distributed, files, seeding
+from moco.cli import options
+from moco.cli.flag_classes import SEMISUP, tuning
+from moco.data.sources import subset
+from moco.eval import fewshot, finetune, linear
+from moco.eval.finetune_loss import Objective
+from moco.models.ema import moving_average
+from moco.models.encoder import build_encoder, strided_point
+from moco.train import pretraining
+from moco.train.optimizers import build_optimizer, spare_vectors
+from moco.train.resume import about_run, changes, resumed_words, stopped_words
+from moco.train.runlog import RunLog
+from moco.weights.read import PUBLISHED, fill_backbone, read_backbone, settle
 
 
 def worker(args: Namespace) -> int:
     """One process of a run, from data to the result; returns its exit code."""
     path = distributed.from_main(finetune.resume_path(args.resume, args.save_dir))
-    state = checkpoint.read(path) if path else {}
+    state = files.read(path) if path else {}
     seed = distributed.from_main(seeding.choose_seed(args.seed, state))
     seeding.begin(seed, asked=args.seed is not None)
 
@@ -64,7 +66,7 @@ def worker(args: Namespace) -> int:
         fill_backbone(encoder, weights)
     on_cpu = distributed.device().type == "cpu"
     broken = strided_point(encoder, whole.channels, size) if on_cpu and args.weights == "finetune" else ""
-    amp = engine.pick_amp(args.amp, distributed.device(), broken)
+    amp = pretraining.pick_amp(args.amp, distributed.device(), broken)
     layout = torch.channels_last if args.channels_last else torch.contiguous_format
     model = finetune.Classifier(encoder, mean, std, seed, args.weights == "freeze", amp, args.sync_bn)
     model.to(distributed.device()).to(memory_format=layout)
@@ -104,12 +106,12 @@ def worker(args: Namespace) -> int:
         words = f"{epochs} epochs of {steps} steps, " * (not args.evaluate) + distributed.words()
         log.line("\n".join([f"{words}, batch {batch}, amp {amp or 'off'}, seed {seed}", *notes]))
         feed = finetune.Feed(
-            size, batch, seed, distributed.share_of_cores(args.workers), args.dataset not in UPRIGHT,
-            probe.bad_image_notes(log), data.get_preset(args.aug) if args.aug else None, args.aa, objective.views,
+            size, batch, seed, distributed.share_of_cores(args.workers), args.dataset not in data.UPRIGHT,
+            linear.bad_image_notes(log), data.get_preset(args.aug) if args.aug else None, args.aa, objective.views,
         )  # fmt: skip
         training, selecting = feed.of(train, training=True), feed.of(val or test or train)
         finetune.check_batch(model, training.sampler)
-        stop = engine.StopRequest(args.max_minutes)
+        stop = pretraining.StopRequest(args.max_minutes)
 
         # loop
         if not val and not args.evaluate:
@@ -138,7 +140,7 @@ def worker(args: Namespace) -> int:
             result |= values | {"few_shot": asked}
             log.line(words)
         name = "evaluate.json" if args.evaluate else finetune.RESULT
-        probe.write_result({**result, "settings": {**vars(args), "epochs": epochs}}, args.save_dir, name)
+        linear.write_result({**result, "settings": {**vars(args), "epochs": epochs}}, args.save_dir, name)
         log.line(finetune.last_line(score if val else None, final))
     return 0
 

@@ -103,7 +103,8 @@ def _files(data: Path) -> Iterator[tuple[str, bytes]]:
 
 
 def unpack(source: Path) -> tuple[Any, Any, Any]:
-    """As a reader of :mod:`moco.data.named`: images to pretrain on, the same labelled, held-out ones; in memory, uint8.
+    """As a reader of :mod:`moco.data.sources.named`: images to pretrain on, the same labelled, held-out ones; in
+    memory, uint8.
 
     Raises:
         UserError: there is no pack.
@@ -152,8 +153,9 @@ def report(
     trainer: Any, encoder: Any, sources: Any, how: Any, seed: int, *, knn_every: int, k: Sequence[int],
     temperature: float, **_: Any,
 ) -> None:  # fmt: skip
-    """In the place of :func:`moco.validation.report`: k-NN on features and on the head's output, from one pass."""
-    from moco.knn import knn_predict, read_share
+    """In the place of :func:`moco.eval.between_epochs.report`: k-NN on features and on the head's output, from one
+    pass."""
+    from moco.eval.knn import knn_predict, read_share
 
     if not trainer.due(knn_every):
         return
@@ -173,18 +175,19 @@ def report(
 def inserted(source: Path, ends: float) -> Iterator[None]:
     """main_pretrain.py reads the pack as cifar10, measures by :func:`report`, and stops at ``ends`` (monotonic clock),
     however long it took to build the model."""
-    from moco import engine, validation
-    from moco.data.named import READERS
+    from moco.data.sources.named import READERS
+    from moco.eval import between_epochs
+    from moco.train import pretraining
 
-    stop = engine.StopRequest
+    stop = pretraining.StopRequest
 
-    def limited(_: float | None) -> engine.StopRequest:
+    def limited(_: float | None) -> pretraining.StopRequest:
         return stop((ends - time.monotonic()) / 60)
 
     with (
         mock.patch.dict(READERS, cifar10=lambda *_: unpack(source)),
-        mock.patch.object(validation, "report", report),
-        mock.patch.object(engine, "StopRequest", limited),
+        mock.patch.object(between_epochs, "report", report),
+        mock.patch.object(pretraining, "StopRequest", limited),
     ):
         yield
 
@@ -210,7 +213,8 @@ class Both(io.TextIOBase):
 def run(args: argparse.Namespace) -> int:
     """Train until the end or the time limit, write the small files, say how to go on."""
     import main_pretrain
-    from moco import distributed, options
+    from moco import distributed
+    from moco.cli import options
     from moco.errors import USAGE_EXIT, UserError
 
     if not args.dry and distributed.device().type != "cuda":
@@ -301,20 +305,20 @@ def said(result: dict, work: Path) -> str:
 
 def state(work: Path) -> str:
     """The newest checkpoint and its size, in words."""
-    from moco import checkpoint
+    from moco.files import newest
 
-    path = checkpoint.newest(str(work))
+    path = newest(str(work))
     return f"{path}, {Path(path).stat().st_size / 1e6:.0f} MB" if path else f"nothing in {work} yet"
 
 
 def pieces(args: argparse.Namespace) -> int:
     """Copy the newest checkpoint in pieces, numbers ``which`` [first, end) of them, with the log and result."""
-    from moco import checkpoint
     from moco.errors import UserError
+    from moco.files import newest
 
     name = name_of(args)
     work, out = args.work / name, args.out / name
-    path = checkpoint.newest(str(work))
+    path = newest(str(work))
     if path is None:
         raise UserError(f"{work} holds no checkpoint: start the run, or give its --method, --seed and flags.")
     out.mkdir(parents=True, exist_ok=True)
@@ -335,10 +339,10 @@ def join(source: Path, work: Path) -> None:
     Raises:
         UserError: they are not all there, or are of several checkpoints.
     """
-    from moco import checkpoint
     from moco.errors import UserError
+    from moco.files import newest
 
-    if checkpoint.newest(str(work)):
+    if newest(str(work)):
         return
     found = sorted(source.glob("*.[0-9][0-9]of[0-9][0-9]"))
     names = {path.name.rpartition(".")[0] for path in found}

@@ -38,12 +38,12 @@ from timing import rounds, turns
 from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 
-from moco import checkpoint
+from moco import files
 from moco.errors import UserError
 from moco.kernels import Draws, contrastive_head, resolve_precision
-from moco.kernels.products import product
+from moco.kernels.matmul import product
 from moco.methods import synco
-from moco.negatives import draw
+from moco.methods.negatives import draw
 
 # ------------------------------------------------------------------------------------------------ what is compared
 
@@ -486,7 +486,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     about = run(args)
     print(report(about))
     if args.json:
-        checkpoint.write_text(json.dumps(about, indent=1) + "\n", str(args.json))
+        files.write_text(json.dumps(about, indent=1) + "\n", str(args.json))
     return 0
 
 

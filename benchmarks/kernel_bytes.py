@@ -6,8 +6,8 @@ Legend: N queries, C feature width, K queue rows, H hardest rows a query, S synt
 Sq + Sp + Ss + Sn as in moco/kernels/spec.py.
 
 The floor of a stage reads each of its inputs from memory once and writes each of its outputs once; rows of the queue
-that are gathered count at most the whole queue. Launches are counted by what the programs of moco/kernels/programs.py
-ask for, caches not considered. Everything is float32, slots of the draws are int64.
+that are gathered count at most the whole queue. Launches are counted by what the programs of
+moco/kernels/triton_kernels.py ask for, caches not considered. Everything is float32, slots of the draws are int64.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from __future__ import annotations
 import sys
 from typing import NamedTuple
 
-from moco.kernels.fused import Plan
+from moco.kernels.by_triton import Plan
 
 FLOAT, SLOT = 4, 8  # bytes
 CANDIDATES = 1.15  # a row of the set: expected in random order, with 4 H buckets

@@ -20,7 +20,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from moco.kernels import fused, images, norm, views
+from moco.data.augment import by_triton as views
+from moco.kernels import by_triton, images, norm
 
 TARGETS: dict[str, tuple[str, int | str, int]] = {
     "sm_80": ("cuda", 80, 32),
@@ -80,7 +81,7 @@ def signature(program: Any, constants: dict[str, Any], precision: str = "fp32") 
 def variants(width: int, queries: int = 32, precisions: tuple[str, ...] = PRECISIONS) -> dict[str, tuple[Any, ...]]:
     """Every program, in its largest form, with its constants and precision, for features of width C; K is 65,536, the
     hardest set 1,024, the draws SynCo's."""
-    code, plan = fused.programs(), fused.Plan(queries, 65536, width, 1024, 960)
+    code, plan = by_triton.programs(), by_triton.Plan(queries, 65536, width, 1024, 960)
     found = {}
     for precision in precisions:
         for name, constants in plan.constants(precision, masked=True).items():
@@ -139,7 +140,7 @@ def compile_for(
     from triton.compiler import ASTSource
 
     if target == "gfx942" and str(constants.get("PRECISION", "")).startswith("tf32"):
-        constants = {**constants, "PRECISION": "ieee"}  # as fused.py does there
+        constants = {**constants, "PRECISION": "ieee"}  # as by_triton.py does there
     stages = {"num_stages": constants["num_stages"]} if "num_stages" in constants else {}
     constants = {name: value for name, value in constants.items() if name not in stages}
     types = signature(program, constants, precision)
@@ -164,7 +165,7 @@ def _usual(program: Any, constants: dict[str, Any]) -> dict[str, Any]:
         return views.options(constants)
     if "CHANNELS" in constants:
         return images.OPTIONS
-    return fused.options(program.__name__) if program.__name__ in fused.WARPS else {"num_warps": norm.WARPS}
+    return by_triton.options(program.__name__) if program.__name__ in by_triton.WARPS else {"num_warps": norm.WARPS}
 
 
 def cuobjdump() -> str:
@@ -224,23 +225,23 @@ def _asked(line: str) -> int:
     return int(copy.group(1), 16) if copy else 0
 
 
-def rounds(plan: fused.Plan) -> dict[str, str]:
+def rounds(plan: by_triton.Plan) -> dict[str, str]:
     """How many blocks a program of each launch takes one after another, each a wait for memory."""
     return {
-        "score": f"{-(-plan.width // fused.BLOCK_C)}",
-        "compact": f"{-(-plan.chunk // fused.COMPACT_K)}, after a search of 16 at most in registers",
+        "score": f"{-(-plan.width // by_triton.BLOCK_C)}",
+        "compact": f"{-(-plan.chunk // by_triton.COMPACT_K)}, after a search of 16 at most in registers",
         "exact": f"1 of {plan.step * plan.chunks:,} candidates, searched 16 times at most, from the L1",
         "draws": "1 (slot, row, vector)",
         "combine": f"{-(-plan.tiles // 1024)} and {-(-plan.blocks // 32)}",
         "weigh": "1",
-        "pull": f"{-(-plan.split // fused.PULL_K)}",
+        "pull": f"{-(-plan.split // by_triton.PULL_K)}",
         "finish": f"{-(-plan.splits // 64)}",
     }
 
 
 def occupancy(queries: int, width: int = 128) -> str:
     """A table of the launches of a step at K 65,536: programs, blocks in a row, bytes on their way to a thread."""
-    plan = fused.Plan(queries, 65536, width, 1024, 960)
+    plan = by_triton.Plan(queries, 65536, width, 1024, 960)
     forms, grids, in_a_row = variants(width, queries, ("tf32x3",)), plan.grids(), rounds(plan)
     lines = [
         "| launch | programs | blocks in a row | bytes a thread asks for in a block |",
@@ -284,7 +285,7 @@ def main(argv: list[str] | None = None) -> int:
     for target, why in unbuilt.items():
         print(f"\n{target}: this triton cannot build for it: {why}")
     for queries in args.queries:
-        print(f"\nK 65,536, N {queries}, C 128, tf32x3, sm_90 ({fused.FILL} programs or more fill a GPU):\n")
+        print(f"\nK 65,536, N {queries}, C 128, tf32x3, sm_90 ({by_triton.FILL} programs or more fill a GPU):\n")
         print(occupancy(queries))
     return 0
 

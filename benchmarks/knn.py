@@ -21,7 +21,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from moco.knn import knn_predict
+from moco.eval.knn import knn_predict
 
 CLASSES, T = 1000, 0.1
 

@@ -29,8 +29,8 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms as T
 
 from moco.data import ArraySource, Source, Sources, statistics
-from moco.encoder import build_encoder, head_of
 from moco.errors import UserError
+from moco.models.encoder import build_encoder, head_of
 
 Views = Callable[[Image.Image], Any]
 __all__ = ["TAR", "InMemory", "Lightly", "Setting", "endless", "loader", "open_cifar", "published", "released"]

@@ -2,9 +2,9 @@
 
     python benchmarks/step_operators.py [--bn-splits 1 8] [flags of main_pretrain.py]
 
-The step is :meth:`moco.engine.Trainer.step` with its real model, optimizer and batch. Its tensors are on torch's "meta"
-device, which has shapes and no values, and say of themselves that they are on a GPU: every path that asks
-``x.device.type`` or ``x.is_cuda`` takes the GPU's side. Nothing is computed and nothing of this is a time.
+The step is :meth:`moco.train.pretraining.Trainer.step` with its real model, optimizer and batch. Its tensors are on
+torch's "meta" device, which has shapes and no values, and say of themselves that they are on a GPU: every path that
+asks ``x.device.type`` or ``x.is_cuda`` takes the GPU's side. Nothing is computed and nothing of this is a time.
 
 Counted is what a GPU would be asked to do: each call of an operator of torch, forward, backward and optimizer, that
 writes memory (no views, no allocations), each launch of a Triton program and each copy from the host. A call over a
@@ -36,10 +36,13 @@ from torch.nn.utils import clip_grad
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from moco import data, distributed, engine, models, options
-from moco.bench import make_trainer, noise
+from moco import data, distributed
+from moco.cli import options
 from moco.kernels import draws, images, norm, trial
-from moco.meters import RunLog
+from moco.models import build
+from moco.train import pretraining
+from moco.train.bench import make_trainer, noise
+from moco.train.runlog import RunLog
 
 SETTING = ["-a", "resnet50", "--dataset", "folder", "--size", "224", "-b", "32", "--moco-t", "0.2", "--mlp",
            "--method", "synco", "--hard-start-epoch", "0", "--no-mask-same-image", "--seed", "0"]  # fmt: skip
@@ -49,7 +52,7 @@ H100 = Namespace(L2_cache_size=50 << 20, multi_processor_count=132, major=9, min
 OTHER, ROLLBACK = "other", "rollback"
 # The programs' checks of themselves on a device, which this one would not pass.
 CHECKED = (
-    (models, "_worst", list),
+    (build, "_worst", list),
     (trial, "objection", lambda *_: ""),
     (trial, "objection_at", lambda *_: ""),
     (trial, "relative_time", lambda *_: 0.5),
@@ -165,7 +168,7 @@ def _tensors(x: Any) -> Iterator[Tensor]:
 
 
 class _Parts:
-    """In the place of :class:`moco.meters.Parts`: says which part of the step it is."""
+    """In the place of :class:`moco.train.timers.Parts`: says which part of the step it is."""
 
     name = OTHER
 
@@ -234,7 +237,7 @@ def count(words: list[str]) -> tuple[dict[str, Counter[str]], int]:
     return counting.found, counting.reads
 
 
-def _divide(trainer: engine.Trainer, parts: _Parts) -> None:
+def _divide(trainer: pretraining.Trainer, parts: _Parts) -> None:
     """Have the trainer and its model say which part begins, the rollback too."""
     trainer.parts = trainer.model.part = parts  # type: ignore[assignment]
     snapshot = trainer.model.snapshot

@@ -33,14 +33,16 @@ import torch
 from peers import TAR, Lightly, Setting, open_cifar
 from torch import nn
 
-from main_pretrain import view_settings
-from moco import data, distributed, engine, options
-from moco.bench import make_trainer
-from moco.encoder import build_encoder, strided_point
+from moco import data, distributed
+from moco.cli import options
 from moco.errors import UserError
-from moco.knn import Reading, evaluate_knn
-from moco.meters import RunLog
-from moco.schedule import learning_rate
+from moco.eval.knn import Reading, evaluate_knn
+from moco.models.encoder import build_encoder, strided_point
+from moco.train import pretraining
+from moco.train.bench import make_trainer
+from moco.train.runlog import RunLog
+from moco.train.schedule import learning_rate
+from moco.train.setup import view_settings
 
 ROOT = Path(__file__).resolve().parent.parent
 SETTING = ["--method", "moco", "-a", "test_resnet", "--stem", "imagenet", "--size", "32", "-b", "128", "--lr", "0.06",
@@ -83,7 +85,7 @@ def train(args: Namespace, run: Namespace, sources: data.Sources) -> list[dict]:
     assert sources.train is not None and sources.val is not None
     view = view_settings(run, sources.pretrain)
     network = build_encoder(run.arch, run.moco_dim, stem=run.stem, size=view.size)
-    amp = engine.pick_amp(run.amp, distributed.device(), strided_point(network, view.channels, view.size))
+    amp = pretraining.pick_amp(run.amp, distributed.device(), strided_point(network, view.channels, view.size))
     how = Reading(view.size, 500, distributed.device(), view.mean, view.std, amp=amp)
     found = []
     with tempfile.TemporaryDirectory() as folder, RunLog(folder, tensorboard=False) as log:

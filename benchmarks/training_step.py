@@ -22,9 +22,11 @@ from collections.abc import Iterator
 import torch
 from timing import rounds
 
-from moco import data, distributed, engine, options
-from moco.bench import make_trainer, noise
-from moco.meters import RunLog
+from moco import data, distributed
+from moco.cli import options
+from moco.train import pretraining
+from moco.train.bench import make_trainer, noise
+from moco.train.runlog import RunLog
 
 SETTING = ["-a", "resnet18", "--dataset", "cifar10", "--size", "32", "-b", "128", "--moco-k", "16384",
            "--moco-t", "0.2", "--mlp", "--hard-start-epoch", "0", "--no-mask-same-image", "--seed", "0"]  # fmt: skip
@@ -33,7 +35,7 @@ GOAL = 1.05
 IMAGES = 1 << 20  # of the data set that is not there
 
 
-def measure(trainers: dict[str, engine.Trainer], source: Iterator[dict], steps: int) -> dict[str, list[float]]:
+def measure(trainers: dict[str, pretraining.Trainer], source: Iterator[dict], steps: int) -> dict[str, list[float]]:
     """Milliseconds of each trainer's steps."""
     calls = {name: functools.partial(trainer.step, source) for name, trainer in trainers.items()}
     return rounds(calls, steps, distributed.device().type)

@@ -35,11 +35,13 @@ from torch import Tensor
 from torch.utils.data import Dataset
 from torchvision import transforms as T
 
-from main_pretrain import build_model, view_settings
-from moco import data, distributed, engine, options
-from moco.bench import make_trainer
-from moco.builder import MoCo
-from moco.meters import RunLog
+from moco import data, distributed
+from moco.cli import options
+from moco.models.moco import MoCo
+from moco.train import pretraining
+from moco.train.bench import make_trainer
+from moco.train.runlog import RunLog
+from moco.train.setup import build_model, view_settings
 
 ROOT = Path(__file__).resolve().parent.parent
 SETTING = ["-a", "resnet18", "--size", "32", "-b", "128", "--moco-k", "16384", "--moco-t", "0.2",
@@ -80,7 +82,9 @@ class Numbered(Dataset):
         return {"q": q, "k": k, "index": index, "bad": -1}
 
 
-def ours(trainer: engine.Trainer, source: data.Source, view: Namespace, setting: Setting, own_loader: bool) -> Step:
+def ours(
+    trainer: pretraining.Trainer, source: data.Source, view: Namespace, setting: Setting, own_loader: bool
+) -> Step:
     """A step of main_pretrain.py's trainer, with its own loader or with torchvision's views."""
     batches = endless(loader(Numbered(source, view.size), setting))
     if own_loader:
@@ -131,12 +135,14 @@ def steps(args: Namespace, source: data.Source, stack: contextlib.ExitStack) -> 
         if name == RELEASED:
             return released(args.synco, setting, source, counts)
         if name.startswith(LIGHTLY):
-            return lightly(setting, source, engine.pick_amp("bf16", distributed.device()), name.endswith(COMPILED))
+            return lightly(setting, source, pretraining.pick_amp("bf16", distributed.device()), name.endswith(COMPILED))
         row = options.parse_pretrain([*SETTING, *args.words, *rows[name]])
         if name.startswith(BOUND):
             model, _ = build_model(row, view, row.seed, len(source), run.batch_size)
             assert isinstance(model, MoCo)
-            return encoders_alone(model.train(), engine.pick_amp(row.amp, distributed.device()), run.batch_size, view)
+            return encoders_alone(
+                model.train(), pretraining.pick_amp(row.amp, distributed.device()), run.batch_size, view
+            )
         trainer = make_trainer(row, view, log, work, len(source), run.batch_size)
         theirs = name in LADDER and list(LADDER).index(name) < list(LADDER).index(BEST)
         return ours(trainer, source, view, setting, own_loader=not theirs)

@@ -6,8 +6,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # runs from a clone without installing
 
-from detection.convert import convert, pixels_of, write
 from moco.errors import UserError, exit_code
+from moco.weights.detectron2_names import convert, pixels_of, write
 
 
 def main(words: list[str]) -> int:

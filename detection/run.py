@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import Any
 
 from detection import needs, report
-from detection.convert import convert, pixels_of, write
 from moco.errors import USAGE_EXIT, TrainingError, UserError
+from moco.weights.detectron2_names import convert, pixels_of, write
 
 SCHEDULES = {"voc": ("24k", "12k"), "coco": ("1x", "2x")}  # the first is the default
 NAMES = {"voc": "pascal_voc_R_50_{}_{}", "coco": "coco_R_50_{}_{}"}

@@ -6,7 +6,6 @@ Needs detectron2; ask :func:`detection.needs.check` before importing this module
 from __future__ import annotations
 
 import argparse
-import json
 import os
 from typing import Any
 
@@ -20,6 +19,7 @@ from detectron2.utils import comm
 from torch import nn
 
 from detection import layout
+from moco.files import write_json
 
 RESULTS = "results.json"
 
@@ -87,7 +87,7 @@ def work(cfg: CfgNode, args: argparse.Namespace) -> None:
         trainer.train()
         results = getattr(trainer, "_last_eval_results", {})
     if comm.is_main_process():
-        write_json(plain(results), os.path.join(cfg.OUTPUT_DIR, RESULTS))
+        write_json(plain(results), os.path.join(cfg.OUTPUT_DIR, RESULTS), "OUTPUT_DIR")
 
 
 def plain(results: Any) -> Any:
@@ -95,10 +95,3 @@ def plain(results: Any) -> Any:
     if isinstance(results, dict):
         return {name: plain(value) for name, value in results.items() if isinstance(value, dict) or value == value}
     return float(results)
-
-
-def write_json(value: Any, path: str) -> None:
-    """Write beside and replace."""
-    with open(path + ".tmp", "w", encoding="utf-8") as file:
-        json.dump(value, file, indent=1)
-    os.replace(path + ".tmp", path)

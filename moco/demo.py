@@ -1,111 +1,17 @@
-"""`make demo`: pretrain SynCo on 5,000 real digits, and show that it learned.
+"""python -m moco.demo, `make demo`: pretrain on 5,000 real digits and show it. The work is in moco/eval/demo.py."""
 
-    python -m moco.demo [--save-dir DIR] [--epochs N]
-
-Runs the commands a user would type, each printed before it runs: k-NN and linear probe of the untrained network, the
-pretraining, the same two of the pretrained network; then a picture of both embeddings.
-"""
-
-from __future__ import annotations
-
-import argparse
-import json
-import os
-import shlex
-import subprocess
 import sys
-import time
-from pathlib import Path
 
-import numpy as np
-import torch
-
-from moco import data, distributed, options
-from moco.embed import picture, tsne
-from moco.encoder import build_encoder
-from moco.knn import extract
-from moco.pretrained import load_backbone
-
-ROOT = Path(__file__).resolve().parent.parent
-# Percent after all epochs. Processors round differently, which a run makes grow like another seed: 93.9 and 95.7 on an
-# EPYC, 94.6 and 96.1 on a Xeon, and three seeds' k-NN spread by one point.
-BAND = {"knn": (92.0, 96.5), "acc1": (94.0, 97.5)}
+from moco.cli import commands, options
 
 
 def main(argv: list[str] | None = None) -> int:
-    """The demo from start to the last line; the exit code of the first command that failed, or 0."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--save-dir", default="runs/demo", help="where everything goes (default: runs/demo)")
-    parser.add_argument("--epochs", type=int, help="of the pretraining (default: those of configs/demo.yml)")
-    asked = parser.parse_args(argv)
-    began, folder = time.monotonic(), asked.save_dir
-    settings = options.parse_pretrain(["--save-dir", folder])
-    pretraining = ["main_pretrain.py", "--save-dir", folder]
-    if asked.epochs:
-        pretraining += ["--config", options.DEMO_CONFIG, "--epochs", str(asked.epochs)]
-    weights = os.path.join(folder, f"checkpoint_{(asked.epochs or settings.epochs) - 1:04d}.pth.tar")
-    commands = [
-        *probes(settings, os.path.join(folder, "untrained")),
-        pretraining,
-        *probes(settings, os.path.join(folder, "pretrained"), "--pretrained", weights),
-    ]
-    for command in commands:
-        print(f"\n$ python {shlex.join(command)}", flush=True)
-        code = subprocess.run([sys.executable, str(ROOT / command[0]), *command[1:]], check=False).returncode
-        if code:
-            return code
-    image = os.path.join(folder, "embedding.png")
-    draw_embeddings(settings, weights, image)
-    print(f"\n{summary(folder, whole=asked.epochs is None)}")
-    print(f"\nThe embedding of the held-out digits, before and after: {image}")
-    print(f"Log {folder}/log.jsonl, curves: tensorboard --logdir {folder}, weights: {weights}")
-    print(f"{time.monotonic() - began:.0f} s in all, on {distributed.words()}.")
-    return 0
+    """The command; its exit code."""
+    asked = commands.parse_demo(argv)
+    settings = options.parse_pretrain(["--save-dir", asked.save_dir])
+    from moco.eval import demo
 
-
-def probes(settings: argparse.Namespace, folder: str, *words: str) -> list[list[str]]:
-    """The commands for k-NN and the linear probe, on features that are computed once."""
-    common = ["main_lincls.py", "--dataset", settings.dataset, "-a", settings.arch, "--size", str(settings.size)]
-    common += ["-j", "0", "--seed", str(settings.seed), "--save-dir", folder, *words]
-    linear = ["--features", "cached", "--lr", "3", "--epochs", "20", "--schedule", "10", "15", "-p", "1000"]
-    return [[*common, "--knn"], [*common, *linear]]
-
-
-def summary(folder: str, whole: bool = True) -> str:
-    """A table of the four accuracies, read from what the commands wrote; of a ``whole`` demo also what to expect."""
-    rows = ["                        k-NN   linear   (top-1 on 1,000 held-out digits)"]
-    for name in ("untrained", "pretrained"):
-        results = {}
-        for file in ("knn.json", "result.json"):
-            results.update(json.loads(Path(folder, name, file).read_text(encoding="utf-8")))
-        rows.append(f"{name:20s} {results['knn']:6.1f} % {results['acc1']:6.1f} %")
-    return "\n".join([*rows, expected(results)] if whole else rows)
-
-
-def expected(results: dict[str, float]) -> str:
-    """What a whole demo gives on any processor, and whether the pretrained network's ``results`` do."""
-    (low, high), (lowest, highest) = BAND.values()
-    words = f"expected             {low:g} to {high:g} %, {lowest:g} to {highest:g} %, by processor"
-    inside = all(low <= results[name] <= high for name, (low, high) in BAND.items())
-    return words if inside else f"{words}\nodd: this run is outside of it; please report it with the processor's name"
-
-
-def draw_embeddings(settings: argparse.Namespace, weights: str, path: str) -> None:
-    """Write the picture of the held-out digits' features, untrained beside pretrained."""
-    source = data.open_sources(settings.dataset).val
-    assert source is not None  # the built-in set always has one
-    sampler = data.EpochSampler(len(source), 256, 0, drop_last=False, shuffle=False)
-    loader = data.make_loader(data.Labelled(source, settings.size, train=False), sampler)
-    mean, std = data.channel_statistics(settings.dataset, source.channels)
-    panels = []
-    for title in ("untrained", "pretrained"):
-        torch.manual_seed(settings.seed)
-        encoder = build_encoder(settings.arch, 10, size=settings.size, in_chans=source.channels)
-        if title == "pretrained":
-            load_backbone(encoder, weights)
-        features, labels = extract(encoder, loader, torch.device("cpu"), mean, std)
-        panels.append((title, tsne(np.asarray(features)), np.asarray(labels)))
-    picture(panels, source.classes or [], path)
+    return demo.run(asked, settings)
 
 
 if __name__ == "__main__":

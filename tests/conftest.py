@@ -23,7 +23,7 @@ import torch
 from PIL import Image
 from torch import nn
 
-from moco.encoder import build_encoder
+from moco.models.encoder import build_encoder
 
 ROOT = Path(__file__).resolve().parent.parent
 DEVICE = "cpu"  # where the suites of Triton programs run: interpreted, or compiled on a card under ``pytest -m gpu``
@@ -65,9 +65,9 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 
 def assert_runs_there() -> None:
     """Triton programs run where the suite's tensors lie: by the interpreter on the CPU, compiled on a card."""
-    from moco.kernels import fused
+    from moco.kernels import by_triton
 
-    assert fused.interpreted() == (DEVICE == "cpu"), "set TRITON_INTERPRET=1, or unset it and run pytest -m gpu"
+    assert by_triton.interpreted() == (DEVICE == "cpu"), "set TRITON_INTERPRET=1, or unset it and run pytest -m gpu"
 
 
 def rounding(terms: int) -> float:
@@ -204,7 +204,8 @@ def _be_the_script(path: Path, words: list[str], out: Path, err: Path) -> None:
 
 
 def _be_the_program(words: list[str], out: Path, main: Callable | None, variables: dict[str, str]) -> None:
-    from moco import distributed, options
+    from moco import distributed
+    from moco.cli import options
 
     os.environ.update(variables)
     _redirect(out)
@@ -308,7 +309,8 @@ def restored() -> Iterator[None]:
 def in_process(alone, restored) -> Callable[..., int]:
     """The program in this process: ``in_process(*flags)`` returns its exit code; one thread, as in ``start``."""
     from main_pretrain import worker
-    from moco import distributed, options
+    from moco import distributed
+    from moco.cli import options
 
     torch.set_num_threads(1)
 
@@ -320,11 +322,11 @@ def in_process(alone, restored) -> Callable[..., int]:
 
 def load(path: Path | str) -> dict:
     """A checkpoint; the newest one of a folder."""
-    from moco import checkpoint
+    from moco import files
 
-    found = checkpoint.newest(str(path)) if os.path.isdir(path) else str(path)
+    found = files.newest(str(path)) if os.path.isdir(path) else str(path)
     assert found, f"no checkpoint in {path}"
-    return checkpoint.read(found)
+    return files.read(found)
 
 
 def differences(one: Any, other: Any, where: str = "") -> list[str]:

@@ -10,10 +10,9 @@ import conftest
 import pytest
 import torch
 
-from moco import negatives
-from moco.kernels import draws, fused
-from moco.methods import mochi, synco
-from moco.negatives import draw, synthetic
+from moco.kernels import by_triton, draws
+from moco.methods import mochi, negatives, synco
+from moco.methods.negatives import draw, synthetic
 
 DEVICE = torch.device(getattr(conftest, "DEVICE", "cpu"))  # a card under ``pytest -m gpu``
 conftest.mend_interpreter()
@@ -21,7 +20,9 @@ conftest.mend_interpreter()
 
 @pytest.fixture(autouse=True)
 def interpreter():
-    assert fused.interpreted() == (DEVICE.type == "cpu"), "set TRITON_INTERPRET=1, or unset it and run pytest -m gpu"
+    assert by_triton.interpreted() == (DEVICE.type == "cpu"), (
+        "set TRITON_INTERPRET=1, or unset it and run pytest -m gpu"
+    )
 
 
 RECIPES = {

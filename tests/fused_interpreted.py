@@ -24,9 +24,9 @@ from test_kernels import (
 )
 
 from moco.errors import UserError
-from moco.kernels import Draws, contrastive_head, fused, hardest_rows, resolve
+from moco.kernels import Draws, by_triton, contrastive_head, hardest_rows, resolve
 from moco.methods import mochi
-from moco.negatives import draw, synthetic
+from moco.methods.negatives import draw, synthetic
 
 mend_interpreter()
 
@@ -41,7 +41,7 @@ def small_blocks(monkeypatch):
     """Several blocks of rows and draws, the last one ragged."""
     sizes = {"SCORE_K": 16, "BLOCK_C": 16, "COMPACT_K": 64, "PULL_K": 16, "PULL_C": 16, "PART": 16, "TILE": 256}
     for name, size in sizes.items():
-        monkeypatch.setattr(fused, name, size)
+        monkeypatch.setattr(by_triton, name, size)
 
 
 def errors(gold, got, ranks=True):
@@ -78,7 +78,7 @@ def run_products(q, k, queue, draws, precision, hard, temperature, **masks):
     """``run`` of the fused head with operands in a precision that ``contrastive_head`` keeps for a card."""
     ids, queue_ids = (None if masks.get(x) is None else masks[x].to(q.device) for x in ("ids", "queue_ids"))
     draws = None if draws is None or not draws.slots_a.shape[1] else draws.to(q.device, torch.float32)
-    return fused.compute(q, k, queue, temperature, min(hard, len(queue)), draws, ids, queue_ids, precision, True)
+    return by_triton.compute(q, k, queue, temperature, min(hard, len(queue)), draws, ids, queue_ids, precision, True)
 
 
 def assert_near(tensors, hard=12, temperature=0.2, precisions=("fp32", "tf32x3"), **masks):
@@ -135,7 +135,7 @@ def test_the_blocks_that_a_gpu_gets(dim):
 
 def test_the_hardest_set_is_exact_with_the_blocks_that_a_gpu_gets(monkeypatch):
     similarities = torch.randn(1, 20_000, generator=torch.Generator().manual_seed(1)).to(DEVICE)
-    assert fused.Plan(1, 20_000, 16, 1024, 1).bucket == 4
+    assert by_triton.Plan(1, 20_000, 16, 1024, 1).bucket == 4
     assert_selected(similarities, 1024, monkeypatch)
     assert_selected(similarities.sort(dim=1).values, 1024, monkeypatch)
 
@@ -144,7 +144,7 @@ def test_blocks_do_not_show(monkeypatch):
     q, k, queue, draws = problem(n=2, rows=100, dtype=torch.float32)
     head, gradient = run(q, k, queue, draws, "triton")
     for name, size in {"SCORE_K": 32, "COMPACT_K": 32, "PULL_K": 16, "TILE": 64, "FILL": 2}.items():
-        monkeypatch.setattr(fused, name, size)
+        monkeypatch.setattr(by_triton, name, size)
     other, other_gradient = run(q, k, queue, draws, "triton")
     assert_near_in_float32((head, gradient), (other, other_gradient), head_rounding(q, queue, draws))
 
@@ -225,11 +225,11 @@ def test_a_query_that_has_left_out_everything_costs_nothing(temperature):
 def selected(similarities, hard, monkeypatch):
     """The hardest set (rows, similarities) that the programs find in similarities (N, K)."""
     n, rows = similarities.shape
-    monkeypatch.setattr(fused, "product", lambda *_, out: out.copy_(similarities))
+    monkeypatch.setattr(by_triton, "product", lambda *_, out: out.copy_(similarities))
     q, queue = similarities.new_zeros(n, 16), similarities.new_zeros(rows, 16)
     slots, empty = torch.zeros(n, 1, dtype=torch.long, device=q.device), q.new_empty(n, 0)
     draws = Draws(slots, slots[:, :0], q[:, :1], q[:, :1], *[empty] * 4, q.new_empty(n, 0, 16))
-    step = fused._Step(q, q, queue, 0.2, hard, draws, "fp32", True, False)
+    step = by_triton._Step(q, q, queue, 0.2, hard, draws, "fp32", True, False)
     sim, maxima, _ = step.score(queue, None, None)
     found, values = step.hardest(sim, maxima)
     return found.long(), values
@@ -275,7 +275,7 @@ def test_the_selected_set_in_an_order_that_defeats_the_buckets(order, hard, smal
 def test_a_chunk_without_a_candidate_and_one_with_more_than_its_room(small_blocks, monkeypatch):
     similarities = torch.randn(1, 1024, generator=torch.Generator().manual_seed(1)).to(DEVICE)
     similarities[:, 128:256] += 10  # the whole set of 16, and 112 rows more than it
-    plan = fused.Plan(1, 1024, 16, 16, 1)
+    plan = by_triton.Plan(1, 1024, 16, 16, 1)
     assert plan.bucket
     assert (plan.chunks, plan.chunk, plan.room) == (16, 64, 16)
     assert_selected(similarities, 16, monkeypatch)
@@ -283,8 +283,8 @@ def test_a_chunk_without_a_candidate_and_one_with_more_than_its_room(small_block
 
 
 def test_the_selected_set_without_buckets(small_blocks, monkeypatch):
-    monkeypatch.setattr(fused, "MOST_MAXIMA", 64)
-    assert fused.Plan(2, 900, 16, 300, 1).bucket == 0
+    monkeypatch.setattr(by_triton, "MOST_MAXIMA", 64)
+    assert by_triton.Plan(2, 900, 16, 300, 1).bucket == 0
     similarities = torch.randn(2, 900, generator=torch.Generator().manual_seed(1)).to(DEVICE)
     similarities[1, 100:] = -torch.inf
     assert_selected(similarities, 300, monkeypatch)

@@ -9,8 +9,8 @@ import pytest
 import torch
 from conftest import DEVICE, assert_runs_there, mend_interpreter
 
-from moco.data import normalise
 from moco.kernels import images
+from moco.models.inputs import normalise
 
 mend_interpreter()
 MEAN, STD = [0.485, 0.456, 0.40821, 0.1], [0.229, 0.224, 0.2675, 0.7]

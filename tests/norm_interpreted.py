@@ -10,8 +10,8 @@ import torch
 from conftest import DEVICE, assert_runs_there, mend_interpreter, rounding
 from torch import nn
 
-from moco.encoder import SplitBatchNorm2d, recompute_blocks
 from moco.kernels import norm
+from moco.models.encoder import SplitBatchNorm2d, recompute_blocks
 
 mend_interpreter()
 

@@ -8,11 +8,16 @@ from conftest import load
 from test_lincls import probe_once
 from test_semisup import state_of, tune
 
-from moco import average, checkpoint, data, describe, finetune, probe_file
+from moco import average as average_door
+from moco import data
+from moco import files as disk
 from moco.data.__main__ import main as data_main
-from moco.data.index import NAME
+from moco.data.sources.index import NAME
 from moco.errors import UserError
-from moco.pretrained import open_backbone
+from moco.eval import finetune, linear_checkpoint
+from moco.models.inputs import normalise
+from moco.weights import average, describe
+from moco.weights.read import open_backbone
 
 pytestmark = pytest.mark.usefixtures("restored")
 
@@ -28,15 +33,16 @@ def tuned(folder, tmp_path_factory):
 def test_weights_are_the_mean_and_batchnorm_is_measured_anew(folder, tuned, capsys):
     out = tuned / "mean.pth.tar"
     assert (
-        average.main([str(tuned), "--last", "2", "--data", str(folder), "-b", "20", "-j", "0", "--out", str(out)]) == 0
+        average_door.main([str(tuned), "--last", "2", "--data", str(folder), "-b", "20", "-j", "0", "--out", str(out)])
+        == 0
     )
     said = capsys.readouterr().out
     assert "averaged 2 checkpoints: checkpoint_semisup_0001.pth.tar checkpoint_semisup_0002.pth.tar" in said
     assert "BatchNorm measured anew on 60 images" in said
     files = [state_of(tuned, finetune.KEPT.format(epoch))["state_dict"] for epoch in (1, 2)]
-    found = checkpoint.read(str(out))["state_dict"]
+    found = disk.read(str(out))["state_dict"]
     assert "--size 16 --channels 3 --mean 0.485" in said.partition("settings of ")[2]
-    assert checkpoint.read(str(out))["run"]["images"]["size"] == 16  # an average says it, too
+    assert disk.read(str(out))["run"]["images"]["size"] == 16  # an average says it, too
     assert found.keys() == files[0].keys()
     statistics = ("running_mean", "running_var", "num_batches_tracked")
     for name, value in found.items():
@@ -49,7 +55,7 @@ def test_weights_are_the_mean_and_batchnorm_is_measured_anew(folder, tuned, caps
     sampler = data.EpochSampler(60, 20, seed=0)
     mean, std = data.channel_statistics(None, 3, None, None)
     batches = [torch.stack([views[key]["q"] for key in keys]) for keys in sampler]
-    first = [like.encoder.conv1[0](data.normalise(batch, mean, std)) for batch in batches]
+    first = [like.encoder.conv1[0](normalise(batch, mean, std)) for batch in batches]
     wanted = torch.stack([x.mean((0, 2, 3)) for x in first]).mean(0)
     torch.testing.assert_close(found["module.conv1.1.running_mean"], wanted.detach(), rtol=1e-4, atol=1e-5)
     assert int(found["module.conv1.1.num_batches_tracked"]) == 3
@@ -60,7 +66,7 @@ def test_weights_are_the_mean_and_batchnorm_is_measured_anew(folder, tuned, caps
 def test_the_best_are_chosen_by_their_accuracy(tuned, tmp_path):
     paths = [tuned / finetune.KEPT.format(epoch) for epoch in range(3)]
     for path, acc1 in zip(paths, (50.0, 20.0, 40.0), strict=True):
-        state = checkpoint.read(str(path))
+        state = disk.read(str(path))
         torch.save({**state, "acc1": acc1}, tmp_path / path.name)
     best = [finetune.KEPT.format(epoch) for epoch in (0, 2)]
     assert average.choose(str(tmp_path), None, 2) == [str(tmp_path / name) for name in best]
@@ -82,15 +88,15 @@ def test_a_pretrainings_query_encoder_alone_is_averaged(image_folder, in_process
     best = [name for _, name in sorted((knn, f"checkpoint_{epoch - 1:04d}.pth.tar") for epoch, knn in logged.items())]
     chosen = average.choose(str(tmp_path), None, 2)
     assert {logged[int(path[-12:-8]) + 1] for path in chosen} == {logged[int(name[11:15]) + 1] for name in best[1:]}
-    assert average.main([str(tmp_path), "--last", "3", "--data", str(image_folder), "-b", "8", "-j", "0"]) == 0
+    assert average_door.main([str(tmp_path), "--last", "3", "--data", str(image_folder), "-b", "8", "-j", "0"]) == 0
     assert "views crop and flip" in capsys.readouterr().out
-    found = checkpoint.read(str(tmp_path / "averaged.pth.tar"))
+    found = disk.read(str(tmp_path / "averaged.pth.tar"))
     assert all(name.startswith("module.encoder_q.") for name in found["state_dict"])
     name = "module.encoder_q.fc.weight"
     files = [load(tmp_path / f"checkpoint_000{epoch}.pth.tar")["state_dict"][name] for epoch in range(3)]
     torch.testing.assert_close(found["state_dict"][name], sum(files) / 3)
     assert "encoder_q of" in open_backbone(str(tmp_path / "averaged.pth.tar")).words
-    assert checkpoint.newest(str(tmp_path)) == str(tmp_path / "checkpoint_0002.pth.tar")
+    assert disk.newest(str(tmp_path)) == str(tmp_path / "checkpoint_0002.pth.tar")
 
 
 @pytest.mark.parametrize(
@@ -107,7 +113,7 @@ def test_a_pretrainings_query_encoder_alone_is_averaged(image_folder, in_process
 )
 def test_mistakes_are_one_sentence_and_exit_code_2(words, what, tuned, capsys):
     try:
-        code = average.main([word.replace("TUNED", str(tuned)) for word in words])
+        code = average_door.main([word.replace("TUNED", str(tuned)) for word in words])
     except SystemExit as stopped:
         code = stopped.code
     said = capsys.readouterr().err
@@ -117,23 +123,23 @@ def test_mistakes_are_one_sentence_and_exit_code_2(words, what, tuned, capsys):
 
 
 def test_a_probes_classifiers_are_averaged_and_its_encoder_stays(folder, tmp_path, capsys):
-    (tmp_path / probe_file.KEPT.format(3)).write_bytes(b"of another run")
+    (tmp_path / linear_checkpoint.KEPT.format(3)).write_bytes(b"of another run")
     probe_once(folder, tmp_path, "--epochs", 1, "--features", "cached", "--lr", 0.3)
-    assert (tmp_path / probe_file.KEPT.format(3)).exists()  # a run that keeps none removes none
+    assert (tmp_path / linear_checkpoint.KEPT.format(3)).exists()  # a run that keeps none removes none
     words = ["--epochs", 3, "--save-ckpt-freq", 1, "--features", "cached", "--lr", 0.3, "--seed", 3, "--overwrite"]
     probe_once(folder, tmp_path, *words)
-    assert average.main([str(tmp_path), "--last", "2"]) == 0
+    assert average_door.main([str(tmp_path), "--last", "2"]) == 0
     said = capsys.readouterr().out
     assert "averaged 2 checkpoints: checkpoint_lincls_0001.pth.tar checkpoint_lincls_0002.pth.tar" in said
     assert "BatchNorm's statistics are those of every file" in said
-    files = [state_of(tmp_path, probe_file.KEPT.format(epoch)) for epoch in range(3)]
+    files = [state_of(tmp_path, linear_checkpoint.KEPT.format(epoch)) for epoch in range(3)]
     found = state_of(tmp_path, "averaged.pth.tar")["state_dict"]
     for name, value in found.items():
         mean = (files[1]["state_dict"][name] + files[2]["state_dict"][name]) / 2
         torch.testing.assert_close(value, mean if name.startswith("module.fc") else files[0]["state_dict"][name])
     assert not torch.equal(found["module.fc.weight"], files[2]["state_dict"]["module.fc.weight"])
     best = average.choose(str(tmp_path), None, 2)
-    scores = sorted((file["acc1"], probe_file.KEPT.format(epoch)) for epoch, file in enumerate(files))
+    scores = sorted((file["acc1"], linear_checkpoint.KEPT.format(epoch)) for epoch, file in enumerate(files))
     assert best == sorted(str(tmp_path / name) for _, name in scores[1:])
     words = ["--resume", tmp_path / "averaged.pth.tar", "--seed", 3]
     found = probe_once(folder, tmp_path, "--evaluate", *words)
@@ -146,15 +152,15 @@ def test_a_probes_classifiers_are_averaged_and_its_encoder_stays(folder, tmp_pat
         average.choose(str(tmp_path), 2, None)
     torch.save({**files[1], "run": {**files[1]["run"], "classes": ["a", "b", "c"]}}, tmp_path / "other")
     with pytest.raises(UserError, match=r"the outputs of .* are other classes: average checkpoints of one run"):
-        average.average([str(tmp_path / probe_file.KEPT.format(0)), str(tmp_path / "other")])
+        average.average([str(tmp_path / linear_checkpoint.KEPT.format(0)), str(tmp_path / "other")])
     torch.save({**files[1], "run": {**files[1]["run"], "lr": 3.0}}, tmp_path / "other")
     with pytest.raises(UserError, match=r"with the classifier of --lr 0.3 and .*other with that of --lr 3.0"):
-        average.average([str(tmp_path / probe_file.KEPT.format(0)), str(tmp_path / "other")])
+        average.average([str(tmp_path / linear_checkpoint.KEPT.format(0)), str(tmp_path / "other")])
 
 
 def test_another_network_is_named(tuned, tmp_path):
     path = tuned / finetune.KEPT.format(0)
-    state = checkpoint.read(str(path))
+    state = disk.read(str(path))
     state["state_dict"]["module.fc.bias"] = torch.zeros(7)
     torch.save(state, tmp_path / "other.pth.tar")
     with pytest.raises(UserError, match=r"other.pth.tar is of another network than .*: module.fc.bias differs"):
@@ -171,7 +177,7 @@ def test_weights_of_no_use_are_not_averaged(tuned, tmp_path):
         (lambda w: w.long(), "int64 numbers"),
         (lambda w: w.to(torch.complex64), "complex64 numbers"),
     ):
-        state = checkpoint.read(path)
+        state = disk.read(path)
         state["state_dict"]["module.fc.weight"] = change(state["state_dict"]["module.fc.weight"])
         torch.save(state, tmp_path / "odd.pth.tar")
         with pytest.raises(UserError, match=rf"odd.pth.tar cannot be used: module.fc.weight holds {holds}; take"):
@@ -180,7 +186,7 @@ def test_weights_of_no_use_are_not_averaged(tuned, tmp_path):
 
 def test_an_average_is_of_one_encoder_and_keeps_its_changes(tuned, tmp_path):
     path = str(tuned / finetune.KEPT.format(0))
-    state = checkpoint.read(path)
+    state = disk.read(path)
     assert average.average([path, path])[0]["run"]["changes"] == {}  # of ours, so nothing is left to guess
     state["run"]["changes"] = {"bare_stem": 1}
     torch.save(state, tmp_path / "bare.pth.tar")

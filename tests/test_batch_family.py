@@ -17,15 +17,18 @@ from test_builder import Tiny as Network
 from test_runs_launch import noting
 from torch import nn
 
-from moco import checkpoint, describe, distributed, losses, options
-from moco.batch_family import BatchContrast
-from moco.data import EpochSampler, Labelled, make_loader, normalise, open_sources, size_warning
-from moco.data.sources import ArraySource
-from moco.encoder import build_encoder, sync_batchnorm
-from moco.engine import Plan
-from moco.knn import extract
-from moco.methods import BATCH_METHODS
-from moco.pretrained import load_backbone
+from moco import describe as describe_door
+from moco import distributed, files
+from moco.cli import options
+from moco.data import EpochSampler, Labelled, make_loader, open_sources, size_warning
+from moco.data.sources.base import ArraySource
+from moco.eval.knn import extract
+from moco.methods import BATCH_METHODS, losses
+from moco.models.encoder import build_encoder, sync_batchnorm
+from moco.models.in_batch import BatchContrast
+from moco.models.inputs import normalise
+from moco.train.pretraining import Plan
+from moco.weights.read import load_backbone
 
 OWN = [word for word in TINY if word not in ("--moco-k", "20")]  # naming a queue would ask for one
 LABELS = torch.tensor([0, 1, 0, 2, 1, 0])
@@ -187,8 +190,8 @@ def test_a_resumed_run_is_the_same_run(queue, image_folder, tmp_path, in_process
     whole, parts = load(tmp_path / "whole"), load(tmp_path / "parts")
     assert ("module.queue_labels" in whole["state_dict"]) == queue
     assert differences(whole, parts) == []
-    file = checkpoint.newest(str(tmp_path / "whole"))
-    assert describe.main([file]) == 0
+    file = files.newest(str(tmp_path / "whole"))
+    assert describe_door.main([file]) == 0
     assert f"{file}: pretraining checkpoint of this project" in capsys.readouterr().out
 
 
@@ -330,5 +333,5 @@ def test_labels_teach_more_than_views_do(tmp_path, in_process):
         words = ["--dataset", "mnist5k", "-a", "test_resnet", "--aug", "digits", "-b", 128, "--size", 20]
         words += ["--steps", 40, "--temp", 0.2, "--lr", 0.1, "--cos", "--seed", 0, "-j", 0, "--knn-every", 0]
         assert in_process(*words, "--method", method, "--save-dir", tmp_path / method) == 0
-        scores[method] = linear_accuracy(checkpoint.newest(str(tmp_path / method)))
+        scores[method] = linear_accuracy(files.newest(str(tmp_path / method)))
     assert scores["supcon"] > scores["simclr"] + 4

@@ -12,9 +12,11 @@ import torch
 from conftest import SYNCO, TINY
 from PIL import Image
 
-from moco import bench, command_options, options
-from moco.bench import table, verdict
-from moco.data.decode import decode
+from moco import bench as bench_door
+from moco.cli import commands, options
+from moco.data.sources.decode import decode
+from moco.train import bench
+from moco.train.bench import table, verdict
 
 QUICK = ["--bench-steps", "2", "--bench-images", "4", "--bench-seconds", "0.05"]
 STEP = {"q forward", "q backward", "k forward", "shuffle", "head", "optimizer", "EMA", "enqueue", "transfer", "other"}
@@ -27,7 +29,7 @@ def measured(in_process, capsys):
     """``measured(*words)``: what the command printed; ``in_process`` guards this process's settings."""
 
     def run(*words: object) -> str:
-        assert bench.main([*map(str, words)]) == 0
+        assert bench_door.main([*map(str, words)]) == 0
         return capsys.readouterr().out
 
     return run
@@ -80,7 +82,7 @@ def test_supcon_with_a_queue_is_measured_beside_plain_moco(measured, image_folde
 def test_the_loss_alone_is_that_of_the_step(image_folder, in_process):
     """The features that stand in for the encoder's reach the run's own forward, and its gradient reaches them."""
     words = [*NO_QUEUE, "--method", "simclr", "--temp", "0.5", "--base-temperature", "0.5", str(image_folder)]
-    args = command_options.parse_bench(["head", *words])
+    args = commands.parse_bench(["head", *words])
     view = bench.view_settings(args, bench.data.open_sources(path=str(image_folder)).pretrain)
     model, _ = bench.build_model(args, view, 0, 100, 8)
     ((z, loss),) = bench._head_of_batch(args, model, 8).values()  # pyright: ignore[reportArgumentType]
@@ -99,7 +101,7 @@ def test_the_step_takes_the_flags_of_the_optimizer(image_folder, in_process, mon
     made, original = [], bench.make_trainer
     monkeypatch.setattr(bench, "make_trainer", lambda *given: made.append(original(*given)) or made[-1])
     words = [*TINY, "--opt", "adamw", "--ema", "0.5", "--clip-grad", "1", *QUICK]
-    assert bench.main(["step", str(image_folder), *words]) == 0
+    assert bench_door.main(["step", str(image_folder), *words]) == 0
     assert type(made[0].optimizer).__name__ == "AdamW"
     q, average = (made[0].model.get_submodule(name).state_dict() for name in ("encoder_q", "encoder_ema"))
     moved = [name for name in q if not torch.equal(q[name], average[name])]
@@ -170,7 +172,7 @@ def test_synthetic_negatives_are_active_although_they_start_late(image_folder, i
 
     monkeypatch.setattr(bench, "make_trainer", watch)
     words = [*TINY, *SYNCO, "--warmup-epochs", "30", "--type-starts", "mixup=40", "noise=500steps", *QUICK]
-    assert bench.main(["step", str(image_folder), *words]) == 0
+    assert bench_door.main(["step", str(image_folder), *words]) == 0
     assert float(made[0].last.synthetic_mass) > 0
     assert made[0].progress.epoch == 40
     assert made[0].progress.step == 500 + bench.WARM_UP + 2
@@ -241,19 +243,19 @@ def test_advice_about_the_loader_and_the_bottleneck():
 
 def test_a_folder_without_a_readable_image_is_one_sentence(tmp_path, in_process, capsys):
     (tmp_path / "0.jpg").write_bytes(b"\xff\xd8 no picture")
-    assert bench.main(["data", str(tmp_path), *TINY, *QUICK]) == 2
+    assert bench_door.main(["data", str(tmp_path), *TINY, *QUICK]) == 2
     error = capsys.readouterr().err
     assert "none of 1 images tried in" in error
     assert error.count("\n") == 1
 
 
 def test_a_cache_is_advised_where_it_would_help(image_folder, tmp_path, measured, monkeypatch):
-    monkeypatch.setattr("moco.bench.distributed.cores", lambda: 0)  # all of them load already
-    monkeypatch.setattr("moco.data.sources.decode", functools.partial(slowly, decode))
+    monkeypatch.setattr("moco.train.bench.distributed.cores", lambda: 0)  # all of them load already
+    monkeypatch.setattr("moco.data.sources.base.decode", functools.partial(slowly, decode))
     words = [image_folder, *TINY, *QUICK]
     assert "the most goes to decode: try --cache DIR" in measured("data", *words)
     assert "--cache" not in measured("data", *words, "--cache", tmp_path / "kept")
-    monkeypatch.setattr("moco.data.cache.LIMIT", 10_000)
+    monkeypatch.setattr("moco.data.sources.cache.LIMIT", 10_000)
     assert "--cache" not in measured("data", *words)
 
 
@@ -280,7 +282,7 @@ def test_a_table():
 )
 def test_a_mistake_is_one_sentence(words, sentence, capsys, in_process):
     try:
-        code = bench.main(words)
+        code = bench_door.main(words)
     except SystemExit as stop:
         code = stop.code
     assert code == 2
@@ -290,6 +292,6 @@ def test_a_mistake_is_one_sentence(words, sentence, capsys, in_process):
 
 
 def test_its_own_flags_do_not_shadow_those_of_a_run():
-    mine = {w for a in command_options.bench_parser()._actions for w in a.option_strings} - {"-h", "--help"}
+    mine = {w for a in commands.bench_parser()._actions for w in a.option_strings} - {"-h", "--help"}
     theirs = {w for a in options.pretrain_parser()._actions for w in a.option_strings}
     assert not mine & theirs

@@ -8,9 +8,9 @@ import torch
 from conftest import differences
 from torch import nn
 
-from moco import checkpoint
-from moco.buffers import ALIGNMENT, Counts, Rounded, Small
-from moco.encoder import build_encoder, split_batchnorm
+from moco import files
+from moco.models.buffers import ALIGNMENT, Counts, Rounded, Small
+from moco.models.encoder import build_encoder, split_batchnorm
 
 GPU = torch.device("cuda")  # only a word here: the tensors are on the CPU
 
@@ -108,10 +108,10 @@ def test_a_file_holds_no_more_than_its_tensors(tmp_path):
     for name in ("before", "after"):
         part = {f"module.{n}": value for n, value in net.state_dict().items() if n.startswith("1.")}
         states.append({"state_dict": part, "run": {"pair": (net[1].running_mean, [1])}})
-        checkpoint.write(states[-1], str(tmp_path / name))
+        files.write(states[-1], str(tmp_path / name))
         Small(net).snapshot()
     assert os.path.getsize(tmp_path / "after") <= os.path.getsize(tmp_path / "before") + 1000
-    read = checkpoint.read(str(tmp_path / "after"))
+    read = files.read(str(tmp_path / "after"))
     assert differences(read, states[0]) == []
     for value in read["state_dict"].values():
         assert value.untyped_storage().nbytes() == value.nbytes

@@ -10,10 +10,10 @@ import torch.nn.functional as F
 from conftest import rounding
 from torch import nn
 
-from moco.builder import MoCo
-from moco.data import normalise
 from moco.methods import METHODS
-from moco.negatives import HardNegatives
+from moco.methods.negatives import HardNegatives
+from moco.models.inputs import normalise
+from moco.models.moco import MoCo
 
 MEAN, STD = [0.5, 0.4, 0.3], [0.2, 0.3, 0.4]
 

@@ -15,9 +15,10 @@ import torch
 from conftest import differences
 from torch import nn
 
-from moco import checkpoint
-from moco.builder import MoCo
+from moco import files
 from moco.errors import UserError
+from moco.models.moco import MoCo
+from moco.train import checkpoint
 
 # ----------------------------------------------------------------------------------------------- files to refuse
 
@@ -34,7 +35,7 @@ class Attack:
 
 def refused(path) -> str:
     with pytest.raises(UserError) as error:
-        checkpoint.read(str(path))
+        files.read(str(path))
     sentence = str(error.value)
     assert str(path) in sentence
     assert "\n" not in sentence
@@ -44,7 +45,7 @@ def refused(path) -> str:
 @pytest.fixture
 def good(tmp_path):
     path = tmp_path / "good.pth.tar"
-    checkpoint.write({"epoch": 1, "state_dict": {"a": torch.arange(5000.0)}}, str(path))
+    files.write({"epoch": 1, "state_dict": {"a": torch.arange(5000.0)}}, str(path))
     return path
 
 
@@ -62,7 +63,7 @@ def test_another_kind_of_file(content, tmp_path):
         assert "no readable checkpoint" in sentence
     else:
         with pytest.raises(UserError, match="odd"):  # a plain pickle of {} may be read; then it has no state
-            checkpoint.unpack(checkpoint.read(str(path)), str(path), None, None, None, "a")
+            checkpoint.unpack(files.read(str(path)), str(path), None, None, None, "a")
 
 
 @pytest.mark.parametrize("share", [0.01, 0.3, 0.7, 0.95, 0.999])
@@ -99,8 +100,8 @@ def test_a_tensor_is_no_checkpoint(tmp_path):
 
 def test_what_is_written_is_read(tmp_path):
     state = {"epoch": 3, "x": torch.randn(4), "run": {"seed": 5, "ids": [1, 2], "flag": True, "none": None}}
-    checkpoint.write(state, str(tmp_path / "deep" / "x"))
-    assert differences(checkpoint.read(str(tmp_path / "deep" / "x")), state) == []
+    files.write(state, str(tmp_path / "deep" / "x"))
+    assert differences(files.read(str(tmp_path / "deep" / "x")), state) == []
     assert os.listdir(tmp_path / "deep") == ["x"]
 
 
@@ -140,13 +141,13 @@ def test_a_kill_at_any_instant_leaves_a_loadable_checkpoint(tmp_path):
         time.sleep(moments.uniform(0, 0.15))
         process.kill()
         process.join()
-        path = checkpoint.newest(folder)
+        path = files.newest(folder)
         assert path and path.endswith((tmp_path / "latest").read_text().strip())
-        state = checkpoint.read(path)
+        state = files.read(path)
         steps.append(state["run"]["step"])
         assert bool((state["fill"] == steps[-1]).all())
-        for name in checkpoint.runs_checkpoints(folder):  # every name is a whole file; only .tmp may be torn
-            checkpoint.read(os.path.join(folder, name))
+        for name in files.runs_checkpoints(folder):  # every name is a whole file; only .tmp may be torn
+            files.read(os.path.join(folder, name))
     assert len(set(steps)) > 1, "the kills all fell at the same place"
 
 
@@ -173,7 +174,7 @@ def test_a_full_disk_is_a_sentence_and_costs_nothing(tmp_path):
     sentence = (tmp_path / "result").read_text()
     assert "checkpoint_0001.pth.tar cannot be written" in sentence
     assert "make room" in sentence
-    assert checkpoint.newest(str(folder)) == old
+    assert files.newest(str(folder)) == old
     assert sorted(os.listdir(folder)) == ["checkpoint_0000.pth.tar", "latest"]
 
 
@@ -183,11 +184,11 @@ def test_a_failed_write_leaves_the_older_file_of_that_name(tmp_path, monkeypatch
         raise RuntimeError("PytorchStreamWriter failed writing file")
 
     path = str(tmp_path / "x")
-    checkpoint.write({"epoch": 1}, path)
-    monkeypatch.setattr(checkpoint.torch, "save", torn)
+    files.write({"epoch": 1}, path)
+    monkeypatch.setattr(files.torch, "save", torn)
     with pytest.raises(UserError, match="cannot be written .PytorchStreamWriter"):
-        checkpoint.write({"epoch": 2}, path)
-    assert checkpoint.read(path) == {"epoch": 1}
+        files.write({"epoch": 2}, path)
+    assert files.read(path) == {"epoch": 1}
     assert os.listdir(tmp_path) == ["x"]
 
 
@@ -209,7 +210,7 @@ def save(folder, epoch, batch=0, step=0, keep=0) -> str:
 
 
 def kept(folder) -> list[str]:
-    return checkpoint.runs_checkpoints(str(folder))
+    return files.runs_checkpoints(str(folder))
 
 
 def test_names_are_upstreams_and_say_the_step_inside_an_epoch(tmp_path):
@@ -249,25 +250,25 @@ def test_other_files_are_left_alone(tmp_path):
 
 
 def test_newest_follows_the_pointer_and_does_without(tmp_path):
-    assert checkpoint.newest(str(tmp_path)) is None
-    assert checkpoint.newest(str(tmp_path / "missing")) is None
+    assert files.newest(str(tmp_path)) is None
+    assert files.newest(str(tmp_path / "missing")) is None
     for epoch in (9, 10, 11):
         save(tmp_path, epoch)
     save(tmp_path, 11, batch=2, step=99)
     (tmp_path / "latest").write_text("checkpoint_0008.pth.tar\n")
-    assert checkpoint.newest(str(tmp_path)) == str(tmp_path / "checkpoint_0008.pth.tar")
+    assert files.newest(str(tmp_path)) == str(tmp_path / "checkpoint_0008.pth.tar")
     (tmp_path / "latest").write_text("checkpoint_0077.pth.tar\n")  # gone
-    assert checkpoint.newest(str(tmp_path)) == str(tmp_path / "checkpoint_0011_step_00000099.pth.tar")
+    assert files.newest(str(tmp_path)) == str(tmp_path / "checkpoint_0011_step_00000099.pth.tar")
 
 
 def test_what_resume_means(tmp_path):
     folder = str(tmp_path)
-    assert checkpoint.resolve("", folder) is None
-    assert checkpoint.resolve("auto", folder) is None
-    assert checkpoint.resolve("x.pth.tar", folder) == "x.pth.tar"
+    assert files.resolve("", folder) is None
+    assert files.resolve("auto", folder) is None
+    assert files.resolve("x.pth.tar", folder) == "x.pth.tar"
     save(tmp_path, 1)
-    assert checkpoint.resolve("auto", folder) == str(tmp_path / "checkpoint_0000.pth.tar")
-    assert checkpoint.resolve("", folder) is None
+    assert files.resolve("auto", folder) == str(tmp_path / "checkpoint_0000.pth.tar")
+    assert files.resolve("", folder) is None
 
 
 def test_a_folder_belongs_to_one_run(tmp_path):
@@ -460,13 +461,13 @@ def test_the_newest_good_checkpoint_is_one_of_this_run_that_can_be_read(tmp_path
     folder = str(tmp_path)
     names = [f"checkpoint_{epoch:04d}.pth.tar" for epoch in range(4)]
     for name in names[:2]:
-        checkpoint.write({"epoch": 1}, str(tmp_path / name))
-    before = checkpoint.written(folder)
+        files.write({"epoch": 1}, str(tmp_path / name))
+    before = files.written(folder)
     assert list(before) == [str(tmp_path / name) for name in names[:2]]
-    assert checkpoint.newest_good(folder, before) is None  # those are of an earlier run
+    assert files.newest_good(folder, before) is None  # those are of an earlier run
     for name in names[2:]:
-        checkpoint.write({"epoch": 1}, str(tmp_path / name))
-    assert checkpoint.newest_good(folder, before) == str(tmp_path / names[3])
+        files.write({"epoch": 1}, str(tmp_path / name))
+    assert files.newest_good(folder, before) == str(tmp_path / names[3])
     (tmp_path / names[3]).write_bytes(b"damaged")
-    assert checkpoint.newest_good(folder, before) == str(tmp_path / names[2])
-    assert checkpoint.newest_good(str(tmp_path / "nowhere"), {}) is None
+    assert files.newest_good(folder, before) == str(tmp_path / names[2])
+    assert files.newest_good(str(tmp_path / "nowhere"), {}) is None

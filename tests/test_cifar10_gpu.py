@@ -13,10 +13,11 @@ import torch
 from conftest import ROOT, environment
 from PIL import Image
 
-from moco import checkpoint, knn
+from moco import files
 from moco.data import ArraySource, Sources
-from moco.encoder import build_encoder
 from moco.errors import UserError
+from moco.eval import knn
+from moco.models.encoder import build_encoder
 
 CLASSES = ("cat", "dog")
 # What main_pretrain.py can do without in this run; test_resnet, which the other tests take, is timm's.
@@ -92,7 +93,7 @@ def test_a_run_stops_and_goes_on_here_and_elsewhere(bench, packed, tmp_path, cap
 
     assert bench.main(["run", *here, "--minutes", "0"]) == 0
     assert "not finished: the same command goes on" in capsys.readouterr().out
-    state = checkpoint.newest(str(tmp_path / "work" / name))
+    state = files.newest(str(tmp_path / "work" / name))
     assert state.endswith("checkpoint_0000_step_00000001.pth.tar")
 
     for first, end in ((0, 2), (2, 99)):
@@ -122,7 +123,7 @@ def test_a_run_stops_and_goes_on_here_and_elsewhere(bench, packed, tmp_path, cap
 
 
 def test_methods_differ_in_their_negatives_alone(bench):
-    from moco import options
+    from moco.cli import options
 
     parsed = {}
     for method in ("moco", "mochi", "synco"):

@@ -10,9 +10,10 @@ import torch
 from conftest import SYNCO, TINY, differences, load
 from PIL import Image
 
-from moco.data import ArraySource, BadImageError, FileSource, Labelled, cache, get_preset, open_sources, two_views
+from moco.data import ArraySource, BadImageError, FileSource, Labelled, get_preset, open_sources, two_views
 from moco.data.__main__ import main
-from moco.data.loading import EpochSampler
+from moco.data.loader import EpochSampler
+from moco.data.sources import cache
 from moco.errors import UserError
 
 FORMATS = [("jpg", "RGB"), ("png", "RGB"), ("png", "L"), ("png", "P"), ("jpg", "L"), ("png", "RGBA")]
@@ -82,7 +83,7 @@ def test_nothing_is_decoded_twice(folder, tmp_path, monkeypatch):
     plain = open_sources(None, str(folder)).train
     expected = [plain.load(i).tobytes() for i in range(6)]
     first = open_sources(None, str(folder), cache=str(tmp_path / "kept"))
-    monkeypatch.setattr("moco.data.decode.decode_bytes", None)
+    monkeypatch.setattr("moco.data.sources.decode.decode_bytes", None)
     again = open_sources(None, str(folder), cache=str(tmp_path / "kept"))
     for source in (first.train, again.train):
         assert source.fingerprint() == plain.fingerprint()
@@ -162,7 +163,7 @@ def test_an_interrupted_making_leaves_what_was_there(folder, tmp_path, monkeypat
     with open(source.path, "rb") as file:
         whole = file.read()
     touched(folder / "train" / "dog" / "1.png")
-    monkeypatch.setattr("moco.data.cache.os.fsync", lambda number: (_ for _ in ()).throw(KeyboardInterrupt))
+    monkeypatch.setattr("moco.data.sources.cache.os.fsync", lambda number: (_ for _ in ()).throw(KeyboardInterrupt))
     with pytest.raises(KeyboardInterrupt):
         open_sources(None, str(folder / "train"), cache=str(tmp_path / "kept"))
     assert os.listdir(tmp_path / "kept") == [os.path.basename(source.path)]
@@ -198,7 +199,9 @@ def test_how_large_the_images_are_is_known_before(folder, monkeypatch):
 
 def test_the_whole_file_is_on_the_disk_before_it_gets_its_name(folder, tmp_path, monkeypatch):
     flushed, fsync = [], os.fsync
-    monkeypatch.setattr("moco.data.cache.os.fsync", lambda file: flushed.append(os.fstat(file).st_size) or fsync(file))
+    monkeypatch.setattr(
+        "moco.data.sources.cache.os.fsync", lambda file: flushed.append(os.fstat(file).st_size) or fsync(file)
+    )
     source = open_sources(None, str(folder / "train"), cache=str(tmp_path / "kept")).pretrain
     assert flushed == [os.path.getsize(source.path)]
 

@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from moco.data import BadImageError, FileSource
-from moco.data.decode import decode
+from moco.data.sources.decode import decode
 
 RNG = np.random.default_rng(0)
 GREY = RNG.integers(0, 256, (9, 7), dtype=np.uint8)

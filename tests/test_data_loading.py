@@ -23,11 +23,11 @@ from moco.data import (
     eval_view,
     get_preset,
     make_loader,
-    normalise,
     probe_preset,
 )
-from moco.data.pairs import load_or_replace
+from moco.data.datasets import load_or_replace
 from moco.errors import UserError
+from moco.models.inputs import normalise
 from moco.seeding import numpy_generator
 
 

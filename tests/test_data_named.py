@@ -12,8 +12,8 @@ from PIL import Image
 from torchvision import datasets
 
 from moco.data import STATISTICS, open_sources, own_shape, statistics
-from moco.data import named as named_sets
-from moco.data.named import StlImages, hold_out_fifth, read_idx
+from moco.data.sources import named as named_sets
+from moco.data.sources.named import StlImages, hold_out_fifth, read_idx
 from moco.errors import UserError
 
 RNG = np.random.default_rng(0)

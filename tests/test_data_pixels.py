@@ -9,11 +9,12 @@ import torchvision.transforms.functional as F
 from conftest import TINY
 from PIL import Image, ImageFilter
 
-from moco import checkpoint
-from moco.data import PRESETS, ArraySource, EpochSampler, TwoViews, apply, draw, pixels, two_views
-from moco.data.decode import colour_jpeg_size, decode_bytes, decode_colour_jpeg, reading
-from moco.data.files import open_folder
-from moco.data.views import crop_shrunk, crop_tensor, shrink_for, to_tensor
+from moco import files
+from moco.data import PRESETS, ArraySource, EpochSampler, TwoViews, apply, draw, two_views
+from moco.data.augment import by_torch
+from moco.data.augment.by_pil import crop_shrunk, crop_tensor, shrink_for, to_tensor
+from moco.data.sources.decode import colour_jpeg_size, decode_bytes, decode_colour_jpeg, reading
+from moco.data.sources.files import open_folder
 from moco.seeding import numpy_generator
 
 
@@ -31,16 +32,16 @@ def stacked(images):
 
 
 def table(rows):
-    return torch.stack([pixels.pack(*row) for row in rows])
+    return torch.stack([by_torch.pack(*row) for row in rows])
 
 
-@pytest.mark.parametrize("name", pixels.OPERATIONS)
+@pytest.mark.parametrize("name", by_torch.OPERATIONS)
 def test_each_jitter_equals_torchvisions(name):
     factors = np.linspace(-0.5, 0.5, 21) if name == "hue" else np.linspace(0, 1.9, 20)
     images = noise(len(factors), seed=len(name))
     rows = table([([(name, factor)], False, None, False) for factor in factors.tolist()])
     expected = [getattr(F, f"adjust_{name}")(image, f) for image, f in zip(images, factors.tolist(), strict=True)]
-    assert torch.equal(pixels.finish(stacked(images), rows, ("jitter",)), stacked(expected))
+    assert torch.equal(by_torch.finish(stacked(images), rows, ("jitter",)), stacked(expected))
 
 
 def test_hue_of_every_colour_equals_pils():
@@ -48,8 +49,8 @@ def test_hue_of_every_colour_equals_pils():
     levels = np.unique([*range(0, 256, 5), 1, 254, 255]).astype(np.uint8)
     colours = np.array(list(itertools.product(levels, repeat=3)), dtype=np.uint8)[None]  # (1, n, 3)
     image = Image.fromarray(colours)
-    found = pixels.hue(to_tensor(image)[None].float(), torch.zeros(1, 1, 1, 1))
-    assert torch.equal(pixels.to_bytes(found)[0], to_tensor(image.convert("HSV").convert("RGB")))
+    found = by_torch.hue(to_tensor(image)[None].float(), torch.zeros(1, 1, 1, 1))
+    assert torch.equal(by_torch.to_bytes(found)[0], to_tensor(image.convert("HSV").convert("RGB")))
 
 
 def test_blur_grey_and_flip_equal_pils():
@@ -57,13 +58,13 @@ def test_blur_grey_and_flip_equal_pils():
     images = noise(len(sigmas), size=(13, 9))
     rows = table([(None, False, sigma, False) for sigma in sigmas])
     expected = [image.filter(ImageFilter.GaussianBlur(sigma)) for image, sigma in zip(images, sigmas, strict=True)]
-    assert torch.equal(pixels.finish(stacked(images), rows, ("blur",)), stacked(expected))  # on a CPU: PIL itself
-    found = pixels.blur(stacked(images).float(), pixels.blur_columns(sigmas, torch.device("cpu")))
-    assert torch.equal(pixels.to_bytes(found), stacked(expected))
+    assert torch.equal(by_torch.finish(stacked(images), rows, ("blur",)), stacked(expected))  # on a CPU: PIL itself
+    found = by_torch.blur(stacked(images).float(), by_torch.blur_columns(sigmas, torch.device("cpu")))
+    assert torch.equal(by_torch.to_bytes(found), stacked(expected))
     rows = table([(None, number % 2 == 0, None, number < 4) for number in range(len(images))])
     expected = [image.convert("L").convert("RGB") if number % 2 == 0 else image for number, image in enumerate(images)]
     expected = [F.hflip(image) if number < 4 else image for number, image in enumerate(expected)]
-    assert torch.equal(pixels.finish(stacked(images), rows, ("grey", "flip")), stacked(expected))
+    assert torch.equal(by_torch.finish(stacked(images), rows, ("grey", "flip")), stacked(expected))
 
 
 @pytest.mark.parametrize("channels", [1, 3])
@@ -77,7 +78,7 @@ def test_a_batch_of_views_equals_views_made_one_by_one(name, channels):
     pairs = [(whole[(2, index)], cropped[(2, index)]) for index in range(len(source))]
     for view in ("q", "k"):
         rows = torch.stack([item[f"{view}_params"] for _, item in pairs])
-        found = pixels.finish(torch.stack([item[view] for _, item in pairs]), rows, order)
+        found = by_torch.finish(torch.stack([item[view] for _, item in pairs]), rows, order)
         assert torch.equal(found, torch.stack([item[view] for item, _ in pairs]))
 
 
@@ -88,7 +89,7 @@ def test_large_views_keep_the_mean_of_contrast_exact():
     image = Image.fromarray(grey.reshape(300, 300)).convert("RGB")
     params = draw(PRESETS["v2"], 300, 300, numpy_generator("view", 0, 0))
     params = params._replace(order=("crop", "jitter"), box=(0, 0, 300, 300), jitter=(("contrast", 0.5),))
-    found = pixels.finish(to_tensor(image)[None], table([(params.jitter, False, None, False)]), ("jitter",))
+    found = by_torch.finish(to_tensor(image)[None], table([(params.jitter, False, None, False)]), ("jitter",))
     assert torch.equal(found[0], apply(image, params, 300))
 
 
@@ -206,7 +207,7 @@ def test_torchvisions_decoder_gives_pils_pixels_and_may_be_missing(tmp_path, mon
     photograph(tmp_path / "a.jpg")
     data = (tmp_path / "a.jpg").read_bytes()
     found = reading("a.jpg", lambda: decode_colour_jpeg(data))
-    monkeypatch.setattr("moco.data.decode.decode_jpeg", None)
+    monkeypatch.setattr("moco.data.sources.decode.decode_jpeg", None)
     assert torch.equal(found, decode_colour_jpeg(data))
     assert torch.equal(found, to_tensor(Image.open(tmp_path / "a.jpg")))
 
@@ -216,5 +217,5 @@ def test_a_run_is_the_same_by_both_ways(in_process, image_folder, tmp_path):
     for where in ("cpu", "gpu"):
         words = ("--steps", 2, "--aug-plus", "--decode", "exact", "--aug-device", where, "--save-dir", tmp_path / where)
         assert in_process(*TINY, *words, image_folder) == 0
-        states.append(checkpoint.read(str(next((tmp_path / where).glob("checkpoint_*.pth.tar"))))["state_dict"])
+        states.append(files.read(str(next((tmp_path / where).glob("checkpoint_*.pth.tar"))))["state_dict"])
     assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])

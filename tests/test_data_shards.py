@@ -12,10 +12,10 @@ from PIL import Image
 
 from moco.data import EpochSampler, TwoViews, get_preset, make_loader, open_sources
 from moco.data.__main__ import main
-from moco.data.decode import BadImageError
-from moco.data.files import open_path
-from moco.data.loading import WINDOW
-from moco.data.shards import INDEX, open_shards, pack
+from moco.data.loader import WINDOW
+from moco.data.sources.decode import BadImageError
+from moco.data.sources.files import open_path
+from moco.data.sources.shards import INDEX, open_shards, pack
 from moco.errors import UserError
 
 

@@ -10,8 +10,8 @@ from torchvision.datasets import ImageFolder
 from torchvision.datasets.folder import IMG_EXTENSIONS
 
 from moco.data import ArraySource, FileSource, number_as_in, open_sources
-from moco.data.files import IMAGE_EXTENSIONS
-from moco.data.sources import Paths
+from moco.data.sources.base import Paths
+from moco.data.sources.files import IMAGE_EXTENSIONS
 from moco.errors import UserError
 
 

@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from moco.data import ArraySource, FileSource, Labelled, subset
-from moco.data.decode import BadImageError
+from moco.data import ArraySource, FileSource, Labelled
+from moco.data.sources import subset
+from moco.data.sources.decode import BadImageError
 from moco.errors import UserError
 
 UNEVEN = np.array([3] * 40 + [0] * 5 + [1] * 17 + [2] * 1)  # class sizes 5, 17, 1, 40; not in order

@@ -8,7 +8,9 @@ import pytest
 from conftest import run_script
 from PIL import Image
 
-from moco import demo, options
+from moco import demo as door
+from moco.cli import options
+from moco.eval import demo
 
 
 @pytest.mark.slow
@@ -21,7 +23,7 @@ def test_the_demo_learns_and_shows_it(tmp_path, monkeypatch, capsys):
         return done
 
     monkeypatch.setattr(demo.subprocess, "run", run)  # processes all the same, see run_script
-    code = demo.main(["--epochs", "3", "--save-dir", str(tmp_path)])
+    code = door.main(["--epochs", "3", "--save-dir", str(tmp_path)])
     said = capsys.readouterr().out
     assert code == 0, said[-3000:]
     found = {

@@ -10,9 +10,11 @@ import torchvision
 from conftest import TINY, load
 from torch import nn
 
-from moco import checkpoint, describe
-from moco.builder import MoCo
-from moco.encoder import build_encoder
+from moco import describe as describe_door
+from moco import files
+from moco.models.encoder import build_encoder
+from moco.models.moco import MoCo
+from moco.train import checkpoint
 
 K, C = 24, 16
 
@@ -43,7 +45,7 @@ def healthy() -> dict:
 
 def said(state: dict, tmp_path, capsys) -> tuple[int, str]:
     torch.save(state, tmp_path / "c.pth.tar")
-    code = describe.main([str(tmp_path / "c.pth.tar")])
+    code = describe_door.main([str(tmp_path / "c.pth.tar")])
     return code, capsys.readouterr().out
 
 
@@ -51,9 +53,9 @@ def test_a_runs_own_checkpoint_is_sane(in_process, image_folder, tmp_path, capsy
     words = ["--method", "synco", "--n-hard", 8, "--epochs", 2, "--save-every", 2, "--save-dir", tmp_path, image_folder]
     assert in_process(*TINY, *words) == 0
     capsys.readouterr()
-    path = checkpoint.newest(str(tmp_path))
+    path = files.newest(str(tmp_path))
     assert path
-    assert describe.main([path]) == 0
+    assert describe_door.main([path]) == 0
     text = capsys.readouterr().out
     state = load(tmp_path)
     for part in (
@@ -71,7 +73,7 @@ def test_a_runs_own_checkpoint_is_sane(in_process, image_folder, tmp_path, capsy
         assert part in text, text
     assert text.endswith("sane\n")
     (tmp_path / "log_settings.json").unlink()
-    assert describe.main([path]) == 0
+    assert describe_door.main([path]) == 0
     assert "seed 3, method synco\n" in capsys.readouterr().out  # the file says it too
 
 
@@ -229,6 +231,6 @@ def test_an_unknown_architecture_is_not_damage(tmp_path, capsys):
                                   lambda p: torch.save({}, p), lambda p: torch.save([1], p)])  # fmt: skip
 def test_what_cannot_be_read_is_one_sentence(tmp_path, capsys, make):
     make(tmp_path / "c.pth.tar")
-    assert describe.main([str(tmp_path / "c.pth.tar")]) == 2
+    assert describe_door.main([str(tmp_path / "c.pth.tar")]) == 2
     out = capsys.readouterr()
     assert (out.out, out.err.count("\n")) == ("", 1)

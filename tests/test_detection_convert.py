@@ -12,9 +12,9 @@ from conftest import ROOT, environment
 from safetensors.torch import save_file
 from torch.nn import functional as F
 
-from detection.convert import convert, detectron2_name, pixels_of, write
-from moco.encoder import build_encoder
 from moco.errors import UserError
+from moco.models.encoder import build_encoder
+from moco.weights.detectron2_names import convert, detectron2_name, pixels_of, write
 
 SCRIPT = ROOT / "detection" / "convert-pretrain-to-detectron2.py"
 

@@ -12,10 +12,9 @@ from conftest import interpreted
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from moco import negatives
-from moco.kernels import draws, fused
-from moco.methods import synco
-from moco.negatives import HardNegatives, draw, synthetic
+from moco.kernels import by_triton, draws
+from moco.methods import negatives, synco
+from moco.methods.negatives import HardNegatives, draw, synthetic
 
 CPU = torch.device("cpu")
 
@@ -80,7 +79,7 @@ def test_where_triton_cannot_be_used_the_draws_are_the_same_and_it_is_said_once(
             found.noise[0, 0, 0] += 0.01
             return found
 
-        monkeypatch.setattr(fused, "available", lambda: True)
+        monkeypatch.setattr(by_triton, "available", lambda: True)
         monkeypatch.setattr(draws, "by_triton", spoiled)
         for _ in range(2):
             found = draw(synco.recipe(), 3, 40, 8, 5)

@@ -16,11 +16,12 @@ from conftest import environment, save_pretrained
 from PIL import Image
 from safetensors import safe_open
 
-from moco import embed
-from moco.command_options import parse_embed
+from moco import embed as embed_door
+from moco.cli.commands import parse_embed
 from moco.data import Labelled, open_sources
-from moco.encoder import build_encoder, features
 from moco.errors import UserError
+from moco.eval import embed
+from moco.models.encoder import build_encoder, features
 
 pytestmark = pytest.mark.usefixtures("alone")
 TINY = ["-a", "test_resnet", "--size", "16", "-b", "8", "-j", "0"]
@@ -46,7 +47,7 @@ def done(pretrained, image_folder, tmp_path_factory):
         with pytest.MonkeyPatch.context() as patch:
             for name in set(os.environ) - set(environment()):
                 patch.delenv(name)
-            assert embed.main([*words, "--format", kind, *(["--picture", "none"] if kind == "npz" else [])]) == 0
+            assert embed_door.main([*words, "--format", kind, *(["--picture", "none"] if kind == "npz" else [])]) == 0
     return out
 
 
@@ -137,7 +138,7 @@ def test_the_same_seed_chooses_the_same_images(pretrained, image_folder, tmp_pat
     def points(folder, *words):
         out = tmp_path / folder
         flags = ["--split", "train", "--points", "12", "--out", str(out), *words]
-        assert embed.main([str(pretrained), *TINY, str(image_folder), *flags]) == 0
+        assert embed_door.main([str(pretrained), *TINY, str(image_folder), *flags]) == 0
         return [(p["data-text"], p["cx"], p["cy"]) for p in Page((out / "embedding.html").read_text()).points]
 
     one, again, other = points("a"), points("b"), points("c", "--seed", "1")
@@ -151,7 +152,7 @@ def test_images_without_labels_and_unreadable_ones(pretrained, image_folder, tmp
     for i, path in enumerate(sorted(image_folder.rglob("*.png"))[:12]):
         (flat / f"{i:02d}.png").write_bytes(path.read_bytes() if i != 4 else b"no image")
     words = [str(pretrained), str(flat), *TINY, "--out", str(tmp_path / "out")]
-    assert embed.main(words) == 0
+    assert embed_door.main(words) == 0
     with np.load(tmp_path / "out" / "features.npz") as file:
         assert file["labels"].tolist() == [-1] * 11
         assert [os.path.basename(name) for name in file["names"]] == [f"{i:02d}.png" for i in range(12) if i != 4]
@@ -222,7 +223,7 @@ def test_each_mistake_is_one_sentence_and_exit_code_2(words, sentence, pretraine
     (tmp_path / "file").write_text("")
     train = ["--split", "train"] if words else []  # the 8 held-out images are too few for a picture
     words = [word.format(file=tmp_path / "file") for word in ["--out", str(tmp_path / "out"), *words]]
-    assert embed.main([str(pretrained), str(image_folder), *TINY, *train, *words]) == 2
+    assert embed_door.main([str(pretrained), str(image_folder), *TINY, *train, *words]) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert re.search(sentence, line)
 
@@ -244,7 +245,7 @@ def test_a_full_disk_leaves_the_older_file(tmp_path):
 
 def test_one_set_has_no_held_out_images(pretrained, image_folder, tmp_path, capsys):
     words = [str(pretrained), str(image_folder / "val"), *TINY, "--split", "val", "--out", str(tmp_path)]
-    assert embed.main(words) == 2
+    assert embed_door.main(words) == 2
     assert "--split val: " in capsys.readouterr().err
 
 

@@ -4,7 +4,8 @@ import pytest
 import torch
 from torch import nn
 
-from moco.encoder import (
+from moco.errors import UserError
+from moco.models.encoder import (
     SplitBatchNorm2d,
     backbone_keys,
     batchnorm_words,
@@ -18,7 +19,6 @@ from moco.encoder import (
     split_batchnorm,
     strided_point,
 )
-from moco.errors import UserError
 
 RESNETS = ["resnet18", "resnet34", "resnext50_32x4d", "wide_resnet50_2"]
 OTHERS = ["timm/resnet10t", "vit_tiny_patch16_224", "convnext_atto", "mobilenetv3_small_050", "densenet121",

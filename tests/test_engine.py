@@ -10,10 +10,11 @@ import torch
 from conftest import SYNCO, TINY
 from timm.scheduler.cosine_lr import CosineLRScheduler
 
-from moco import engine, options
+from moco.cli import options
 from moco.data import EpochSampler
-from moco.engine import Plan, Progress, StopRequest, oddity, pick_amp
 from moco.errors import UserError
+from moco.train import pretraining
+from moco.train.pretraining import Plan, Progress, StopRequest, oddity, pick_amp
 
 
 def plan(**changes) -> Plan:
@@ -179,7 +180,7 @@ def test_the_rest_of_an_epoch_needs_the_same_batches(what):
 def test_what_decides_a_batch():
     sampler = EpochSampler(90, 4, seed=0, world=2, rank=1)
     expected = {"images": 90, "images a batch": 4, "batches a step": 2, "processes": 2, "steps an epoch": 11}
-    assert engine.batch_shape(sampler, 2) == expected
+    assert pretraining.batch_shape(sampler, 2) == expected
 
 
 def test_upstreams_files_know_only_the_epoch():
@@ -213,7 +214,7 @@ def test_signals_ask_to_stop():
 @pytest.mark.usefixtures("handlers")
 def test_the_time_limit(monkeypatch):
     now = [100.0]
-    monkeypatch.setattr(engine.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(pretraining.time, "monotonic", lambda: now[0])
     stop = StopRequest(0.5)
     now[0] += 29
     assert stop.flags() == (False, False)

@@ -11,10 +11,12 @@ import torchvision
 from test_pretrained import OwnResNet, by_position, lightly
 from torch import nn
 
-from detection.convert import convert
-from moco import data, export
-from moco.encoder import build_encoder, features
-from moco.pretrained import CARD, open_backbone
+from moco import data
+from moco import export as export_door
+from moco.models.encoder import build_encoder, features
+from moco.weights import export
+from moco.weights.detectron2_names import convert
+from moco.weights.read import CARD, open_backbone
 
 C = 16
 
@@ -66,7 +68,7 @@ def same(one: torch.Tensor, other: torch.Tensor) -> None:
 )
 def test_resnets_in_both_libraries(tmp_path, capsys, arch, options, to):
     encoder = moco_file(tmp_path / "c.pth.tar", arch, **options)
-    assert export.main([str(tmp_path / "c.pth.tar"), "--to", to, "--size", "32"]) == 0
+    assert export_door.main([str(tmp_path / "c.pth.tar"), "--to", to, "--size", "32"]) == 0
     assert (tmp_path / f"c.{to}.pth").exists()
     x = images(options.get("in_chans", 3))
     with torch.no_grad():
@@ -84,7 +86,7 @@ def test_resnets_in_both_libraries(tmp_path, capsys, arch, options, to):
 )
 def test_other_networks_in_their_own_library(tmp_path, capsys, arch, to, size):
     encoder = moco_file(tmp_path / "c.pth.tar", arch, size=size)
-    assert export.main([str(tmp_path / "c.pth.tar"), "--to", to, "--size", str(size)]) == 0
+    assert export_door.main([str(tmp_path / "c.pth.tar"), "--to", to, "--size", str(size)]) == 0
     x = images(size=size)
     with torch.no_grad():
         same(run_lines(capsys.readouterr().out)(x), features(encoder, x))
@@ -101,10 +103,10 @@ def test_moco_v3s_vit_keeps_its_heads_in_every_kind(tmp_path, capsys):
     x = images()
     with torch.no_grad():
         expected = network(x)
-    assert export.main([path, "--to", "timm"]) == 0
+    assert export_door.main([path, "--to", "timm"]) == 0
     with torch.no_grad():
         same(run_lines(capsys.readouterr().out)(x), expected)
-    assert export.main([path, "--to", "features"]) == 0
+    assert export_door.main([path, "--to", "features"]) == 0
     assert json.loads((tmp_path / "v3.features.json").read_text())["changes"] == {"num_heads": 12}
     same(features(open_backbone(str(tmp_path / "v3.features.pt")).encoder, x).detach(), expected)
 
@@ -124,7 +126,7 @@ def test_lightlys_own_resnet_stays_without_its_relu_or_is_refused(tmp_path, caps
     if to == "detectron2":
         assert "not for resnet18" in refused(capsys, tmp_path, *words)
         return
-    assert export.main(words) == 0
+    assert export_door.main(words) == 0
     said = capsys.readouterr().out
     out = str(tmp_path / f"c{export.SUFFIXES[to]}")
     if to == "onnx":
@@ -174,7 +176,7 @@ def classifier(path, network: nn.Module, arch: str) -> nn.Module:
 @pytest.mark.parametrize("to", ["torchvision", "timm"])
 def test_a_classifiers_logits_with_head_keep(tmp_path, capsys, to):
     network = classifier(tmp_path / "c.pth.tar", torchvision.models.resnet18(num_classes=5), "resnet18")
-    assert export.main([str(tmp_path / "c.pth.tar"), "--to", to, "--head", "keep", "--size", "64"]) == 0
+    assert export_door.main([str(tmp_path / "c.pth.tar"), "--to", to, "--head", "keep", "--size", "64"]) == 0
     with torch.no_grad():
         same(run_lines(capsys.readouterr().out)(images()), network(images()))
 
@@ -191,7 +193,7 @@ def test_onnx_takes_any_batch_size(tmp_path, capsys):
 
     encoder = moco_file(tmp_path / "c.pth.tar", "test_vit", size=64)
     words = [str(tmp_path / "c.pth.tar"), "--to", "onnx", "--size", "64", "--out", str(tmp_path / "o.onnx")]
-    assert export.main(words) == 0
+    assert export_door.main(words) == 0
     for count in (1, 2, 5):
         x = images(size=64, count=count)
         with torch.no_grad():
@@ -203,7 +205,7 @@ def test_onnx_takes_any_batch_size(tmp_path, capsys):
 
 def test_onnx_logits_of_a_classifier(tmp_path):
     network = classifier(tmp_path / "c.pth.tar", timm.create_model("test_resnet", num_classes=5), "test_resnet")
-    assert export.main([str(tmp_path / "c.pth.tar"), "--to", "onnx", "--head", "keep", "--size", "64"]) == 0
+    assert export_door.main([str(tmp_path / "c.pth.tar"), "--to", "onnx", "--head", "keep", "--size", "64"]) == 0
     with torch.no_grad():
         same(in_onnxruntime(tmp_path / "c.onnx", images(size=64)), network(images(size=64)))
 
@@ -212,7 +214,7 @@ def test_onnx_logits_of_a_classifier(tmp_path):
 def test_own_names_and_the_card_rebuild_the_encoder(tmp_path, to, suffix):
     encoder = moco_file(tmp_path / "c.pth.tar", "test_convnext", size=64)  # no tensor tells this name: the card does
     words = [str(tmp_path / "c.pth.tar"), "--to", to, "--size", "64", "--dataset", "cifar10"]
-    assert export.main(words) == 0
+    assert export_door.main(words) == 0
     again = open_backbone(str(tmp_path / f"c{suffix}"))
     card = again.file.settings
     mean, std = data.channel_statistics("cifar10", 3)
@@ -230,7 +232,7 @@ def test_own_names_and_the_card_rebuild_the_encoder(tmp_path, to, suffix):
 
 def test_features_are_a_plain_state_dict(tmp_path):
     encoder = moco_file(tmp_path / "c.pth.tar", "resnet18", size=32)
-    assert export.main([str(tmp_path / "c.pth.tar"), "--to", "features", "--out", str(tmp_path / "f.pt")]) == 0
+    assert export_door.main([str(tmp_path / "c.pth.tar"), "--to", "features", "--out", str(tmp_path / "f.pt")]) == 0
     network = torchvision.models.resnet18()
     network.conv1, network.maxpool, network.fc = nn.Conv2d(3, 64, 3, 1, 1, bias=False), nn.Identity(), nn.Identity()
     network.load_state_dict(torch.load(tmp_path / "f.pt", weights_only=True))
@@ -244,12 +246,12 @@ def test_the_card_takes_the_runs_own_settings(tmp_path):
     torch.save({**state, "run": {"seed": 0}}, tmp_path / "c.pth.tar")
     settings = {"arch": "resnet18", "dataset": "cifar100", "size": 40, "mean": None, "std": None, "method": "synco"}
     (tmp_path / "log_settings.json").write_text(json.dumps(settings))
-    assert export.main([str(tmp_path / "c.pth.tar"), "--to", "features"]) == 0
+    assert export_door.main([str(tmp_path / "c.pth.tar"), "--to", "features"]) == 0
     card = json.loads((tmp_path / "c.features.json").read_text())
     assert (card["size"], card["mean"]) == (40, data.channel_statistics("cifar100", 3)[0])
     settings["arch"] = "resnet50"  # another run's, in the same folder
     (tmp_path / "log_settings.json").write_text(json.dumps(settings))
-    assert export.main([str(tmp_path / "c.pth.tar"), "--to", "features"]) == 0
+    assert export_door.main([str(tmp_path / "c.pth.tar"), "--to", "features"]) == 0
     card = json.loads((tmp_path / "c.features.json").read_text())
     assert (card["size"], card["mean"]) == (32, data.channel_statistics(None, 3)[0])
 
@@ -257,7 +259,7 @@ def test_the_card_takes_the_runs_own_settings(tmp_path):
 def test_detectron2_has_what_detections_own_script_writes(tmp_path):
     path, out = str(tmp_path / "c.pth.tar"), tmp_path / "c.detectron2.pkl"
     moco_file(path, "resnet50")
-    assert export.main([path, "--to", "detectron2", "--size", "64"]) == 0
+    assert export_door.main([path, "--to", "detectron2", "--size", "64"]) == 0
     expected, made = convert(path), pickle.loads(out.read_bytes())["model"]
     assert set(made) == set(expected)
     assert all(torch.equal(torch.from_numpy(made[name]), value) for name, value in expected.items())
@@ -289,7 +291,7 @@ def tiny(tmp_path_factory):
 
 def refused(capsys, folder, *words: str) -> str:
     before = sorted(os.listdir(folder))
-    code = export.main([word.replace("DIR", str(folder)) for word in words])
+    code = export_door.main([word.replace("DIR", str(folder)) for word in words])
     error = capsys.readouterr().err
     assert (code, error.count("\n")) == (2, 1), error
     assert sorted(os.listdir(folder)) == before, "something was written"
@@ -371,9 +373,9 @@ def test_an_older_file_is_replaced_whole_or_not_at_all(tiny, tmp_path, capsys, m
 
     with monkeypatch.context() as patch:
         patch.setattr(os, "replace", full)
-        assert export.main(words) == 2
+        assert export_door.main(words) == 2
     assert "cannot be written" in capsys.readouterr().err
     assert out.read_text() == "older"
     assert not (tmp_path / "out.bin.tmp").exists()
-    assert export.main(words) == 0
+    assert export_door.main(words) == 0
     assert out.stat().st_size > 100_000

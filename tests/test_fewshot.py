@@ -12,12 +12,12 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import normalize
 
 import main_lincls
-from moco import fewshot
+from moco.cli.options import parse_lincls
 from moco.data import ArraySource, FileSource, Sources, open_sources
-from moco.encoder import build_encoder
 from moco.errors import UserError
-from moco.fewshot import Setting, episode, few_shot, interval95, leak, pool
-from moco.options import parse_lincls
+from moco.eval import fewshot
+from moco.eval.fewshot import Setting, episode, few_shot, interval95, leak, pool
+from moco.models.encoder import build_encoder
 
 TINY = ["-a", "test_resnet", "--size", "16", "-b", "8", "-j", "0", "--seed", "3"]
 FEW = ["--few-shot", "--few-shot-way", "2", "--few-shot-queries", "2", "--few-shot-shots", "1", "2"]
@@ -283,7 +283,7 @@ def test_wrong_flags_end_with_exit_code_2(words, sentence, capsys):
 
 def test_an_encoder_is_read_as_it_is(folder):
     """Nothing is trained: the encoder's tensors and mode are those from before."""
-    from moco.knn import Reading
+    from moco.eval.knn import Reading
 
     torch.manual_seed(0)
     encoder = build_encoder("test_resnet", 4, size=16).train()

@@ -16,8 +16,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from moco import kernels
 from moco.errors import UserError
-from moco.kernels import Draws, contrastive_head, fused, resolve
-from moco.kernels.fused import COMPACT_K, MOST_MAXIMA, PULL_K, Plan
+from moco.kernels import Draws, by_triton, contrastive_head, resolve
+from moco.kernels.by_triton import COMPACT_K, MOST_MAXIMA, PULL_K, Plan
 
 pytest.importorskip("triton", reason="needs the package triton: pip install triton")
 
@@ -64,7 +64,7 @@ UNUSUAL = [Plan(1, 65536, 128, 1024, 960), Plan(17, 65536, 200, 1024, 960), Plan
 def test_unusual_sizes_compile_without_spills(plan, target, resources, tmp_path, monkeypatch):
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
     for name in ("score", "exact", "draws", "pull"):
-        program, constants = getattr(fused.programs(), name), plan.constants()[name]
+        program, constants = getattr(by_triton.programs(), name), plan.constants()[name]
         assert resources.usage(target, program, constants, "tf32x3", plan.width, aligned=False).spilled == 0, name
 
 
@@ -73,7 +73,7 @@ def test_sizes_of_one_are_numbers_that_the_compiler_knows(resources, tmp_path, m
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
     ones = ("N", "K", "H", "tiles", "splits", "blocks", "Sq", "Sp", "Ss", "Sn", "closed", "stride_a", "stride_b")
     for name, constants in Plan(1, 1, 16, 1, 8).constants(masked=True).items():
-        program = getattr(fused.programs(), name)
+        program = getattr(by_triton.programs(), name)
         known = {**constants, **{one: 1 for one in ones if one in program.arg_names}}
         assert resources.usage("sm_90", program, known, "tf32x3", 16).spilled == 0, name
 
@@ -182,7 +182,7 @@ def test_a_step_is_at_most_ten_launches_and_the_host_waits_for_none(
 ):
     """On tensors of a GPU that have no data: whatever asks for a value, so that no graph could capture it, raises."""
     launched = []
-    monkeypatch.setattr(fused, "_launch", lambda program, *_, **__: launched.append(program.fn.__name__))
+    monkeypatch.setattr(by_triton, "_launch", lambda program, *_, **__: launched.append(program.fn.__name__))
     monkeypatch.setattr(torch.cuda, "device", lambda device: contextlib.nullcontext())
     monkeypatch.setattr(kernels, "gpu_has_bf16", lambda: True)
     with FakeTensorMode():
@@ -218,12 +218,13 @@ def test_where_it_runs(monkeypatch):
     assert resolve("auto", "cpu") == resolve("auto", "mps") == "cpu"
     with pytest.raises(UserError, match="needs a GPU.*--head-impl auto"):
         resolve("triton", "cpu")
-    monkeypatch.setattr(fused, "available", lambda: False)
+    monkeypatch.setattr(by_triton, "available", lambda: False)
     assert resolve("auto", "cuda") == "cpu"
     with pytest.raises(UserError, match="pip install triton"):
         resolve("triton", "cuda")
 
 
 def test_nothing_imports_triton_before_a_launch():
-    code = "import sys, moco.kernels.views; assert not [name for name in sys.modules if name.startswith('triton')]"
+    heavy = "[name for name in sys.modules if name.startswith('triton')]"
+    code = f"import sys, moco.data.augment.by_triton; assert not {heavy}"
     subprocess.run([sys.executable, "-c", code], env=environment(), cwd=ROOT, check=True, timeout=300)

@@ -13,9 +13,9 @@ from test_fused_norm import machine_code
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from moco.data import normalise
-from moco.encoder import build_encoder, input_dtype
-from moco.kernels import fused, images
+from moco.kernels import by_triton, images
+from moco.models.encoder import build_encoder, input_dtype
+from moco.models.inputs import normalise
 
 pytest.importorskip("triton", reason="needs the package triton: pip install triton")
 
@@ -143,6 +143,6 @@ def test_where_triton_cannot_run_one_sentence_says_so(monkeypatch):
     assert len(caught) == 1
     assert all(torch.equal(x, images.by_torch(given, torch.tensor(MEAN), torch.tensor(STD))) for x in found)
     images.agrees.cache_clear()
-    monkeypatch.setattr(fused, "available", lambda: False)
+    monkeypatch.setattr(by_triton, "available", lambda: False)
     assert not images.agrees(given.device, (3, 5, 7), torch.float32, False)  # there is nothing to say
     images.agrees.cache_clear()

@@ -13,8 +13,8 @@ from test_fused import judges_code
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from moco.encoder import SplitBatchNorm2d, build_encoder, split_batchnorm
-from moco.kernels import fused, norm
+from moco.kernels import by_triton, norm
+from moco.models.encoder import SplitBatchNorm2d, build_encoder, split_batchnorm
 
 pytest.importorskip("triton", reason="needs the package triton: pip install triton")
 
@@ -158,7 +158,7 @@ def test_where_triton_cannot_run_one_sentence_says_so_and_the_numbers_are_todays
     assert len(caught) == 1
     monkeypatch.undo()
     assert all(torch.equal(a, plain(x)) for a in found)
-    monkeypatch.setattr(fused, "available", lambda: False)
+    monkeypatch.setattr(by_triton, "available", lambda: False)
     norm.agrees.cache_clear()
     assert not norm.agrees(x.device, x.dtype, (3, 5, 5), False, 4)  # without the package there is nothing to say
     norm.agrees.cache_clear()

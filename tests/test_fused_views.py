@@ -11,9 +11,9 @@ import torch
 from conftest import interpreted
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from moco.data import pixels
-from moco.kernels import fused
-from moco.kernels import views as triton_views
+from moco.data.augment import by_torch
+from moco.data.augment import by_triton as triton_views
+from moco.kernels import by_triton
 
 pytest.importorskip("triton", reason="needs the package triton: pip install triton")
 
@@ -54,7 +54,7 @@ def test_no_product_is_fused_with_the_sum_after_it(resources, tmp_path, monkeypa
 
 
 def table(*rows):
-    return torch.stack([pixels.pack(*row) for row in rows])
+    return torch.stack([by_torch.pack(*row) for row in rows])
 
 
 PLAIN, JITTERED = (None, False, None, True), ([("contrast", 0.6), ("hue", 0.1)], True, None, False)
@@ -80,31 +80,31 @@ def test_a_batch_is_at_most_four_launches_and_the_host_waits_for_none(rows, expe
 
     monkeypatch.setattr(triton_views, "_launch", note)
     monkeypatch.setattr(torch.cuda, "device", lambda device: contextlib.nullcontext())
-    monkeypatch.setattr(pixels, "_hue_tables", lambda device: (None, None, None))
-    monkeypatch.setattr(pixels, "triton_agrees", lambda device, shape: shape == (3, 8, 6))
+    monkeypatch.setattr(by_torch, "_hue_tables", lambda device: (None, None, None))
+    monkeypatch.setattr(by_torch, "triton_agrees", lambda device, shape: shape == (3, 8, 6))
     numbers = table(*rows).numpy()
     parameters: Any = SimpleNamespace(numpy=lambda: numbers)  # a tensor's numbers are not to be had in this mode
     with FakeTensorMode(allow_non_fake_inputs=True):
         images = torch.empty(len(rows), 3, 8, 6, dtype=torch.uint8, device="cuda")
-        found = pixels.finish(images, parameters, ORDER)
+        found = by_torch.finish(images, parameters, ORDER)
     assert (found.shape, found.dtype, found.device) == (images.shape, torch.uint8, images.device)
     assert launched == expected
 
 
 def test_what_it_cannot_do_is_left_to_torch():
-    assert pixels.suits_triton(table(PLAIN, JITTERED, BLURRED).numpy(), ORDER)
-    assert pixels.suits_triton(table(PLAIN).numpy(), ())
-    assert not pixels.suits_triton(table(PLAIN, BLURRED).numpy(), ("blur", "grey"))
-    assert not pixels.suits_triton(table(PLAIN, (None, False, 2.5, False)).numpy(), ORDER)
-    assert not pixels.suits_triton(table((BLURRED[0] + JITTERED[0], False, None, False)).numpy(), ORDER)
+    assert by_torch.suits_triton(table(PLAIN, JITTERED, BLURRED).numpy(), ORDER)
+    assert by_torch.suits_triton(table(PLAIN).numpy(), ())
+    assert not by_torch.suits_triton(table(PLAIN, BLURRED).numpy(), ("blur", "grey"))
+    assert not by_torch.suits_triton(table(PLAIN, (None, False, 2.5, False)).numpy(), ORDER)
+    assert not by_torch.suits_triton(table((BLURRED[0] + JITTERED[0], False, None, False)).numpy(), ORDER)
 
 
 def test_where_triton_cannot_run_one_sentence_says_so(monkeypatch):
-    pixels.triton_agrees.cache_clear()
+    by_torch.triton_agrees.cache_clear()
     cpu = torch.device("cpu")  # on which triton launches nothing
     with pytest.warns(RuntimeWarning, match="finished on cpu by torch's operators, not by triton: .+") as caught:
-        found = [pixels.triton_agrees(cpu, (3, 5, 7)) for _ in range(2)]
+        found = [by_torch.triton_agrees(cpu, (3, 5, 7)) for _ in range(2)]
     assert found == [False, False]
     assert len(caught) == 1
-    monkeypatch.setattr(fused, "available", lambda: False)
-    assert not pixels.triton_agrees(cpu, (3, 7, 5))  # without the package there is nothing to say
+    monkeypatch.setattr(by_triton, "available", lambda: False)
+    assert not by_torch.triton_agrees(cpu, (3, 7, 5))  # without the package there is nothing to say

@@ -14,11 +14,12 @@ import torch.distributed as dist
 from conftest import DEVICE, SYNCO, TINY
 from test_kernels import problem, tensors
 
-from moco import data, distributed, options
-from moco.bench import make_trainer, noise
-from moco.data import pixels
+from moco import data, distributed
+from moco.cli import options
+from moco.data.augment import by_torch
 from moco.kernels import contrastive_head, gpu_has_bf16
-from moco.meters import RunLog
+from moco.train.bench import make_trainer, noise
+from moco.train.runlog import RunLog
 
 pytestmark = pytest.mark.gpu
 
@@ -173,14 +174,14 @@ def test_the_host_waits_for_nothing_in_a_step(name, tmp_path):
 def test_views_are_finished_without_a_wait():
     order = ("jitter", "grey", "blur", "flip")
     images = torch.randint(256, (4, 3, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
-    rows = torch.stack([pixels.pack([("contrast", 0.7), ("hue", 0.1)], False, 1.5, n % 2 == 0) for n in range(4)])
-    expected = pixels.finish(images, rows, order)
+    rows = torch.stack([by_torch.pack([("contrast", 0.7), ("hue", 0.1)], False, 1.5, n % 2 == 0) for n in range(4)])
+    expected = by_torch.finish(images, rows, order)
     there = images.to(DEVICE)
     assert torch.equal(
-        pixels.finish(there, rows, order).cpu(), expected
+        by_torch.finish(there, rows, order).cpu(), expected
     )  # compiles, and looks once if pixels are PIL's
     with no_host_waits():
-        found = pixels.finish(there, rows, order)
+        found = by_torch.finish(there, rows, order)
     assert torch.equal(found.cpu(), expected)
 
 

@@ -19,25 +19,25 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from moco import kernels
-from moco.builder import MoCo
 from moco.errors import UserError
 from moco.kernels import (
     Draws,
+    closed_form,
     contrastive_head,
-    cpu,
     describe,
     hardest_rows,
     labelled,
     labelled_head,
-    products,
+    matmul,
     resolve,
     resolve_precision,
-)  # fmt: skip
-from moco.kernels.hardest import _on_device, hardest
+)
 from moco.kernels.reference import synthesize
 from moco.kernels.spec import Head
+from moco.kernels.topk import _on_device, hardest
 from moco.methods import mochi, synco
-from moco.negatives import HardNegatives, draw, synthetic
+from moco.methods.negatives import HardNegatives, draw, synthetic
+from moco.models.moco import MoCo
 
 T = 0.2
 BOTH = ("reference", "cpu")
@@ -220,10 +220,10 @@ def test_n_hard_is_only_about_synthetic_negatives(impl):
 def test_blocks_do_not_show(monkeypatch):
     tensors = problem(n=11, rows=200, hard=10)
     whole = run(*tensors, "cpu", 10)
-    monkeypatch.setattr(cpu, "GROUP_ELEMENTS", 5 * 200)
-    monkeypatch.setattr(cpu, "BLOCK_ELEMENTS", 3 * 200)
-    monkeypatch.setattr(cpu, "PAIR_ROWS", 5)
-    monkeypatch.setattr(cpu, "COUNT_COLUMNS", 7)
+    monkeypatch.setattr(closed_form, "GROUP_ELEMENTS", 5 * 200)
+    monkeypatch.setattr(closed_form, "BLOCK_ELEMENTS", 3 * 200)
+    monkeypatch.setattr(closed_form, "PAIR_ROWS", 5)
+    monkeypatch.setattr(closed_form, "COUNT_COLUMNS", 7)
     assert_same(whole, run(*tensors, "cpu", 10))
 
 
@@ -396,7 +396,7 @@ def test_the_operator_keeps_torchs_promises(masked, drawn):
 @pytest.fixture(params=[True, False], ids=["as the processor has it", "rounded by hand"])
 def bf16_somehow(request, monkeypatch):
     if not request.param:
-        monkeypatch.setattr(products, "library_rounding", lambda a, b: products.NONE)
+        monkeypatch.setattr(matmul, "library_rounding", lambda a, b: matmul.NONE)
 
 
 def sum_rounding(a, b):
@@ -427,48 +427,48 @@ def test_a_product_rounds_its_operands_and_nothing_else(shape, turned, bf16_some
         exact = a.to(low).double() @ b.to(low).double()
         bound = sum_rounding(a.to(low), b.to(low))
         out = torch.empty(n, m)
-        assert products.product(a, b, precision, out=out) is out
+        assert matmul.product(a, b, precision, out=out) is out
         assert ((out - exact).abs() <= bound).all()
-        assert ((products.product(a.to(low), b.to(low), precision) - exact).abs() <= bound).all()
+        assert ((matmul.product(a.to(low), b.to(low), precision) - exact).abs() <= bound).all()
         total = torch.ones(n, m)
-        products.add_product_(total, a, b, precision)
+        matmul.add_product_(total, a, b, precision)
         assert ((total - 1 - exact).abs() <= 2 * bound + p * 2**-24).all()
     assert float((exact - a.double() @ b.double()).norm()) > 2 * float(bound.norm())  # so the bound tells them apart
     with pytest.raises(RuntimeError):
-        products.product(torch.ones(2, 3), torch.ones(2, 3), "bf16")
+        matmul.product(torch.ones(2, 3), torch.ones(2, 3), "bf16")
     assert settings() == before
 
 
 def test_what_the_library_rounds_is_asked_and_not_supposed(monkeypatch):
     a, b = torch.randn(40, 96), torch.randn(500, 96).T
-    found = products.library_rounding(a, b)
-    with products.operands("bf16", on_gpu=False):
+    found = matmul.library_rounding(a, b)
+    with matmul.operands("bf16", on_gpu=False):
         got = (a @ b).double()
     rounded = a.bfloat16().double() @ b.bfloat16().double()
     bound = sum_rounding(a, b)
-    assert found in (products.ALL, products.NONE)
-    assert bool(((got - rounded).abs() <= bound).all()) == (found == products.ALL)
-    assert bool(((got - a.double() @ b.double()).abs() <= bound).all()) == (found == products.NONE)
-    products._rounding.cache_clear()
+    assert found in (matmul.ALL, matmul.NONE)
+    assert bool(((got - rounded).abs() <= bound).all()) == (found == matmul.ALL)
+    assert bool(((got - a.double() @ b.double()).abs() <= bound).all()) == (found == matmul.NONE)
+    matmul._rounding.cache_clear()
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        assert products.library_rounding(a, b) == found  # not autocast's rounding
+        assert matmul.library_rounding(a, b) == found  # not autocast's rounding
     # A library that rounds one operand alone is told apart from both.
     monkeypatch.setattr(torch.Tensor, "__matmul__", lambda x, y: torch.mm(x.bfloat16().float(), y))
-    assert products._rounding.__wrapped__(a.shape, a.stride(), b.shape, b.stride(), 1) == products.SOME
+    assert matmul._rounding.__wrapped__(a.shape, a.stride(), b.shape, b.stride(), 1) == matmul.SOME
 
 
 @pytest.mark.parametrize(("rounds", "amd", "setting"), [
     ("none", True, "bf16"), ("none", False, "fp32"), ("all", True, "fp32"), ("some", True, "fp32"),
 ])  # fmt: skip
 def test_fp32_goes_by_way_of_a_permission_only_where_nobody_makes_use_of_it(rounds, amd, setting, monkeypatch):
-    monkeypatch.setattr(products, "library_rounding", lambda a, b: rounds)
-    monkeypatch.setattr(products, "_by_amd", lambda: amd)
-    monkeypatch.setattr(products, "cpu_has_bf16", lambda: True)
+    monkeypatch.setattr(matmul, "library_rounding", lambda a, b: rounds)
+    monkeypatch.setattr(matmul, "_by_amd", lambda: amd)
+    monkeypatch.setattr(matmul, "cpu_has_bf16", lambda: True)
     a, b = torch.randn(3, 8), torch.randn(8, 5)
-    x, y, used = products._for_cpu(a, b, "fp32")
+    x, y, used = matmul._for_cpu(a, b, "fp32")
     assert (x is a, y is b, used) == (True, True, setting)
-    assert products._for_cpu(a.double(), b.double(), "fp32")[2] == "fp32"
-    x, y, used = products._for_cpu(a, b, "bf16")
+    assert matmul._for_cpu(a.double(), b.double(), "fp32")[2] == "fp32"
+    x, y, used = matmul._for_cpu(a, b, "bf16")
     by_hand = a if rounds == "all" else a.bfloat16().float()
     assert torch.equal(x, by_hand)
     assert used == "bf16"
@@ -485,7 +485,7 @@ def test_threads_that_want_another_precision_wait_for_their_turn():
         precision = ("fp32", "bf16")[number % 2]
         together.wait()
         for _ in range(50):
-            with products._permission(precision):
+            with matmul._permission(precision):
                 here = in_force()
                 time.sleep(1e-4)
                 seen.append((precision, here == in_force(), here))
@@ -506,9 +506,9 @@ def test_auto_is_bf16_only_where_the_library_rounds_by_itself(monkeypatch):
         (True, "some", False),
         (False, "all", False),
     ):
-        monkeypatch.setattr(products, "cpu_has_bf16", lambda has=has: has)
-        monkeypatch.setattr(products, "library_rounding", lambda a, b, rounds=rounds: rounds)
-        assert products.bf16_is_faster.__wrapped__() == faster
+        monkeypatch.setattr(matmul, "cpu_has_bf16", lambda has=has: has)
+        monkeypatch.setattr(matmul, "library_rounding", lambda a, b, rounds=rounds: rounds)
+        assert matmul.bf16_is_faster.__wrapped__() == faster
 
 
 def test_strict_fp32_is_strict_whatever_the_process_is_set_to():
@@ -552,7 +552,7 @@ def test_bf16_keeps_everything_else_in_float32(bf16_somehow):
 def test_which_precision(monkeypatch):
     monkeypatch.setattr("moco.kernels.gpu_has_bf16", lambda: True)  # torch 2.8's
     for faster, auto in ((True, "bf16"), (False, "fp32")):
-        monkeypatch.setattr(products, "bf16_is_faster", lambda faster=faster: faster)
+        monkeypatch.setattr(matmul, "bf16_is_faster", lambda faster=faster: faster)
         assert resolve_precision("auto", "auto", "cpu") == resolve_precision("auto", "cpu", "cpu") == auto
         assert resolve_precision("auto", "reference", "cpu") == resolve_precision("auto", "cpu", "cuda") == "fp32"
         assert describe("auto", "auto", torch.device("cpu")) == f"cpu in {auto}"
@@ -562,7 +562,7 @@ def test_which_precision(monkeypatch):
         assert_same(run(*exact, "cpu", precision="auto"), run(*exact, "cpu", precision="fp32"), 0)  # float64
     for name in ("fp32", "tf32", "bf16"):
         assert resolve_precision(name, "auto", "cuda") == resolve_precision(name, "cpu", "cuda") == name
-    monkeypatch.setattr("moco.kernels.fused.available", lambda: True)
+    monkeypatch.setattr("moco.kernels.by_triton.available", lambda: True)
     assert resolve_precision("auto", "auto", "cuda") == resolve_precision("tf32x3", "triton", "cuda") == "tf32x3"
     assert resolve_precision("bf16", "cpu", "cpu") == "bf16"
 
@@ -833,9 +833,9 @@ def test_draws_from_a_set_that_lacks_rows(temperature):
 @pytest.fixture
 def as_on_a_gpu(monkeypatch):
     """The closed forms on a CPU as they are on a GPU: one group, no value read, sums in a fixed order."""
-    for module in (cpu, sys.modules["moco.kernels.hardest"], labelled):
+    for module in (closed_form, sys.modules["moco.kernels.topk"], labelled):
         monkeypatch.setattr(module, "on_host", lambda x: False)
-    monkeypatch.setattr(cpu, "by_maxima", lambda *given: False)
+    monkeypatch.setattr(closed_form, "by_maxima", lambda *given: False)
 
 
 @pytest.mark.parametrize("masked", [False, True])

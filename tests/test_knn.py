@@ -16,12 +16,14 @@ from sklearn.neighbors import KNeighborsClassifier
 from torch import nn
 
 import main_lincls
-from moco import distributed, knn
+from moco import distributed
+from moco.cli.options import parse_lincls
 from moco.data import ArraySource, BadImageError, EpochSampler, Labelled, make_loader
-from moco.encoder import build_encoder, features, head_of
 from moco.errors import UserError
-from moco.knn import Reading, alignment, evaluate_knn, extract, knn_predict, measure, read_set, read_share, uniformity
-from moco.options import parse_lincls
+from moco.eval import knn
+from moco.eval.knn import Reading, evaluate_knn, extract, knn_predict, measure, read_set, read_share
+from moco.models.encoder import build_encoder, features, head_of
+from moco.train.metrics import alignment, uniformity
 
 CPU = torch.device("cpu")
 

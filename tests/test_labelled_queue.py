@@ -11,9 +11,9 @@ from test_builder import Tiny as Network
 from moco.kernels import contrastive_head, labelled_head
 from moco.kernels.reference import synthesize
 from moco.kernels.spec import hardest_rows
-from moco.labelled_queue import UNLABELLED, LabelledMoCo
 from moco.methods import METHODS
-from moco.negatives import HardNegatives, draw
+from moco.methods.negatives import HardNegatives, draw
+from moco.models.supcon_queue import UNLABELLED, LabelledMoCo
 
 T = 0.2
 RECIPES = {

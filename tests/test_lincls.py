@@ -19,12 +19,13 @@ from sklearn.linear_model import LogisticRegression
 from torch import nn
 
 import main_lincls
-from moco import checkpoint, lr_find, probe, probe_report
+from moco import files
+from moco.cli.options import parse_lincls
 from moco.data import ArraySource, BadImages, EpochSampler, Labelled, Sources, make_loader
-from moco.encoder import build_encoder
 from moco.errors import TrainingError, UserError
-from moco.meters import RunLog
-from moco.options import parse_lincls
+from moco.eval import linear, linear_report, lr_find
+from moco.models.encoder import build_encoder
+from moco.train.runlog import RunLog
 
 pytestmark = pytest.mark.usefixtures("restored")
 CPU = torch.device("cpu")
@@ -50,8 +51,8 @@ def state_of(save_dir, name="checkpoint.pth.tar") -> dict:
     return torch.load(save_dir / name, weights_only=True)
 
 
-def one_head(model: probe.Probe, lr: float = 0.3) -> probe.Head:
-    return probe.make_heads(model, [lr], momentum=0.9, weight_decay=0.0)[0]
+def one_head(model: linear.Probe, lr: float = 0.3) -> linear.Head:
+    return linear.make_heads(model, [lr], momentum=0.9, weight_decay=0.0)[0]
 
 
 def records(save_dir) -> list[dict]:
@@ -62,9 +63,9 @@ def table_of(path) -> list[dict]:
     return list(csv.DictReader(path.read_text().splitlines()))
 
 
-def make_probe() -> probe.Probe:
+def make_probe() -> linear.Probe:
     torch.manual_seed(0)
-    return probe.Probe(build_encoder("resnet18", 10, size=16), CPU, (0.5,) * 3, (0.2,) * 3, seed=0)
+    return linear.Probe(build_encoder("resnet18", 10, size=16), CPU, (0.5,) * 3, (0.2,) * 3, seed=0)
 
 
 # ---------------------------------------------------------------------------------------------------- the protocol
@@ -105,7 +106,7 @@ def test_same_numbers_and_gradients_as_upstreams_forward_through_the_whole_netwo
 def test_heads_of_other_families_are_probed(arch):
     """A timm network, one whose classifier is a 1x1 convolution, and one with dropout before its last layer."""
     torch.manual_seed(0)
-    model = probe.Probe(build_encoder(arch, 4, size=32), CPU, (0.5,) * 3, (0.2,) * 3, seed=0)
+    model = linear.Probe(build_encoder(arch, 4, size=32), CPU, (0.5,) * 3, (0.2,) * 3, seed=0)
     images = torch.randint(256, (2, 3, 32, 32), dtype=torch.uint8)
     with torch.no_grad():
         whole = model.encoder((images.float() / 255 - 0.5) / 0.2)
@@ -159,13 +160,13 @@ def test_a_tensor_that_moved_is_noticed(name):
 
 
 def test_an_encoder_in_train_mode_ends_the_run_after_an_epoch(hard_folder, pretrained, tmp_path, monkeypatch):
-    features = probe.Probe.features
+    features = linear.Probe.features
 
     def in_train_mode(self, images):
         self.encoder.train()
         return features(self, images)
 
-    monkeypatch.setattr(probe.Probe, "features", in_train_mode)
+    monkeypatch.setattr(linear.Probe, "features", in_train_mode)
     with pytest.raises(TrainingError, match="must stay frozen"):
         probe_once(hard_folder, tmp_path, "--pretrained", pretrained, "--epochs", 2)
     assert not (tmp_path / "checkpoint.pth.tar").exists()
@@ -247,7 +248,7 @@ def test_signals_save_the_step_and_two_processes_go_on_inside_an_epoch(hard_fold
 
 
 def test_sigusr1_ends_a_probe_with_a_checkpoint_and_exit_code_0(hard_folder, tmp_path, monkeypatch):
-    stepped, step = [], probe.Head.step
+    stepped, step = [], linear.Head.step
 
     def signalled(self, x, labels):
         stepped.append(1)
@@ -255,7 +256,7 @@ def test_sigusr1_ends_a_probe_with_a_checkpoint_and_exit_code_0(hard_folder, tmp
             os.kill(os.getpid(), signal.SIGUSR1)
         return step(self, x, labels)
 
-    monkeypatch.setattr(probe.Head, "step", signalled)
+    monkeypatch.setattr(linear.Head, "step", signalled)
     assert main_lincls.worker(parse_lincls([str(hard_folder), *TINY, "--save-dir", str(tmp_path)])) == 0
     assert (len(stepped), state_of(tmp_path)["run"]["batch"]) == (2, 2)
 
@@ -363,9 +364,9 @@ def test_cached_features_are_those_of_whole_images(image_folder, tmp_path):
     found = probe_once(image_folder, tmp_path, "--epochs", 4, "--schedule", 3, "--features", "cached")
     assert found["acc1"] == 100.0
     model, source = make_probe(), ArraySource("grey", np.zeros((5, 16, 16, 3), np.uint8), labels=np.arange(5))
-    feed = probe.Feed(size=16, batch=2, seed=0, workers=0, cached=True)
+    feed = linear.Feed(size=16, batch=2, seed=0, workers=0, cached=True)
     data = feed.of(model, source, lambda batch, source: None, training=True)
-    epochs = [torch.cat([labels for _, labels, _ in data.batches(e, probe.Stopwatch())]).tolist() for e in (0, 1)]
+    epochs = [torch.cat([labels for _, labels, _ in data.batches(e, linear.Stopwatch())]).tolist() for e in (0, 1)]
     assert sorted(epochs[0]) == sorted(epochs[1]) == [0, 1, 2, 3, 4]
     assert epochs[0] != epochs[1]
 
@@ -462,15 +463,15 @@ def test_padding_is_not_counted():
     right = 0.0
     for rank in (0, 1):
         sampler = EpochSampler(5, 4, 0, 2, rank, drop_last=False, shuffle=False)
-        images = probe.Images(
+        images = linear.Images(
             model, make_loader(Labelled(source, 16, train=False), sampler), sampler, lambda batch, source: None
         )
         head = one_head(model)
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(probe.distributed, "world_size", lambda: 2)
-            patch.setattr(probe.distributed, "rank", lambda rank=rank: rank)
-            patch.setattr(probe.distributed, "sum_over_ranks", lambda values: values)
-            probe.validate([head], images)
+            patch.setattr(linear.distributed, "world_size", lambda: 2)
+            patch.setattr(linear.distributed, "rank", lambda rank=rank: rank)
+            patch.setattr(linear.distributed, "sum_over_ranks", lambda values: values)
+            linear.validate([head], images)
             assert head.score is not None
             right += head.score.acc1 * head.score.images / 5
     assert right == pytest.approx(100.0)
@@ -584,9 +585,9 @@ def test_resume_with_other_rates_is_refused(hard_folder, tmp_path):
     assert "was trained with --lr 3 0.3; resume it with" in sentence(hard_folder, tmp_path, *two)
     one = ("--resume", tmp_path / "one" / "checkpoint.pth.tar")
     assert "holds one classifier" in sentence(hard_folder, tmp_path, *one, "--lr", 0.3, 3)
-    state = checkpoint.read(str(two[1]))
+    state = files.read(str(two[1]))
     cut = {**state, "heads": [{"lr": entries["lr"]} for entries in state["heads"]]}
-    checkpoint.write(cut, str(tmp_path / "cut.pth.tar"))
+    files.write(cut, str(tmp_path / "cut.pth.tar"))
     damaged = ("--resume", tmp_path / "cut.pth.tar", "--lr", 3, 0.3)
     assert "does not fit this optimizer" in sentence(hard_folder, tmp_path, *damaged)
     swapped = probe_once(hard_folder, tmp_path / "two", "--epochs", 1, *two, "--lr", 0.3, 3)
@@ -594,14 +595,14 @@ def test_resume_with_other_rates_is_refused(hard_folder, tmp_path):
 
 
 def test_a_buffer_that_changes_in_the_second_epoch_ends_the_run(hard_folder, pretrained, tmp_path, monkeypatch):
-    train_epoch = probe.train_epoch
+    train_epoch = linear.train_epoch
 
     def tampering(heads, data, at, *others):
         train_epoch(heads, data, at, *others)
         if at.epoch == 1:
             data.probe.encoder.bn1.running_var[2] += 1e-3
 
-    monkeypatch.setattr(probe, "train_epoch", tampering)
+    monkeypatch.setattr(linear, "train_epoch", tampering)
     with pytest.raises(TrainingError, match=r"1 tensors that must stay frozen .* bn1\.running_var"):
         probe_once(hard_folder, tmp_path, "--pretrained", pretrained, "--epochs", 4)
     assert state_of(tmp_path)["epoch"] == 1
@@ -646,8 +647,8 @@ def test_predictions_are_what_a_loop_finds(tmp_path):
     torch.manual_seed(0)
     x, labels = torch.randn(50, 9), torch.randint(0, 7, (50,))
     sampler = EpochSampler(50, 16, 0, drop_last=False, shuffle=False)
-    head = probe.Head(nn.Linear(9, 8), 1.0, momentum=0.9, weight_decay=0.0)  # no image has class 7
-    probe.validate([head], probe.Cached(x, labels, sampler, CPU), predictions=True)
+    head = linear.Head(nn.Linear(9, 8), 1.0, momentum=0.9, weight_decay=0.0)  # no image has class 7
+    linear.validate([head], linear.Cached(x, labels, sampler, CPU), predictions=True)
     assert head.score is not None and head.score.predictions is not None
     order = [sorted(range(8), key=lambda c: -row[c]) for row in head.layer(x).tolist()]
     matrix, among5 = [[0] * 8 for _ in range(8)], [0] * 8
@@ -657,17 +658,17 @@ def test_predictions_are_what_a_loop_finds(tmp_path):
     assert head.score.predictions[:, 1].tolist() == [best[0] for best in order]
     assert head.score.acc1 == 100 * sum(matrix[c][c] for c in range(8)) / 50
     assert head.score.acc5 == 100 * sum(among5) / 50
-    rows = probe_report.class_rows(np.array(matrix), np.array(among5), list("abcdefgh"))
+    rows = linear_report.class_rows(np.array(matrix), np.array(among5), list("abcdefgh"))
     assert rows[-1] == ["h", 0, "", "", ""]
     for c, row in enumerate(rows[1:8]):
         n = sum(matrix[c])
         assert row[1:4] == [n, f"{100 * matrix[c][c] / n:.3f}", f"{100 * among5[c] / n:.3f}"]
         assert matrix[c]["abcdefgh".index(row[4])] == max(matrix[c][:c] + matrix[c][c + 1 :])
     with RunLog(str(tmp_path), tensorboard=False) as log:
-        probe_report.write_details([head], list("abcdefgh"), str(tmp_path / "c.csv"), None, log)
+        linear_report.write_details([head], list("abcdefgh"), str(tmp_path / "c.csv"), None, log)
         blocked = tmp_path / "c.csv" / "below a file.csv"
         with pytest.raises(UserError, match=r"cannot be written .*choose another path"):
-            probe_report.write_details([head], list("abcdefgh"), str(blocked), None, log)
+            linear_report.write_details([head], list("abcdefgh"), str(blocked), None, log)
     assert len((tmp_path / "c.csv").read_text().splitlines()) == 9
 
 
@@ -675,7 +676,7 @@ def test_label_smoothing_is_the_published_mixture():
     """Szegedy et al., arXiv 1512.00567, section 7: the target is (1 - e) of the label and e spread over all classes."""
     torch.manual_seed(0)
     x, labels, e = torch.randn(6, 5), torch.tensor([0, 1, 2, 3, 0, 1]), 0.2
-    head = probe.Head(nn.Linear(5, 4), 0.1, momentum=0.9, weight_decay=0.0, smoothing=e)
+    head = linear.Head(nn.Linear(5, 4), 0.1, momentum=0.9, weight_decay=0.0, smoothing=e)
     total = 0.0
     for row, label in zip(head.layer(x).detach().double(), labels.tolist(), strict=True):
         logs = [float(value) - math.log(sum(math.exp(v) for v in row.tolist())) for value in row]
@@ -693,15 +694,15 @@ def test_same_accuracy_as_a_peers_logistic_regression():
     x = x / 16.0
     peer = LogisticRegression(C=1.0, max_iter=1000).fit(x[:1200], labels[:1200])
     rows, targets = torch.tensor(x, dtype=torch.float32), torch.tensor(labels)
-    train = probe.Cached(rows[:1200], targets[:1200], EpochSampler(1200, 100, 0, drop_last=False), CPU)
-    val = probe.Cached(rows[1200:], targets[1200:], EpochSampler(597, 100, 0, drop_last=False, shuffle=False), CPU)
-    heads = [probe.Head(nn.Linear(64, 10), lr, momentum=0.9, weight_decay=1 / 1200) for lr in (1.0, 0.3)]
+    train = linear.Cached(rows[:1200], targets[:1200], EpochSampler(1200, 100, 0, drop_last=False), CPU)
+    val = linear.Cached(rows[1200:], targets[1200:], EpochSampler(597, 100, 0, drop_last=False, shuffle=False), CPU)
+    heads = [linear.Head(nn.Linear(64, 10), lr, momentum=0.9, weight_decay=1 / 1200) for lr in (1.0, 0.3)]
     for epoch in range(60):
-        probe.set_rates(heads, epoch, 60, [40, 50])
-        for features, classes, _ in train.batches(epoch, probe.Stopwatch()):
+        linear.set_rates(heads, epoch, 60, [40, 50])
+        for features, classes, _ in train.batches(epoch, linear.Stopwatch()):
             for head in heads:
                 head.step(features, classes)
-    probe.validate(heads, val)
+    linear.validate(heads, val)
     theirs = 100 * peer.score(x[1200:], labels[1200:])
     assert [head.score.acc1 for head in heads if head.score] == pytest.approx([theirs] * 2, abs=1.0)
 
@@ -734,13 +735,13 @@ def test_the_range_test_takes_an_epoch_and_stops_where_no_higher_rate_can_do():
     torch.manual_seed(0)
     x, labels = torch.randn(130, 6), torch.randint(0, 3, (130,))
     for batch, steps in ((1, 130), (10, lr_find.MIN_STEPS)):
-        data = probe.Cached(1e-4 * x, labels, EpochSampler(130, batch, 0, drop_last=False), CPU)
-        head = probe.Head(nn.Linear(6, 3), 1.0, momentum=0.0, weight_decay=0.0)
+        data = linear.Cached(1e-4 * x, labels, EpochSampler(130, batch, 0, drop_last=False), CPU)
+        head = linear.Head(nn.Linear(6, 3), 1.0, momentum=0.0, weight_decay=0.0)
         with torch.no_grad():
             head.layer.bias.zero_().requires_grad_(False)
         assert len(lr_find.sweep(head, data, None).rates) == steps  # features so small that no rate is too high
-    head = probe.Head(nn.Linear(6, 3), 1.0, momentum=0.9, weight_decay=0.0)
-    wild = lr_find.sweep(head, probe.Cached(100 * x, labels, data.sampler, CPU), None)
+    head = linear.Head(nn.Linear(6, 3), 1.0, momentum=0.9, weight_decay=0.0)
+    wild = lr_find.sweep(head, linear.Cached(100 * x, labels, data.sampler, CPU), None)
     assert len(wild.rates) < lr_find.MIN_STEPS
     assert wild.smoothed[-1] > 4 * min(wild.smoothed)
     with pytest.raises(TrainingError, match="not finite at the lowest rate"):
@@ -860,12 +861,12 @@ def test_a_checkpoint_of_another_run_is_refused(image_folder, hard_folder, pretr
     assert "trained with -a test_resnet" in sentence(image_folder, tmp_path, "-a", "resnet18", "-e", "--resume", path)
     found = sentence(image_folder, tmp_path, "--resume", path, "--pretrained", pretrained)
     assert "another encoder than --pretrained" in found
-    state = checkpoint.read(str(path))
-    checkpoint.write({**state, "run": {**state["run"], "classes": None}}, str(path))
+    state = files.read(str(path))
+    files.write({**state, "run": {**state["run"], "classes": None}}, str(path))
     assert "on other images, 24 of" in sentence(hard_folder, tmp_path, "--resume", path)
-    checkpoint.write({**state, "run": {**state["run"], "classes": None, "data": None}}, str(path))
+    files.write({**state, "run": {**state["run"], "classes": None, "data": None}}, str(path))
     assert "fc.weight differs (2 entries do)" in sentence(hard_folder, tmp_path, "--resume", path)
-    checkpoint.write({**state, "optimizer": {}}, str(path))
+    files.write({**state, "optimizer": {}}, str(path))
     assert "does not fit this optimizer" in sentence(image_folder, tmp_path, "--resume", path)
 
 
@@ -877,19 +878,19 @@ def test_a_loss_that_is_not_finite_ends_the_run(hard_folder, tmp_path):
 def test_a_source_without_a_pair_is_refused_with_its_reason():
     source = ArraySource("grey", np.zeros((2, 8, 8), np.uint8))
     with pytest.raises(UserError, match=r"no val here.*--val-data"):
-        probe.labelled_pair(Sources(source, no_pair="no val here"))
+        linear.labelled_pair(Sources(source, no_pair="no val here"))
 
 
 def test_unreadable_images_are_named_once_for_each_set_and_limited(capsys, tmp_path):
     log = RunLog(str(tmp_path), tensorboard=False)
-    note = probe.bad_image_notes(log)
+    note = linear.bad_image_notes(log)
     train, val = (ArraySource(name, np.zeros((200, 8, 8), np.uint8)) for name in ("train", "val"))
     batch = {"bad": torch.tensor([-1, 3, -1])}
     for source in (train, train, val):
         note(batch, source)
     names = [line.rsplit(" ", 1)[-1] for line in capsys.readouterr().out.splitlines()]
     assert names == ["train[3]", "val[3]"]
-    with pytest.raises(UserError, match=f"limit is {probe.MAX_BAD_IMAGES}"):
+    with pytest.raises(UserError, match=f"limit is {linear.MAX_BAD_IMAGES}"):
         note({"bad": torch.arange(150)}, train)
     assert BadImages(1).limit == 1
     log.close()

@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from moco import losses
+from moco.methods import losses
 
 T = 0.3
 

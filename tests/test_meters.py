@@ -11,7 +11,9 @@ import pytest
 import torch
 
 from moco.errors import UserError
-from moco.meters import Mean, RunLog, Stopwatch, accuracy
+from moco.train.metrics import Mean, accuracy
+from moco.train.runlog import RunLog
+from moco.train.timers import Stopwatch
 
 
 def test_accuracy_counts_labels_among_the_largest_logits():

@@ -8,8 +8,9 @@ import pytest
 from conftest import load
 from PIL import Image
 
-from moco import command_options, negatives, options
-from moco.methods import METHODS
+from moco.cli import commands as command_options
+from moco.cli import options
+from moco.methods import METHODS, negatives
 
 TEXT = (Path(__file__).resolve().parent.parent / "docs" / "migrating.md").read_text(encoding="utf-8")
 PARSE = {

@@ -10,9 +10,10 @@ from PIL import Image
 from test_batch_family import LABELS, OWN, model
 from test_builder import MEAN, STD, Tiny, batch
 
-from moco import models
-from moco.data import PRESETS, ArraySource, EpochSampler, TwoViews, apply, draw, normalise, open_sources, two_views
+from moco.data import PRESETS, ArraySource, EpochSampler, TwoViews, apply, draw, open_sources, two_views
 from moco.methods import BATCH_METHODS
+from moco.models import build
+from moco.models.inputs import normalise
 from moco.seeding import numpy_generator
 
 
@@ -106,7 +107,7 @@ def test_chance_is_the_loss_of_features_that_all_look_alike(method, views):
     encoder = Tiny()
     torch.nn.init.zeros_(encoder.fc.weight)
     shape = {"T": 0.5, "batch": 6, "labels": None, "sync_bn": False, "images": 6, "seed": 0, "mean": MEAN, "std": STD}
-    net, words = models.in_batch(encoder, method=method, settings={}, base_temperature=None, views=views, **shape)
+    net, words = build.in_batch(encoder, method=method, settings={}, base_temperature=None, views=views, **shape)
     if method == "simclr":
         net.loss = BATCH_METHODS[method].loss(None)
     im_q, im_k, ids = batch()

@@ -6,11 +6,10 @@ Legend: N queries, C feature width, H hardest rows a query, S synthetic negative
 import pytest
 import torch
 
-from moco import negatives
 from moco.errors import UserError
 from moco.kernels import draws as by_counters
-from moco.methods import METHODS, mochi, synco
-from moco.negatives import GROUPS, KINDS, HardNegatives, active, draw, sentences, starting_at, synthetic
+from moco.methods import METHODS, mochi, negatives, synco
+from moco.methods.negatives import GROUPS, KINDS, HardNegatives, active, draw, sentences, starting_at, synthetic
 from moco.seeding import key
 
 

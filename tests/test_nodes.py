@@ -16,8 +16,9 @@ from conftest import TINY, Worker, differences, load
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
 import main_pretrain
-from moco import distributed, options
-from moco.engine import Trainer
+from moco import distributed
+from moco.cli import options
+from moco.train.pretraining import Trainer
 
 
 def dying(args) -> int:

@@ -12,9 +12,10 @@ from PIL import Image
 from torch import nn
 
 from moco import distributed
-from moco.data import ArraySource, Labelled, normalise
+from moco.data import ArraySource, Labelled
 from moco.errors import UserError
-from moco.objective import Objective
+from moco.eval.finetune_loss import Objective
+from moco.models.inputs import normalise
 
 N, CLASSES, MEAN, STD = 6, 3, (0.5, 0.4, 0.3), (0.2, 0.2, 0.3)
 

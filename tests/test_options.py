@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from moco import command_options, options
+from moco.cli import commands, options
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -77,8 +77,8 @@ def test_the_probes_defaults_are_upstreams(name, default):
 
 def test_flags_are_frozen():
     parsers = (
-        options.pretrain_parser(), options.lincls_parser(), options.semisup_parser(), command_options.export_parser(),
-        command_options.describe_parser(),
+        options.pretrain_parser(), options.lincls_parser(), options.semisup_parser(), commands.export_parser(),
+        commands.describe_parser(),
     )  # fmt: skip
     assert {word for p in parsers for a in p._actions for word in a.option_strings} == FLAGS
 

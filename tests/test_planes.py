@@ -6,8 +6,9 @@ import torch
 import torchvision.transforms.functional as F
 from PIL import Image, ImageFilter
 
-from moco.data import PRESETS, ArraySource, TwoViews, ViewParams, apply, draw, planes
-from moco.data.views import split_order, to_tensor
+from moco.data import PRESETS, ArraySource, TwoViews, ViewParams, apply, draw
+from moco.data.augment import by_numpy
+from moco.data.augment.by_pil import split_order, to_tensor
 from moco.seeding import numpy_generator
 
 NOTHING = ViewParams(order=(), box=(0, 0, 1, 1), jitter=None, grey=False, blur=None, flip=False, affine=None)
@@ -22,7 +23,7 @@ def noise(mode="RGB", size=(31, 24), seed=0):
 
 
 def finished(image, order, **what):
-    return planes.finish(to_tensor(image), NOTHING._replace(**what), order)
+    return by_numpy.finish(to_tensor(image), NOTHING._replace(**what), order)
 
 
 @pytest.mark.parametrize("mode", ["L", "RGB"])
@@ -75,7 +76,7 @@ def test_whole_presets_equal_views_made_by_pil(name, mode):
         view = draw(preset, *image.size, numpy_generator("view", 1, number))
         crop = apply(image, view._replace(order=before), 33)
         kept = crop.clone()
-        found = planes.finish(crop, view, after)
+        found = by_numpy.finish(crop, view, after)
         assert torch.equal(found, apply(image, view, 33))
         assert found.is_contiguous()
         assert torch.equal(crop, kept)
@@ -87,8 +88,8 @@ def test_a_crop_may_lie_in_memory_in_any_order():
     view = draw(PRESETS["v2"], 40, 40, numpy_generator("view", 2, 3))
     crop = to_tensor(image)
     for order in (("jitter", "grey", "blur", "flip"), ("flip",), ()):
-        found = planes.finish(crop[None].contiguous(memory_format=torch.channels_last)[0], view, order)
-        assert torch.equal(found, planes.finish(crop, view, order))
+        found = by_numpy.finish(crop[None].contiguous(memory_format=torch.channels_last)[0], view, order)
+        assert torch.equal(found, by_numpy.finish(crop, view, order))
         assert found.is_contiguous()
 
 

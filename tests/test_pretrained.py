@@ -19,11 +19,12 @@ import torchvision
 from safetensors.torch import save_file
 from torch import nn
 
-import moco.options as flags
-from moco import distributed, pretrained
-from moco.encoder import backbone_keys, build_encoder, features
+import moco.cli.options as flags
+from moco import distributed
 from moco.errors import UserError
-from moco.pretrained import RESNETS, File, arch_of, load_backbone, open_backbone, open_file
+from moco.models.encoder import backbone_keys, build_encoder, features
+from moco.weights import read
+from moco.weights.read import RESNETS, File, arch_of, load_backbone, open_backbone, open_file
 
 K, C = 12, 128
 
@@ -534,8 +535,8 @@ def test_heads_of_tensors_alone_and_of_positions_on_another_grid(tmp_path):
 @pytest.mark.parametrize("word", ["base", "large"])
 def test_where_timm_has_moco_v3s_heads_nothing_is_changed(word):
     width = {"base": 768, "large": 1024}[word]
-    part = pretrained.Part("base_encoder", {"pos_embed": fixed(width, True)})
-    assert not pretrained._has_fixed_positions(part)
+    part = read.Part("base_encoder", {"pos_embed": fixed(width, True)})
+    assert not read._has_fixed_positions(part)
 
 
 def test_a_probe_of_the_old_reading_keeps_it_and_is_not_mixed_with_the_new(tmp_path):
@@ -548,15 +549,15 @@ def test_a_probe_of_the_old_reading_keeps_it_and_is_not_mixed_with_the_new(tmp_p
     torch.save({"model": network.state_dict()}, tmp_path / "theirs.pth")
     load_backbone(encoder, str(tmp_path / "theirs.pth"))
     with pytest.raises(UserError, match="with no change, --pretrained gives one with 12 attention heads .*leave"):
-        pretrained.restore_changes(encoder, state, "probe.pth.tar")
+        read.restore_changes(encoder, state, "probe.pth.tar")
     fresh = build_encoder("vit_tiny_patch16_224", 10, size=48)
-    pretrained.restore_changes(fresh, {**state, "run": {}}, "upstreams.pth.tar")  # their probe's file says nothing
+    read.restore_changes(fresh, {**state, "run": {}}, "upstreams.pth.tar")  # their probe's file says nothing
     assert fresh.changes == {"num_heads": 12}
 
 
 def test_a_change_of_a_newer_version_is_refused(encoder):
     with pytest.raises(UserError, match="has the change wings, which this version does not know"):
-        pretrained.apply_changes(encoder, {"wings": 2})
+        read.apply_changes(encoder, {"wings": 2})
 
 
 # --------------------------------------------------------------------------------------- weights of no use

@@ -17,9 +17,17 @@ from PIL import Image
 import main_lincls
 import main_pretrain
 import main_semisup
-from moco import average, bench, command_options, describe, distributed, embed, export, options, retrieval
+from moco import average as average_door
+from moco import bench as bench_door
+from moco import describe as describe_door
+from moco import distributed
+from moco import embed as embed_door
+from moco import export as export_door
+from moco import retrieval as retrieval_door
+from moco.cli import commands as command_options
+from moco.cli import options
 from moco.data import __main__ as data_work
-from moco.encoder import build_encoder
+from moco.models.encoder import build_encoder
 from moco.sweep import __main__ as sweep
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -161,7 +169,7 @@ def benchmark(name: str) -> Callable[[list[str]], int]:
 
 
 def export_or_parse(words: list[str]) -> int:
-    return int(command_options.parse_export(words).to not in EXPORTS_PARSED and export.main(words))
+    return int(command_options.parse_export(words).to not in EXPORTS_PARSED and export_door.main(words))
 
 
 @pytest.fixture
@@ -178,15 +186,15 @@ def session(image_folder, tmp_path, monkeypatch, alone, restored):
         "main_pretrain.py": lambda words: distributed.launch(main_pretrain.worker, options.parse_pretrain(words)),
         "main_lincls.py": lambda words: distributed.launch(main_lincls.worker, options.parse_lincls(words)),
         "main_semisup.py": lambda words: distributed.launch(main_semisup.worker, options.parse_semisup(words)),
-        "moco.average": average.main,
-        "moco.bench": bench.main,
+        "moco.average": average_door.main,
+        "moco.bench": bench_door.main,
         "moco.data": data_work.main,
-        "moco.embed": embed.main,
-        "moco.retrieval": retrieval.main,
+        "moco.embed": embed_door.main,
+        "moco.retrieval": retrieval_door.main,
         "benchmarks/probe_heads.py": benchmark("probe_heads"),
         "benchmarks/knn.py": benchmark("knn"),
         "moco.export": export_or_parse,
-        "moco.describe": describe.main,
+        "moco.describe": describe_door.main,
         "moco.sweep": lambda words: sweep.main(["--dry-run", *words]),
     }
 

@@ -13,10 +13,10 @@ from test_lincls import state_of as probe_state
 from test_semisup import state_of, tune
 from torch import nn
 
-from moco import flag_classes, options
+from moco.cli import flag_classes, options
+from moco.cli.flag_classes import LINCLS, PRETRAIN, SEMISUP
 from moco.errors import UserError
-from moco.flag_classes import LINCLS, PRETRAIN, SEMISUP
-from moco.optimizers import build_optimizer, spare_vectors
+from moco.train.optimizers import build_optimizer, spare_vectors
 
 ABOUT = ("flags", "data", "torch")
 
@@ -33,7 +33,7 @@ ABOUT = ("flags", "data", "torch")
     ],
 )
 def test_every_flag_is_in_one_class(parser, classes, more):
-    """A new flag belongs into moco/flag_classes.py: may it change when a run is resumed, and is that said?"""
+    """A new flag belongs into moco/cli/flag_classes.py: may it change when a run is resumed, and is that said?"""
     three = [*classes.fixed, *classes.free, *classes.silent]
     assert len(three) == len(set(three))
     assert set(three) - more == set(flag_classes.dests(parser))
@@ -221,7 +221,7 @@ def test_other_images_inside_an_epoch_are_refused(resumed, others, image_folder)
 
 
 def test_other_images_at_an_epochs_end_are_said_and_no_row_of_the_queue_is_of_them(resumed, others, monkeypatch):
-    from moco.engine import Trainer
+    from moco.train.pretraining import Trainer
 
     ids, run_epoch = [], Trainer.run_epoch
     monkeypatch.setattr(
@@ -235,7 +235,7 @@ def test_other_images_at_an_epochs_end_are_said_and_no_row_of_the_queue_is_of_th
 
 
 def test_no_label_of_other_images_stays_in_a_queue_with_labels(resumed, others, monkeypatch):
-    from moco.engine import Trainer
+    from moco.train.pretraining import Trainer
 
     labels, run_epoch = [], Trainer.run_epoch
     monkeypatch.setattr(
@@ -428,7 +428,7 @@ def test_a_tuning_of_before_is_compared_by_its_settings(folder, tmp_path, capsys
 
 
 def test_a_file_of_another_version_may_say_more_or_less_of_its_loss(monkeypatch):
-    from moco import resume
+    from moco.train import resume
 
     head = {"impl": "triton", "precision": "tf32x3", "device": "cuda", "asked": ["auto", "auto"]}
     assert resume.head_of({"run": {"head": {**head, "blocks": 64}}}) == resume.Earlier(**head)

@@ -12,9 +12,11 @@ from pytorch_metric_learning.distances import CosineSimilarity
 from pytorch_metric_learning.utils.accuracy_calculator import AccuracyCalculator
 from pytorch_metric_learning.utils.inference import CustomKNN
 
-from moco import command_options, retrieval
-from moco.encoder import build_encoder
+from moco import retrieval as retrieval_door
+from moco.cli import commands
 from moco.errors import UserError
+from moco.eval import retrieval
+from moco.models.encoder import build_encoder
 
 pytestmark = pytest.mark.usefixtures("alone")
 FLAGS = ["-a", "test_resnet", "--size", "16", "-b", "8", "-j", "0"]
@@ -126,7 +128,7 @@ def listed(image_folder, tmp_path_factory):
 
 def test_the_command_measures_before_and_behind_the_head(pretrained, listed, tmp_path, capsys):
     words = [str(pretrained[0]), *FLAGS, listed, "--out", str(tmp_path)]
-    assert retrieval.main(words) == 0
+    assert retrieval_door.main(words) == 0
     found = json.loads((tmp_path / "retrieval.json").read_text())
     assert found["images"] == 24
     assert tuple(found["features"]) == tuple(found["head"]) == retrieval.MEASURES
@@ -136,7 +138,7 @@ def test_the_command_measures_before_and_behind_the_head(pretrained, listed, tmp
 
 
 def measured(words: list[str], args: object) -> int:
-    return retrieval.worker(command_options.parse_retrieval(words))
+    return retrieval.worker(commands.parse_retrieval(words))
 
 
 @pytest.mark.dist
@@ -146,7 +148,7 @@ def test_two_processes_find_what_one_does(pretrained, listed, tmp_path, start):
     program = start("--nproc", 2, "unused", main=functools.partial(measured, words))
     assert program.end() == 0, program.text
     two = json.loads((tmp_path / "retrieval.json").read_text())
-    assert retrieval.main(words) == 0
+    assert retrieval_door.main(words) == 0
     one = json.loads((tmp_path / "retrieval.json").read_text())
     for where in ("features", "head"):
         assert two[where] == pytest.approx(one[where], abs=1e-3)
@@ -154,6 +156,6 @@ def test_two_processes_find_what_one_does(pretrained, listed, tmp_path, start):
 
 def test_images_without_classes_cost_a_sentence(pretrained, image_folder, tmp_path, capsys):
     flat = image_folder / "train" / "red"
-    assert retrieval.main([str(pretrained[0]), *FLAGS, str(flat), "--out", str(tmp_path)]) == 2
+    assert retrieval_door.main([str(pretrained[0]), *FLAGS, str(flat), "--out", str(tmp_path)]) == 2
     assert "needs class folders" in capsys.readouterr().err
     assert not (tmp_path / "retrieval.json").exists()

@@ -13,8 +13,8 @@ from conftest import SYNCO, TINY, load
 
 import main_pretrain
 from moco import distributed
-from moco.builder import MoCo
-from moco.engine import Trainer
+from moco.models.moco import MoCo
+from moco.train.pretraining import Trainer
 
 LONG = [*TINY, *SYNCO, "--epochs", 100_000, "--save-every", 100_000, "--nproc", 2]
 

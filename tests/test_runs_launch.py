@@ -12,9 +12,10 @@ import torch
 from conftest import SYNCO, TINY, load, run
 
 import main_pretrain
-from moco import builder, distributed
-from moco.engine import Trainer
+from moco import distributed
 from moco.kernels import contrastive_head
+from moco.models import moco
+from moco.train.pretraining import Trainer
 
 STEPS = ["--steps", 2]
 
@@ -47,7 +48,7 @@ def test_the_head_is_the_one_that_the_flags_and_the_log_name(image_folder, tmp_p
         used.add((impl, precision))
         return contrastive_head(*tensors, impl=impl, precision=precision, **others)
 
-    monkeypatch.setattr(builder, "contrastive_head", watched)
+    monkeypatch.setattr(moco, "contrastive_head", watched)
     flags = ["--head-impl", "cpu", "--head-precision", "bf16", "--save-dir", tmp_path]
     assert in_process(*TINY, *STEPS, *flags, image_folder) == 0
     assert used == {("cpu", "bf16")}

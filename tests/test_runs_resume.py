@@ -9,9 +9,9 @@ import torch
 from conftest import SYNCO, TINY, differences, load
 from torch import nn
 
-import main_pretrain
-from moco import negatives
-from moco.builder import MoCo
+from moco.methods import negatives
+from moco.models.moco import MoCo
+from moco.train import setup
 
 STOP_AFTER_EACH_STEP = ["--max-minutes", "0", "--resume", "auto"]
 
@@ -97,8 +97,8 @@ def test_the_comparison_sees_another_seed_and_a_lost_entry(image_folder, tmp_pat
 
 
 def test_dropout_draws_the_same_after_an_interruption(image_folder, tmp_path, in_process, monkeypatch):
-    build = main_pretrain.build_encoder
-    monkeypatch.setattr(main_pretrain, "build_encoder", lambda *a, **k: Dropped(build(*a, **k)))
+    build = setup.build_encoder
+    monkeypatch.setattr(setup, "build_encoder", lambda *a, **k: Dropped(build(*a, **k)))
     words = [*TINY, "--steps", 4, image_folder]
     assert in_process(*words, "--save-dir", tmp_path / "one") == 0
     interrupted(in_process, tmp_path / "many", words, 4)

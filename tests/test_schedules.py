@@ -17,12 +17,13 @@ from test_lincls import state_of as probe_state
 from test_semisup import records, tune
 from torch import nn
 
-from moco import finetune, options, probe
+from moco.cli import options
 from moco.data import EpochSampler
-from moco.engine import Plan, Progress, Trainer, make_plan
 from moco.errors import UserError
-from moco.optimizers import Plateau, build_optimizer, spare_vectors
-from moco.schedule import learning_rate
+from moco.eval import finetune, linear
+from moco.train.optimizers import Plateau, build_optimizer, spare_vectors
+from moco.train.pretraining import Plan, Progress, Trainer, make_plan
+from moco.train.schedule import learning_rate
 
 pytestmark = pytest.mark.usefixtures("restored")
 PARSE = {"pretrain": options.parse_pretrain, "lincls": options.parse_lincls, "semisup": options.parse_semisup}
@@ -56,9 +57,9 @@ def without(settings: dict, name: str) -> dict:
 def test_milestones_of_a_decay_of_ones_own():
     """main_linear.py of SupContrast: x0.2 at 60, 75 and 90."""
     args = options.parse_lincls(["DIR", "--lr_decay_epochs", "60,75,90", "--lr_decay_rate", "0.2"])
-    heads = [probe.Head(nn.Linear(3, 2), lr, momentum=0.9, weight_decay=0.0) for lr in (5.0, 1.0)]
+    heads = [linear.Head(nn.Linear(3, 2), lr, momentum=0.9, weight_decay=0.0) for lr in (5.0, 1.0)]
     for epoch, share in ((0, 1), (59, 1), (60, 0.2), (75, 0.04), (99, 0.008)):
-        probe.set_rates(heads, epoch, 100, args.schedule, **options.schedule_shape(args))
+        linear.set_rates(heads, epoch, 100, args.schedule, **options.schedule_shape(args))
         assert [head.rate for head in heads] == pytest.approx([5 * share, share])
 
 
@@ -93,13 +94,13 @@ def test_every_step_of_a_warm_up_has_supcontrasts_rate(milestones, cosine):
     whole = Plan(epochs, steps, epochs * steps, lr, cosine, milestones, **warm, min_lr=lr * 1e-3)
     by_steps = Plan(epochs, steps, epochs * steps, lr, cosine, milestones, warm_steps=15, warm_from=0.01,
                     min_lr=lr * 1e-3)  # fmt: skip
-    head = probe.Head(nn.Linear(3, 2), lr, momentum=0.9, weight_decay=0.0)
+    head = linear.Head(nn.Linear(3, 2), lr, momentum=0.9, weight_decay=0.0)
     plan = finetune.Plan(epochs, milestones=None if cosine else milestones, min_lr=lr * 1e-3, **warm)
     tuner = tuner_of(plan, lr)
     for step, rate in enumerate(wanted):
         done = step / steps
         assert whole.lr_at(step // steps, step) == by_steps.lr_at(step // steps, step) == pytest.approx(rate)
-        probe.set_rates([head], done, epochs, milestones, cosine=cosine, decay=0.1, floor=lr * 1e-3, **warm)
+        linear.set_rates([head], done, epochs, milestones, cosine=cosine, decay=0.1, floor=lr * 1e-3, **warm)
         assert head.rate == pytest.approx(rate)
         tuner.progress.epoch, tuner.progress.batch = divmod(step, steps)
         tuner._set_rates(steps)
@@ -245,7 +246,7 @@ def test_an_epochs_mean_loss_is_of_its_own_good_steps_on_all_processes(monkeypat
         model=SimpleNamespace(STATS=("loss",)), sums=torch.zeros(3), one=torch.ones(()),
     )  # fmt: skip
     other = torch.tensor([12.0, 2.0]).double()
-    monkeypatch.setattr("moco.engine.distributed.mean_over_ranks", lambda mine: (mine + other) / 2)
+    monkeypatch.setattr("moco.train.pretraining.distributed.mean_over_ranks", lambda mine: (mine + other) / 2)
     for losses in ([3.0, math.nan, 5.0], [1.0], [math.inf]):
         for loss in losses:
             run.bad = torch.tensor(not math.isfinite(loss))
@@ -364,7 +365,7 @@ def test_a_head_with_another_optimizer_is_that_optimizers():
     layer, x, labels = nn.Linear(5, 3), torch.randn(8, 5), torch.arange(8) % 3
     mine = nn.Linear(5, 3)
     mine.load_state_dict(layer.state_dict())
-    head = probe.Head(layer, 0.1, opt="adamw", momentum=0.9, weight_decay=0.02, betas=[0.8, 0.9], clip=1e-3)
+    head = linear.Head(layer, 0.1, opt="adamw", momentum=0.9, weight_decay=0.02, betas=[0.8, 0.9], clip=1e-3)
     theirs = torch.optim.AdamW(mine.parameters(), 0.1, betas=(0.8, 0.9), weight_decay=0.02)
     for _ in range(4):
         head.step(x, labels)

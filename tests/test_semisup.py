@@ -12,12 +12,13 @@ from conftest import differences, rounding, run
 from torch import nn
 
 import main_semisup
-from moco import checkpoint, finetune
+from moco import files
+from moco.cli.options import parse_semisup
 from moco.data import open_sources
-from moco.encoder import build_encoder
 from moco.errors import TrainingError, UserError
-from moco.objective import Objective
-from moco.options import parse_semisup
+from moco.eval import finetune
+from moco.eval.finetune_loss import Objective
+from moco.models.encoder import build_encoder
 
 pytestmark = pytest.mark.usefixtures("restored")
 ARCH = "test_resnet"  # timm's, 0.4 million parameters
@@ -36,7 +37,7 @@ def tune(folder, save_dir, *words, code=0, result="result.json") -> dict:
 
 
 def state_of(save_dir, name=finetune.CHECKPOINT) -> dict:
-    return checkpoint.read(str(save_dir / name))
+    return files.read(str(save_dir / name))
 
 
 def records(save_dir) -> list[dict]:
@@ -129,7 +130,7 @@ def test_trains_as_the_published_loop(weights, folder, pretrained, tmp_path):
     freeze = weights == "freeze"
     tune(folder, tmp_path, "--pretrained", pretrained, "--weights", weights, "--epochs", 3, "--lr-backbone", 0.02,
          "--wd", 1e-3, "--no-channels-last")  # fmt: skip
-    file = {n.removeprefix("module.encoder_q."): v for n, v in checkpoint.read(str(pretrained))["state_dict"].items()}
+    file = {n.removeprefix("module.encoder_q."): v for n, v in files.read(str(pretrained))["state_dict"].items()}
     encoder = build_encoder(ARCH, 3, size=16)
     encoder.load_state_dict({n: v for n, v in file.items() if not n.startswith("fc.")}, strict=False)
     finetune.Classifier(encoder, MEAN, STD, seed=3, freeze=freeze)  # the first weights of the layer
@@ -310,7 +311,7 @@ def test_resumed_after_every_step_is_the_same_run(folder, tmp_path):
 def test_the_released_codes_checkpoint_goes_on(folder, tmp_path):
     tune(folder, tmp_path, "--train-percent", 50)
     path = tmp_path / finetune.CHECKPOINT
-    state = checkpoint.read(str(path))
+    state = files.read(str(path))
     for name in ("run", "scaler"):
         del state[name]
     for group in state["optimizer"]["param_groups"]:

@@ -10,10 +10,15 @@ from conftest import TINY, differences, load, save_pretrained
 
 import main_lincls
 import main_semisup
-from moco import data, describe, embed, export, options, settings
-from moco.command_options import parse_embed
-from moco.encoder import build_encoder
-from moco.pretrained import File, open_backbone, open_file, settings_of, settle
+from moco import data
+from moco import embed as embed_door
+from moco import export as export_door
+from moco.cli import options
+from moco.cli.commands import parse_embed
+from moco.eval import embed
+from moco.models.encoder import build_encoder
+from moco.weights import describe, settings
+from moco.weights.read import File, open_backbone, open_file, settings_of, settle
 
 pytestmark = pytest.mark.usefixtures("restored")
 REST = TINY[4:]  # without -a and --size
@@ -120,12 +125,12 @@ def test_features_and_exports_take_them(runs, image_folder, tmp_path, capsys, al
     found = {}
     for name, words in (("typed", RUNS["statistics"][0].split()), ("bare", [])):
         flags = [str(runs["statistics"]), str(image_folder), "--picture", "none", "-j", "0", "--out"]
-        assert embed.main([*flags, str(tmp_path / name), *words]) == 0
+        assert embed_door.main([*flags, str(tmp_path / name), *words]) == 0
         found[name] = np.load(tmp_path / name / "features.npz")["features"]
     assert np.array_equal(found["typed"], found["bare"])
     for words, mean in (([], [0.0, 0.0, 0.0]), (["--dataset", "cifar10"], [0.4914, 0.4822, 0.4465])):
         words = [str(runs["statistics"]), "--to", "features", "--out", str(tmp_path / "f.pt"), *words]
-        assert export.main(words) == 0
+        assert export_door.main(words) == 0
         assert json.loads((tmp_path / "f.json").read_text())["mean"] == mean
     said = capsys.readouterr().out
     assert f"--mean 0.4914 0.4822 0.4465 differs from the 0 0 0 that {runs['statistics']} has; 0.4914" in said

@@ -12,11 +12,14 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from moco import distributed, engine, optimizers
-from moco.builder import MoCo
-from moco.engine import Trainer, ahead
-from moco.meters import Parts
-from moco.optimizers import build_optimizer, let_the_device_decide, moving_average, step_unless, waits
+from moco import distributed
+from moco.models import ema
+from moco.models.ema import moving_average
+from moco.models.moco import MoCo
+from moco.train import optimizers, pretraining
+from moco.train.optimizers import build_optimizer, let_the_device_decide, step_unless, waits
+from moco.train.pretraining import Trainer, ahead
+from moco.train.timers import Parts
 
 READS = {Tensor.item, Tensor.tolist, Tensor.numpy, Tensor.cpu, Tensor.__bool__, Tensor.__float__, Tensor.__int__}
 
@@ -222,7 +225,7 @@ def test_the_device_decides_whether_a_moving_average_moves(called_off):
         net[1].running_mean.fill_(math.nan)
     else:
         averages[0].update(net)
-    optimizers._update_where(torch.tensor(called_off), averages[1], net)
+    ema._update_where(torch.tensor(called_off), averages[1], net)
     assert differences(averages[0].module.state_dict(), averages[1].module.state_dict()) == []
 
 
@@ -231,7 +234,7 @@ def test_the_device_decides_whether_a_moving_average_moves(called_off):
 
 def test_parts_lie_beside_each_other(monkeypatch):
     now = [0.0]
-    monkeypatch.setattr("moco.meters.time.perf_counter", lambda: now[0])
+    monkeypatch.setattr("moco.train.runlog.time.perf_counter", lambda: now[0])
     parts = Parts(torch.device("cpu"))
     for measured in (True, False, True):
         with parts.of_a_step(measured):
@@ -265,7 +268,7 @@ def test_the_log_says_every_epoch_where_the_time_goes(image_folder, tmp_path, in
 def test_on_a_cpu_batches_pass_unchanged():
     batches = [{"q": torch.ones(1)}, {"q": torch.zeros(1)}]
     assert list(ahead(iter(batches), torch.device("cpu"))) == batches
-    assert engine.LOOK_STEPS >= 1
+    assert pretraining.LOOK_STEPS >= 1
 
 
 class FakeGpu:
@@ -360,8 +363,8 @@ def test_a_run_that_recomputes_is_the_run_that_keeps(image_folder, tmp_path, in_
 def test_a_step_that_is_called_off_leaves_no_nan_in_tensors_that_no_fused_operator_takes(called_off):
     k = [torch.ones(2, 3, 4, 4).to(memory_format=torch.channels_last), torch.ones(3)]
     q = [torch.full((2, 3, 4, 4), math.nan if called_off else 3.0), torch.full((3,), 3.0, dtype=torch.float64)]
-    optimizers.lerp_unless(torch.tensor(float(called_off)), k, q, 0.25)
+    ema.lerp_unless(torch.tensor(float(called_off)), k, q, 0.25)
     assert all(bool((x == (1.0 if called_off else 1.5)).all()) for x in k)
     masks, counts = [torch.tensor([True, False]), torch.tensor(4)], [torch.tensor([False, True]), torch.tensor(9)]
-    optimizers._copy_unless(torch.tensor(float(called_off)), masks, counts)
+    ema._copy_unless(torch.tensor(float(called_off)), masks, counts)
     assert [x.tolist() for x in masks] == ([[True, False], 4] if called_off else [[False, True], 9])

@@ -12,11 +12,12 @@ import torch
 from conftest import ROOT
 from torch import nn
 
-from moco.encoder import build_encoder
-from moco.finetune import Classifier, Plan, Progress, Tuner
-from moco.meters import Mean
-from moco.objective import Objective
-from moco.optimizers import build_optimizer, moving_average
+from moco.eval.finetune import Classifier, Plan, Progress, Tuner
+from moco.eval.finetune_loss import Objective
+from moco.models.ema import moving_average
+from moco.models.encoder import build_encoder
+from moco.train.metrics import Mean
+from moco.train.optimizers import build_optimizer
 
 SMALL = ["-a", "test_resnet", "--size", "32", "-b", "16", "--moco-k", "4096", "--moco-dim", "32"]
 

@@ -25,9 +25,10 @@ from PIL import Image
 
 import main_lincls
 import main_semisup
-from moco import options, probe
+from moco.cli import options
 from moco.data import open_sources
 from moco.errors import UserError
+from moco.eval import linear as probe
 from moco.sweep import figures, pool, report, spec, trial
 from moco.sweep.__main__ import main
 

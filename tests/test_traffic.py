@@ -12,10 +12,11 @@ import torch.distributed as dist
 from conftest import ROOT, TINY
 
 import main_pretrain
-from moco import distributed, options
-from moco.encoder import build_encoder
-from moco.engine import Trainer
-from moco.traffic import per_step, table, upstreams
+from moco import distributed
+from moco.cli import options
+from moco.distributed.traffic import per_step, table, upstreams
+from moco.models.encoder import build_encoder
+from moco.train.pretraining import Trainer
 
 WIDTH, SIZE, STEPS = 128, 32, 3
 HEADERS = 1000  # bytes a process and exchange, of gloo's messages

@@ -11,9 +11,9 @@ import pytest
 import torch
 from conftest import ROOT, SYNCO, TINY, interpreted, load
 
-from moco import checkpoint, distributed, kernels
+from moco import distributed, files, kernels
 from moco.errors import UserError
-from moco.kernels import Choice, Earlier, Size, choose, contrastive_head, cpu, fused, trial
+from moco.kernels import Choice, Earlier, Size, by_triton, choose, closed_form, contrastive_head, trial
 
 CPU = torch.device("cpu")
 SIZE = Size(4, 200, 16, 9, (3, 2, 1, 1), False, 0.2)
@@ -38,10 +38,10 @@ class Fused:
     """What stands in for fused.compute: the closed forms with a GPU's rounding, and then ``spoil``."""
 
     def __init__(self, monkeypatch):
-        self.seen, self.shadows, self.compute, self.rounds_to = [], [], cpu.compute, None
+        self.seen, self.shadows, self.compute, self.rounds_to = [], [], closed_form.compute, None
         self.spoil = lambda head, gradient: (head, gradient)
-        monkeypatch.setattr(fused, "compute", self)
-        monkeypatch.setattr(cpu, "product", by_path("head_precision").product)
+        monkeypatch.setattr(by_triton, "compute", self)
+        monkeypatch.setattr(closed_form, "product", by_path("head_precision").product)
 
     def __call__(self, q, k, queue, temperature, hard, draws, ids, queue_ids, precision, want, shadow=None):
         self.seen.append(precision)
@@ -66,8 +66,8 @@ def be_a_gpu(monkeypatch) -> Fused:
     monkeypatch.setattr(kernels, "kind", lambda device: "cuda")
     monkeypatch.setattr(kernels, "gpu_has_bf16", lambda: True)
     monkeypatch.setattr(kernels, "_chosen", {})
-    monkeypatch.setattr(fused, "available", lambda: True)
-    monkeypatch.setattr(fused, "interpreted", lambda: True)
+    monkeypatch.setattr(by_triton, "available", lambda: True)
+    monkeypatch.setattr(by_triton, "interpreted", lambda: True)
     monkeypatch.setattr(trial, "relative_time", lambda *given: 0.5)
     forget()
     return Fused(monkeypatch)
@@ -122,7 +122,7 @@ def test_another_set_among_equals_is_seen(masked, gpu, monkeypatch):
         rows, order = (scores.shape[1] - 1 - rows[:, :hard]).sort(dim=1)
         return rows, found[:, :hard].gather(1, order)
 
-    monkeypatch.setattr(cpu, "hardest", last_of_equals)
+    monkeypatch.setattr(closed_form, "hardest", last_of_equals)
     assert "differs from the reference by" in trial.objection(CPU, 32, masked, "fp32")
 
 
@@ -226,7 +226,7 @@ def test_a_fused_step_that_fails_is_told_of_and_not_used(gpu, monkeypatch):
     for words in ({"impl": "triton"}, {"precision": "tf32x3"}):
         with pytest.raises(UserError, match=r"--head-\w+ \w+ cannot be had on this GPU, .* use auto"):
             chosen(**words)
-    monkeypatch.setattr(fused, "available", lambda: False)
+    monkeypatch.setattr(by_triton, "available", lambda: False)
     assert str(chosen()) == "cpu in fp32, not by triton: the package triton is not installed (pip install triton)"
     with pytest.raises(UserError, match="pip install triton"):
         chosen(impl="triton")
@@ -324,7 +324,7 @@ def test_a_launch_that_is_refused_while_timed_takes_for_ever(monkeypatch):
         raise RuntimeError("out of resource")
 
     monkeypatch.setattr(trial, "SECONDS", 0.0)
-    monkeypatch.setattr(fused, "compute", refuse)
+    monkeypatch.setattr(by_triton, "compute", refuse)
     assert trial.relative_time(CPU, SIZE, "fp32", "fp32") == torch.inf
 
     def full(*given):
@@ -342,15 +342,15 @@ def test_both_are_timed_at_the_size_of_the_run(gpu, monkeypatch):
     given, clock = [], iter(range(10**6))
     monkeypatch.setattr(trial, "SECONDS", 0.0)
     monkeypatch.setattr(trial.time, "perf_counter", lambda: next(clock) ** 2)
-    for module in (fused, cpu):
+    for module in (by_triton, closed_form):
         monkeypatch.setattr(module, "compute", lambda *arguments, m=module: given.append((m, arguments)))
     size = SIZE._replace(masked=True)
     assert trial._relative_time(CPU, size, "tf32x3", "fp32") < 1  # the clock's steps grow, and the fused one is first
-    assert [module for module, _ in given] == [fused, cpu] * (1 + trial.ROUNDS[0])
+    assert [module for module, _ in given] == [by_triton, closed_form] * (1 + trial.ROUNDS[0])
     for module, (q, k, queue, temperature, hard, draws, ids, queue_ids, precision, want) in given:
         assert (q.shape, k.shape, queue.shape, draws.counts) == ((4, 16), (4, 16), (200, 16), size.counts)
         assert (temperature, hard, len(ids), len(queue_ids), want) == (0.2, 9, 4, 200, True)
-        assert precision == {fused: "tf32x3", cpu: "fp32"}[module]
+        assert precision == {by_triton: "tf32x3", closed_form: "fp32"}[module]
 
 
 def test_a_step_that_finds_no_memory_takes_for_ever(monkeypatch):
@@ -358,10 +358,10 @@ def test_a_step_that_finds_no_memory_takes_for_ever(monkeypatch):
         raise torch.OutOfMemoryError
 
     monkeypatch.setattr(trial, "SECONDS", 0.0)
-    monkeypatch.setattr(fused, "compute", full)
+    monkeypatch.setattr(by_triton, "compute", full)
     assert trial.relative_time(CPU, SIZE._replace(counts=(0, 0, 0, 0)), "fp32", "fp32") == torch.inf
-    monkeypatch.setattr(fused, "compute", lambda *given: None)
-    monkeypatch.setattr(cpu, "compute", full)
+    monkeypatch.setattr(by_triton, "compute", lambda *given: None)
+    monkeypatch.setattr(closed_form, "compute", full)
     assert trial.relative_time(CPU, SIZE, "fp32", "fp32") == 0
 
 
@@ -466,7 +466,7 @@ def test_a_shadow_of_another_shape_or_type_is_an_error():
 def test_a_checkpoint_without_a_choice_goes_on(image_folder, tmp_path, in_process, capsys):
     words = [*TINY, "--save-dir", tmp_path, "--resume", "auto", image_folder, "--epochs"]
     assert in_process(*words, 1) == 0
-    path = checkpoint.newest(str(tmp_path))
+    path = files.newest(str(tmp_path))
     assert path
     state = load(path)
     assert state["run"].pop("head")["impl"] == "cpu"

@@ -13,12 +13,14 @@ from conftest import differences, load
 from test_semisup import ARCH, MEAN, STD, records, sentence, state_of, tune
 
 import main_lincls
-from moco import checkpoint, finetune
-from moco.encoder import build_encoder
+from moco.cli.options import parse_lincls, parse_semisup
 from moco.errors import UserError
-from moco.optimizers import Plateau, build_optimizer, follow, layer_groups, moving_average
-from moco.options import parse_lincls, parse_semisup
-from moco.pretrained import load_backbone
+from moco.eval import finetune
+from moco.models.ema import follow, moving_average
+from moco.models.encoder import build_encoder
+from moco.train import checkpoint
+from moco.train.optimizers import Plateau, build_optimizer, layer_groups
+from moco.weights.read import load_backbone
 
 pytestmark = pytest.mark.usefixtures("restored")
 BEIT3 = "beit3_base_patch16_224"

@@ -9,10 +9,12 @@ import pytest
 import torch
 from conftest import TINY, differences, load
 
-from moco import distributed, knn, retrieval
+from moco import distributed
+from moco import retrieval as retrieval_door
 from moco.data import ArraySource
-from moco.encoder import build_encoder
-from moco.knn import Reading, Share, gathered, read_share
+from moco.eval import knn, retrieval
+from moco.eval.knn import Reading, Share, gathered, read_share
+from moco.models.encoder import build_encoder
 
 PRETRAIN = [*TINY, "--epochs", "3", "--knn-k", "3"]
 
@@ -57,7 +59,7 @@ def test_both_ways_are_what_the_command_finds_in_the_checkpoint(method, image_fo
         file = tmp_path / f"checkpoint_{record['epoch']:04d}.pth.tar"
         out = tmp_path / "command"
         flags = ["-a", "test_resnet", "--size", "16", "-b", "8", "-j", "0", "--seed", "3", "--out", str(out)]
-        assert retrieval.main([str(file), str(image_folder), *flags]) == 0
+        assert retrieval_door.main([str(file), str(image_folder), *flags]) == 0
         told = json.loads((out / "retrieval.json").read_text())
         for way, measures in two_way(record).items():
             assert measures == pytest.approx(told[way], abs=1e-6), way

@@ -11,9 +11,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from moco.kernels import contrastive_head, cpu, workers
+from moco.kernels import closed_form, contrastive_head
+from moco.kernels import threads as workers
 from moco.methods import synco
-from moco.negatives import draw
+from moco.methods.negatives import draw
 
 
 def unit(rows, seed):
@@ -37,8 +38,8 @@ def test_several_cores_give_the_numbers_of_one(three_threads, monkeypatch, maske
     results = []
     for threads, group, block in ((1, 1 << 22, 1 << 21), (3, 1 << 22, 1 << 21), (3, 4 * 130, 130), (3, 1, 1)):
         torch.set_num_threads(threads)
-        monkeypatch.setattr(cpu, "GROUP_ELEMENTS", group)
-        monkeypatch.setattr(cpu, "BLOCK_ELEMENTS", block)
+        monkeypatch.setattr(closed_form, "GROUP_ELEMENTS", group)
+        monkeypatch.setattr(closed_form, "BLOCK_ELEMENTS", block)
         leaf = q.clone().requires_grad_()
         head = contrastive_head(leaf, k, queue, temperature=0.2, n_hard=9, draws=draws, ids=ids, queue_ids=queue_ids)
         head.loss.backward()

@@ -10,17 +10,19 @@ import conftest
 import pytest
 import torch
 
-from moco.kernels import fused, trial
+from moco.kernels import by_triton, trial
 
 # Without an argument for the queue in bf16 the fused step has products by a library alone, which has no tf32x3.
-PRECISIONS = list(trial.TOLERANCE) if "shadow" in inspect.signature(fused.compute).parameters else ["fp32"]
+PRECISIONS = list(trial.TOLERANCE) if "shadow" in inspect.signature(by_triton.compute).parameters else ["fp32"]
 DEVICE = torch.device(getattr(conftest, "DEVICE", "cpu"))  # a card under ``pytest -m gpu``
 conftest.mend_interpreter()
 
 
 @pytest.fixture(autouse=True)
 def smaller(monkeypatch):
-    assert fused.interpreted() == (DEVICE.type == "cpu"), "set TRITON_INTERPRET=1, or unset it and run pytest -m gpu"
+    assert by_triton.interpreted() == (DEVICE.type == "cpu"), (
+        "set TRITON_INTERPRET=1, or unset it and run pytest -m gpu"
+    )
     if DEVICE.type == "cpu":
         monkeypatch.setattr(trial, "ROWS", 330)
         monkeypatch.setattr(trial, "COUNTS", (5, 4, 2, 2))

@@ -12,8 +12,9 @@ import pytest
 import torch
 from conftest import DEVICE, assert_runs_there, mend_interpreter
 
-from moco.data import PRESETS, ArraySource, TwoViews, pixels
-from moco.kernels import views as triton_views
+from moco.data import PRESETS, ArraySource, TwoViews
+from moco.data.augment import by_torch
+from moco.data.augment import by_triton as triton_views
 
 ORDER = ("jitter", "grey", "blur", "flip")
 
@@ -35,15 +36,15 @@ def noise(*shape, seed=0):
 
 
 def assert_pils(images, rows, order=ORDER):
-    table = torch.stack([pixels.pack(*row) for row in rows]).numpy()
-    assert pixels.suits_triton(table, order)
-    found = pixels.by_triton(images.to(DEVICE), table, order)
+    table = torch.stack([by_torch.pack(*row) for row in rows]).numpy()
+    assert by_torch.suits_triton(table, order)
+    found = by_torch.by_triton(images.to(DEVICE), table, order)
     assert found.dtype == torch.uint8
-    assert torch.equal(found.cpu(), pixels.one_by_one(images, table, order))
+    assert torch.equal(found.cpu(), by_torch.one_by_one(images, table, order))
 
 
 @pytest.mark.parametrize("channels", [1, 3])
-@pytest.mark.parametrize("name", pixels.OPERATIONS)
+@pytest.mark.parametrize("name", by_torch.OPERATIONS)
 def test_each_jitter(name, channels):
     factors = np.linspace(-0.5, 0.5, 6) if name == "hue" else np.linspace(0, 1.9, 6)
     assert_pils(noise(6, channels, 13, 11), [([(name, factor)], False, None, False) for factor in factors.tolist()])
@@ -92,24 +93,24 @@ def test_views_of_a_preset_at_an_odd_size():
     item = next(item for item in items if (item["q_params"][9] > 0) != (item["k_params"][9] > 0))  # one blur
     table = torch.stack([item["q_params"], item["k_params"]]).numpy()
     crops = torch.stack([item["q"], item["k"]])
-    found = pixels.by_triton(crops.to(DEVICE), table, views.after)
-    assert torch.equal(found.cpu(), pixels.one_by_one(crops, table, views.after))
+    found = by_torch.by_triton(crops.to(DEVICE), table, views.after)
+    assert torch.equal(found.cpu(), by_torch.one_by_one(crops, table, views.after))
 
 
 def test_a_batch_that_needs_nothing_is_copied():
     images = noise(2, 3, 5, 4).to(DEVICE)
     strided = images.transpose(2, 3)
     for given in (images, strided):
-        found = pixels.by_triton(given, torch.stack([pixels.pack(None, True, 1.0, True)] * 2).numpy(), ())
+        found = by_torch.by_triton(given, torch.stack([by_torch.pack(None, True, 1.0, True)] * 2).numpy(), ())
         assert torch.equal(found, given)
         assert found.data_ptr() != given.data_ptr()
 
 
 def test_a_device_is_trusted_once_its_pixels_are_pils(monkeypatch):
-    pixels.triton_agrees.cache_clear()
+    by_torch.triton_agrees.cache_clear()
     device = torch.device(DEVICE)
-    assert pixels.triton_agrees(device, (1, 2, 3))
+    assert by_torch.triton_agrees(device, (1, 2, 3))
     monkeypatch.setattr(triton_views, "finish", lambda images, *_: images)
-    assert pixels.triton_agrees(device, (1, 2, 3))  # remembered
+    assert by_torch.triton_agrees(device, (1, 2, 3))  # remembered
     with pytest.warns(RuntimeWarning, match="not by triton: its pixels are not PIL's"):
-        assert not pixels.triton_agrees(device, (1, 3, 2))
+        assert not by_torch.triton_agrees(device, (1, 3, 2))

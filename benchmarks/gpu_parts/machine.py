@@ -11,7 +11,7 @@ import subprocess
 
 import torch
 
-from moco.kernels.products import product
+from moco.kernels.matmul import product
 
 from . import clock
 from .findings import Findings

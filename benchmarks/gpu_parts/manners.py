@@ -7,7 +7,7 @@ import functools
 import torch
 
 from moco import kernels
-from moco.negatives import HardNegatives
+from moco.methods.negatives import HardNegatives
 
 from . import clock
 from .findings import Findings

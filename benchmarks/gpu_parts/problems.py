@@ -15,10 +15,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from moco.kernels import PRECISIONS, Draws, contrastive_head, reference
-from moco.kernels.products import product
+from moco.kernels.matmul import product
 from moco.kernels.spec import Head, hardest_rows
 from moco.methods import synco
-from moco.negatives import Recipe, draw, synthetic
+from moco.methods.negatives import Recipe, draw, synthetic
 
 FULL = synco.recipe(256, 256, 256, 64, 64, 64)
 ODD = synco.recipe(37, 41, 29, 17, 13, 11)

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 
 import torch
 
-from moco import engine
+from moco.train import pretraining
 
 from . import clock
 from .findings import Findings
@@ -87,7 +87,7 @@ def seconds_of(call: Callable[[], object], times: int, device: str) -> float:
     return (time.perf_counter() - start) / times
 
 
-def encoders_alone(trainer: engine.Trainer, batch: int, steps: int, found: Findings) -> float:
+def encoders_alone(trainer: pretraining.Trainer, batch: int, steps: int, found: Findings) -> float:
     """Seconds of q forward and backward and k forward of the same model, on images that are floats already."""
     model, amp, device = trainer.model, trainer.plan.amp, found.device
     size = model.encoder_q.built["size"]
@@ -105,7 +105,7 @@ def encoders_alone(trainer: engine.Trainer, batch: int, steps: int, found: Findi
     return statistics.median(seconds_of(call, steps, device) for _ in range(1 if found.dry else 3))
 
 
-def step_by_step(found: Findings, name: str, trainer: engine.Trainer, source: Iterator[dict]) -> None:
+def step_by_step(found: Findings, name: str, trainer: pretraining.Trainer, source: Iterator[dict]) -> None:
     """Of one step: what the host needs, its kernels, how long the card is busy, its parts, peak memory, host waits."""
     step = functools.partial(trainer.step, source)
     found.note(f"{name}host", clock.host_microseconds(step, found.device, 1 if found.dry else 5) / 1e3, "ms")

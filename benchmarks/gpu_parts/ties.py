@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 
 from moco.methods import synco
-from moco.negatives import draw
+from moco.methods.negatives import draw
 
 from .findings import Findings
 from .problems import Problem, both_passes

@@ -9,9 +9,11 @@ from collections.abc import Iterator
 
 import torch
 
-from moco import data, distributed, engine, options
-from moco.bench import make_trainer, noise
-from moco.meters import RunLog
+from moco import data, distributed
+from moco.cli import options
+from moco.train import pretraining
+from moco.train.bench import make_trainer, noise
+from moco.train.runlog import RunLog
 
 USUAL = [
     "--dataset",
@@ -38,7 +40,7 @@ def parsed(words: list[str], dry: bool) -> Namespace:
 
 
 @contextlib.contextmanager
-def a_trainer(words: list[str], dry: bool) -> Iterator[tuple[engine.Trainer, Iterator[dict]]]:
+def a_trainer(words: list[str], dry: bool) -> Iterator[tuple[pretraining.Trainer, Iterator[dict]]]:
     """The trainer and its batches; the host looks at no step."""
     torch.backends.cudnn.benchmark = True  # as main_pretrain.py without --seed
     args = parsed(words, dry)

@@ -9,8 +9,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from moco.data import PRESETS, pixels
-from moco.data.views import draw
+from moco.data import PRESETS
+from moco.data.augment import by_torch
+from moco.data.augment.by_pil import draw
 
 from . import clock
 from .findings import Findings
@@ -23,7 +24,7 @@ def drawn(preset: str, n: int) -> Tensor:
     """(N, P) what the views of a preset drew."""
     rng = np.random.default_rng(0)
     params = [draw(PRESETS[preset], 500, 400, rng) for _ in range(n)]
-    return torch.stack([pixels.pack(p.jitter, p.grey, p.blur, p.flip) for p in params])
+    return torch.stack([by_torch.pack(p.jitter, p.grey, p.blur, p.flip) for p in params])
 
 
 def noise(shape: tuple[int, ...]) -> Tensor:
@@ -40,17 +41,17 @@ def run(found: Findings) -> None:
 def compared(found: Findings, preset: str, shape: tuple[int, ...]) -> None:
     images, rows = noise(shape), drawn(preset, shape[0])
     after = tuple(name for name in PRESETS[preset].order if name in ORDER)
-    expected = pixels.one_by_one(images, rows.numpy(), after)
+    expected = by_torch.one_by_one(images, rows.numpy(), after)
     there = images.to(found.device)
     name = f"views {preset}, {shape[0]} of {'x'.join(map(str, shape[1:]))}"
     for way in ("by_triton", "one_by_one"):
-        if way == "by_triton" and not pixels.suits_triton(rows.numpy(), after):
+        if way == "by_triton" and not by_torch.suits_triton(rows.numpy(), after):
             continue
         clock.poison(found.device)
-        off = int((getattr(pixels, way)(there, rows.numpy(), after).cpu() != expected).sum())
+        off = int((getattr(by_torch, way)(there, rows.numpy(), after).cpu() != expected).sum())
         found.note(f"{name}, {way}", off, "pixels differ from PIL's", off == 0)
     if not found.dry:
-        pixels.finish(there, rows, after)
+        by_torch.finish(there, rows, after)
         with clock.counted_waits() as waits:
-            pixels.finish(there, rows, after)
+            by_torch.finish(there, rows, after)
         found.note(f"{name}, host waits", len(waits), "; ".join(waits)[:160], not waits)

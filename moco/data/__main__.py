@@ -6,16 +6,16 @@ import argparse
 import os
 import sys
 
-from moco import command_options
-from moco.data.files import open_path
-from moco.data.index import write_index
-from moco.data.shards import pack
+from moco.cli import commands
+from moco.data.sources.files import open_path
+from moco.data.sources.index import write_index
+from moco.data.sources.shards import pack
 from moco.errors import exit_code
 
 
 def main(argv: list[str] | None = None) -> int:
     """Write an index of an image folder, or its images as tar shards; the exit code."""
-    args = command_options.parse_data(argv)
+    args = commands.parse_data(argv)
     return exit_code(lambda: (_index if args.command == "index" else _pack)(args))
 
 

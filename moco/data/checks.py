@@ -6,8 +6,8 @@ import statistics
 
 import numpy as np
 
-from moco.data.decode import BadImageError
-from moco.data.sources import Source, renumber
+from moco.data.sources.base import Source, renumber
+from moco.data.sources.decode import BadImageError
 from moco.errors import UserError
 
 FAR_BELOW = 4  # images this many times larger than the views lose what their classes differ in

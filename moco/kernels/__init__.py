@@ -13,12 +13,11 @@ import torch
 from torch import Tensor
 
 from moco.errors import UserError
-
-from . import cpu, fused, products, reference, trial
-from .labelled import labelled_head
-from .products import PRECISIONS, gpu_has_bf16, operands
-from .spec import Draws, Head, hardest_rows
-from .trial import Size
+from moco.kernels import by_triton, closed_form, matmul, reference, trial
+from moco.kernels.labelled import labelled_head
+from moco.kernels.matmul import PRECISIONS, gpu_has_bf16, operands
+from moco.kernels.spec import Draws, Head, hardest_rows
+from moco.kernels.trial import Size
 
 __all__ = [
     "IMPLEMENTATIONS",
@@ -50,10 +49,10 @@ def resolve(impl: str, device_type: str) -> str:
     if impl not in IMPLEMENTATIONS:
         raise UserError(f"unknown --head-impl {impl!r}; use one of {', '.join(IMPLEMENTATIONS)}")
     if impl == "auto":
-        return "triton" if device_type == "cuda" and fused.available() else "cpu"
-    if impl == "triton" and not fused.available():
+        return "triton" if device_type == "cuda" and by_triton.available() else "cpu"
+    if impl == "triton" and not by_triton.available():
         raise UserError("--head-impl triton needs the package triton; install it (pip install triton) or use auto")
-    if impl == "triton" and device_type != "cuda" and not fused.interpreted():
+    if impl == "triton" and device_type != "cuda" and not by_triton.interpreted():
         raise UserError(f"--head-impl triton needs a GPU and this process runs on {device_type}; use --head-impl auto")
     return impl
 
@@ -88,7 +87,7 @@ def _closed_forms_have_bf16(device_type: str) -> bool:
 def _best_precision(name: str, device_type: str) -> str:
     if name == "triton" and device_type == "cuda":
         return "tf32x3"
-    return "bf16" if name == device_type == "cpu" and products.bf16_is_faster() else "fp32"
+    return "bf16" if name == device_type == "cpu" and matmul.bf16_is_faster() else "fp32"
 
 
 def describe(impl: str, precision: str, device: torch.device) -> str:
@@ -171,7 +170,7 @@ def _tried(impl: str, precision: str, device, size: Size, before: Earlier | None
 
 def _objection(impl: str, precision: str, device, size: Size) -> tuple[str, str]:
     """The precision of the fused step, and what speaks against it."""
-    if not fused.available():  # which other processes of the run may have: said after all have asked
+    if not by_triton.available():  # which other processes of the run may have: said after all have asked
         return "", "the package triton is not installed (pip install triton)"
     own = resolve_precision(precision, "triton", "cuda")
     return own, trial.objection(device, size.width, size.masked, own) or trial.objection_at(device, size, own)
@@ -297,7 +296,7 @@ def _compute(q, k, queue, draws, ids, queue_ids, temperature, n_hard, impl, prec
         size = Size(len(q), len(queue), q.shape[1], n_hard, counts, ids is not None, temperature)
         impl, precision, _ = _at_first_call(precision, q.device, size)
     compute, precision = _choose(impl, precision, q)
-    more = {} if shadow is None or compute is not fused.compute or precision != "bf16" else {"shadow": shadow}
+    more = {} if shadow is None or compute is not by_triton.compute or precision != "bf16" else {"shadow": shadow}
     with torch.autocast(q.device.type, enabled=False), operands("fp32", q.is_cuda):
         head, gradient = compute(
             q, k, queue, temperature, n_hard, d, ids, queue_ids, precision, wants_gradient, **more
@@ -314,7 +313,7 @@ def _choose(impl: str, precision: str, q: Tensor):
         if precision not in ("auto", "fp32"):
             raise UserError(f"float64 queries are computed in float64, not {precision}; use --head-precision auto")
         chosen = "fp32"
-    return {"cpu": cpu, "triton": fused}[name].compute, chosen
+    return {"cpu": closed_form, "triton": by_triton}[name].compute, chosen
 
 
 _operator = torch.library.custom_op(

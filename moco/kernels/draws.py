@@ -22,8 +22,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from . import fused
-from .spec import Draws
+from moco.kernels import by_triton as fused
+from moco.kernels.spec import Draws
 
 WORD = (1 << 32) - 1
 ROUND_A, ROUND_B, KEY_A, KEY_B = 0xD2511F53, 0xCD9E8D57, 0x9E3779B9, 0xBB67AE85  # of Philox-4x32
@@ -180,9 +180,9 @@ def by_torch(rows: tuple[Row, ...], n: int, hard: int, dim: int, key: int, devic
 @functools.cache
 def programs() -> ModuleType:
     """The compiled part. Raises ImportError without triton."""
-    from . import draw_programs
+    from moco.kernels import draws_triton
 
-    return draw_programs
+    return draws_triton
 
 
 def by_triton(rows: tuple[Row, ...], n: int, hard: int, dim: int, key: int, device: torch.device) -> Draws:

@@ -17,7 +17,7 @@ from types import ModuleType
 import torch
 from torch import Tensor
 
-from . import fused
+from moco.kernels import by_triton
 
 # 1 / 255 in two pieces: a byte times the first, of 16 bits, is exact, so that the sum of both products is x / 255
 # rounded once, whether or not a compiler fuses them, for each of 256 bytes.
@@ -31,9 +31,9 @@ DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 @functools.cache
 def programs() -> ModuleType:
     """The compiled part. Raises ImportError without triton."""
-    from . import image_programs
+    from moco.kernels import images_triton
 
-    return image_programs
+    return images_triton
 
 
 def _launch(program, size: int, *arguments, **constants) -> None:
@@ -94,7 +94,7 @@ def agrees(device: torch.device, shape: tuple[int, int, int], dtype: torch.dtype
         wanted = by_torch(noise, mean, std).to(device, dtype)
         return "" if bool((found == wanted).all()) else "its numbers are not the CPU's"
 
-    return fused.agrees(compare, f"images are normalised on {device} by torch's operators")
+    return by_triton.agrees(compare, f"images are normalised on {device} by torch's operators")
 
 
 def by_torch(images: Tensor, mean: Tensor, std: Tensor) -> Tensor:

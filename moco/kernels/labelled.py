@@ -13,9 +13,9 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from .cpu import synthesize, weighted_rows
-from .hardest import hardest, on_host
-from .spec import Draws, Head, mean_hardest
+from moco.kernels.closed_form import synthesize, weighted_rows
+from moco.kernels.spec import Draws, Head, mean_hardest
+from moco.kernels.topk import hardest, on_host
 
 
 def labelled_head(

@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from . import fused
+from moco.kernels import by_triton
 
 # Chosen for what they use of a GPU (benchmarks/kernel_resources.py); not yet timed on one.
 PROGRAMS = 1024  # about as many as a launch has, where the batch is large enough: eight for each of an H100's SMs
@@ -54,9 +54,9 @@ class Plan(NamedTuple):
 @functools.cache
 def programs() -> ModuleType:
     """The compiled part. Raises ImportError without triton."""
-    from . import norm_programs
+    from moco.kernels import norm_triton
 
-    return norm_programs
+    return norm_triton
 
 
 def is_last(x: Tensor) -> bool:
@@ -143,7 +143,8 @@ def backward(gradient, x, weight, kept, how: Plan) -> tuple[Tensor, Tensor, Tens
 
 class _SplitBatchNorm(torch.autograd.Function):
     # Not an operator of torch.library: one that moves running statistics in place may have no gradient there, and its
-    # wrapper costs the host 20 us a call where this costs 5. A compiler is given the one formula of moco/encoder.py.
+    # wrapper costs the host 20 us a call where this costs 5. A compiler is given the one formula of
+    # moco/models/encoder.py.
     @staticmethod
     def forward(ctx, x, weight, bias, running, parts, momentum, eps):
         how = plan(tuple(x.shape), is_last(x), parts)
@@ -205,7 +206,7 @@ def agrees(device: torch.device, dtype: torch.dtype, shape: tuple[int, ...], las
         with _device_of(torch.empty(0, device=device)):
             return _difference(device, dtype, shape, last, block)
 
-    return fused.agrees(compare, f"BatchNorm in parts is computed on {device} part by part")
+    return by_triton.agrees(compare, f"BatchNorm in parts is computed on {device} part by part")
 
 
 @torch.no_grad()

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .spec import Draws, Head, hardest_rows, mean_hardest
+from moco.kernels.spec import Draws, Head, hardest_rows, mean_hardest
 
 
 def synthesize(q: Tensor, queue: Tensor, rows: Tensor, draws: Draws) -> Tensor:

@@ -20,9 +20,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from . import cpu, fused, reference
-from .products import operands
-from .spec import Draws, Head
+from moco.kernels import by_triton, closed_form, reference
+from moco.kernels.matmul import operands
+from moco.kernels.spec import Draws, Head
 
 Result = TypeVar("Result")
 
@@ -85,7 +85,7 @@ def objection(device: torch.device, width: int, masked: bool, precision: str) ->
     Compared in value and gradient with the reference in float64, on steps of QUERIES queries with a fixed seed: with
     synthetic negatives, without, and with similarities that are equal by the hundred.
     """
-    if not fused.available():
+    if not by_triton.available():
         return "the package triton is not installed"
     return apart(functools.partial(_objection, device, width, masked, precision))
 
@@ -98,7 +98,7 @@ def _objection(device: torch.device, width: int, masked: bool, precision: str) -
         worst = max(error if error == error else torch.inf for error in errors)
         return "" if worst <= allowed else f"it differs from the reference by {worst:.1g}, and {allowed:g} is allowed"
 
-    return fused.fault(compare)
+    return by_triton.fault(compare)
 
 
 @functools.cache
@@ -118,15 +118,15 @@ def _objection_at(device: torch.device, size: Size, precision: str) -> str:
         problem = problem._replace(q=axes, queue=problem.queue.bfloat16().float())
         more = {"shadow": problem.queue.bfloat16()} if precision == "bf16" else {}
         with torch.no_grad(), operands("fp32", device.type == "cuda"):
-            ours = fused.compute(*problem, precision, True, **more)
+            ours = by_triton.compute(*problem, precision, True, **more)
             _wait(device)
             try:
-                theirs = cpu.compute(*problem, "fp32", True)
+                theirs = closed_form.compute(*problem, "fp32", True)
             except torch.OutOfMemoryError:
                 return ""
         return _too_far(_between(ours, theirs), size, precision)
 
-    return fused.fault(compare)
+    return by_triton.fault(compare)
 
 
 def _too_far(error: float, size: Size, precision: str) -> str:
@@ -168,7 +168,7 @@ def by_fused(problem: Problem, device: torch.device, precision: str) -> tuple[He
     p = problem.to(device, torch.float32)
     more = {"shadow": p.queue.bfloat16()} if precision == "bf16" else {}
     with operands("fp32", p.q.is_cuda):
-        head, gradient = fused.compute(*p, precision, True, **more)
+        head, gradient = by_triton.compute(*p, precision, True, **more)
     assert gradient is not None
     return Head(*(t.cpu() for t in head)), gradient.cpu().double()
 
@@ -278,7 +278,10 @@ def relative_time(device: torch.device, size: Size, precision: str, closed: str)
 
 def _relative_time(device: torch.device, size: Size, precision: str, closed: str) -> float:
     problem = _of_size(device, size)
-    calls = [functools.partial(f, *problem, p, True) for f, p in ((fused.compute, precision), (cpu.compute, closed))]
+    calls = [
+        functools.partial(f, *problem, p, True)
+        for f, p in ((by_triton.compute, precision), (closed_form.compute, closed))
+    ]
     for call in calls:
         seconds(call, device)  # compiles
     taken: list[list[float]] = [[], []]

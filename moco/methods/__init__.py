@@ -9,7 +9,7 @@ other images of a batch count, and ``supervised``: whether images of one class a
 
 from types import ModuleType
 
-from . import dcl, hcl, mochi, moco, simclr, supcon, synco
+from moco.methods import dcl, hcl, mochi, moco, simclr, supcon, synco
 
 METHODS: dict[str, ModuleType] = {"moco": moco, "mochi": mochi, "synco": synco}
 BATCH_METHODS: dict[str, ModuleType] = {"simclr": simclr, "supcon": supcon, "hcl": hcl, "dcl": dcl}

@@ -1,6 +1,6 @@
 """DCL: Decoupled Contrastive Learning, arXiv 2110.06848. The same: views of one image."""
 
-from moco import losses
+from moco.methods import losses
 
 supervised = False
 

@@ -2,7 +2,7 @@
 
 from functools import partial
 
-from moco import losses
+from moco.methods import losses
 
 supervised = False
 

@@ -10,7 +10,7 @@ type  kind           count    u, before normalisation     coefficient
 ====  =============  =======  ==========================  ===========
 """
 
-from moco.negatives import Recipe, synthetic
+from moco.methods.negatives import Recipe, synthetic
 
 
 def recipe(s: int = 512, s2: int = 256, start_epoch_1: int = 0, start_epoch_2: int = 0) -> Recipe:

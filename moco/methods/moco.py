@@ -1,6 +1,6 @@
 """MoCo: Momentum Contrast, arXiv 1911.05722; v2, arXiv 2003.04297. The negatives are the queue and nothing else."""
 
-from moco.negatives import Recipe
+from moco.methods.negatives import Recipe
 
 
 def recipe() -> Recipe:

@@ -6,7 +6,7 @@ synthetic negatives is another method's.
 
 from functools import partial
 
-from moco import losses
+from moco.methods import losses
 
 supervised = True
 

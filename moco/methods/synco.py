@@ -17,7 +17,7 @@ Type 2 is what SynCo's code computes; its text has n + b (n - q), which ``extrap
 """
 
 from moco.errors import UserError
-from moco.negatives import Recipe, synthetic
+from moco.methods.negatives import Recipe, synthetic
 
 EXTRAPOLATIONS = {"code": "extrapolation", "paper": "extrapolation-paper"}
 

@@ -10,9 +10,9 @@ from argparse import Namespace
 from collections.abc import Container, Iterator
 from typing import Any
 
-from moco import options
+from moco.cli import options
+from moco.cli.parser import Parser, given, spelled
 from moco.errors import UserError
-from moco.words import Parser, given, spelled
 
 MAINS = {f"main_{name}.py": name for name in ("pretrain", "lincls", "semisup")}
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from argparse import Namespace
 
-from moco.retrieval import MEASURES
+from moco.eval.retrieval import MEASURES
 
 TRAINING, PART, NOTHING = "the training images", "the held-out part of the training images", ""
 Figures = dict[str, str]  # name -> images, NOTHING where none were measured

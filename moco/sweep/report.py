@@ -13,7 +13,7 @@ import statistics
 from dataclasses import dataclass
 from typing import Any
 
-from moco import checkpoint
+from moco import files
 from moco.sweep import trial as trials
 from moco.sweep.spec import Spec, Stage, Trial
 
@@ -91,8 +91,8 @@ def stages(spec: Spec, chosen: list[dict[str, Any]]) -> list[tuple[str, Stage, l
 def write(spec: Spec, chosen: list[dict[str, Any]]) -> str:
     """Write results.csv, results.md and results.png into the sweep's folder; returns the Markdown."""
     text = markdown(spec, chosen)
-    checkpoint.write_text(_csv(spec, chosen), os.path.join(spec.out, CSV))
-    checkpoint.write_text(text, os.path.join(spec.out, TABLE))
+    files.write_text(_csv(spec, chosen), os.path.join(spec.out, CSV), "--out")
+    files.write_text(text, os.path.join(spec.out, TABLE), "--out")
     _plot(spec, chosen, os.path.join(spec.out, PLOT))
     return text
 
@@ -198,9 +198,7 @@ def _plot(spec: Spec, chosen: list[dict[str, Any]], path: str) -> None:
     axis.set_xlabel(", ".join(inner))
     axis.set_ylabel(metric)
     axis.legend(loc="center left", bbox_to_anchor=(1, 0.5))
-    plot.savefig(path + ".tmp", format="png", dpi=110, bbox_inches="tight")
-    plt.close(plot)
-    os.replace(path + ".tmp", path)
+    files.write_figure(plot, path, "--out")
 
 
 def _inner_names(spec: Spec) -> list[str]:

@@ -22,7 +22,7 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from moco import checkpoint
+from moco import files
 from moco.sweep.spec import Trial
 
 DONE, FAILED, STOPPED, OUT_OF_TIME = "done", "failed", "stopped", "out of time"
@@ -83,7 +83,7 @@ def write_record(trial: Trial, record: Record) -> None:
     """Complete whenever it exists."""
     settings = {**trial.settings, "seed": trial.seed}
     entries = {**asdict(record), "ended": time.time(), "settings": settings}
-    checkpoint.write_text(json.dumps(entries, indent=2) + "\n", os.path.join(trial.folder, RECORD))
+    files.write_json(entries, os.path.join(trial.folder, RECORD), "--out")
 
 
 def number(trial: Trial, metric: str) -> float | None:

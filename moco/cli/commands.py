@@ -1,0 +1,222 @@
+"""The flags of the commands ``python -m moco.NAME``, of those that have some; no torch here, as in
+moco/cli/options.py."""
+
+from __future__ import annotations
+
+import argparse
+import os
+
+from moco.cli.options import DATASETS, DEMO_CONFIG, add_data, add_launch, check_images, parse_pretrain
+from moco.cli.parser import Parser, at_least, end_lists, parse, with_config
+from moco.errors import UserError
+
+EXPORTS = ("torchvision", "timm", "detectron2", "safetensors", "onnx", "features")
+
+
+def parse_export(argv: list[str] | None = None) -> argparse.Namespace:
+    """The words of python -m moco.export."""
+    return export_parser().parse_args(argv)
+
+
+def parse_describe(argv: list[str] | None = None) -> argparse.Namespace:
+    """The words of python -m moco.describe."""
+    return describe_parser().parse_args(argv)
+
+
+def parse_average(argv: list[str] | None = None) -> argparse.Namespace:
+    """The words of python -m moco.average."""
+    return parse(average_parser(), argv, _finish_average)
+
+
+def parse_data(argv: list[str] | None = None) -> argparse.Namespace:
+    """The words of python -m moco.data."""
+    return data_parser().parse_args(argv)
+
+
+def parse_embed(argv: list[str] | None = None) -> argparse.Namespace:
+    """The flags of moco.embed."""
+    return parse(embed_parser(), argv, _finish_embed)
+
+
+def parse_bench(argv: list[str] | None = None) -> argparse.Namespace:
+    """The words of moco.bench: its own, and every flag of main_pretrain.py."""
+    asked, rest = bench_parser().parse_known_args(argv)
+    args = parse_pretrain(rest, any_demo=True)
+    for name in ("bench_steps", "bench_images", "bench_seconds"):
+        if not 0 < getattr(asked, name) < float("inf"):
+            bench_parser().error(f"--{name.replace('_', '-')} must be a number above 0, not {getattr(asked, name)}.")
+    return argparse.Namespace(**vars(args), **vars(asked))
+
+
+def parse_demo(argv: list[str] | None = None) -> argparse.Namespace:
+    """The flags of python -m moco.demo, and the configuration that it follows."""
+    p = Parser(prog="python -m moco.demo", description="Pretrain SynCo on 5,000 real digits, and show that it learned.")
+    p.add_argument("--save-dir", default="runs/demo", help="where everything goes (default: runs/demo)")
+    p.add_argument("--epochs", type=int, help="of the pretraining (default: those of configs/demo.yml)")
+    p.set_defaults(config=DEMO_CONFIG)
+    return p.parse_args(argv)
+
+
+def parse_retrieval(argv: list[str] | None = None) -> argparse.Namespace:
+    """The flags of moco.retrieval."""
+    return parse(retrieval_parser(), argv, _finish_read)
+
+
+# --------------------------------------------------------------------------------------------------- parsers
+
+
+def export_parser() -> Parser:
+    """The parser of python -m moco.export."""
+    p = Parser(prog="moco.export", allow_abbrev=False, description="Write a checkpoint's backbone for other tools.")
+    add = p.add_argument
+    add("checkpoint", metavar="CKPT", help="of ours, MoCo v1 to v3, SynCo, SupContrast, Barlow Twins, lightly, "
+        "solo-learn, torchvision or timm")  # fmt: skip
+    add("--to", required=True, choices=EXPORTS, help="what to write")
+    add("--out", metavar="FILE", help="where to (default: beside CKPT, named after it)")
+    add("--head", choices=("drop", "keep"), default="drop", help="keep: logits of the file's linear classifier "
+        "instead of features (torchvision, timm, onnx; default: drop)")  # fmt: skip
+    add("-a", "--arch", default="", metavar="ARCH", help="torchvision or timm network (default: the file's)")
+    add("--stem", choices=("auto", "imagenet", "cifar"), default="auto", help="(default: the file's)")
+    add("--size", type=int, metavar="PX", help="side of the images (default: the file's)")
+    add("--dataset", choices=DATASETS, help="whose channel statistics the card names (default: the run's)")
+    add("--mean", type=float, nargs="+", metavar="X", help="channel means in 0..1 for the card")
+    add("--std", type=float, nargs="+", metavar="X", help="channel deviations in 0..1 for the card")
+    return p
+
+
+def describe_parser() -> Parser:
+    """The parser of python -m moco.describe."""
+    text = "Say what a checkpoint is and whether it is sane: exit code 0 if so, 1 if not, 2 if it cannot be read."
+    p = Parser(prog="moco.describe", allow_abbrev=False, description=text)
+    p.add_argument("checkpoint", metavar="CKPT", help="any checkpoint that moco.export reads")
+    return p
+
+
+def average_parser() -> Parser:
+    """The parser of python -m moco.average."""
+    p = Parser(prog="moco.average", allow_abbrev=False, description="Average the weights of several checkpoints.")
+    add = p.add_argument
+    add("checkpoints", metavar="CKPT", nargs="+", help="checkpoints of one network, or the folder of a run")
+    add("--last", type=int, metavar="N", help="of a folder: the newest N of its epochs")
+    add("--best", type=int, metavar="N", help="of a folder: the N with the highest accuracy (fine-tuning, probe) or "
+        "k-NN accuracy (pretraining)")  # fmt: skip
+    add("--out", metavar="FILE", help="where to (default: averaged.pth.tar beside the checkpoints)")
+    add("--refresh", action=argparse.BooleanOptionalAction, default=True, help="measure BatchNorm's statistics anew on "
+        "--data (default: on)")  # fmt: skip
+    add("--data", metavar="DIR", help="training images: a folder, a list, or the root of --dataset")
+    add("--dataset", choices=DATASETS, help="a known data set instead of a folder")
+    add("--download", action="store_true", help="let --dataset fetch its files")
+    add("--aug", choices=("v1", "v2", "cifar", "supcon", "digits"),
+        help="its views (default: the run's, else crop and flip)")  # fmt: skip
+    add("-a", "--arch", default="", metavar="ARCH", help="torchvision or timm network (default: the file's)")
+    add("--size", type=int, metavar="PX", help="side of the images (default: the run's)")
+    add("--mean", type=float, nargs="+", metavar="X", help="channel means in 0..1 (default: the run's)")
+    add("--std", type=float, nargs="+", metavar="X", help="channel deviations in 0..1 (default: the run's)")
+    add("-b", "--batch-size", default=256, type=int, metavar="N", help="images a batch (default: 256)")
+    add("-j", "--workers", default=4, type=int, metavar="N", help="loader processes (default: 4)")
+    return p
+
+
+def data_parser() -> Parser:
+    """The parser of python -m moco.data."""
+    p = Parser(prog="moco.data", allow_abbrev=False, description="Work on data sets.")
+    commands = p.add_subparsers(dest="command", required=True, parser_class=Parser)
+    index = commands.add_parser("index", allow_abbrev=False, help="write BEiT-3's index of an image folder")
+    index.add_argument("folder", metavar="DIR", help="with train and val, each with class folders")
+    index.add_argument("--out", metavar="FOLDER", help="where the index goes (default: DIR)")
+    pack = commands.add_parser("pack", allow_abbrev=False, help="write an image folder or list as tar shards")
+    pack.add_argument("source", metavar="DIR", help="image folder (with or without train/ and val/) or list of paths")
+    pack.add_argument("out", metavar="OUT", help="new or empty folder; train/ and val/ become folders in it")
+    pack.add_argument("--shard-mb", type=float, default=200, metavar="MB", help="size of a shard (default: 200)")
+    pack.add_argument("--seed", type=int, default=0, help="of the order of the images (default: 0)")
+    return p
+
+
+def embed_parser() -> Parser:
+    """The parser of moco.embed."""
+    p = Parser(
+        prog="python -m moco.embed",
+        allow_abbrev=False,
+        description="Features of a set of images as a file, and a picture of them in two dimensions.",
+    )
+    add = p.add_argument
+    _add_read(p)
+    add("--out", default="embedding", metavar="DIR", help="where the files go (default: embedding)")
+    add("--format", choices=("npz", "safetensors"), default="npz", help="of the features (default: npz)")
+    add("--picture", choices=("tsne", "umap", "pacmap", "none"), default="tsne", help="how features become points "
+        "(default: tsne; the extras umap and pacmap install the others)")  # fmt: skip
+    add("--points", default=2000, type=int, metavar="N", help="images in the picture at most (default: 2000)")
+    add("--seed", default=0, type=int, help="of the choice of images and of the picture (default: 0)")
+    add_launch(p)
+    return p
+
+
+def bench_parser() -> Parser:
+    """The parser of moco.bench; what it does not know is main_pretrain.py's."""
+    text = "Where the time of a run would go on this machine. Takes DIR and the flags of main_pretrain.py."
+    p = Parser(prog="python -m moco.bench", allow_abbrev=False, description=text)
+    add = p.add_argument
+    add("what", choices=("data", "step", "head", "all"), help="what to measure")
+    add("--bench-steps", default=10, type=int, metavar="N", help="measured steps, after two (default: 10)")
+    add("--bench-images", default=64, type=int, metavar="N", help="images to decode, crop and augment (default: 64)")
+    add("--bench-seconds", default=5.0, type=float, metavar="S", help="how long the loader is watched (default: 5)")
+    return p
+
+
+def retrieval_parser() -> Parser:
+    """The parser of moco.retrieval."""
+    p = Parser(
+        prog="python -m moco.retrieval",
+        allow_abbrev=False,
+        description="How well features find and group their classes, before the projection head and behind it.",
+    )
+    _add_read(p)
+    p.add_argument("--out", default="./", metavar="DIR", help="where retrieval.json goes (default ./)")
+    p.add_argument("--seed", default=0, type=int, help="of k-means (default: 0)")
+    add_launch(p)
+    return p
+
+
+def _add_read(p: Parser) -> None:
+    """A checkpoint and the images whose features it makes."""
+    add = p.add_argument
+    add("checkpoint", metavar="CHECKPOINT", nargs="?", help="checkpoint of ours or of nine other projects; "
+        "torchvision:NAME for its published weights")  # fmt: skip
+    add_data(p, of_file=True)
+    add("-b", "--batch-size", default=256, type=int, metavar="N",
+        help="images a step over all processes of this node (default: 256)")  # fmt: skip
+    add("--amp", choices=("off", "bf16", "fp16"), default="off", help="arithmetic of the encoder (default: off)")
+    add("--split", choices=("val", "train"), help="which images (default: the held-out ones where there are any)")
+
+
+# --------------------------------------------------------------------------------------------- after parsing
+
+
+def _finish_average(parser: Parser, words: list[str]) -> argparse.Namespace:
+    args = parser.parse_intermixed_args(end_lists(parser, words))
+    if args.last is not None and args.best is not None:
+        raise UserError("--last and --best are two choices of checkpoints; give one of them.")
+    counts = [name for name in ("last", "best") if getattr(args, name) is not None]
+    if counts and (len(args.checkpoints) > 1 or not os.path.isdir(args.checkpoints[0])):
+        raise UserError(f"--{counts[0]} chooses from the folder of a run; give that alone.")
+    at_least(args, 2, *counts)
+    at_least(args, 1, "batch_size")
+    at_least(args, 0, "workers")
+    check_images(args)
+    return args
+
+
+def _finish_embed(parser: Parser, words: list[str]) -> argparse.Namespace:
+    args = _finish_read(parser, words)
+    at_least(args, 10, "points")
+    return args
+
+
+def _finish_read(parser: Parser, words: list[str]) -> argparse.Namespace:
+    args = with_config(parser, words)
+    if args.checkpoint is None or (args.data is None and args.dataset is None):
+        raise UserError("give a checkpoint, and an image folder or --dataset NAME to embed.")
+    check_images(args)
+    at_least(args, 1, "batch_size")
+    at_least(args, 0, "workers")
+    return args

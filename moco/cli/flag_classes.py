@@ -1,0 +1,140 @@
+"""What becomes of each flag when a run is resumed with another value: refused, used and said, or of no importance.
+
+No torch here. Every flag of the three mains is in one class (tests/test_resume.py). A checkpoint keeps the flags of the
+first two, with what was chosen for those that were left open.
+"""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any
+
+from moco.cli.options import lincls_parser, pretrain_parser, semisup_parser
+from moco.cli.parser import Parser
+from moco.config import Classes, Flags
+
+
+def _words(*texts: str) -> frozenset[str]:
+    return frozenset(word for text in texts for word in text.split())
+
+
+_LAUNCH = "--world-size --rank --dist-url --dist-backend --gpu --multiprocessing-distributed --nproc"
+_FILES = "DIR --config --dataset --download --cache --val-data --workers --save-dir --resume --print-freq"
+_SCHEDULE = "--epochs --schedule --lr-decay-rate --cos --min-lr --warm --warm-epochs --warm-from"
+_FEW_SHOT = "--few-shot --few-shot-classes --few-shot-way --few-shot-shots --few-shot-queries --few-shot-episodes"
+
+PRETRAIN = Classes(
+    fixed=_words(
+        "--method --arch --stem --channels --mlp --moco-dim --moco-k",  # the network, the queue and the run's name
+        "--opt --exclude-bias-norm",  # the optimizer's state and its groups
+    ) | {"synthetic negatives"},
+    free=_words(
+        _SCHEDULE, "--steps --plateau --warm-steps --lr --batch-size --accum --drop-last",
+        "--wd --momentum --opt-betas --clip-grad --ema --ema-epoch",
+        "--moco-m --moco-t --base-temperature --symmetric --contrast-mode --views --beta --tau-plus --estimator",
+        "--n-hard --n1 --n2 --n3 --n4 --n5 --n6 --sigma --delta --eta --mochi --hard-start-epoch --hard-stop-epoch",
+        "--type-starts --extrapolation --mask-same-image --bn-splits --shuffle-bn --sync-bn",
+        "--size --mean --std --aug --decode --aug-device",
+        "--amp --head-impl --head-precision --compile --compile-mode --channels-last",  # the same but for rounding
+    ),
+    silent=_words(
+        _LAUNCH, _FILES, "--data-folder --trial --overwrite --seed --start-epoch --num-classes --aug-plus",
+        "--lr-decay-epochs --recompute --save-every --keep --max-minutes --max-restarts --max-bad-steps",
+        "--max-bad-images --check-every --knn-every --retrieval-every --wandb --knn-k --knn-t",
+    ),
+    data=True,
+)  # fmt: skip
+
+# A probe's and a tuning's result is reported with its settings: a tuning's recipe cannot change under way, nor what a
+# probe's features are; its rates may, as upstream's, and the log says so.
+LINCLS = Classes(
+    fixed=_words("--arch --stem --channels --size --mean --std --features --val-share --opt"),
+    free=_words(
+        _SCHEDULE, "--lr --batch-size --wd --momentum --opt-betas --clip-grad --label-smoothing --amp",
+    ),
+    silent=_words(
+        _LAUNCH, _FILES, _FEW_SHOT, "--train-folder --start-epoch --seed --num-classes --lr-decay-epochs --save-freq",
+        "--evaluate --pretrained --knn --knn-k --knn-t --save-ckpt-freq --per-class --confusion --lr-find",
+        "--lr-find-steps --overwrite --max-minutes",
+    ),
+    data=False,
+)  # fmt: skip
+
+SEMISUP = Classes(
+    fixed=_words(
+        "--arch --stem --channels --size --mean --std --weights --batch-size --update-freq",
+        _SCHEDULE, "--lr-backbone --lr-classifier --wd --momentum --warmup-epochs --plateau --layer-decay --opt",
+        "--opt-betas --clip-grad --exclude-bias-norm --ema --ema-epoch --sync-bn --drop-path",
+        "--loss --alpha --temp --estimator --beta --smoothing --mixup --cutmix --reprob --aa --aug",
+    ) - {"--cos"} | {"training images", "validation images"},
+    free=_words("--amp --channels-last"),  # the same but for rounding
+    silent=_words(
+        _LAUNCH, _FILES, _FEW_SHOT, "--cos --few-shot-data --train-percent --train-files --subset-seed --val-share",
+        "--val-only FILE --pretrained --lr --lr-decay-epochs --start-epoch --trial --overwrite --max-minutes --seed",
+        "--evaluate --save-ckpt-freq --task --data-path --dist-eval",
+    ),
+    data=False,
+)  # fmt: skip
+
+
+def dests(parser: Parser) -> dict[str, str]:
+    """Where the settings have each flag, by its first long spelling, or by what the help calls an argument."""
+    found = {}
+    for action in parser._actions:
+        longs = [word for word in action.option_strings if word.startswith("--")]
+        found[longs[0] if longs else str(action.metavar)] = action.dest
+    del found["--help"]
+    return found
+
+
+def pretraining(args: argparse.Namespace, built: Any, view: Any, batch: int, amp: Any) -> Flags:
+    """The flags that a pretraining's checkpoint keeps.
+
+    Args:
+        built: what --size, --channels and --stem came to, see :func:`moco.models.encoder.build_encoder`.
+        view: the same of --aug, --mean and --std.
+        batch: images a step over all processes.
+        amp: the encoder's arithmetic, a torch.dtype or None.
+    """
+    starts = {**args.type_starts, **{kind: f"{step}steps" for kind, step in args.type_start_steps.items()}}
+    chosen = {
+        "--aug": view.aug, "--batch-size": batch, "--amp": _arithmetic(amp), "synthetic negatives": args.negatives,
+        "--type-starts": [f"{kind}={start}" for kind, start in starts.items()],
+        "--mochi": [args.n_hard, args.s, args.s2] if args.negatives == "mochi" else None,
+    }  # fmt: skip
+    return _kept(pretrain_parser(), PRETRAIN, args, _images(built, view.mean, view.std) | chosen)
+
+
+def probing(args: argparse.Namespace, built: Any, mean: Any, std: Any, batch: int) -> Flags:
+    """The flags that a probe's checkpoint keeps, see :func:`pretraining`."""
+    chosen = {"--batch-size": batch, "--lr": sorted(args.lrs)}
+    return _kept(lincls_parser(), LINCLS, args, _images(built, mean, std) | chosen)
+
+
+def tuning(
+    args: argparse.Namespace, built: Any, mean: Any, std: Any, epochs: int, batch: int, amp: Any, train: Any, val: Any
+) -> Flags:  # fmt: skip
+    """The flags that a fine-tuning's checkpoint keeps, see :func:`pretraining`; train, val:
+    moco.data.sources.subset.Subset."""
+    chosen = {"--epochs": epochs, "--batch-size": batch, "--amp": _arithmetic(amp)}
+    chosen |= {"training images": train.choice(), "validation images": val.choice() if val else ""}
+    idle = _words(
+        "--warm-epochs --warm-from" * (not args.warm), "--lr-decay-rate" * (args.schedule is None),
+        "--alpha --temp --estimator --beta" * (args.loss == "ce"),
+    )  # fmt: skip
+    kept = _kept(semisup_parser(), SEMISUP, args, _images(built, mean, std) | chosen)
+    return {name: value for name, value in kept.items() if name not in idle}
+
+
+def _images(built: Any, mean: Any, std: Any) -> Flags:
+    return {**{f"--{name}": value for name, value in built.items()}, "--mean": list(mean), "--std": list(std)}
+
+
+def _kept(parser: Parser, classes: Classes, args: argparse.Namespace, chosen: Flags) -> Flags:
+    given = {name: getattr(args, dest) for name, dest in dests(parser).items() if hasattr(args, dest)}
+    kept = classes.fixed | classes.free
+    return {name: value for name, value in {**given, **chosen}.items() if name in kept}
+
+
+def _arithmetic(amp: Any) -> str:
+    return {"torch.bfloat16": "bf16", "torch.float16": "fp16"}.get(str(amp), "off")

@@ -1,0 +1,329 @@
+"""Random views of an image: published presets, one draw of parameters, and the operations.
+
+``draw`` turns a generator into parameters, ``apply`` is a pure function of image and parameters. The operations equal
+those of torchvision on PIL images pixel by pixel, so the published accuracies belong to these views.
+
+Legend: C channels (1 or 3), s side of a view in pixels, (i, j, h, w) top, left, height and width of a crop.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+import operator
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from PIL import Image, ImageChops, ImageFilter
+from torch.nn import functional
+
+from moco.errors import UserError
+
+Range = tuple[float, float]
+Box = tuple[int, int, int, int]  # i, j, h, w
+
+
+@dataclass(frozen=True)
+class Preset:
+    """The parameters of a family of views; a probability of 0 or a range of 0 leaves an operation out.
+
+    order: the operations, first to last, out of affine, crop, jitter, grey, blur, flip.
+    crop_scale: share of the image's area. crop_ratio: width / height, drawn log-uniformly.
+    brightness, contrast, saturation: factors are drawn from [max(0, 1 - x), 1 + x]; hue: a turn from [-x, x], 1 a full
+    circle. blur_sigma: pixels of the finished view. degrees, shear: rotation and shear from [-x, x], in degrees.
+    """
+
+    order: tuple[str, ...]
+    crop_scale: Range = (0.08, 1.0)
+    crop_ratio: Range = (3 / 4, 4 / 3)
+    jitter_p: float = 0.0
+    brightness: float = 0.0
+    contrast: float = 0.0
+    saturation: float = 0.0
+    hue: float = 0.0
+    grey_p: float = 0.0
+    blur_p: float = 0.0
+    blur_sigma: Range = (0.1, 2.0)
+    flip_p: float = 0.0
+    degrees: float = 0.0
+    shear: float = 0.0
+
+    def __post_init__(self) -> None:
+        unknown = set(self.order) - set(_OPERATIONS)
+        if unknown or self.order.count("crop") != 1:
+            raise ValueError(f"order {self.order}: operations are {sorted(_OPERATIONS)}, with one crop")
+
+
+class ViewParams(NamedTuple):
+    """One view: every number that ``apply`` needs. None means that the operation is left out."""
+
+    order: tuple[str, ...]
+    box: Box
+    jitter: tuple[tuple[str, float], ...] | None  # (operation, factor) in the order they are applied
+    grey: bool
+    blur: float | None  # sigma in pixels
+    flip: bool
+    affine: tuple[float, float] | None  # rotation, shear in degrees
+
+
+# The places of one view's uniform numbers. Every view takes the same fixed number of them, so changing one parameter
+# of a preset never moves another draw.
+_FLIP, _JITTER, _ORDER, _BRIGHTNESS, _CONTRAST, _SATURATION, _HUE, _GREY, _BLUR, _SIGMA, _ANGLE, _SHEAR = range(12)
+_TOP, _LEFT, _FIRST_TRY = 12, 13, 14
+_TRIES = 10
+_COUNT = _FIRST_TRY + 2 * _TRIES
+
+_JITTER_OPERATIONS = ("brightness", "contrast", "saturation", "hue")
+_JITTER_ORDERS = tuple(itertools.permutations(range(4)))  # 24
+
+
+def _between(low: float, high: float, u: float) -> float:
+    return low + (high - low) * u
+
+
+def _draw_box(preset: Preset, width: int, height: int, u: list[float]) -> Box:
+    """torchvision's RandomResizedCrop: ten attempts at an area and a ratio that fit, else a central crop."""
+    low, high = preset.crop_scale
+    log_low, log_high = math.log(preset.crop_ratio[0]), math.log(preset.crop_ratio[1])
+    for place in range(_FIRST_TRY, _COUNT, 2):
+        area = width * height * _between(low, high, u[place])
+        ratio = math.exp(_between(log_low, log_high, u[place + 1]))
+        w, h = round(math.sqrt(area * ratio)), round(math.sqrt(area / ratio))
+        if 0 < w <= width and 0 < h <= height:
+            return int(u[_TOP] * (height - h + 1)), int(u[_LEFT] * (width - w + 1)), h, w
+    w, h = width, height
+    if width / height < preset.crop_ratio[0]:
+        h = round(w / preset.crop_ratio[0])
+    elif width / height > preset.crop_ratio[1]:
+        w = round(h * preset.crop_ratio[1])
+    return (height - h) // 2, (width - w) // 2, h, w
+
+
+def _draw_jitter(preset: Preset, u: list[float]) -> tuple[tuple[str, float], ...] | None:
+    if u[_JITTER] >= preset.jitter_p:
+        return None
+    strengths = (preset.brightness, preset.contrast, preset.saturation, preset.hue)
+    operations = []
+    for index in _JITTER_ORDERS[int(u[_ORDER] * 24)]:
+        strength = strengths[index]
+        if strength > 0:
+            low, high = (-strength, strength) if index == 3 else (max(0.0, 1 - strength), 1 + strength)
+            operations.append((_JITTER_OPERATIONS[index], _between(low, high, u[_BRIGHTNESS + index])))
+    return tuple(operations)
+
+
+def draw(preset: Preset, width: int, height: int, rng: np.random.Generator) -> ViewParams:
+    """The parameters of one view of a ``width`` x ``height`` image; takes the same 34 numbers from ``rng`` always."""
+    u = rng.random(_COUNT).tolist()
+    affine = None
+    if preset.degrees or preset.shear:
+        affine = (preset.degrees * (2 * u[_ANGLE] - 1), preset.shear * (2 * u[_SHEAR] - 1))
+    return ViewParams(
+        order=preset.order,
+        box=_draw_box(preset, width, height, u),
+        jitter=_draw_jitter(preset, u),
+        grey=u[_GREY] < preset.grey_p,
+        blur=_between(*preset.blur_sigma, u[_SIGMA]) if u[_BLUR] < preset.blur_p else None,
+        flip=u[_FLIP] < preset.flip_p,
+        affine=affine,
+    )
+
+
+def _crop(image: Image.Image, params: ViewParams, size: int) -> Image.Image:
+    i, j, h, w = params.box
+    # Cropped first: resize(box=...) would let the filter see pixels outside the crop, which torchvision does not.
+    image = image.crop((j, i, j + w, i + h))
+    return image if h == w == size else image.resize((size, size), Image.Resampling.BILINEAR)
+
+
+def _grey(image: Image.Image, params: ViewParams, size: int) -> Image.Image:
+    return image.convert("L").convert("RGB") if params.grey and image.mode == "RGB" else image
+
+
+def _blur(image: Image.Image, params: ViewParams, size: int) -> Image.Image:
+    return image if params.blur is None else image.filter(ImageFilter.GaussianBlur(params.blur))
+
+
+def _flip(image: Image.Image, params: ViewParams, size: int) -> Image.Image:
+    return image.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if params.flip else image
+
+
+def _affine(image: Image.Image, params: ViewParams, size: int) -> Image.Image:
+    """Rotation after a horizontal shear about the centre, bilinear, black outside."""
+    if params.affine is None:
+        return image
+    angle, shear = math.radians(params.affine[0]), math.tan(math.radians(params.affine[1]))
+    # PIL asks where each output pixel comes from: the inverse of R(angle) [[1, -shear], [0, 1]], of determinant 1.
+    cos, sin = math.cos(angle), math.sin(angle)
+    a, b, c, d = cos - shear * sin, sin + shear * cos, -sin, cos
+    x, y = image.width * 0.5, image.height * 0.5
+    matrix = (a, b, x - a * x - b * y, c, d, y - c * x - d * y)
+    return image.transform(image.size, Image.Transform.AFFINE, matrix, Image.Resampling.BILINEAR)
+
+
+def _brightness(image: Image.Image, factor: float) -> Image.Image:
+    return Image.blend(Image.new(image.mode, image.size, 0), image, factor)
+
+
+_LEVELS = range(256)
+
+
+def _contrast(image: Image.Image, factor: float) -> Image.Image:
+    grey = image if image.mode == "L" else image.convert("L")
+    mean = int(sum(map(operator.mul, grey.histogram(), _LEVELS)) / (image.width * image.height) + 0.5)
+    return Image.blend(Image.new(image.mode, image.size, (mean,) * len(image.getbands())), image, factor)
+
+
+def _saturation(image: Image.Image, factor: float) -> Image.Image:
+    if image.mode == "L":
+        return image
+    return Image.blend(image.convert("L").convert("RGB"), image, factor)
+
+
+def _hue(image: Image.Image, factor: float) -> Image.Image:
+    """Turns the hue by ``factor`` of a circle, truncated to 1/255 towards zero as torchvision does."""
+    if image.mode == "L":
+        return image
+    turn = Image.new("HSV", image.size, (int(factor * 255) & 255, 0, 0))
+    # in bytes, which wrap around; a table for point() would be read number by number in Python, for every image
+    return ImageChops.add_modulo(image.convert("HSV"), turn).convert("RGB")
+
+
+_FACTORS = {"brightness": _brightness, "contrast": _contrast, "saturation": _saturation, "hue": _hue}
+
+
+def _jitter(image: Image.Image, params: ViewParams, size: int) -> Image.Image:
+    for name, factor in params.jitter or ():
+        image = _FACTORS[name](image, factor)
+    return image
+
+
+_OPERATIONS: dict[str, Callable[[Image.Image, ViewParams, int], Image.Image]] = {
+    "affine": _affine,
+    "crop": _crop,
+    "jitter": _jitter,
+    "grey": _grey,
+    "blur": _blur,
+    "flip": _flip,
+}
+
+
+def to_tensor(image: Image.Image) -> torch.Tensor:
+    """(C, h, w) uint8 of an image in mode "L" or "RGB"."""
+    pixels = np.asarray(image)  # (h, w) or (h, w, 3), read-only
+    if pixels.ndim == 2:
+        return torch.from_numpy(pixels[None].copy())
+    return torch.from_numpy(pixels.transpose(2, 0, 1).copy())
+
+
+def apply(image: Image.Image, params: ViewParams, size: int) -> torch.Tensor:
+    """The view of ``image`` (mode "L" or "RGB") that ``params`` describe: (C, s, s) uint8, s = ``size``.
+
+    Grey images pass through grey, saturation and hue unchanged.
+    """
+    for name in params.order:
+        image = _OPERATIONS[name](image, params, size)
+    return to_tensor(image)
+
+
+def shrink_for(boxes: Sequence[Box], size: int) -> int:
+    """8, 4, 2 or 1: by how much an image may be shrunk so that every crop still has ``size`` pixels each way."""
+    least = min(min(h, w) for _, _, h, w in boxes)
+    return next((shrink for shrink in (8, 4, 2) if least >= size * shrink), 1)
+
+
+def crop_tensor(pixels: torch.Tensor, box: Box, size: int) -> torch.Tensor:
+    """(C, s, s) uint8 of (C, H, W) uint8: torchvision's resized_crop of tensors, within two levels of PIL's.
+
+    Each of its two passes rounds weights to 16 bits, PIL to 22, and both round pixels to 8.
+    """
+    i, j, h, w = box
+    part = pixels[None, :, i : i + h, j : j + w]
+    return functional.interpolate(part, (size, size), mode="bilinear", antialias=True, align_corners=False)[0]
+
+
+def crop_shrunk(image: Image.Image, box: Box, shrink: int, size: int) -> torch.Tensor:
+    """(C, s, s) uint8: ``box`` of the full image, cut out of one decoded at 1 / ``shrink``, at the same place exactly.
+
+    A box that begins or ends inside a pixel of the shrunk image takes that pixel's share.
+    """
+    top, left, bottom, right = (x / shrink for x in (box[0], box[1], box[0] + box[2], box[1] + box[3]))
+    i, j = int(top), int(left)
+    part = image.crop((j, i, min(math.ceil(right), image.width), min(math.ceil(bottom), image.height)))
+    inside = (left - j, top - i, min(right - j, part.width), min(bottom - i, part.height))
+    return to_tensor(part.resize((size, size), Image.Resampling.BILINEAR, box=inside))
+
+
+def split_order(order: tuple[str, ...]) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """The operations up to the crop, and those after it, which :func:`moco.data.augment.by_torch.finish` makes on
+    batches."""
+    crop = order.index("crop") + 1
+    return order[:crop], order[crop:]
+
+
+def eval_view(image: Image.Image, size: int) -> torch.Tensor:
+    """(C, s, s) uint8 without randomness.
+
+    From 64 pixels on the protocol of ImageNet probes, 256 to 224 in proportion: short side to round(s 256 / 224), then
+    the central s x s. Below, images are taken whole: short side to s, centre.
+    """
+    short = round(size * 256 / 224) if size >= 64 else size
+    width, height = image.size
+    if min(width, height) != short:
+        # The long side is truncated, as torchvision's Resize does.
+        if width <= height:
+            width, height = short, int(short * height / width)
+        else:
+            width, height = int(short * width / height), short
+        image = image.resize((width, height), Image.Resampling.BILINEAR)
+    top, left = round((height - size) / 2), round((width - size) / 2)
+    return to_tensor(image.crop((left, top, left + size, top + size)))
+
+
+_MOCO_V2 = Preset(
+    order=("crop", "jitter", "grey", "blur", "flip"),
+    crop_scale=(0.2, 1.0),
+    jitter_p=0.8,
+    brightness=0.4,
+    contrast=0.4,
+    saturation=0.4,
+    hue=0.1,
+    grey_p=0.2,
+    blur_p=0.5,
+    flip_p=0.5,
+)
+
+PRESETS: dict[str, Preset] = {
+    # MoCo's main_moco.py without and with --aug-plus.
+    "v1": replace(_MOCO_V2, order=("crop", "grey", "jitter", "flip"), jitter_p=1.0, hue=0.4, blur_p=0.0),
+    "v2": _MOCO_V2,
+    # MoCo's CIFAR-10 notebook: torchvision's default crop scale, no blur.
+    "cifar": replace(_MOCO_V2, order=("crop", "flip", "jitter", "grey"), crop_scale=(0.08, 1.0), blur_p=0.0),
+    # SupContrast's, for SupCon and SimCLR alike.
+    "supcon": replace(_MOCO_V2, order=("crop", "flip", "jitter", "grey"), blur_p=0.0),
+    # Ours, for grey symbols of about 28 pixels: a mirrored digit is another symbol, so nothing is flipped.
+    "digits": Preset(
+        order=("affine", "crop", "jitter"),
+        crop_scale=(0.5, 1.0),
+        jitter_p=0.8,
+        brightness=0.4,
+        contrast=0.4,
+        degrees=15.0,
+        shear=10.0,
+    ),
+}
+
+
+def get_preset(name: str) -> Preset:
+    """The preset ``name``; UserError when there is none."""
+    if name not in PRESETS:
+        raise UserError(f"unknown augmentation preset {name}: choose one of {', '.join(PRESETS)}")
+    return PRESETS[name]
+
+
+def probe_preset(flip: bool) -> Preset:
+    """Views that the linear probe trains on: RandomResizedCrop with torchvision's defaults, then a flip."""
+    return Preset(order=("crop", "flip"), flip_p=0.5 if flip else 0.0)

@@ -1,0 +1,241 @@
+"""Which images a step gets on which rank, the loader, normalisation, and the count of bad images.
+
+Legend: N images of a batch, C channels, h x w pixels, B images of a step over all ranks, n images of the data set.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import threading
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from moco.data.augment.by_pil import Preset, split_order
+from moco.data.augment.by_torch import finish
+from moco.data.datasets import Key, TwoViews
+from moco.data.sources.base import Source
+from moco.errors import UserError
+from moco.seeding import torch_generator
+
+WINDOW = 8192  # images, of shards read in order, that are shuffled together: four or five shards of photographs
+
+
+class EpochSampler(Sampler[list[Key]]):
+    """Batches of (epoch, index) keys for one rank, a function of (n, batch, seed, epoch, world, rank) alone.
+
+    ``batch`` is B, the images of a step over all ranks. Step t takes places tB..(t+1)B of one permutation of the n
+    images, and rank r the r-th of ``world`` equal runs of them: the ranks together see what one process sees.
+    With ``drop_last`` the n mod B images at the end are left out; without, the last step is short, filled from the
+    start of the permutation to a multiple of ``world``.
+    Raises UserError when B is not a multiple of ``world`` or no batch would be left.
+    """
+
+    def __init__(
+        self,
+        n: int,
+        batch: int,
+        seed: int,
+        world: int = 1,
+        rank: int = 0,
+        drop_last: bool = True,
+        shuffle: bool = True,
+    ) -> None:
+        if batch < 1 or batch % world:
+            raise UserError(f"--batch-size {batch} cannot be divided among {world} processes: choose a multiple of it")
+        if n < 1 or (drop_last and n < batch):
+            raise UserError(f"the data set has {n} images, fewer than one batch: lower --batch-size {batch}")
+        self.n = n
+        self.batch = batch
+        self.seed = seed
+        self.world = world
+        self.rank = rank
+        self.drop_last = drop_last
+        self.shuffle = shuffle
+        self.epoch = 0
+        self.first_batch = 0
+        self.starts: np.ndarray | None = None
+
+    def in_shards(self, starts: np.ndarray | None) -> EpochSampler:
+        """Read in the order of files of several images, ``starts`` (shards,) their first images; None: any order.
+
+        The shards are put in random order, and images shuffled inside windows of ``WINDOW``. Each rank gets its own
+        run of whole shards (but for the first and the last), so the ranks see other images than one process would;
+        together they still see every image once.
+        """
+        self.starts = starts
+        return self
+
+    def __len__(self) -> int:
+        """Steps of a whole epoch, wherever the next one starts."""
+        return self.n // self.batch if self.drop_last else -(-self.n // self.batch)
+
+    def set_position(self, epoch: int, first_batch: int = 0) -> None:
+        """The next pass is ``epoch``, from its step ``first_batch`` on; what comes before is not loaded."""
+        self.epoch = epoch
+        self.first_batch = first_batch
+
+    def _order(self, epoch: int) -> torch.Tensor:
+        """(n,) int64: the order of the images in ``epoch``."""
+        if not self.shuffle:
+            return torch.arange(self.n)
+        generator = torch_generator("order", self.seed, epoch)
+        if self.starts is None:
+            return torch.randperm(self.n, generator=generator)
+        firsts, ends = self.starts.tolist(), [*self.starts[1:].tolist(), self.n]
+        shards = torch.randperm(len(firsts), generator=generator).tolist()
+        order = torch.cat([torch.arange(firsts[shard], ends[shard]) for shard in shards])
+        windows = torch.arange(self.n) // WINDOW + torch.rand(self.n, generator=generator, dtype=torch.float64)
+        order = order[windows.argsort()]
+        # A step takes the ranks' shares one after another: deal each rank's run out to the steps.
+        steps = self.n // self.batch
+        whole = order[: steps * self.batch].view(self.world, steps, self.batch // self.world)
+        return torch.cat([whole.transpose(0, 1).reshape(-1), order[steps * self.batch :]])
+
+    def __iter__(self) -> Iterator[list[Key]]:
+        epoch, order = self.epoch, self._order(self.epoch)
+        for step in range(self.first_batch, len(self)):
+            start = step * self.batch
+            share = -(-min(self.batch, self.n - start) // self.world)  # images a rank
+            first = start + self.rank * share
+            places = torch.arange(first, first + share) % self.n  # wraps to the start of the permutation
+            yield [(epoch, index) for index in order[places].tolist()]
+
+
+# Schedulers and Ctrl-C signal every process of a job. A worker that died of it would raise in the main process in the
+# middle of the step that it wants to finish before it saves. So workers ignore these signals, except for SIGTERM from
+# their parent, with which torch ends a worker that does not end by itself. Without sigwaitinfo (macOS) the sender
+# cannot be told, and workers keep torch's handling.
+_SIGNALS_OF_THE_JOB = {signal.SIGTERM, signal.SIGINT, signal.SIGUSR1} if hasattr(signal, "sigwaitinfo") else set()
+
+
+@contextlib.contextmanager
+def _blocked_signals() -> Iterator[None]:
+    """Blocks the job's signals: every thread of a process started meanwhile is born with them blocked."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS_OF_THE_JOB)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _exit_when_the_parent_asks() -> None:
+    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != os.getppid():
+        continue
+    os._exit(0)
+
+
+def _prepare_worker(_: int) -> None:
+    """One torch thread a worker, and an ear for the parent's SIGTERM."""
+    torch.set_num_threads(1)
+    if _SIGNALS_OF_THE_JOB:
+        threading.Thread(target=_exit_when_the_parent_asks, daemon=True).start()
+
+
+def _plain_errors(batches: Iterator[Any]) -> Iterator[Any]:
+    """Takes a worker's UserError out of the stack trace that the loader wraps it in."""
+    try:
+        yield from batches
+    except UserError as error:
+        raise UserError(str(error).strip().rsplit("UserError: ", 1)[-1]) from None
+
+
+class Loader(DataLoader):
+    """A DataLoader over an EpochSampler's keys; ``set_position`` on the sampler holds for the next pass."""
+
+    def __iter__(self) -> Any:
+        # The loader's own iterator is made here, not at the first batch, so that workers start to load at once.
+        with _blocked_signals():
+            batches = super().__iter__()
+        return _plain_errors(batches)
+
+
+def make_loader(dataset: Dataset, sampler: EpochSampler, workers: int = 0, pin_memory: bool = False) -> Loader:
+    """Batches of ``dataset``, a dict of tensors with first dimension N; the global random state is left alone.
+
+    Workers live as long as the loader. ``pin_memory`` needs CUDA and is ignored without.
+    """
+    return Loader(
+        dataset,
+        batch_sampler=sampler,
+        num_workers=workers,
+        persistent_workers=workers > 0,
+        worker_init_fn=_prepare_worker,
+        pin_memory=pin_memory and torch.cuda.is_available(),
+        generator=torch.Generator(),
+    )
+
+
+class Finishing:
+    """Batches of a loader over ``TwoViews(crop_only=True)``, their views, also more than two, finished on ``device``.
+
+    order: the preset's operations. The numbers are those that the workers would have computed.
+    """
+
+    def __init__(self, loader: Loader, order: tuple[str, ...], device: torch.device) -> None:
+        self.loader = loader
+        self.order = split_order(order)[1]
+        self.device = device
+
+    def __iter__(self) -> Iterator[dict[str, torch.Tensor]]:
+        for batch in self.loader:
+            for name in (n for n in ("q", "k", "more") if n in batch):
+                views = batch[name].to(self.device, non_blocking=True)  # (N, C, h, w); more: (N, V - 2, C, h, w)
+                table = batch.pop(f"{name}_params")
+                finished = finish(views.flatten(0, -4), table.flatten(0, -2), self.order)
+                batch[name] = finished.view(views.shape)
+            yield batch
+
+
+def two_views(
+    source: Source,
+    preset: Preset,
+    size: int,
+    seed: int,
+    sampler: EpochSampler,
+    workers: int,
+    aug_device: str,
+    decode: str,
+    device: torch.device,
+    views: int = 2,
+) -> Loader | Finishing:
+    """Batches of :class:`moco.data.TwoViews`; ``aug_device`` says who makes a view after its crop.
+
+    "cpu": the workers. "gpu": ``device``, whatever it is; the numbers are the same. "auto": the workers, until the
+    other way has run on a GPU. decode: "exact" or "fast", see TwoViews. views: V of each image.
+    """
+    on_device = aug_device == "gpu"
+    dataset = TwoViews(source, preset, size, seed, crop_only=on_device, fast=decode == "fast", views=views)
+    loader = make_loader(dataset, sampler.in_shards(source.starts), workers, pin_memory=True)
+    return Finishing(loader, preset.order, device) if on_device else loader
+
+
+class BadImages:
+    """Counts the distinct images that could not be read and were replaced; more than ``limit`` end the run."""
+
+    def __init__(self, limit: int) -> None:
+        self.limit = limit
+        self.seen: set[int] = set()
+
+    def note(self, batch: dict[str, torch.Tensor], source: Source) -> list[str]:
+        """Names of the images in ``batch["bad"]`` (N,) not seen before; UserError above the limit."""
+        new = {index for index in batch["bad"].tolist() if index >= 0} - self.seen
+        self.seen |= new
+        names = [source.name_of(index) for index in sorted(new)]
+        if len(self.seen) > self.limit:
+            raise UserError(
+                f"{len(self.seen)} images of {source.name} cannot be read, the limit is {self.limit} "
+                f"(last: {names[-1] if names else 'counted before'}): repair them or raise the limit"
+            )
+        return names
+
+    def state_dict(self) -> dict[str, list[int]]:
+        return {"seen": sorted(self.seen)}
+
+    def load_state_dict(self, state: dict[str, list[int]]) -> None:
+        self.seen = set(state["seen"])

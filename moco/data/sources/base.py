@@ -1,0 +1,236 @@
+"""A source of images: how many there are, what they are called, and image i decoded.
+
+Legend: N images, H x W pixels, C channels (1 or 3).
+"""
+
+from __future__ import annotations
+
+import abc
+import contextlib
+import hashlib
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from moco.data.sources.decode import contents, decode, reading, to_eight_bits
+from moco.errors import UserError
+
+LOOKED_AT = 1000  # files, spread over the set, whose size is a part of a fingerprint: a million would take minutes
+HASHED = 10_000  # images in memory, likewise, whose pixels are
+
+
+class Source(abc.ABC):
+    """N labelled or unlabelled images.
+
+    name: what messages call it. classes: names of the classes, or None. labels: (N,) int64 index into ``classes``, or
+    None when unlabelled. channels: 1 or 3, the mode of every loaded image. native_size: the side in pixels when all
+    images are squares of one size, else None. starts: (shards,) numbers of the first image of each file that is to be
+    read from its beginning to its end, or None when images may be read in any order.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        channels: int,
+        classes: list[str] | None = None,
+        labels: np.ndarray | None = None,
+        native_size: int | None = None,
+    ) -> None:
+        self.name = name
+        self.channels = channels
+        self.classes = classes
+        self.labels = None if labels is None else np.asarray(labels, dtype=np.int64)
+        self.native_size = native_size
+        self.starts: np.ndarray | None = None
+
+    @abc.abstractmethod
+    def __len__(self) -> int: ...
+
+    @abc.abstractmethod
+    def load(self, index: int) -> Image.Image:
+        """Image ``index`` in mode "L" or "RGB" by ``channels``; BadImageError when it cannot be read."""
+
+    def read(self, index: int) -> bytes | None:
+        """The file of image ``index`` as it is, BadImageError when it cannot be read; None for images in memory."""
+        return None
+
+    def files(self) -> Sequence[str]:
+        """Paths of the files that hold the images, one an image or fewer; empty for images that need no decoding."""
+        return ()
+
+    @abc.abstractmethod
+    def name_of(self, index: int) -> str:
+        """Where image ``index`` comes from: its path, or for images in memory such as ``mnist5k[12]``."""
+
+    def identity(self) -> Iterator[bytes]:
+        """What tells these images from others, in their order and wherever they lie, besides number and labels."""
+        yield from (self.name_of(index).encode(errors="surrogateescape") + b"\n" for index in range(len(self)))
+
+    def fingerprint(self) -> str:
+        """Sixteen characters that are those of the same images with the same labels, moved or not, cached or not.
+
+        A second for a million files: their names below the folder that they share count, and a thousand's sizes.
+        """
+        digest = hashlib.sha256(f"{len(self)} images\n".encode())
+        if self.labels is not None:
+            digest.update(self.labels.astype("<i8").tobytes())
+        for part in self.identity():
+            digest.update(part)
+        return digest.hexdigest()[:16]
+
+
+def spread(count: int, most: int) -> list[int]:
+    """Numbers of ``most`` of ``count`` things at most, the first and the last among them."""
+    return np.linspace(0, count - 1, min(most, count)).astype(int).tolist()
+
+
+class Paths(Sequence[str]):
+    """Many strings in one buffer.
+
+    A list of a million strings is copied into every worker page by page, because reading a string touches its
+    reference count; one buffer stays shared.
+    """
+
+    def __init__(self, paths: Sequence[str]) -> None:
+        encoded = [os.fsencode(path) for path in paths]
+        self._buffer = b"".join(encoded)
+        self._ends = np.cumsum([len(path) for path in encoded], dtype=np.int64)  # (N,)
+
+    def __len__(self) -> int:
+        return len(self._ends)
+
+    def __getitem__(self, index: Any) -> str:
+        end = int(self._ends[index])
+        start = int(self._ends[index - 1]) if index else 0
+        return os.fsdecode(self._buffer[start:end])
+
+    def relative(self) -> bytes:
+        """All of them, a line each, without the folder that they share."""
+        ends = self._ends.tolist()
+        whole = [self._buffer[start:end] for start, end in zip([0, *ends], ends, strict=False)]
+        first, last = min(whole, default=b""), max(whole, default=b"")
+        same = next((i for i, (a, b) in enumerate(zip(first, last, strict=False)) if a != b), len(first))
+        start = first.rfind(b"/", 0, same) + 1
+        return b"\n".join(path[start:] for path in whole)
+
+
+class FileSource(Source):
+    """Image files, decoded at every load."""
+
+    def __init__(
+        self,
+        name: str,
+        paths: Sequence[str],
+        channels: int = 3,
+        classes: list[str] | None = None,
+        labels: np.ndarray | None = None,
+    ) -> None:
+        super().__init__(name, channels, classes, labels)
+        self.paths = Paths(paths)
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def read(self, index: int) -> bytes:
+        return reading(self.paths[index], lambda: contents(self.paths[index]))
+
+    def load(self, index: int) -> Image.Image:
+        return decode(self.paths[index], self.channels)
+
+    def files(self) -> Sequence[str]:
+        return self.paths
+
+    def name_of(self, index: int) -> str:
+        return self.paths[index]
+
+    def identity(self) -> Iterator[bytes]:
+        yield self.paths.relative()
+        for index in spread(len(self), LOOKED_AT):
+            size = -1
+            with contextlib.suppress(OSError):  # a file that is not there is a bad image
+                size = os.stat(self.paths[index]).st_size
+            yield f"\n{size}".encode()
+
+
+class ArraySource(Source):
+    """Images in memory: ``images`` is (N, H, W) grey or (N, H, W, 3) RGB, uint8.
+
+    ``rows`` (N,) are the numbers that names carry when the images are a selection from a larger file. ``images`` may
+    be anything with ``shape`` and ``images[i]``. ``channels`` None keeps what the images have.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        images: Any,
+        channels: int | None = None,
+        classes: list[str] | None = None,
+        labels: np.ndarray | None = None,
+        rows: np.ndarray | None = None,
+    ) -> None:
+        shape = images.shape
+        own = 1 if len(shape) == 3 else 3
+        square = shape[1] if shape[1] == shape[2] else None
+        super().__init__(name, channels or own, classes, labels, square)
+        self.images = images
+        self.rows = rows
+
+    def __len__(self) -> int:
+        return self.images.shape[0]
+
+    def load(self, index: int) -> Image.Image:
+        return to_eight_bits(Image.fromarray(self.images[index]), self.channels)
+
+    def name_of(self, index: int) -> str:
+        return f"{self.name}[{index if self.rows is None else int(self.rows[index])}]"
+
+    def identity(self) -> Iterator[bytes]:
+        yield str(tuple(self.images.shape)).encode()
+        for index in spread(len(self), HASHED):
+            yield np.ascontiguousarray(self.images[index]).tobytes()
+
+
+@dataclass
+class Sources:
+    """What a data set offers: images to pretrain on, and a labelled pair for probes and k-NN (both or neither).
+
+    ``no_pair`` says in one sentence why there is no pair.
+    """
+
+    pretrain: Source
+    train: Source | None = None
+    val: Source | None = None
+    no_pair: str = ""
+
+
+def paired(pretrain: Source, train: Source, val: Source) -> Sources:
+    """``train`` and ``val`` with labels that mean the same class: those of ``val`` are renumbered by name.
+
+    Raises UserError for a class of ``val`` that ``train`` does not have.
+    """
+    for source in (train, val):
+        if source.labels is None or source.classes is None:
+            return Sources(pretrain, no_pair=f"{source.name} has no labels")
+    assert train.classes is not None
+    unknown = renumber(val, train.classes)
+    if unknown:
+        names = ", ".join(unknown[:5]) + (" and more" if len(unknown) > 5 else "")
+        raise UserError(f"{val.name} has classes that {train.name} lacks ({names}): give both the same classes")
+    return Sources(pretrain, train, val)
+
+
+def renumber(source: Source, classes: list[str]) -> list[str]:
+    """Give the labels of ``source``, in place, the numbers that its classes have in ``classes``; returns the names
+    that are not among them, and then nothing is changed."""
+    assert source.classes is not None
+    assert source.labels is not None
+    number = {name: index for index, name in enumerate(classes)}
+    unknown = [name for name in source.classes if name not in number]
+    if not unknown:
+        numbers = np.array([number[name] for name in source.classes], dtype=np.int64)
+        source.labels, source.classes = numbers[source.labels], classes
+    return unknown

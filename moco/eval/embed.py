@@ -1,0 +1,329 @@
+"""Features of a set of images as a file, and their picture in two dimensions.
+
+    python -m moco.embed CHECKPOINT DIR [flags] --out FOLDER        --help lists the flags
+
+In --out: features.npz or features.safetensors (all images), embedding.png, and embedding.html, one file that shows each
+image under the pointer and loads nothing. Exit codes: 0 done; 2 input that cannot be used.
+
+Legend: n images of the set, N points of the picture, F feature width.
+"""
+
+from __future__ import annotations
+
+import base64
+import copy
+import html
+import importlib
+import io
+import json
+import os
+from argparse import Namespace
+from collections.abc import Sequence
+from functools import partial
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import nn
+
+from moco import data, distributed, files
+from moco.data import BadImages, Source, Sources
+from moco.errors import UserError
+from moco.eval.knn import Reading, Share, read_set
+from moco.models.encoder import build_encoder
+from moco.seeding import numpy_generator
+from moco.weights.read import PUBLISHED, fill_backbone, read_backbone, settle
+
+AMP = {"off": None, "bf16": torch.bfloat16, "fp16": torch.float16}
+MAX_BAD_IMAGES = 100  # more end the run
+FEWEST = 10  # images that a picture needs; the methods look at neighbourhoods
+THUMBNAIL = 64  # longest side in pixels
+
+
+def worker(args: Namespace) -> int:
+    """One process of the command, from data to files; returns the exit code."""
+    if args.picture in EXTRAS:
+        _extra(args.picture)  # said before an hour of features, not after it
+    make_folder(args.out)
+    distributed.by_main(partial(write, args, read(args)))
+    return 0
+
+
+def write(args: Namespace, found: Found) -> None:
+    """The files. A picture of many points takes minutes."""
+    share, source = found.share, found.source
+    print(f"{args.arch} at {found.size} px: {found.words}")
+    written = save_features(share, source, args.out, args.format)
+    print(f"{len(share.x)} x {share.x.shape[1]} features of {source.name}: {written}")
+    if args.picture != "none":
+        draw(share, source, args.out, args.picture, args.points, args.seed)
+
+
+class Found(NamedTuple):
+    """Features and where they come from."""
+
+    share: Share  # of all images, on every process
+    source: Source
+    encoder: nn.Module
+    size: int  # of the views, pixels
+    words: str  # what was read from the checkpoint
+
+
+def read(args: Namespace) -> Found:
+    """Features of the images that the flags of this command name; every process has to call."""
+    settled = settle(args, args.checkpoint)
+    opening = partial(
+        data.open_sources, args.dataset, args.data,
+        download=args.download, val_path=args.val_data, channels=args.channels, cache=args.cache,
+    )  # fmt: skip
+    source = choose(distributed.first_on_node(opening, wait=bool(args.download or args.cache)), args.split)
+    size, mean, std = settled.of(source)
+
+    # The head's width is of no account: features are what enters it.
+    encoder = build_encoder(args.arch, 2, stem=args.stem, size=size, in_chans=source.channels)
+    reading = partial(read_backbone, encoder, args.checkpoint, args.arch)
+    weights, words = distributed.first_on_node(reading, wait=args.checkpoint.startswith(PUBLISHED))
+    fill_backbone(encoder, weights)
+    device, unreadable = distributed.device(), BadImages(MAX_BAD_IMAGES)
+
+    def note(batch: dict[str, torch.Tensor], source: Source) -> None:
+        for name in unreadable.note(batch, source):
+            print(f"unreadable image left out: {name}", flush=True)
+
+    how = Reading(
+        size, args.batch_size * distributed.nodes(), device, mean, std, distributed.share_of_cores(args.workers),
+        AMP[args.amp], note,
+    )  # fmt: skip
+    return Found(read_set(encoder.to(device), source, how), source, encoder, size, words + settled.words)
+
+
+def choose(sources: Sources, split: str | None) -> Source:
+    """The images to embed: held-out ones where there are any, else all. Unlabelled ones get the label -1."""
+    if split == "val" and sources.val is None:
+        raise UserError(f"--split val: {sources.no_pair or 'there are no held-out images'}; leave it out.")
+    held_out = None if split == "train" else sources.val
+    source = held_out or sources.train or sources.pretrain
+    if source.labels is None:
+        source = copy.copy(source)
+        source.labels = np.full(len(source), -1)
+    return source
+
+
+# -------------------------------------------------------------------------------------------------------- files
+
+
+def make_folder(path: str) -> None:
+    """The folder of --out; UserError when it cannot be made."""
+    try:
+        os.makedirs(path, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"--out {path} cannot be made ({error.strerror}); choose another.") from error
+
+
+def save_features(share: Share, source: Source, folder: str, kind: str) -> str:
+    """Write features (n, F) float32, labels (n,) int64 (-1: unlabelled), names and classes; returns the path.
+
+    As npz: arrays ``features``, ``labels``, ``names`` and ``classes``. As safetensors: tensors ``features``, ``labels``
+    and ``names``, the latter the bytes of all names with a zero byte between two; and the metadata ``classes``, a JSON
+    list. Names are as :meth:`moco.data.Source.name_of` has them.
+    """
+    names = [source.name_of(int(i)) for i in share.ids]
+    classes = list(source.classes or ())
+
+    def npz(path: str) -> None:
+        with open(path, "wb") as file:
+            np.savez(file, features=share.x.numpy(), labels=share.labels.numpy(), names=names, classes=classes)
+
+    def safetensors(path: str) -> None:
+        from safetensors.torch import save_file
+
+        text = torch.frombuffer(bytearray(b"\0".join(map(os.fsencode, names))), dtype=torch.uint8)
+        tensors = {"features": share.x, "labels": share.labels, "names": text}
+        save_file(tensors, path, {"classes": json.dumps(classes)})
+
+    path = os.path.join(folder, f"features.{kind}")
+    with files.replacing(path, "--out") as beside:
+        {"npz": npz, "safetensors": safetensors}[kind](beside)
+    return path
+
+
+# ------------------------------------------------------------------------------------------------ two dimensions
+
+
+def draw(share: Share, source: Source, folder: str, method: str, most: int, seed: int) -> None:
+    """Write embedding.png and embedding.html with at most ``most`` images, drawn by ``seed``."""
+    if len(share.x) < FEWEST:
+        raise UserError(f"a picture needs {FEWEST} images, not {len(share.x)}; --picture none writes features alone.")
+    rows = np.arange(len(share.x))
+    if len(rows) > most:
+        rows = np.sort(numpy_generator("sample", seed).choice(len(rows), most, replace=False))
+    points = METHODS[method](share.x.numpy()[rows], seed)  # (N, 2)
+    ids, labels = share.ids.numpy()[rows], share.labels.numpy()[rows]
+    classes = list(source.classes or ())
+    title = f"{source.name}: {len(rows)} of {len(share.x)} images, {method}"
+    if not classes:
+        labels, classes = np.zeros_like(labels), ["unlabelled"]
+    image = os.path.join(folder, "embedding.png")
+    picture([(title, points, labels)], classes, image)
+    names, thumbnails = zip(*((source.name_of(int(i)), thumbnail(source.load(int(i)))) for i in ids), strict=True)
+    text = page(title, points, labels, classes, names, thumbnails)
+    html = os.path.join(folder, "embedding.html")
+    files.write_text(text.encode(errors="replace").decode(), html, "--out")  # a file's name can be any bytes
+    print(f"{len(rows)} of them by {method}: {image}, {html}")
+
+
+def _unit(features: np.ndarray) -> np.ndarray:
+    return features / np.maximum(np.linalg.norm(features, axis=1, keepdims=True), 1e-12)
+
+
+def tsne(features: np.ndarray, seed: int = 0) -> np.ndarray:
+    """(N, F) features to (N, 2) by t-SNE (van der Maaten and Hinton, 2008) on cosine distances; N of at least 4."""
+    from sklearn.manifold import TSNE
+
+    unit = _unit(features)
+    perplexity = min(30.0, (len(unit) - 1) / 3)
+    return TSNE(init="pca", perplexity=perplexity, random_state=seed).fit_transform(unit)
+
+
+def umap_points(features: np.ndarray, seed: int = 0) -> np.ndarray:
+    """(N, F) features to (N, 2) by UMAP (arXiv 1802.03426) on unit rows, with its defaults."""
+    umap = _extra("umap")
+    neighbours = min(15, len(features) - 1)
+    # A seed makes it run in one thread; said here, it need not warn of that.
+    return umap.UMAP(n_neighbors=neighbours, random_state=seed, n_jobs=1).fit_transform(_unit(features))
+
+
+def pacmap_points(features: np.ndarray, seed: int = 0) -> np.ndarray:
+    """(N, F) features to (N, 2) by PaCMAP (arXiv 2012.04456) on unit rows, with its defaults."""
+    pacmap = _extra("pacmap")
+    neighbours = min(10, (len(features) - 1) // 2)
+    return pacmap.PaCMAP(n_neighbors=neighbours, random_state=seed).fit_transform(_unit(features))
+
+
+METHODS = {"tsne": tsne, "umap": umap_points, "pacmap": pacmap_points}
+EXTRAS = {"umap": "umap-learn", "pacmap": "pacmap"}  # module and extra: package
+
+
+def _extra(name: str) -> Any:
+    try:
+        return importlib.import_module(name)
+    except ImportError as error:
+        raise UserError(f"--picture {name} needs the package {EXTRAS[name]}: run `pip install .[{name}]`.") from error
+
+
+# ----------------------------------------------------------------------------------------------------- pictures
+
+
+def _colour(label: int, classes: int) -> str:
+    from matplotlib import colormaps
+    from matplotlib.colors import to_hex
+
+    colours = colormaps["tab10" if classes <= 10 else "tab20"]
+    return to_hex(colours(label % colours.N))
+
+
+def picture(panels: list[tuple[str, np.ndarray, np.ndarray]], classes: list[str], path: str) -> None:
+    """Write a PNG with one scatter plot a panel.
+
+    Args:
+        panels: (title, (N, 2) points, (N,) labels).
+        classes: names for the legend, by label.
+        path: of the PNG.
+    """
+    import matplotlib
+
+    matplotlib.use("Agg")  # no screen is needed
+    from matplotlib import pyplot as plt
+
+    figure, axes = plt.subplots(1, len(panels), figsize=(6 * len(panels), 6), squeeze=False)
+    for axis, (title, points, labels) in zip(axes[0], panels, strict=True):
+        for label, name in enumerate(classes):
+            mine = points[labels == label]
+            axis.scatter(mine[:, 0], mine[:, 1], s=8, color=_colour(label, len(classes)), label=name)
+        axis.set_title(title)
+        axis.set_xticks([])
+        axis.set_yticks([])
+    if len(classes) <= 20:
+        axes[0][-1].legend(markerscale=2, loc="center left", bbox_to_anchor=(1, 0.5))
+    files.write_figure(figure, path, "--out")
+
+
+def thumbnail(image: Image.Image) -> str:
+    """A small JPEG of ``image`` as a data URI."""
+    small = image.convert("RGB")
+    small.thumbnail((THUMBNAIL, THUMBNAIL))
+    file = io.BytesIO()
+    small.save(file, "JPEG", quality=75)
+    return "data:image/jpeg;base64," + base64.b64encode(file.getvalue()).decode()
+
+
+# The policy in the head forbids the page to load anything from anywhere.
+_PAGE = """<!DOCTYPE html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta http-equiv="Content-Security-Policy"
+ content="default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'unsafe-inline'">
+<title>{title}</title>
+<style>
+body {{ font: 14px sans-serif; margin: 1em; }}
+svg {{ width: 100%; height: 85vh; }}
+circle:hover {{ stroke: #000; stroke-width: 2; }}
+#legend span {{ margin-right: 1em; white-space: nowrap; }}
+#tip {{ position: fixed; padding: 6px; background: #fff; color: #000; border: 1px solid #888; pointer-events: none; }}
+#tip img {{ display: block; width: 128px; margin-bottom: 4px; }}
+</style>
+</head>
+<body>
+<div>{title}</div>
+<div id="legend">{legend}</div>
+<svg viewBox="0 0 1000 1000">
+{circles}
+</svg>
+<div id="tip" hidden><img alt=""><div></div></div>
+<script>
+const tip = document.getElementById("tip"), [image, text] = tip.children;
+function show(event) {{
+  const point = event.target.closest("circle");
+  tip.hidden = !point;
+  if (!point) return;
+  image.src = point.dataset.image;
+  text.textContent = point.dataset.text;
+  tip.style.left = Math.min(event.clientX + 12, innerWidth - 160) + "px";
+  tip.style.top = Math.min(event.clientY + 12, innerHeight - 190) + "px";
+}}
+for (const kind of ["pointermove", "pointerdown"]) addEventListener(kind, show);
+</script>
+</body>
+</html>
+"""
+
+
+def page(
+    title: str,
+    points: np.ndarray,
+    labels: np.ndarray,
+    classes: Sequence[str],
+    names: Sequence[str],
+    thumbnails: Sequence[str],
+) -> str:
+    """A web page with one circle a point, which shows its image, class and name under the pointer.
+
+    Args:
+        points: (N, 2). labels: (N,), below len(classes).
+        names, thumbnails: N each, the latter data URIs.
+    """
+    low, high = points.min(0), points.max(0)
+    places = 20 + 960 * (points - low) / np.maximum(high - low, 1e-12)  # (N, 2) in a square of 1000
+    circles = [
+        f'<circle cx="{x:.1f}" cy="{1000 - y:.1f}" r="5" fill="{_colour(int(label), len(classes))}" '
+        f'data-text="{html.escape(f"{classes[label]}: {name}")}" data-image="{uri}"/>'
+        for (x, y), label, name, uri in zip(places, labels, names, thumbnails, strict=True)
+    ]
+    legend = [
+        f'<span style="color: {_colour(label, len(classes))}">&#9679; {html.escape(name)}</span>'
+        for label, name in enumerate(classes)
+    ]
+    shown = "".join(legend) if len(classes) <= 20 else ""  # colours repeat beyond
+    return _PAGE.format(title=html.escape(title), legend=shown, circles="\n".join(circles))

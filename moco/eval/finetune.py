@@ -1,0 +1,628 @@
+"""Fine-tuning on few labels: an encoder and a new linear layer, a learning rate for each, cosine per epoch.
+
+The protocol of Barlow Twins (Zbontar et al., arXiv 2103.03230) as SynCo takes it over: cross-entropy, SGD, random
+crops and flips; the encoder is trained too, BatchNorm included, or kept as it is (``freeze``). Other losses, optimizers
+and schedules are a :class:`moco.eval.finetune_loss.Objective` and a :class:`Plan` away.
+
+Legend: N images on this process, C classes, B images of a step in all.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from functools import partial
+from itertools import islice
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import get_total_norm
+
+from moco import distributed, files, seeding
+from moco.data import EpochSampler, Labelled, Loader, Preset, Source, Sources, make_loader, open_sources
+from moco.errors import SIGTERM_EXIT, TrainingError, UserError
+from moco.eval import fewshot
+from moco.eval.finetune_loss import Judged, Objective
+from moco.eval.knn import Reading, unread_words
+from moco.eval.linear import Score, counts, labelled_pair, own_rows
+from moco.models.ema import update_unless
+from moco.models.encoder import backbone_keys, has_batchnorm, head_of, new_classifier, sync_batchnorm
+from moco.models.inputs import normalise
+from moco.train import checkpoint
+from moco.train.metrics import TOP5_FROM, Mean, accuracy, top5_words, without_top5
+from moco.train.optimizers import Plateau, layer_groups, let_the_device_decide, step_unless
+from moco.train.pretraining import LOOK_STEPS, StopRequest, outcome
+from moco.train.runlog import RunLog
+from moco.train.schedule import warm_up, warmed
+from moco.train.timers import Stopwatch
+from moco.weights.read import changes_of, fill_network, restore_changes
+from moco.weights.settings import images_of
+
+# The released code's names; they lie beside a probe's files and a pretraining's without harm.
+CHECKPOINT, BEST, RESULT = "checkpoint_semisup.pth.tar", "model_best_semisup.pth.tar", "result.json"
+CHOSEN_ON_TEST = (
+    "each epoch is evaluated on the test images: the best one is chosen on them, the last one is not "
+    "(--val-share holds training images out to choose on)"
+)
+KEPT = "checkpoint_semisup_{:04d}.pth.tar"  # of an epoch, counted from 0 as upstream's are
+
+
+# ------------------------------------------------------------------------------------------------ before a run
+
+
+def epochs_for(percent: float) -> int:
+    """SynCo's published lengths: 60 epochs on 1 % of the labels, 30 on 10 %, 90 on all; a share between two takes the
+    smaller one's. A list's share is never round: 12,811 of 1,281,167 names are its 1 %."""
+    return 60 if percent < 9.95 else 30 if percent < 99.95 else 90
+
+
+def labelled_images(sources: Sources, test: bool) -> tuple[Source, Source | None]:
+    """The labelled training images, and with ``test`` the test images too; UserError when the data lacks them."""
+    if test:
+        return labelled_pair(sources)
+    train = sources.train or sources.pretrain
+    if train.labels is None:
+        raise UserError(f"{train.name} has no labels: give class folders, or a list with a TAB and a label a line.")
+    return train, None
+
+
+def novel_images(sources: Sources, path: str, classes: str) -> Source:
+    """The images of few-shot episodes: those at ``path``, else the data's held-out ones, whose classes were trained on.
+
+    ``classes`` is as in :func:`moco.eval.fewshot.pool`.
+    """
+    if path:
+        sources = open_sources(path=path, channels=sources.pretrain.channels)
+    return fewshot.pool(sources, classes)
+
+
+def resume_path(resume: str, save_dir: str) -> str | None:
+    """The file that ``--resume`` means; None for a fresh start (nothing given, or ``auto`` and nothing there)."""
+    path = os.path.join(save_dir, CHECKPOINT) if resume == "auto" else resume
+    return path if path and (resume != "auto" or os.path.isfile(path)) else None
+
+
+def claim(save_dir: str, resumed: str | None, overwrite: bool) -> None:
+    """Refuse a folder that holds another run of this program, or a probe's result; see
+    :func:`moco.train.checkpoint.claim`.
+
+    Raises:
+        UserError: this run would write over another one.
+    """
+    more = (BEST, KEPT.replace("{:04d}", "[0-9]*"))
+    checkpoint.claim(save_dir, resumed, overwrite, (CHECKPOINT,), (RESULT,), more)
+
+
+# -------------------------------------------------------------------------------------------------- the network
+
+
+class Classifier(nn.Module):
+    """An encoder whose head is a new linear layer: weight normal with deviation .01, bias 0.
+
+    Args:
+        encoder: with C outputs.
+        mean, std: of the channels.
+        seed: of the layer's first weights.
+        freeze: only the layer is trained and the encoder stays in eval mode.
+        amp: the encoder's arithmetic, None for fp32; the loss is always fp32.
+        sync_bn: BatchNorm over the batch of all processes; the encoder's layers are replaced.
+
+    Raises:
+        UserError: the encoder's head is not one linear layer with a bias.
+    """
+
+    def __init__(
+        self,
+        encoder: nn.Module,
+        mean: Any,
+        std: Any,
+        seed: int,
+        freeze: bool,
+        amp: torch.dtype | None = None,
+        sync_bn: bool = False,
+    ) -> None:
+        super().__init__()
+        if sync_bn:
+            encoder = sync_batchnorm(encoder)
+        self.encoder, self.mean, self.std, self.freeze, self.amp = encoder, mean, std, freeze, amp
+        self._statistics: dict[torch.device, tuple[Tensor, Tensor]] = {}
+        layer = new_classifier(encoder, seed)
+        encoder.requires_grad_(not freeze)
+        layer.requires_grad_(True)
+        self.head = [layer.weight, layer.bias]
+
+    @property
+    def classes(self) -> int:
+        """C."""
+        return self.head[1].shape[0]
+
+    def train(self, mode: bool = True) -> Classifier:
+        """As of any module, but a frozen encoder stays in eval mode: its BatchNorm statistics are the file's."""
+        return super().train(mode and not self.freeze)
+
+    def prepare(self, images: Tensor) -> Tensor:
+        """Normalised fp32 pixels of uint8 images, both (N, channels, h, w)."""
+        if images.device not in self._statistics:  # copied there once: a copy from ordinary memory waits for a GPU
+            mean, std = (torch.as_tensor(x, dtype=torch.float32, device=images.device) for x in (self.mean, self.std))
+            self._statistics[images.device] = mean, std
+        mean, std = self._statistics[images.device]
+        return normalise(images, mean, std)
+
+    def forward(self, images: Tensor, with_features: bool = False) -> Any:
+        """(N, C) fp32 logits of (N, channels, h, w) images, uint8 or prepared, on the model's device; with_features:
+        also what enters the layer, (N, F)."""
+        pixels = self.prepare(images) if images.dtype == torch.uint8 else images
+        caught: list[Tensor] = []
+        layer = self.encoder.get_submodule(head_of(self.encoder))
+        handle = layer.register_forward_pre_hook(lambda module, inputs: caught.append(inputs[0]))
+        try:
+            with torch.autocast(pixels.device.type, self.amp, enabled=self.amp is not None):
+                logits = self.encoder(pixels)
+        finally:
+            handle.remove()
+        return (logits.float(), caught[0].flatten(1).float()) if with_features else logits.float()
+
+    def groups(
+        self, lr_classifier: float, lr_backbone: float, weight_decay: float = 0.0, layer_decay: float | None = None
+    ) -> list[dict[str, Any]]:
+        """Parameter groups in the released code's order: the layer, then the rest if it is trained; with
+        ``layer_decay`` those of :func:`moco.train.optimizers.layer_groups`, whose weight decay is per group."""
+        if layer_decay is not None:
+            return layer_groups(self.encoder, self.head, lr_classifier, lr_backbone, weight_decay, layer_decay)
+        head = {id(p) for p in self.head}
+        rest = [p for p in self.encoder.parameters() if id(p) not in head]
+        groups = [{"params": self.head, "lr": lr_classifier}]
+        return groups if self.freeze else [*groups, {"params": rest, "lr": lr_backbone}]
+
+    def backbone(self) -> dict[str, Tensor]:
+        """A copy, on the CPU, of every tensor but the layer's."""
+        keys = backbone_keys(self.encoder)
+        return {name: value.cpu().clone() for name, value in self.encoder.state_dict().items() if name in keys}
+
+
+# ---------------------------------------------------------------------------------------------------- the images
+
+
+@dataclass(frozen=True)
+class Images:
+    """A set's loader and the order in which it goes through the set. ``note`` sees every batch (bad images)."""
+
+    loader: Loader
+    sampler: EpochSampler
+    note: Callable[[dict[str, Tensor], Source], None]
+
+    def batches(self, epoch: int, first: int, watch: Stopwatch) -> Iterator[dict[str, Tensor]]:
+        """This process's batches of an epoch from ``first`` on; time spent waiting goes to ``watch``."""
+        self.sampler.set_position(epoch, first)
+        source = self.loader.dataset.source  # type: ignore[attr-defined]
+        for batch in watch.waiting_for(self.loader):
+            self.note(batch, source)
+            yield batch
+
+
+@dataclass(frozen=True)
+class Feed:
+    """How images reach the network. size: side in pixels. batch: B. seed: of order and crops. workers: loader processes
+    of this process. flip: training views may be mirrored. note: see :class:`Images`. preset, auto, views: of training
+    views, see :class:`moco.data.Labelled`."""
+
+    size: int
+    batch: int
+    seed: int
+    workers: int
+    flip: bool
+    note: Callable[[dict[str, Tensor], Source], None]
+    preset: Preset | None = None
+    auto: str = ""
+    views: int = 1
+
+    def of(self, source: Source, training: bool = False) -> Images:
+        """Batches of a set, no image dropped: shuffled random crops when ``training``, else whole images in order."""
+        world, rank = distributed.world_size(), distributed.rank()
+        sampler = EpochSampler(len(source), self.batch, self.seed, world, rank, drop_last=False, shuffle=training)
+        views = Labelled(
+            source, self.size, train=training, seed=self.seed, flip=self.flip, preset=self.preset, auto=self.auto,
+            views=self.views,
+        )  # fmt: skip
+        return Images(make_loader(views, sampler, self.workers, pin_memory=True), sampler, self.note)
+
+    def reading(self, model: Classifier) -> Reading:
+        """How measures of frozen features get the images."""
+        device = distributed.device()
+        return Reading(self.size, self.batch, device, model.mean, model.std, self.workers, model.amp, self.note)
+
+
+def check_batch(model: Classifier, sampler: EpochSampler) -> None:
+    """Refuse batches with which BatchNorm cannot train: one image has no variance.
+
+    Raises:
+        UserError: some step of an epoch gives each process a single image.
+    """
+    sizes = {min(sampler.n, sampler.batch), sampler.n % sampler.batch or sampler.batch}
+    if not model.freeze and has_batchnorm(model.encoder) and min(-(-n // sampler.world) for n in sizes) < 2:
+        raise UserError(
+            f"{sampler.n} training images in batches of {sampler.batch} leave a step with one image a process, too few "
+            "for BatchNorm: choose another --batch-size."
+        )
+
+
+@torch.no_grad()
+def evaluate(model: Classifier, images: Images) -> Score:
+    """Accuracy in eval mode, each image that can be read counted once: the last step's repeats, which make the shares
+    of all processes equal, are left out. BatchNorm's statistics are the main process's, which are those of checkpoints.
+    """
+    distributed.broadcast_buffers(list(model.buffers()))
+    model.eval()
+    device = distributed.device()
+    n, world, rank = images.sampler.n, distributed.world_size(), distributed.rank()
+    sums = torch.zeros(4, dtype=torch.float64, device=device)
+    seen = 0
+    for batch in images.batches(0, 0, Stopwatch()):
+        count = len(batch["label"])
+        own = own_rows(batch["bad"] < 0, n - seen - rank * count)
+        seen += world * count
+        if len(own):
+            sums += counts(model(batch["image"][own].to(device)), batch["label"][own].to(device))
+    return Score.of(distributed.sum_over_ranks(sums), n, model.classes)
+
+
+def set_words(evaluate: bool, train: Source, whole: Source, origin: str, val: Source | None, test: Any) -> str:
+    """The images of a run, for its log; ``origin``: how those of a training were chosen."""
+    if evaluate:
+        return f"{len(test or ())} images to test on"
+    share = f"{len(train)} of {len(whole)} images ({100 * len(train) / len(whole):.4g} %) to train on, {origin}"
+    return f"{share}; {len(val or ())} to validate on, {len(test or ())} to test on"
+
+
+def last_line(val: Score | None, test: Score | None) -> str:
+    """A run's figures, each with the images that it is of; a line's beginning with test images is upstream's."""
+    found = [(val, "validation ", "validation"), (test, "", "test")]
+    return "".join(f" * {name}{_figures(score)} ({_of(score, kind)})" for score, name, kind in found if score)
+
+
+def _figures(score: Score) -> str:
+    return f"Acc@1 {score.acc1:.3f}{top5_words(score.acc5)}"
+
+
+def _of(score: Score, kind: str) -> str:
+    unread = unread_words(score.unread, score.images + score.unread)
+    return f"{score.images} {kind} images{unread}"
+
+
+# ------------------------------------------------------------------------------------------------------ training
+
+
+@dataclass
+class Progress:
+    """Where a run is; all of it is in the checkpoint."""
+
+    seed: int
+    epoch: int = 0  # finished epochs, their evaluation included
+    batch: int = 0  # steps done in the epoch that is running
+    best_acc1: float = 0.0  # percent, on the images that each epoch is evaluated on
+    best_epoch: int = 0  # finished epochs when it was reached
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How long and how to train.
+
+    warmup: epochs in which rates rise from 0. update_freq: batches a step. patience: epochs
+    without a better accuracy after which rates drop, in place of the cosine. keep_every: epochs between checkpoints
+    that are kept, 0 for none. min_lr: the lowest value of the highest rate; the others keep their ratio to it.
+    milestones: epochs at which rates are multiplied by ``decay``, in place of the cosine. warm_epochs: of a rise, step
+    by step (:func:`moco.train.schedule.warmed`); ``warm_from`` is where the highest rate begins.
+    """
+
+    epochs: int
+    print_freq: int = 10
+    warmup: float = 0.0
+    update_freq: int = 1
+    patience: int | None = None
+    keep_every: int = 0
+    min_lr: float = 0.0
+    milestones: list[int] | None = None
+    decay: float = 0.1
+    warm_epochs: int = 0
+    warm_from: float = 0.01
+
+
+@dataclass
+class Tuner:
+    """A run's objects, its epochs and its checkpoints. ``about`` is of :func:`moco.train.resume.about_run`, ``ema`` of
+    :func:`moco.models.ema.moving_average`."""
+
+    model: Classifier
+    wrapped: nn.Module  # the model with gradient averaging
+    optimizer: torch.optim.Optimizer
+    scaler: torch.amp.GradScaler
+    plan: Plan
+    progress: Progress
+    about: dict[str, Any]
+    objective: Objective
+    ema: Any = None
+    classes: list[str] | None = None  # names of the outputs
+
+    def __post_init__(self) -> None:
+        self.base_lrs = [group["lr"] for group in self.optimizer.param_groups]
+        self.parameters = [p for p in self.model.parameters() if p.requires_grad]
+        self.lowest = self.plan.min_lr / max(self.base_lrs)  # share of each rate
+        self.plateau = Plateau(self.plan.patience, self.lowest)
+        self.acc1 = 0.0  # of the last epoch that was evaluated
+        self.exit_code: int | None = None  # set when the run must stop early
+        self.unread: list[tuple[int, Tensor]] = []  # a step's number and its engine.outcome, since the last look
+        # fp16 asks in every step whether its scale was too high
+        self.unasked = distributed.device().type != "cpu" and not self.scaler.is_enabled()
+        self._settle()
+
+    def _settle(self) -> None:
+        """The optimizer's form on this device, also where a file of another device had its own."""
+        if self.unasked:
+            let_the_device_decide(self.optimizer)
+        elif "fused" in self.optimizer.defaults:
+            for group in self.optimizer.param_groups:
+                group.update({name: self.optimizer.defaults[name] for name in ("fused", "foreach")})
+
+    @property
+    def evaluated(self) -> Classifier:
+        """The network that is evaluated and handed on: the moving average where there is one."""
+        return self.model if self.ema is None else self.ema.module
+
+    def finished(self) -> bool:
+        """Whether all epochs are done."""
+        return self.progress.epoch >= self.plan.epochs
+
+    def train_epoch(self, images: Images, log: RunLog, stop: StopRequest) -> int | None:
+        """The rest of the current epoch; an exit code when the run must stop before it goes on.
+
+        Raises:
+            TrainingError: a loss or gradient is not finite on some process; nothing has been changed by it.
+        """
+        at, steps = self.progress, len(images.sampler)
+        self.model.train()
+        watch, meters = Stopwatch(), {}
+        with log.bar(steps, at.batch, f"epoch {at.epoch}") as bar:
+            batches = images.batches(at.epoch, at.batch, watch)
+            while group := list(islice(batches, self.plan.update_freq)):
+                self._set_rates(steps)
+                self._step(group, meters, at.epoch * steps + at.batch, stop)
+                before, at.batch = at.batch, at.batch + len(group)
+                watch.count(sum(len(batch["label"]) for batch in group) * distributed.world_size())
+                bar.update(len(group))
+                reports = at.batch // self.plan.print_freq > before // self.plan.print_freq or at.batch == steps
+                if reports or len(self.unread) >= LOOK_STEPS:
+                    self._look()
+                if reports:
+                    self._report(log, watch, meters, steps)
+                    watch, meters = Stopwatch(), {}
+                if self.exit_code is not None:
+                    return self.exit_code
+        return None
+
+    def _set_rates(self, steps: int) -> None:
+        at, plan = self.progress, self.plan
+        done = at.epoch + at.batch / steps
+        share, factor = self._scheduled(done), warm_up(done, plan.warmup) * self.plateau.factor
+        for group, base in zip(self.optimizer.param_groups, self.base_lrs, strict=True):
+            group["lr"] = base * share * factor
+
+    def _scheduled(self, done: float) -> float:
+        """The share of each rate after ``done`` epochs: the published cosine moves once an epoch; after a warm-up from
+        0, once a step and over the rest of the run."""
+        plan = self.plan
+        past, total = done if plan.warmup else self.progress.epoch, float(plan.epochs)
+        if plan.milestones is None:
+            past, total = max(0.0, past - plan.warmup), total - plan.warmup
+        warm = {"done": done, "length": plan.warm_epochs, "end": plan.warm_epochs}
+        cosine = plan.milestones is None and plan.patience is None
+        shape = {"milestones": plan.milestones or [], "decay": plan.decay, "floor": self.lowest}
+        return warmed(1.0, past, total, first=plan.warm_from / max(self.base_lrs), cosine=cosine, **warm, **shape)
+
+    def _step(self, group: list[dict[str, Tensor]], meters: dict[str, Mean], step: int, stop: StopRequest) -> None:
+        """One optimizer step over the batches of a group. A GPU decides itself whether it is taken."""
+        self.optimizer.zero_grad(set_to_none=True)
+        losses = []
+        for number, batch in enumerate(group):
+            with distributed.hold_gradients(self.wrapped, number < len(group) - 1):
+                judged = self._judge(batch, step + number)
+                self.scaler.scale(judged.loss / len(group)).backward()
+            losses.append(judged.loss.detach())
+            _count(meters, judged)
+        self.scaler.unscale_(self.optimizer)
+        norm = get_total_norm([p.grad for p in self.parameters if p.grad is not None])
+        flags = outcome(losses, norm, stop)
+        self.unread.append((step, flags))
+        if self.unasked:
+            bad = flags[1] > 0
+            step_unless(bad, self.optimizer)
+            called_off: Tensor | None = bad.float()
+        else:
+            self._look()
+            self.scaler.step(self.optimizer)
+            self.scaler.update()
+            called_off = None
+        if self.ema is not None:
+            update_unless(called_off, self.ema, self.model)
+
+    def _judge(self, batch: dict[str, Tensor], step: int) -> Judged:
+        seed, rank, device = self.progress.seed, distributed.rank(), distributed.device()
+        seeding.seed_step(seed, step, rank)  # dropout, stochastic depth
+        here = {name: batch[name].to(device, non_blocking=True) for name in ("image", "label", "index")}
+        return self.objective(self.model, self.wrapped, here, seed, step, rank)
+
+    def _look(self) -> None:
+        """Read what became of the steps since the last look: was all finite everywhere, and must the run stop?"""
+        if not self.unread:
+            return
+        steps, flags = zip(*self.unread, strict=True)
+        self.unread.clear()
+        for step, (bad_loss, bad, terminated, ends) in zip(steps, torch.stack(flags).tolist(), strict=True):
+            if bad_loss or (bad and not self.scaler.is_enabled()):  # with fp16 the scale was too high: step skipped
+                what = "the loss" if bad_loss else "a gradient"
+                raise TrainingError(
+                    f"epoch {self.progress.epoch}, step {step}: {what} is not finite and the step was not taken; lower "
+                    "--lr-backbone or --lr-classifier, then go on from the last checkpoint or start anew."
+                )
+            if ends:
+                self.exit_code = SIGTERM_EXIT if terminated else 0
+
+    def _report(self, log: RunLog, watch: Stopwatch, meters: dict[str, Mean], steps: int) -> None:
+        at = self.progress
+        here = torch.tensor([meter.value for meter in meters.values()], device=distributed.device())
+        values = dict(zip(meters, distributed.mean_over_ranks(here).tolist(), strict=True))
+        terms = [entry for entry in values.items() if entry[0] not in ("loss", "train_acc1", "train_acc5")]
+        top5 = f" Acc@5 {values['train_acc5']:.2f}" if "train_acc5" in values else ""
+        speed, wait = watch.rates()
+        groups = self.optimizer.param_groups
+        head = {id(p) for p in self.model.head}
+        rates = [[g["lr"] for g in groups if (id(g["params"][0]) in head) == first] for first in (True, False)]
+        rates = {"lr_classifier": max(rates[0]), **({"lr_backbone": max(rates[1])} if rates[1] else {})}
+        values |= {**rates, "images_per_second": speed, "wait_share": wait}
+        text = (
+            f"Epoch: [{at.epoch}][{at.batch:4d}/{steps}] loss {values['loss']:.4f} "
+            f"{''.join(f'{name} {value:.4f} ' for name, value in terms)}Acc@1 {values['train_acc1']:.2f}{top5} "
+            f"lr {' '.join(f'{rate:.4g}' for rate in rates.values())} {speed:.0f} images/s wait {wait:.0%}"
+        )
+        log.scalars(at.epoch * steps + at.batch, values, epoch=at.epoch, text=text)
+
+    def close_epoch(self, score: Score) -> bool:
+        """Count the epoch as finished with this evaluation; returns whether it is the best one so far."""
+        at = self.progress
+        at.epoch, at.batch = at.epoch + 1, 0
+        is_best = score.acc1 > at.best_acc1 or not at.best_epoch
+        if is_best:
+            at.best_acc1, at.best_epoch = score.acc1, at.epoch
+        self.plateau.note(score.acc1)
+        self.acc1 = score.acc1
+        return is_best
+
+    def report_epoch(self, log: RunLog, score: Score, which: str, steps: int) -> None:
+        """Record an epoch's evaluation on the images called ``which``."""
+        at = self.progress
+        values = {f"{which}_acc1": score.acc1, f"{which}_loss": score.loss}
+        values |= {} if score.acc5 is None else {f"{which}_acc5": score.acc5}
+        text = (
+            f"epoch {at.epoch - 1}: {which} {_figures(score)} (best {at.best_acc1:.3f} after {at.best_epoch} epochs)"
+            f"{unread_words(score.unread, score.images + score.unread)}"
+        )
+        log.scalars(at.epoch * steps, {**values, "best_acc1": at.best_acc1}, epoch=at.epoch - 1, text=text)
+
+    def result(self, val: Score | None, test: Score | None) -> dict[str, Any]:
+        """What result.json says of the last epoch's network, and of the best epoch by the images it was chosen on.
+
+        Of the images so many were counted, ``unreadable`` more could not be read. Sweeps know these names from
+        moco/sweep/figures.py.
+        """
+        at = self.progress
+        values: dict[str, Any] = {"epochs": at.epoch, "best_epoch": at.best_epoch, **without_top5(self.model.classes)}
+        if val is not None:
+            values |= {"val_acc1": val.acc1, "val_acc5": val.acc5, "val_loss": val.loss, "best_val_acc1": at.best_acc1}
+        elif test is not None:
+            values["best_acc1"] = at.best_acc1
+        if test is not None:
+            values |= {"acc1": test.acc1, "acc5": test.acc5, "loss": test.loss}
+        scores = {"val": val, "test": test}
+        values |= {f"{name}_images": score.images if score else 0 for name, score in scores.items()}
+        return values | {"unreadable": sum(score.unread for score in scores.values() if score)}
+
+    def check_frozen(self, reference: dict[str, Tensor]) -> None:
+        """With ``freeze``, every tensor but the layer's still equals the ``reference``, upstream's sanity check.
+
+        Raises:
+            TrainingError: naming the first tensor that differs.
+        """
+        own = self.model.backbone() if self.model.freeze else {}
+        changed = [name for name, value in own.items() if not torch.equal(value, reference[name])]
+        if changed:
+            raise TrainingError(
+                f"{len(changed)} tensors that --weights freeze keeps differ from the encoder that was read, the first "
+                f"{changed[0]}; this accuracy would not be that encoder's."
+            )
+
+    # ------------------------------------------------------------------------------------------------ checkpoints
+
+    def save(self, save_dir: str, arch: str, is_best: bool = False) -> None:
+        """Write upstream's dictionary and ``run``, what a resumed run needs besides; also as the best one if it is, and
+        once more where the plan keeps this epoch's.
+
+        ``state_dict`` is what was evaluated. With a moving average the weights that are trained are ``trained``.
+        """
+        distributed.by_main(partial(self._write, save_dir, arch, is_best))
+
+    def _write(self, save_dir: str, arch: str, is_best: bool) -> None:
+        at = self.progress
+        entries = asdict(at)
+        state = {
+            "epoch": entries.pop("epoch"),
+            "arch": arch,
+            "state_dict": _prefixed(self.evaluated.encoder),
+            "best_acc1": entries.pop("best_acc1"),
+            "optimizer": self.optimizer.state_dict(),
+            "scaler": self.scaler.state_dict(),
+            "run": {
+                **entries,
+                **self.about,
+                "classes": self.classes,
+                "plateau": self.plateau.state_dict(),
+                **changes_of(self.model.encoder),
+                **images_of(self.model.encoder, self.model.mean, self.model.std),
+            },  # fmt: skip
+        }
+        if self.ema is not None:
+            state["trained"] = _prefixed(self.model.encoder)
+        kept = self.plan.keep_every and not at.batch and at.epoch % self.plan.keep_every == 0
+        if not at.batch:
+            state["acc1"] = self.acc1  # of this epoch; moco.average chooses by it
+        names = [BEST] * is_best + [KEPT.format(at.epoch - 1)] * bool(kept) + [CHECKPOINT]
+        for name in names:
+            files.write(state, os.path.join(save_dir, name))
+
+    def load(self, state: dict, path: str, arch: str, weights_only: bool = False) -> None:
+        """Go on where a checkpoint of this program, or of SynCo's, was written; or take its network alone.
+
+        Raises:
+            UserError: another kind of file, architecture or network.
+        """
+        if not isinstance(state.get("state_dict"), dict) or not _ours(state, weights_only):
+            raise UserError(f"{path} is no checkpoint of this program: give a pretrained encoder by --pretrained.")
+        if state.get("arch", arch) != arch:
+            raise UserError(f"{path} was trained with -a {state['arch']}; this run has -a {arch}.")
+        run = state.get("run") or {}
+        if self.ema is not None or weights_only:
+            restore_changes(self.evaluated.encoder, state, path)
+            fill_network(self.evaluated.encoder, state["state_dict"], path)
+        if not weights_only:
+            restore_changes(self.model.encoder, state, path)
+            fill_network(self.model.encoder, state.get("trained", state["state_dict"]), path)
+            self._fill_optimizer(state, path)
+            self.plateau.load_state_dict(run.get("plateau", {}))
+        at = self.progress
+        at.epoch, at.batch = int(state["epoch"]), int(run.get("batch", 0))
+        at.best_acc1, at.best_epoch = float(state["best_acc1"]), int(run.get("best_epoch", state["epoch"]))
+
+    def _fill_optimizer(self, state: dict, path: str) -> None:
+        try:
+            self.optimizer.load_state_dict(state["optimizer"])
+            if state.get("scaler"):  # empty when the run so far did not scale its loss
+                self.scaler.load_state_dict(state["scaler"])
+            self._settle()
+        except (ValueError, KeyError, TypeError, RuntimeError) as error:
+            raise UserError(f"{path} does not fit this optimizer: {' '.join(str(error).split())}") from error
+
+
+def _count(meters: dict[str, Mean], judged: Judged) -> None:
+    """Add a batch's loss, accuracies in percent and parts of the loss."""
+    acc1, acc5 = (100.0 * hits / len(judged.labels) for hits in accuracy(judged.logits, judged.labels, (1, 5)))
+    five = {"train_acc5": acc5} if judged.logits.shape[1] >= TOP5_FROM else {}
+    for name, value in {"loss": judged.loss, "train_acc1": acc1, **five, **judged.terms}.items():
+        meters.setdefault(name, Mean()).add(value)
+
+
+def _ours(state: dict, weights_only: bool) -> bool:
+    return "best_acc1" in state and (weights_only or "optimizer" in state)  # an average of checkpoints has none
+
+
+def _prefixed(encoder: nn.Module) -> dict[str, Tensor]:
+    return {"module." + name: value for name, value in encoder.state_dict().items()}

@@ -1,0 +1,143 @@
+"""What fine-tuning minimises: cross-entropy, or (1 - alpha) cross-entropy + alpha times a contrastive loss.
+
+Mixup, CutMix and random erasing are timm's. They belong to cross-entropy: the contrastive loss always compares unmixed
+views, because a mixed image belongs to two classes at once.
+
+Legend: N images on this process, V views an image, C feature width, K classes, h x w pixels.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple, Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from moco import distributed, seeding
+from moco.methods.losses import compare, schane, supcon
+
+
+class Judged(NamedTuple):
+    """What a batch came to. ``loss`` () has the gradient; the rest is for the log."""
+
+    loss: Tensor
+    logits: Tensor  # (M, K) of unmixed views, or of the mixed ones where only those were computed
+    labels: Tensor  # (M,)
+    terms: dict[str, Tensor]  # () each: the parts of the loss; empty for cross-entropy alone
+
+
+class Network(Protocol):
+    """What an objective needs of :class:`moco.eval.finetune.Classifier`."""
+
+    def prepare(self, images: Tensor) -> Tensor: ...
+
+
+@dataclass(frozen=True)
+class Objective:
+    """A loss and what is done to images for it.
+
+    loss: ce, supcon, simclr or schane. classes: K. alpha: weight of the contrastive loss. T: its temperature.
+    estimator: of ``schane``, hard or easy (which is SupCon). beta: how strongly hard negatives weigh. smoothing: of
+    cross-entropy's labels. mixup, cutmix: timm's alpha, 0 for off. erase: probability of random erasing.
+    """
+
+    loss: str
+    classes: int
+    alpha: float = 0.9
+    T: float = 0.5
+    estimator: str = "hard"
+    beta: float = 1.0
+    smoothing: float = 0.0
+    mixup: float = 0.0
+    cutmix: float = 0.0
+    erase: float = 0.0
+
+    @property
+    def contrasts(self) -> bool:
+        """Whether there is a contrastive loss."""
+        return self.loss != "ce"
+
+    @property
+    def views(self) -> int:
+        """Random views an image that it needs."""
+        return 2 if self.contrasts else 1
+
+    @property
+    def mixes(self) -> bool:
+        """Whether images are mixed."""
+        return self.mixup > 0 or self.cutmix > 0
+
+    def __call__(self, network: Network, wrapped: nn.Module, batch: dict[str, Tensor], *where: int) -> Judged:
+        """The loss of a batch: ``image`` (N, V, channels, h, w) or (N, channels, h, w) uint8, ``label``, ``index``.
+
+        Args:
+            network: turns uint8 images into the encoder's input.
+            wrapped: the same with gradient averaging; called once, as DistributedDataParallel needs it.
+            batch: on the network's device.
+            where: (seed, step, rank), which key mixup and erasing.
+        """
+        images, labels = batch["image"], batch["label"]
+        if images.ndim == 4:
+            images = images[:, None]
+        N, V = images.shape[:2]
+        pixels = network.prepare(images.transpose(0, 1).flatten(0, 1))  # (VN, channels, h, w), first all first views
+        views = labels.repeat(V)  # (VN,)
+        target = None
+        with seeding.library_randomness("mix", *where):
+            if self.erase:
+                pixels = self._erased(pixels)
+            if self.mixes:
+                mixed, target = self._mixed(pixels[:N], labels)
+                pixels = torch.cat([pixels, mixed]) if self.contrasts else mixed
+        if not self.contrasts:
+            logits = wrapped(pixels)
+            loss = F.cross_entropy(logits, views if target is None else target, label_smoothing=self._smooth(target))
+            return Judged(loss, logits, views, {})
+        logits, features = wrapped(pixels, True)  # (VN or VN + N, K), (.., C)
+        if target is None:
+            entropy = F.cross_entropy(logits, views, label_smoothing=self.smoothing)
+        else:
+            entropy = F.cross_entropy(logits[V * N :], target)
+        contrast, alone = self._contrast(features[: V * N].unflatten(0, (V, N)).transpose(0, 1), batch)
+        loss = (1 - self.alpha) * entropy + self.alpha * contrast
+        terms = {"cross_entropy": entropy, "contrast": contrast, "alone": alone}
+        return Judged(loss, logits[: V * N], views, {name: value.detach() for name, value in terms.items()})
+
+    def _smooth(self, target: Tensor | None) -> float:
+        return self.smoothing if target is None else 0.0  # mixed targets are smoothed already
+
+    def _contrast(self, features: Tensor, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+        """The contrastive loss of this process's (N, V, C) features against those of all processes, and the share of
+        anchors without a positive."""
+        # an image that fills up the last batch may come twice: it is the same image, not a negative of itself
+        groups = batch["index"] if self.loss == "simclr" else batch["label"]
+        pairs = compare(
+            features, groups, everyone=distributed.gather_features(features),
+            everyones_groups=distributed.gather_keys(groups), first=distributed.rank() * len(features),
+        )  # fmt: skip
+        if self.loss == "schane" and self.estimator == "hard":
+            losses = schane(pairs, self.T, self.beta)
+        else:
+            losses = supcon(pairs, self.T)
+        return losses.mean(), pairs.alone.float().mean()
+
+    def _mixed(self, pixels: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """Images mixed with the batch in reverse order, (N, channels, h, w), and (N, K) targets.
+
+        timm mixes even batches only: the last image of an odd one stays as it is.
+        """
+        from timm.data.mixup import Mixup, mixup_target
+
+        mix = Mixup(self.mixup, self.cutmix, label_smoothing=self.smoothing, num_classes=self.classes)
+        even = len(labels) - len(labels) % 2
+        mixed, target = pixels.clone(), mixup_target(labels, self.classes, smoothing=self.smoothing)
+        if even:
+            mixed[:even], target[:even] = mix(mixed[:even].clone(), labels[:even])
+        return mixed, target
+
+    def _erased(self, pixels: Tensor) -> Tensor:
+        from timm.data.random_erasing import RandomErasing
+
+        return RandomErasing(self.erase, mode="pixel", device=pixels.device.type)(pixels)

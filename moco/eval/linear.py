@@ -1,0 +1,521 @@
+"""The linear probe: one linear layer on frozen features, by the protocol of MoCo's main_lincls.py.
+
+The encoder stays in eval mode and exactly two tensors are trained, the layer's weight (normal, deviation .01) and its
+bias (0), by SGD with a rate that drops 10x at given epochs, where no other optimizer or schedule is asked for. That
+nothing else moved is checked against the file the encoder came from, after every epoch. He et al., arXiv 1911.05722,
+section 4.1.
+
+Several rates are several heads: each is the layer, optimizer and order of operations of a run with that rate alone, and
+only the features, which no head changes, are computed once. So each head equals its own run bit for bit.
+
+Legend: N images on this process, F feature width, C classes, n images of the set, B images of a step in all.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from moco import distributed, files
+from moco.data import BadImages, EpochSampler, Labelled, Loader, Source, Sources, make_loader
+from moco.data.sources.subset import Subset, split
+from moco.errors import TrainingError, UserError
+from moco.eval import fewshot
+from moco.eval.knn import Reading, Unread, extract, labelled_sets
+from moco.models.encoder import backbone_keys, features, new_classifier
+from moco.models.inputs import normalise
+from moco.train.metrics import TOP5_FROM, Mean, accuracy
+from moco.train.optimizers import build_optimizer
+from moco.train.pretraining import LOOK_STEPS, StopRequest
+from moco.train.runlog import RunLog
+from moco.train.schedule import warmed
+from moco.train.timers import Stopwatch
+
+Batches = Iterator[tuple[Tensor, Tensor, Tensor]]  # features (N, F), labels (N,), on the CPU which were read (N,) bool
+
+MAX_BAD_IMAGES = 100  # of each set; more end the run
+
+
+# ------------------------------------------------------------------------------------------------ before a run
+
+
+def labelled_pair(sources: Sources, val_share: float = 0.0) -> tuple[Source, Source]:
+    """The labelled training and held-out images; UserError when the data has none.
+
+    With ``val_share`` that share of every class's training images is held out in the place of the others, which stay
+    unseen: what a choice among settings may look at.
+    """
+    if sources.train is None or sources.val is None:
+        why = sources.no_pair or f"{sources.pretrain.name} has no labels"
+        raise UserError(f"{why}: a probe needs labelled training images and labelled held-out ones (--val-data).")
+    if not val_share:
+        return sources.train, sources.val
+    assert sources.train.labels is not None
+    train, val = split(sources.train.labels, 100.0, val_share, seed=0)
+    return Subset(sources.train, train, "training part"), Subset(sources.train, val, "held-out part")
+
+
+def choose_images(measure: str, sources: Sources, val_share: float, few_shot_classes: str) -> tuple[Source, Source]:
+    """Images to learn from and held-out ones; one source twice where the ``measure`` (knn, few_shot or none) needs no
+    more. val_share: see :func:`labelled_pair`. few_shot_classes: see :func:`moco.eval.fewshot.pool`."""
+    if measure == "few_shot":
+        images = fewshot.pool(sources, few_shot_classes)
+        return images, images
+    return labelled_sets(sources) if measure == "knn" else labelled_pair(sources, val_share)
+
+
+def count_classes(train: Source, asked: int | None) -> int:
+    """C, from the labelled images; UserError when ``asked`` (--num-classes) is another number."""
+    found = len(train.classes or ())
+    if asked not in (None, found):
+        raise UserError(f"{train.name} has {found} classes, not {asked}: correct --num-classes or leave it out.")
+    return found
+
+
+# ------------------------------------------------------------------------------------------------------ a probe
+
+
+class Probe:
+    """A frozen encoder and the one linear layer that is trained.
+
+    Args:
+        encoder: with C outputs; its head becomes the linear layer, all other tensors stay as they are.
+        device: where to compute.
+        mean, std: of the channels.
+        seed: of the layer's first weights.
+        amp: the encoder's arithmetic, None for fp32; the layer is always fp32.
+    """
+
+    def __init__(
+        self, encoder: nn.Module, device: torch.device, mean: Any, std: Any, seed: int, amp: torch.dtype | None = None
+    ) -> None:
+        self.encoder = encoder.to(device).eval().requires_grad_(False)
+        self.device, self.mean, self.std, self.amp = device, mean, std, amp
+        layer = new_classifier(encoder, seed)
+        layer.requires_grad_(True)
+        self.trained = [p for p in encoder.parameters() if p.requires_grad]
+        assert len(self.trained) == 2, "the protocol trains the linear layer's weight and bias alone"
+        self.layer = layer
+
+    @torch.no_grad()
+    def features(self, images: Tensor) -> Tensor:
+        """(N, F) fp32 from (N, channels, h, w) uint8 on any device.
+
+        Without gradients: none would reach a frozen tensor, so the numbers are the same and nothing is kept for a
+        backward pass.
+        """
+        pixels = normalise(images.to(self.device, non_blocking=True), self.mean, self.std)
+        with torch.autocast(self.device.type, self.amp, enabled=self.amp is not None):
+            return features(self.encoder, pixels).float()
+
+    def frozen(self) -> dict[str, Tensor]:
+        """A copy, on the CPU, of every tensor that must not change."""
+        keys = backbone_keys(self.encoder)
+        return {name: value.detach().cpu().clone() for name, value in self.encoder.state_dict().items() if name in keys}
+
+    def changed(self, reference: dict[str, Tensor]) -> list[str]:
+        """Names of the tensors that differ from the ``reference``."""
+        own = self.encoder.state_dict()
+        return [name for name, value in reference.items() if not _same(value, own[name].cpu())]
+
+    def check_frozen(self, reference: dict[str, Tensor], origin: str) -> None:
+        """Upstream's sanity check: every tensor but the linear layer's equals the ``reference`` (the file's).
+
+        Raises:
+            TrainingError: naming the tensors that differ; such a probe measures another encoder.
+        """
+        changed = self.changed(reference)
+        if changed:
+            raise TrainingError(
+                f"{len(changed)} tensors that must stay frozen differ from {origin}, the first {changed[0]}; "
+                "this accuracy would not be that encoder's."
+            )
+
+
+def _same(a: Tensor, b: Tensor) -> bool:
+    a = a.to(b.dtype)
+    return torch.equal(a, b) or torch.allclose(a, b, rtol=0, atol=0, equal_nan=True)
+
+
+# ---------------------------------------------------------------------------------------------------------- heads
+
+
+@dataclass(frozen=True)
+class Score:
+    """What a validation pass found; the same on every process."""
+
+    acc1: float  # percent
+    acc5: float | None  # None of fewer classes than TOP5_FROM
+    loss: float  # never smoothed
+    images: int  # that were counted
+    unread: int = 0  # that could not be read
+    predictions: Tensor | None = None  # (images, 3) int64, CPU: label, predicted class, label among the first five
+
+    @classmethod
+    def of(cls, sums: Tensor, n: int, classes: int, predictions: Tensor | None = None) -> Score:
+        """From (4,) float64 over all processes: hits among the first and the first five, summed loss, images read."""
+        hits1, hits5, loss, count = sums.tolist()
+        acc5 = 100 * hits5 / count if classes >= TOP5_FROM else None
+        return cls(100 * hits1 / count, acc5, loss / count, int(count), n - int(count), predictions)
+
+
+class Head:
+    """One linear layer, the optimizer that trains it at one base rate, and what it has reached.
+
+    Args:
+        layer: the classifier; its weight and bias are trained in place.
+        lr: the base rate; ``rate`` is the present one.
+        smoothing: of the training labels, 0..1.
+        opt: name of the optimizer; how: what :func:`moco.train.optimizers.build_optimizer` takes besides.
+    """
+
+    def __init__(
+        self, layer: nn.Linear | nn.Conv2d, lr: float, *, smoothing: float = 0.0, opt: str = "sgd", **how: Any
+    ) -> None:
+        self.lr, self.layer, self.smoothing = lr, layer, smoothing
+        assert layer.bias is not None
+        self.optimizer = build_optimizer(opt, [layer.weight, layer.bias], lr, **how)
+        self.score: Score | None = None  # of the newest weights
+        self.best = 0.0  # highest top-1 of any epoch
+        self.diverged = False  # its loss was not finite; it is trained no more
+        self._wrapped = distributed.wrap(layer)
+        self._pixels = (1, 1) if isinstance(layer, nn.Conv2d) else ()  # some timm classifiers are 1x1 convolutions
+
+    @property
+    def name(self) -> str:
+        """The base rate as it is typed."""
+        return f"{self.lr:.12g}"
+
+    @property
+    def classes(self) -> int:
+        """C."""
+        return self.layer.weight.shape[0]
+
+    @property
+    def rate(self) -> float:
+        """The optimizer's present rate."""
+        return self.optimizer.param_groups[0]["lr"]
+
+    @rate.setter
+    def rate(self, value: float) -> None:
+        self.optimizer.param_groups[0]["lr"] = value
+
+    def logits(self, x: Tensor) -> Tensor:
+        """(N, C) from features (N, F)."""
+        return self._wrapped(x.view(*x.shape, *self._pixels)).flatten(1)
+
+    def step(self, x: Tensor, labels: Tensor) -> Tensor:
+        """One step on features (N, F) and labels (N,); (3,) loss, top-1 and top-5 in percent, from before it."""
+        logits = self.logits(x)
+        loss = F.cross_entropy(logits, labels, label_smoothing=self.smoothing)
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        self.optimizer.step()
+        return torch.stack([loss.detach(), *(100.0 * c / len(labels) for c in accuracy(logits, labels, (1, 5)))])
+
+
+def make_heads(probe: Probe, lrs: list[float], **how: Any) -> list[Head]:
+    """A head for each rate, all from the same first weights; the first is the encoder's own layer. how: see Head."""
+    layers = [probe.layer, *(copy.deepcopy(probe.layer) for _ in lrs[1:])]
+    return [Head(layer, lr, **how) for layer, lr in zip(layers, lrs, strict=True)]
+
+
+def set_rates(
+    heads: list[Head],
+    done: float,
+    epochs: int,
+    milestones: list[int],
+    *,
+    warm_epochs: int = 0,
+    warm_from: float = 0.01,
+    **shape: Any,
+) -> None:
+    """Each head's rate after ``done`` epochs: the base rate, lower from each milestone on, or a cosine; one value an
+    epoch, but in the first ``warm_epochs`` a line from ``warm_from`` (:func:`moco.train.schedule.warmed`).
+
+    shape: ``cosine``, ``decay`` and ``floor`` of :func:`moco.train.schedule.learning_rate`.
+    """
+    shape = {"cosine": False, "milestones": milestones, **shape}
+    warm = {"first": warm_from, "done": done, "length": warm_epochs, "end": warm_epochs}
+    for head in heads:
+        head.rate = warmed(head.lr, int(done), epochs, **warm, **shape)
+
+
+def leader(heads: list[Head]) -> Head:
+    """The head with the highest top-1 at the last validation; of equals, the first typed."""
+    return max(heads, key=lambda head: head.score.acc1 if head.score else -1.0)
+
+
+def note_best(heads: list[Head]) -> Head | None:
+    """Keep each head's best top-1; the head that has just beaten all heads' best of all epochs, if one has."""
+    before = max(head.best for head in heads)
+    for head in heads:
+        head.best = max(head.best, head.score.acc1 if head.score else 0.0)
+    first = leader(heads)
+    return first if first.best > before else None
+
+
+# ------------------------------------------------------------------------------------------- batches of features
+
+
+class Images:
+    """Features computed from images as they come: under new random crops in every epoch, or for a held-out set.
+
+    ``note`` sees each batch of images, see :func:`bad_image_notes`.
+    """
+
+    def __init__(self, probe: Probe, loader: Loader, sampler: EpochSampler, note: Callable) -> None:
+        self.probe, self.loader, self.sampler, self.note, self.device = probe, loader, sampler, note, probe.device
+
+    def batches(self, epoch: int, watch: Stopwatch, first: int = 0) -> Batches:
+        """This process's batches of an epoch from ``first`` on; time spent waiting for images goes to ``watch``."""
+        self.sampler.set_position(epoch, first)
+        source = self.loader.dataset.source  # type: ignore[attr-defined]
+        for batch in watch.waiting_for(self.loader):
+            self.note(batch, source)
+            yield self.probe.features(batch["image"]), batch["label"].to(self.probe.device), batch["bad"] < 0
+
+
+class Cached:
+    """Features computed once and without augmentation: x (n, F), labels (n,), on the CPU; readable (n,) bool, None for
+    all."""
+
+    def __init__(
+        self, x: Tensor, labels: Tensor, sampler: EpochSampler, device: torch.device, readable: Tensor | None = None
+    ) -> None:
+        self.x, self.labels, self.sampler, self.device = x, labels, sampler, device
+        self.readable = torch.ones(len(x), dtype=torch.bool) if readable is None else readable
+
+    def batches(self, epoch: int, watch: Stopwatch, first: int = 0) -> Batches:
+        """This process's batches of an epoch from ``first`` on, the same images that :class:`Images` would take."""
+        self.sampler.set_position(epoch, first)
+        for keys in self.sampler:
+            rows = [index for _, index in keys]
+            yield self.x[rows].to(self.device), self.labels[rows].to(self.device), self.readable[rows]
+
+
+@dataclass(frozen=True)
+class Feed:
+    """How images reach a probe.
+
+    size: side of the views in pixels. batch: B. seed: of order and crops. workers: loader processes of this process.
+    flip: training views may be mirrored. cached: features are computed once, without augmentation.
+    """
+
+    size: int
+    batch: int
+    seed: int
+    workers: int
+    flip: bool = True
+    cached: bool = False
+
+    @property
+    def words(self) -> str:
+        """Where the training features come from, for the log."""
+        if self.cached:
+            return "features computed once from whole images, without augmentation"
+        return "features of new random crops in every epoch"
+
+    def of(self, probe: Probe, source: Source, note: Callable, training: bool = False) -> Images | Cached:
+        """Batches of a set, no image dropped: shuffled random crops when ``training``, else whole images in order."""
+        sampler, ordered = (
+            EpochSampler(
+                len(source), self.batch, self.seed, distributed.world_size(), distributed.rank(), drop_last=False,
+                shuffle=shuffle,
+            )
+            for shuffle in (training, False)
+        )  # fmt: skip
+        views = Labelled(source, self.size, train=training and not self.cached, seed=self.seed, flip=self.flip)
+        pin = probe.device.type == "cuda"
+        if not self.cached:
+            return Images(probe, make_loader(views, sampler, self.workers, pin), sampler, note)
+        loader = make_loader(views, ordered, self.workers, pin)
+        marks = Unread(source, probe.device, note)
+        x, labels = extract(probe.encoder, loader, probe.device, probe.mean, probe.std, amp=probe.amp, note=marks)
+        return Cached(x, labels, sampler, probe.device, marks.readable())
+
+
+def bad_image_notes(log: RunLog) -> Callable[[dict[str, Tensor], Source], None]:
+    """A function of (batch, source) that names each unreadable image once and ends the run when there are too many."""
+    counters: dict[int, BadImages] = {}
+
+    def note(batch: dict[str, Tensor], source: Source) -> None:
+        for name in counters.setdefault(id(source), BadImages(MAX_BAD_IMAGES)).note(batch, source):
+            log.line(f"unreadable image replaced by another: {name}")
+
+    return note
+
+
+# ------------------------------------------------------------------------------------------------- train, validate
+
+
+@dataclass
+class Position:
+    """Where a run is: finished epochs, their validation included, and steps done in the one that is running."""
+
+    epoch: int = 0
+    batch: int = 0
+
+    def step(self, steps: int) -> int:
+        """Steps since the start, of which an epoch has so many."""
+        return self.epoch * steps + self.batch
+
+    def close_epoch(self) -> None:
+        """Count the running epoch as finished."""
+        self.epoch, self.batch = self.epoch + 1, 0
+
+
+def train_epoch(
+    heads: list[Head],
+    data: Images | Cached,
+    at: Position,
+    log: RunLog,
+    every: int,
+    rates: Callable[[list[Head], float], None],
+    stop: StopRequest | None = None,
+) -> int | None:
+    """The rest of the current epoch; a line and a record each ``every`` steps and at the end. Returns an exit code
+    when the run must stop before it goes on.
+
+    ``rates`` sets the heads' rates before each step, by the epochs done. A head whose loss is not finite is trained no
+    more; the others cannot notice.
+
+    Raises:
+        TrainingError: no head has a finite loss.
+    """
+    steps, world = len(data.sampler), distributed.world_size()
+    watch, meters, code = Stopwatch(), _meters(heads), None
+    with log.bar(steps, at.batch, f"epoch {at.epoch}") as bar:
+        for x, labels, _ in data.batches(at.epoch, watch, at.batch):
+            rates(heads, at.epoch + at.batch / steps)
+            _step(heads, meters, x, labels)
+            at.batch += 1
+            watch.count(len(labels) * world)
+            bar.update()
+            code = _stop_code(stop, at.batch, steps, data.device)
+            if at.batch % every == 0 or at.batch == steps or code is not None:  # also what no later line would judge
+                _report(log, watch, heads, meters, at.epoch, at.batch, steps)
+                watch, meters = Stopwatch(), _meters(heads)
+            if code is not None:
+                break
+    return code
+
+
+def _step(heads: list[Head], meters: list[list[Mean]], x: Tensor, labels: Tensor) -> None:
+    for head, means in zip(heads, meters, strict=True):
+        if not head.diverged:
+            for mean, value in zip(means, head.step(x, labels), strict=True):
+                mean.add(value)
+
+
+def _stop_code(stop: StopRequest | None, batch: int, steps: int, device: torch.device) -> int | None:
+    """On a GPU, whose host runs ahead, not asked after every step."""
+    due = device.type == "cpu" or batch % LOOK_STEPS == 0 or batch == steps
+    return stop.exit_code() if stop is not None and due else None
+
+
+def _meters(heads: list[Head]) -> list[list[Mean]]:
+    return [[Mean(), Mean(), Mean()] for _ in heads]  # loss, top-1, top-5
+
+
+def _report(
+    log: RunLog, watch: Stopwatch, heads: list[Head], meters: list[list[Mean]], epoch: int, step: int, steps: int
+) -> None:
+    where, values = f"Epoch: [{epoch}][{step:4d}/{steps}]", {}
+    words = [where]
+    for head, means in zip(heads, meters, strict=True):
+        if head.diverged:
+            continue
+        # One reduction a head: the order of a sum over many processes may depend on what else is in it.
+        here = torch.tensor([mean.value for mean in means], device=distributed.device())
+        loss, acc1, acc5 = distributed.mean_over_ranks(here).tolist()
+        if not math.isfinite(loss):
+            _diverge(head, heads, loss, where, log)
+            continue
+        five = {"acc5": acc5} if head.classes >= TOP5_FROM else {}
+        values.update(named({"loss": loss, "acc1": acc1, **five, "lr": head.rate}, head, heads))
+        top5 = f" Acc@5 {acc5:.2f}" if five else ""
+        words.append(f"loss {loss:.4f} Acc@1 {acc1:.2f}{top5} lr {head.rate:g}" + " |" * (len(heads) > 1))
+    speed, wait = watch.rates()
+    values.update({"images_per_second": speed, "wait_share": wait})
+    text = f"{' '.join(words)} {speed:.0f} images/s wait {wait:.0%}"
+    log.scalars(epoch * steps + step, values, epoch=epoch, text=text)
+
+
+def _diverge(head: Head, heads: list[Head], loss: float, where: str, log: RunLog) -> None:
+    head.diverged, head.score = True, None
+    if all(other.diverged for other in heads):
+        raise TrainingError(f"{where} the loss is {loss}; lower --lr (30 is for ImageNet features at batch 256).")
+    log.line(f"{where} the loss of lr {head.name} is {loss}: it is trained no more, the other rates go on")
+
+
+def named(values: dict[str, float], head: Head, heads: list[Head]) -> dict[str, float]:
+    """Names of a record's numbers: plain for one head, with the base rate (``val_acc1/lr30``) for one of several."""
+    return values if len(heads) == 1 else {f"{name}/lr{head.name}": value for name, value in values.items()}
+
+
+@torch.no_grad()
+def validate(heads: list[Head], data: Images | Cached, predictions: bool = False) -> None:
+    """Give each head its score on the held-out images that can be read, each counted once: the last step's repeats,
+    which make the shares of all processes equal, are left out.
+
+    Args:
+        predictions: also keep what was predicted for each image.
+    """
+    n, world, rank = data.sampler.n, distributed.world_size(), distributed.rank()
+    heads = [head for head in heads if not head.diverged]
+    sums = torch.zeros(len(heads), 4, dtype=torch.float64, device=data.device)
+    seen: int = 0
+    parts: list[list[Tensor]] = [[] for _ in heads]
+    for x, labels, readable in data.batches(0, Stopwatch()):
+        kept = own_rows(readable, n - seen - rank * len(labels)).to(data.device)
+        seen += world * len(labels)
+        for head, total, part in zip(heads, sums, parts, strict=True):
+            logits = head.logits(x)
+            if predictions:
+                part.append(distributed.gather_keys(_predictions(logits, labels, kept)).cpu())
+            total += counts(logits[kept], labels[kept])
+    for head, total, part in zip(heads, sums, parts, strict=True):
+        rows = torch.cat(part) if part else None
+        rows = rows if rows is None else rows[rows[:, 0] >= 0]
+        head.score = Score.of(distributed.sum_over_ranks(total), n, head.classes, rows)
+
+
+def own_rows(readable: Tensor, left: int) -> Tensor:
+    """(r,) int64: of a batch with ``readable`` (N,) bool, the images that can be read among its first ``left``."""
+    return readable[: max(0, left)].nonzero()[:, 0]
+
+
+def counts(logits: Tensor, labels: Tensor) -> Tensor:
+    """(4,) float64, what :meth:`Score.of` takes: zeros of no image."""
+    loss = F.cross_entropy(logits, labels, reduction="sum")
+    hits = accuracy(logits, labels, (1, 5))
+    return torch.stack([*hits, loss, loss.new_tensor(len(labels))]).double()
+
+
+def _predictions(logits: Tensor, labels: Tensor, kept: Tensor) -> Tensor:
+    """(N, 3) int64 of :class:`Score`; the label is -1 outside the rows ``kept`` (r,)."""
+    first = logits.topk(min(5, logits.shape[1]), dim=1).indices  # (N, 5), best first
+    among5 = (first == labels[:, None]).any(1).long()
+    own = torch.full_like(labels, -1)
+    own[kept] = labels[kept]
+    return torch.stack([own, first[:, 0], among5], 1)
+
+
+def reading(probe: Probe, feed: Feed, note: Callable) -> Reading:
+    """How the measures without training (k-NN, few-shot) get the frozen features."""
+    return Reading(feed.size, feed.batch, probe.device, probe.mean, probe.std, feed.workers, probe.amp, note)
+
+
+def write_result(result: dict[str, Any], save_dir: str, name: str) -> None:
+    """A small JSON file for programs, complete whenever it exists."""
+    if distributed.is_main():
+        files.write_json(result, os.path.join(save_dir, name))

@@ -1,0 +1,202 @@
+"""A probe's checkpoints: upstream's dictionary, the rates that one file holds, and going on from it."""
+
+from __future__ import annotations
+
+import glob
+import os
+from typing import Any
+
+from torch import Tensor
+
+from moco import distributed, files
+from moco.errors import UserError
+from moco.eval.linear import Head, Position, Probe, leader
+from moco.models.encoder import head_of
+from moco.train import checkpoint
+from moco.weights.read import changes_of, fill_network, restore_changes
+from moco.weights.settings import images_of
+
+CHECKPOINT, BEST, RESULT = "checkpoint.pth.tar", "model_best.pth.tar", "result.json"
+KEPT = "checkpoint_lincls_{:04d}.pth.tar"  # of an epoch, counted from 0 as upstream's are
+_ALL_KEPT = KEPT.replace("{:04d}", "[0-9]*")
+
+
+def resume_path(resume: str, save_dir: str, needed: bool) -> str | None:
+    """The file that ``--resume`` means; ``auto`` is the one in ``save_dir``, if there is one.
+
+    Raises:
+        UserError: none, though ``needed``: a classifier that nobody trained must not be evaluated by mistake.
+    """
+    path = os.path.join(save_dir, CHECKPOINT) if resume == "auto" else resume
+    if path and (resume != "auto" or os.path.isfile(path)):
+        return path
+    if needed:
+        raise UserError("--evaluate needs --resume with a classifier's checkpoint (--knn needs no classifier).")
+    return None
+
+
+def claim(save_dir: str, resumed: str | None, overwrite: bool) -> None:
+    """Refuse a folder that holds another probe, or a fine-tuning's result; see :func:`moco.train.checkpoint.claim`.
+
+    Raises:
+        UserError: this run would write over another one.
+    """
+    checkpoint.claim(save_dir, resumed, overwrite, (CHECKPOINT,), (RESULT,), (BEST, _ALL_KEPT))
+
+
+def save(
+    probe: Probe, heads: list[Head], save_dir: str, at: Position, *, arch: str, run: dict[str, Any],
+    new_best: Head | None = None, keep_every: int = 0,
+) -> None:  # fmt: skip
+    """Write upstream's dictionary as ``checkpoint.pth.tar``, and as ``model_best.pth.tar`` if there is a ``new_best``;
+    every ``keep_every`` epochs, if any, once more with its accuracy, without the other heads.
+
+    Both are read by upstream's tools: ``state_dict`` is the network with one classifier, that of the leading head in
+    the first file and that of the best so far in the second. With several heads the first file has one more entry,
+    ``heads``: all that each of them needs to go on. The first file is written last: a run that was killed before goes
+    on from the one that it replaces, and makes the others anew.
+
+    Args:
+        at: the position, also inside an epoch.
+        run: what a resumed run needs besides, plain values.
+    """
+
+    def write() -> None:
+        state = _state_of(probe, leader(heads), at, arch, run)
+        if new_best is not None:  # it leads, so the file differs by the other heads alone
+            files.write(state, os.path.join(save_dir, BEST))
+        if keep_every and not at.batch:
+            _keep(state, leader(heads), save_dir, keep_every)
+        if len(heads) > 1:
+            state["heads"] = [_entries(head) for head in heads]
+        files.write(state, os.path.join(save_dir, CHECKPOINT))
+
+    distributed.by_main(write)
+
+
+def _keep(state: dict[str, Any], head: Head, save_dir: str, every: int) -> None:
+    epoch = state["epoch"]
+    if epoch == 1:  # another run's would be averaged with this one's
+        for path in glob.glob(os.path.join(glob.escape(save_dir), _ALL_KEPT)):
+            os.remove(path)
+    if epoch % every == 0 and head.score is not None:
+        files.write({**state, "acc1": head.score.acc1}, os.path.join(save_dir, KEPT.format(epoch - 1)))
+
+
+def _state_of(probe: Probe, head: Head, at: Position, arch: str, run: dict[str, Any]) -> dict[str, Any]:
+    prefix = head_of(probe.encoder) + "."
+    layer = {prefix + name: value for name, value in head.layer.state_dict().items()}
+    network = {**probe.encoder.state_dict(), **layer}
+    return {
+        "epoch": at.epoch,
+        "arch": arch,
+        "state_dict": {"module." + name: value for name, value in network.items()},
+        "best_acc1": head.best,
+        "optimizer": head.optimizer.state_dict(),
+        "run": {
+            **run,
+            "lr": head.lr,
+            "batch": at.batch,
+            **changes_of(probe.encoder),
+            **images_of(probe.encoder, probe.mean, probe.std),
+        },  # fmt: skip
+    }
+
+
+def _entries(head: Head) -> dict[str, Any]:
+    return {
+        "lr": head.lr,
+        "layer": head.layer.state_dict(),
+        "optimizer": head.optimizer.state_dict(),
+        "best_acc1": head.best,
+        "diverged": head.diverged,
+    }
+
+
+def rates_of(state: dict) -> list[float]:
+    """The base rates of a checkpoint's classifiers; empty where the file does not say them (upstream's)."""
+    heads = state.get("heads")
+    entries = heads if isinstance(heads, list) else [state.get("run")]
+    return [entry["lr"] for entry in entries if isinstance(entry, dict) and isinstance(entry.get("lr"), float)]
+
+
+def rates(state: dict, asked: list[float], epochs: int, training: bool) -> list[float]:
+    """The base rates of a run: the file's where nothing is trained any more, which its result is then of.
+
+    Args:
+        asked: by --lr.
+        epochs: after which the run ends.
+        training: whether the program trains until then; a file of several rates is then compared with ``asked``.
+    """
+    held = rates_of(state)
+    if training and (len(held) > 1 or len(asked) > 1 or state.get("epoch", 0) < epochs):
+        return asked
+    return held or asked
+
+
+def load(
+    probe: Probe, heads: list[Head], state: dict, path: str, arch: str, weights: dict[str, Tensor],
+    run: dict[str, Any] | None = None,
+) -> Position:  # fmt: skip
+    """Put a classifier's checkpoint, ours or upstream's, back; returns where its run was.
+
+    Args:
+        weights: of ``--pretrained``, which the checkpoint's encoder must have; empty for any.
+        run: what this run saves; None where nothing will be trained, so that an average (:mod:`moco.weights.average`),
+        which
+            has no optimizer, will do.
+
+    Raises:
+        UserError: another kind of file, other rates, another architecture or encoder, entries that do not fit, or
+            other batches than those of the epoch inside which the file was written.
+    """
+    known, evaluate = state.get("run") or {}, run is None
+    averaged = "averaged" in known
+    if averaged and not evaluate:
+        raise UserError(f"{path} is an average, which no training goes on from: give it with --evaluate.")
+    needed = {"best_acc1"} if averaged else {"best_acc1", "optimizer"}
+    if not isinstance(state.get("state_dict"), dict) or not needed <= set(state):
+        raise UserError(f"{path} is no checkpoint of this program: give a pretrained encoder by --pretrained.")
+    if state.get("arch", arch) != arch:
+        raise UserError(f"{path} was trained with -a {state['arch']}; this run has -a {arch}.")
+    _check_rates(heads, state, path)
+    fill_network(probe.encoder, state["state_dict"], path)
+    restore_changes(probe.encoder, state, path)
+    try:
+        _load_heads(heads, state, path)
+    except (ValueError, KeyError, RuntimeError) as error:
+        raise UserError(f"{path} does not fit this optimizer: {' '.join(str(error).split())}.") from error
+    if probe.changed(weights):
+        raise UserError(f"{path} was trained on another encoder than --pretrained; leave one of the two out.")
+    at = Position(int(state.get("epoch", 0)), int(known.get("batch", 0)))
+    if run is not None and at.batch and known.get("batches") != run.get("batches"):
+        had, has = (", ".join(f"{n} {name}" for name, n in x.get("batches", {}).items()) for x in (known, run))
+        raise UserError(f"{path} was written inside epoch {at.epoch} with {had}; this run has {has}. Resume it with "
+                        "the same.")  # fmt: skip
+    return at
+
+
+def _check_rates(heads: list[Head], state: dict, path: str) -> None:
+    held, asked = rates_of(state), [head.lr for head in heads]
+    if len(held) < 2 and len(asked) > 1:
+        raise UserError(f"{path} holds one classifier; resume it with one --lr, or start the others in a new run.")
+    if len(held) > 1 and sorted(held) != sorted(asked):
+        typed = " ".join(f"{lr:.12g}" for lr in held)
+        raise UserError(f"{path} was trained with --lr {typed}; resume it with the same rates.")
+
+
+def _load_heads(heads: list[Head], state: dict, path: str) -> None:
+    """A single head's layer is the encoder's own, which is already loaded."""
+    if len(heads) == 1:
+        if "optimizer" in state:
+            heads[0].optimizer.load_state_dict(state["optimizer"])
+        heads[0].best = float(state["best_acc1"])
+        return
+    by_rate = {entries["lr"]: entries for entries in state["heads"]}
+    for head in heads:
+        entries = by_rate[head.lr]
+        if not entries["diverged"]:  # the weights of one that has, which is trained no more, may be anything
+            files.refuse_odd(entries["layer"], path)
+        head.layer.load_state_dict(entries["layer"])
+        head.optimizer.load_state_dict(entries["optimizer"])
+        head.best, head.diverged = float(entries["best_acc1"]), bool(entries["diverged"])

@@ -1,0 +1,180 @@
+"""What a probe found, for readers and for programs: the last line, result.json, and on request what each class got.
+
+Legend: n held-out images, C classes.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import os
+from typing import Any
+
+import numpy as np
+from sklearn.metrics import confusion_matrix
+
+from moco import distributed, files
+from moco.data import Source
+from moco.eval.knn import unread_words
+from moco.eval.linear import Head, Score, leader, named
+from moco.train.metrics import top5_words, without_top5
+from moco.train.runlog import RunLog
+
+NAMED_CLASSES = 40  # the picture has room for so many names
+
+
+def values(heads: list[Head]) -> dict[str, float]:
+    """The numbers of an epoch's record."""
+    found: dict[str, float] = {}
+    for head in heads:
+        if head.score:
+            here = {"val_acc1": head.score.acc1, "val_loss": head.score.loss, "best_acc1": head.best}
+            five = {} if head.score.acc5 is None else {"val_acc5": head.score.acc5}
+            found.update(named({**here, **five}, head, heads))
+    return found
+
+
+def words(heads: list[Head]) -> str:
+    """Upstream's line; with several heads that of the leading one, and each one's last top-1; images left out."""
+    first, score = _led(heads)
+    line = f" * Acc@1 {score.acc1:.3f}{top5_words(score.acc5)} (best Acc@1 {first.best:.3f})"
+    if len(heads) > 1:
+        line += f" at lr {first.name}, the best of: {', '.join(_told(head, head is first) for head in heads)}"
+    return line + unread_words(score.unread, score.images + score.unread)
+
+
+def _told(head: Head, leads: bool) -> str:
+    return f"lr {head.name} {f'{head.score.acc1:.3f}' if head.score else 'diverged'}{'*' * leads}"
+
+
+def last_words(heads: list[Head]) -> str:
+    """The end of a run: :func:`words`, after what must be said of a figure that was picked."""
+    if len(heads) == 1:
+        return words(heads)
+    return (
+        f"warning: lr {leader(heads).name} is picked among {len(heads)} by its accuracy on the held-out images, so "
+        f"that accuracy is optimistic; measure it on images that took no part in the choice.\n{words(heads)}"
+    )
+
+
+def result(heads: list[Head]) -> dict[str, Any]:
+    """The figures of result.json: the leading head's as of a run with its rate alone, then each head's.
+
+    ``acc1`` and ``acc5`` are of the last epoch and ``best_acc1`` is the highest of any epoch; ``lr`` is the rate of
+    these three. ``val_images`` were counted, ``unreadable`` more could not be read. Sweeps know these names from
+    moco/sweep/figures.py.
+    """
+    first, score = _led(heads)
+    found = {"best_acc1": first.best, "acc1": score.acc1, "acc5": score.acc5, "lr": first.lr,
+             "val_images": score.images, "unreadable": score.unread, **without_top5(first.classes)}  # fmt: skip
+    if len(heads) == 1:
+        return found
+    return {**found, "selected_on": "validation", "per_lr": [_row(head, head is first) for head in heads]}
+
+
+def _row(head: Head, leads: bool) -> dict[str, Any]:
+    score = head.score
+    return {
+        "lr": head.lr,
+        "acc1": score.acc1 if score else None,
+        "acc5": score.acc5 if score else None,
+        "val_loss": score.loss if score else None,
+        "best_acc1": head.best,
+        "diverged": head.diverged,
+        "selected": leads,
+    }
+
+
+def _led(heads: list[Head]) -> tuple[Head, Score]:
+    first = leader(heads)
+    assert first.score is not None, "validated, and not every head has diverged"
+    return first, first.score
+
+
+def set_words(train: Source, val: Source, mode: str) -> str:
+    """The images of a run, for its log; one source twice where a measure needs no more."""
+    if mode == "evaluate":
+        return f"{len(val)} images held out"
+    if val is not train:
+        return f"{len(train)} images to learn from and {len(val)} held out"
+    what = "from which episodes are drawn" if mode == "few_shot" else "each against the others"
+    return f"{len(val)} images, {what}"
+
+
+# ------------------------------------------------------------------------------------------------- classes
+
+
+def write_details(
+    heads: list[Head], classes: list[str], per_class: str | None, confusion: str | None, log: RunLog
+) -> None:
+    """Write what was asked for of the leading head's predictions, and say in the log where.
+
+    Args:
+        classes: C names, by label.
+        per_class: path of the table of classes.
+        confusion: folder of confusion.csv and confusion.png.
+
+    Raises:
+        UserError: a path cannot be written.
+    """
+    if not (per_class or confusion) or not distributed.is_main():
+        return
+    rows = _led(heads)[1].predictions
+    assert rows is not None, "validated with predictions"
+    labels, predicted, hit5 = rows.numpy().T
+    matrix = confusion_matrix(labels, predicted, labels=np.arange(len(classes)))  # (C, C): rows are true classes
+    if per_class:
+        among5 = None if _led(heads)[1].acc5 is None else np.bincount(labels, weights=hit5, minlength=len(classes))
+        write_csv(per_class, class_rows(matrix, among5, classes))
+        log.line(f"each class at lr {leader(heads).name}, last epoch: {per_class}")
+    if confusion:
+        table = [["true / predicted", *classes], *([name, *row] for name, row in zip(classes, matrix, strict=True))]
+        path = write_csv(os.path.join(confusion, "confusion.csv"), table)
+        draw_confusion(matrix, classes, os.path.join(confusion, "confusion.png"))
+        log.line(f"confusion at lr {leader(heads).name}, last epoch: {path} and confusion.png beside it")
+
+
+def class_rows(matrix: np.ndarray, among5: np.ndarray | None, classes: list[str]) -> list[list]:
+    """A table with a header and a row for each class, the percentages empty where there is no image of it.
+
+    Args:
+        matrix: (C, C) int counts, rows are true classes.
+        among5: (C,) images of each class whose label was among the first five; None leaves the percentage empty.
+    """
+    table: list[list] = [["class", "images", "top-1", "top-5", "most confused with"]]
+    for label, name in enumerate(classes):
+        row = matrix[label]
+        images, wrong = int(row.sum()), np.delete(row, label)
+        others = classes[:label] + classes[label + 1 :]
+        mistaken = others[int(wrong.argmax())] if wrong.any() else ""
+        hit = (row[label], None if among5 is None else among5[label])
+        shares = [f"{100 * hits / images:.3f}" if images and hits is not None else "" for hits in hit]
+        table.append([name, images, *shares, mistaken])
+    return table
+
+
+def draw_confusion(matrix: np.ndarray, classes: list[str], path: str) -> None:
+    """A picture of the matrix, each row as shares of its class."""
+    import matplotlib
+
+    matplotlib.use("Agg")  # no screen is needed
+    from matplotlib import pyplot as plt
+
+    shares = matrix / np.maximum(matrix.sum(1, keepdims=True), 1)
+    side = 5 + 0.2 * min(len(classes), NAMED_CLASSES)
+    figure, axis = plt.subplots(figsize=(side + 1, side))
+    picture = axis.imshow(shares, vmin=0, vmax=1, cmap="Blues", interpolation="nearest")
+    figure.colorbar(picture, label="share of the true class")
+    axis.set(xlabel="predicted", ylabel="true")
+    if len(classes) <= NAMED_CLASSES:
+        axis.set_xticks(range(len(classes)), classes, rotation=90)
+        axis.set_yticks(range(len(classes)), classes)
+    files.write_figure(figure, path)
+
+
+def write_csv(path: str, rows: list[list]) -> str:
+    """A table whose first row is its header; returns the path."""
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows(rows)
+    files.write_text(text.getvalue(), path)
+    return path

@@ -1,0 +1,232 @@
+"""Files that survive a kill at any instant: checkpoints, text, figures; and which checkpoints a run's folder holds.
+
+Every file is written beside, flushed to the disk and then put in the place of the old one.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import errno
+import json
+import os
+import pickle
+import re
+import warnings
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from moco.errors import UserError
+
+POINTER = "latest"
+# Containers of plain values in other projects' files (SupContrast's flags, Lightning's hyper-parameters), none of which
+# runs code when it is filled; Lightning's dictionary becomes a plain one, so that Lightning is not needed.
+_CONTAINERS = [
+    argparse.Namespace,
+    *((dict, f"{name}.AttributeDict") for name in (
+        "lightning_fabric.utilities.data", "lightning.fabric.utilities.data", "pytorch_lightning.utilities.parsing",
+        "lightning.pytorch.utilities.parsing",
+    )),
+]  # fmt: skip
+_NAME = re.compile(r"checkpoint_(\d{4,})(?:_step_(\d+))?\.pth\.tar$")
+_FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+# of the entries of a network, those that must be floats
+_WEIGHT = re.compile(r"(weight|bias|running_mean|running_var|_token|pos_embed|pos_embedding)$")
+
+
+# ------------------------------------------------------------------------------------------------- one file
+
+
+def read(path: str) -> dict:
+    """The dictionary in a checkpoint file, tensors on the CPU.
+
+    Raises:
+        UserError: no such file, damaged, not a checkpoint, or more than weights (arbitrary code is never run).
+    """
+    if not os.path.isfile(path):
+        raise UserError(f"no checkpoint at {path}.")
+    try:
+        with warnings.catch_warnings(), torch.serialization.safe_globals(_CONTAINERS):
+            warnings.simplefilter("ignore")  # a foreign file's oddities are reported below, in one sentence
+            state = torch.load(path, map_location="cpu", weights_only=True)
+    except OSError as error:
+        if error.errno == errno.EINVAL:  # torch seeks before the start of a file that is cut very short
+            raise UserError(f"{path} {_why_unreadable(error)}") from error
+        raise UserError(f"{path} cannot be read: {error.strerror or error}.") from error
+    except Exception as error:  # a damaged pickle can raise anything
+        raise UserError(f"{path} {_why_unreadable(error)}") from error
+    if not isinstance(state, dict):
+        raise UserError(f"{path} holds a {type(state).__name__}, not a checkpoint dictionary.")
+    return state
+
+
+def _why_unreadable(error: Exception) -> str:
+    text = str(error)
+    found = re.search(r"(?i)unsupported (?:global: )?(?:global|class) ([\w.]+)", text)
+    if isinstance(error, pickle.UnpicklingError) and found:
+        return (
+            f"needs {found.group(1)} to be loaded, which is more than weights; refused. If you trust the file, re-save "
+            "its tensors alone, or allow the name with torch.serialization.add_safe_globals."
+        )
+    return "is no readable checkpoint: truncated, damaged or another kind of file."
+
+
+@contextlib.contextmanager
+def replacing(path: str, choose: str = "--save-dir") -> Iterator[str]:
+    """A path beside ``path`` to write to. At the end it is flushed to the disk and put in the place of the old file: a
+    kill at any instant leaves the old one or the new one. The folder is made.
+
+    Args:
+        choose: the flag that says where files go, for the sentence.
+
+    Raises:
+        UserError: the disk is full or the folder cannot be written; an older file of that name is untouched.
+    """
+    beside = path + ".tmp"
+    try:
+        os.makedirs(os.path.dirname(path) or ".", exist_ok=True)
+        yield beside
+        with open(beside, "rb") as file:
+            os.fsync(file.fileno())
+        replace(beside, path)
+    except (OSError, RuntimeError) as error:  # torch reports a full disk as RuntimeError
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(f"{path} cannot be written ({reason}); make room or choose another {choose}.") from error
+    finally:
+        with contextlib.suppress(OSError):
+            os.remove(beside)
+
+
+def replace(beside: str, path: str) -> None:
+    """Give a whole file its name, on the disk too."""
+    os.replace(beside, path)
+    handle = os.open(os.path.dirname(path) or ".", os.O_RDONLY)
+    try:
+        os.fsync(handle)  # the new name itself must reach the disk
+    finally:
+        os.close(handle)
+
+
+def write(state: dict, path: str, choose: str = "--save-dir") -> None:
+    """Write a checkpoint as :func:`replacing` does."""
+    with replacing(path, choose) as beside:
+        torch.save(_of_own_size(state), beside)
+
+
+def write_text(text: str, path: str, choose: str = "--save-dir") -> None:
+    """Write a text file, UTF-8, as :func:`replacing` does."""
+    with replacing(path, choose) as beside, open(beside, "w", encoding="utf-8") as file:
+        file.write(text)
+
+
+def write_json(value: Any, path: str, choose: str = "--save-dir") -> None:
+    """Write plain values as :func:`replacing` does."""
+    write_text(json.dumps(value, indent=2) + "\n", path, choose)
+
+
+def write_figure(figure: Any, path: str, choose: str = "--save-dir") -> None:
+    """Write a matplotlib figure as PNG as :func:`replacing` does, and close it."""
+    from matplotlib import pyplot as plt
+
+    try:
+        with replacing(path, choose) as beside:
+            figure.savefig(beside, format="png", dpi=110, bbox_inches="tight")
+    finally:
+        plt.close(figure)
+
+
+def _of_own_size(value: Any) -> Any:
+    """The same, where a view of a larger memory is a tensor of its own: torch would write the whole memory."""
+    if isinstance(value, Tensor):
+        return value.clone() if value.untyped_storage().nbytes() > value.nbytes else value
+    if type(value) is dict:
+        return {name: _of_own_size(item) for name, item in value.items()}
+    return type(value)(map(_of_own_size, value)) if type(value) in (list, tuple) else value
+
+
+# ------------------------------------------------------------------------------ tensors that nothing computes with
+
+
+def odd_tensors(tensors: dict[str, Tensor], like: dict[str, Tensor] | None = None) -> dict[str, str]:
+    """What those tensors hold that no network can compute with, by name; empty for sound ones.
+
+    Args:
+        like: the network's own entries, which tell weights from counters; by default a weight is known by its name.
+    """
+    found = {}
+    for name, value in tensors.items():
+        weight = like[name].is_floating_point() if like and name in like else bool(_WEIGHT.search(name))
+        if words := _oddity(name, value, weight):
+            found[name] = words
+    return found
+
+
+def _oddity(name: str, value: Tensor, weight: bool) -> str:
+    if value.dtype not in _FLOATS or value.layout != torch.strided:
+        kind = str(value.dtype).removeprefix("torch.") if value.layout == torch.strided else "sparse"
+        return f"{kind} numbers" if weight else ""
+    if not torch.isfinite(value.float()).all():  # as float32, in which it will be computed with
+        return "NaN or infinity"
+    return "a negative variance" if name.endswith("running_var") and bool((value < 0).any()) else ""
+
+
+def refuse_odd(tensors: dict[str, Tensor], path: str, like: dict[str, Tensor] | None = None) -> None:
+    """UserError if a file has :func:`odd_tensors`: any number from them would be meaningless."""
+    if odd := odd_tensors(tensors, like):
+        first, words = next(iter(odd.items()))
+        more = f" ({len(odd)} such tensors)" if len(odd) > 1 else ""
+        raise UserError(f"{path} cannot be used: {first} holds {words}{more}; take another checkpoint of that run "
+                        "(python -m moco.describe lists what is odd).")  # fmt: skip
+
+
+# ------------------------------------------------------------------------------------------- a run's folder
+
+
+def _position(name: str) -> tuple[int, int] | None:
+    """(finished epochs, steps of the file's name): orders a folder's checkpoints by progress."""
+    match = _NAME.match(name)
+    if not match:
+        return None
+    epoch, step = int(match.group(1)), match.group(2)
+    return (epoch + 1, 0) if step is None else (epoch, int(step))
+
+
+def runs_checkpoints(folder: str) -> list[str]:
+    """Names of the checkpoints in a run's folder, oldest first."""
+    if not os.path.isdir(folder):
+        return []
+    return sorted((n for n in os.listdir(folder) if _position(n)), key=lambda n: _position(n) or (0, 0))
+
+
+def newest(folder: str) -> str | None:
+    """The checkpoint that ``latest`` names, else the one with most progress, else None."""
+    with contextlib.suppress(OSError), open(os.path.join(folder, POINTER), encoding="utf-8") as file:
+        path = os.path.join(folder, os.path.basename(file.read().strip()))
+        if os.path.isfile(path):
+            return path
+    names = runs_checkpoints(folder)
+    return os.path.join(folder, names[-1]) if names else None
+
+
+def written(folder: str) -> dict[str, int]:
+    """Paths of the checkpoints in a run's folder, oldest first, and when each was written (ns)."""
+    paths = (os.path.join(folder, name) for name in runs_checkpoints(folder))
+    return {path: os.stat(path).st_mtime_ns for path in paths}
+
+
+def newest_good(folder: str, before: dict[str, int]) -> str | None:
+    """The newest checkpoint that can be read, of those written since ``before`` (:func:`written`), else None."""
+    for path, when in reversed(written(folder).items()):
+        if before.get(path) != when:
+            with contextlib.suppress(UserError):
+                read(path)
+                return path
+    return None
+
+
+def resolve(resume: str, folder: str) -> str | None:
+    """The file that ``--resume`` means: None for a fresh start (nothing given, or ``auto`` and nothing there)."""
+    return newest(folder) if resume == "auto" else resume or None

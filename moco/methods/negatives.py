@@ -1,0 +1,245 @@
+"""Recipes of synthetic hard negatives, as data, and the draws they ask for.
+
+Legend: N queries, C feature width, H hardest rows a query, S synthetic negatives a query.
+
+Every synthetic negative is h = u / |u| with u = x q + y n_a + z n_b + w e + v sgn(q); n_a and n_b are drawn uniformly
+and with replacement from the query's hardest rows, e ~ N(0, I). A kind says how one coefficient c becomes the weights.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from moco import seeding
+from moco.errors import UserError
+from moco.kernels import draws as by_counters
+from moco.kernels.spec import Draws
+
+
+@dataclass(frozen=True)
+class Kind:
+    """One type of synthetic negative: its group in ``Draws`` and the weights its coefficient c gives."""
+
+    group: str  # query | pair | sign | noise
+    weights: Callable[[Tensor], tuple[Tensor, ...]]  # c -> (x, y), (y, z), (v,) or (w,) by group
+    low: float  # c ~ U(low, high) unless a recipe says otherwise
+    high: float
+    stream: int  # of its randomness
+
+
+KINDS = {
+    "mixup": Kind("pair", lambda c: (c, 1 - c), 0.0, 1.0, 1),  # c n_a + (1-c) n_b
+    "interpolation": Kind("query", lambda c: (c, 1 - c), 0.0, 0.5, 2),  # c q + (1-c) n: the query weighs less
+    "extrapolation": Kind("query", lambda c: (1 - c, c), 1.0, 1.5, 3),  # q + c (n - q), SynCo's code
+    "extrapolation-paper": Kind("query", lambda c: (-c, 1 + c), 1.0, 1.5, 3),  # n + c (n - q), SynCo's text
+    "noise": Kind("noise", lambda c: (c,), 0.01, 0.01, 4),  # n + c e
+    "perturbation": Kind("query", lambda c: (c, torch.ones_like(c)), 0.01, 0.01, 5),  # n + c q: d(q.n)/dn = q
+    "adversarial": Kind("sign", lambda c: (c,), 0.01, 0.01, 6),  # n + c sgn(q)
+}
+GROUPS = ("query", "pair", "sign", "noise")  # the column order of Draws
+
+
+@dataclass(frozen=True)
+class Synthetic:
+    """``count`` negatives a query of one kind, coefficients from U(low, high), active once both starts are reached."""
+
+    kind: str
+    count: int
+    low: float
+    high: float
+    start_epoch: int = 0
+    start_step: int = 0
+
+    def __post_init__(self):
+        if self.kind not in KINDS:
+            raise UserError(f"unknown kind of synthetic negative {self.kind!r}; use one of {', '.join(KINDS)}")
+        if self.count < 0:
+            raise UserError(f"{self.count} negatives of kind {self.kind}: give a count of 0 or more")
+        if not self.low <= self.high:
+            raise UserError(f"coefficients of {self.kind} from {self.low} to {self.high}: give the smaller one first")
+
+
+Recipe = tuple[Synthetic, ...]
+
+
+def group_counts(recipe: Recipe) -> tuple[int, int, int, int]:
+    """Negatives a query in each group of ``Draws``, all rows active."""
+    of = {group: sum(row.count for row in recipe if KINDS[row.kind].group == group) for group in GROUPS}
+    return of["query"], of["pair"], of["sign"], of["noise"]
+
+
+def synthetic(
+    kind: str, count: int, low: float | None = None, high: float | None = None, start_epoch: int = 0
+) -> Synthetic:
+    """A row of a recipe with the published range of its kind; only ``low`` given means that constant."""
+    if kind in KINDS and low is None:
+        low, high = KINDS[kind].low, KINDS[kind].high if high is None else high
+    low = 0.0 if low is None else low
+    return Synthetic(kind, count, low, low if high is None else high, start_epoch)
+
+
+def starting_at(recipe: Recipe, epochs: dict[str, int], steps: dict[str, int]) -> Recipe:
+    """The same rows, each from its kind's first epoch or step; a kind is called alike in both of SynCo's versions."""
+    return tuple(
+        replace(row, start_epoch=epochs.get(kind, 0), start_step=steps.get(kind, 0))
+        for row, kind in ((row, row.kind.removesuffix("-paper")) for row in recipe)
+    )
+
+
+def active(recipe: Iterable[Synthetic], epoch: int, start: int = 0, stop: int | None = None, step: int = 0) -> Recipe:
+    """The rows in use in an optimizer step of ``epoch``: absolute epochs [start, stop), never stopping for None, each
+    from its own start. ``step`` counts from the run's first, 0."""
+    if epoch < start or (stop is not None and epoch >= stop):
+        return ()
+    return tuple(row for row in recipe if row.count > 0 and epoch >= row.start_epoch and step >= row.start_step)
+
+
+def draw(
+    recipe: Iterable[Synthetic], n: int, hard: int, dim: int, key: int, device: torch.device | str = "cpu"
+) -> Draws | None:
+    """The draws of ``recipe`` for n queries, slots in [0, hard), noise of width dim; None when nothing is drawn.
+
+    A function of its arguments alone, and of whether a GPU draws: there one launch draws all (moco/kernels/draws.py).
+    Each kind has a stream of its own, keyed on (``key``, kind), so that two recipes that differ in one kind give all
+    others the same coefficients, parents and noise: an ablation is paired. Both extrapolations are one kind here.
+    Tensors are float32; inside a group the columns follow the recipe's order.
+    """
+    rows = [row for row in recipe if row.count > 0]
+    if not rows:
+        return None
+    if by_counter(device):
+        key = seeding.key("kind", key) >> 1
+        return by_counters.draw(counted(tuple(rows)), n, hard, dim, key, torch.device(device))
+    numbers = [KINDS[row.kind].stream for row in rows]
+    parts: dict[str, list[_Drawn]] = {group: [] for group in GROUPS}
+    for i, row in enumerate(rows):
+        again = numbers[:i].count(numbers[i])  # a second row of a kind draws anew
+        generator = seeding.torch_generator("kind", key, numbers[i], again, device=device)
+        parts[KINDS[row.kind].group].append(_draw_row(row, n, hard, dim, generator))
+
+    def joined(tensors: list[Tensor], dtype: torch.dtype = torch.float32, last: tuple[int, ...] = ()) -> Tensor:
+        if len(tensors) == 1:
+            return tensors[0]
+        return torch.cat([torch.empty(n, 0, *last, dtype=dtype, device=device), *tensors], dim=1)
+
+    def weights(group: str, which: int) -> Tensor:
+        return joined([part.weights[which] for part in parts[group]])
+
+    ordered = [part for group in GROUPS for part in parts[group]]
+    return Draws(
+        slots_a=joined([part.slots_a for part in ordered], torch.int64),
+        slots_b=joined([part.slots_b for part in ordered if part.slots_b is not None], torch.int64),
+        query_x=weights("query", 0),
+        query_y=weights("query", 1),
+        pair_y=weights("pair", 0),
+        pair_z=weights("pair", 1),
+        sign_v=weights("sign", 0),
+        noise_w=weights("noise", 0),
+        noise=joined([part.noise for part in ordered if part.noise is not None], last=(dim,)),
+    )
+
+
+def by_counter(device: torch.device | str) -> bool:
+    """Whether a device draws by moco/kernels/draws.py."""
+    return torch.device(device).type == "cuda"
+
+
+@functools.lru_cache(64)
+def counted(recipe: Recipe) -> tuple[by_counters.Row, ...]:
+    """The rows of a recipe as numbers; their weights are straight lines in the coefficient."""
+    found: list[by_counters.Row] = []
+    seen: list[int] = []
+    for row in recipe:
+        kind = KINDS[row.kind]
+        stream = kind.stream << 16 | seen.count(kind.stream)  # a second row of a kind draws anew
+        seen.append(kind.stream)
+        lines = tuple((float(w[1] - w[0]), float(w[0])) for w in kind.weights(torch.tensor([0.0, 1.0])))
+        found.append(by_counters.Row(GROUPS.index(kind.group), stream, row.count, row.low, row.high, lines))
+    return tuple(found)
+
+
+class _Drawn(NamedTuple):
+    """The draws of one row of a recipe."""
+
+    weights: tuple[Tensor, ...]  # each (N, count)
+    slots_a: Tensor  # (N, count)
+    slots_b: Tensor | None  # the same, of pairs
+    noise: Tensor | None  # (N, count, C), of noise
+
+
+def _draw_row(row: Synthetic, n: int, hard: int, dim: int, generator: torch.Generator) -> _Drawn:
+    kind, shape, device = KINDS[row.kind], (n, row.count), generator.device
+    slots = [torch.randint(hard, shape, generator=generator, device=device) for _ in range(1 + (kind.group == "pair"))]
+    if row.low == row.high:
+        c = torch.full(shape, row.low, device=device)
+    else:
+        c = torch.rand(shape, generator=generator, device=device).mul_(row.high - row.low).add_(row.low)
+    noise = torch.randn(*shape, dim, generator=generator, device=device) if kind.group == "noise" else None
+    return _Drawn(kind.weights(c), slots[0], slots[1] if slots[1:] else None, noise)
+
+
+@dataclass(frozen=True)
+class HardNegatives:
+    """The hook that a method with synthetic negatives fills: which draws a batch gets.
+
+    Active in epochs [start, stop). Draws are keyed on (seed, number of the batch, rank, kind), so a resumed run, a run
+    without one of the kinds and every implementation of the loss get the same ones.
+    """
+
+    recipe: Recipe
+    hard: int  # H
+    dim: int  # C
+    seed: int
+    rank: int
+    device: torch.device
+    start: int = 0
+    stop: int | None = None
+
+    def __call__(self, n: int, epoch: int, number: int, step: int = 0) -> Draws | None:
+        """Draws for n queries of batch ``number``, of ``step`` in ``epoch``; None while no kind is active."""
+        rows = active(self.recipe, epoch, self.start, self.stop, step)
+        return draw(rows, n, self.hard, self.dim, seeding.key("draws", self.seed, number, self.rank), self.device)
+
+    def words(self) -> str:
+        """The recipe and its epochs, for the log."""
+        kinds = ", ".join(f"{row.kind} {row.count}{_start(row)}" for row in self.recipe if row.count)
+        until = "the end" if self.stop is None else f"epoch {self.stop - 1}"
+        when = f"from epoch {self.start} (counted from 0) to {until}"
+        kinds = kinds or "none, all counts are 0"
+        return f"synthetic negatives per query, from its {self.hard} hardest queue rows, {when}: {kinds}"
+
+    def missed(self, steps: int, per_epoch: int) -> list[str]:
+        """The kinds that never start in a run of so many steps, ``per_epoch`` in an epoch."""
+        end = steps if self.stop is None else min(steps, self.stop * per_epoch)
+        firsts = [max(per_epoch * max(self.start, row.start_epoch), row.start_step) for row in self.recipe]
+        return [row.kind for row, first in zip(self.recipe, firsts, strict=True) if row.count and first >= end]
+
+
+def _start(row: Synthetic) -> str:
+    step = f" (from step {row.start_step})" if row.start_step else ""
+    return f" (from epoch {row.start_epoch})" if row.start_epoch else step
+
+
+def sentences(extra: object, steps: int, per_epoch: int) -> list[str]:
+    """What the log of a run says of its synthetic negatives at the start, with a warning of kinds that never start.
+
+    Args:
+        extra: the model's hook; any other than :class:`HardNegatives` is of no recipe.
+        steps, per_epoch: of the whole run, and of an epoch.
+    """
+    if not isinstance(extra, HardNegatives):
+        return []
+    missed = extra.missed(steps, per_epoch)
+    if not missed:
+        return [extra.words()]
+    every = len(missed) == sum(row.count > 0 for row in extra.recipe)
+    which = "the synthetic negatives" if every else f"negatives by {', '.join(missed)}"
+    ends = f"this run ends after {steps} steps ({per_epoch} per epoch)"
+    flags = "lower --hard-start-epoch (--warmup-epochs) or --type-starts, or raise --hard-stop-epoch"
+    return [extra.words(), f"warning: {which} never start, as {ends}; {flags}"]

@@ -1,0 +1,1 @@
+"""The networks: encoder, projection head, BatchNorm, momentum encoder with its queue, in-batch contrast."""

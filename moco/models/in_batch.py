@@ -1,0 +1,158 @@
+"""The methods without a queue: one encoder, and a loss that compares all views of the batch of all processes.
+
+The same step as :class:`moco.models.moco.MoCo` for the training loop: one ``forward``, nothing to enqueue, no key
+encoder.
+
+Legend: N images of this process, V views an image, C feature width, h x w pixels, A anchors, M candidates.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from moco import distributed
+from moco.kernels.spec import mean_hardest
+from moco.methods.losses import Loss, Pairs, compare
+from moco.models.buffers import Counts, Small
+from moco.models.encoder import input_dtype, recompute_blocks
+from moco.models.inputs import normalise
+
+
+class Output(NamedTuple):
+    """What a step returns. ``loss`` () has the gradient; the other tensors are for the log."""
+
+    loss: Tensor  # () fp32, what is optimised
+    top1: Tensor  # () share of anchors with a positive nearer than every negative
+    top5: Tensor  # () share with a positive nearer than all but four negatives
+    hardest: Tensor  # () mean over anchors of the largest similarity to a negative
+    no_positive: Tensor  # () share of anchors without a positive; they give no loss
+    q: Tensor  # (N, C) unit rows of the first views, detached
+    keys: Tensor  # (0, C): nothing is enqueued
+    paired: Tensor  # (N, C) unit rows of the second views, detached
+
+
+class BatchContrast(nn.Module):
+    """Contrast of the views of a batch.
+
+    Args:
+        encoder: a network with outputs (N, C). Its name in checkpoints is that of MoCo's query encoder, so that every
+            probe and export reads it.
+        loss: (pairs, temperature) -> (A,), see :mod:`moco.methods.losses`.
+        T: temperature.
+        chance: the loss, before any training, of an anchor whose candidates all look alike.
+        labels: (n,) int64 class of every image of the data set, on the encoder's device; None: views of one image are
+            the same and nothing else is.
+        contrast_mode: see :func:`moco.methods.losses.compare`.
+        mean, std: of the channels; uint8 images are normalised here.
+        channels_last: memory layout in which the encoder gets its images.
+        recompute: keep less of the encoder's forward pass, see :func:`moco.models.encoder.recompute_blocks`.
+    """
+
+    STATS = ("loss", "top1", "top5", "hardest", "no_positive")
+    chance_words = "chance"
+    K = 0  # no queue
+    extra = None  # no synthetic negatives
+    head = None  # nor a choice between implementations of the loss
+    symmetric = False
+
+    def __init__(
+        self,
+        encoder: nn.Module,
+        loss: Loss,
+        *,
+        T: float,
+        chance: float,
+        mean: list[float],
+        std: list[float],
+        labels: Tensor | None = None,
+        contrast_mode: str = "all",
+        channels_last: bool = False,
+        recompute: bool = False,
+    ):
+        super().__init__()
+        if recompute:
+            recompute_blocks(encoder)
+        self.encoder_q = encoder
+        self.loss, self.T, self.contrast_mode = loss, T, contrast_mode
+        self.chance = chance
+        self.labels = labels
+        self._few: Small | None = None
+        self._count_q = Counts(encoder)
+        self.part: Callable[[str], AbstractContextManager] = nullcontext  # told which part of a step begins
+        self.layout = torch.channels_last if channels_last else torch.contiguous_format
+        self.mean: Tensor
+        self.std: Tensor
+        self.register_buffer("mean", torch.tensor(mean), persistent=False)
+        self.register_buffer("std", torch.tensor(std), persistent=False)
+
+    def forward(
+        self, im_q: Tensor, im_k: Tensor, ids: Tensor, epoch: int = 0, draw: int = 0, more: Tensor | None = None,
+        step: int = 0,
+    ) -> Output:  # fmt: skip
+        """The loss of one batch: its mean over the processes is that of one process with all images.
+
+        Args:
+            im_q, im_k: (N, channels, h, w) two views, uint8 or already normalised floats.
+            ids: (N,) int64, which image each row is.
+            epoch, draw, step: not used; the step of the methods with a queue needs them.
+            more: (N, V - 2, channels, h, w) the other views, where there are more than two.
+        """
+        with self.part("q forward"):
+            views = [im_q, im_k, *(() if more is None else more.unbind(1))]  # V of (N, channels, h, w)
+            rows = torch.cat([self.prepare(view) for view in views])  # one forward: BatchNorm sees all views
+            with self._count_q.at_once(rows.device):
+                z = self.encoder_q(rows)
+            z = z.float().unflatten(0, (len(views), -1)).transpose(0, 1)  # (N, V, C)
+        with self.part("head"):
+            groups = ids if self.labels is None else self.labels[ids]
+            pairs = compare(
+                z, groups, everyone=distributed.gather_features(z), everyones_groups=distributed.gather_keys(groups),
+                first=distributed.rank() * len(z), contrast_mode=self.contrast_mode,
+            )  # fmt: skip
+            loss = self.loss(pairs, self.T).mean()
+            statistics = _statistics(pairs)
+        unit = F.normalize(z.detach(), dim=2)
+        return Output(loss, *statistics, unit[:, 0], unit[:0, 0], unit[:, 1])
+
+    def prepare(self, images: Tensor) -> Tensor:
+        """Normalised floats from uint8 images, in the encoder's memory layout and of its first layer's type."""
+        if images.dtype == torch.uint8:
+            dtype = input_dtype(self.encoder_q, images.device.type)
+            images = normalise(images, self.mean, self.std, dtype, self.layout)
+        return images.contiguous(memory_format=self.layout)
+
+    def update_key_encoder(self, due: Tensor | None = None) -> None:
+        """There is none."""
+
+    def slow_words(self, device: torch.device) -> str:
+        """Nothing is slow."""
+        return ""
+
+    def enqueue(self, keys: Tensor, ids: Tensor) -> None:
+        """There is no queue."""
+
+    def shared(self) -> tuple[Tensor, ...]:
+        """What must be equal on all processes besides the parameters: nothing."""
+        return ()
+
+    def snapshot(self, keys: int) -> Callable[[Tensor], None]:
+        """Remember what a forward pass changes, BatchNorm's statistics; ``restore(bad)`` as MoCo's."""
+        if self._few is None:
+            self._few = Small(self, leave=("mean", "std"))
+        return self._few.snapshot()
+
+
+@torch.no_grad()
+def _statistics(pairs: Pairs) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    nearest = pairs.cosine.masked_fill(~pairs.positive, -torch.inf).amax(1, keepdim=True)  # (A, 1)
+    negatives = pairs.cosine.masked_fill(~pairs.negative, -torch.inf)  # (A, M)
+    rank = (negatives > nearest).sum(1)  # (A,)
+    alone = pairs.alone
+    top1, top5 = (((rank < n) & ~alone).float().mean() for n in (1, 5))
+    return top1, top5, mean_hardest(negatives.amax(1)), alone.float().mean()

@@ -1,0 +1,397 @@
+"""Where the time of a run would go on this machine, and which flag would help.
+
+    python -m moco.bench data|step|head|all [DIR] [flags of main_pretrain.py]
+
+data: one process decodes, crops and augments; the loader with its workers. step: whole training steps on noise, by
+part; with --aug-device gpu views are finished there. head: the loss alone. all: the three, and which of loader and
+step is the slower. Nothing is trained or kept.
+
+Legend: N images of a step, V views an image, C feature width, K queue rows, h x w pixels.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import statistics
+import tempfile
+import time
+from argparse import Namespace
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from itertools import count
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from moco import data, distributed
+from moco.cli import options
+from moco.data.sources.cache import fits
+from moco.kernels import Draws, contrastive_head, describe
+from moco.models import ema
+from moco.models.encoder import strided_point
+from moco.models.in_batch import BatchContrast
+from moco.models.moco import MoCo
+from moco.models.supcon_queue import LabelledMoCo
+from moco.train import optimizers, pretraining
+from moco.train.runlog import RunLog
+from moco.train.setup import build_model, make_plan, view_settings
+
+WARM_UP = 2  # steps: allocators, libraries and compilers do their work once
+ON_DEVICE = "augmentation"  # the part of a step that finishes views there
+
+
+def worker(args: Namespace) -> int:
+    """One process of a benchmark; returns its exit code."""
+    settings = {"download": args.download, "channels": args.channels, "cache": args.cache}
+    opening = functools.partial(data.open_sources, args.dataset, args.data, **settings)
+    images = distributed.first_on_node(opening, wait=bool(args.download or args.cache)).pretrain
+    view = view_settings(args, images)
+    labels = data.class_labels(images, args.method) if args.method == "supcon" else None
+    args.seed = args.seed or 0
+    tell = functools.partial(print, flush=True) if distributed.is_main() else _silent
+    batch = args.batch_size * distributed.nodes()
+    queue = f"K {args.moco_k}" if args.queue else "no queue"
+    tell(f"{args.method}, {args.arch} at {view.size} px, batch {batch}, {queue}, {images.name}; "
+         f"{distributed.words()}, {torch.get_num_threads()} threads, torch {torch.__version__}")  # fmt: skip
+    loads = parts = {}
+    if args.what in ("data", "all"):
+        loads = data_rows(images, view, args, batch)
+        tell(f"\n{loader_table(loads, args.views)}")
+    if args.what in ("step", "all"):
+        parts = step_parts(len(images), view, args, batch, labels)
+        tell(f"\n{table('part of a step', parts)}\n{batch * args.accum / sum(parts.values()):.0f} images/s")
+    if args.what in ("head", "all"):
+        tell(f"\n{table('the loss alone', head_seconds(args, view, labels), share=False)}")
+    for line in verdict(loads, parts, batch * args.accum, settings_in_use(args, images, view)):
+        tell(f"\n{line}")
+    return 0
+
+
+def _silent(*_: object) -> None:
+    return None
+
+
+def table(what: str, seconds: dict[str, float], share: bool = True) -> str:
+    """Milliseconds by row; with ``share`` also the share of their sum."""
+    total = sum(seconds.values()) or 1.0
+    lines = [f"| {what} | ms |" + " share |" * share, "| --- | ---: |" + " ---: |" * share]
+    for name, value in seconds.items():
+        lines.append(f"| {name} | {1e3 * value:.4g} |" + f" {100 * value / total:.1f} % |" * share)
+    return "\n".join(lines)
+
+
+# ---------------------------------------------------------------------------------------------------- the data
+
+
+def data_rows(images: data.Source, view: Namespace, args: Namespace, batch: int) -> dict[str, float]:
+    """Seconds an image in one process for decode, crop and augment, and ``loader``, images a second with workers.
+
+    Crops and augmentation are of all views. Parts are differences of whole items, taken in turn: the first views
+    with nothing but the crop, then all of them. Fast decoding depends on the crops, so the two are one part; what
+    --aug-device gpu leaves to the device is no part of the loader.
+    """
+    on_device, fast = args.aug_device == "gpu", args.decode == "fast"
+    shape = {"size": view.size, "seed": args.seed, "views": args.views}
+    whole = data.TwoViews(images, view.preset, crop_only=on_device, fast=fast, **shape)
+    crops = data.TwoViews(images, replace(view.preset, order=("crop",)), fast=whole.fast, **shape)
+    chosen = list(_readable(images, range(0, len(images), -(-len(images) // args.bench_images))))
+    calls = {"decode": images.load, "crop": lambda i: crops[0, i], "augment": lambda i: whole[0, i]}
+    if whole.fast:
+        calls = {"decode and crop": calls["crop"], "augment": calls["augment"]}
+    # of three: the first reading would measure the disk
+    sums = {name: sum(seconds_of(lambda i=i, c=call: c(i), 3) for i in chosen) for name, call in calls.items()}
+    before = [0.0, *sums.values()]
+    found = {name: max(0.0, (sums[name] - b) / max(1, len(chosen))) for name, b in zip(sums, before, strict=False)}
+    if on_device:
+        del found["augment"]
+    world = distributed.world_size()
+    return {**found, "loader": world * loader_rate(images, view, args, batch // world)}
+
+
+def _readable(images: data.Source, numbers: range) -> Iterator[int]:
+    for number in numbers:
+        with contextlib.suppress(data.BadImageError):
+            images.load(number)
+            yield number
+
+
+def seconds_of(call: Callable[[], object], tries: int = 1) -> float:
+    """Of one call on the host, the fastest of ``tries``."""
+    found = []
+    for _ in range(tries):
+        start = time.perf_counter()
+        call()
+        found.append(time.perf_counter() - start)
+    return min(found)
+
+
+def loader_rate(images: data.Source, view: Namespace, args: Namespace, batch: int) -> float:
+    """Images a second from the loader by itself: ``bench_seconds`` long, after what the workers had in store."""
+    sampler = data.EpochSampler(len(images), min(batch, len(images)), args.seed)
+    workers = distributed.share_of_cores(args.workers)
+    loader = data.two_views(
+        images, view.preset, view.size, args.seed, sampler, workers, args.aug_device, args.decode, distributed.device(),
+        args.views,
+    )  # fmt: skip
+    batches = _endless(loader.loader if isinstance(loader, data.Finishing) else loader, sampler)
+    for _ in range(1 + 2 * workers):  # torch's loader prepares two batches a worker in advance
+        next(batches)
+    loaded, start = 0, time.perf_counter()
+    while loaded == 0 or time.perf_counter() - start < args.bench_seconds:
+        loaded += len(next(batches)["index"])
+    return loaded / (time.perf_counter() - start)
+
+
+def _endless(loader: data.Loader, sampler: data.EpochSampler) -> Iterator[dict]:
+    for epoch in count():
+        sampler.set_position(epoch)
+        yield from loader
+
+
+def loader_table(loads: dict[str, float], views: int = 2) -> str:
+    """Of what :func:`data_rows` returns."""
+    parts = {name: value for name, value in loads.items() if name != "loader"}
+    alone = 1 / max(sum(parts.values()), 1e-9)
+    rows = table(f"an image, {'two' if views == 2 else views} views, one process", parts)
+    return f"{rows}\n{alone:.0f} images/s a process, {loads['loader']:.0f} from the loader by itself"
+
+
+# ---------------------------------------------------------------------------------------------------- the step
+
+
+def step_parts(
+    images: int, view: Namespace, args: Namespace, batch: int, labels: np.ndarray | None
+) -> dict[str, float]:  # fmt: skip
+    """Seconds by part of a training step on noise, synthetic negatives active; the mean over ``bench_steps`` steps.
+
+    labels: (images,) for the methods that need them. More images are made up where a step takes more.
+    """
+    images = max(images, batch * args.accum)
+    with tempfile.TemporaryDirectory() as folder, RunLog(folder, tensorboard=False) as log:
+        trainer = make_trainer(args, view, log, folder, images, batch, labels)
+        source = noise(batch // distributed.world_size(), view, args.seed, torch.device("cpu"), images, args.views)
+        if args.aug_device == "gpu":
+            crops: Any = unfinished(source, view, args.seed, args.views)  # as a loader's batches
+            source = iter(data.Finishing(crops, view.preset.order, trainer.device))
+        for number in range(WARM_UP + args.bench_steps):
+            trainer.look_every = 1  # every step is measured, also on a GPU
+            trainer.step(source)
+            if number == WARM_UP - 1:
+                trainer.parts.take()
+        parts = trainer.parts.take()
+    waited = parts.pop("waiting for images", 0.0)  # noise is always there
+    if args.aug_device == "gpu":
+        parts[ON_DEVICE] = waited
+    # There is a place in the step for what a method without a queue does not do.
+    return {name: seconds for name, seconds in parts.items() if args.queue or name not in ("EMA", "enqueue")}
+
+
+def noise(
+    n: int, view: Namespace, seed: int, device: torch.device, images: int = 1 << 20, views: int = 2
+) -> Iterator[dict]:
+    """The same noise again and again as a loader hands out batches of n, under new numbers below ``images``."""
+    generator = torch.Generator().manual_seed(seed)
+    shape = (n, view.channels, view.size, view.size)
+    q, k = (torch.randint(256, shape, dtype=torch.uint8, generator=generator).to(device) for _ in range(2))
+    given = {"q": q, "k": k, "bad": torch.full((n,), -1)}
+    if views > 2:  # (N, V - 2, channels, h, w)
+        given["more"] = torch.stack([q] * (views - 2), dim=1)
+    for first in count(0, n):
+        yield {**given, "index": torch.arange(first, first + n, device=device) % images}
+
+
+def unfinished(batches: Iterator[dict], view: Namespace, seed: int, views: int = 2) -> Iterator[dict]:
+    """The batches, their views crops, with drawn parameters of what is left to be done to them."""
+    first = next(batches)
+    source = data.ArraySource("noise", first["q"].permute(0, 2, 3, 1).squeeze(3).numpy(), channels=view.channels)
+    drawing = data.TwoViews(source, view.preset, view.size, seed, crop_only=True, views=views)
+    items = [drawing[0, i] for i in range(len(source))]
+    drawn = {name: torch.stack([item[name] for item in items]) for name in items[0] if name.endswith("_params")}
+    for batch in batches:
+        yield {**batch, **drawn}
+
+
+def make_trainer(
+    args: Namespace, view: Namespace, log: RunLog, folder: str, images: int, batch: int,
+    labels: np.ndarray | None = None,
+) -> pretraining.Trainer:  # fmt: skip
+    """What main_pretrain.worker makes of the same flags, where all synthetic negatives have started.
+
+    labels: of any number of images, repeated for ``images``.
+    """
+    torch.manual_seed(args.seed)
+    device, world = distributed.device(), distributed.world_size()
+    classes = None if labels is None else np.resize(labels, images)
+    model, _ = build_model(args, view, args.seed, images, batch // world, classes)
+    groups = optimizers.spare_vectors([{"params": list(model.parameters())}], args.exclude_bias_norm)
+    optimizer = optimizers.build_optimizer(
+        args.opt, groups, args.lr, args.momentum, args.weight_decay, args.clip_grad, args.opt_betas
+    )
+    sampler = data.EpochSampler(images, batch, args.seed, world, distributed.rank())
+    broken = strided_point(model.encoder_q, view.channels, view.size) if device.type == "cpu" else ""
+    plan = make_plan(args, len(sampler), pretraining.pick_amp(args.amp, device, broken))
+    ema.follow(model, optimizer, args.ema, args.ema_epoch, plan.steps_per_epoch)
+    epoch, step = options.last_start(args)
+    model.train()
+    return pretraining.Trainer(
+        model=model,
+        wrapped=distributed.wrap(model),
+        optimizer=optimizer,
+        scaler=torch.amp.GradScaler(device.type, enabled=plan.amp is torch.float16),
+        plan=plan,
+        progress=pretraining.Progress(args.seed, epoch=epoch, step=step),
+        log=log,
+        stop=Namespace(flags=lambda: (False, False)),  # type: ignore[arg-type]  # a signal ends a benchmark at once
+        save_dir=folder,
+        sampler=sampler,
+        source=Namespace(name="noise"),  # type: ignore[arg-type]
+        max_bad_images=0,
+    )
+
+
+# ---------------------------------------------------------------------------------------------------- the head
+
+
+def head_seconds(args: Namespace, view: Namespace, labels: np.ndarray | None) -> dict[str, float]:
+    """Median seconds of the loss with its gradient, by what it is of, taking turns: the run's, and with a queue the
+    same in fp32 and plain MoCo's."""
+    n = args.batch_size // distributed.local_size()
+    classes = None if labels is None else np.resize(labels, max(len(labels), n))
+    model, _ = build_model(args, view, args.seed, 1 << 20 if classes is None else len(classes), n, classes)
+    calls = _heads_with_queue(args, model, n) if isinstance(model, MoCo) else _head_of_batch(args, model, n)
+    found: dict[str, list[float]] = {name: [] for name in calls}
+    for number in range(WARM_UP + args.bench_steps):
+        for name, (leaf, loss) in calls.items():
+            seconds = seconds_of(lambda x=leaf, y=loss: _both_passes(x, y))
+            if number >= WARM_UP:
+                found[name].append(seconds)
+    return {name: statistics.median(values) for name, values in found.items()}
+
+
+Loss = tuple[Tensor, Callable[[], Tensor]]  # what gets a gradient, and a function that returns the loss
+
+
+def _both_passes(leaf: Tensor, loss: Callable[[], Tensor]) -> None:
+    loss().backward()
+    float(leaf.grad.sum()) if leaf.grad is not None else 0.0  # waits for a GPU
+    leaf.grad = None
+
+
+def _heads_with_queue(args: Namespace, model: MoCo, n: int) -> dict[str, Loss]:
+    device = distributed.device()
+    generator = torch.Generator().manual_seed(args.seed)
+    q, k = (F.normalize(torch.randn(n, args.moco_dim, generator=generator), dim=1).to(device) for _ in range(2))
+    q.requires_grad_()
+    epoch, step = options.last_start(args)
+
+    impl, own_precision = model.head_impl, model.head_precision
+
+    def head(draws: Draws | None, precision: str) -> Loss:
+        n_hard = args.n_hard if draws else 0
+        settings = {"temperature": args.moco_t, "n_hard": n_hard, "impl": impl, "precision": precision}
+        return q, lambda: contrastive_head(q, k, model.queue, draws=draws, **settings).loss
+
+    named = describe(impl, own_precision, device)
+    plain = {f"plain moco, {named}": head(None, own_precision)}
+    if isinstance(model, LabelledMoCo):
+        classes = torch.randint(len(model.labels), (args.moco_k,), generator=generator)
+        model.queue_labels.copy_(model.labels[classes.to(device)])
+        ids = torch.arange(n, device=device)
+        own = {f"{args.method} with a queue, in fp32": (q, lambda: model.contrast(q, k, ids, epoch, 0, step).loss)}
+        return {**own, **plain}
+    draws = model.extra(n, epoch, 0, step) if model.extra else None
+    own = {f"{args.method}, {named}": head(draws, own_precision), f"{args.method}, in fp32": head(draws, "fp32")}
+    return {**own, **plain}
+
+
+class _Given(nn.Module):
+    """Outputs that are there already, in the place of an encoder."""
+
+    def __init__(self, z: Tensor) -> None:
+        super().__init__()
+        self.z = nn.Parameter(z)
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.z
+
+
+def _head_of_batch(args: Namespace, model: BatchContrast, n: int) -> dict[str, Loss]:
+    device = distributed.device()
+    z = torch.randn(args.views * n, args.moco_dim, generator=torch.Generator().manual_seed(args.seed))
+    model.encoder_q = given = _Given(z.to(device))
+    images, ids = torch.zeros(n, 1, 1, 1, device=device), torch.arange(n, device=device)
+    more = torch.stack([images] * (args.views - 2), dim=1) if args.views > 2 else None
+    return {f"{args.method}, in fp32": (given.z, lambda: model(images, images, ids, 0, 0, more).loss)}
+
+
+# -------------------------------------------------------------------------------------------------- the verdict
+
+
+def settings_in_use(args: Namespace, images: data.Source, view: Namespace) -> dict[str, object]:
+    """What the advice depends on."""
+    device = distributed.device()
+    fast = data.TwoViews(images, view.preset, view.size, 0, crop_only=args.aug_device == "gpu", fast=True).fast
+    return {
+        "gpu": device.type == "cuda", "workers": distributed.share_of_cores(args.workers) * distributed.local_size(),
+        "cores": distributed.cores(), "amp": args.amp != "off", "channels_last": args.channels_last,
+        "compile": args.compile, "queue": args.queue, "exact_head": args.method in options.QUEUE_METHODS
+        and describe(args.head_impl, args.head_precision, device).endswith(("fp32", "tf32x3")),
+        "cache": not args.cache and fits(images), "fast_decode": args.decode == "exact" and fast and _is_jpeg(images),
+    }  # fmt: skip
+
+
+def _is_jpeg(images: data.Source) -> bool:
+    with contextlib.suppress(data.BadImageError):
+        return (images.read(0) or b"").startswith(b"\xff\xd8")
+    return False
+
+
+def verdict(loads: dict[str, float], parts: dict[str, float], batch: int, settings: dict) -> list[str]:
+    """Sentences: which part is the slowest of what was measured, and which flag would help."""
+    said = []
+    if parts:
+        slowest = max((name for name in parts if name != "other"), key=lambda name: parts[name])
+        share = 100 * parts[slowest] / sum(parts.values())
+        said.append(f"In the step the most goes to {slowest} ({share:.0f} %): {_step_advice(slowest, settings)}")
+    if loads:
+        slowest = max((name for name in loads if name != "loader"), key=lambda name: loads[name])
+        said.append(f"In the loader the most goes to {slowest}: {_loader_advice(slowest, settings)}")
+    if loads and parts:
+        step, loader = batch / sum(parts.values()), loads["loader"]
+        name = "loader" if loader < step else "step"
+        both = "" if settings["gpu"] else "; on a CPU they share the cores, so a run is slower than either"
+        said.append(f"The bottleneck is the {name}: loader {loader:.0f} images/s, step {step:.0f}{both}.")
+    return said
+
+
+def _step_advice(part: str, settings: dict) -> str:
+    if part in ("q forward", "q backward", "k forward"):
+        flags = [("--amp auto", not settings["amp"]), ("--channels-last", not settings["channels_last"]),
+                 ("--compile", not settings["compile"])]  # fmt: skip
+        wanted = [flag for flag, missing in flags if missing]
+        if wanted:
+            return f"try {' '.join(wanted)}."
+        return "the encoders are the bound; only a smaller -a or --size is faster."
+    head = "fewer synthetic negatives or --moco-k." if settings["queue"] else "it grows with the square of the batch."
+    return {
+        "head": "try --head-precision bf16." if settings["exact_head"] else head,
+        ON_DEVICE: "--aug-device cpu leaves it to the loader's processes.",
+        "shuffle": "more images a process; with --bn-splits 1 or a network without BatchNorm nothing is shuffled.",
+        "transfer": "smaller --size; views travel as bytes already.",
+    }.get(part, "a larger --batch-size has fewer of them.")
+
+
+def _loader_advice(part: str, settings: dict) -> str:
+    if settings["workers"] < settings["cores"]:
+        return f"try -j {settings['cores']} (now {settings['workers']})."
+    if part == "augment" and settings["gpu"]:
+        return "try --aug-device gpu, which finishes the views there."
+    if part.startswith("decode") and settings["cache"]:
+        return "try --cache DIR, which keeps the decoded images in a file."
+    if part != "augment" and settings["fast_decode"]:
+        return "try --decode fast."
+    return f"all {settings['cores']} cores load already; store the images smaller, or train on a machine with more."

@@ -1,0 +1,579 @@
+"""The training loop of both families, with a queue and without: steps, what is logged, and when a run stops.
+
+A step is all or nothing. Whether the loss and the gradients are finite on every process is found on the device, and the
+device itself leaves the weights alone and puts back the little that a bad step had already touched. The host reads what
+became of the steps later, at the log lines; on a CPU, where reading costs nothing, after every step.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import os
+import signal
+import threading
+import time
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, dataclass, field
+from functools import partial
+from itertools import islice
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.utils import get_total_norm
+
+from moco import distributed, files, seeding
+from moco.data import BadImages, EpochSampler, Source
+from moco.errors import SIGTERM_EXIT, TrainingError, UserError
+from moco.models import in_batch, moco
+from moco.train import checkpoint
+from moco.train.metrics import alignment, uniformity
+from moco.train.optimizers import Plateau, let_the_device_decide, step_unless, waits
+from moco.train.resume import stopped_words
+from moco.train.runlog import RunLog
+from moco.train.schedule import warmed
+from moco.train.timers import Parts, Stopwatch
+from moco.weights.settings import images_of
+
+IMAGES = ("q", "k", "more", "index")  # of a batch, what goes to the device; more: only where views are more than two
+LOOK_STEPS = 10  # the host never runs further ahead: a signal is answered after so many steps at most
+Output = moco.Output | in_batch.Output
+
+
+@dataclass
+class Progress:
+    """Where a run is. Everything here is in the checkpoint, so that a resumed run continues exactly here."""
+
+    seed: int
+    epoch: int = 0  # finished epochs
+    batch: int = 0  # loader batches done in the epoch that is running
+    step: int = 0  # optimizer steps tried since the start, bad ones included
+    draw: int = 0  # batches since the start; keys the random draws
+    ema_due: bool = True  # the key encoder has not yet followed the last optimizer step
+    bad_steps: int = 0  # non-finite steps in a row
+    bad_images: dict = field(default_factory=lambda: {"seen": []})
+    plateau: dict = field(default_factory=dict)  # of the Plateau, where there is one
+    losses: list = field(default_factory=list)  # a process each: [sum, count] of the epoch that is running, for it
+
+    @classmethod
+    def resumed(cls, entries: dict, fresh: Progress, batches: dict[str, int], plan: Plan) -> Progress:
+        """From ``run`` of our checkpoints; from the epoch alone for upstream's files, which have no ``run``.
+
+        Args:
+            entries: what :func:`moco.train.checkpoint.unpack` returned.
+            fresh: the progress of a run that starts anew.
+            batches: what decides which images a batch holds (:func:`batch_shape`).
+            plan: this run's.
+
+        Raises:
+            UserError: the file was written inside an epoch with other batches, so "the rest of it" has no meaning.
+        """
+        epoch, batch = entries["epoch"], entries.get("batch", 0)
+        if "step" not in entries:
+            steps = epoch * plan.steps_per_epoch
+            return cls(fresh.seed, epoch, 0, steps, steps * plan.accum)
+        if batch and entries["batches"] != batches:
+            shapes = (entries["batches"], batches)
+            had, has = (", ".join(f"{value} {name}" for name, value in shape.items()) for shape in shapes)
+            raise UserError(
+                f"the checkpoint was written inside epoch {epoch} with {had}; this run has {has}. Resume it with the "
+                "same, or resume one from an epoch's end."
+            )
+        return cls(**{name: value for name, value in entries.items() if name in cls.__dataclass_fields__})
+
+    @property
+    def trained(self) -> int:
+        """The epoch, counted from 0, that is running or has just ended: the one that a checkpoint is named after."""
+        return self.epoch if self.batch else self.epoch - 1
+
+    def entries(self) -> dict:
+        """The plain numbers that go into a checkpoint's ``run``."""
+        return {k: v for k, v in asdict(self).items() if k != "epoch"}
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How long and how to train: what the flags decided, without the flags."""
+
+    epochs: int
+    steps_per_epoch: int
+    total_steps: int  # ends a run that counts steps, also inside an epoch
+    lr: float
+    cosine: bool
+    milestones: list[int]
+    warm_epochs: int = 0  # of rising from warm_from, step by step, see moco.train.schedule.warmed
+    warm_from: float = 0.01
+    warm_steps: int = 0  # the same counted in steps, in place of warm_epochs
+    by_step: bool = False  # the schedule moves every step (for --steps) instead of every epoch
+    accum: int = 1
+    amp: torch.dtype | None = None
+    print_freq: int = 10
+    max_bad_steps: int = 5
+    check_every: int = 1000
+    decay: float = 0.1  # of the rate at a milestone
+    min_lr: float = 0.0  # that the cosine ends at, and below which a plateau brings no rate
+    patience: int | None = None  # epochs without a lower loss after which the rate drops
+    changes: tuple[int, ...] = ()  # epochs from which the loss is another: what it was before says nothing about it
+    change_steps: tuple[int, ...] = ()  # steps from which it is
+
+    def lr_at(self, epoch: int, step: int) -> float:
+        """The learning rate of a step."""
+        warm = self.warm_steps or self.warm_epochs * self.steps_per_epoch
+        progress, total = (step, self.total_steps) if self.by_step else (epoch, self.epochs)
+        end = warm if self.by_step else warm // self.steps_per_epoch
+        shape = {"cosine": self.cosine, "milestones": self.milestones, "decay": self.decay, "floor": self.min_lr}
+        return warmed(self.lr, progress, total, first=self.warm_from, done=step, length=warm, end=end, **shape)
+
+    def changed_before(self, end: int) -> bool:
+        """Whether a step from which the loss is another lies in the epoch that ended with step ``end``, or inside the
+        one before it, whose mean is then of both losses."""
+        return any(end - 2 * self.steps_per_epoch < step < end for step in self.change_steps)
+
+    def steps_left(self, at: Progress) -> int:
+        """Steps until the run ends. Epochs are counted in epochs: a resumed run may have longer or shorter ones."""
+        if self.by_step:
+            return self.total_steps - at.step
+        return (self.epochs - at.epoch) * self.steps_per_epoch - at.batch // self.accum
+
+
+def make_plan(
+    batches: int, amp: torch.dtype | None, *, epochs: int, steps: int | None, accum: int, **others: Any
+) -> Plan:
+    """The plan of a run whose epochs have so many ``batches``, for so many ``epochs`` or, where given, ``steps``.
+
+    Raises:
+        UserError: an epoch holds no step, or the warm-up never ends.
+    """
+    per_epoch = batches // accum
+    if not per_epoch:
+        raise UserError(f"--accum {accum} is more than the {batches} batches of an epoch.")
+    last, total = -(-steps // per_epoch) if steps else epochs, steps or epochs * per_epoch
+    plan = Plan(last, per_epoch, total, by_step=steps is not None, accum=accum, amp=amp, **others)
+    if plan.warm_steps >= total:
+        raise UserError(f"--warm-steps {plan.warm_steps} must end before the run's {total} steps do.")
+    return plan
+
+
+def batch_shape(sampler: EpochSampler, accum: int) -> dict[str, int]:
+    """What decides which images a step sees; all of it must stay the same inside an epoch."""
+    shape = {"images": sampler.n, "images a batch": sampler.batch, "batches a step": accum, "processes": sampler.world}
+    return {**shape, "steps an epoch": len(sampler) // accum}
+
+
+class StopRequest:
+    """SIGTERM, SIGUSR1 and a time limit, all answered by finishing the step, saving and leaving.
+
+    Exit code 143 after SIGTERM, 0 after SIGUSR1 (a scheduler's early warning) and at the time limit.
+    """
+
+    def __init__(self, max_minutes: float | None):
+        self.deadline = math.inf if max_minutes is None else time.monotonic() + 60 * max_minutes
+        self.terminated = self.asked = False
+        if threading.current_thread() is threading.main_thread():  # only it may set handlers
+            signal.signal(signal.SIGTERM, self._on_signal)
+            signal.signal(signal.SIGUSR1, self._on_signal)
+
+    def _on_signal(self, number: int, frame: Any) -> None:
+        self.terminated |= number == signal.SIGTERM
+        self.asked = True
+
+    def flags(self) -> tuple[bool, bool]:
+        """(SIGTERM seen, any reason to stop) on this process."""
+        return self.terminated, self.asked or time.monotonic() > self.deadline
+
+    def exit_code(self) -> int | None:
+        """With which every process must stop now, because of any of them; None to go on. Every process has to call."""
+        terminated, ends = distributed.any_rank(*self.flags())
+        return None if not ends else SIGTERM_EXIT if terminated else 0
+
+
+def outcome(losses: list[Tensor], norm: Tensor, stop: StopRequest) -> Tensor:
+    """(4,) int32, in one small reduction: on any process, is a loss not finite, is anything, was SIGTERM seen, is this
+    step to be the last? The host does not wait for it."""
+    values = torch.stack([*losses, norm])
+    odd = (values - values).ne(0)  # inf - inf is no number; isfinite would be four launches
+    asked = [odd.new_full((), flag) for flag in stop.flags()]  # filled in, not copied from the host
+    return distributed.max_over_ranks(torch.stack([odd[:-1].any(), odd.any(), *asked]).int())
+
+
+@dataclass
+class Trainer:
+    """One training run: the objects that a step needs, and the steps."""
+
+    model: moco.MoCo | in_batch.BatchContrast
+    wrapped: torch.nn.Module  # the model with gradient averaging
+    optimizer: torch.optim.Optimizer
+    scaler: torch.amp.GradScaler
+    plan: Plan
+    progress: Progress
+    log: RunLog
+    stop: StopRequest
+    save_dir: str
+    sampler: EpochSampler
+    source: Source
+    max_bad_images: int
+    about: dict[str, Any] = field(default_factory=dict)  # of the run, for its checkpoints: see moco/train/resume.py
+
+    def __post_init__(self) -> None:
+        self.device = distributed.device()
+        self.stats = (*self.model.STATS, "grad_norm")  # what is averaged between log lines
+        self.sums = torch.zeros(len(self.stats) + 1, device=self.device)  # the last entry counts the batches
+        self.good = torch.tensor(self.progress.ema_due, device=self.device)  # () did the last step move the weights?
+        self.bad = ~self.good  # () was it not finite?
+        self.one = torch.ones((), device=self.device)
+        self.unread: list[Tensor] = []  # (4,) int32 a step since the last look, see _flags
+        self.look_every = 1 if self.device.type == "cpu" else min(self.plan.print_freq, LOOK_STEPS)
+        self.parts = self.model.part = Parts(self.device)
+        self.watch, self.timed = Stopwatch(), 0  # steps since the watch was restarted
+        self.exit_code: int | None = None  # set when the run must stop early
+        self.bad_images = BadImages(self.max_bad_images)
+        self.bad_images.load_state_dict(self.progress.bad_images)
+        self.parameters = [p for p in self.model.parameters() if p.requires_grad]
+        self.plateau = Plateau(self.plan.patience, self.plan.min_lr / self.plan.lr, falling=True)
+        self.plateau.load_state_dict(self.progress.plateau)
+        rows, rank = self.progress.losses, distributed.rank()
+        row = rows[rank] if rank < len(rows) else [0.0, 0.0]
+        self.losses = torch.tensor(row, dtype=torch.float64, device=self.device)  # (2,) sum and count in this epoch
+        let_the_device_decide(self.optimizer)
+        for words in filter(None, [self.model.slow_words(self.device)]):
+            self.log.line(words)
+
+    # ------------------------------------------------------------------------------------------------ an epoch
+
+    def finished(self) -> bool:
+        """Whether all epochs or steps are done."""
+        return self.plan.steps_left(self.progress) <= 0
+
+    def due(self, every: int) -> bool:
+        """Whether something that happens every so many epochs is to happen now; always before the run ends.
+
+        0 epochs: never.
+        """
+        inside = self.progress.batch > 0 or self.exit_code is not None
+        return every > 0 and (inside or self.finished() or self.progress.epoch % every == 0)
+
+    def run_epoch(self, loader: Iterable[dict]) -> None:
+        """Train to the end of the current epoch, or to a step after which the run must stop (see ``exit_code``)."""
+        at, accum = self.progress, self.plan.accum
+        self.model.train()
+        self.check_queues()
+        self.sampler.set_position(at.epoch, at.batch)
+        self._restart_watch()  # what happened between epochs is not training time
+        batches = ahead(iter(loader), self.device)
+        with self.log.bar(self.plan.steps_per_epoch, at.batch // accum, f"epoch {at.epoch}") as bar:
+            for _ in range(at.batch // accum, self.plan.steps_per_epoch):
+                self.step(batches)
+                bar.update()
+                self._after_step()
+                if self.exit_code is not None or self.finished():
+                    break
+        self.look()
+        self.log.line(f"epoch {at.epoch}, step time: {self.parts.words()}")
+        if at.batch // accum >= self.plan.steps_per_epoch:
+            self._follow_plateau()
+            at.epoch, at.batch = at.epoch + 1, 0
+
+    def _follow_plateau(self) -> None:
+        """Where the plan has a plateau: judge the mean loss of the epoch that has ended."""
+        at, plan = self.progress, self.plan
+        if plan.patience is None:
+            return
+        if at.epoch in plan.changes or plan.changed_before(at.step):
+            self.plateau.forget()
+        strangers = self._began_with_strangers()
+        total, count = distributed.mean_over_ranks(self.losses).tolist()
+        self.losses.zero_()
+        before = self.plateau.factor
+        if count and not strangers:
+            self.plateau.note(total / count)
+        if self.plateau.factor < before:
+            words = f"the mean loss, now {total / count:.4f}, has not fallen for more than {plan.patience} epochs"
+            self.log.line(f"epoch {at.epoch}: {words}; the rate drops to {plan.lr * self.plateau.factor:.4g}")
+
+    def _began_with_strangers(self) -> bool:
+        """Whether the queue of this epoch began with rows that were drawn at random: negatives so easy that the loss
+        rises while keys take their places, for many epochs where K is many times the images."""
+        at, images = self.progress, self.sampler
+        keys = min(images.batch, images.n / len(images)) * (2 if self.model.symmetric else 1)  # a batch, a last one too
+        return (at.draw - at.batch) * keys < self.model.K
+
+    def _after_step(self) -> None:
+        at = self.progress
+        if at.step % self.plan.print_freq == 0 or self.finished():
+            self.report()
+        if at.step % self.plan.check_every == 0:
+            self.check_queues()
+
+    # ------------------------------------------------------------------------------------------------- a step
+
+    def step(self, batches: Iterator[dict]) -> None:
+        """One optimizer step over ``accum`` batches, or nothing at all if anything is not finite anywhere."""
+        at, accum = self.progress, self.plan.accum
+        looks = (at.step + 1) % self.look_every == 0
+        with self.parts.of_a_step(looks):
+            self._step(batches)
+        at.step += 1
+        at.batch += accum
+        self.timed += 1
+        if looks:
+            self.look()
+        self.optimizer.zero_grad(set_to_none=True)
+
+    def _step(self, batches: Iterator[dict]) -> None:
+        at, accum, part = self.progress, self.plan.accum, self.parts
+        lr = self.plan.lr_at(at.epoch, at.step) * self.plateau.factor
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr
+        with part("EMA"):
+            self.model.update_key_encoder(self.good)
+        restore, outputs, ids = None, [], []
+        for number, batch in enumerate(islice(self._timed(batches), accum)):
+            with part("transfer"):
+                images = {n: batch[n].to(self.device, non_blocking=True) for n in IMAGES if n in batch}
+            index = images["index"]
+            if restore is None:
+                views = 2 if self.model.symmetric else 1
+                restore = self.model.snapshot(views * accum * len(index) * distributed.world_size())
+            outputs.append(self._forward_backward(images, hold=number < accum - 1))
+            ids.append(index)
+            with part("enqueue"):
+                self.model.enqueue(outputs[-1].keys, index)  # a batch sees the keys of the one before it
+        assert restore is not None
+        with part("optimizer"):
+            self.scaler.unscale_(self.optimizer)
+            norm = get_total_norm([p.grad for p in self.parameters if p.grad is not None])
+            flags = self._flags([o.loss.detach() for o in outputs], norm)
+            self.bad = flags[1] > 0
+            self._move(self.bad)
+            self.scaler.update()
+            restore(self.bad)
+        self.good = ~self.bad
+        self.unread.append(flags)
+        self.tried = outputs, ids
+        self._count(outputs, norm)
+
+    def _timed(self, batches: Iterator[dict]) -> Iterator[dict]:
+        """Batches, with the time spent waiting for them measured and unreadable images noted."""
+        while True:
+            with self.watch.waiting(), self.parts("waiting for images"):
+                batch = next(batches)
+            for name in self.bad_images.note(batch, self.source):
+                self.log.line(f"unreadable image replaced by another: {name}")
+            yield batch
+
+    def _forward_backward(self, images: dict[str, Tensor], hold: bool) -> Output:
+        at = self.progress
+        im_q, im_k, ids = images["q"], images["k"], images["index"]
+        more = [images["more"]] if "more" in images else []  # the methods with a queue know of none
+        seeding.seed_step(at.seed, at.draw, distributed.rank())
+        amp = torch.autocast(self.device.type, self.plan.amp, enabled=self.plan.amp is not None)
+        with distributed.hold_gradients(self.wrapped, hold):
+            with amp:
+                output = self.wrapped(im_q, im_k, ids, at.epoch, at.draw, *more, step=at.step)
+            with self.parts("q backward"):
+                loss = output.loss if self.plan.accum == 1 else output.loss / self.plan.accum
+                self.scaler.scale(loss).backward()
+        at.draw += 1
+        self.last = output
+        self.watch.count(len(ids) * distributed.world_size())
+        return output
+
+    def _flags(self, losses: list[Tensor], norm: Tensor) -> Tensor:
+        return outcome(losses, norm, self.stop)
+
+    def _move(self, bad: Tensor) -> None:
+        """The optimizer's step where ``bad``, () bool, is false."""
+        known = waits(self.optimizer)
+        step_unless(bad, self.optimizer)
+        if waits(self.optimizer) and not known:
+            self.log.line(
+                "this optimizer counts its steps on the host, which therefore waits for the GPU in every step"
+            )
+
+    def _count(self, outputs: list[Output], norm: Tensor) -> None:
+        for output in outputs:
+            values = [getattr(output, name).detach() for name in self.model.STATS]
+            self.sums += torch.stack([*values, norm, self.one]).masked_fill_(self.bad, 0.0)
+            if self.plan.patience is not None:
+                self.losses += torch.stack([values[0], self.one]).masked_fill_(self.bad, 0.0)
+
+    def look(self) -> None:
+        """Read what became of the steps since the last look: the only place where the host waits for the device."""
+        at = self.progress
+        if not self.unread:
+            return
+        steps = torch.stack(self.unread).tolist()
+        self.unread.clear()
+        self.parts.read()
+        for ago, (bad_loss, bad, terminated, stop) in zip(range(len(steps) - 1, -1, -1), steps, strict=True):
+            if stop:
+                self.exit_code = SIGTERM_EXIT if terminated else 0
+            at.ema_due = not bad
+            if not bad:
+                at.bad_steps = 0
+            elif self.scaler.is_enabled() and not bad_loss:
+                # With fp16 an infinite gradient of a finite loss only means that the scale was too high.
+                scale = self.scaler.get_scale()
+                self.log.line(f"step {at.step - 1 - ago}: fp16 overflow, step skipped, scale now {scale:g}")
+            else:
+                self._note_bad_step(ago, bool(bad_loss))
+
+    def _note_bad_step(self, ago: int, bad_loss: bool) -> None:
+        at = self.progress
+        step = at.step - 1 - ago
+        at.bad_steps += 1
+        where, names = self._culprit(bad_loss) if ago == 0 else ("the loss" if bad_loss else "a gradient", [])
+        self.log.line(f"step {step}: {where} is not finite; nothing was changed ({at.bad_steps} in a row)")
+        if at.bad_steps < self.plan.max_bad_steps:
+            return
+        outputs, ids = self.tried
+        path = os.path.join(self.save_dir, f"bad_step_{at.step - 1:08d}_rank{distributed.rank()}.pt")
+        losses = [float(o.loss.detach()) for o in outputs]
+        lr = self.optimizer.param_groups[0]["lr"]
+        what = {"step": at.step - 1, "epoch": at.epoch, "losses": losses, "lr": lr, "nonfinite_gradients": names}
+        files.write({**what, "image_ids": torch.cat(ids).cpu(), "q": self.last.q.cpu()}, path)
+        raise TrainingError(
+            f"{at.bad_steps} steps in a row were not finite, the last in {where}; they changed no weight and no key. "
+            f"See {path}; usual causes: --lr too high, --amp fp16 (try bf16), --moco-t too low."
+        )
+
+    def _culprit(self, bad_loss: bool) -> tuple[str, list[str]]:
+        """What was not finite in the last step on this process, and the names of the gradients that were not."""
+        own = not all(bool(o.loss.isfinite()) for o in self.tried[0])
+        names = [n for n, p in self.model.named_parameters() if p.grad is not None and not p.grad.isfinite().all()]
+        return "the loss" if own else f"the gradient of {names[0]}" if names else "another process", names
+
+    # ---------------------------------------------------------------------------------------------- reporting
+
+    def report(self) -> None:
+        """One line and one record about the steps since the last one; moco/sweep/figures.py has their names."""
+        at, plan = self.progress, self.plan
+        self.look()
+        *sums, counted = distributed.mean_over_ranks(self.sums).tolist()
+        if not counted:
+            return
+        values: dict[str, float] = {name: value / counted for name, value in zip(self.stats, sums, strict=True)}
+        values["top1"], values["top5"] = 100 * values["top1"], 100 * values["top5"]
+        values["loss_ratio"] = values["loss"] / self.model.chance
+        values["lr"] = self.optimizer.param_groups[0]["lr"]
+        values["images_per_second"], values["wait_share"] = self.watch.rates()
+        values["alignment"] = float(alignment(self.last.q, self.last.paired))
+        values["uniformity"] = float(uniformity(self.last.q))
+        values["feature_std"] = float(self.last.q.std(0).mean() * math.sqrt(self.last.q.shape[1]))
+        eta = plan.steps_left(at) * self.watch.seconds_per_step(self.timed)
+        values["eta_seconds"] = round(eta)
+        done = at.batch // plan.accum
+        text = (
+            f"Epoch [{at.epoch}][{done:4d}/{plan.steps_per_epoch}] loss {values['loss']:.4f} "
+            f"({values['loss_ratio']:.3f} of {self.model.chance_words}) "
+            f"top1 {values['top1']:.1f} top5 {values['top5']:.1f} "
+            f"lr {values['lr']:.4g} {values['images_per_second']:.0f} images/s wait {100 * values['wait_share']:.0f}% "
+            f"ETA {int(eta) // 3600}:{int(eta) // 60 % 60:02d}:{int(eta) % 60:02d}"
+        )
+        self.log.scalars(at.step, values, epoch=at.epoch, text=text)
+        odd = oddity(values)
+        if odd and at.epoch > 0:  # a first epoch may look like anything
+            self.log.line(f"odd: {odd}")
+        self.sums.zero_()
+        self._restart_watch()
+
+    def _restart_watch(self) -> None:
+        self.watch.restart()
+        self.timed = 0
+
+    def report_measured(self, values: dict[str, float], words: str) -> None:
+        """Log what was measured of the encoder; ``finished_epochs`` is a checkpoint's ``epoch``, as upstream's."""
+        at = self.progress
+        epochs = {"epoch": at.trained, "finished_epochs": at.epoch}
+        self.log.scalars(at.step, values, **epochs, text=f"epoch {at.trained}: {words}")
+
+    def check_queues(self) -> None:
+        """Every process must hold the same queue; a difference means that they no longer train one model."""
+        if not all(distributed.same_on_all_ranks(x) for x in self.model.shared()):
+            raise TrainingError(
+                f"step {self.progress.step}: the queues of the processes differ, so their negatives do; restart from "
+                "the newest checkpoint with --resume auto."
+            )
+
+    def save(self, arch: str, keep: int) -> None:
+        """Write this state from the main process; the others wait, so that none runs ahead of a failed write."""
+        self.look()
+        self.progress.bad_images = self.bad_images.state_dict()
+        self.progress.plateau = self.plateau.state_dict()
+        if self.plan.patience is not None:
+            self.progress.losses = distributed.gather_keys(self.losses[None]).tolist()
+        distributed.by_main(partial(self._write, arch, keep))
+
+    def _write(self, arch: str, keep: int) -> None:
+        run = {**self.progress.entries(), "batches": batch_shape(self.sampler, self.plan.accum), **self.about}
+        run |= images_of(self.model.encoder_q, self.model.mean, self.model.std)
+        state = checkpoint.pack(self.model, self.optimizer, self.scaler, arch, self.progress.epoch, run)
+        path = checkpoint.save(state, self.save_dir, keep)
+        self.log.line(f"saved {path}")
+        if self.exit_code is not None and not self.finished():
+            at, plan = self.progress, self.plan
+            self.log.line(stopped_words(at.epoch, at.batch // plan.accum, plan.steps_per_epoch))
+
+
+def ahead(batches: Iterator[dict], device: torch.device) -> Iterator[dict]:
+    """The batches, on a GPU each made ready by a side stream while the step before it computes: copied, and augmented
+    where that is the device's work."""
+    if device.type != "cuda":
+        yield from batches
+        return
+    side = torch.cuda.Stream(device)
+
+    def copied() -> dict | None:
+        with torch.cuda.stream(side):
+            batch = next(batches, None)
+            moved = {n: batch[n].to(device, non_blocking=True) for n in IMAGES if n in batch} if batch else {}
+        return {**batch, **moved} if batch else None
+
+    following = copied()
+    while following is not None:
+        batch = following
+        here = torch.cuda.current_stream(device)
+        here.wait_stream(side)
+        for name in (n for n in IMAGES if n in batch):
+            batch[name].record_stream(here)  # the allocator must not hand their memory to the side stream too early
+        following = copied()
+        yield batch
+
+
+def oddity(values: dict[str, float]) -> str:
+    """What looks wrong in a report, or an empty string: collapsed features and a loss above chance."""
+    if values["feature_std"] < 0.05:
+        return "all queries look the same (feature_std near 0), the encoder has collapsed; lower --lr."
+    if values["loss_ratio"] > 1.6:
+        return "the loss is far above chance, worse than guessing; lower --lr or raise --moco-t."
+    return ""
+
+
+def pick_amp(choice: str, device: torch.device, broken: str = "") -> torch.dtype | None:
+    """The encoder's arithmetic: ``auto`` is bf16 where the hardware computes it, else fp32 (None).
+
+    Args:
+        choice: auto, off, bf16 or fp16.
+        broken: a layer whose gradients are wrong in 16 bits on a CPU (:func:`moco.models.encoder.strided_point`).
+
+    Raises:
+        UserError: 16 bits asked for where they would train on garbage.
+    """
+    broken = broken if device.type == "cpu" else ""
+    if choice == "auto":
+        return torch.bfloat16 if _has_bf16(device) and not broken else None
+    if choice != "off" and broken:
+        raise UserError(
+            f"--amp {choice}: {broken} is a strided convolution on a single pixel; on CPUs its gradients are wrong "
+            "in 16 bits. Use --amp off or a larger --size."
+        )
+    return {"off": None, "bf16": torch.bfloat16, "fp16": torch.float16}[choice]
+
+
+def _has_bf16(device: torch.device) -> bool:
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    with contextlib.suppress(AttributeError):  # private, and absent in some builds
+        return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
+    return False

@@ -1,0 +1,196 @@
+"""What a checkpoint says of the run that wrote it, and what a run that goes on from it has otherwise.
+
+``run`` of a checkpoint has ``flags`` (:mod:`moco.cli.flag_classes`), ``data`` (``name``, number of ``images``,
+``fingerprint``), ``torch`` (``version``, ``processor``, on a CPU ``threads``) and ``processes``: within one of the last
+two a resumed run is the uninterrupted one bit for bit. With a queue it has ``head``, what was chosen for the loss.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import platform
+from typing import Any
+
+import torch
+
+from moco import distributed
+from moco.config import Classes, Flags, typed
+from moco.data import Source
+from moco.errors import UserError
+from moco.kernels import Earlier
+from moco.models.key_queue import EMPTY
+from moco.train import checkpoint
+
+DONE = (
+    "the run is finished: nothing is trained, and other flags change nothing; raise --epochs (or --steps) to train on"
+)
+
+
+def about_run(flags: Flags, images: Source, head: Earlier | None = None) -> dict[str, Any]:
+    """What a checkpoint says of this run: plain values, those of the main process on every process."""
+    about = distributed.from_main(_about(flags, images) if distributed.is_main() else None)
+    return about if head is None else {**about, "head": head._asdict()}
+
+
+def head_of(state: dict | None) -> Earlier | None:
+    """What the run that wrote a checkpoint had chosen for its loss; None for older files and losses without a queue."""
+    head = ((state or {}).get("run") or {}).get("head") or {}
+    return Earlier(*(head[name] for name in Earlier._fields)) if set(Earlier._fields) <= set(head) else None
+
+
+def _about(flags: Flags, images: Source) -> dict[str, Any]:
+    data = {"name": images.name, "images": len(images), "fingerprint": images.fingerprint()}
+    return {"flags": flags, "data": data, "torch": _machine(), "processes": distributed.world_size()}
+
+
+def _machine() -> dict[str, Any]:
+    machine: dict[str, Any] = {"version": str(torch.__version__), "processor": _processor()}
+    return machine if distributed.device().type == "cuda" else {**machine, "threads": torch.get_num_threads()}
+
+
+def _processor() -> str:
+    """The GPU, or the CPU and the instructions that torch uses of it."""
+    if distributed.device().type == "cuda":
+        return torch.cuda.get_device_name()
+    name = platform.processor() or platform.machine()
+    with contextlib.suppress(OSError), open("/proc/cpuinfo", encoding="utf-8", errors="replace") as file:
+        found = (line.partition(":")[2].strip() for line in file if line.startswith("model name"))
+        name = next(found, name)
+    return f"{name} ({torch.backends.cpu.get_cpu_capability()})"
+
+
+def changes(state: dict | None, path: str | None, own: dict[str, Any], classes: Classes, seed: int | None) -> list[str]:
+    """What this run has otherwise than the one that wrote a checkpoint: a sentence each, for the log.
+
+    Where the images are others, what the checkpoint knows of single images is forgotten, in ``state``.
+
+    Args:
+        state: the checkpoint; nothing is compared without one.
+        own: :func:`about_run` of this run.
+        seed: that was asked for, if any.
+
+    Raises:
+        UserError: what differs cannot change.
+    """
+    if not state or path is None:
+        return []
+    run = state.get("run") or {}
+    before = run.get("flags") or run.get("settings")  # of fine-tuning before there were flags
+    _refuse(path, before or {}, own["flags"], classes)
+    said = [_changed(before or _of_groups(state), own["flags"], classes)]
+    said += [_other_images(state, path, run, own["data"], classes), _other_seed(run, seed)]
+    said += [_other_machine(run.get("torch"), own["torch"]), _other_processes(run, own["processes"])]
+    said += [_other_head(state, run), checkpoint.square_queue(state)]
+    if not before:
+        said.append(f"{path} does not say what its run's settings were: those of this command are used")
+    return [sentence for sentence in said if sentence]
+
+
+def _differ(before: Flags, now: Flags) -> list[str]:
+    return [name for name, value in now.items() if name in before and before[name] != value]
+
+
+def _refuse(path: str, before: Flags, now: Flags, classes: Classes) -> None:
+    names = [name for name in _differ(before, now) if name in classes.fixed]
+    if not names:
+        return
+    first = f"{names[0]} {typed(before[names[0]])} and this one has {typed(now[names[0]])}"
+    others = "".join(f", {name} {typed(before[name])} and {typed(now[name])}" for name in names[1:])
+    raise UserError(
+        f"{path} is of a run with {first}{others}: give the same to continue it, or begin another --save-dir."
+    )
+
+
+def _changed(before: Flags, now: Flags, classes: Classes) -> str:
+    names = [name for name in _differ(before, now) if name in classes.free]
+    shown = (f"{name} {typed(now[name])} (was {typed(before[name])})" for name in names)
+    return f"resumed with {', '.join(shown)}" if names else ""
+
+
+def _of_groups(state: dict) -> Flags:
+    """What the optimizer's groups say of the settings, for files that say nothing else."""
+    groups = (state.get("optimizer") or {}).get("param_groups") or []
+    flags: Flags = {}
+    for name, key in (("--wd", "weight_decay"), ("--momentum", "momentum")):
+        values = [group[key] for group in groups if key in group]
+        flags |= {name: max(values)} if values else {}
+    return flags
+
+
+def _other_images(state: dict, path: str, run: dict, now: dict[str, Any], classes: Classes) -> str:
+    before = run.get("data") or now
+    if before["fingerprint"] == now["fingerprint"]:
+        return ""
+    shown = [f"{data['images']} of {data['name']}" for data in (now, before)]
+    if run.get("batch") or not classes.data:
+        where = f"inside epoch {state.get('epoch')}" if classes.data else "in a run"
+        end = ", or resume one from an epoch's end" if classes.data else ", or begin another --save-dir"
+        raise UserError(
+            f"{path} was written {where} on other images, {shown[1]} (here {shown[0]}; names, labels or sizes differ): "
+            f"give the same{end}."
+        )
+    queue = _forget_images(state)
+    words = "; the queue's rows count as of no image and no class" if queue else ""
+    return f"resumed on other images, {shown[0]} (was {shown[1]}){words}"
+
+
+def _forget_images(state: dict) -> bool:
+    """Returns whether there is a queue."""
+    entries = state["state_dict"]
+    known = [name for name in ("module.queue_ids", "module.queue_labels") if name in entries]
+    entries |= {name: torch.full_like(entries[name], EMPTY) for name in known}
+    state["run"] = {**state["run"], "bad_images": {"seen": []}}
+    return bool(known)
+
+
+def _other_seed(run: dict, seed: int | None) -> str:
+    kept = run.get("seed")
+    return "" if seed is None or kept in (None, seed) else f"--seed {seed} is not used: the file's run has {kept}"
+
+
+def _other_machine(before: dict[str, Any] | None, now: dict[str, Any]) -> str:
+    if before is None or before == now:
+        return ""
+    was, is_ = machine_words(before), machine_words(now)
+    return f"written by {was}; this is {is_}: the rest is equal to rounding, not bit for bit"
+
+
+def _other_head(state: dict, run: dict) -> str:
+    """Of a file of an earlier version on a GPU, which had another loss and other draws there."""
+    queued = any(name.removeprefix("module.") == "queue" for name in state.get("state_dict") or {})
+    if "head" in run or not queued or distributed.device().type != "cuda":
+        return ""
+    return (
+        "written before the loss on a GPU was the fused step: the rest is equal to rounding, and its draws are others"
+    )
+
+
+def resumed_words(path: str, epochs: int, steps: int) -> str:
+    """Where a run goes on: after so many finished epochs, and steps of the next one."""
+    inside = f" and {_count(steps, 'step')} of the next" * bool(steps)
+    return f"resumed {path} after {_count(epochs, 'epoch')}{inside}"
+
+
+def stopped_words(epoch: int, done: int, steps: int) -> str:
+    """The last line of a run that was stopped in an epoch, counted from 0, of so many steps."""
+    return f"stopped after {done} of {_count(steps, 'step')} of epoch {epoch}: continue with --resume auto"
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number} {what}{'s' * (number != 1)}"
+
+
+def _other_processes(run: dict, now: int) -> str:
+    before = run.get("processes") or (run.get("batches") or {}).get("processes") or now  # older: only pretraining's
+    if before == now:
+        return ""
+    return (
+        f"written by {before} process{'es' * (before > 1)}; this run has {now}: not bit for bit the uninterrupted run"
+    )
+
+
+def machine_words(machine: dict[str, Any]) -> str:
+    """The ``torch`` entry in words."""
+    count = machine.get("threads")
+    threads = f", {_count(count, 'thread')}" if count else ""
+    return f"torch {machine['version']} on {machine['processor']}{threads}"

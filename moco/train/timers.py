@@ -1,0 +1,129 @@
+"""Where the time of training goes: images/s, share of waiting, parts of a step."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, TypeVar
+
+import torch
+
+X = TypeVar("X")
+
+
+class Stopwatch:
+    """Images per second since the last restart, and the share of that time that was spent waiting for data.
+
+    ``clock`` returns seconds.
+    """
+
+    def __init__(self, clock: Callable[[], float] = time.perf_counter) -> None:
+        self._clock = clock
+        self.restart()
+
+    def restart(self) -> None:
+        """Begin to count anew."""
+        self._start, self._waited, self._images = self._clock(), 0.0, 0
+
+    @contextlib.contextmanager
+    def waiting(self) -> Iterator[None]:
+        """Time in here is waiting for data."""
+        start = self._clock()
+        try:
+            yield
+        finally:
+            self._waited += self._clock() - start
+
+    def waiting_for(self, items: Iterable[X]) -> Iterator[X]:
+        """The items; the time until each of them is there is waiting for data."""
+        left = iter(items)
+        while True:
+            with self.waiting():
+                item = next(left, None)
+            if item is None:
+                return
+            yield item
+
+    def count(self, images: int) -> None:
+        """So many images are done."""
+        self._images += images
+
+    def seconds(self) -> float:
+        """Since the last restart."""
+        return self._clock() - self._start
+
+    def rates(self) -> tuple[float, float]:
+        """(images per second, share of the time spent waiting in 0..1)."""
+        seconds = max(self.seconds(), 1e-9)
+        return self._images / seconds, self._waited / seconds
+
+    def seconds_per_step(self, steps: float) -> float:
+        """The mean over ``steps`` steps since the last restart."""
+        return self.seconds() / max(steps, 1)
+
+
+class Parts:
+    """Where the time of a step goes, by part, on the device that computes them.
+
+    On a GPU the parts are events in its stream, so that nothing waits for them until :meth:`read`; only steps that
+    :meth:`of_a_step` is told to measure are measured. Parts lie beside each other, not in each other.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self._gpu = device.type == "cuda"
+        self._on = False
+        self._marks: list[tuple[str, Any, Any]] = []
+        self._seconds: dict[str, float] = {}
+        self._total, self.steps = 0.0, 0
+
+    def _mark(self) -> Any:
+        if not self._gpu:
+            return time.perf_counter()
+        event = torch.cuda.Event(enable_timing=True)
+        event.record()
+        return event
+
+    @contextlib.contextmanager
+    def __call__(self, name: str) -> Iterator[None]:
+        """Time in here belongs to ``name``."""
+        begin = self._mark() if self._on else None
+        yield
+        if begin is not None:
+            self._marks.append((name, begin, self._mark()))
+
+    @contextlib.contextmanager
+    def of_a_step(self, measured: bool) -> Iterator[None]:
+        """Around one step; with ``measured`` it and its parts count."""
+        self._on = measured
+        with self(""):
+            yield
+        self._on = False
+
+    def read(self) -> None:
+        """Add what was measured; the device must have finished it."""
+        for name, begin, end in self._marks:
+            seconds = begin.elapsed_time(end) / 1e3 if self._gpu else end - begin
+            if name:
+                self._seconds[name] = self._seconds.get(name, 0.0) + seconds
+            else:
+                self._total += seconds
+                self.steps += 1
+        self._marks.clear()
+
+    def take(self) -> dict[str, float]:
+        """Seconds a step by part, the longest first, "other" what no part had; begins anew. Empty without a step."""
+        found = dict(sorted(self._seconds.items(), key=lambda item: -item[1]))
+        if self.steps:
+            found["other"] = max(0.0, self._total - sum(found.values()))
+        means = {name: seconds / self.steps for name, seconds in found.items()} if self.steps else {}
+        self._seconds, self._total, self.steps = {}, 0.0, 0
+        return means
+
+    def words(self) -> str:
+        """The same as one line, and begins anew."""
+        means = self.take()
+        total = sum(means.values())
+        if not total:
+            return "nothing was measured"
+        return f"{1e3 * total:.4g} ms, " + ", ".join(f"{n} {100 * s / total:.1f} %" for n, s in means.items())

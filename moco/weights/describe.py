@@ -1,0 +1,249 @@
+"""Say what a checkpoint is and whether it is sane: python -m moco.describe CKPT.
+
+Prints a line for each thing that is known or was checked; a line that starts with "odd:" names something that a healthy
+run does not leave behind. Exit codes: 0 sane, 1 something is odd, 2 the file cannot be read.
+
+Legend: K queue rows, C feature width.
+"""
+
+from __future__ import annotations
+
+from argparse import Namespace
+from collections import Counter
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+from torch import Tensor
+
+from moco import files
+from moco.config import typed
+from moco.errors import UserError
+from moco.models.key_queue import EMPTY
+from moco.train import checkpoint
+from moco.train.resume import machine_words
+from moco.weights.read import File, arch_of, head_entries, named_arch, open_file, outline, settings_of
+from moco.weights.settings import listed
+
+UNIT = 1e-3  # a queue row's length may differ so much from 1 (keys of 16-bit encoders do by 4e-4)
+FLAT = 1e-8  # a channel whose variance is below carries no signal; BatchNorm's own epsilon is 1e-5
+FAR = 1.0  # keys this far from the queries, relative to the queries' norm, no longer follow them
+PAIRS = (("encoder_q", "encoder_k"), ("base_encoder", "momentum_encoder"), ("backbone", "momentum_backbone"),
+         ("backbone", "backbone_momentum"), ("encoder", "momentum_encoder"))  # fmt: skip
+
+
+class Line(NamedTuple):
+    """One thing that is known of a file."""
+
+    text: str
+    sane: bool = True
+
+
+def describe(path: str) -> list[Line]:
+    """All that can be told of a file without data.
+
+    Raises:
+        UserError: it cannot be read, or holds no weights.
+    """
+    file = open_file(path)
+    checks = (_kind, _architecture, _progress, _run, _keys, _numbers, _batchnorm, _queue, _momentum, _optimizer)
+    return [line for check in checks for line in check(file)]
+
+
+# ------------------------------------------------------------------------------------------------- what it is
+
+
+def _kind(file: File) -> Iterator[Line]:
+    first, state = {name.partition(".")[0] for name in file.tensors}, file.state
+    kinds = (
+        ("encoder_q" in first, f"pretraining checkpoint of {_queue_project(file)}"),
+        ("base_encoder" in first, "pretraining checkpoint of MoCo v3"),
+        ("opt" in state or {"encoder", "head"} <= first, "pretraining checkpoint of SupContrast"),
+        ("classifier" in first and bool(first & {"backbone", "encoder"}), "checkpoint of solo-learn"),
+        ("pytorch-lightning_version" in state, "Lightning checkpoint, by its names of lightly"),
+        ({"backbone", "projector"} <= first, "pretraining checkpoint of Barlow Twins"),
+        ("best_acc1" in state, "classifier's checkpoint, of a probe or fine-tuned"),
+        ("source" in file.settings, "exported backbone"),
+        (True, "weights alone"),
+    )
+    yield Line(f"{file.path}: {next(words for found, words in kinds if found)}")
+
+
+def _queue_project(file: File) -> str:
+    queue = file.tensors.get("queue")
+    if "queue_ids" in file.tensors or (queue is None and "run" in file.state):
+        return "this project"
+    if queue is not None and not checkpoint.is_mocos(queue, _output_width(file)):
+        return "SynCo as released"
+    return "MoCo v2" if "encoder_q.fc.2.weight" in file.tensors else "MoCo v1"
+
+
+def _output_width(file: File) -> int | None:
+    """C: outputs of the query encoder's last linear layer."""
+    last = [value for name, value in file.tensors.items() if name.startswith("encoder_q.") and name.endswith(".bias")]
+    return len(last[-1]) if last else None
+
+
+def _architecture(file: File) -> Iterator[Line]:
+    arch = arch_of(file)
+    if not arch:
+        yield Line("architecture: not named, and the tensors are of no known one")
+        return
+    how = "named in the file" if named_arch(file) else "found by the shapes of the tensors"
+    try:
+        source, _ = outline(file.path)
+    except UserError as error:
+        yield Line(f"architecture: {arch}, {how}, but {error}", sane=False)
+        return
+    head = [tuple(value.shape) for value in head_entries(source.encoder, file).values() if value.ndim > 1]
+    words = "head " + "-".join(map(str, [head[0][1], *(shape[0] for shape in head)])) if head else "no head"
+    built = f"{source.stem} stem, {source.channels} channels, {source.size} px, {words}"
+    yield Line(f"architecture: {arch}, {how}; {built}")
+    yield Line(source.words)
+    yield Line(f"settings: {listed(settings_of(file))}")
+
+
+def _progress(file: File) -> Iterator[Line]:
+    known = {name: file.settings[name] for name in ("method", "dataset", "data") if file.settings.get(name)}
+    entries: dict[str, Any] = {"epoch": file.state.get("epoch", "not recorded")}
+    run = file.state.get("run") or {}
+    known = {name: word for name in ("method",) if (word := (run.get("flags") or {}).get(f"--{name}"))} | known
+    entries.update({name: run[name] for name in ("step", "batch", "seed") if name in run})
+    if "best_acc1" in file.state:
+        entries["best top-1"] = f"{float(file.state['best_acc1']):.2f}"
+    method = known.pop("method", "not recorded")
+    yield Line(", ".join(f"{name} {value}" for name, value in {**entries, "method": method, **known}.items()))
+
+
+def _run(file: File) -> Iterator[Line]:
+    """The settings that are not off, the images and the machine of the run that wrote it, where the file says them."""
+    run = file.state.get("run") or {}
+    shown = {name: typed(value) for name, value in (run.get("flags") or run.get("settings") or {}).items()}
+    if shown:
+        yield Line(
+            "flags of its run: " + ", ".join(f"{n} {text}" for n, text in shown.items() if text not in ("none", "off"))
+        )
+    if "data" in run:
+        data = run["data"]
+        yield Line(f"data: {data['images']} images of {data['name']}, fingerprint {data['fingerprint']}")
+    if "torch" in run:
+        yield Line(f"written by {machine_words(run['torch'])}")
+
+
+def _keys(file: File) -> Iterator[Line]:
+    counts = Counter(name.partition(".")[0] for name in file.tensors)
+    shown = [f"{name} ({count})" for name, count in counts.most_common(12)]
+    more = f" and {len(counts) - 12} more" if len(counts) > 12 else ""
+    yield Line(f"{len(file.tensors)} tensors: {', '.join(shown)}{more}")
+    others = [str(name) for name in file.state if name not in file.tensors and not isinstance(name, int)]
+    if others and len(others) < len(file.tensors):
+        yield Line(f"entries of the file: {', '.join(others)}")
+
+
+# --------------------------------------------------------------------------------------------- whether it is sane
+
+
+def _numbers(file: File) -> Iterator[Line]:
+    odd = files.odd_tensors(file.tensors)
+    for words, count in Counter(odd.values()).items():
+        first = next(name for name, found in odd.items() if found == words)
+        yield Line(f"{count} tensors hold {words}, the first is {first}", sane=False)
+    if not odd:
+        yield Line("all weights are finite")
+
+
+def _batchnorm(file: File) -> Iterator[Line]:
+    found = ((name, value) for name, value in file.tensors.items() if value.is_floating_point())
+    variances = {n.removesuffix(".running_var"): v for n, v in found if n.endswith(".running_var")}
+    if not variances:
+        return
+    flat = [name for name, value in variances.items() if bool((value < FLAT).all())]
+    channels = sum(int((value < FLAT).sum()) for value in variances.values())
+    yield Line(f"{len(variances)} BatchNorm layers, {channels} channels without variance")
+    if flat:
+        yield Line(f"BatchNorm {flat[0]} has no channel with variance ({len(flat)} layers): collapsed", sane=False)
+    untouched = [name for name, value in variances.items() if _untouched(file, name, value)]
+    if untouched and file.state.get("epoch"):
+        words = f"BatchNorm {untouched[0]} never saw a batch ({len(untouched)} layers) though training went on"
+        yield Line(words, sane=False)
+
+
+def _untouched(file: File, name: str, variance: Tensor) -> bool:
+    """Statistics as they were born."""
+    mean = file.tensors.get(f"{name}.running_mean")
+    return mean is not None and not mean.any() and bool((variance == 1).all())
+
+
+def _queue(file: File) -> Iterator[Line]:
+    queue, ids, pointer = (file.tensors.get(name) for name in ("queue", "queue_ids", "queue_ptr"))
+    if queue is None or queue.ndim != 2:
+        return
+    C = _output_width(file)
+    rows = queue.T if ids is None and checkpoint.is_mocos(queue, C) else queue  # (K, C); MoCo's own is (C, K)
+    K = len(rows)
+    lengths = rows.float().norm(dim=1)  # (K,)
+    odd = int((~((lengths - 1).abs() < UNIT)).sum())  # NaN is odd too
+    fill = "not recorded" if ids is None else f"{int((ids != EMPTY).sum())} rows"
+    yield Line(f"queue: K = {K}, C = {rows.shape[1]}, filled by images: {fill}, {K - odd} rows of unit length")
+    if odd:
+        yield Line(f"{odd} of {K} queue rows are not of unit length (from {float(lengths.min()):.3g} to "
+                   f"{float(lengths.max()):.3g})", sane=False)  # fmt: skip
+    if C is not None and rows.shape[1] != C:
+        yield Line(f"the queue's width {rows.shape[1]} is not the encoder's {C}", sane=False)
+    if pointer is not None and not 0 <= int(pointer) < K:
+        yield Line(f"the queue's pointer {int(pointer)} lies outside its {K} rows", sane=False)
+
+
+def _momentum(file: File) -> Iterator[Line]:
+    for q, k in PAIRS:
+        pairs = _parameters(file, q, k)
+        if pairs:
+            break
+    else:
+        return
+    lost = [name for name, (_, other) in pairs.items() if other is None or other.shape != pairs[name][0].shape]
+    if lost:
+        yield Line(f"{k} lacks {lost[0]} of {q} ({len(lost)} tensors differ)", sane=False)
+        return
+    square = sum(float((a.double() - b.double()).square().sum()) for a, b in pairs.values() if b is not None)
+    norm = sum(float(a.double().square().sum()) for a, _ in pairs.values())
+    distance = (square / max(norm, 1e-300)) ** 0.5
+    trained = bool(file.state.get("epoch")) or bool((file.state.get("run") or {}).get("step"))
+    yield Line(f"{k} is {distance:.3g} from {q}, relative to its norm")
+    if distance >= FAR:
+        yield Line(f"{k} no longer follows {q}", sane=False)
+    if distance == 0 and trained:
+        yield Line(f"{k} equals {q} after training: there is no momentum between them", sane=False)
+
+
+def _parameters(file: File, q: str, k: str) -> dict[str, tuple[Tensor, Tensor | None]]:
+    """What momentum moves: by name, the query's and the key's tensor; nothing where there is no key encoder."""
+    if not any(name.startswith(f"{k}.") for name in file.tensors):
+        return {}
+    own = {n: v for n, v in file.tensors.items() if n.startswith(f"{q}.") and v.is_floating_point()}
+    own = {n.removeprefix(f"{q}."): v for n, v in own.items() if not n.endswith((".running_mean", ".running_var"))}
+    return {name: (value, file.tensors.get(f"{k}.{name}")) for name, value in own.items()}
+
+
+def _optimizer(file: File) -> Iterator[Line]:
+    found = file.state.get("optimizer") or file.state.get("optimizer_states")
+    states = [s for s in (found if isinstance(found, list) else [found]) if isinstance(s, dict)]
+    if not states or not states[0].get("param_groups"):
+        yield Line("no optimizer: it cannot be resumed")
+        return
+    groups = states[0]["param_groups"]
+    kept = [v for s in states for entry in s.get("state", {}).values() for v in entry.values() if isinstance(v, Tensor)]
+    lr = groups[0].get("lr", "not recorded")
+    yield Line(f"optimizer: {len(groups)} groups, lr {lr}, {len(kept)} tensors of state")
+    bad = len(files.odd_tensors({str(place): value for place, value in enumerate(kept)}))
+    if bad:
+        yield Line(f"{bad} tensors of the optimizer hold NaN or infinity", sane=False)
+
+
+def run(args: Namespace) -> int:
+    """Print what a file is; the exit code, 1 where something is odd."""
+    lines = describe(args.checkpoint)
+    odd = [line for line in lines if not line.sane]
+    for line in lines:
+        print(line.text if line.sane else f"odd: {line.text}")
+    print(f"{len(odd)} odd things" if odd else "sane")
+    return 1 if odd else 0

@@ -1,0 +1,416 @@
+"""Write a checkpoint's backbone for other tools: python -m moco.export CKPT --to KIND [--out FILE].
+
+    torchvision, timm   a state dict with that library's names, which its network loads strictly, the card beside it
+    detectron2          the weight file that detection/ reads (ResNet-50 and ResNet-101)
+    safetensors         the encoder's own names, the card as metadata
+    onnx                a graph from normalised images to features, for any batch size
+    features            a state dict with the encoder's own names, the card beside it as JSON
+
+The card says how to build and feed the encoder. Before anything is written, the weights go into a network of the
+target library and both compute features of the same images; when they differ, nothing is written.
+
+Legend: N images, F feature width.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from argparse import Namespace
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from moco import files
+from moco.errors import UserError
+from moco.models.encoder import build_encoder, features, head_of, torchvision_names
+from moco.weights import detectron2_names
+from moco.weights.read import (
+    CARD,
+    Backbone,
+    apply_changes,
+    bare_names,
+    change_words,
+    open_backbone,
+    settle,
+    sound_head_entries,
+)
+
+SUFFIXES = {
+    "torchvision": ".torchvision.pth",
+    "timm": ".timm.pth",
+    "detectron2": ".detectron2.pkl",
+    "safetensors": ".safetensors",
+    "onnx": ".onnx",
+    "features": ".features.pt",
+}
+TOLERANCE = 1e-5  # of features, relative to their largest
+ONNX_TOLERANCE = 1e-4  # other kernels add in another order
+
+# torchvision's ViT by timm's names: a pure renaming (timm's qkv is torchvision's in_proj).
+VITS = {f"vit_{word[0]}_{p}": f"vit_{word}_patch{p}_224" for word in ("base", "large") for p in (16, 32)}
+VITS["vit_h_14"] = "vit_huge_patch14_224"
+_VIT_NAMES = (
+    (r"^class_token$", "cls_token"),
+    (r"^conv_proj\.", "patch_embed.proj."),
+    (r"^encoder\.pos_embedding$", "pos_embed"),
+    (r"^encoder\.layers\.encoder_layer_(\d+)\.", r"blocks.\1."),
+    (r"\.ln_(\d)\.", r".norm\1."),
+    (r"\.self_attention\.in_proj_(weight|bias)$", r".attn.qkv.\1"),
+    (r"\.self_attention\.out_proj\.", ".attn.proj."),
+    (r"\.mlp\.0\.", ".mlp.fc1."),
+    (r"\.mlp\.3\.", ".mlp.fc2."),
+    (r"^encoder\.ln\.", "norm."),
+    (r"^heads\.head\.", "head."),
+)
+
+
+class Exported(NamedTuple):
+    """What was written and how it was made sure of."""
+
+    paths: list[str]
+    words: list[str]  # for the console
+
+
+def export(source: Backbone, to: str, out: str, card: dict[str, Any], keep_head: bool = False) -> Exported:
+    """Write one backbone for one tool; an older file of that name stays whole until the new one is.
+
+    Args:
+        source: from :func:`moco.weights.read.open_backbone`; with ``keep_head`` from :func:`keep_the_head`.
+        to: a key of :data:`SUFFIXES`.
+        out: the file's path.
+        card: from :func:`make_card`.
+        keep_head: write the classifier too.
+
+    Raises:
+        UserError: the tool has no such network, or the file cannot be written.
+    """
+    if to in ("torchvision", "timm"):
+        return _to_library(source, to, out, card, keep_head)
+    if to == "detectron2":
+        return _to_detectron2(source, out, card)
+    if to == "onnx":
+        return _to_onnx(source, out, card, keep_head)
+    tensors = _own_tensors(source, keep_head)
+    if to == "safetensors":
+        from safetensors.torch import save
+
+        content = save(tensors, {"format": "pt", "card": json.dumps(card)})
+        with files.replacing(out, "--out") as beside:
+            Path(beside).write_bytes(content)
+        return Exported([out], [])
+    return Exported(_write_with_card(tensors, out, card), [])
+
+
+def make_card(source: Backbone, mean: list[float], std: list[float]) -> dict[str, Any]:
+    """How to build and feed the encoder: plain values, the same for every kind of file."""
+    epoch = source.file.state.get("epoch")
+    return {
+        "kind": CARD,
+        "arch": source.arch,
+        "stem": source.stem,
+        "size": source.size,
+        "channels": source.channels,
+        "mean": mean,
+        "std": std,
+        "width": _compute(source.encoder, source, keep_head=False).shape[1],
+        "changes": source.changes,
+        "source": os.path.basename(source.file.path),
+        "epoch": epoch if isinstance(epoch, int) else None,
+    }
+
+
+def keep_the_head(source: Backbone) -> None:
+    """Put the file's own linear classifier in place of the fresh head.
+
+    Raises:
+        UserError: the file's head is not one linear layer, or its tensors are odd.
+    """
+    head = head_of(source.encoder)
+    entries = sound_head_entries(source.encoder, source.file)
+    weight, fresh = entries.get("weight"), source.encoder.get_submodule(head)
+    if set(entries) != {"weight", "bias"} or weight is None or weight.ndim != 2 or not isinstance(fresh, nn.Linear):
+        raise UserError(f"{source.file.path} has no head of one linear layer to keep; leave out --head keep.")
+    linear = nn.Linear(fresh.in_features, weight.shape[0])
+    linear.load_state_dict(entries)
+    source.encoder.set_submodule(head, linear)
+
+
+# -------------------------------------------------------------------------------------------------- libraries
+
+
+def library_arch(arch: str, to: str) -> str:
+    """The name under which :func:`moco.models.encoder.build_encoder` builds the same network from the other library.
+
+    Raises:
+        UserError: it has none.
+    """
+    bare = arch.removeprefix("timm/")
+    if to == "torchvision":
+        name = {theirs: ours for ours, theirs in VITS.items()}.get(bare, bare)
+        if name in torchvision_names():
+            return name
+    else:
+        import timm
+
+        name = VITS.get(bare, bare)
+        if timm.is_model(name):
+            return f"timm/{name}"
+    raise UserError(f"{to} has no network {bare}; export it to another kind, such as safetensors.")
+
+
+def timm_name(name: str) -> str:
+    """The name in timm's ViT of an entry of torchvision's."""
+    for pattern, replacement in _VIT_NAMES:
+        name = re.sub(pattern, replacement, name)
+    return name
+
+
+def _to_library(source: Backbone, to: str, out: str, card: dict[str, Any], keep_head: bool) -> Exported:
+    arch = library_arch(source.arch, to)
+    target = build_encoder(arch, 1, stem=source.stem, size=source.size, in_chans=source.channels).eval()
+    if keep_head:
+        head = source.encoder.get_submodule(head_of(source.encoder))
+        assert isinstance(head, nn.Linear)
+        target.set_submodule(head_of(target), nn.Linear(head.in_features, head.out_features))
+    wrapped = (
+        "backbone." if hasattr(target, "backbone") else ""
+    )  # moco.models.encoder.Headed: the head is not the library's
+    if wrapped and keep_head:
+        raise UserError(f"{arch} has no head of one linear layer; leave out --head keep.")
+    tensors = _renamed(_own_tensors(source, keep_head), target)
+    _load_strictly(target, tensors, keep_head)
+    apply_changes(target, source.changes)
+    gap = _gap(_compute(source.encoder, source, keep_head), _compute(target, source, keep_head))
+    if not gap <= TOLERANCE:
+        raise UserError(f"{to}'s {arch} computes other features (relative difference {gap:.1e}); nothing was written.")
+    plain = {name.removeprefix(wrapped): value for name, value in tensors.items()}
+    paths = _write_with_card(plain, out, {**card, "arch": arch})
+    words = change_words(source.changes)
+    told = f"{to}'s own network differs, and the file cannot say so: the lines below give it {words}\n" if words else ""
+    return Exported(paths, [f"{told}{to} computes the same (relative difference {gap:.0e}); load it with", *_loading(
+        source, to, arch, target, out, keep_head
+    )])  # fmt: skip
+
+
+def _renamed(tensors: dict[str, Tensor], target: nn.Module) -> dict[str, Tensor]:
+    """Torchvision's and timm's ViT in each other's names; ResNets and all others have the same in both."""
+    names = set(target.state_dict())
+    if "class_token" in tensors and "cls_token" in names:
+        return {timm_name(name): value for name, value in tensors.items()}
+    if "cls_token" in tensors and "class_token" in names:
+        back = {timm_name(name): name for name in names}
+        return {back.get(name, name): value for name, value in tensors.items()}
+    return tensors
+
+
+def _load_strictly(target: nn.Module, tensors: dict[str, Tensor], keep_head: bool) -> None:
+    head = "" if keep_head else head_of(target) + "."
+    wanted = {name: value.shape for name, value in target.state_dict().items() if not head or not name.startswith(head)}
+    found = {name: value.shape for name, value in tensors.items()}
+    differ = [name for name in {**wanted, **found} if wanted.get(name) != found.get(name)]
+    if differ:
+        more = f" and {len(differ) - 3} more" if len(differ) > 3 else ""
+        raise UserError(f"the target's network has other entries: {', '.join(differ[:3])}{more}; nothing was written.")
+    target.load_state_dict(tensors, strict=False)
+
+
+def _loading(source: Backbone, to: str, arch: str, target: nn.Module, out: str, keep_head: bool) -> list[str]:
+    """Lines of Python that build the library's network and load the file strictly."""
+    lines, head = ["import torch", f"import {to}"], head_of(target)
+    words = [repr(arch.removeprefix("timm/"))]
+    if keep_head:
+        layer = target.get_submodule(head)
+        assert isinstance(layer, nn.Linear)
+        words.append(f"num_classes={layer.out_features}")
+    elif to == "timm":
+        words.append("num_classes=0")
+    words += _size_words(source.size, to, target)
+    if to == "timm" and source.channels != 3:
+        words.append(f"in_chans={source.channels}")
+    if to == "timm" and "num_heads" in source.changes:
+        words.append(f"num_heads={source.changes['num_heads']}")
+    make = "timm.create_model" if to == "timm" else "torchvision.models.get_model"
+    lines.append(f"model = {make}({', '.join(words)})")
+    lines += _stem_lines(source, to, target)
+    if to == "torchvision" and not keep_head:
+        lines.append(f"model.set_submodule({head!r}, torch.nn.Identity())  # features instead of logits")
+    lines.append(f"model.load_state_dict(torch.load({out!r}, weights_only=True))")
+    return lines
+
+
+def _size_words(size: int, to: str, target: nn.Module) -> list[str]:
+    """The argument that a network needs whose tensors depend on the size of the images."""
+    if to == "torchvision":
+        return [f"image_size={size}"] if hasattr(target, "image_size") and size != 224 else []
+    core: Any = getattr(target, "backbone", target)
+    fixed = core.pretrained_cfg.get("fixed_input_size") and core.pretrained_cfg["input_size"][-1] != size
+    return [f"img_size={size}"] if fixed else []
+
+
+def _stem_lines(source: Backbone, to: str, target: nn.Module) -> list[str]:
+    first = next(name for name, module in target.named_modules() if isinstance(module, nn.Conv2d))
+    conv = target.get_submodule(first)
+    assert isinstance(conv, nn.Conv2d)
+    lines = []
+    if source.stem == "cifar" or (to == "torchvision" and source.channels != 3):
+        padding = source.changes.get("stem_padding", conv.padding[0])
+        settings = f"{conv.in_channels}, {conv.out_channels}, {conv.kernel_size[0]}, {conv.stride[0]}, {padding}"
+        bias = "" if conv.bias is not None else ", bias=False"
+        lines.append(f"model.set_submodule({first!r}, torch.nn.Conv2d({settings}{bias}))")
+    gone = {"maxpool"} if source.stem == "cifar" else set()
+    gone |= set(bare_names(target)) if "bare_stem" in source.changes else set()
+    return lines + [f"model.{name} = torch.nn.Identity()" for name in sorted(gone)]
+
+
+def _to_detectron2(source: Backbone, out: str, card: dict[str, Any]) -> Exported:
+    known = " and ".join(detectron2_names.ARCHS)
+    if (
+        source.arch.removeprefix("timm/") not in detectron2_names.ARCHS
+        or source.stem == "cifar"
+        or source.channels != 3
+    ):
+        raise UserError(f"detectron2's configurations are for {known} with a 7x7 stem and colour images, not for "
+                        f"{source.arch} with {source.stem} stem and {source.channels} channels.")  # fmt: skip
+    detectron2_names.refuse_changes(source.encoder, source.file.path)
+    tensors = detectron2_names.renamed(_own_tensors(source, keep_head=False))
+    detectron2_names.write(tensors, out)
+    pixels = detectron2_names.pixel_words(card["mean"], card["std"])
+    return Exported([out], [f"{len(tensors)} arrays; give the file as {' '.join(['MODEL.WEIGHTS', *pixels])}"])
+
+
+# ------------------------------------------------------------------------------------------------------- onnx
+
+
+class Features(nn.Module):
+    """From normalised images (N, channels, size, size) to features (N, F), without a head."""
+
+    def __init__(self, encoder: nn.Module):
+        super().__init__()
+        self.encoder = encoder
+        encoder.set_submodule(head_of(encoder), nn.Identity())
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.encoder(images).flatten(1)
+
+
+def _to_onnx(source: Backbone, out: str, card: dict[str, Any], keep_head: bool) -> Exported:
+    try:
+        import onnx
+        import onnxscript  # noqa: F401 (torch needs it)
+    except ImportError as error:
+        raise UserError("--to onnx needs onnx and onnxscript: run `pip install .[export]`.") from error
+    expected = _compute(source.encoder, source, keep_head)
+    model = source.encoder if keep_head else Features(source.encoder).eval()
+    name = "logits" if keep_head else "features"
+    try:
+        program = torch.onnx.export(
+            model, (_images(source),), dynamo=True, input_names=["images"], output_names=[name],
+            dynamic_shapes=({0: torch.export.Dim("batch")},), verbose=False,
+        )  # fmt: skip
+    except RuntimeError as error:  # 2.6 fails for any batch size and for a classifier, 2.14 writes both
+        reason = str(error).split(". ")[0].splitlines()[0] if str(error) else type(error).__name__
+        raise UserError(f"torch {torch.__version__} cannot write this as ONNX ({reason}); try a newer one.") from error
+    assert program is not None
+    graph = program.model_proto
+    onnx.helper.set_model_props(graph, {"card": json.dumps(card)})
+    checked = _checked(graph, source, model, expected)
+    with files.replacing(out, "--out") as beside:
+        onnx.save(graph, beside)
+    return Exported([out], [f"input images (batch, {source.channels}, {source.size}, {source.size}), normalised by the "
+                            f"card's mean and std; output {name}; {checked}"])  # fmt: skip
+
+
+def _checked(graph: Any, source: Backbone, model: nn.Module, expected: Tensor) -> str:
+    """Compare with onnxruntime at two batch sizes; words on how it went."""
+    try:
+        import onnxruntime
+    except ImportError:
+        return "not run: onnxruntime is not installed"
+    session = onnxruntime.InferenceSession(graph.SerializeToString(), providers=["CPUExecutionProvider"])
+    gaps = []
+    for count in (len(expected), 1):
+        got = session.run(None, {"images": _images(source)[:count].numpy()})[0]
+        gaps.append(_gap(expected[:count], torch.from_numpy(got)))
+    if not all(gap <= ONNX_TOLERANCE for gap in gaps):  # also false for NaN
+        raise UserError(f"onnxruntime computes other values (relative differences {gaps}); nothing was written.")
+    return f"onnxruntime computes the same (relative difference {max(gaps):.0e})"
+
+
+# -------------------------------------------------------------------------------------------------- small parts
+
+
+def _own_tensors(source: Backbone, keep_head: bool) -> dict[str, Tensor]:
+    head = head_of(source.encoder) + "."
+    entries = source.encoder.state_dict()
+    return {n: value.contiguous() for n, value in entries.items() if keep_head or not n.startswith(head)}
+
+
+def _images(source: Backbone) -> Tensor:
+    """(3, channels, size, size) images that are the same in every call."""
+    generator = torch.Generator().manual_seed(0)
+    return torch.randn(3, source.channels, source.size, source.size, generator=generator)
+
+
+@torch.no_grad()
+def _compute(encoder: nn.Module, source: Backbone, keep_head: bool) -> Tensor:
+    """(3, F) features, or logits, of the same three images."""
+    return encoder(_images(source)) if keep_head else features(encoder, _images(source))
+
+
+def _gap(one: Tensor, other: Tensor) -> float:
+    return float((one - other).abs().max() / one.abs().max().clamp_min(1e-12)) if one.shape == other.shape else 1.0
+
+
+def _write_with_card(tensors: dict[str, Tensor], out: str, card: dict[str, Any]) -> list[str]:
+    """The two paths; UserError where the card would replace what is no card."""
+    beside = os.path.splitext(out)[0] + ".json"
+    if beside == out or (os.path.exists(beside) and not _is_card(beside)):
+        raise UserError(f"the card goes to {beside}, which is something else; choose another --out.")
+    with files.replacing(out, "--out") as path:
+        torch.save(tensors, path)
+    files.write_text(json.dumps(card, indent=1) + "\n", beside, "--out")
+    return [out, beside]
+
+
+def _is_card(path: str) -> bool:
+    try:
+        with open(path, encoding="utf-8") as file:
+            found = json.load(file)
+    except (OSError, ValueError):
+        return False
+    return isinstance(found, dict) and found.get("kind") == CARD
+
+
+def _destination(args: Namespace) -> str:
+    """--out, else beside the checkpoint; never the checkpoint itself."""
+    stem = re.sub(r"(\.pth\.tar|\.[A-Za-z]\w*)$", "", args.checkpoint)
+    out = args.out or stem + SUFFIXES[args.to]
+    folder = os.path.dirname(out) or "."
+    if not os.path.isdir(folder):
+        raise UserError(f"there is no folder {folder} to write {os.path.basename(out)} to; make it first.")
+    if os.path.isdir(out):
+        raise UserError(f"--out {out} is a folder; give a file in it.")
+    if os.path.exists(out) and os.path.samefile(out, args.checkpoint):
+        raise UserError(f"--out {out} is the checkpoint itself; choose another --out.")
+    return out
+
+
+def run(args: Namespace) -> None:
+    if args.head == "keep" and args.to in ("detectron2", "safetensors", "features"):
+        raise UserError(f"--head keep has no meaning for --to {args.to}; leave it out.")
+    settled = settle(args, args.checkpoint, args.dataset)
+    source = open_backbone(args.checkpoint, args.arch, args.stem, args.size)
+    out = _destination(args)
+    mean, std = settled.statistics(source.channels, source.size)
+    card = make_card(source, mean, std)
+    keep_head = args.head == "keep"
+    if keep_head:
+        keep_the_head(source)
+    done = export(source, args.to, out, card, keep_head)
+    print(f"{source.arch}, {source.stem} stem, {source.size} px: {source.words}{settled.words}")
+    print(f"wrote {' and '.join(done.paths)}")
+    for line in done.words:
+        print(line)

@@ -1,0 +1,193 @@
+"""What an encoder was trained at, and what an evaluation takes: architecture, stem, size, channels, mean, deviation.
+
+Checkpoints of ours hold it as ``run["images"]``, exported backbones in their card; beside an older checkpoint lie the
+flags of its run, where None is the data set's default. A typed flag wins over the file, and the file over the data.
+"""
+
+from __future__ import annotations
+
+import math
+from argparse import Namespace
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from moco.data import Source, channel_statistics, own_shape, statistics
+from moco.models.encoder import SMALL
+
+KEYS = ("arch", "stem", "size", "channels", "mean", "std")
+DEFAULT, TYPED, CHECKPOINT, CARD, TENSORS = "default", "given", "checkpoint", "card", "its tensors"  # where it is from
+ARCH = "resnet50"  # upstream's, where neither the flags nor a file name one
+
+
+class Setting(NamedTuple):
+    """One of :data:`KEYS`."""
+
+    value: Any
+    origin: str  # words
+
+
+# -------------------------------------------------------------------------------------------------- in checkpoints
+
+
+def images_of(encoder: nn.Module, mean: Any, std: Any) -> dict[str, dict[str, Any]]:
+    """The entry of a checkpoint's ``run``: plain values; none for an encoder that was built elsewhere.
+
+    Args:
+        encoder: from :func:`moco.models.encoder.build_encoder`, which remembers its stem, size and channels.
+        mean, std: of the channels, numbers or a tensor.
+    """
+    if not hasattr(encoder, "built"):
+        return {}
+    return {"images": {**encoder.built, "mean": _numbers(mean), "std": _numbers(std)}}  # type: ignore[dict-item]
+
+
+def _numbers(values: Sequence[float] | Tensor) -> list[float]:
+    """What was typed: the shortest numbers that are these in float32, in which images are normalised."""
+    return [float(str(x)) for x in torch.as_tensor(values, dtype=torch.float32).cpu().numpy()]
+
+
+def recorded(state: dict, flags: dict[str, Any], name: str) -> dict[str, Setting]:
+    """What a file's own entries say, and for the rest what lies beside it.
+
+    Args:
+        state: the file's dictionary.
+        flags: its card, or the flags of its run.
+        name: what to call the latter.
+    """
+    run = state.get("run")
+    run = run if isinstance(run, dict) else {}
+    ours = "kind" in flags or name.endswith("_settings.json")  # any file.json beside file.pth may be another program's
+    found = _named(_resolved(flags), name) if ours else {}
+    tuned = run.get("settings")  # an older fine-tuning's, whose flags name no size where it was the data's
+    if isinstance(tuned, dict) and isinstance(tuned.get("--size"), int):
+        found["size"] = Setting(tuned["--size"], CHECKPOINT)
+    images = run.get("images")
+    return found | _named(images if isinstance(images, dict) else {}, CHECKPOINT)
+
+
+def _named(values: dict[str, Any], origin: str) -> dict[str, Setting]:
+    return {name: Setting(values[name], origin) for name in KEYS if values.get(name) is not None}
+
+
+def _resolved(flags: dict[str, Any]) -> dict[str, Any]:
+    """A card, or a run's flags with its data set's own values for those that were left out; without architecture and
+    stem, which the file and its tensors tell."""
+    if "kind" in flags:
+        return flags
+    side, channels = own_shape(flags.get("dataset"))
+    channels = flags.get("channels") or channels
+    mean, std = channel_statistics(flags.get("dataset"), channels, flags.get("mean"), flags.get("std"))
+    return {"size": flags.get("size") or side, "channels": channels, "mean": mean, "std": std}
+
+
+# --------------------------------------------------------------------------------------------- in an evaluation
+
+
+class Settled(NamedTuple):
+    """The settings of an evaluation: its flags, completed from a file; see :func:`settle`."""
+
+    args: Namespace
+    path: str  # of the file, empty for none
+    taken: dict[str, Setting]
+    warnings: list[str]
+
+    def of(self, source: Source) -> tuple[int, list[float], list[float]]:
+        """The side of the views in pixels, mean and deviation of the channels; the data's own where none is known.
+
+        Raises:
+            UserError: --mean or --std has not one number a channel.
+        """
+        small = self.taken.get("stem") == Setting("cifar", TENSORS)
+        size = self.args.size or source.native_size or (SMALL // 2 if small else 224)
+        return size, *self.statistics(source.channels, size)
+
+    def statistics(self, channels: int, size: int) -> tuple[list[float], list[float]]:
+        """Mean and deviation of the channels, as :meth:`of` has them."""
+        mean, std = channel_statistics(self.args.dataset, channels, self.args.mean, self.args.std)
+        for name, value in zip(KEYS[2:], (size, channels, mean, std), strict=True):
+            self.taken.setdefault(name, Setting(value, DEFAULT))
+        return mean, std
+
+    @property
+    def words(self) -> str:
+        """For the end of a log line, after :meth:`of`: a line with the settings and where they are from, and one for
+        each flag that differs from what the file was trained with. Empty without a file."""
+        lines = [f"settings of {self.path}: {listed(self.taken)}", *self.warnings] if self.path else []
+        return "".join("\n" + line for line in lines)
+
+
+def settle(args: Namespace, path: str, known: dict[str, Setting], dataset: str | None = None) -> Settled:
+    """Put a file's settings into the flags that were not typed; what neither has stays None (``arch``: resnet50).
+
+    Args:
+        args: with the flags of :data:`KEYS`, of which None, an empty word and ``auto`` mean that none was typed.
+        path: of the file, for words.
+        known: what the file has, see :func:`moco.weights.read.settings_of`.
+        dataset: whose statistics were asked for by name.
+    """
+    taken: dict[str, Setting] = {}
+    warnings = []
+    for name in KEYS:
+        asked = getattr(args, name, None)
+        if asked is None and dataset and name in ("mean", "std"):
+            channels = taken.get("channels", Setting(3, DEFAULT)).value
+            asked = list(statistics(dataset, channels)[name == "std"])
+            setattr(args, name, asked)
+        if asked in (None, "", "auto"):
+            if _fits(name, known, taken):
+                taken[name] = known[name]
+                setattr(args, name, known[name].value)
+            continue
+        taken[name] = Setting(asked, TYPED)
+        if name in known and _differ(known[name], asked):
+            warnings.append(_warning(name, asked, known[name].value, path))
+    if args.arch is None:
+        args.arch, taken["arch"] = ARCH, Setting(ARCH, DEFAULT)
+    return Settled(args, path, {name: taken[name] for name in KEYS if name in taken}, warnings)
+
+
+def _fits(name: str, known: dict[str, Setting], taken: dict[str, Setting]) -> bool:
+    """Whether the file has the setting; statistics of colours are none of images that --channels 1 made grey."""
+    if name not in known:
+        return False
+    return name not in ("mean", "std") or "channels" not in taken or len(known[name].value) == taken["channels"].value
+
+
+def _differ(known: Setting, asked: Any) -> bool:
+    """Whether a typed value is another; what the tensors tell is checked when they are loaded."""
+    if known.origin == TENSORS:
+        return False
+    if isinstance(asked, str):
+        return known.value.removeprefix("timm/") != asked.removeprefix("timm/")
+    one, other = (list(x) if isinstance(x, Sequence) else [x] for x in (known.value, asked))
+    return len(one) != len(other) or not all(map(_close, one, other))
+
+
+def _close(one: float, other: float) -> bool:
+    return math.isclose(one, other, rel_tol=1e-6, abs_tol=1e-9)  # float32's rounding
+
+
+def _warning(name: str, asked: Any, value: Any, path: str) -> str:
+    had = f"{_text(value)} px that {path} was trained at" if name == "size" else f"{_text(value)} that {path} has"
+    return f"{_flag(name)} {_text(asked)} differs from the {had}; {_text(asked)} is used"
+
+
+def listed(settings: dict[str, Setting]) -> str:
+    """As flags, grouped by where they are from."""
+    groups: dict[str, list[str]] = {}
+    for name, (value, origin) in settings.items():
+        groups.setdefault(origin, []).append(f"{_flag(name)} {_text(value)}")
+    return "; ".join(f"{' '.join(flags)} ({origin})" for origin, flags in groups.items())
+
+
+def _flag(name: str) -> str:
+    return "-a" if name == "arch" else f"--{name}"
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, (list, tuple)):
+        return " ".join(f"{x:.6g}" for x in value)
+    return str(value)
