@@ -49,13 +49,10 @@ def worker(args: Namespace) -> int:
     classes = linear.count_classes(train, args.num_classes)
     size, mean, std = settled.of(train)
     feed = linear.Feed(
-        size=size,
-        batch=args.batch_size * distributed.nodes(),
-        seed=seed,
-        workers=distributed.share_of_cores(args.workers),
-        flip=args.dataset not in data.UPRIGHT,
+        size=size, batch=args.batch_size * distributed.nodes(), seed=seed,
+        workers=distributed.share_of_cores(args.workers), flip=args.dataset not in data.UPRIGHT,
         cached=args.features == "cached",
-    )
+    )  # fmt: skip
 
     # model
     torch.manual_seed(seeding.key("init", seed) >> 1)

@@ -18,6 +18,7 @@ from typing import Any
 
 from detection import needs, report
 from moco.errors import USAGE_EXIT, TrainingError, UserError
+from moco.files import write_json
 from moco.weights.detectron2_names import convert, pixels_of, write
 
 SCHEDULES = {"voc": ("24k", "12k"), "coco": ("1x", "2x")}  # the first is the default
@@ -127,7 +128,9 @@ def run(
     figures = report.summary(found)
     published = Path(file).stem if not opts else ""  # changed settings are no longer the published recipe
     table = report.table(figures, Path(checkpoint).name, trials, published)
-    trainer.write_json({"checkpoint": checkpoint, "config": config, "opts": opts, **figures}, str(out / "summary.json"))
+    write_json(
+        {"checkpoint": checkpoint, "config": config, "opts": opts, **figures}, str(out / "summary.json"), "--out"
+    )
     (out / "table.md").write_text(table, encoding="utf-8")
     if pictures > 0:
         final = [*words, "MODEL.WEIGHTS", str(out / "trial_0" / "model_final.pth")]
@@ -149,12 +152,10 @@ def _train(folder: Path, config: str, num_gpus: int, words: list[str]) -> None:
 
 def _claim(out: Path, claim: dict[str, Any]) -> None:
     """Say in ``out`` whose results it holds, or refuse a folder that holds others'."""
-    from detection import trainer
-
     path = out / "claim.json"
     if path.is_file() and json.loads(path.read_text(encoding="utf-8")) != claim:
         raise UserError(f"{out} holds results of another checkpoint or of other settings; give another --out.")
-    trainer.write_json(claim, str(path))
+    write_json(claim, str(path), "--out")
 
 
 def _settings(cfg: Any) -> str:

@@ -112,8 +112,8 @@ def replace(beside: str, path: str) -> None:
 
 def write(state: dict, path: str, choose: str = "--save-dir") -> None:
     """Write a checkpoint as :func:`replacing` does."""
-    with replacing(path, choose) as beside:
-        torch.save(_of_own_size(state), beside)
+    with replacing(path, choose) as beside, open(beside, "wb") as file:
+        torch.save(_of_own_size(state), file)
 
 
 def write_text(text: str, path: str, choose: str = "--save-dir") -> None:

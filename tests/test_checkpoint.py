@@ -194,7 +194,8 @@ def test_a_failed_write_leaves_the_older_file_of_that_name(tmp_path, monkeypatch
 
 def test_a_full_disk_at_the_pointer_is_a_sentence_too(tmp_path, monkeypatch):
     def full(text, path):
-        raise OSError(28, "No space left on device")
+        with files.replacing(path):
+            raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(checkpoint, "write_text", full)
     with pytest.raises(UserError, match="latest cannot be written.*No space left"):

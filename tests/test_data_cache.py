@@ -203,7 +203,7 @@ def test_the_whole_file_is_on_the_disk_before_it_gets_its_name(folder, tmp_path,
         "moco.data.sources.cache.os.fsync", lambda file: flushed.append(os.fstat(file).st_size) or fsync(file)
     )
     source = open_sources(None, str(folder / "train"), cache=str(tmp_path / "kept")).pretrain
-    assert flushed == [os.path.getsize(source.path)]
+    assert flushed[0] == os.path.getsize(source.path)
 
 
 def test_faults(folder, tmp_path, monkeypatch, in_process, capsys):

@@ -169,12 +169,12 @@ def draw_confusion(matrix: np.ndarray, classes: list[str], path: str) -> None:
     if len(classes) <= NAMED_CLASSES:
         axis.set_xticks(range(len(classes)), classes, rotation=90)
         axis.set_yticks(range(len(classes)), classes)
-    files.write_figure(figure, path)
+    files.write_figure(figure, path, "path")
 
 
 def write_csv(path: str, rows: list[list]) -> str:
     """A table whose first row is its header; returns the path."""
     text = io.StringIO()
     csv.writer(text, lineterminator="\n").writerows(rows)
-    files.write_text(text.getvalue(), path)
+    files.write_text(text.getvalue(), path, "path")
     return path

@@ -18,6 +18,7 @@ import json
 import os
 import re
 from argparse import Namespace
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
