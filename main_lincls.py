@@ -21,7 +21,7 @@ from moco.cli.flag_classes import LINCLS, probing
 from moco.eval import fewshot, knn, linear, linear_checkpoint, linear_report, lr_find
 from moco.models.encoder import build_encoder
 from moco.train.pretraining import StopRequest
-from moco.train.resume import DONE, about_run, changes, resumed_words, stopped_words
+from moco.train.resume import DONE, about_run, changes, describe_resume, describe_stop
 from moco.train.runlog import RunLog
 from moco.weights.read import PUBLISHED, fill_backbone, read_backbone, settle
 
@@ -57,16 +57,16 @@ def worker(args: Namespace) -> int:
     # model
     torch.manual_seed(seeding.key("init", seed) >> 1)
     encoder = build_encoder(args.arch, classes, stem=args.stem, size=feed.size, in_chans=train.channels)
-    weights, words = {}, "" if path else f"no --pretrained: random initialisation by seed {seed}, a baseline"
+    weights, summary = {}, "" if path else f"no --pretrained: random initialisation by seed {seed}, a baseline"
     if args.pretrained:
-        reading = partial(read_backbone, encoder, args.pretrained, args.arch)
-        weights, words = distributed.first_on_node(reading, wait=args.pretrained.startswith(PUBLISHED))
+        extractor = partial(read_backbone, encoder, args.pretrained, args.arch)
+        weights, summary = distributed.first_on_node(extractor, wait=args.pretrained.startswith(PUBLISHED))
         fill_backbone(encoder, weights)
     model = linear.Probe(encoder, device, mean, std, seed, AMP[args.amp])
 
     # optimizer
     lrs = linear_checkpoint.rates(state, args.lrs, args.epochs, training=mode == "lincls")
-    heads = linear.make_heads(model, lrs, **options.head_settings(args))
+    heads = linear.make_classifiers(model, lrs, **options.head_settings(args))
     about = about_run(probing(args, encoder.built, mean, std, feed.batch), train)
     notes = changes(state, path, about, LINCLS, args.seed) if mode == "lincls" else []
     notes = [DONE] if mode == "lincls" and state.get("epoch", 0) >= args.epochs else notes
@@ -74,33 +74,35 @@ def worker(args: Namespace) -> int:
     run = {"seed": seed, "classes": train.classes, "batches": batches, **about}
     loading = partial(linear_checkpoint.load, model, heads, state, arch=args.arch, weights=weights)
     at = loading(path, run=run if mode == "lincls" else None) if path else linear.Position(args.start_epoch)
-    resumed = resumed_words(path, at.epoch, at.batch) if path else ""
-    words = "; ".join(filter(None, [words, resumed, numbered]))
+    resumed = describe_resume(path, at.epoch, at.batch) if path else ""
+    summary = "; ".join(filter(None, [summary, resumed, numbered]))
     frozen = weights or model.frozen()
     origin = args.pretrained or path or "the random initialisation"
     if mode == "lincls":
-        distributed.first_on_node(partial(linear_checkpoint.claim, args.save_dir, path, args.overwrite), wait=True)
+        distributed.first_on_node(
+            partial(linear_checkpoint.reserve_run_folder, args.save_dir, path, args.overwrite), wait=True
+        )
 
-    views = f"; {feed.words}" if mode in ("lincls", "lr_find") else ""
+    views = f"; {feed.summary}" if mode in ("lincls", "lr_find") else ""
     steps = -(-len(train) // feed.batch)
     with RunLog(args.save_dir, config=vars(args), resume_step=at.step(steps) if path else None, name=mode) as log:
-        log.line("\n".join([f"{args.arch} at {feed.size} px: {words}{settled.words}", *notes]))
-        log.line(f"{linear_report.set_words(train, val, mode)}, {classes} classes; {world} process(es) on "
+        log.line("\n".join([f"{args.arch} at {feed.size} px: {summary}{settled.summary}", *notes]))
+        log.line(f"{linear_report.describe_images(train, val, mode)}, {classes} classes; {world} process(es) on "
                  f"{device.type}, {feed.batch} images a step in all, {feed.workers} loaders each{views}")  # fmt: skip
         result = {"mode": mode, "arch": args.arch, "pretrained": args.pretrained, "size": feed.size, "seed": seed,
                   "classes": classes, "train_images": len(train), "val_images": len(val)}  # fmt: skip
         note = linear.bad_image_notes(log)
         if measure:
-            values, asked, words = measure_frozen(args, model, train, val, linear.reading(model, feed, note), seed)
+            values, asked, summary = measure_frozen(args, model, train, val, linear.extractor(model, feed, note), seed)
             log.scalars(0, values)
             linear.write_result({**result, **asked, **values}, args.save_dir, f"{measure}.json")
-            log.line(words)
+            log.line(summary)
             return 0
 
         if args.lr_find:
             found = lr_find.sweep(heads[0], feed.of(model, train, note, training=True), args.lr_find_steps)
             lr_find.write(found, result, args.save_dir)
-            log.line(found.words())
+            log.line(found.summary())
             return 0
 
         # loop
@@ -116,7 +118,7 @@ def worker(args: Namespace) -> int:
             code = linear.train_epoch(heads, training, at, log, args.print_freq, rates, stop)
             if code is not None:
                 save()
-                log.line(stopped_words(at.epoch, at.batch, steps))
+                log.line(describe_stop(at.epoch, at.batch, steps))
                 return code
             linear.validate(heads, held_out, details and at.epoch == end - 1)
             model.check_frozen(frozen, origin)
@@ -124,17 +126,17 @@ def worker(args: Namespace) -> int:
             # save
             at.close_epoch()
             save(new_best=linear.note_best(heads), keep_every=args.save_ckpt_freq)
-            text = None if at.epoch == end else linear_report.words(heads)  # the last line comes after the result
+            text = None if at.epoch == end else linear_report.summary(heads)  # the last line comes after the result
             log.scalars(at.epoch * steps, linear_report.values(heads), epoch=at.epoch - 1, text=text)
         result.update(features=args.features, epochs=at.epoch, **linear_report.result(heads))
         linear.write_result(result, args.save_dir, "evaluate.json" if args.evaluate else linear_checkpoint.RESULT)
         linear_report.write_details(heads, train.classes or [], args.per_class, args.confusion and args.save_dir, log)
-        log.line(linear_report.last_words(heads))
+        log.line(linear_report.describe_last(heads))
     return 0
 
 
 def measure_frozen(
-    args: Namespace, model: linear.Probe, train: data.Source, val: data.Source, how: knn.Reading, seed: int
+    args: Namespace, model: linear.Probe, train: data.Source, val: data.Source, how: knn.FeatureExtractor, seed: int
 ) -> tuple[dict[str, float], dict[str, Any], str]:
     """k-NN or few-shot accuracy: numbers, settings and words."""
     if args.knn:

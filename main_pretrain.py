@@ -16,7 +16,7 @@ from moco import data, distributed, files, seeding
 from moco.cli import options
 from moco.cli.flag_classes import PRETRAIN, pretraining
 from moco.eval import between_epochs
-from moco.eval.knn import Reading
+from moco.eval.knn import FeatureExtractor
 from moco.methods import negatives
 from moco.models import ema
 from moco.models.encoder import strided_point
@@ -55,10 +55,10 @@ def worker(args: Namespace) -> int:
 
     # model
     each = batch // distributed.world_size()
-    model, words = build_model(args, view, seed, len(images), each, labels, head_of(state))
+    model, summary = build_model(args, view, seed, len(images), each, labels, head_of(state))
 
     # optimizer: over all parameters and in their order, as upstream's, so that its checkpoints resume here
-    groups = optimizers.spare_vectors([{"params": list(model.parameters())}], args.exclude_bias_norm)
+    groups = optimizers.no_decay_for_bias_and_norm([{"params": list(model.parameters())}], args.exclude_bias_norm)
     optimizer = optimizers.build_optimizer(
         args.opt, groups, args.lr, args.momentum, args.weight_decay, args.clip_grad, args.opt_betas
     )
@@ -66,7 +66,7 @@ def worker(args: Namespace) -> int:
     broken = strided_point(model.encoder_q, view.channels, view.size) if on_cpu else ""
     plan = make_plan(args, len(sampler), engine.pick_amp(args.amp, distributed.device(), broken))
     scaler = torch.amp.GradScaler(distributed.device().type, enabled=plan.amp is torch.float16)
-    evaluated = ema.follow(model, optimizer, args.ema, args.ema_epoch, plan.steps_per_epoch)
+    evaluated = ema.attach_ema(model, optimizer, args.ema, args.ema_epoch, plan.steps_per_epoch)
     done = args.start_epoch * plan.steps_per_epoch
     progress = engine.Progress(seed, args.start_epoch, 0, done, done * args.accum)
     about = about_run(pretraining(args, model.encoder_q.built, view, batch, plan.amp), images, model.head)
@@ -74,16 +74,16 @@ def worker(args: Namespace) -> int:
     if state and path:
         entries = checkpoint.unpack(state, path, model, optimizer, scaler, args.arch)
         progress = progress.resumed(entries, progress, engine.batch_shape(sampler, args.accum), plan)
-    checkpoint.claim(args.save_dir, path, args.overwrite)
+    checkpoint.reserve_run_folder(args.save_dir, path, args.overwrite)
 
     # loop
     resume_step = progress.step if path else None
     with RunLog(args.save_dir, wandb=args.wandb, config=vars(args), resume_step=resume_step) as log:
         what = "the demo, as no DIR is given: " * args.demo + f"{args.method}, {args.arch} at {view.size} px"
         log.line(f"{what}, {len(images)} images of {images.name}, seed {seed}")
-        log.line(f"{distributed.words()}, batch {batch}, {workers} loader workers each, amp {plan.amp or 'off'}")
+        log.line(f"{distributed.summary()}, batch {batch}, {workers} loader workers each, amp {plan.amp or 'off'}")
         recipe = negatives.sentences(model.extra, plan.total_steps, plan.steps_per_epoch)
-        for sentence in filter(None, (words, *recipe, data.size_warning(images, view.size), *args.notes, *notes)):
+        for sentence in filter(None, (summary, *recipe, data.size_warning(images, view.size), *args.notes, *notes)):
             log.line(sentence)
         log.line(f"from epoch {progress.epoch}, step {progress.step} of {plan.total_steps}" + f" ({path})" * bool(path))
         stop = engine.StopRequest(args.max_minutes)
@@ -95,7 +95,7 @@ def worker(args: Namespace) -> int:
             log.line(f"no k-NN accuracy: {sources.no_pair or 'switched off by --knn-every 0'}")
         if trainer.finished():
             log.line(DONE)
-        how = Reading(view.size, batch, trainer.device, view.mean, view.std, workers, plan.amp)
+        how = FeatureExtractor(view.size, batch, trainer.device, view.mean, view.std, workers, plan.amp)
         while trainer.exit_code is None and not trainer.finished():
             trainer.run_epoch(batches)
 

@@ -23,8 +23,8 @@ from moco.eval.finetune_loss import Objective
 from moco.models.ema import moving_average
 from moco.models.encoder import build_encoder, strided_point
 from moco.train import pretraining
-from moco.train.optimizers import build_optimizer, spare_vectors
-from moco.train.resume import about_run, changes, resumed_words, stopped_words
+from moco.train.optimizers import build_optimizer, no_decay_for_bias_and_norm
+from moco.train.resume import about_run, changes, describe_resume, describe_stop
 from moco.train.runlog import RunLog
 from moco.weights.read import PUBLISHED, fill_backbone, read_backbone, settle
 
@@ -59,10 +59,10 @@ def worker(args: Namespace) -> int:
     classes = len(whole.classes or ())
     shape = {"stem": args.stem, "size": size, "in_chans": whole.channels, "drop_path": args.drop_path}
     encoder = build_encoder(args.arch, classes, **shape)
-    words = "" if path else f"no --pretrained: random initialisation by seed {seed}, a baseline"
+    summary = "" if path else f"no --pretrained: random initialisation by seed {seed}, a baseline"
     if args.pretrained:
-        reading = partial(read_backbone, encoder, args.pretrained, args.arch)
-        weights, words = distributed.first_on_node(reading, wait=args.pretrained.startswith(PUBLISHED))
+        extractor = partial(read_backbone, encoder, args.pretrained, args.arch)
+        weights, summary = distributed.first_on_node(extractor, wait=args.pretrained.startswith(PUBLISHED))
         fill_backbone(encoder, weights)
     on_cpu = distributed.device().type == "cpu"
     broken = strided_point(encoder, whole.channels, size) if on_cpu and args.weights == "finetune" else ""
@@ -74,8 +74,8 @@ def worker(args: Namespace) -> int:
     # optimizer
     groups = model.groups(args.lr_classifier, args.lr_backbone, args.weight_decay, args.layer_decay)
     optimizer = build_optimizer(
-        args.opt, spare_vectors(groups, args.exclude_bias_norm), args.lr_classifier, args.momentum, args.weight_decay,
-        args.clip_grad, args.opt_betas,
+        args.opt, no_decay_for_bias_and_norm(groups, args.exclude_bias_norm), args.lr_classifier, args.momentum,
+        args.weight_decay, args.clip_grad, args.opt_betas,
     )  # fmt: skip
     objective = Objective(args.loss, classes, **options.objective_settings(args))
     scaler = torch.amp.GradScaler(distributed.device().type, enabled=amp is torch.float16)
@@ -92,19 +92,19 @@ def worker(args: Namespace) -> int:
     if path:
         tuner.load(state, path, args.arch, weights_only=args.evaluate)
         frozen = frozen if args.pretrained else model.backbone()
-        resumed = resumed_words(path, progress.epoch, progress.batch)
-        words = "; ".join(filter(None, [words, resumed, numbered]))
+        resumed = describe_resume(path, progress.epoch, progress.batch)
+        summary = "; ".join(filter(None, [summary, resumed, numbered]))
     mode, val = ("evaluate", None) if args.evaluate else ("semisup", val)
     if not args.evaluate:
-        distributed.first_on_node(partial(finetune.claim, args.save_dir, path, args.overwrite), wait=True)
+        distributed.first_on_node(partial(finetune.reserve_run_folder, args.save_dir, path, args.overwrite), wait=True)
 
     resume_step = progress.epoch * steps + progress.batch if path else None
     with RunLog(args.save_dir, config=vars(args), resume_step=resume_step, name=mode) as log:
-        words = "; ".join([words, *args.notes]) + settled.words
-        log.line(f"{args.arch} at {size} px, --weights {args.weights}: {words}")
-        log.line(finetune.set_words(args.evaluate, train, whole, origin, val, test))
-        words = f"{epochs} epochs of {steps} steps, " * (not args.evaluate) + distributed.words()
-        log.line("\n".join([f"{words}, batch {batch}, amp {amp or 'off'}, seed {seed}", *notes]))
+        summary = "; ".join([summary, *args.notes]) + settled.summary
+        log.line(f"{args.arch} at {size} px, --weights {args.weights}: {summary}")
+        log.line(finetune.describe_images(args.evaluate, train, whole, origin, val, test))
+        summary = f"{epochs} epochs of {steps} steps, " * (not args.evaluate) + distributed.summary()
+        log.line("\n".join([f"{summary}, batch {batch}, amp {amp or 'off'}, seed {seed}", *notes]))
         feed = finetune.Feed(
             size, batch, seed, distributed.share_of_cores(args.workers), args.dataset not in data.UPRIGHT,
             linear.bad_image_notes(log), data.get_preset(args.aug) if args.aug else None, args.aa, objective.views,
@@ -121,7 +121,7 @@ def worker(args: Namespace) -> int:
             code = tuner.train_epoch(training, log, stop)
             if code is not None:
                 tuner.save(args.save_dir, args.arch)
-                log.line(stopped_words(progress.epoch, progress.batch, steps))
+                log.line(describe_stop(progress.epoch, progress.batch, steps))
                 return code
             score = finetune.evaluate(tuner.evaluated, selecting)
             tuner.check_frozen(frozen)
@@ -136,9 +136,9 @@ def worker(args: Namespace) -> int:
         result |= tuner.result(score if val else None, final)
         if novel:
             setting = fewshot.Setting(**options.few_shot_settings(args), seed=seed)
-            values, asked, words = fewshot.measure(tuner.evaluated.encoder, novel, feed.reading(model), setting)
+            values, asked, summary = fewshot.measure(tuner.evaluated.encoder, novel, feed.extractor(model), setting)
             result |= values | {"few_shot": asked}
-            log.line(words)
+            log.line(summary)
         name = "evaluate.json" if args.evaluate else finetune.RESULT
         linear.write_result({**result, "settings": {**vars(args), "epochs": epochs}}, args.save_dir, name)
         log.line(finetune.last_line(score if val else None, final))

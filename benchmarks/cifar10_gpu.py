@@ -140,12 +140,12 @@ def words_of(args: argparse.Namespace) -> list[str]:
     counts = [word for word in METHODS[args.method] if word not in ("--method", args.method)]
     method = ["--method", args.method, *counts]
     workers = str(max(1, distributed.cores() - 2))  # a core for the launches, one for what pins memory
-    return [*RUN, "-j", workers, *method, *(DRY if args.dry else []), "--seed", str(args.seed), *args.words]
+    return [*RUN, "-j", workers, *method, *(DRY if args.dry else []), "--seed", str(args.seed), *args.argv]
 
 
 def name_of(args: argparse.Namespace) -> str:
     """Of the run's folder: the method, the seed and what differs from the recipe."""
-    more = re.sub(r"[^A-Za-z0-9.]+", "-", " ".join(args.words)).strip("-")
+    more = re.sub(r"[^A-Za-z0-9.]+", "-", " ".join(args.argv)).strip("-")
     return "_".join(filter(None, ["dry" * args.dry, args.method, more, f"seed{args.seed}"]))
 
 
@@ -155,11 +155,11 @@ def report(
 ) -> None:  # fmt: skip
     """In the place of :func:`moco.eval.between_epochs.report`: k-NN on features and on the head's output, from one
     pass."""
-    from moco.eval.knn import knn_predict, read_share
+    from moco.eval.knn import extract_shard, knn_predict
 
     if not trainer.due(knn_every):
         return
-    bank, queries = (read_share(encoder, source, how, head=True) for source in (sources.train, sources.val))
+    bank, queries = (extract_shard(encoder, source, how, head=True) for source in (sources.train, sources.val))
     found, classes = {}, len(sources.train.classes)
     for name, rows, asked in (("knn", bank.x, queries.x), ("knn_output", bank.z, queries.z)):
         predicted = knn_predict(
@@ -219,9 +219,9 @@ def run(args: argparse.Namespace) -> int:
 
     if not args.dry and distributed.device().type != "cuda":
         raise UserError("torch finds no GPU: 200 epochs are not for a CPU; --dry runs every step of it, tiny.")
-    name, words = name_of(args), words_of(args)
+    name, argv = name_of(args), words_of(args)
     work, out = args.work / name, args.out / name
-    settings = options.parse_pretrain([*words, "--save-dir", str(work)])
+    settings = options.parse_pretrain([*argv, "--save-dir", str(work)])
     for folder in (work, out):
         folder.mkdir(parents=True, exist_ok=True)
     if args.pieces:
@@ -233,7 +233,7 @@ def run(args: argparse.Namespace) -> int:
             code = distributed.launch(main_pretrain.worker, settings)
     finally:
         if code != USAGE_EXIT:  # then nothing was run; whatever else ended it, what was measured is kept
-            print(said(write(work, out, words, before, settings.epochs), work))
+            print(said(write(work, out, argv, before, settings.epochs), work))
     return code
 
 
@@ -243,7 +243,7 @@ def records(work: Path) -> list[dict]:
     return [json.loads(line) for line in path.read_text("utf-8").splitlines()] if path.exists() else []
 
 
-def write(work: Path, out: Path, words: list[str], before: list[dict], epochs: int) -> dict:
+def write(work: Path, out: Path, argv: list[str], before: list[dict], epochs: int) -> dict:
     """The small files of a command in both folders; returns result.json's content."""
     path, found = work / "result.json", records(work)
     commands = json.loads(path.read_text("utf-8"))["commands"] if before and path.exists() else []
@@ -254,7 +254,7 @@ def write(work: Path, out: Path, words: list[str], before: list[dict], epochs: i
          "images_per_second": round(sorted(speeds)[len(speeds) // 2]) if speeds else None, **machine()}
     )  # fmt: skip
     measured = {x["finished_epochs"]: {n: x[n] for n in ("knn", "knn_output")} for x in found if "knn_output" in x}
-    flags = [word.removeprefix(f"{ROOT}/") for word in words]
+    flags = [word.removeprefix(f"{ROOT}/") for word in argv]
     result = {
         "finished": epochs in measured, "epochs": epochs, "knn": measured, "published_moco_knn_output": 82.6,
         "seconds": round(sum(one["seconds"] for one in commands), 1), "flags": flags, "commands": commands,
@@ -368,7 +368,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--pieces", type=Path, help="folder of the pieces of a checkpoint to go on from")
     parser.add_argument("--which", type=int, nargs=2, metavar=("FIRST", "END"), help="pieces to copy (default: all)")
     parser.add_argument("--dry", action="store_true", help="two epochs of a tiny network on a CPU")
-    args, args.words = parser.parse_known_args(argv)
+    args, args.argv = parser.parse_known_args(argv)
     return args
 
 

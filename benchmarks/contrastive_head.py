@@ -40,7 +40,7 @@ from torch.profiler import ProfilerActivity, profile
 
 from moco import files
 from moco.errors import UserError
-from moco.kernels import Draws, contrastive_head, resolve_precision
+from moco.kernels import Draws, contrastive_loss, resolve_precision
 from moco.kernels.matmul import product
 from moco.methods import synco
 from moco.methods.negatives import draw
@@ -125,7 +125,7 @@ def naive_synco(p: Problem) -> Tensor:
 def head(impl: str, precision: str = "auto", synthetic: bool = True) -> Callable[[Problem], Tensor]:
     def run(p: Problem) -> Tensor:
         draws = p.draws if synthetic else None
-        return contrastive_head(
+        return contrastive_loss(
             p.q, p.k, p.queue, temperature=p.temperature, n_hard=p.hard, draws=draws, impl=impl, precision=precision
         ).loss
 
@@ -297,11 +297,11 @@ def peak_mib(name: str, args: argparse.Namespace, p: Problem) -> float | None:
         before = torch.cuda.memory_allocated()
         step(VARIANTS[name], p)
         return (torch.cuda.max_memory_allocated() - before) / 2**20
-    words = ["--sizes", f"{len(p.q)}x{len(p.queue)}", "--memory-of", name, "--counts", *map(str, args.counts)]
+    argv = ["--sizes", f"{len(p.q)}x{len(p.queue)}", "--memory-of", name, "--counts", *map(str, args.counts)]
     for option in ("dim", "hard", "temperature", "threads", "seed"):
-        words += [f"--{option}", str(getattr(args, option))]
+        argv += [f"--{option}", str(getattr(args, option))]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
-    command = [sys.executable, str(Path(__file__).resolve()), *words]
+    command = [sys.executable, str(Path(__file__).resolve()), *argv]
     child = subprocess.run(command, capture_output=True, text=True, env=environment)
     return float(child.stdout) if child.returncode == 0 else None
 
@@ -359,9 +359,9 @@ def judge(goal: Goal, result: dict[str, Any], device: str) -> dict[str, Any] | N
     if goal.other is not None:
         other = rows.get(goal.other, {}).get(goal.what)
         found = None if found is None or not other else found / other
-    words = f"{goal.what}: {goal.variant}" + (f" / {goal.other}" if goal.other else "")
+    argv = f"{goal.what}: {goal.variant}" + (f" / {goal.other}" if goal.other else "")
     verdict = "not measured" if found is None else "met" if found <= goal.limit else "missed"
-    return {"size": f"{size[0]}x{size[1]}", "goal": words, "limit": goal.limit, "found": found, "verdict": verdict}
+    return {"size": f"{size[0]}x{size[1]}", "goal": argv, "limit": goal.limit, "found": found, "verdict": verdict}
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:

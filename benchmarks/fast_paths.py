@@ -48,8 +48,8 @@ def main(argv: list[str] | None = None) -> int:
 
     def score(trial: tuple[str, int]) -> float:
         row, seed = trial
-        words = [*(large if row.startswith("128") else images), *network, *ROWS[row]]
-        return train(args, words, f"{row.replace(', ', '_').replace(' ', '_')}_{args.arch}_{args.stem}", seed)
+        argv = [*(large if row.startswith("128") else images), *network, *ROWS[row]]
+        return train(args, argv, f"{row.replace(', ', '_').replace(' ', '_')}_{args.arch}_{args.stem}", seed)
 
     with ThreadPoolExecutor(args.parallel) as pool:
         scores = dict(zip(trials, pool.map(score, trials), strict=True))

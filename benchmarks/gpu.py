@@ -111,12 +111,12 @@ class Job:
                 return
 
 
-def begin(name: str, words: list[str], work: Path, seconds: float, env: dict[str, str] | None = None) -> Job:
+def begin(name: str, argv: list[str], work: Path, seconds: float, env: dict[str, str] | None = None) -> Job:
     """Start a part, a process group of its own, that prints into WORK/NAME.log and leaves WORK/NAME.json."""
     log = work / f"{name}.log"
     with open(log, "w") as file:
         process = subprocess.Popen(
-            words, stdout=file, stderr=subprocess.STDOUT, cwd=ROOT, env=env, start_new_session=True
+            argv, stdout=file, stderr=subprocess.STDOUT, cwd=ROOT, env=env, start_new_session=True
         )
     now = time.monotonic()
     return Job(name, process, now, now + seconds, log)
@@ -146,8 +146,8 @@ class Run:
             "TORCHINDUCTOR_CACHE_DIR": str(self.work / "inductor"), "MPLBACKEND": "Agg",
         }  # fmt: skip
         env.update({"TRITON_INTERPRET": "1", "CUDA_VISIBLE_DEVICES": ""} if self.dry else {})
-        words = [sys.executable, __file__, "--part", name, "--out", str(self.work), *["--dry"] * self.dry]
-        return begin(name, words, self.work, DRY_SECONDS if self.dry else seconds, env)
+        argv = [sys.executable, __file__, "--part", name, "--out", str(self.work), *["--dry"] * self.dry]
+        return begin(name, argv, self.work, DRY_SECONDS if self.dry else seconds, env)
 
     def together(self, names: Sequence[str]) -> dict[str, dict]:
         """Side by side; one after another in a dry run, whose machine may have one core."""

@@ -72,9 +72,9 @@ def main(argv: list[str] | None = None) -> int:
     print(f"n={args.bank} m={args.queries} F={args.dim} k={args.k}, {torch.get_num_threads()} threads\n")
     print("| variant | seconds | queries/s | memory over the inputs, MB |\n| --- | --- | --- | --- |")
     seen = []
-    words = [w for flag, x in zip(("bank", "queries", "dim", "k"), sizes, strict=True) for w in (f"--{flag}", str(x))]
+    argv = [w for flag, x in zip(("bank", "queries", "dim", "k"), sizes, strict=True) for w in (f"--{flag}", str(x))]
     for name in VARIANTS:
-        command = [sys.executable, __file__, "--only", name, *words]
+        command = [sys.executable, __file__, "--only", name, *argv]
         found = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
         print(f"| {name} | {found['seconds']:.2f} | {args.queries / found['seconds']:.0f} | {found['mb']:.0f} |")
         seen.append(found["classes"])

@@ -22,15 +22,15 @@ from moco.eval import linear
 from moco.models.encoder import build_encoder
 
 
-def prepare(args: argparse.Namespace, rates: list[float]) -> tuple[linear.Probe, list[linear.Head]]:
+def prepare(args: argparse.Namespace, rates: list[float]) -> tuple[linear.Probe, list[linear.LossOutput]]:
     """A probe of a random encoder and a head for each rate."""
     torch.manual_seed(0)
     encoder = build_encoder(args.arch, args.classes, size=args.size)
     model = linear.Probe(encoder, torch.device(args.device), [0.5] * 3, [0.25] * 3, seed=0)
-    return model, linear.make_heads(model, rates, momentum=0.9, weight_decay=0.0)
+    return model, linear.make_classifiers(model, rates, momentum=0.9, weight_decay=0.0)
 
 
-def step(model: linear.Probe, heads: list[linear.Head], images: Tensor, labels: Tensor) -> None:
+def step(model: linear.Probe, heads: list[linear.LossOutput], images: Tensor, labels: Tensor) -> None:
     """One step of every head on the same features; images (N, 3, size, size) uint8, labels (N,)."""
     x = model.features(images)
     for head in heads:

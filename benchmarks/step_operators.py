@@ -168,7 +168,7 @@ def _tensors(x: Any) -> Iterator[Tensor]:
 
 
 class _Parts:
-    """In the place of :class:`moco.train.timers.Parts`: says which part of the step it is."""
+    """In the place of :class:`moco.train.timers.StepTimer`: says which part of the step it is."""
 
     name = OTHER
 
@@ -216,9 +216,9 @@ def a_gpu(counting: _Counting) -> Iterator[None]:
         yield
 
 
-def count(words: list[str]) -> tuple[dict[str, Counter[str]], int]:
+def count(argv: list[str]) -> tuple[dict[str, Counter[str]], int]:
     """Operators of one step of main_pretrain.py with these flags, by part and name, and how often the host waits."""
-    args = options.parse_pretrain(words)
+    args = options.parse_pretrain(argv)
     mean, std = data.channel_statistics(None, 3, None, None)
     view = Namespace(size=args.size, channels=3, mean=mean, std=std)
     parts = _Parts()
@@ -239,7 +239,7 @@ def count(words: list[str]) -> tuple[dict[str, Counter[str]], int]:
 
 def _divide(trainer: pretraining.Trainer, parts: _Parts) -> None:
     """Have the trainer and its model say which part begins, the rollback too."""
-    trainer.parts = trainer.model.part = parts  # type: ignore[assignment]
+    trainer.timer = trainer.model.timer = parts  # type: ignore[assignment]
     snapshot = trainer.model.snapshot
 
     def divided(keys: int) -> Any:
@@ -269,12 +269,12 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0], allow_abbrev=False)
     parser.add_argument("--bn-splits", nargs="+", type=int, default=[1, 8], help="a column each (default: 1 8)")
     parser.add_argument("--names", action="store_true", help="also each part's operators by name")
-    args, words = parser.parse_known_args(argv)
+    args, argv = parser.parse_known_args(argv)
     found, reads = {}, {}
-    setting = [] if any(word.partition("=")[0] == "--config" for word in words) else SETTING
+    setting = [] if any(word.partition("=")[0] == "--config" for word in argv) else SETTING
     for splits in args.bn_splits:
         name = f"--bn-splits {splits}"
-        found[name], reads[name] = count([*setting, *words, "--bn-splits", str(splits)])
+        found[name], reads[name] = count([*setting, *argv, "--bn-splits", str(splits)])
         if args.names:
             for part, names in found[name].items():
                 print(f"{name}, {part}: " + ", ".join(f"{n} {x}" for x, n in names.most_common()))

@@ -77,10 +77,10 @@ def accuracy(args: argparse.Namespace, images: list[str], method: str, seed: int
     return found
 
 
-def run(folder: Path, program: str, *words: str) -> None:
+def run(folder: Path, program: str, *argv: str) -> None:
     """One command to its end, its output appended to log.txt."""
     with open(folder / "log.txt", "a", encoding="utf-8") as log:
-        command = [sys.executable, str(ROOT / program), *words]
+        command = [sys.executable, str(ROOT / program), *argv]
         code = subprocess.run(command, check=False, stdout=log, stderr=subprocess.STDOUT, env=os.environ).returncode
     if code:
         sys.exit(f"error: {program} ended with exit code {code}, see {log.name}")

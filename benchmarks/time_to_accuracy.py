@@ -36,7 +36,7 @@ from torch import nn
 from moco import data, distributed
 from moco.cli import options
 from moco.errors import UserError
-from moco.eval.knn import Reading, evaluate_knn
+from moco.eval.knn import FeatureExtractor, evaluate_knn
 from moco.models.encoder import build_encoder, strided_point
 from moco.train import pretraining
 from moco.train.bench import make_trainer
@@ -86,7 +86,7 @@ def train(args: Namespace, run: Namespace, sources: data.Sources) -> list[dict]:
     view = view_settings(run, sources.pretrain)
     network = build_encoder(run.arch, run.moco_dim, stem=run.stem, size=view.size)
     amp = pretraining.pick_amp(run.amp, distributed.device(), strided_point(network, view.channels, view.size))
-    how = Reading(view.size, 500, distributed.device(), view.mean, view.std, amp=amp)
+    how = FeatureExtractor(view.size, 500, distributed.device(), view.mean, view.std, amp=amp)
     found = []
     with tempfile.TemporaryDirectory() as folder, RunLog(folder, tensorboard=False) as log:
         runs = {}
@@ -157,13 +157,13 @@ def worker(args: Namespace) -> int:
     torch.set_num_threads(args.threads)
     args.out.mkdir(parents=True, exist_ok=True)
     sources, records = None, []
-    asked = {"queries": args.queries, "threads": args.threads, "words": args.words}
+    asked = {"queries": args.queries, "threads": args.threads, "argv": args.argv}
     for seed in args.seeds:
         path = args.out / f"{'_'.join(args.only)}_{args.images}x{args.epochs}_seed{seed}.jsonl"
         if not path.exists():
             sources = sources or open_cifar(args.data, args.out, args.images, args.queries)
-            words = [*SETTING, *args.words, "--epochs", str(args.epochs), "--seed", str(seed)]
-            found = train(args, options.parse_pretrain(words), sources)
+            argv = [*SETTING, *args.argv, "--epochs", str(args.epochs), "--seed", str(seed)]
+            found = train(args, options.parse_pretrain(argv), sources)
             path.write_text("".join(json.dumps(record | asked) + "\n" for record in found), encoding="utf-8")
         kept = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
         if any(kept[0].get(name, value) != value for name, value in asked.items()):
@@ -186,8 +186,8 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--only", nargs="+", choices=(BASE, OURS), default=[BASE, OURS], help="default: both")
     parser.add_argument("--threads", type=int, default=1, help="torch threads (default: 1)")
     parser.add_argument("--out", type=Path, default=ROOT / "runs" / "time_to_accuracy")
-    args, args.words = parser.parse_known_args(argv)
-    run = options.parse_pretrain([*SETTING, *args.words])
+    args, args.argv = parser.parse_known_args(argv)
+    run = options.parse_pretrain([*SETTING, *args.argv])
     return distributed.launch(worker, Namespace(**{**vars(run), **vars(args)}))
 
 

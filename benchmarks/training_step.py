@@ -73,7 +73,7 @@ def worker(args: Namespace) -> int:
         source = noise(plain.batch_size, view, plain.seed, distributed.device(), IMAGES)
         found = measure(trainers, source, args.rounds)
     amp = trainers["plain"].plan.amp or "off"
-    about = f"{plain.arch} at {plain.size} px, batch {plain.batch_size}, K {plain.moco_k}, {distributed.words()}"
+    about = f"{plain.arch} at {plain.size} px, batch {plain.batch_size}, K {plain.moco_k}, {distributed.argv()}"
     print(f"{about}, {torch.get_num_threads()} threads, amp {amp}, torch {torch.__version__}, {args.rounds} rounds")
     print(f"\n{report(found)}")
     return 0
@@ -84,11 +84,11 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--rounds", type=int, default=25, help="timed steps of each method, at least 2 (default: 25)")
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=METHODS, help="default: all")
     parser.add_argument("--threads", type=int, default=0, help="torch threads (default: torch's choice)")
-    args, words = parser.parse_known_args(argv)
+    args, argv = parser.parse_known_args(argv)
     if args.rounds < 2:
         parser.error("--rounds: quartiles need at least 2")
     names = {"plain": BASE, **{method: method for method in args.methods}}
-    args.runs = {name: options.parse_pretrain([*SETTING, *words, "--method", names[name]]) for name in names}
+    args.runs = {name: options.parse_pretrain([*SETTING, *argv, "--method", names[name]]) for name in names}
     return distributed.launch(worker, Namespace(**{**vars(args.runs["plain"]), **vars(args)}))
 
 

@@ -120,7 +120,7 @@ def encoders_alone(model: MoCo, amp: torch.dtype | None, batch: int, view: Names
 
 def steps(args: Namespace, source: data.Source, stack: contextlib.ExitStack) -> dict[str, Step]:
     """The rows that are asked for, ready to be called."""
-    run = options.parse_pretrain([*SETTING, *SAME, *args.words, *SYNCO])
+    run = options.parse_pretrain([*SETTING, *SAME, *args.argv, *SYNCO])
     view = view_settings(run, source)
     setting = Setting.of(run, view.size, args.workers)
     work = stack.enter_context(tempfile.TemporaryDirectory())
@@ -136,7 +136,7 @@ def steps(args: Namespace, source: data.Source, stack: contextlib.ExitStack) -> 
             return released(args.synco, setting, source, counts)
         if name.startswith(LIGHTLY):
             return lightly(setting, source, pretraining.pick_amp("bf16", distributed.device()), name.endswith(COMPILED))
-        row = options.parse_pretrain([*SETTING, *args.words, *rows[name]])
+        row = options.parse_pretrain([*SETTING, *args.argv, *rows[name]])
         if name.startswith(BOUND):
             model, _ = build_model(row, view, row.seed, len(source), run.batch_size)
             assert isinstance(model, MoCo)
@@ -214,10 +214,10 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--threads", type=int, default=2, help="torch threads (default: 2)")
     parser.add_argument("--workers", type=int, default=1, help="loader processes of each row (default: 1)")
     parser.add_argument("--out", type=Path, default=ROOT / "runs" / "whole_step", help="where a tar's images go")
-    args, args.words = parser.parse_known_args(argv)
+    args, args.argv = parser.parse_known_args(argv)
     if args.rounds < 2:
         parser.error("--rounds: quartiles need at least 2")
-    run = options.parse_pretrain([*SETTING, *SAME, *args.words])
+    run = options.parse_pretrain([*SETTING, *SAME, *args.argv])
     return distributed.launch(worker, Namespace(**{**vars(run), **vars(args)}))
 
 

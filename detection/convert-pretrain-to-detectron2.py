@@ -10,19 +10,19 @@ from moco.errors import UserError, exit_code
 from moco.weights.detectron2_names import convert, pixels_of, write
 
 
-def main(words: list[str]) -> int:
+def main(argv: list[str]) -> int:
     """Convert one file; the exit code."""
-    return exit_code(lambda: work(words))
+    return exit_code(lambda: work(argv))
 
 
-def work(words: list[str]) -> None:
+def work(argv: list[str]) -> None:
     """Convert the file words[0] and write words[1]."""
-    if len(words) != 2:
+    if len(argv) != 2:
         raise UserError(__doc__)
-    tensors = convert(words[0])
-    write(tensors, words[1])
-    print(f"wrote {len(tensors)} arrays of the backbone to {words[1]}")
-    if pixels := pixels_of(words[0]):
+    tensors = convert(argv[0])
+    write(tensors, argv[1])
+    print(f"wrote {len(tensors)} arrays of the backbone to {argv[1]}")
+    if pixels := pixels_of(argv[0]):
         print(f"images are normalised as in training by appending {shlex.join(pixels)}")
 
 

@@ -38,7 +38,7 @@ def find_config(path: str) -> str:
     raise UserError(f"no config file at {path or '(none given)'}; --config-file takes one of detection/configs/.")
 
 
-def read_config(path: str, words: list[str], num_gpus: int, scale: bool = True) -> tuple[CfgNode, list[str]]:
+def read_config(path: str, argv: list[str], num_gpus: int, scale: bool = True) -> tuple[CfgNode, list[str]]:
     """The settings of a run and sentences on what was changed in the file's.
 
     Args:
@@ -58,10 +58,10 @@ def read_config(path: str, words: list[str], num_gpus: int, scale: bool = True) 
     try:
         cfg.merge_from_file(path)
         published = cfg.SOLVER.IMS_PER_BATCH
-        cfg.merge_from_list(words)
+        cfg.merge_from_list(argv)
     except (KeyError, AssertionError, ValueError) as error:
         raise UserError(f"the settings of {path} and the words behind it do not fit detectron2: {error}.") from error
-    said = scale_linearly(cfg, published, set(words[::2])) if scale else []
+    said = scale_linearly(cfg, published, set(argv[::2])) if scale else []
     if num_gpus == 0:
         cfg.MODEL.DEVICE = "cpu"
     processes = max(num_gpus, 1)

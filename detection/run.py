@@ -27,7 +27,7 @@ METHODS = ("moco", "mochi", "synco", "synco_lr0.01")
 TRAIN_NET = Path(__file__).resolve().parent / "train_net.py"
 
 
-def parse(words: list[str]) -> argparse.Namespace:
+def parse(argv: list[str]) -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(prog="python -m detection.run", description=str(__doc__).partition("\n")[0])
     parser.add_argument("checkpoint", help="a pretraining checkpoint; any layout that the converter reads")
@@ -44,7 +44,7 @@ def parse(words: list[str]) -> argparse.Namespace:
     parser.add_argument("--pictures", type=int, default=4, help="test images to draw predictions on (default 4)")
     parser.add_argument("--out", help="default: output/detection_TASK")
     parser.add_argument("opts", nargs="*", help="KEY VALUE pairs of detectron2, such as SOLVER.BASE_LR 0.01")
-    return parser.parse_intermixed_args(words)  # KEY VALUE may stand behind the flags
+    return parser.parse_intermixed_args(argv)  # KEY VALUE may stand behind the flags
 
 
 def config_name(task: str, schedule: str | None, backbone: str, method: str) -> str:
@@ -63,9 +63,9 @@ def config_name(task: str, schedule: str | None, backbone: str, method: str) -> 
     return name
 
 
-def main(words: list[str]) -> int:
+def main(argv: list[str]) -> int:
     """Run; the exit code."""
-    args = parse(words)
+    args = parse(argv)
     try:
         needs.check()
         config = args.config_file or config_name(args.task, args.schedule, args.backbone, args.method)
@@ -108,10 +108,10 @@ def run(
     weights = str(out / "backbone.pkl")
     depth = 101 if "res4.22.conv1.weight" in tensors else 50
     pixels = pixels_of(checkpoint)
-    words = ["MODEL.RESNETS.DEPTH", str(depth), *pixels, *opts, "MODEL.WEIGHTS", weights]
+    argv = ["MODEL.RESNETS.DEPTH", str(depth), *pixels, *opts, "MODEL.WEIGHTS", weights]
     num_gpus = min(1, torch.cuda.device_count()) if num_gpus is None else num_gpus
     file = recipe.find_config(config)
-    cfg, said = recipe.read_config(file, words, num_gpus)
+    cfg, said = recipe.read_config(file, argv, num_gpus)
     said += [f"images are normalised as {checkpoint} was trained: {' '.join(pixels)}"] * bool(pixels)
     _claim(out, {"weights": _digest(tensors), "settings": _settings(cfg), "seed": seed})
     write(tensors, weights)
@@ -122,7 +122,7 @@ def run(
         folder = out / f"trial_{number}"
         if not (folder / trainer.RESULTS).is_file():
             print(f"trial {number + 1} of {trials}: seed {seed + number}, {folder}", *said, sep="\n", flush=True)
-            _train(folder, file, num_gpus, [*words, "SEED", str(seed + number), "OUTPUT_DIR", str(folder)])
+            _train(folder, file, num_gpus, [*argv, "SEED", str(seed + number), "OUTPUT_DIR", str(folder)])
         found.append(json.loads((folder / trainer.RESULTS).read_text(encoding="utf-8")))
 
     figures = report.summary(found)
@@ -133,16 +133,16 @@ def run(
     )
     (out / "table.md").write_text(table, encoding="utf-8")
     if pictures > 0:
-        final = [*words, "MODEL.WEIGHTS", str(out / "trial_0" / "model_final.pth")]
+        final = [*argv, "MODEL.WEIGHTS", str(out / "trial_0" / "model_final.pth")]
         drawing.draw(recipe.read_config(file, final, num_gpus)[0], str(out / "pictures"), pictures)
     return table
 
 
-def _train(folder: Path, config: str, num_gpus: int, words: list[str]) -> None:
+def _train(folder: Path, config: str, num_gpus: int, argv: list[str]) -> None:
     flags = ["--config-file", config, "--num-gpus", str(num_gpus)]
     if (folder / "last_checkpoint").is_file():
         flags.append("--resume")
-    command = [sys.executable, str(TRAIN_NET), *flags, *words]
+    command = [sys.executable, str(TRAIN_NET), *flags, *argv]
     code = subprocess.run(command).returncode
     if code:
         raise TrainingError(

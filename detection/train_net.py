@@ -13,18 +13,18 @@ from detection import needs
 from moco.errors import exit_code
 
 
-def main(words: list[str]) -> int:
+def main(argv: list[str]) -> int:
     """Train or evaluate; the exit code."""
-    return exit_code(lambda: work(words))
+    return exit_code(lambda: work(argv))
 
 
-def work(words: list[str]) -> None:
+def work(argv: list[str]) -> None:
     """What :func:`main` does once detectron2 is known to be there."""
     needs.check()
-    train(parse(words))
+    train(parse(argv))
 
 
-def parse(words: list[str]) -> argparse.Namespace:
+def parse(argv: list[str]) -> argparse.Namespace:
     """detectron2's flags, and one of ours."""
     import torch
     from detectron2.engine import default_argument_parser
@@ -35,7 +35,7 @@ def parse(words: list[str]) -> argparse.Namespace:
     )
     # Upstream's default is one GPU; without any the default is the CPU.
     parser.set_defaults(num_gpus=min(1, torch.cuda.device_count()))
-    return parser.parse_args(words)
+    return parser.parse_args(argv)
 
 
 def train(args: argparse.Namespace) -> None:

@@ -1,4 +1,4 @@
-"""python -m moco.describe: what a checkpoint is, and whether it is sane. The work is in moco/weights/describe.py."""
+"""python -m moco.describe: what a checkpoint is, and whether it is ok. The work is in moco/weights/describe.py."""
 
 import sys
 

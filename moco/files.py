@@ -159,12 +159,12 @@ def odd_tensors(tensors: dict[str, Tensor], like: dict[str, Tensor] | None = Non
     found = {}
     for name, value in tensors.items():
         weight = like[name].is_floating_point() if like and name in like else bool(_WEIGHT.search(name))
-        if words := _oddity(name, value, weight):
-            found[name] = words
+        if summary := _diagnose_tensor(name, value, weight):
+            found[name] = summary
     return found
 
 
-def _oddity(name: str, value: Tensor, weight: bool) -> str:
+def _diagnose_tensor(name: str, value: Tensor, weight: bool) -> str:
     if value.dtype not in _FLOATS or value.layout != torch.strided:
         kind = str(value.dtype).removeprefix("torch.") if value.layout == torch.strided else "sparse"
         return f"{kind} numbers" if weight else ""
@@ -176,9 +176,9 @@ def _oddity(name: str, value: Tensor, weight: bool) -> str:
 def refuse_odd(tensors: dict[str, Tensor], path: str, like: dict[str, Tensor] | None = None) -> None:
     """UserError if a file has :func:`odd_tensors`: any number from them would be meaningless."""
     if odd := odd_tensors(tensors, like):
-        first, words = next(iter(odd.items()))
+        first, summary = next(iter(odd.items()))
         more = f" ({len(odd)} such tensors)" if len(odd) > 1 else ""
-        raise UserError(f"{path} cannot be used: {first} holds {words}{more}; take another checkpoint of that run "
+        raise UserError(f"{path} cannot be used: {first} holds {summary}{more}; take another checkpoint of that run "
                         "(python -m moco.describe lists what is odd).")  # fmt: skip
 
 

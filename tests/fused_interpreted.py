@@ -24,7 +24,7 @@ from test_kernels import (
 )
 
 from moco.errors import UserError
-from moco.kernels import Draws, by_triton, contrastive_head, hardest_rows, resolve
+from moco.kernels import Draws, by_triton, contrastive_loss, hardest_rows, resolve
 from moco.methods import mochi
 from moco.methods.negatives import draw, synthetic
 
@@ -75,7 +75,7 @@ def products_errors(q, k, queue, temperature, gradient):
 
 
 def run_products(q, k, queue, draws, precision, hard, temperature, **masks):
-    """``run`` of the fused head with operands in a precision that ``contrastive_head`` keeps for a card."""
+    """``run`` of the fused head with operands in a precision that ``contrastive_loss`` keeps for a card."""
     ids, queue_ids = (None if masks.get(x) is None else masks[x].to(q.device) for x in ("ids", "queue_ids"))
     draws = None if draws is None or not draws.slots_a.shape[1] else draws.to(q.device, torch.float32)
     return by_triton.compute(q, k, queue, temperature, min(hard, len(queue)), draws, ids, queue_ids, precision, True)
@@ -360,7 +360,7 @@ def test_torch_compile_traces_it_whole():
     q, k, queue, draws = problem(dtype=torch.float32)
 
     def step(q):
-        return contrastive_head(q, k, queue, temperature=0.2, n_hard=12, draws=draws, impl="triton")
+        return contrastive_loss(q, k, queue, temperature=0.2, n_hard=12, draws=draws, impl="triton")
 
     q.requires_grad_()
     found = []
@@ -382,7 +382,7 @@ def test_zero_counts_are_plain_moco_bit_for_bit():
 def test_evaluation_gives_the_same_numbers_without_a_gradient():
     q, k, queue, draws = problem(dtype=torch.float32)
     trained, _ = run(q, k, queue, draws, "triton")
-    seen = contrastive_head(q, k, queue, temperature=0.2, n_hard=12, draws=draws, impl="triton")
+    seen = contrastive_loss(q, k, queue, temperature=0.2, n_hard=12, draws=draws, impl="triton")
     assert not seen.loss.requires_grad
     for a, b in zip(trained, seen, strict=True):
         assert torch.equal(a, b)
@@ -392,7 +392,7 @@ def test_backward_multiplies_by_what_comes_in_and_only_the_loss_has_one():
     q, k, queue, draws = problem(dtype=torch.float32)
     _, gradient = run(q, k, queue, draws, "triton")
     q.requires_grad_()
-    head = contrastive_head(q, k, queue, temperature=0.2, n_hard=12, draws=draws, impl="triton")
+    head = contrastive_loss(q, k, queue, temperature=0.2, n_hard=12, draws=draws, impl="triton")
     (3 * head.loss).backward()
     torch.testing.assert_close(q.grad, 3 * gradient, rtol=rounding(2), atol=0)
     assert not any(t.requires_grad for t in head[1:])
@@ -402,7 +402,7 @@ def test_backward_multiplies_by_what_comes_in_and_only_the_loss_has_one():
 def test_second_derivative_is_refused():
     q, k, queue, draws = problem(dtype=torch.float32)
     q.requires_grad_()
-    loss = contrastive_head(q, k, queue, temperature=0.2, n_hard=12, draws=draws, impl="triton").loss
+    loss = contrastive_loss(q, k, queue, temperature=0.2, n_hard=12, draws=draws, impl="triton").loss
     with pytest.raises(RuntimeError, match="use impl='reference'"):
         torch.autograd.grad(loss, q, create_graph=True)
 

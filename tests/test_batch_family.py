@@ -133,9 +133,9 @@ def adding(folder: str, args) -> int:
     rank = distributed.rank()
     x = torch.arange(4.0).view(2, 2).add(10 * rank).requires_grad_()
     weights = torch.arange(8.0).view(4, 2) + 100 * rank
-    (distributed.gather_features(x) * weights).sum().backward()
+    (distributed.all_gather_with_grad(x) * weights).sum().backward()
     y = torch.full((3,), float(rank + 1), requires_grad=True)
-    total = distributed.add_over_ranks(y)
+    total = distributed.all_reduce_sum_with_grad(y)
     (total * torch.arange(3.0) * (rank + 1)).sum().backward()
     torch.save({"x": x.grad, "y": y.grad, "total": total.detach()}, f"{folder}/rank{rank}.pt")
     return 0

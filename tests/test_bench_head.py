@@ -15,7 +15,7 @@ SIZES = ["--sizes", "4x300", "2x100"]
 
 @pytest.fixture(scope="module")
 def bench(script):
-    return script("contrastive_head")
+    return script("contrastive_loss")
 
 
 @pytest.fixture(scope="module")

@@ -142,14 +142,14 @@ def test_a_key_encoder_follows_with_any_momentum():
 def test_pairs_that_one_operator_does_not_take_follow_too_and_the_log_says_so(due):
     model, host = apart(0.9), apart(0.9)
     gpu = torch.device("cuda")
-    assert model.slow_words(torch.device("cpu")) == ""
+    assert model.slow_reason(torch.device("cpu")) == ""
     for m in (model, host):
         weight = m.encoder_k.fc.weight
         weight.data = weight.data.t().contiguous().t()  # of another layout than the query encoder's
         assert weight.stride() != m.encoder_q.fc.weight.stride()
     meta = copy.deepcopy(model).to("meta")
-    assert meta.slow_words(torch.device("meta")).startswith("1 parameters of the key encoder follow in three passes")
-    assert meta.slow_words(gpu).startswith(f"{len(list(meta.encoder_k.parameters()))} parameters")
+    assert meta.slow_reason(torch.device("meta")).startswith("1 parameters of the key encoder follow in three passes")
+    assert meta.slow_reason(gpu).startswith(f"{len(list(meta.encoder_k.parameters()))} parameters")
     model._follow_where(torch.tensor(due), *model._pairs())
     host.update_key_encoder(torch.tensor(due))
     for k, e, q in zip(model.encoder_k.parameters(), *host._pairs(), strict=True):

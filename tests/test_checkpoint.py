@@ -244,7 +244,7 @@ def test_other_files_are_left_alone(tmp_path):
         (tmp_path / name).write_text("")
     save(tmp_path, 1, keep=1)
     save(tmp_path, 2, keep=1)
-    checkpoint.claim(str(tmp_path), None, overwrite=True)
+    checkpoint.reserve_run_folder(str(tmp_path), None, overwrite=True)
     assert sorted(os.listdir(tmp_path)) == [
         "bad_step_00000003_rank0.pt", "checkpoint_best.pth.tar", "latest", "notes.txt"
     ]  # fmt: skip
@@ -274,17 +274,17 @@ def test_what_resume_means(tmp_path):
 
 def test_a_folder_belongs_to_one_run(tmp_path):
     folder = str(tmp_path / "run")
-    checkpoint.claim(folder, None, overwrite=False)
+    checkpoint.reserve_run_folder(folder, None, overwrite=False)
     name = save(folder, 1)
     mine = os.path.join(folder, name)
-    checkpoint.claim(folder, mine, overwrite=False)  # it goes on
+    checkpoint.reserve_run_folder(folder, mine, overwrite=False)  # it goes on
     for resumed in (None, str(tmp_path / "elsewhere.pth.tar")):
         with pytest.raises(UserError, match=r"already holds checkpoint_0000.*--resume auto.*--overwrite"):
-            checkpoint.claim(folder, resumed, overwrite=False)
+            checkpoint.reserve_run_folder(folder, resumed, overwrite=False)
     assert kept(folder) == [name]
-    checkpoint.claim(folder, mine, overwrite=True)
+    checkpoint.reserve_run_folder(folder, mine, overwrite=True)
     assert kept(folder) == [name], "--overwrite must not remove what is continued"
-    checkpoint.claim(folder, None, overwrite=True)
+    checkpoint.reserve_run_folder(folder, None, overwrite=True)
     assert kept(folder) == []
 
 
@@ -292,29 +292,29 @@ def test_a_result_of_another_program_belongs_to_a_run_too(tmp_path):
     folder, names = str(tmp_path), ("mine.tar", "mine_0003.tar", "result.json", "other.tar")
     own = {"files": ("mine.tar",), "results": ("result.json",), "more": ("mine_[0-9]*.tar",)}
     (tmp_path / "other.tar").write_text("")
-    checkpoint.claim(folder, None, False, **own)
+    checkpoint.reserve_run_folder(folder, None, False, **own)
     (tmp_path / "result.json").write_text("")
     with pytest.raises(UserError, match=r"holds result.json of another run; choose another --save-dir"):
-        checkpoint.claim(folder, None, False, **own)
+        checkpoint.reserve_run_folder(folder, None, False, **own)
     for name in names:
         (tmp_path / name).write_text("")
     with pytest.raises(UserError, match=r"holds mine.tar of another run; continue it with --resume auto"):
-        checkpoint.claim(folder, None, False, **own)
-    checkpoint.claim(folder, str(tmp_path / "mine.tar"), False, **own)
+        checkpoint.reserve_run_folder(folder, None, False, **own)
+    checkpoint.reserve_run_folder(folder, str(tmp_path / "mine.tar"), False, **own)
     assert sorted(os.listdir(folder)) == sorted(names)
-    checkpoint.claim(folder, None, True, **own)
+    checkpoint.reserve_run_folder(folder, None, True, **own)
     assert os.listdir(folder) == ["other.tar"]
 
 
 def test_processes_may_clear_a_folder_at_the_same_time(tmp_path, monkeypatch):
     monkeypatch.setattr(checkpoint, "runs_checkpoints", lambda folder: ["checkpoint_0000.pth.tar"])
-    checkpoint.claim(str(tmp_path), None, overwrite=True)  # another process has just removed it
+    checkpoint.reserve_run_folder(str(tmp_path), None, overwrite=True)  # another process has just removed it
 
 
 def test_a_folder_that_cannot_be_made(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="--save-dir .* cannot be made"):
-        checkpoint.claim(str(tmp_path / "file" / "run"), None, overwrite=False)
+        checkpoint.reserve_run_folder(str(tmp_path / "file" / "run"), None, overwrite=False)
 
 
 # ---------------------------------------------------------------------------------------------- a training state

@@ -147,7 +147,7 @@ def test_knn_is_of_the_features_and_of_the_output(bench):
                               draws.integers(0, 3, n)) for n in (60, 30))  # fmt: skip
     torch.manual_seed(0)
     encoder, cpu = build_encoder("test_resnet", 16, size=32), torch.device("cpu")
-    how, seen = knn.Reading(32, 16, cpu, (0.5,) * 3, (0.2,) * 3), {}
+    how, seen = knn.FeatureExtractor(32, 16, cpu, (0.5,) * 3, (0.2,) * 3), {}
     trainer = SimpleNamespace(
         due=lambda every: True, progress=SimpleNamespace(step=7, epoch=2, trained=1),
         log=SimpleNamespace(scalars=lambda step, found, **more: seen.update(found, step=step, **more)),

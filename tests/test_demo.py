@@ -50,11 +50,11 @@ def test_a_whole_demo_says_what_to_expect(tmp_path):
         (tmp_path / when).mkdir()
         (tmp_path / when / "knn.json").write_text(json.dumps({"knn": knn}))
         (tmp_path / when / "result.json").write_text(json.dumps({"acc1": acc1}))
-    last = demo.summary(str(tmp_path)).splitlines()[-1]
+    last = demo.results_table(str(tmp_path)).splitlines()[-1]
     assert last.split(maxsplit=1) == ["expected", "92 to 96.5 %, 94 to 97.5 %, by processor"]
-    assert "expected" not in demo.summary(str(tmp_path), whole=False)
+    assert "expected" not in demo.results_table(str(tmp_path), whole=False)
     for knn, acc1 in ((91.9, 95.7), (93.9, 97.6)):
-        assert demo.expected({"knn": knn, "acc1": acc1}).splitlines()[-1].startswith("odd: this run is outside")
+        assert demo.expected({"knn": knn, "acc1": acc1}).splitlines()[-1].startswith("warning: this run is outside")
 
 
 def test_its_pretraining_is_what_main_pretrain_does_without_words():

@@ -8,9 +8,9 @@ from moco.errors import UserError
 from moco.models.encoder import (
     SplitBatchNorm2d,
     backbone_keys,
-    batchnorm_words,
     build_encoder,
     choose_splits,
+    describe_batchnorm,
     features,
     has_batchnorm,
     head_of,
@@ -153,10 +153,10 @@ def test_the_log_says_how_batchnorm_is_kept_from_leaking():
     norm, without = build_encoder("resnet18", 4, size=32), build_encoder("vit_tiny_patch16_224", 4, size=32)
     assert has_batchnorm(norm)
     assert not has_batchnorm(without)
-    assert "SplitBatchNorm in 8 parts, keys shuffled between the parts" in batchnorm_words(norm, 1, 8, True)
-    assert "shuffled across processes (ShuffleBN)" in batchnorm_words(norm, 2, 1, True)
-    assert "NOT shuffled" in batchnorm_words(norm, 1, 1, False)
-    assert "no BatchNorm" in batchnorm_words(without, 1, 1, False)
+    assert "SplitBatchNorm in 8 parts, keys shuffled between the parts" in describe_batchnorm(norm, 1, 8, True)
+    assert "shuffled across processes (ShuffleBN)" in describe_batchnorm(norm, 2, 1, True)
+    assert "NOT shuffled" in describe_batchnorm(norm, 1, 1, False)
+    assert "no BatchNorm" in describe_batchnorm(without, 1, 1, False)
 
 
 def test_strided_convolutions_on_one_pixel_are_found():

@@ -14,7 +14,7 @@ from moco.cli import options
 from moco.data import EpochSampler
 from moco.errors import UserError
 from moco.train import pretraining
-from moco.train.pretraining import Plan, Progress, StopRequest, oddity, pick_amp
+from moco.train.pretraining import Plan, Progress, StopRequest, diagnose, pick_amp
 
 
 def plan(**changes) -> Plan:
@@ -234,7 +234,7 @@ def test_the_time_limit(monkeypatch):
     ],
 )
 def test_what_is_called_odd(values, words):
-    assert (words in oddity(values)) if words else oddity(values) == ""
+    assert (words in diagnose(values)) if words else diagnose(values) == ""
 
 
 def test_amp_by_name():

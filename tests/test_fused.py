@@ -16,7 +16,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from moco import kernels
 from moco.errors import UserError
-from moco.kernels import Draws, by_triton, contrastive_head, resolve
+from moco.kernels import Draws, by_triton, contrastive_loss, resolve
 from moco.kernels.by_triton import COMPACT_K, MOST_MAXIMA, PULL_K, Plan
 
 pytest.importorskip("triton", reason="needs the package triton: pip install triton")
@@ -150,7 +150,7 @@ class Operators(TorchDispatchMode):
         self.names, self.products = [], []
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        if func is torch.ops.moco.contrastive_head.default:
+        if func is torch.ops.moco.contrastive_loss.default:
             with self:
                 return kernels._compute(*args)
         result = func(*args, **(kwargs or {}))
@@ -195,7 +195,7 @@ def test_a_step_is_at_most_ten_launches_and_the_host_waits_for_none(
         ids = {name: of(rows, dtype=torch.int64) for name, rows in (("ids", 4), ("queue_ids", 50))} if masked else {}
         q = of(4, width).requires_grad_()
         with Operators() as operators:
-            head = contrastive_head(
+            head = contrastive_loss(
                 q, of(4, width), of(50, width), temperature=0.2, n_hard=9, draws=draws, impl="triton",
                 precision=precision, **ids,
             )  # fmt: skip

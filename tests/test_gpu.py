@@ -17,7 +17,7 @@ from test_kernels import problem, tensors
 from moco import data, distributed
 from moco.cli import options
 from moco.data.augment import by_torch
-from moco.kernels import contrastive_head, gpu_has_bf16
+from moco.kernels import contrastive_loss, gpu_has_bf16
 from moco.train.bench import make_trainer, noise
 from moco.train.runlog import RunLog
 
@@ -39,7 +39,7 @@ def no_host_waits():
 
 def loss_and_gradient(q, k, queue, draws, hard, precision, impl="triton", **masks):
     """Everything that a step computes, [rank, hardest, mass, loss, gradient]."""
-    head = contrastive_head(
+    head = contrastive_loss(
         q, k, queue, temperature=0.2, n_hard=hard, draws=draws, impl=impl, precision=precision, **masks
     )
     return tensors(head, torch.autograd.grad(head.loss, q)[0])
@@ -213,8 +213,8 @@ def test_every_exchange_over_nccl(group):
     x = torch.arange(24, dtype=torch.uint8, device=DEVICE).view(8, 3)
     turn = torch.randperm(8, generator=torch.Generator().manual_seed(0))
     for rows in (x, x.float()):
-        assert torch.equal(distributed.permute_rows(rows, turn), rows[turn.to(DEVICE)])
-    for exchange in (distributed.gather_keys, distributed.swap_blocks):
+        assert torch.equal(distributed.exchange_rows(rows, turn), rows[turn.to(DEVICE)])
+    for exchange in (distributed.all_gather, distributed.all_to_all_blocks):
         assert torch.equal(exchange(x), x)
     for exchange in (distributed.max_over_ranks, distributed.sum_over_ranks, distributed.mean_over_ranks):
         assert torch.equal(exchange(x.double()), x.double())
@@ -224,7 +224,7 @@ def test_every_exchange_over_nccl(group):
     distributed.broadcast_buffers([x])
     distributed.barrier()
     z = torch.randn(4, 3, device=DEVICE, requires_grad=True)
-    distributed.gather_features(z).square().sum().backward()
+    distributed.all_gather_with_grad(z).square().sum().backward()
     torch.testing.assert_close(z.grad, 2 * z.detach(), rtol=1e-6, atol=0)
 
 

@@ -23,11 +23,11 @@ from moco.errors import UserError
 from moco.kernels import (
     Draws,
     closed_form,
-    contrastive_head,
+    contrastive_loss,
     describe,
     hardest_rows,
     labelled,
-    labelled_head,
+    labelled_loss,
     matmul,
     resolve,
     resolve_precision,
@@ -62,7 +62,7 @@ def problem(n=5, rows=67, dim=16, hard=12, recipe=ALL_TYPES, dtype=torch.float64
 def run(q, k, queue, draws, impl, hard=12, temperature=T, precision="fp32", **masks):
     """Head and dloss/dq."""
     q = q.detach().requires_grad_()
-    head = contrastive_head(
+    head = contrastive_loss(
         q, k, queue, temperature=temperature, n_hard=hard, draws=draws, impl=impl, precision=precision, **masks
     )
     (gradient,) = torch.autograd.grad(head.loss, q)
@@ -163,7 +163,7 @@ def test_reference_passes_gradcheck_where_negatives_do_not_move_with_the_query()
         for d in (None, draws):
 
             def loss(q, d=d, impl=impl):
-                return contrastive_head(q, k, queue, temperature=T, n_hard=6, draws=d, impl=impl).loss
+                return contrastive_loss(q, k, queue, temperature=T, n_hard=6, draws=d, impl=impl).loss
 
             assert torch.autograd.gradcheck(loss, q.detach().requires_grad_())
 
@@ -172,7 +172,7 @@ def test_no_gradient_flows_through_a_synthetic_negative_nor_to_key_and_queue():
     q, k, queue, draws = problem()
     for impl in BOTH:
         tensors = [t.clone().requires_grad_() for t in (q, k, queue)]
-        contrastive_head(*tensors, temperature=T, n_hard=12, draws=draws, impl=impl).loss.backward()
+        contrastive_loss(*tensors, temperature=T, n_hard=12, draws=draws, impl=impl).loss.backward()
         assert tensors[0].grad is not None
         assert tensors[1].grad is None
         assert tensors[2].grad is None
@@ -249,7 +249,7 @@ def test_float32_is_as_near_to_float64_as_eager_is(temperature):
 def test_evaluation_gives_the_same_numbers_without_a_gradient():
     q, k, queue, draws = problem()
     trained, _ = run(q, k, queue, draws, "cpu")
-    seen = contrastive_head(q, k, queue, temperature=T, n_hard=12, draws=draws)
+    seen = contrastive_loss(q, k, queue, temperature=T, n_hard=12, draws=draws)
     assert not seen.loss.requires_grad
     for a, b in zip(trained, seen, strict=True):
         torch.testing.assert_close(a, b, rtol=0, atol=0)
@@ -259,17 +259,17 @@ def test_backward_multiplies_by_what_comes_in_and_reaches_the_encoder():
     q, k, queue, draws = problem()
     _, gradient = run(q, k, queue, draws, "cpu")
     weight = torch.ones((), dtype=torch.float64, requires_grad=True)
-    (3 * contrastive_head(weight * q, k, queue, temperature=T, n_hard=12, draws=draws).loss).backward()
+    (3 * contrastive_loss(weight * q, k, queue, temperature=T, n_hard=12, draws=draws).loss).backward()
     torch.testing.assert_close(weight.grad, 3 * (gradient * q).sum(), rtol=1e-12, atol=1e-12)
 
 
 def test_second_derivative_of_the_closed_forms_is_refused():
     q, k, queue, draws = problem()
     q.requires_grad_()
-    loss = contrastive_head(q, k, queue, temperature=T, n_hard=12, draws=draws, impl="cpu").loss
+    loss = contrastive_loss(q, k, queue, temperature=T, n_hard=12, draws=draws, impl="cpu").loss
     with pytest.raises(RuntimeError, match="use impl='reference'"):
         torch.autograd.grad(loss, q, create_graph=True)
-    loss = contrastive_head(q, k, queue, temperature=T, n_hard=12, draws=draws, impl="reference").loss
+    loss = contrastive_loss(q, k, queue, temperature=T, n_hard=12, draws=draws, impl="reference").loss
     assert torch.autograd.grad(loss, q, create_graph=True)[0].requires_grad
 
 
@@ -277,7 +277,7 @@ def test_statistics_carry_no_gradient():
     q, k, queue, draws = problem()
     q.requires_grad_()
     for impl in BOTH:
-        head = contrastive_head(q, k, queue, temperature=T, n_hard=12, draws=draws, impl=impl)
+        head = contrastive_loss(q, k, queue, temperature=T, n_hard=12, draws=draws, impl=impl)
         assert head.loss.requires_grad
         assert not any(t.requires_grad for t in head[1:])
         assert head.rank.dtype == torch.int64
@@ -357,7 +357,7 @@ def test_torch_compile_traces_it_whole_and_once(impl, backend):
 
     def step(x, k, queue, draws):
         q = F.normalize(2 * x, dim=1)
-        head = contrastive_head(q, k, queue, temperature=T, n_hard=12, draws=draws, impl=impl, **masks)
+        head = contrastive_loss(q, k, queue, temperature=T, n_hard=12, draws=draws, impl=impl, **masks)
         return Head(3 * head.loss, *head[1:])
 
     torch.compiler.reset()
@@ -387,7 +387,7 @@ def test_the_operator_keeps_torchs_promises(masked, drawn):
     ids = (torch.arange(5), torch.arange(67) % 7) if masked else (None, None)
     for wants_gradient in (False, True):
         arguments = (q.requires_grad_(wants_gradient), k, queue, draws.tensors() if drawn else [], *ids, T, 12)
-        torch.library.opcheck(torch.ops.moco.contrastive_head.default, (*arguments, "cpu", "fp32", wants_gradient))
+        torch.library.opcheck(torch.ops.moco.contrastive_loss.default, (*arguments, "cpu", "fp32", wants_gradient))
 
 
 # Precision ----------------------------------------------------------------------------------------------------------
@@ -618,7 +618,7 @@ def test_autocast_does_not_touch_the_loss(impl):
     outside, gradient = run(q, k, queue, draws, impl)
     q.requires_grad_()
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        inside = contrastive_head(q, k, queue, temperature=T, n_hard=12, draws=draws, impl=impl)
+        inside = contrastive_loss(q, k, queue, temperature=T, n_hard=12, draws=draws, impl=impl)
     inside.loss.backward()
     assert torch.equal(inside.loss, outside.loss)
     assert torch.equal(q.grad, gradient)
@@ -634,17 +634,17 @@ def test_nan_in_a_query_is_nan_in_the_loss_and_no_error():
 def test_what_does_not_fit_is_an_error():
     q, k, queue, draws = problem()
     with pytest.raises(ValueError, match="want"):
-        contrastive_head(q, k[:, 1:], queue, temperature=T)
+        contrastive_loss(q, k[:, 1:], queue, temperature=T)
     with pytest.raises(ValueError, match="want"):
-        contrastive_head(q, k, queue[:0], temperature=T)
+        contrastive_loss(q, k, queue[:0], temperature=T)
     with pytest.raises(ValueError, match="temperature"):
-        contrastive_head(q, k, queue, temperature=0)
+        contrastive_loss(q, k, queue, temperature=0)
     with pytest.raises(ValueError, match="together"):
-        contrastive_head(q, k, queue, temperature=T, ids=torch.arange(5))
+        contrastive_loss(q, k, queue, temperature=T, ids=torch.arange(5))
     with pytest.raises(ValueError, match="n_hard"):
-        contrastive_head(q, k, queue, temperature=T, draws=draws)
+        contrastive_loss(q, k, queue, temperature=T, draws=draws)
     with pytest.raises(ValueError, match="queries"):
-        contrastive_head(q[:3], k[:3], queue, temperature=T, n_hard=12, draws=draws)
+        contrastive_loss(q[:3], k[:3], queue, temperature=T, n_hard=12, draws=draws)
 
 
 def test_resolve():
@@ -820,7 +820,7 @@ def test_draws_from_a_set_that_lacks_rows(temperature):
         results = []
         for impl in BOTH:
             leaf = cast[0].clone().requires_grad_()
-            head = contrastive_head(
+            head = contrastive_loss(
                 leaf, *cast[1:], temperature=temperature, n_hard=12, draws=draws, ids=ids, queue_ids=queue_ids,
                 impl=impl, precision="fp32",
             )  # fmt: skip
@@ -866,7 +866,7 @@ class Names(TorchDispatchMode):
         self.seen = set()
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        if func is torch.ops.moco.contrastive_head.default:
+        if func is torch.ops.moco.contrastive_loss.default:
             with self:
                 return kernels._compute(*args, **(kwargs or {}))
         self.seen.add(func.overloadpacket.__name__)
@@ -887,7 +887,7 @@ def test_closed_forms_on_a_gpu_ask_for_no_value_and_add_nothing_atomically(drawn
         draws = Draws(slots, slots[:, :2], *[of(300, 2) for _ in range(6)], of(300, 2, 16)) if drawn else None
         ids = {"ids": of(300, dtype=torch.int64), "queue_ids": of(40000, dtype=torch.int64)} if masked else {}
         with Names() as names:
-            head = contrastive_head(
+            head = contrastive_loss(
                 of(300, 16).requires_grad_(), of(300, 16), of(40000, 16), temperature=temperature, n_hard=9,
                 draws=draws, impl="cpu", precision="fp32", **ids,
             )  # fmt: skip
@@ -905,7 +905,7 @@ def test_labels_as_on_a_gpu_have_the_same_gradient(monkeypatch):
     for host in (True, False):
         monkeypatch.setattr(labelled, "on_host", lambda x, host=host: host)
         leaf = q.clone().requires_grad_()
-        head = labelled_head(leaf, k, queue, labels, queue_labels, temperature=T, n_hard=12, draws=draws)
+        head = labelled_loss(leaf, k, queue, labels, queue_labels, temperature=T, n_hard=12, draws=draws)
         found.append((head._replace(loss=head.loss.detach()), torch.autograd.grad(head.loss, leaf)[0]))
     assert_same(*found)
 

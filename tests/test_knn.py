@@ -21,7 +21,7 @@ from moco.cli.options import parse_lincls
 from moco.data import ArraySource, BadImageError, EpochSampler, Labelled, make_loader
 from moco.errors import UserError
 from moco.eval import knn
-from moco.eval.knn import Reading, evaluate_knn, extract, knn_predict, measure, read_set, read_share
+from moco.eval.knn import FeatureExtractor, evaluate_knn, extract, extract_shard, knn_predict, measure, read_set
 from moco.models.encoder import build_encoder, features, head_of
 from moco.train.metrics import alignment, uniformity
 
@@ -171,8 +171,10 @@ def test_extraction_keeps_the_order_the_mode_and_the_random_state():
     assert not encoder.training
 
 
-def reading(**more) -> Reading:
-    return Reading(**{"size": 16, "batch_size": 8, "device": CPU, "mean": (0.5,) * 3, "std": (0.2,) * 3, **more})
+def reading(**more) -> FeatureExtractor:
+    return FeatureExtractor(
+        **{"size": 16, "batch_size": 8, "device": CPU, "mean": (0.5,) * 3, "std": (0.2,) * 3, **more}
+    )
 
 
 def test_evaluation_in_one_call_is_deterministic_and_finds_the_colours():
@@ -205,7 +207,7 @@ def test_unreadable_images_neither_vote_nor_count():
     rng = np.random.default_rng(3)
     images, labels = rng.integers(0, 256, (19, 16, 16, 3), dtype=np.uint8), rng.integers(0, 2, 19)
     source = Damaged("noise", images, classes=["a", "b"], labels=labels)
-    share = read_share(encoder, source, reading())
+    share = extract_shard(encoder, source, reading())
     assert share.ids.tolist() == [i for i in range(19) if i not in (2, 7)]
     whole = read_set(encoder, source, reading())
     assert share.z is whole.z is None
@@ -243,7 +245,7 @@ def measured(folder, args) -> None:
     how = reading(batch_size=6)
     found = [evaluate_knn(encoder, train, other, how, k=[1, 3, 40]) for other in (val, train)]
     found.append(measure(encoder, val, train, how, [1, 3], 0.1))
-    sizes = len(read_share(encoder, train, how).x)
+    sizes = len(extract_shard(encoder, train, how).x)
     rank, whole = distributed.rank(), read_set(encoder, train, how)
     result = {"found": found, "rows": sizes, "ids": whole.ids.tolist(), "x": whole.x}
     torch.save(result, f"{folder}/{distributed.world_size()}_{rank}")

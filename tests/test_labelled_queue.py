@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from test_builder import MEAN, STD, batch, moco
 from test_builder import Tiny as Network
 
-from moco.kernels import contrastive_head, labelled_head
+from moco.kernels import contrastive_loss, labelled_loss
 from moco.kernels.reference import synthesize
 from moco.kernels.spec import hardest_rows
 from moco.methods import METHODS
@@ -78,7 +78,7 @@ def test_the_loss_is_the_papers_loop(name, filled):
         expected = by_loops(q, k, queue, labels, queue_labels, 6, None)  # nothing is left to mix
     else:
         expected = by_loops(q, k, queue, labels, queue_labels, 6, d)
-    head = labelled_head(q, k, queue, labels, queue_labels, temperature=T, n_hard=6, draws=d)
+    head = labelled_loss(q, k, queue, labels, queue_labels, temperature=T, n_hard=6, draws=d)
     torch.testing.assert_close(head.loss, expected, rtol=1e-10, atol=0)
     gradients = [torch.autograd.grad(x, q, retain_graph=True)[0] for x in (head.loss, expected)]
     torch.testing.assert_close(*gradients, rtol=1e-9, atol=1e-12)
@@ -88,8 +88,8 @@ def test_the_loss_is_the_papers_loop(name, filled):
 def test_with_a_label_of_its_own_for_every_row_it_is_the_head_of_moco(name):
     q, k, queue = inputs()
     d = draws(name)
-    ours = labelled_head(q, k, queue, torch.arange(5), torch.full((24,), UNLABELLED), temperature=T, n_hard=6, draws=d)
-    plain = contrastive_head(q, k, queue, temperature=T, n_hard=6, draws=d, impl="reference")
+    ours = labelled_loss(q, k, queue, torch.arange(5), torch.full((24,), UNLABELLED), temperature=T, n_hard=6, draws=d)
+    plain = contrastive_loss(q, k, queue, temperature=T, n_hard=6, draws=d, impl="reference")
     for a, b in zip(ours, plain, strict=True):
         torch.testing.assert_close(a, b)
     torch.testing.assert_close(*(torch.autograd.grad(head.loss, q)[0] for head in (ours, plain)))
@@ -103,7 +103,7 @@ def test_values_and_gradients_are_finite(dtype, filled):
         q = q.detach().requires_grad_()
         labels = torch.arange(5) * same
         queue_labels = torch.where(torch.arange(24) < filled, torch.arange(24) % 3 * same, UNLABELLED)
-        head = labelled_head(q, k, queue, labels, queue_labels, temperature=0.01, n_hard=6, draws=draws("synco"))
+        head = labelled_loss(q, k, queue, labels, queue_labels, temperature=0.01, n_hard=6, draws=draws("synco"))
         (gradient,) = torch.autograd.grad(head.loss, q)
         assert head.loss.isfinite() and gradient.isfinite().all()
         assert head.hardest.isfinite() and 0 <= head.synthetic_mass <= 1
@@ -147,7 +147,7 @@ def test_both_directions_of_a_symmetric_step_bring_their_labels():
     model.enqueue(model(im_q, im_k, ids, 0, 0).keys, ids)
     assert model.queue_labels[:12].tolist() == LABELS[ids].tolist() * 2
     assert model.chance == pytest.approx(2 * math.log(21))
-    assert model.chance_words == "2 ln(1+K)"
+    assert model.chance_formula == "2 ln(1+K)"
 
 
 def test_a_snapshot_puts_the_labels_back():
@@ -177,5 +177,5 @@ def test_base_temperature_multiplies_loss_and_chance():
     scaled, plain = labelled(base_temperature=0.1), labelled()
     torch.testing.assert_close(scaled(im_q, im_k, ids, 0, 0).loss, 2 * plain(im_q, im_k, ids, 0, 0).loss)
     assert scaled.chance == pytest.approx(2 * plain.chance)
-    assert (scaled.chance_words, plain.chance_words) == ("2 ln(1+K)", "ln(1+K)")
-    assert labelled(base_temperature=0.1, symmetric=True).chance_words == "4 ln(1+K)"
+    assert (scaled.chance_formula, plain.chance_formula) == ("2 ln(1+K)", "ln(1+K)")
+    assert labelled(base_temperature=0.1, symmetric=True).chance_formula == "4 ln(1+K)"

@@ -51,8 +51,8 @@ def state_of(save_dir, name="checkpoint.pth.tar") -> dict:
     return torch.load(save_dir / name, weights_only=True)
 
 
-def one_head(model: linear.Probe, lr: float = 0.3) -> linear.Head:
-    return linear.make_heads(model, [lr], momentum=0.9, weight_decay=0.0)[0]
+def one_head(model: linear.Probe, lr: float = 0.3) -> linear.LinearClassifier:
+    return linear.make_classifiers(model, [lr], momentum=0.9, weight_decay=0.0)[0]
 
 
 def records(save_dir) -> list[dict]:
@@ -248,7 +248,7 @@ def test_signals_save_the_step_and_two_processes_go_on_inside_an_epoch(hard_fold
 
 
 def test_sigusr1_ends_a_probe_with_a_checkpoint_and_exit_code_0(hard_folder, tmp_path, monkeypatch):
-    stepped, step = [], linear.Head.step
+    stepped, step = [], linear.LinearClassifier.step
 
     def signalled(self, x, labels):
         stepped.append(1)
@@ -256,7 +256,7 @@ def test_sigusr1_ends_a_probe_with_a_checkpoint_and_exit_code_0(hard_folder, tmp
             os.kill(os.getpid(), signal.SIGUSR1)
         return step(self, x, labels)
 
-    monkeypatch.setattr(linear.Head, "step", signalled)
+    monkeypatch.setattr(linear.LinearClassifier, "step", signalled)
     assert main_lincls.worker(parse_lincls([str(hard_folder), *TINY, "--save-dir", str(tmp_path)])) == 0
     assert (len(stepped), state_of(tmp_path)["run"]["batch"]) == (2, 2)
 
@@ -647,7 +647,7 @@ def test_predictions_are_what_a_loop_finds(tmp_path):
     torch.manual_seed(0)
     x, labels = torch.randn(50, 9), torch.randint(0, 7, (50,))
     sampler = EpochSampler(50, 16, 0, drop_last=False, shuffle=False)
-    head = linear.Head(nn.Linear(9, 8), 1.0, momentum=0.9, weight_decay=0.0)  # no image has class 7
+    head = linear.LinearClassifier(nn.Linear(9, 8), 1.0, momentum=0.9, weight_decay=0.0)  # no image has class 7
     linear.validate([head], linear.Cached(x, labels, sampler, CPU), predictions=True)
     assert head.score is not None and head.score.predictions is not None
     order = [sorted(range(8), key=lambda c: -row[c]) for row in head.layer(x).tolist()]
@@ -676,7 +676,7 @@ def test_label_smoothing_is_the_published_mixture():
     """Szegedy et al., arXiv 1512.00567, section 7: the target is (1 - e) of the label and e spread over all classes."""
     torch.manual_seed(0)
     x, labels, e = torch.randn(6, 5), torch.tensor([0, 1, 2, 3, 0, 1]), 0.2
-    head = linear.Head(nn.Linear(5, 4), 0.1, momentum=0.9, weight_decay=0.0, smoothing=e)
+    head = linear.LinearClassifier(nn.Linear(5, 4), 0.1, momentum=0.9, weight_decay=0.0, smoothing=e)
     total = 0.0
     for row, label in zip(head.layer(x).detach().double(), labels.tolist(), strict=True):
         logs = [float(value) - math.log(sum(math.exp(v) for v in row.tolist())) for value in row]
@@ -696,7 +696,7 @@ def test_same_accuracy_as_a_peers_logistic_regression():
     rows, targets = torch.tensor(x, dtype=torch.float32), torch.tensor(labels)
     train = linear.Cached(rows[:1200], targets[:1200], EpochSampler(1200, 100, 0, drop_last=False), CPU)
     val = linear.Cached(rows[1200:], targets[1200:], EpochSampler(597, 100, 0, drop_last=False, shuffle=False), CPU)
-    heads = [linear.Head(nn.Linear(64, 10), lr, momentum=0.9, weight_decay=1 / 1200) for lr in (1.0, 0.3)]
+    heads = [linear.LinearClassifier(nn.Linear(64, 10), lr, momentum=0.9, weight_decay=1 / 1200) for lr in (1.0, 0.3)]
     for epoch in range(60):
         linear.set_rates(heads, epoch, 60, [40, 50])
         for features, classes, _ in train.batches(epoch, linear.Stopwatch()):
@@ -736,11 +736,11 @@ def test_the_range_test_takes_an_epoch_and_stops_where_no_higher_rate_can_do():
     x, labels = torch.randn(130, 6), torch.randint(0, 3, (130,))
     for batch, steps in ((1, 130), (10, lr_find.MIN_STEPS)):
         data = linear.Cached(1e-4 * x, labels, EpochSampler(130, batch, 0, drop_last=False), CPU)
-        head = linear.Head(nn.Linear(6, 3), 1.0, momentum=0.0, weight_decay=0.0)
+        head = linear.LinearClassifier(nn.Linear(6, 3), 1.0, momentum=0.0, weight_decay=0.0)
         with torch.no_grad():
             head.layer.bias.zero_().requires_grad_(False)
         assert len(lr_find.sweep(head, data, None).rates) == steps  # features so small that no rate is too high
-    head = linear.Head(nn.Linear(6, 3), 1.0, momentum=0.9, weight_decay=0.0)
+    head = linear.LinearClassifier(nn.Linear(6, 3), 1.0, momentum=0.9, weight_decay=0.0)
     wild = lr_find.sweep(head, linear.Cached(100 * x, labels, data.sampler, CPU), None)
     assert len(wild.rates) < lr_find.MIN_STEPS
     assert wild.smoothed[-1] > 4 * min(wild.smoothed)
@@ -758,11 +758,11 @@ def test_a_suggestion_at_the_edge_is_told():
         found = lr_find.Sweep(100, rates, losses, losses)
         assert (found.edge(), found.result()["edge"]) == (edge, edge)
         assert found.warning().startswith(words)
-        assert (words in found.words()) and ("warning" in found.words()) == bool(words)
+        assert (words in found.summary()) and ("warning" in found.summary()) == bool(words)
         assert found.result()["warning"] == found.warning()
         few = lr_find.Sweep(99, rates, losses, losses)
         assert "99 steps are too few" in few.warning()
-        assert few.warning() in few.words()
+        assert few.warning() in few.summary()
 
 
 # --------------------------------------------------------------------------------------------------------- flags

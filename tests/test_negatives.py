@@ -206,7 +206,7 @@ def test_kinds_that_never_start_are_those_of_no_step(steps, start, stop, epochs,
 
 def test_the_log_names_kinds_counts_and_starts():
     recipe = starting_at(synco.recipe(n3=0, n4=0, n5=0, n6=0), {"extrapolation": 20}, {"interpolation": 700})
-    said = [HardNegatives(recipe, 1024, 8, 0, 0, torch.device("cpu"), 10, stop).words() for stop in (None, 50)]
+    said = [HardNegatives(recipe, 1024, 8, 0, 0, torch.device("cpu"), 10, stop).summary() for stop in (None, 50)]
     kinds = "interpolation 256 (from step 700), extrapolation 256 (from epoch 20)"
     hardest = "synthetic negatives per query, from its 1024 hardest queue rows, from epoch 10 (counted from 0) to"
     assert said == [f"{hardest} {end}: {kinds}" for end in ("the end", "epoch 49")]

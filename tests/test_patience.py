@@ -78,7 +78,7 @@ def dying(how: str, args) -> int:
         if how == "failed":
             raise ZeroDivisionError("what went wrong")
 
-    distributed.patiently(work)
+    distributed.wait_without_timeout(work)
     return 0
 
 

@@ -386,7 +386,7 @@ def test_what_tensors_cannot_tell_is_said(tmp_path):
     bare = LAYOUTS["lightly, its own ResNet"], "neither ReLU nor max-pool after bn1"
     for make, words in ((LAYOUTS["solo-learn"], "pads by 2"), (moco_v3_vit, "12 attention heads"), bare):
         torch.save(make()[0], tmp_path / "theirs.ckpt")
-        assert words in open_backbone(str(tmp_path / "theirs.ckpt")).words
+        assert words in open_backbone(str(tmp_path / "theirs.ckpt")).summary
 
 
 @pytest.mark.parametrize("stem", [3, 7])
@@ -518,8 +518,8 @@ def test_heads_are_those_that_the_positions_tell(tmp_path, layout):
     images = torch.randn(2, 3, 48, 48)
     with torch.no_grad():
         torch.testing.assert_close(features(found.encoder, images), network(images), rtol=1e-5, atol=1e-5)
-    assert found.words.count("attention heads") == int(guessed or heads == 12)
-    assert ("a guess: its fixed positions" in found.words) == guessed
+    assert found.summary.count("attention heads") == int(guessed or heads == 12)
+    assert ("a guess: its fixed positions" in found.summary) == guessed
 
 
 def test_heads_of_tensors_alone_and_of_positions_on_another_grid(tmp_path):
@@ -535,7 +535,7 @@ def test_heads_of_tensors_alone_and_of_positions_on_another_grid(tmp_path):
 @pytest.mark.parametrize("word", ["base", "large"])
 def test_where_timm_has_moco_v3s_heads_nothing_is_changed(word):
     width = {"base": 768, "large": 1024}[word]
-    part = read.Part("base_encoder", {"pos_embed": fixed(width, True)})
+    part = read.Submodule("base_encoder", {"pos_embed": fixed(width, True)})
     assert not read._has_fixed_positions(part)
 
 

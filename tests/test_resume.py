@@ -16,7 +16,7 @@ from torch import nn
 from moco.cli import flag_classes, options
 from moco.cli.flag_classes import LINCLS, PRETRAIN, SEMISUP
 from moco.errors import UserError
-from moco.train.optimizers import build_optimizer, spare_vectors
+from moco.train.optimizers import build_optimizer, no_decay_for_bias_and_norm
 
 ABOUT = ("flags", "data", "torch")
 
@@ -58,7 +58,7 @@ def test_a_loaded_optimizer_has_its_own_runs_decay_and_momentum():
     def made(wd: float, momentum: float):
         torch.manual_seed(0)
         layer = nn.Linear(3, 2)
-        groups = spare_vectors([{"params": list(layer.parameters())}], True)
+        groups = no_decay_for_bias_and_norm([{"params": list(layer.parameters())}], True)
         return layer, build_optimizer("sgd", groups, 0.1, momentum, wd)
 
     one, before = made(0.5, 0.9)

@@ -13,7 +13,7 @@ from conftest import SYNCO, TINY, load, run
 
 import main_pretrain
 from moco import distributed
-from moco.kernels import contrastive_head
+from moco.kernels import contrastive_loss
 from moco.models import moco
 from moco.train.pretraining import Trainer
 
@@ -46,9 +46,9 @@ def test_the_head_is_the_one_that_the_flags_and_the_log_name(image_folder, tmp_p
 
     def watched(*tensors, impl, precision, **others):
         used.add((impl, precision))
-        return contrastive_head(*tensors, impl=impl, precision=precision, **others)
+        return contrastive_loss(*tensors, impl=impl, precision=precision, **others)
 
-    monkeypatch.setattr(moco, "contrastive_head", watched)
+    monkeypatch.setattr(moco, "contrastive_loss", watched)
     flags = ["--head-impl", "cpu", "--head-precision", "bf16", "--save-dir", tmp_path]
     assert in_process(*TINY, *STEPS, *flags, image_folder) == 0
     assert used == {("cpu", "bf16")}
@@ -192,13 +192,13 @@ def permuting(folder: str, args) -> int:
     permutations += [torch.arange(world * rows), torch.arange(world * rows).flip(0), torch.arange(world * rows).roll(1)]
     for permutation in permutations:
         sent.clear()
-        got = distributed.permute_rows(mine, permutation)
+        got = distributed.exchange_rows(mine, permutation)
         assert torch.equal(got, everything[permutation][rank * rows : (rank + 1) * rows])
-        assert torch.equal(distributed.permute_rows(got, torch.argsort(permutation)), mine)
+        assert torch.equal(distributed.exchange_rows(got, torch.argsort(permutation)), mine)
         wanted = [(permutation.view(world, rows)[r] // rows == rank).sum() for r in range(world)]
         assert sent[0] == [int(n) for n in wanted], "a row goes where it is needed and nowhere else"
         assert sum(sent[0]) - sent[0][rank] <= rows
-    assert distributed.gather_keys(mine).equal(everything)
+    assert distributed.all_gather(mine).equal(everything)
     assert distributed.any_rank(rank == world - 1, False) == [True, False]
     assert distributed.from_main({"rank": rank}) == {"rank": 0}
     assert distributed.mean_over_ranks(torch.tensor([rank + 1.0, 2.0])).tolist() == [(world + 1) / 2, 2.0]
@@ -220,8 +220,8 @@ def test_exchanges_between_processes(world, tmp_path, start):
 
 def test_exchanges_of_one_process():
     x = torch.arange(6).view(3, 2)
-    assert distributed.permute_rows(x, torch.tensor([2, 0, 1])).tolist() == [[4, 5], [0, 1], [2, 3]]
-    assert distributed.gather_keys(x) is x
+    assert distributed.exchange_rows(x, torch.tensor([2, 0, 1])).tolist() == [[4, 5], [0, 1], [2, 3]]
+    assert distributed.all_gather(x) is x
     assert distributed.any_rank(True, False) == [True, False]
     assert distributed.same_on_all_ranks(x)
 

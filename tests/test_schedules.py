@@ -21,7 +21,7 @@ from moco.cli import options
 from moco.data import EpochSampler
 from moco.errors import UserError
 from moco.eval import finetune, linear
-from moco.train.optimizers import Plateau, build_optimizer, spare_vectors
+from moco.train.optimizers import Plateau, build_optimizer, no_decay_for_bias_and_norm
 from moco.train.pretraining import Plan, Progress, Trainer, make_plan
 from moco.train.schedule import learning_rate
 
@@ -57,7 +57,7 @@ def without(settings: dict, name: str) -> dict:
 def test_milestones_of_a_decay_of_ones_own():
     """main_linear.py of SupContrast: x0.2 at 60, 75 and 90."""
     args = options.parse_lincls(["DIR", "--lr_decay_epochs", "60,75,90", "--lr_decay_rate", "0.2"])
-    heads = [linear.Head(nn.Linear(3, 2), lr, momentum=0.9, weight_decay=0.0) for lr in (5.0, 1.0)]
+    heads = [linear.LinearClassifier(nn.Linear(3, 2), lr, momentum=0.9, weight_decay=0.0) for lr in (5.0, 1.0)]
     for epoch, share in ((0, 1), (59, 1), (60, 0.2), (75, 0.04), (99, 0.008)):
         linear.set_rates(heads, epoch, 100, args.schedule, **options.schedule_shape(args))
         assert [head.rate for head in heads] == pytest.approx([5 * share, share])
@@ -94,7 +94,7 @@ def test_every_step_of_a_warm_up_has_supcontrasts_rate(milestones, cosine):
     whole = Plan(epochs, steps, epochs * steps, lr, cosine, milestones, **warm, min_lr=lr * 1e-3)
     by_steps = Plan(epochs, steps, epochs * steps, lr, cosine, milestones, warm_steps=15, warm_from=0.01,
                     min_lr=lr * 1e-3)  # fmt: skip
-    head = linear.Head(nn.Linear(3, 2), lr, momentum=0.9, weight_decay=0.0)
+    head = linear.LinearClassifier(nn.Linear(3, 2), lr, momentum=0.9, weight_decay=0.0)
     plan = finetune.Plan(epochs, milestones=None if cosine else milestones, min_lr=lr * 1e-3, **warm)
     tuner = tuner_of(plan, lr)
     for step, rate in enumerate(wanted):
@@ -242,7 +242,7 @@ def test_an_epochs_mean_loss_is_of_its_own_good_steps_on_all_processes(monkeypat
     judged: list[float] = []
     run: Any = SimpleNamespace(
         progress=Progress(0), plan=Plan(3, 2, 6, 1.0, False, [], patience=3), losses=torch.zeros(2).double(),
-        plateau=SimpleNamespace(note=judged.append, factor=1.0), _began_with_strangers=lambda: False,
+        plateau=SimpleNamespace(note=judged.append, factor=1.0), _queue_had_random_rows=lambda: False,
         model=SimpleNamespace(STATS=("loss",)), sums=torch.zeros(3), one=torch.ones(()),
     )  # fmt: skip
     other = torch.tensor([12.0, 2.0]).double()
@@ -288,7 +288,7 @@ def test_an_epoch_counts_once_the_queue_holds_keys_alone(K, n, drop_last, symmet
         for run.progress.batch, keys in enumerate(batches, 1):
             enqueued += keys
             run.progress.draw += 1
-            assert Trainer._began_with_strangers(run) == (before < K)
+            assert Trainer._queue_had_random_rows(run) == (before < K)
 
 
 def test_a_plateau_has_no_milestones():
@@ -365,7 +365,9 @@ def test_a_head_with_another_optimizer_is_that_optimizers():
     layer, x, labels = nn.Linear(5, 3), torch.randn(8, 5), torch.arange(8) % 3
     mine = nn.Linear(5, 3)
     mine.load_state_dict(layer.state_dict())
-    head = linear.Head(layer, 0.1, opt="adamw", momentum=0.9, weight_decay=0.02, betas=[0.8, 0.9], clip=1e-3)
+    head = linear.LinearClassifier(
+        layer, 0.1, opt="adamw", momentum=0.9, weight_decay=0.02, betas=[0.8, 0.9], clip=1e-3
+    )
     theirs = torch.optim.AdamW(mine.parameters(), 0.1, betas=(0.8, 0.9), weight_decay=0.02)
     for _ in range(4):
         head.step(x, labels)
@@ -419,11 +421,11 @@ def test_vectors_are_spared_as_if_decay_were_0_for_them(name):
         return {name: value.detach() for name, value in own.named_parameters()}
 
     with_all = [moved(lambda own: [{"params": list(own.parameters())}])]
-    with_all.append(moved(lambda own: spare_vectors([{"params": list(own.parameters())}], False)))
+    with_all.append(moved(lambda own: no_decay_for_bias_and_norm([{"params": list(own.parameters())}], False)))
     by_hand = moved(lambda own: [
         {"params": [p], "weight_decay": 0.5 if n in decayed else 0.0} for n, p in own.named_parameters()
     ])  # fmt: skip
-    spared = moved(lambda own: spare_vectors([{"params": list(own.parameters())}], True))
+    spared = moved(lambda own: no_decay_for_bias_and_norm([{"params": list(own.parameters())}], True))
     for entry in spared:
         torch.testing.assert_close(spared[entry], by_hand[entry], rtol=0, atol=0)
         assert torch.equal(*(given[entry] for given in with_all))
@@ -433,7 +435,7 @@ def test_vectors_are_spared_as_if_decay_were_0_for_them(name):
 def test_each_groups_rate_is_kept_when_its_vectors_are_spared():
     layer, rest = nn.Linear(2, 3), nn.Linear(3, 4, bias=False)
     given = [{"params": list(layer.parameters()), "lr": 0.5}, {"params": list(rest.parameters()), "lr": 0.1}]
-    assert spare_vectors(given, True) == [
+    assert no_decay_for_bias_and_norm(given, True) == [
         {"params": [layer.weight], "lr": 0.5}, {"params": [layer.bias], "lr": 0.5, "weight_decay": 0.0},
         {"params": [rest.weight], "lr": 0.1},
     ]  # fmt: skip

@@ -527,7 +527,7 @@ def test_another_runs_folder_is_left_alone(folder, tmp_path):
     with pytest.raises(UserError, match="holds result.json of another run; choose another"):  # as a probe's is
         main_semisup.worker(parse_semisup([str(folder), *TINY, "--save-dir", str(tmp_path)]))
     (tmp_path / "kept").rename(state)
-    finetune.claim(str(tmp_path), None, overwrite=True)
+    finetune.reserve_run_folder(str(tmp_path), None, overwrite=True)
     assert not (tmp_path / finetune.RESULT).exists()
     assert not (tmp_path / finetune.CHECKPOINT).exists()
     assert not (tmp_path / finetune.BEST).exists()
@@ -561,7 +561,7 @@ def test_a_device_decides_as_the_host_would(folder, tmp_path, monkeypatch):
     tune(folder, tmp_path / "host", *words)
     with monkeypatch.context() as patch:
         by_the_device(patch)
-        patch.setattr(finetune.Tuner, "_look", watched := Watched(finetune.Tuner._look))
+        patch.setattr(finetune.Tuner, "_sync_outcomes", watched := Watched(finetune.Tuner._sync_outcomes))
         tune(folder, tmp_path / "device", *words)
     assert watched.waiting == [4, 4]  # only where an epoch ends
     host, device = (state_of(tmp_path / name) for name in ("host", "device"))
@@ -588,13 +588,13 @@ class Watched:
 def test_a_device_calls_off_a_step_that_is_not_finite_and_the_next_look_says_so(folder, tmp_path, monkeypatch):
     by_the_device(monkeypatch)
     seen = []
-    original = finetune.Tuner._look
+    original = finetune.Tuner._sync_outcomes
 
     def look(self):
         seen.append(all(bool(p.isfinite().all()) for p in self.model.parameters()))
         return original(self)
 
-    monkeypatch.setattr(finetune.Tuner, "_look", look)
+    monkeypatch.setattr(finetune.Tuner, "_sync_outcomes", look)
     with pytest.raises(TrainingError, match="epoch 0, step 1: .* is not finite and the step was not taken; lower --lr"):
         tune(folder, tmp_path, "--lr-backbone", "1e30", "--lr-classifier", "1e30", "-p", 1000)
     assert seen == [True]

@@ -135,7 +135,7 @@ def test_features_and_exports_take_them(runs, image_folder, tmp_path, capsys, al
     said = capsys.readouterr().out
     assert f"--mean 0.4914 0.4822 0.4465 differs from the 0 0 0 that {runs['statistics']} has; 0.4914" in said
     again = embed.read(parse_embed([str(tmp_path / "f.pt"), str(image_folder), "-j", "0"]))  # the card's, of the export
-    assert "--mean 0.4914 0.4822 0.4465" in again.words and "(card)" in again.words
+    assert "--mean 0.4914 0.4822 0.4465" in again.summary and "(card)" in again.summary
     lines = [line.text for line in describe.describe(str(runs["statistics"]))]
     assert any(line.startswith("settings: ") and "--mean 0 0 0 --std 1 1 1" in line for line in lines)
 
@@ -161,7 +161,7 @@ def test_without_a_file_the_defaults_are_upstreams():
     for parse in (options.parse_lincls, options.parse_semisup):
         args = parse(["DIR"])
         settled = settle(args, "")
-        assert (args.arch, args.stem, args.size, args.channels, settled.words) == ("resnet50", "auto", None, None, "")
+        assert (args.arch, args.stem, args.size, args.channels, settled.summary) == ("resnet50", "auto", None, None, "")
 
 
 def test_what_a_file_does_not_say_is_the_datas_own_and_called_default(image_folder, tmp_path):
@@ -172,7 +172,7 @@ def test_what_a_file_does_not_say_is_the_datas_own_and_called_default(image_fold
     source = data.open_sources("mnist5k", channels=args.channels).train
     assert source.load(0).mode == "RGB"  # the file's network takes colours
     assert settled.of(source) == (28, [0.1307] * 3, [0.3081] * 3)
-    assert settled.words.splitlines()[1] == (
+    assert settled.summary.splitlines()[1] == (
         f"settings of {path}: -a resnet18 (checkpoint); --stem cifar --channels 3 (its tensors); "
         "--size 28 --mean 0.1307 0.1307 0.1307 --std 0.3081 0.3081 0.3081 (default)"
     )
@@ -182,7 +182,7 @@ def test_what_a_file_does_not_say_is_the_datas_own_and_called_default(image_fold
 def test_grey_networks_get_grey_images(runs, image_folder):
     found = embed.read(parse_embed([str(runs["channels"]), str(image_folder), "-j", "0", "--split", "val"]))
     assert found.source.channels == 1
-    assert "--channels 1 --mean 0.449 --std 0.226 (checkpoint)" in found.words
+    assert "--channels 1 --mean 0.449 --std 0.226 (checkpoint)" in found.summary
 
 
 def test_wrong_counts_are_a_sentence(runs, image_folder, tmp_path, capsys):
@@ -195,7 +195,7 @@ def test_wrong_counts_are_a_sentence(runs, image_folder, tmp_path, capsys):
                 settled.of(source)
         else:  # the statistics of colours are not a grey image's
             assert settled.of(source)[1] == [0.4490]
-            assert "--channels 1 differs from the 3 that" in settled.words
+            assert "--channels 1 differs from the 3 that" in settled.summary
 
 
 def test_published_weights_take_colours_at_the_datas_size():

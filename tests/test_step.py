@@ -17,9 +17,9 @@ from moco.models import ema
 from moco.models.ema import moving_average
 from moco.models.moco import MoCo
 from moco.train import optimizers, pretraining
-from moco.train.optimizers import build_optimizer, let_the_device_decide, step_unless, waits
-from moco.train.pretraining import Trainer, ahead
-from moco.train.timers import Parts
+from moco.train.optimizers import build_optimizer, step_unless, use_fused_optimizer_step, waits
+from moco.train.pretraining import Trainer, prefetch
+from moco.train.timers import StepTimer
 
 READS = {Tensor.item, Tensor.tolist, Tensor.numpy, Tensor.cpu, Tensor.__bool__, Tensor.__float__, Tensor.__int__}
 
@@ -75,7 +75,7 @@ def test_between_two_looks_the_host_reads_nothing(words, image_folder, tmp_path,
         ready = [next(batches) for _ in range(self.plan.accum)]
         with NoReadByName(), NoReadBelow():
             original(self, iter(ready))
-        watched.append(len(self.unread))
+        watched.append(len(self.pending_flags))
 
     monkeypatch.setattr(Trainer, "_step", step)
     assert in_process(*TINY, *words, "-p", 3, "--steps", 3, "--save-dir", tmp_path, image_folder) == 0
@@ -133,7 +133,7 @@ def test_a_step_that_is_not_taken_leaves_no_trace(layout):
     unused = nn.Parameter(torch.ones(3), requires_grad=False)
     begin = [p.detach().clone() for p in net.parameters()]
     optimizer = torch.optim.SGD([*net.parameters(), unused], 0.1, momentum=0.9, weight_decay=0.01)
-    let_the_device_decide(optimizer)
+    use_fused_optimizer_step(optimizer)
     trainer, kept = Namespace(optimizer=optimizer), []
     for bad in (True, False, True, False, False):
         optimizer.zero_grad()
@@ -152,7 +152,7 @@ def test_a_step_that_is_not_taken_leaves_no_trace(layout):
 def test_an_optimizer_without_a_fused_form_is_asked_by_the_host():
     weight = nn.Parameter(torch.ones(2))
     optimizer = torch.optim.Rprop([weight])
-    let_the_device_decide(optimizer)
+    use_fused_optimizer_step(optimizer)
     weight.grad = torch.ones(2)
     for bad, moved in ((True, False), (False, True)):
         Trainer._move(Namespace(optimizer=optimizer), torch.tensor(bad))  # type: ignore[arg-type]
@@ -235,7 +235,7 @@ def test_the_device_decides_whether_a_moving_average_moves(called_off):
 def test_parts_lie_beside_each_other(monkeypatch):
     now = [0.0]
     monkeypatch.setattr("moco.train.runlog.time.perf_counter", lambda: now[0])
-    parts = Parts(torch.device("cpu"))
+    parts = StepTimer(torch.device("cpu"))
     for measured in (True, False, True):
         with parts.of_a_step(measured):
             for name, seconds in (("head", 2.0), ("EMA", 1.0), ("head", 3.0)):
@@ -247,11 +247,11 @@ def test_parts_lie_beside_each_other(monkeypatch):
     parts.read()
     assert parts.take() == {"head": 5.0, "EMA": 1.0, "other": 0.5}
     assert parts.take() == {}
-    assert parts.words() == "nothing was measured"
+    assert parts.summary() == "nothing was measured"
     with parts.of_a_step(True), parts("head"):
         now[0] += 0.25
     parts.read()
-    assert parts.words() == "250 ms, head 100.0 %, other 0.0 %"
+    assert parts.summary() == "250 ms, head 100.0 %, other 0.0 %"
 
 
 def test_the_log_says_every_epoch_where_the_time_goes(image_folder, tmp_path, in_process, capsys):
@@ -267,7 +267,7 @@ def test_the_log_says_every_epoch_where_the_time_goes(image_folder, tmp_path, in
 
 def test_on_a_cpu_batches_pass_unchanged():
     batches = [{"q": torch.ones(1)}, {"q": torch.zeros(1)}]
-    assert list(ahead(iter(batches), torch.device("cpu"))) == batches
+    assert list(prefetch(iter(batches), torch.device("cpu"))) == batches
     assert pretraining.LOOK_STEPS >= 1
 
 
@@ -309,7 +309,7 @@ def test_on_a_gpu_the_next_batch_is_made_ready_beside_the_step(monkeypatch):
             gpu.note(f"augments {number}")  # moco.data.Finishing works when it is asked for a batch
             yield {"q": gpu.value("q"), "k": gpu.value("k"), "index": gpu.value("index"), "bad": number}
 
-    for batch in ahead(loader(), torch.device("cuda")):
+    for batch in prefetch(loader(), torch.device("cuda")):
         gpu.note(f"trains {batch['bad']}")
     copies, keeps = ([f"{x} {name}" for name in ("q", "k", "index")] for x in ("side copies", "main keeps"))
     ready = [["side augments 0", *copies], ["main waits for side", *keeps, "side augments 1", *copies, "main trains 0"]]
@@ -318,13 +318,13 @@ def test_on_a_gpu_the_next_batch_is_made_ready_beside_the_step(monkeypatch):
 
 @pytest.mark.parametrize("aug_device", ["cpu", "gpu"])
 def test_views_are_shuffled_as_bytes(aug_device, image_folder, tmp_path, in_process, monkeypatch):
-    original, sent = distributed.permute_rows, []
+    original, sent = distributed.exchange_rows, []
 
     def watched(x, permutation):
         sent.append(x)
         return original(x, permutation)
 
-    monkeypatch.setattr(distributed, "permute_rows", watched)
+    monkeypatch.setattr(distributed, "exchange_rows", watched)
     words = ["--steps", 1, "--aug-device", aug_device, "--save-dir", tmp_path]
     assert in_process(*TINY, *words, image_folder) == 0
     assert [(x.dtype, tuple(x.shape)) for x in sent] == [(torch.uint8, (8, 3, 16, 16)), (torch.float32, (8, 16))]

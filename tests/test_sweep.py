@@ -519,7 +519,7 @@ def test_trials_as_slurm_jobs(sweep):
     assert len(executor.jobs) == 2  # both at once: the queue is SLURM's
     told = {item.settings["lr"]: record for item, record in said}
     assert told[3].status == "done"
-    assert told[1].words() == "failed: the job failed: Job 17 failed with node failure"
+    assert told[1].summary() == "failed: the job failed: Job 17 failed with node failure"
 
 
 def test_stopping_cancels_jobs_in_the_queue(sweep):

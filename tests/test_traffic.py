@@ -41,11 +41,11 @@ def counting(folder: str, args) -> int:
 
         return inner
 
-    distributed.permute_rows = counted(
-        distributed.permute_rows, lambda x: "shuffle of images" if x.dim() == 4 else "shuffle of keys"
+    distributed.exchange_rows = counted(
+        distributed.exchange_rows, lambda x: "shuffle of images" if x.dim() == 4 else "shuffle of keys"
     )
-    distributed.gather_keys = counted(
-        distributed.gather_keys, lambda x: f"gather of {'keys' if x.is_floating_point() else 'ids'}"
+    distributed.all_gather = counted(
+        distributed.all_gather, lambda x: f"gather of {'keys' if x.is_floating_point() else 'ids'}"
     )
     distributed.max_over_ranks = counted(distributed.max_over_ranks, lambda x: "flags")
     torch.Tensor.backward = counted(torch.Tensor.backward, lambda x: "gradients")  # type: ignore[method-assign]

@@ -13,7 +13,7 @@ from conftest import ROOT, SYNCO, TINY, interpreted, load
 
 from moco import distributed, files, kernels
 from moco.errors import UserError
-from moco.kernels import Choice, Earlier, Size, by_triton, choose, closed_form, contrastive_head, trial
+from moco.kernels import Choice, Earlier, Size, by_triton, choose, closed_form, contrastive_loss, trial
 
 CPU = torch.device("cpu")
 SIZE = Size(4, 200, 16, 9, (3, 2, 1, 1), False, 0.2)
@@ -370,7 +370,7 @@ def test_a_step_that_finds_no_memory_takes_for_ever(monkeypatch):
 
 def call(n=4, width=16, **settings):
     q, k, queue = (torch.nn.functional.normalize(torch.randn(rows, width), dim=1) for rows in (n, n, 200))
-    return contrastive_head(q.requires_grad_(), k, queue, temperature=0.2, **settings)
+    return contrastive_loss(q.requires_grad_(), k, queue, temperature=0.2, **settings)
 
 
 def test_a_first_call_is_a_trial_and_later_ones_follow_it(gpu, monkeypatch):
@@ -418,7 +418,7 @@ def test_while_a_graph_is_captured_nothing_is_tried(gpu, monkeypatch):
 
 def test_float64_queries_are_not_tried(gpu):
     q, k, queue = (torch.nn.functional.normalize(torch.randn(n, 8).double(), dim=1) for n in (2, 2, 20))
-    assert contrastive_head(q, k, queue, temperature=0.2).loss.dtype == torch.float64
+    assert contrastive_loss(q, k, queue, temperature=0.2).loss.dtype == torch.float64
     assert gpu.seen == []
 
 
@@ -460,7 +460,7 @@ def test_a_shadow_of_another_shape_or_type_is_an_error():
     queue = torch.nn.functional.normalize(torch.randn(20, 8), dim=1)
     for shadow in (queue.bfloat16()[1:], queue.half()):
         with pytest.raises(ValueError, match=r"shadow .*: want \(20, 8\) torch.bfloat16"):
-            contrastive_head(queue[:2], queue[:2], queue, temperature=0.2, shadow=shadow)
+            contrastive_loss(queue[:2], queue[:2], queue, temperature=0.2, shadow=shadow)
 
 
 def test_a_checkpoint_without_a_choice_goes_on(image_folder, tmp_path, in_process, capsys):

@@ -16,7 +16,7 @@ import main_lincls
 from moco.cli.options import parse_lincls, parse_semisup
 from moco.errors import UserError
 from moco.eval import finetune
-from moco.models.ema import follow, moving_average
+from moco.models.ema import attach_ema, moving_average
 from moco.models.encoder import build_encoder
 from moco.train import checkpoint
 from moco.train.optimizers import Plateau, build_optimizer, layer_groups
@@ -382,7 +382,7 @@ def test_a_step_that_is_called_off_does_not_move_the_average():
     model = torch.nn.Module()
     model.encoder_q = torch.nn.Linear(2, 2)
     optimizer = build_optimizer("sgd", model.parameters(), 0.1, 0.0, 0.0)
-    average = follow(model, optimizer, 0.5, None, 1)
+    average = attach_ema(model, optimizer, 0.5, None, 1)
     assert average is model.encoder_ema
     model.encoder_q.weight.data += 1.0
     before = average.weight.clone()
@@ -394,7 +394,7 @@ def test_a_step_that_is_called_off_does_not_move_the_average():
     optimizer.step()
     torch.testing.assert_close(average.weight, before + 0.5)
     assert "fused" not in build_optimizer("lookahead_adamw", model.parameters(), 0.1, 0.0, 0.0).defaults
-    assert follow(torch.nn.ModuleDict({"encoder_q": average}), optimizer, None, None, 1) is average
+    assert attach_ema(torch.nn.ModuleDict({"encoder_q": average}), optimizer, None, None, 1) is average
 
 
 def test_a_gradient_that_is_not_finite_is_not_clipped():

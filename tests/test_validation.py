@@ -13,7 +13,7 @@ from moco import distributed
 from moco import retrieval as retrieval_door
 from moco.data import ArraySource
 from moco.eval import knn, retrieval
-from moco.eval.knn import Reading, Share, gathered, read_share
+from moco.eval.knn import FeatureExtractor, Features, extract_shard, gathered
 from moco.models.encoder import build_encoder
 
 PRETRAIN = [*TINY, "--epochs", "3", "--knn-k", "3"]
@@ -111,7 +111,9 @@ def coloured(n: int) -> ArraySource:
 def both_ways(out, args: object) -> int:
     torch.manual_seed(0)
     encoder = build_encoder("test_resnet", 5, size=16).eval()
-    share = read_share(encoder, coloured(31), Reading(16, 8, torch.device("cpu"), (0.5,) * 3, (0.2,) * 3), head=True)
+    share = extract_shard(
+        encoder, coloured(31), FeatureExtractor(16, 8, torch.device("cpu"), (0.5,) * 3, (0.2,) * 3), head=True
+    )
     values, _ = retrieval.both_ways(share, seed=0)
     whole = gathered(share, torch.device("cpu"))
     assert whole.ids.tolist() == list(range(31))
@@ -131,11 +133,11 @@ def test_two_processes_measure_what_one_does(tmp_path, start, in_process):
     assert two["values"] == pytest.approx(one["values"], abs=1e-3)
 
 
-def share(n: int) -> Share:
+def share(n: int) -> Features:
     g = torch.Generator().manual_seed(0)
     labels = torch.arange(n) % 3
     x = torch.randn(n, 6, generator=g) + 2 * torch.eye(6)[labels]
-    return Share(x, labels, torch.arange(n), torch.randn(n, 4, generator=g))
+    return Features(x, labels, torch.arange(n), torch.randn(n, 4, generator=g))
 
 
 def test_of_many_images_a_part_is_measured_and_said(monkeypatch):

@@ -11,7 +11,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from moco.kernels import closed_form, contrastive_head
+from moco.kernels import closed_form, contrastive_loss
 from moco.kernels import threads as workers
 from moco.methods import synco
 from moco.methods.negatives import draw
@@ -41,7 +41,7 @@ def test_several_cores_give_the_numbers_of_one(three_threads, monkeypatch, maske
         monkeypatch.setattr(closed_form, "GROUP_ELEMENTS", group)
         monkeypatch.setattr(closed_form, "BLOCK_ELEMENTS", block)
         leaf = q.clone().requires_grad_()
-        head = contrastive_head(leaf, k, queue, temperature=0.2, n_hard=9, draws=draws, ids=ids, queue_ids=queue_ids)
+        head = contrastive_loss(leaf, k, queue, temperature=0.2, n_hard=9, draws=draws, ids=ids, queue_ids=queue_ids)
         head.loss.backward()
         results.append([*(value.detach().double() for value in head), leaf.grad])
     for result in results[1:]:
@@ -69,7 +69,7 @@ def test_shares_cover_everything_once(three_threads, total, most):
 
 def test_a_forked_process_has_cores_of_its_own(three_threads):
     q, queue = unit(6, seed=1), unit(40, seed=2)
-    loss = contrastive_head(q, q, queue, temperature=0.2).loss  # starts the workers
+    loss = contrastive_loss(q, q, queue, temperature=0.2).loss  # starts the workers
     reader, writer = multiprocessing.get_context("fork").Pipe(duplex=False)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # that a process with threads forks is the point
@@ -81,7 +81,7 @@ def test_a_forked_process_has_cores_of_its_own(three_threads):
 
 
 def _loss_elsewhere(writer, q, queue):
-    writer.send(float(contrastive_head(q, q, queue, temperature=0.2).loss))
+    writer.send(float(contrastive_loss(q, q, queue, temperature=0.2).loss))
 
 
 def test_other_threads_keep_the_number_of_cores():

@@ -8,7 +8,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from moco.kernels.spec import Head
+from moco.kernels.spec import LossOutput
 from moco.methods import synco
 
 from . import clock
@@ -51,8 +51,8 @@ def judged(found: Findings, case: Case, p: Problem) -> float:
     loss_limit, limit = (most * scale for most in LIMITS[case.precision])
     good = of_loss <= loss_limit and max(of_gradient, of_rest) <= limit and same
     good = good and (ranks <= 0.02 * case.n or case.precision != "fp32")
-    words = f"loss {of_loss:.1e}, gradient {of_gradient:.1e}, statistics {of_rest:.1e}, ranks off {ranks}/{case.n}"
-    found.note(f"error, {case.name}", words + ", twice the same bits" * same, good=good)
+    argv = f"loss {of_loss:.1e}, gradient {of_gradient:.1e}, statistics {of_rest:.1e}, ranks off {ranks}/{case.n}"
+    found.note(f"error, {case.name}", argv + ", twice the same bits" * same, good=good)
     if case.n * case.total <= 1 << 24 and case.precision == "fp32":  # where the other implementation is cheap
         forms = both_passes(p, "cpu", **how)
         apart = differences(ours, forms)[1]
@@ -61,7 +61,7 @@ def judged(found: Findings, case: Case, p: Problem) -> float:
     return of_gradient
 
 
-def differences(ours: tuple[Head, Tensor], gold: tuple[Head, Tensor]) -> tuple[float, float, float, int]:
+def differences(ours: tuple[LossOutput, Tensor], gold: tuple[LossOutput, Tensor]) -> tuple[float, float, float, int]:
     """Of the loss and of the gradient, relative; of the statistics, absolute; how many ranks are others."""
     (head, gradient), (exact, exact_gradient) = ours, gold
     of_loss = abs(float(head.loss) - float(exact.loss)) / max(abs(float(exact.loss)), 1e-6)

@@ -53,8 +53,8 @@ class Findings:
         except BaseException as error:
             traceback.print_exc()
             lines = str(error).strip().splitlines() or [repr(error)]
-            words = f"{type(error).__name__}: {lines[0][:160]}"
-            self.note(f"{what} FAILED", words, good=False, trace=traceback.format_exc()[-3000:])
+            argv = f"{type(error).__name__}: {lines[0][:160]}"
+            self.note(f"{what} FAILED", argv, good=False, trace=traceback.format_exc()[-3000:])
 
 
 def shown(value: Any) -> str:

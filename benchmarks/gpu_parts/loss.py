@@ -9,7 +9,7 @@ import importlib.util
 from collections.abc import Callable
 from typing import Any
 
-import contrastive_head as bench
+import contrastive_loss as bench
 import torch
 
 from . import clock
@@ -39,8 +39,8 @@ def run(found: Findings) -> None:
 
 
 def settings(found: Findings) -> argparse.Namespace:
-    words = ["--dim", "20", "--hard", "9", "--counts", *["2"] * 6] if found.dry else []
-    args = bench.parse(words)
+    argv = ["--dim", "20", "--hard", "9", "--counts", *["2"] * 6] if found.dry else []
+    args = bench.parse(argv)
     args.device = found.device
     return args
 

@@ -95,7 +95,7 @@ def compiled(found: Findings) -> None:
 
     def loss(q: torch.Tensor) -> torch.Tensor:
         how = {"temperature": 0.2, "n_hard": p.hard, "draws": p.draws, "impl": "triton", "precision": "tf32"}
-        return kernels.contrastive_head(q * 1.0, p.k, p.queue, **how).loss
+        return kernels.contrastive_loss(q * 1.0, p.k, p.queue, **how).loss
 
     made = torch.compile(loss, fullgraph=True)
     (eager,), (other,) = (torch.autograd.grad(f(q), q) for f in (loss, made))

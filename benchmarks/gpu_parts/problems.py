@@ -14,9 +14,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from moco.kernels import PRECISIONS, Draws, contrastive_head, reference
+from moco.kernels import PRECISIONS, Draws, contrastive_loss, reference
 from moco.kernels.matmul import product
-from moco.kernels.spec import Head, hardest_rows
+from moco.kernels.spec import LossOutput, hardest_rows
 from moco.methods import synco
 from moco.methods.negatives import Recipe, draw, synthetic
 
@@ -115,10 +115,10 @@ def make(case: Case, device: str, seed: int = 0) -> Problem:
 
 def both_passes(
     p: Problem, impl: str = "triton", precision: str = "auto", temperature: float = 0.2
-) -> tuple[Head, Tensor]:
+) -> tuple[LossOutput, Tensor]:
     """The head, its loss detached, and dloss/dq (N, C)."""
     q = p.q.detach().requires_grad_()
-    head = contrastive_head(
+    head = contrastive_loss(
         q,
         p.k,
         p.queue,
@@ -133,7 +133,7 @@ def both_passes(
     return head._replace(loss=head.loss.detach()), gradient
 
 
-def same_bits(one: tuple[Head, Tensor], other: tuple[Head, Tensor]) -> bool:
+def same_bits(one: tuple[LossOutput, Tensor], other: tuple[LossOutput, Tensor]) -> bool:
     pairs = zip((*one[0], one[1]), (*other[0], other[1]), strict=True)
     return all(torch.equal(a, b) for a, b in pairs)
 

@@ -42,8 +42,8 @@ def compared(found: Findings, batch: int, splits: int, stack: contextlib.ExitSta
     """All methods at one setting."""
     usual = ["-b", str(batch), "--bn-splits", str(splits)]
     trainers = {
-        name: stack.enter_context(a_trainer([*usual, *words], found.dry))
-        for name, words in METHODS.items()
+        name: stack.enter_context(a_trainer([*usual, *argv], found.dry))
+        for name, argv in METHODS.items()
         if "triton" not in name or (splits == 1 and not found.dry)
     }
     steps = 1 if found.dry else 6 if batch > 64 else 20
@@ -62,7 +62,7 @@ def compared(found: Findings, batch: int, splits: int, stack: contextlib.ExitSta
             found.note(row(batch, splits, name, "time relative to moco"), ratio, f"quartiles {low:.3f} to {high:.3f}")
         step_by_step(found, row(batch, splits, name, ""), *trainers[name])
     for name, (trainer, _) in trainers.items():
-        trainer.look()
+        trainer.sync_outcomes()
         found.note(row(batch, splits, name, "steps that were not finite"), trainer.progress.bad_steps, "",
                    not trainer.progress.bad_steps)  # fmt: skip
 
@@ -110,14 +110,14 @@ def step_by_step(found: Findings, name: str, trainer: pretraining.Trainer, sourc
     step = functools.partial(trainer.step, source)
     found.note(f"{name}host", clock.host_microseconds(step, found.device, 1 if found.dry else 5) / 1e3, "ms")
     trainer.look_every = 1
-    trainer.parts.take()
+    trainer.timer.take()
     for _ in range(1 if found.dry else 4):
         step()
-    parts = trainer.parts.take()
+    parts = trainer.timer.take()
     trainer.look_every = 10**9
     whole = sum(parts.values()) or 1.0
-    words = ", ".join(f"{part} {1e3 * seconds:.2f}" for part, seconds in parts.items())
-    found.note(f"{name}head", 100 * parts.get("head", 0.0) / whole, f"% of the step; ms: {words}")
+    argv = ", ".join(f"{part} {1e3 * seconds:.2f}" for part, seconds in parts.items())
+    found.note(f"{name}head", 100 * parts.get("head", 0.0) / whole, f"% of the step; ms: {argv}")
     if found.dry:
         return
     torch.cuda.reset_peak_memory_stats()

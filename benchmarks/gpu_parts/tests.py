@@ -21,13 +21,13 @@ TEST = rf"tests/\S+?::.*?(?= {VERDICT}| - |$)"
 
 
 def run(found: Findings) -> None:
-    words = ["-m", "pytest", "-p", "no:cacheprovider", "-m", "gpu", "-vv"]
-    words += ["--collect-only", *FILES[:1]] if found.dry else FILES
-    words += [] if found.dry or importlib.util.find_spec("xdist") is None else ["-n", str(WORKERS)]
+    argv = ["-m", "pytest", "-p", "no:cacheprovider", "-m", "gpu", "-vv"]
+    argv += ["--collect-only", *FILES[:1]] if found.dry else FILES
+    argv += [] if found.dry or importlib.util.find_spec("xdist") is None else ["-n", str(WORKERS)]
     env = {**os.environ, "PYTHONPATH": str(ROOT)}
     lines: list[str] = []
     with subprocess.Popen(
-        [sys.executable, *words], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=ROOT, env=env
+        [sys.executable, *argv], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=ROOT, env=env
     ) as child:
         try:
             for line in child.stdout or ():

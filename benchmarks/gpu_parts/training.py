@@ -33,17 +33,17 @@ TINY_SYNCO = ["--n-hard", "8", *(word for i in range(1, 7) for word in (f"--n{i}
 IMAGES = 1 << 20  # of the data set that is not there
 
 
-def parsed(words: list[str], dry: bool) -> Namespace:
+def parsed(argv: list[str], dry: bool) -> Namespace:
     """Flags of a ResNet-50 at 224 px, of a tiny network in a dry run."""
-    few = TINY_SYNCO if "synco" in words else []
-    return options.parse_pretrain([*FULL, *USUAL, *words, *([*TINY, *few] if dry else [])])
+    few = TINY_SYNCO if "synco" in argv else []
+    return options.parse_pretrain([*FULL, *USUAL, *argv, *([*TINY, *few] if dry else [])])
 
 
 @contextlib.contextmanager
-def a_trainer(words: list[str], dry: bool) -> Iterator[tuple[pretraining.Trainer, Iterator[dict]]]:
+def a_trainer(argv: list[str], dry: bool) -> Iterator[tuple[pretraining.Trainer, Iterator[dict]]]:
     """The trainer and its batches; the host looks at no step."""
     torch.backends.cudnn.benchmark = True  # as main_pretrain.py without --seed
-    args = parsed(words, dry)
+    args = parsed(argv, dry)
     mean, std = data.channel_statistics("folder", 3, None, None)
     view = Namespace(size=args.size, channels=3, mean=mean, std=std)
     with tempfile.TemporaryDirectory() as folder, RunLog(folder, tensorboard=False) as log:

@@ -14,22 +14,22 @@ EXPORTS = ("torchvision", "timm", "detectron2", "safetensors", "onnx", "features
 
 
 def parse_export(argv: list[str] | None = None) -> argparse.Namespace:
-    """The words of python -m moco.export."""
+    """The arguments of python -m moco.export."""
     return export_parser().parse_args(argv)
 
 
 def parse_describe(argv: list[str] | None = None) -> argparse.Namespace:
-    """The words of python -m moco.describe."""
+    """The arguments of python -m moco.describe."""
     return describe_parser().parse_args(argv)
 
 
 def parse_average(argv: list[str] | None = None) -> argparse.Namespace:
-    """The words of python -m moco.average."""
+    """The arguments of python -m moco.average."""
     return parse(average_parser(), argv, _finish_average)
 
 
 def parse_data(argv: list[str] | None = None) -> argparse.Namespace:
-    """The words of python -m moco.data."""
+    """The arguments of python -m moco.data."""
     return data_parser().parse_args(argv)
 
 
@@ -39,7 +39,7 @@ def parse_embed(argv: list[str] | None = None) -> argparse.Namespace:
 
 
 def parse_bench(argv: list[str] | None = None) -> argparse.Namespace:
-    """The words of moco.bench: its own, and every flag of main_pretrain.py."""
+    """The arguments of moco.bench: its own, and every flag of main_pretrain.py."""
     asked, rest = bench_parser().parse_known_args(argv)
     args = parse_pretrain(rest, any_demo=True)
     for name in ("bench_steps", "bench_images", "bench_seconds"):
@@ -86,7 +86,7 @@ def export_parser() -> Parser:
 
 def describe_parser() -> Parser:
     """The parser of python -m moco.describe."""
-    text = "Say what a checkpoint is and whether it is sane: exit code 0 if so, 1 if not, 2 if it cannot be read."
+    text = "Say what a checkpoint is and whether it is ok: exit code 0 if so, 1 if not, 2 if it cannot be read."
     p = Parser(prog="moco.describe", allow_abbrev=False, description=text)
     p.add_argument("checkpoint", metavar="CKPT", help="any checkpoint that moco.export reads")
     return p
@@ -192,8 +192,8 @@ def _add_read(p: Parser) -> None:
 # --------------------------------------------------------------------------------------------- after parsing
 
 
-def _finish_average(parser: Parser, words: list[str]) -> argparse.Namespace:
-    args = parser.parse_intermixed_args(end_lists(parser, words))
+def _finish_average(parser: Parser, argv: list[str]) -> argparse.Namespace:
+    args = parser.parse_intermixed_args(end_lists(parser, argv))
     if args.last is not None and args.best is not None:
         raise UserError("--last and --best are two choices of checkpoints; give one of them.")
     counts = [name for name in ("last", "best") if getattr(args, name) is not None]
@@ -206,14 +206,14 @@ def _finish_average(parser: Parser, words: list[str]) -> argparse.Namespace:
     return args
 
 
-def _finish_embed(parser: Parser, words: list[str]) -> argparse.Namespace:
-    args = _finish_read(parser, words)
+def _finish_embed(parser: Parser, argv: list[str]) -> argparse.Namespace:
+    args = _finish_read(parser, argv)
     at_least(args, 10, "points")
     return args
 
 
-def _finish_read(parser: Parser, words: list[str]) -> argparse.Namespace:
-    args = with_config(parser, words)
+def _finish_read(parser: Parser, argv: list[str]) -> argparse.Namespace:
+    args = with_config(parser, argv)
     if args.checkpoint is None or (args.data is None and args.dataset is None):
         raise UserError("give a checkpoint, and an image folder or --dataset NAME to embed.")
     check_images(args)

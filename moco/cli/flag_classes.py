@@ -14,7 +14,7 @@ from moco.cli.parser import Parser
 from moco.config import Classes, Flags
 
 
-def _words(*texts: str) -> frozenset[str]:
+def _flags(*texts: str) -> frozenset[str]:
     return frozenset(word for text in texts for word in text.split())
 
 
@@ -24,11 +24,11 @@ _SCHEDULE = "--epochs --schedule --lr-decay-rate --cos --min-lr --warm --warm-ep
 _FEW_SHOT = "--few-shot --few-shot-classes --few-shot-way --few-shot-shots --few-shot-queries --few-shot-episodes"
 
 PRETRAIN = Classes(
-    fixed=_words(
+    fixed=_flags(
         "--method --arch --stem --channels --mlp --moco-dim --moco-k",  # the network, the queue and the run's name
         "--opt --exclude-bias-norm",  # the optimizer's state and its groups
     ) | {"synthetic negatives"},
-    free=_words(
+    free=_flags(
         _SCHEDULE, "--steps --plateau --warm-steps --lr --batch-size --accum --drop-last",
         "--wd --momentum --opt-betas --clip-grad --ema --ema-epoch",
         "--moco-m --moco-t --base-temperature --symmetric --contrast-mode --views --beta --tau-plus --estimator",
@@ -37,7 +37,7 @@ PRETRAIN = Classes(
         "--size --mean --std --aug --decode --aug-device",
         "--amp --head-impl --head-precision --compile --compile-mode --channels-last",  # the same but for rounding
     ),
-    silent=_words(
+    silent=_flags(
         _LAUNCH, _FILES, "--data-folder --trial --overwrite --seed --start-epoch --num-classes --aug-plus",
         "--lr-decay-epochs --recompute --save-every --keep --max-minutes --max-restarts --max-bad-steps",
         "--max-bad-images --check-every --knn-every --retrieval-every --wandb --knn-k --knn-t",
@@ -48,11 +48,11 @@ PRETRAIN = Classes(
 # A probe's and a tuning's result is reported with its settings: a tuning's recipe cannot change under way, nor what a
 # probe's features are; its rates may, as upstream's, and the log says so.
 LINCLS = Classes(
-    fixed=_words("--arch --stem --channels --size --mean --std --features --val-share --opt"),
-    free=_words(
+    fixed=_flags("--arch --stem --channels --size --mean --std --features --val-share --opt"),
+    free=_flags(
         _SCHEDULE, "--lr --batch-size --wd --momentum --opt-betas --clip-grad --label-smoothing --amp",
     ),
-    silent=_words(
+    silent=_flags(
         _LAUNCH, _FILES, _FEW_SHOT, "--train-folder --start-epoch --seed --num-classes --lr-decay-epochs --save-freq",
         "--evaluate --pretrained --knn --knn-k --knn-t --save-ckpt-freq --per-class --confusion --lr-find",
         "--lr-find-steps --overwrite --max-minutes",
@@ -61,14 +61,14 @@ LINCLS = Classes(
 )  # fmt: skip
 
 SEMISUP = Classes(
-    fixed=_words(
+    fixed=_flags(
         "--arch --stem --channels --size --mean --std --weights --batch-size --update-freq",
         _SCHEDULE, "--lr-backbone --lr-classifier --wd --momentum --warmup-epochs --plateau --layer-decay --opt",
         "--opt-betas --clip-grad --exclude-bias-norm --ema --ema-epoch --sync-bn --drop-path",
         "--loss --alpha --temp --estimator --beta --smoothing --mixup --cutmix --reprob --aa --aug",
     ) - {"--cos"} | {"training images", "validation images"},
-    free=_words("--amp --channels-last"),  # the same but for rounding
-    silent=_words(
+    free=_flags("--amp --channels-last"),  # the same but for rounding
+    silent=_flags(
         _LAUNCH, _FILES, _FEW_SHOT, "--cos --few-shot-data --train-percent --train-files --subset-seed --val-share",
         "--val-only FILE --pretrained --lr --lr-decay-epochs --start-epoch --trial --overwrite --max-minutes --seed",
         "--evaluate --save-ckpt-freq --task --data-path --dist-eval",
@@ -118,7 +118,7 @@ def tuning(
     moco.data.sources.subset.Subset."""
     chosen = {"--epochs": epochs, "--batch-size": batch, "--amp": _arithmetic(amp)}
     chosen |= {"training images": train.choice(), "validation images": val.choice() if val else ""}
-    idle = _words(
+    idle = _flags(
         "--warm-epochs --warm-from" * (not args.warm), "--lr-decay-rate" * (args.schedule is None),
         "--alpha --temp --estimator --beta" * (args.loss == "ce"),
     )  # fmt: skip

@@ -494,17 +494,17 @@ def _add_few_shot(p: Parser) -> None:
 # --------------------------------------------------------------------------------------------- after parsing
 
 
-def _finish_pretrain(parser: Parser, words: list[str], any_demo: bool = False) -> argparse.Namespace:
-    args = with_config(parser, words)
+def _finish_pretrain(parser: Parser, argv: list[str], any_demo: bool = False) -> argparse.Namespace:
+    args = with_config(parser, argv)
     args.data = _one_folder(args)
-    typed = given(parser, words)
+    typed = given(parser, argv)
     _type_starts(args.type_starts)  # which takes a DIR behind it for one of its own
     args.demo = args.data is None and args.dataset is None
     if args.demo:
         if not any_demo:
             _check_demo(typed)
         take_defaults(parser, DEMO_CONFIG)  # a layer below the user's own file and flags
-        args = with_config(parser, words)
+        args = with_config(parser, argv)
         args.demo = True
     args.save_dir = args.save_dir or ("runs/demo" if args.demo else "./")
     args.save_dir = _place(args)
@@ -536,8 +536,8 @@ def _check_demo(typed: dict[str, Any]) -> None:
         )
 
 
-def _finish_lincls(parser: Parser, words: list[str]) -> argparse.Namespace:
-    args = with_config(parser, words)
+def _finish_lincls(parser: Parser, argv: list[str]) -> argparse.Namespace:
+    args = with_config(parser, argv)
     args.data = _one_folder(args)
     if args.data is None and args.dataset is None:
         raise UserError("give an image folder or --dataset NAME to classify.")
@@ -560,8 +560,8 @@ def _one_folder(args: argparse.Namespace) -> str | None:
     return args.train_folder if args.data is None else args.data
 
 
-def _finish_semisup(parser: Parser, words: list[str]) -> argparse.Namespace:
-    args = with_config(parser, words)
+def _finish_semisup(parser: Parser, argv: list[str]) -> argparse.Namespace:
+    args = with_config(parser, argv)
     _take_beit3_names(args)
     if args.data is None and args.dataset is None:
         raise UserError("give an image folder or --dataset NAME to fine-tune on.")
@@ -575,7 +575,7 @@ def _finish_semisup(parser: Parser, words: list[str]) -> argparse.Namespace:
         args.lr_backbone = args.lr_classifier = args.lr
     args.save_dir = _place(args)
     args.notes = []  # sentences for the log
-    _choose_plateau(args, given(parser, words), parser.filed)
+    _choose_plateau(args, given(parser, argv), parser.filed)
     _choose_tuning_schedule(args)
     _check_semisup(args)
     _check_objective(args)

@@ -25,37 +25,37 @@ class Parser(argparse.ArgumentParser):
 
 
 def parse(parser: Parser, argv: list[str] | None, finish: Any) -> argparse.Namespace:
-    """``finish(parser, words)`` of the words as the parser spells them; a mistake ends the program, exit code 2."""
-    words = list(sys.argv[1:] if argv is None else argv)
+    """``finish(parser, argv)`` of the arguments as the parser spells them; a mistake ends the program, exit code 2."""
+    argv = list(sys.argv[1:] if argv is None else argv)
     try:
-        return finish(parser, spelled(words))
+        return finish(parser, spelled(argv))
     except UserError as error:
         parser.error(str(error))
 
 
-def with_config(parser: Parser, words: list[str]) -> argparse.Namespace:
+def with_config(parser: Parser, argv: list[str]) -> argparse.Namespace:
     """The settings, with the entries of the file that ``--config`` names as defaults."""
-    words = end_lists(parser, words)
-    args = parser.parse_intermixed_args(words)
+    argv = end_lists(parser, argv)
+    args = parser.parse_intermixed_args(argv)
     if args.config:
         take_defaults(parser, args.config)
-        args = parser.parse_intermixed_args(words)
+        args = parser.parse_intermixed_args(argv)
     return args
 
 
-def given(parser: Parser, words: list[str]) -> dict[str, Any]:
+def given(parser: Parser, argv: list[str]) -> dict[str, Any]:
     """The settings that words of the command line name, whatever their spelling; no defaults, nothing of a file."""
     bare = copy.deepcopy(parser)
     bare._defaults.clear()
     for action in bare._actions:
         action.default = argparse.SUPPRESS
-    return vars(bare.parse_intermixed_args(end_lists(bare, words)))
+    return vars(bare.parse_intermixed_args(end_lists(bare, argv)))
 
 
-def spelled(words: list[str]) -> list[str]:
+def spelled(argv: list[str]) -> list[str]:
     """``--batch_size 8 --mean "(.1, .2, .3)"`` as ``--batch-size 8 --mean .1 .2 .3``: SupContrast's spelling."""
     out: list[str] = []
-    for word in words:
+    for word in argv:
         name, equals, value = word.partition("=")
         if name.startswith("--"):
             name = name.replace("_", "-")
@@ -76,7 +76,7 @@ def _numbers(flag: str, text: str) -> list[str]:
     return numbers
 
 
-def end_lists(parser: Parser, words: list[str]) -> list[str]:
+def end_lists(parser: Parser, argv: list[str]) -> list[str]:
     """``--knn-k 10 20 DIR`` as ``DIR --knn-k 10 20``: argparse would take DIR for one of the numbers."""
     lists = {
         word
@@ -86,7 +86,7 @@ def end_lists(parser: Parser, words: list[str]) -> list[str]:
     }
     kept: list[str] = []
     begin = None  # where the lists begin that the next word might join
-    for word in words:
+    for word in argv:
         if word in lists:
             begin = len(kept) if begin is None else begin
         elif begin is not None and not _is_number(word):
@@ -121,12 +121,12 @@ def take_defaults(parser: Parser, path: str) -> None:
             raise UserError(f"{path}: {name} takes one value, not the list {value}.")
         elif value is not None:
             dest = flags[name].dest
-            parser.set_defaults(**{dest: getattr(parser.parse_args(spelled(_words(name, value, flags[name]))), dest)})
+            parser.set_defaults(**{dest: getattr(parser.parse_args(spelled(_argv(name, value, flags[name]))), dest)})
             filed.add(dest)
     parser.filed |= filed
 
 
-def _words(name: str, value: Any, action: argparse.Action) -> list[str]:
+def _argv(name: str, value: Any, action: argparse.Action) -> list[str]:
     if isinstance(value, bool):
         negative = f"--no-{name}"
         return [f"--{name}"] if value else [negative] if negative in action.option_strings else []

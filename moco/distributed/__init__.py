@@ -386,7 +386,7 @@ def cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def words() -> str:
+def summary() -> str:
     """Who trains, for the log."""
     where = f"{device().type} {torch.cuda.get_device_name()}" if torch.cuda.is_available() else "cpu"
     if world_size() == 1:
@@ -413,7 +413,7 @@ def barrier() -> None:
         dist.barrier()
 
 
-def patiently(work: Callable[[], T]) -> T:
+def wait_without_timeout(work: Callable[[], T]) -> T:
     """``work()`` on every process; each returns when all are done, however long that takes.
 
     For what one process does for minutes while others have nothing to do. In a collective those would stand ten minutes
@@ -447,8 +447,9 @@ def patiently(work: Callable[[], T]) -> T:
 
 
 def by_main(work: Callable[[], object]) -> None:
-    """``work()`` in the main process alone, while the others wait as in :func:`patiently`: for writing large files."""
-    patiently(work if is_main() else lambda: None)
+    """``work()`` in the main process alone, while the others wait as in :func:`wait_without_timeout`: for writing large
+    files."""
+    wait_without_timeout(work if is_main() else lambda: None)
 
 
 def _beat(store: Any, key: str, ended: threading.Event) -> None:
@@ -474,8 +475,8 @@ def _wait_for_all(store: Any, key: str) -> None:
 def first_on_node(make: Callable[[], T], wait: bool) -> T:
     """``make()`` on every process; with ``wait`` one process of each node goes before the others.
 
-    For what must happen once a node, such as a download, and may last, see :func:`patiently`. A UserError of one
-    process reaches all: the others would wait for it for ever.
+    For what must happen once a node, such as a download, and may last, see :func:`wait_without_timeout`. A UserError of
+    one process reaches all: the others would wait for it for ever.
     """
     if not wait or world_size() == 1:
         return make()
@@ -486,7 +487,7 @@ def first_on_node(make: Callable[[], T], wait: bool) -> T:
         except UserError as error:
             return None, str(error)
 
-    made, problem = patiently(first)
+    made, problem = wait_without_timeout(first)
     problems: list[Any] = [""] * world_size()
     dist.all_gather_object(problems, problem)
     for text in filter(None, problems):
@@ -495,7 +496,7 @@ def first_on_node(make: Callable[[], T], wait: bool) -> T:
 
 
 @torch.no_grad()
-def gather_keys(x: Tensor) -> Tensor:
+def all_gather(x: Tensor) -> Tensor:
     """Rows of all processes in rank order, WITHOUT a gradient: for keys, ids and labels. (B, ...) -> (G, ...).
 
     A loss over gathered embeddings needs a gather with a backward instead: this one gives the right value and the
@@ -508,7 +509,7 @@ def gather_keys(x: Tensor) -> Tensor:
     return torch.cat(parts)
 
 
-def gather_features(z: Tensor) -> Tensor:
+def all_gather_with_grad(z: Tensor) -> Tensor:
     """Rows of all processes in rank order, WITH a gradient: for losses over gathered embeddings. (B, ...) -> (G, ...).
 
     A row's gradient is the sum of what the losses of all processes send to it. With gradients averaged over the
@@ -521,7 +522,7 @@ class _GatherFeatures(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, z: Tensor) -> Tensor:
         ctx.rows = len(z)
-        return gather_keys(z)
+        return all_gather(z)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> Tensor:
@@ -529,7 +530,7 @@ class _GatherFeatures(torch.autograd.Function):
         return total[rank() * ctx.rows : (rank() + 1) * ctx.rows]
 
 
-def add_over_ranks(values: Tensor) -> Tensor:
+def all_reduce_sum_with_grad(values: Tensor) -> Tensor:
     """The sum of each entry over the processes, WITH a gradient: for statistics that a network is normalised by."""
     return values if world_size() == 1 else _AddOverRanks.apply(values)  # pyright: ignore[reportReturnType]
 
@@ -545,7 +546,7 @@ class _AddOverRanks(torch.autograd.Function):
 
 
 @torch.no_grad()
-def permute_rows(x: Tensor, permutation: Tensor) -> Tensor:
+def exchange_rows(x: Tensor, permutation: Tensor) -> Tensor:
     """Row i of process r becomes global row ``permutation[r * B + i]``; only rows that move are sent.
 
     Args:
@@ -577,7 +578,7 @@ def _beside(index: Tensor, x: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def swap_blocks(x: Tensor) -> Tensor:
+def all_to_all_blocks(x: Tensor) -> Tensor:
     """Block r of the rows goes to process r. (G, ...) -> (G, ...), whose block r is what process r had for this one."""
     if world_size() == 1:
         return x
@@ -641,11 +642,11 @@ def same_on_all_ranks(x: Tensor) -> bool:
     """Whether ``x`` has the same bits everywhere, by two checksums of its words (one weighs positions)."""
     if world_size() == 1:
         return True
-    words = x.contiguous().flatten()
-    words = words.view(torch.int32 if words.element_size() % 4 == 0 else torch.uint8).to(torch.int64)
-    weights = torch.arange(words.numel(), device=x.device) % 65521 + 1
-    sums = torch.stack([words.sum(), (words * weights).sum()])
-    return bool((gather_keys(sums[None]) == sums).all())
+    summary = x.contiguous().flatten()
+    summary = summary.view(torch.int32 if summary.element_size() % 4 == 0 else torch.uint8).to(torch.int64)
+    weights = torch.arange(summary.numel(), device=x.device) % 65521 + 1
+    sums = torch.stack([summary.sum(), (summary * weights).sum()])
+    return bool((all_gather(sums[None]) == sums).all())
 
 
 # ----------------------------------------------------------------------------------------------------- models

@@ -54,22 +54,22 @@ def run(asked: argparse.Namespace, settings: argparse.Namespace) -> int:
             return code
     image = os.path.join(folder, "embedding.png")
     draw_embeddings(settings, weights, image)
-    print(f"\n{summary(folder, whole=asked.epochs is None)}")
+    print(f"\n{results_table(folder, whole=asked.epochs is None)}")
     print(f"\nThe embedding of the held-out digits, before and after: {image}")
     print(f"Log {folder}/log.jsonl, curves: tensorboard --logdir {folder}, weights: {weights}")
-    print(f"{time.monotonic() - began:.0f} s in all, on {distributed.words()}.")
+    print(f"{time.monotonic() - began:.0f} s in all, on {distributed.summary()}.")
     return 0
 
 
-def probes(settings: argparse.Namespace, folder: str, *words: str) -> list[list[str]]:
+def probes(settings: argparse.Namespace, folder: str, *argv: str) -> list[list[str]]:
     """The commands for k-NN and the linear probe, on features that are computed once."""
     common = ["main_lincls.py", "--dataset", settings.dataset, "-a", settings.arch, "--size", str(settings.size)]
-    common += ["-j", "0", "--seed", str(settings.seed), "--save-dir", folder, *words]
+    common += ["-j", "0", "--seed", str(settings.seed), "--save-dir", folder, *argv]
     linear = ["--features", "cached", "--lr", "3", "--epochs", "20", "--schedule", "10", "15", "-p", "1000"]
     return [[*common, "--knn"], [*common, *linear]]
 
 
-def summary(folder: str, whole: bool = True) -> str:
+def results_table(folder: str, whole: bool = True) -> str:
     """A table of the four accuracies, read from what the commands wrote; of a ``whole`` demo also what to expect."""
     rows = ["                        k-NN   linear   (top-1 on 1,000 held-out digits)"]
     for name in ("untrained", "pretrained"):
@@ -83,9 +83,13 @@ def summary(folder: str, whole: bool = True) -> str:
 def expected(results: dict[str, float]) -> str:
     """What a whole demo gives on any processor, and whether the pretrained network's ``results`` do."""
     (low, high), (lowest, highest) = BAND.values()
-    words = f"expected             {low:g} to {high:g} %, {lowest:g} to {highest:g} %, by processor"
+    summary = f"expected             {low:g} to {high:g} %, {lowest:g} to {highest:g} %, by processor"
     inside = all(low <= results[name] <= high for name, (low, high) in BAND.items())
-    return words if inside else f"{words}\nodd: this run is outside of it; please report it with the processor's name"
+    return (
+        summary
+        if inside
+        else f"{summary}\nwarning: this run is outside of it; please report it with the processor's name"
+    )
 
 
 def draw_embeddings(settings: argparse.Namespace, weights: str, path: str) -> None:

@@ -30,7 +30,7 @@ from torch import nn
 from moco import data, distributed, files
 from moco.data import BadImages, Source, Sources
 from moco.errors import UserError
-from moco.eval.knn import Reading, Share, read_set
+from moco.eval.knn import FeatureExtractor, Features, read_set
 from moco.models.encoder import build_encoder
 from moco.seeding import numpy_generator
 from moco.weights.read import PUBLISHED, fill_backbone, read_backbone, settle
@@ -53,7 +53,7 @@ def worker(args: Namespace) -> int:
 def write(args: Namespace, found: Found) -> None:
     """The files. A picture of many points takes minutes."""
     share, source = found.share, found.source
-    print(f"{args.arch} at {found.size} px: {found.words}")
+    print(f"{args.arch} at {found.size} px: {found.summary}")
     written = save_features(share, source, args.out, args.format)
     print(f"{len(share.x)} x {share.x.shape[1]} features of {source.name}: {written}")
     if args.picture != "none":
@@ -63,11 +63,11 @@ def write(args: Namespace, found: Found) -> None:
 class Found(NamedTuple):
     """Features and where they come from."""
 
-    share: Share  # of all images, on every process
+    share: Features  # of all images, on every process
     source: Source
     encoder: nn.Module
     size: int  # of the views, pixels
-    words: str  # what was read from the checkpoint
+    summary: str  # what was read from the checkpoint
 
 
 def read(args: Namespace) -> Found:
@@ -82,8 +82,8 @@ def read(args: Namespace) -> Found:
 
     # The head's width is of no account: features are what enters it.
     encoder = build_encoder(args.arch, 2, stem=args.stem, size=size, in_chans=source.channels)
-    reading = partial(read_backbone, encoder, args.checkpoint, args.arch)
-    weights, words = distributed.first_on_node(reading, wait=args.checkpoint.startswith(PUBLISHED))
+    extractor = partial(read_backbone, encoder, args.checkpoint, args.arch)
+    weights, summary = distributed.first_on_node(extractor, wait=args.checkpoint.startswith(PUBLISHED))
     fill_backbone(encoder, weights)
     device, unreadable = distributed.device(), BadImages(MAX_BAD_IMAGES)
 
@@ -91,11 +91,11 @@ def read(args: Namespace) -> Found:
         for name in unreadable.note(batch, source):
             print(f"unreadable image left out: {name}", flush=True)
 
-    how = Reading(
+    how = FeatureExtractor(
         size, args.batch_size * distributed.nodes(), device, mean, std, distributed.share_of_cores(args.workers),
         AMP[args.amp], note,
     )  # fmt: skip
-    return Found(read_set(encoder.to(device), source, how), source, encoder, size, words + settled.words)
+    return Found(read_set(encoder.to(device), source, how), source, encoder, size, summary + settled.summary)
 
 
 def choose(sources: Sources, split: str | None) -> Source:
@@ -121,7 +121,7 @@ def make_folder(path: str) -> None:
         raise UserError(f"--out {path} cannot be made ({error.strerror}); choose another.") from error
 
 
-def save_features(share: Share, source: Source, folder: str, kind: str) -> str:
+def save_features(share: Features, source: Source, folder: str, kind: str) -> str:
     """Write features (n, F) float32, labels (n,) int64 (-1: unlabelled), names and classes; returns the path.
 
     As npz: arrays ``features``, ``labels``, ``names`` and ``classes``. As safetensors: tensors ``features``, ``labels``
@@ -151,7 +151,7 @@ def save_features(share: Share, source: Source, folder: str, kind: str) -> str:
 # ------------------------------------------------------------------------------------------------ two dimensions
 
 
-def draw(share: Share, source: Source, folder: str, method: str, most: int, seed: int) -> None:
+def draw(share: Features, source: Source, folder: str, method: str, most: int, seed: int) -> None:
     """Write embedding.png and embedding.html with at most ``most`` images, drawn by ``seed``."""
     if len(share.x) < FEWEST:
         raise UserError(f"a picture needs {FEWEST} images, not {len(share.x)}; --picture none writes features alone.")

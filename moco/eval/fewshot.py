@@ -25,7 +25,7 @@ from torch import nn
 from moco import distributed
 from moco.data import Source, Sources
 from moco.errors import UserError
-from moco.eval.knn import Reading, read_set, unread_words
+from moco.eval.knn import FeatureExtractor, describe_unread, read_set
 from moco.seeding import numpy_generator
 
 _WORDNET = re.compile(r"n\d{8}$")  # what ImageNet's and miniImageNet's classes are called
@@ -230,23 +230,23 @@ def leak(classes: Sequence[str]) -> str:
 
 
 def measure(
-    encoder: nn.Module, source: Source, how: Reading, setting: Setting
+    encoder: nn.Module, source: Source, how: FeatureExtractor, setting: Setting
 ) -> tuple[dict[str, float], dict[str, Any], str]:
     """Few-shot accuracy on ``source`` as numbers for a log, settings for a result file, and lines to read."""
     assert source.labels is not None
     share = read_set(encoder, source, how)
     classes = source.classes or [str(label) for label in range(int(source.labels.max()) + 1)]
     found = few_shot(share.x.numpy(), share.labels.numpy(), classes, setting)
-    values, words = {}, []
+    values, summary = {}, []
     for shot, accuracies in found.items():
         mean, half = float(accuracies.mean()), interval95(accuracies)
         values.update({f"acc_{shot}shot": mean, f"ci95_{shot}shot": half})
-        words.append(f" * {setting.way}-way {shot}-shot {mean:.2f} +- {half:.2f}")
+        summary.append(f" * {setting.way}-way {shot}-shot {mean:.2f} +- {half:.2f}")
     asked = {"way": setting.way, "shots": list(setting.shots), "queries": setting.queries}
     unread = len(source) - len(share.ids)
     asked |= {"episodes": setting.episodes, "warning": leak(classes)}
     asked |= {"val_images": len(share.ids), "unreadable": unread}
     warning = f"warning: {asked['warning']}\n" if asked["warning"] else ""
     tail = f" ({setting.episodes} episodes, {setting.queries} queries a class, encoder features)"
-    tail += unread_words(unread, len(source))
-    return values, asked, warning + "\n".join(line + tail for line in words)
+    tail += describe_unread(unread, len(source))
+    return values, asked, warning + "\n".join(line + tail for line in summary)

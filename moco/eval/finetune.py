@@ -25,14 +25,14 @@ from moco.data import EpochSampler, Labelled, Loader, Preset, Source, Sources, m
 from moco.errors import SIGTERM_EXIT, TrainingError, UserError
 from moco.eval import fewshot
 from moco.eval.finetune_loss import Judged, Objective
-from moco.eval.knn import Reading, unread_words
+from moco.eval.knn import FeatureExtractor, describe_unread
 from moco.eval.linear import Score, counts, labelled_pair, own_rows
 from moco.models.ema import update_unless
 from moco.models.encoder import backbone_keys, has_batchnorm, head_of, new_classifier, sync_batchnorm
 from moco.models.inputs import normalise
 from moco.train import checkpoint
-from moco.train.metrics import TOP5_FROM, Mean, accuracy, top5_words, without_top5
-from moco.train.optimizers import Plateau, layer_groups, let_the_device_decide, step_unless
+from moco.train.metrics import TOP5_FROM, Mean, accuracy, describe_top5, without_top5
+from moco.train.optimizers import Plateau, layer_groups, step_unless, use_fused_optimizer_step
 from moco.train.pretraining import LOOK_STEPS, StopRequest, outcome
 from moco.train.runlog import RunLog
 from moco.train.schedule import warm_up, warmed
@@ -84,15 +84,15 @@ def resume_path(resume: str, save_dir: str) -> str | None:
     return path if path and (resume != "auto" or os.path.isfile(path)) else None
 
 
-def claim(save_dir: str, resumed: str | None, overwrite: bool) -> None:
+def reserve_run_folder(save_dir: str, resumed: str | None, overwrite: bool) -> None:
     """Refuse a folder that holds another run of this program, or a probe's result; see
-    :func:`moco.train.checkpoint.claim`.
+    :func:`moco.train.checkpoint.reserve_run_folder`.
 
     Raises:
         UserError: this run would write over another one.
     """
     more = (BEST, KEPT.replace("{:04d}", "[0-9]*"))
-    checkpoint.claim(save_dir, resumed, overwrite, (CHECKPOINT,), (RESULT,), more)
+    checkpoint.reserve_run_folder(save_dir, resumed, overwrite, (CHECKPOINT,), (RESULT,), more)
 
 
 # -------------------------------------------------------------------------------------------------- the network
@@ -228,10 +228,12 @@ class Feed:
         )  # fmt: skip
         return Images(make_loader(views, sampler, self.workers, pin_memory=True), sampler, self.note)
 
-    def reading(self, model: Classifier) -> Reading:
+    def extractor(self, model: Classifier) -> FeatureExtractor:
         """How measures of frozen features get the images."""
         device = distributed.device()
-        return Reading(self.size, self.batch, device, model.mean, model.std, self.workers, model.amp, self.note)
+        return FeatureExtractor(
+            self.size, self.batch, device, model.mean, model.std, self.workers, model.amp, self.note
+        )
 
 
 def check_batch(model: Classifier, sampler: EpochSampler) -> None:
@@ -268,7 +270,7 @@ def evaluate(model: Classifier, images: Images) -> Score:
     return Score.of(distributed.sum_over_ranks(sums), n, model.classes)
 
 
-def set_words(evaluate: bool, train: Source, whole: Source, origin: str, val: Source | None, test: Any) -> str:
+def describe_images(evaluate: bool, train: Source, whole: Source, origin: str, val: Source | None, test: Any) -> str:
     """The images of a run, for its log; ``origin``: how those of a training were chosen."""
     if evaluate:
         return f"{len(test or ())} images to test on"
@@ -283,11 +285,11 @@ def last_line(val: Score | None, test: Score | None) -> str:
 
 
 def _figures(score: Score) -> str:
-    return f"Acc@1 {score.acc1:.3f}{top5_words(score.acc5)}"
+    return f"Acc@1 {score.acc1:.3f}{describe_top5(score.acc5)}"
 
 
 def _of(score: Score, kind: str) -> str:
-    unread = unread_words(score.unread, score.images + score.unread)
+    unread = describe_unread(score.unread, score.images + score.unread)
     return f"{score.images} {kind} images{unread}"
 
 
@@ -360,7 +362,7 @@ class Tuner:
     def _settle(self) -> None:
         """The optimizer's form on this device, also where a file of another device had its own."""
         if self.unasked:
-            let_the_device_decide(self.optimizer)
+            use_fused_optimizer_step(self.optimizer)
         elif "fused" in self.optimizer.defaults:
             for group in self.optimizer.param_groups:
                 group.update({name: self.optimizer.defaults[name] for name in ("fused", "foreach")})
@@ -393,7 +395,7 @@ class Tuner:
                 bar.update(len(group))
                 reports = at.batch // self.plan.print_freq > before // self.plan.print_freq or at.batch == steps
                 if reports or len(self.unread) >= LOOK_STEPS:
-                    self._look()
+                    self._sync_outcomes()
                 if reports:
                     self._report(log, watch, meters, steps)
                     watch, meters = Stopwatch(), {}
@@ -439,7 +441,7 @@ class Tuner:
             step_unless(bad, self.optimizer)
             called_off: Tensor | None = bad.float()
         else:
-            self._look()
+            self._sync_outcomes()
             self.scaler.step(self.optimizer)
             self.scaler.update()
             called_off = None
@@ -452,7 +454,7 @@ class Tuner:
         here = {name: batch[name].to(device, non_blocking=True) for name in ("image", "label", "index")}
         return self.objective(self.model, self.wrapped, here, seed, step, rank)
 
-    def _look(self) -> None:
+    def _sync_outcomes(self) -> None:
         """Read what became of the steps since the last look: was all finite everywhere, and must the run stop?"""
         if not self.unread:
             return
@@ -505,7 +507,7 @@ class Tuner:
         values |= {} if score.acc5 is None else {f"{which}_acc5": score.acc5}
         text = (
             f"epoch {at.epoch - 1}: {which} {_figures(score)} (best {at.best_acc1:.3f} after {at.best_epoch} epochs)"
-            f"{unread_words(score.unread, score.images + score.unread)}"
+            f"{describe_unread(score.unread, score.images + score.unread)}"
         )
         log.scalars(at.epoch * steps, {**values, "best_acc1": at.best_acc1}, epoch=at.epoch - 1, text=text)
 

@@ -114,8 +114,8 @@ class Objective:
         # an image that fills up the last batch may come twice: it is the same image, not a negative of itself
         groups = batch["index"] if self.loss == "simclr" else batch["label"]
         pairs = compare(
-            features, groups, everyone=distributed.gather_features(features),
-            everyones_groups=distributed.gather_keys(groups), first=distributed.rank() * len(features),
+            features, groups, everyone=distributed.all_gather_with_grad(features),
+            everyones_groups=distributed.all_gather(groups), first=distributed.rank() * len(features),
         )  # fmt: skip
         if self.loss == "schane" and self.estimator == "hard":
             losses = schane(pairs, self.T, self.beta)

@@ -39,7 +39,7 @@ QUERY_ROWS = 16384  # queries of all processes that are answered in one pass ove
 
 
 @dataclass(frozen=True)
-class Reading:
+class FeatureExtractor:
     """How the images of a set become features, without augmentation.
 
     size: side of the views in pixels. batch_size: images a step over all processes. mean, std: a number a channel each.
@@ -66,7 +66,7 @@ class Reading:
 
 
 @dataclass(frozen=True)
-class Share:
+class Features:
     """The images of a set that one process read, none twice and none unreadable.
 
     x: (r, F) fp32 on the CPU. labels: (r,) int64. ids: (r,) int64, their numbers in the set, ascending. z: (r, D) what
@@ -79,7 +79,7 @@ class Share:
     z: Tensor | None = None
 
 
-def read_share(encoder: nn.Module, source: Source, how: Reading, head: bool = False) -> Share:
+def extract_shard(encoder: nn.Module, source: Source, how: FeatureExtractor, head: bool = False) -> Features:
     """Features of this process's part of a set, with ``head`` also what leaves the head, from the same pass.
 
     Every process has to call.
@@ -102,27 +102,27 @@ def read_share(encoder: nn.Module, source: Source, how: Reading, head: bool = Fa
         for x, one in zip(found, made, strict=True):
             x[rows] = one.cpu()[real]
     x, *z = (x[:at] for x in found)
-    return Share(x, labels[:at], ids[:at], *z)
+    return Features(x, labels[:at], ids[:at], *z)
 
 
-def gathered(share: Share, device: torch.device) -> Share:
+def gathered(share: Features, device: torch.device) -> Features:
     """The shares of all processes in the set's order, on every process, for sets that fit; all have to call."""
-    counts = distributed.gather_keys(torch.tensor([len(share.ids)], device=device)).tolist()
+    counts = distributed.all_gather(torch.tensor([len(share.ids)], device=device)).tolist()
     most = max(counts)
     whole = torch.cat([torch.arange(count) + rank * most for rank, count in enumerate(counts)])
 
     def gather(x: Tensor) -> Tensor:
         padded = x.new_zeros(most, *x.shape[1:])
         padded[: len(x)] = x
-        return distributed.gather_keys(padded.to(device)).cpu()[whole]
+        return distributed.all_gather(padded.to(device)).cpu()[whole]
 
     ids, order = gather(share.ids).sort()
     z = None if share.z is None else gather(share.z)[order]
-    return Share(gather(share.x)[order], gather(share.labels)[order], ids, z)
+    return Features(gather(share.x)[order], gather(share.labels)[order], ids, z)
 
 
 class Unread:
-    """A note (see :class:`Reading`) that marks the unreadable images of ``source``, around another one."""
+    """A note (see :class:`FeatureExtractor`) that marks the unreadable images of ``source``, around another one."""
 
     def __init__(self, source: Source, device: torch.device, note: Note | None) -> None:
         self.source, self.note = source, note
@@ -139,17 +139,17 @@ class Unread:
         return (distributed.sum_over_ranks(self._bad) == 0).cpu()
 
 
-def unread_words(unread: int, images: int) -> str:
+def describe_unread(unread: int, images: int) -> str:
     """The end of a line about a measure; empty where every image counts."""
     return f"; {unread} of {images} images cannot be read and are not counted" * bool(unread)
 
 
-def read_set(encoder: nn.Module, source: Source, how: Reading) -> Share:
+def read_set(encoder: nn.Module, source: Source, how: FeatureExtractor) -> Features:
     """Features of a whole set on every process, for sets that fit; every process has to call."""
     marks = Unread(source, how.device, how.note)
     x, labels = extract(encoder, how.loader(source), how.device, how.mean, how.std, amp=how.amp, note=marks)
     ids = marks.readable().nonzero()[:, 0]
-    return Share(x, labels, ids) if len(ids) == len(x) else Share(x[ids], labels[ids], ids)
+    return Features(x, labels, ids) if len(ids) == len(x) else Features(x[ids], labels[ids], ids)
 
 
 @torch.no_grad()
@@ -175,11 +175,11 @@ def extract(
     n, at = len(loader.dataset), 0  # the last step may repeat images so that every process has as many
     x, labels = torch.empty(0), torch.empty(n, dtype=torch.int64)
     for (made,), batch in _passes(encoder, loader, device, mean, std, what, amp, note):
-        rows = distributed.gather_keys(made).cpu()
+        rows = distributed.all_gather(made).cpu()
         x = x if at else torch.empty(n, rows.shape[1])  # a list of parts and its cat would hold everything twice
         mine = slice(at, min(n, at + len(rows)))
         x[mine] = rows[: n - at]
-        labels[mine] = distributed.gather_keys(batch["label"].to(device)).cpu()[: n - at]
+        labels[mine] = distributed.all_gather(batch["label"].to(device)).cpu()[: n - at]
         at += len(rows)
     return x, labels
 
@@ -230,8 +230,8 @@ def labelled_sets(sources: Sources) -> tuple[Source, Source]:
 
 
 def evaluate_knn(
-    encoder: nn.Module, train: Source, val: Source, how: Reading, *, k: Sequence[int] = (200,),
-    temperature: float = 0.1, queries: Share | None = None,
+    encoder: nn.Module, train: Source, val: Source, how: FeatureExtractor, *, k: Sequence[int] = (200,),
+    temperature: float = 0.1, queries: Features | None = None,
 ) -> dict[int, float]:  # fmt: skip
     """Percent of ``val`` whose class the k nearest images of ``train`` vote for, for every k, in one pass.
 
@@ -241,7 +241,7 @@ def evaluate_knn(
     Args:
         encoder: any network of :func:`moco.models.encoder.build_encoder`; its mode is put back.
         train, val: labelled sources with the same classes. One object for both: an image is not its own neighbour.
-        how: see :class:`Reading`.
+        how: see :class:`FeatureExtractor`.
         k, temperature: as in :func:`knn_predict`.
         queries: this process's share of ``val``, if it was read already.
 
@@ -251,9 +251,9 @@ def evaluate_knn(
     assert train.labels is not None and val.labels is not None
     if train is val and len(train) < 2:
         raise UserError(f"{train.name} holds one image, which has no neighbour; give more, or held-out ones.")
-    bank = read_share(encoder, train, how)
+    bank = extract_shard(encoder, train, how)
     if queries is None:
-        queries = bank if train is val else read_share(encoder, val, how)
+        queries = bank if train is val else extract_shard(encoder, val, how)
     predicted = knn_predict(
         bank.x, bank.labels, queries.x, k=k, temperature=temperature,
         num_classes=int(max(train.labels.max(), val.labels.max())) + 1,
@@ -265,14 +265,14 @@ def evaluate_knn(
     return {one: 100.0 * hit / m for one, hit in zip(k, right, strict=True)}
 
 
-def summary(found: dict[int, float]) -> dict[str, float]:
+def knn_values(found: dict[int, float]) -> dict[str, float]:
     """Accuracies by the names under which they are logged: ``knn`` is of the first k, ``knn_20`` of k = 20."""
     first = next(iter(found.values()))
     return {"knn": first, **({f"knn_{k}": value for k, value in found.items()} if len(found) > 1 else {})}
 
 
 def measure(
-    encoder: nn.Module, train: Source, val: Source, how: Reading, k: Sequence[int], temperature: float
+    encoder: nn.Module, train: Source, val: Source, how: FeatureExtractor, k: Sequence[int], temperature: float
 ) -> tuple[dict[str, float], dict[str, Any], str]:
     """:func:`evaluate_knn` as numbers for a log, settings for a result file, and a line to read."""
     marks = Unread(val, how.device, how.note)
@@ -282,8 +282,8 @@ def measure(
     asked["unreadable"] = unread
     percent, ks = "/".join(f"{value:.3f}" for value in found.values()), "/".join(map(str, found))
     alone = ", each image against the others" * (train is val)
-    words = f" * k-NN {percent} (k={ks}, T={temperature}, cosine, encoder features{alone})"
-    return summary(found), asked, words + unread_words(unread, len(val))
+    summary = f" * k-NN {percent} (k={ks}, T={temperature}, cosine, encoder features{alone})"
+    return knn_values(found), asked, summary + describe_unread(unread, len(val))
 
 
 @torch.no_grad()
@@ -324,13 +324,13 @@ def knn_predict(
     codes = (ids * num_classes + labels.to(ids.device)).to(device)  # one number for image and class
     wanted = max(k) + (own is not None)
     rows = -(-QUERY_ROWS // distributed.world_size())
-    most = int(distributed.gather_keys(torch.tensor([len(queries)], device=device)).max())
+    most = int(distributed.all_gather(torch.tensor([len(queries)], device=device)).max())
     answers = [torch.empty(len(k), 0, dtype=torch.int64)]
     for start in range(0, most, rows):
         mine = queries[start : start + rows]
         padded = torch.zeros(min(rows, most - start), queries.shape[1], device=device)
         padded[: len(mine)] = F.normalize(mine.to(device), dim=1)
-        s, code = _nearest(distributed.gather_keys(padded), bank, codes, wanted, chunk)
+        s, code = _nearest(distributed.all_gather(padded), bank, codes, wanted, chunk)
         s, code = _merged(s, code)
         if own is not None:
             me = torch.zeros(len(s), 1, dtype=torch.int64)
@@ -389,7 +389,7 @@ def _merged(s: Tensor, code: Tensor) -> tuple[Tensor, Tensor]:
         return s, code
     m, k = s.shape
     s, code = (
-        distributed.swap_blocks(x).view(world, m // world, k).transpose(0, 1).flatten(1) for x in (s, code)
+        distributed.all_to_all_blocks(x).view(world, m // world, k).transpose(0, 1).flatten(1) for x in (s, code)
     )  # (r, W * k)
     code, order = code.sort(dim=1, stable=True)  # by image, for equals
     return _first(s.gather(1, order), code, k)

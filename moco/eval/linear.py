@@ -29,7 +29,7 @@ from moco.data import BadImages, EpochSampler, Labelled, Loader, Source, Sources
 from moco.data.sources.subset import Subset, split
 from moco.errors import TrainingError, UserError
 from moco.eval import fewshot
-from moco.eval.knn import Reading, Unread, extract, labelled_sets
+from moco.eval.knn import FeatureExtractor, Unread, extract, labelled_sets
 from moco.models.encoder import backbone_keys, features, new_classifier
 from moco.models.inputs import normalise
 from moco.train.metrics import TOP5_FROM, Mean, accuracy
@@ -167,7 +167,7 @@ class Score:
         return cls(100 * hits1 / count, acc5, loss / count, int(count), n - int(count), predictions)
 
 
-class Head:
+class LinearClassifier:
     """One linear layer, the optimizer that trains it at one base rate, and what it has reached.
 
     Args:
@@ -222,14 +222,14 @@ class Head:
         return torch.stack([loss.detach(), *(100.0 * c / len(labels) for c in accuracy(logits, labels, (1, 5)))])
 
 
-def make_heads(probe: Probe, lrs: list[float], **how: Any) -> list[Head]:
+def make_classifiers(probe: Probe, lrs: list[float], **how: Any) -> list[LinearClassifier]:
     """A head for each rate, all from the same first weights; the first is the encoder's own layer. how: see Head."""
     layers = [probe.layer, *(copy.deepcopy(probe.layer) for _ in lrs[1:])]
-    return [Head(layer, lr, **how) for layer, lr in zip(layers, lrs, strict=True)]
+    return [LinearClassifier(layer, lr, **how) for layer, lr in zip(layers, lrs, strict=True)]
 
 
 def set_rates(
-    heads: list[Head],
+    heads: list[LinearClassifier],
     done: float,
     epochs: int,
     milestones: list[int],
@@ -249,12 +249,12 @@ def set_rates(
         head.rate = warmed(head.lr, int(done), epochs, **warm, **shape)
 
 
-def leader(heads: list[Head]) -> Head:
+def leader(heads: list[LinearClassifier]) -> LinearClassifier:
     """The head with the highest top-1 at the last validation; of equals, the first typed."""
     return max(heads, key=lambda head: head.score.acc1 if head.score else -1.0)
 
 
-def note_best(heads: list[Head]) -> Head | None:
+def note_best(heads: list[LinearClassifier]) -> LinearClassifier | None:
     """Keep each head's best top-1; the head that has just beaten all heads' best of all epochs, if one has."""
     before = max(head.best for head in heads)
     for head in heads:
@@ -318,7 +318,7 @@ class Feed:
     cached: bool = False
 
     @property
-    def words(self) -> str:
+    def summary(self) -> str:
         """Where the training features come from, for the log."""
         if self.cached:
             return "features computed once from whole images, without augmentation"
@@ -374,12 +374,12 @@ class Position:
 
 
 def train_epoch(
-    heads: list[Head],
+    heads: list[LinearClassifier],
     data: Images | Cached,
     at: Position,
     log: RunLog,
     every: int,
-    rates: Callable[[list[Head], float], None],
+    rates: Callable[[list[LinearClassifier], float], None],
     stop: StopRequest | None = None,
 ) -> int | None:
     """The rest of the current epoch; a line and a record each ``every`` steps and at the end. Returns an exit code
@@ -409,7 +409,7 @@ def train_epoch(
     return code
 
 
-def _step(heads: list[Head], meters: list[list[Mean]], x: Tensor, labels: Tensor) -> None:
+def _step(heads: list[LinearClassifier], meters: list[list[Mean]], x: Tensor, labels: Tensor) -> None:
     for head, means in zip(heads, meters, strict=True):
         if not head.diverged:
             for mean, value in zip(means, head.step(x, labels), strict=True):
@@ -422,15 +422,21 @@ def _stop_code(stop: StopRequest | None, batch: int, steps: int, device: torch.d
     return stop.exit_code() if stop is not None and due else None
 
 
-def _meters(heads: list[Head]) -> list[list[Mean]]:
+def _meters(heads: list[LinearClassifier]) -> list[list[Mean]]:
     return [[Mean(), Mean(), Mean()] for _ in heads]  # loss, top-1, top-5
 
 
 def _report(
-    log: RunLog, watch: Stopwatch, heads: list[Head], meters: list[list[Mean]], epoch: int, step: int, steps: int
+    log: RunLog,
+    watch: Stopwatch,
+    heads: list[LinearClassifier],
+    meters: list[list[Mean]],
+    epoch: int,
+    step: int,
+    steps: int,
 ) -> None:
     where, values = f"Epoch: [{epoch}][{step:4d}/{steps}]", {}
-    words = [where]
+    summary = [where]
     for head, means in zip(heads, meters, strict=True):
         if head.diverged:
             continue
@@ -443,27 +449,27 @@ def _report(
         five = {"acc5": acc5} if head.classes >= TOP5_FROM else {}
         values.update(named({"loss": loss, "acc1": acc1, **five, "lr": head.rate}, head, heads))
         top5 = f" Acc@5 {acc5:.2f}" if five else ""
-        words.append(f"loss {loss:.4f} Acc@1 {acc1:.2f}{top5} lr {head.rate:g}" + " |" * (len(heads) > 1))
+        summary.append(f"loss {loss:.4f} Acc@1 {acc1:.2f}{top5} lr {head.rate:g}" + " |" * (len(heads) > 1))
     speed, wait = watch.rates()
     values.update({"images_per_second": speed, "wait_share": wait})
-    text = f"{' '.join(words)} {speed:.0f} images/s wait {wait:.0%}"
+    text = f"{' '.join(summary)} {speed:.0f} images/s wait {wait:.0%}"
     log.scalars(epoch * steps + step, values, epoch=epoch, text=text)
 
 
-def _diverge(head: Head, heads: list[Head], loss: float, where: str, log: RunLog) -> None:
+def _diverge(head: LinearClassifier, heads: list[LinearClassifier], loss: float, where: str, log: RunLog) -> None:
     head.diverged, head.score = True, None
     if all(other.diverged for other in heads):
         raise TrainingError(f"{where} the loss is {loss}; lower --lr (30 is for ImageNet features at batch 256).")
     log.line(f"{where} the loss of lr {head.name} is {loss}: it is trained no more, the other rates go on")
 
 
-def named(values: dict[str, float], head: Head, heads: list[Head]) -> dict[str, float]:
+def named(values: dict[str, float], head: LinearClassifier, heads: list[LinearClassifier]) -> dict[str, float]:
     """Names of a record's numbers: plain for one head, with the base rate (``val_acc1/lr30``) for one of several."""
     return values if len(heads) == 1 else {f"{name}/lr{head.name}": value for name, value in values.items()}
 
 
 @torch.no_grad()
-def validate(heads: list[Head], data: Images | Cached, predictions: bool = False) -> None:
+def validate(heads: list[LinearClassifier], data: Images | Cached, predictions: bool = False) -> None:
     """Give each head its score on the held-out images that can be read, each counted once: the last step's repeats,
     which make the shares of all processes equal, are left out.
 
@@ -481,7 +487,7 @@ def validate(heads: list[Head], data: Images | Cached, predictions: bool = False
         for head, total, part in zip(heads, sums, parts, strict=True):
             logits = head.logits(x)
             if predictions:
-                part.append(distributed.gather_keys(_predictions(logits, labels, kept)).cpu())
+                part.append(distributed.all_gather(_predictions(logits, labels, kept)).cpu())
             total += counts(logits[kept], labels[kept])
     for head, total, part in zip(heads, sums, parts, strict=True):
         rows = torch.cat(part) if part else None
@@ -510,9 +516,9 @@ def _predictions(logits: Tensor, labels: Tensor, kept: Tensor) -> Tensor:
     return torch.stack([own, first[:, 0], among5], 1)
 
 
-def reading(probe: Probe, feed: Feed, note: Callable) -> Reading:
+def extractor(probe: Probe, feed: Feed, note: Callable) -> FeatureExtractor:
     """How the measures without training (k-NN, few-shot) get the frozen features."""
-    return Reading(feed.size, feed.batch, probe.device, probe.mean, probe.std, feed.workers, probe.amp, note)
+    return FeatureExtractor(feed.size, feed.batch, probe.device, probe.mean, probe.std, feed.workers, probe.amp, note)
 
 
 def write_result(result: dict[str, Any], save_dir: str, name: str) -> None:

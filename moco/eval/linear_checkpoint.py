@@ -10,7 +10,7 @@ from torch import Tensor
 
 from moco import distributed, files
 from moco.errors import UserError
-from moco.eval.linear import Head, Position, Probe, leader
+from moco.eval.linear import LinearClassifier, Position, Probe, leader
 from moco.models.encoder import head_of
 from moco.train import checkpoint
 from moco.weights.read import changes_of, fill_network, restore_changes
@@ -35,18 +35,19 @@ def resume_path(resume: str, save_dir: str, needed: bool) -> str | None:
     return None
 
 
-def claim(save_dir: str, resumed: str | None, overwrite: bool) -> None:
-    """Refuse a folder that holds another probe, or a fine-tuning's result; see :func:`moco.train.checkpoint.claim`.
+def reserve_run_folder(save_dir: str, resumed: str | None, overwrite: bool) -> None:
+    """Refuse a folder that holds another probe, or a fine-tuning's result; see
+    :func:`moco.train.checkpoint.reserve_run_folder`.
 
     Raises:
         UserError: this run would write over another one.
     """
-    checkpoint.claim(save_dir, resumed, overwrite, (CHECKPOINT,), (RESULT,), (BEST, _ALL_KEPT))
+    checkpoint.reserve_run_folder(save_dir, resumed, overwrite, (CHECKPOINT,), (RESULT,), (BEST, _ALL_KEPT))
 
 
 def save(
-    probe: Probe, heads: list[Head], save_dir: str, at: Position, *, arch: str, run: dict[str, Any],
-    new_best: Head | None = None, keep_every: int = 0,
+    probe: Probe, heads: list[LinearClassifier], save_dir: str, at: Position, *, arch: str, run: dict[str, Any],
+    new_best: LinearClassifier | None = None, keep_every: int = 0,
 ) -> None:  # fmt: skip
     """Write upstream's dictionary as ``checkpoint.pth.tar``, and as ``model_best.pth.tar`` if there is a ``new_best``;
     every ``keep_every`` epochs, if any, once more with its accuracy, without the other heads.
@@ -74,7 +75,7 @@ def save(
     distributed.by_main(write)
 
 
-def _keep(state: dict[str, Any], head: Head, save_dir: str, every: int) -> None:
+def _keep(state: dict[str, Any], head: LinearClassifier, save_dir: str, every: int) -> None:
     epoch = state["epoch"]
     if epoch == 1:  # another run's would be averaged with this one's
         for path in glob.glob(os.path.join(glob.escape(save_dir), _ALL_KEPT)):
@@ -83,7 +84,7 @@ def _keep(state: dict[str, Any], head: Head, save_dir: str, every: int) -> None:
         files.write({**state, "acc1": head.score.acc1}, os.path.join(save_dir, KEPT.format(epoch - 1)))
 
 
-def _state_of(probe: Probe, head: Head, at: Position, arch: str, run: dict[str, Any]) -> dict[str, Any]:
+def _state_of(probe: Probe, head: LinearClassifier, at: Position, arch: str, run: dict[str, Any]) -> dict[str, Any]:
     prefix = head_of(probe.encoder) + "."
     layer = {prefix + name: value for name, value in head.layer.state_dict().items()}
     network = {**probe.encoder.state_dict(), **layer}
@@ -103,7 +104,7 @@ def _state_of(probe: Probe, head: Head, at: Position, arch: str, run: dict[str, 
     }
 
 
-def _entries(head: Head) -> dict[str, Any]:
+def _entries(head: LinearClassifier) -> dict[str, Any]:
     return {
         "lr": head.lr,
         "layer": head.layer.state_dict(),
@@ -135,7 +136,7 @@ def rates(state: dict, asked: list[float], epochs: int, training: bool) -> list[
 
 
 def load(
-    probe: Probe, heads: list[Head], state: dict, path: str, arch: str, weights: dict[str, Tensor],
+    probe: Probe, heads: list[LinearClassifier], state: dict, path: str, arch: str, weights: dict[str, Tensor],
     run: dict[str, Any] | None = None,
 ) -> Position:  # fmt: skip
     """Put a classifier's checkpoint, ours or upstream's, back; returns where its run was.
@@ -176,7 +177,7 @@ def load(
     return at
 
 
-def _check_rates(heads: list[Head], state: dict, path: str) -> None:
+def _check_rates(heads: list[LinearClassifier], state: dict, path: str) -> None:
     held, asked = rates_of(state), [head.lr for head in heads]
     if len(held) < 2 and len(asked) > 1:
         raise UserError(f"{path} holds one classifier; resume it with one --lr, or start the others in a new run.")
@@ -185,7 +186,7 @@ def _check_rates(heads: list[Head], state: dict, path: str) -> None:
         raise UserError(f"{path} was trained with --lr {typed}; resume it with the same rates.")
 
 
-def _load_heads(heads: list[Head], state: dict, path: str) -> None:
+def _load_heads(heads: list[LinearClassifier], state: dict, path: str) -> None:
     """A single head's layer is the encoder's own, which is already loaded."""
     if len(heads) == 1:
         if "optimizer" in state:

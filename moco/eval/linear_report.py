@@ -15,15 +15,15 @@ from sklearn.metrics import confusion_matrix
 
 from moco import distributed, files
 from moco.data import Source
-from moco.eval.knn import unread_words
-from moco.eval.linear import Head, Score, leader, named
-from moco.train.metrics import top5_words, without_top5
+from moco.eval.knn import describe_unread
+from moco.eval.linear import LinearClassifier, Score, leader, named
+from moco.train.metrics import describe_top5, without_top5
 from moco.train.runlog import RunLog
 
 NAMED_CLASSES = 40  # the picture has room for so many names
 
 
-def values(heads: list[Head]) -> dict[str, float]:
+def values(heads: list[LinearClassifier]) -> dict[str, float]:
     """The numbers of an epoch's record."""
     found: dict[str, float] = {}
     for head in heads:
@@ -34,30 +34,30 @@ def values(heads: list[Head]) -> dict[str, float]:
     return found
 
 
-def words(heads: list[Head]) -> str:
+def summary(heads: list[LinearClassifier]) -> str:
     """Upstream's line; with several heads that of the leading one, and each one's last top-1; images left out."""
     first, score = _led(heads)
-    line = f" * Acc@1 {score.acc1:.3f}{top5_words(score.acc5)} (best Acc@1 {first.best:.3f})"
+    line = f" * Acc@1 {score.acc1:.3f}{describe_top5(score.acc5)} (best Acc@1 {first.best:.3f})"
     if len(heads) > 1:
         line += f" at lr {first.name}, the best of: {', '.join(_told(head, head is first) for head in heads)}"
-    return line + unread_words(score.unread, score.images + score.unread)
+    return line + describe_unread(score.unread, score.images + score.unread)
 
 
-def _told(head: Head, leads: bool) -> str:
+def _told(head: LinearClassifier, leads: bool) -> str:
     return f"lr {head.name} {f'{head.score.acc1:.3f}' if head.score else 'diverged'}{'*' * leads}"
 
 
-def last_words(heads: list[Head]) -> str:
-    """The end of a run: :func:`words`, after what must be said of a figure that was picked."""
+def describe_last(heads: list[LinearClassifier]) -> str:
+    """The end of a run: :func:`summary`, after what must be said of a figure that was picked."""
     if len(heads) == 1:
-        return words(heads)
+        return summary(heads)
     return (
         f"warning: lr {leader(heads).name} is picked among {len(heads)} by its accuracy on the held-out images, so "
-        f"that accuracy is optimistic; measure it on images that took no part in the choice.\n{words(heads)}"
+        f"that accuracy is optimistic; measure it on images that took no part in the choice.\n{summary(heads)}"
     )
 
 
-def result(heads: list[Head]) -> dict[str, Any]:
+def result(heads: list[LinearClassifier]) -> dict[str, Any]:
     """The figures of result.json: the leading head's as of a run with its rate alone, then each head's.
 
     ``acc1`` and ``acc5`` are of the last epoch and ``best_acc1`` is the highest of any epoch; ``lr`` is the rate of
@@ -72,7 +72,7 @@ def result(heads: list[Head]) -> dict[str, Any]:
     return {**found, "selected_on": "validation", "per_lr": [_row(head, head is first) for head in heads]}
 
 
-def _row(head: Head, leads: bool) -> dict[str, Any]:
+def _row(head: LinearClassifier, leads: bool) -> dict[str, Any]:
     score = head.score
     return {
         "lr": head.lr,
@@ -85,13 +85,13 @@ def _row(head: Head, leads: bool) -> dict[str, Any]:
     }
 
 
-def _led(heads: list[Head]) -> tuple[Head, Score]:
+def _led(heads: list[LinearClassifier]) -> tuple[LinearClassifier, Score]:
     first = leader(heads)
     assert first.score is not None, "validated, and not every head has diverged"
     return first, first.score
 
 
-def set_words(train: Source, val: Source, mode: str) -> str:
+def describe_images(train: Source, val: Source, mode: str) -> str:
     """The images of a run, for its log; one source twice where a measure needs no more."""
     if mode == "evaluate":
         return f"{len(val)} images held out"
@@ -105,7 +105,7 @@ def set_words(train: Source, val: Source, mode: str) -> str:
 
 
 def write_details(
-    heads: list[Head], classes: list[str], per_class: str | None, confusion: str | None, log: RunLog
+    heads: list[LinearClassifier], classes: list[str], per_class: str | None, confusion: str | None, log: RunLog
 ) -> None:
     """Write what was asked for of the leading head's predictions, and say in the log where.
 

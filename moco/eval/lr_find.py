@@ -14,7 +14,7 @@ from typing import Any
 
 from moco import distributed
 from moco.errors import TrainingError
-from moco.eval.linear import Cached, Head, Images, write_result
+from moco.eval.linear import Cached, Images, LinearClassifier, write_result
 from moco.eval.linear_report import write_csv
 from moco.files import write_figure
 from moco.train.timers import Stopwatch
@@ -79,13 +79,13 @@ class Sweep:
         return {"suggestion": self.suggestion(), "steps": len(self.rates), "edge": self.edge(),
                 "warning": self.warning()}  # fmt: skip
 
-    def words(self) -> str:
+    def summary(self) -> str:
         """The last line of a range test."""
         warning = f"; warning: {self.warning()}" if self.warning() else ""
         return f" * lr-find suggests --lr {self.suggestion():g} ({len(self.rates)} steps in lr_find.png{warning})"
 
 
-def sweep(head: Head, data: Images | Cached, steps: int | None) -> Sweep:
+def sweep(head: LinearClassifier, data: Images | Cached, steps: int | None) -> Sweep:
     """Train the head while its rate rises from LOW to HIGH in ``steps`` steps (None: an epoch, at least MIN_STEPS)."""
     steps = steps or max(len(data.sampler), MIN_STEPS)
     found = Sweep(steps)

@@ -33,7 +33,7 @@ from torch import Tensor, nn
 from moco import distributed
 from moco.errors import UserError
 from moco.eval import embed, linear
-from moco.eval.knn import Share, gathered
+from moco.eval.knn import Features, gathered
 from moco.seeding import torch_generator
 from moco.weights.read import PUBLISHED, open_file, sound_head_entries
 
@@ -50,7 +50,7 @@ def worker(args: Namespace) -> int:
     x, labels = found.share.x, found.share.labels
     check_labels(labels, found.source.name)
     tell = print if distributed.is_main() else _silent
-    tell(f"{len(x)} images of {found.source.name}, {args.arch} at {found.size} px: {found.words}")
+    tell(f"{len(x)} images of {found.source.name}, {args.arch} at {found.size} px: {found.summary}")
     head = None if args.checkpoint.startswith(PUBLISHED) else read_head(found.encoder, args.checkpoint)
     result = {"features": measure(x, labels, args.seed)}
     if head is not None:
@@ -61,7 +61,7 @@ def worker(args: Namespace) -> int:
     settings = {"arch": args.arch, "checkpoint": args.checkpoint, "images": len(x), "seed": args.seed}
     linear.write_result({**settings, **result}, args.out, "retrieval.json")
     for where, values in result.items():
-        tell(f" * {where}: " + words(values))
+        tell(f" * {where}: " + summary(values))
     return 0
 
 
@@ -69,19 +69,19 @@ def _silent(*_: object) -> None:
     return None
 
 
-def words(values: dict[str, float]) -> str:
+def summary(values: dict[str, float]) -> str:
     """The measures in a line."""
     return ", ".join(f"{name} {value:.2f}" for name, value in values.items())
 
 
-def both_ways(share: Share, seed: int) -> tuple[dict[str, float], str]:
+def both_ways(share: Features, seed: int) -> tuple[dict[str, float], str]:
     """The measures of held-out images before the head and behind it, ``features/ami`` and so on, and lines to read.
 
     Of more than ``MOST`` images a drawn part is measured, the same one every time. Features that are not finite give
     NaN: a measure ends no run.
 
     Args:
-        share: this process's images, with z, see :func:`moco.eval.knn.read_share`; every process has to call.
+        share: this process's images, with z, see :func:`moco.eval.knn.extract_shard`; every process has to call.
         seed: of the part and of k-means.
     """
     whole = gathered(share, distributed.device())
@@ -93,7 +93,7 @@ def both_ways(share: Share, seed: int) -> tuple[dict[str, float], str]:
         finite = bool(x.isfinite().all())
         found = measure(x, whole.labels[part], seed) if finite else {name: math.nan for name in MEASURES}
         values.update({f"{where}/{name}": value for name, value in found.items()})
-        lines.append(f"   {where}: " + words(found))
+        lines.append(f"   {where}: " + summary(found))
     return values, "\n".join(lines)
 
 
@@ -132,7 +132,7 @@ def measure(x: Tensor, labels: Tensor, seed: int) -> dict[str, float]:
     def own() -> tuple[dict[str, float] | None, Tensor]:
         return clusters(x, labels, seed) if distributed.is_main() else None, rankings(x, labels)
 
-    grouped, sums = distributed.patiently(own)
+    grouped, sums = distributed.wait_without_timeout(own)
     return {**shares(sums, labels), **distributed.from_main(grouped)}
 
 

@@ -14,9 +14,9 @@ from torch import Tensor
 
 from moco.errors import UserError
 from moco.kernels import by_triton, closed_form, matmul, reference, trial
-from moco.kernels.labelled import labelled_head
+from moco.kernels.labelled import labelled_loss
 from moco.kernels.matmul import PRECISIONS, gpu_has_bf16, operands
-from moco.kernels.spec import Draws, Head, hardest_rows
+from moco.kernels.spec import Draws, LossOutput, hardest_rows
 from moco.kernels.trial import Size
 
 __all__ = [
@@ -25,13 +25,13 @@ __all__ = [
     "Choice",
     "Draws",
     "Earlier",
-    "Head",
+    "LossOutput",
     "Size",
     "choose",
-    "contrastive_head",
+    "contrastive_loss",
     "describe",
     "hardest_rows",
-    "labelled_head",
+    "labelled_loss",
     "resolve",
     "resolve_precision",
 ]
@@ -225,7 +225,7 @@ def _capturing(device: torch.device) -> bool:
     return device.type == "cuda" and torch.cuda.is_current_stream_capturing()
 
 
-def contrastive_head(
+def contrastive_loss(
     q: Tensor,
     k: Tensor,
     queue: Tensor,
@@ -238,7 +238,7 @@ def contrastive_head(
     impl: str = "auto",
     precision: str = "auto",
     shadow: Tensor | None = None,
-) -> Head:
+) -> LossOutput:
     """Mean over queries of -log( e^{q.k/T} / (e^{q.k/T} + sum_j e^{q.n_j/T} + sum_s e^{q.h_s/T}) ) and its statistics.
 
     n_j are the queue rows, h_s the synthetic negatives that ``draws`` describes (spec.py); h_s is a constant.
@@ -277,12 +277,12 @@ def contrastive_head(
         resolve_precision(precision, impl, q.device.type)
         draws = None if draws is None else draws.to(q.device, dtype)
         with torch.autocast(q.device.type, enabled=False):
-            return reference.contrastive_head(q, k, queue, temperature, n_hard, draws, ids, queue_ids)
+            return reference.contrastive_loss(q, k, queue, temperature, n_hard, draws, ids, queue_ids)
     tensors = [] if draws is None else draws.tensors()
     *head, _ = _operator(
         q, k, queue, tensors, ids, queue_ids, temperature, n_hard, impl, precision, wants_gradient, shadow
     )  # fmt: skip
-    return Head(*head)
+    return LossOutput(*head)
 
 
 # The operator: opaque to torch.compile, so that neither the choice of an implementation nor a Triton launch is traced.

@@ -32,7 +32,7 @@ import torch
 from torch import Tensor
 
 from moco.kernels.matmul import add_product_, product
-from moco.kernels.spec import Head
+from moco.kernels.spec import LossOutput
 
 # Chosen so that no target and no width spills a register (benchmarks/kernel_resources.py); not yet timed on a GPU.
 SCORE_K = 64  # rows of a tile of ``score``
@@ -277,7 +277,7 @@ def _aligned(t: Tensor) -> Tensor:
 def compute(
     q, k, queue, temperature, n_hard, draws, ids, queue_ids, precision, want_gradient, shadow: Tensor | None = None
 ):  # fmt: skip
-    """``reference.contrastive_head`` on a GPU, in float32: (Head, dloss/dq (N, C) or None).
+    """``reference.contrastive_loss`` on a GPU, in float32: (Head, dloss/dq (N, C) or None).
 
     Same arguments, same numbers up to rounding, and the precision of the products' operands. Without a gradient to
     form the probabilities are not formed.
@@ -309,7 +309,7 @@ class _Step:
         known = {**self.constants[name], **constants}
         _launch(getattr(programs(), name), self.grids[name] if grid is None else grid, *arguments, **known)
 
-    def run(self, operand: Tensor, ids: Tensor | None, queue_ids: Tensor | None) -> tuple[Head, Tensor | None]:
+    def run(self, operand: Tensor, ids: Tensor | None, queue_ids: Tensor | None) -> tuple[LossOutput, Tensor | None]:
         """Loss, statistics and gradient. operand (K, C): the queue as the products take it."""
         q, plan = self.q, self.plan
         sim, maxima, sums = self.score(operand, ids, queue_ids)
@@ -324,7 +324,7 @@ class _Step:
             grid=(plan.n, plan.parts if self.want_gradient else 1),
         )  # fmt: skip
         means = self.finish(sim, operand, vector, per_query)
-        return Head(means[0], rank, *means[1:]), vector if self.want_gradient else None
+        return LossOutput(means[0], rank, *means[1:]), vector if self.want_gradient else None
 
     def score(self, operand: Tensor, ids: Tensor | None, queue_ids: Tensor | None):
         """Similarities (N, stride), keys of bucket maxima (N, W) and three statistics of each tile (N, tiles)."""

@@ -35,7 +35,7 @@ from torch import Tensor
 
 from moco.kernels import threads
 from moco.kernels.matmul import product
-from moco.kernels.spec import Draws, Head, mean_hardest
+from moco.kernels.spec import Draws, LossOutput, mean_hardest
 from moco.kernels.topk import bucket_maxima, by_maxima, hardest, on_host
 
 GROUP_ELEMENTS = 1 << 22  # of the (n, K) matrix: 16 MiB in float32, reused by all groups of a call
@@ -253,7 +253,7 @@ def _block(scores: Tensor, seen: _Columns, positive: Tensor, q, queue, row_squar
 
 
 def compute(q, k, queue, temperature, n_hard, draws, ids, queue_ids, precision, want_gradient):
-    """``reference.contrastive_head`` in closed forms, on a CPU group by group: (Head, dloss/dq (N, C) or None).
+    """``reference.contrastive_loss`` in closed forms, on a CPU group by group: (Head, dloss/dq (N, C) or None).
 
     Same arguments, same numbers up to rounding, and the precision of the products' operands. Without a gradient to
     form the second product is left out.
@@ -305,7 +305,7 @@ def compute(q, k, queue, temperature, n_hard, draws, ids, queue_ids, precision, 
     loss, rank, largest, share, factor, pull, beside = (
         torch.cat([getattr(block, field.name) for block in blocks]) for field in fields(_Block)
     )
-    head = Head(loss.mean(), rank, mean_hardest(largest), share.mean())
+    head = LossOutput(loss.mean(), rank, mean_hardest(largest), share.mean())
     if not want_gradient:
         return head, None
     gradient = torch.cat(products) + beside if draws is not None else torch.cat(products)

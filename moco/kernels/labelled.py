@@ -14,11 +14,11 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from moco.kernels.closed_form import synthesize, weighted_rows
-from moco.kernels.spec import Draws, Head, mean_hardest
+from moco.kernels.spec import Draws, LossOutput, mean_hardest
 from moco.kernels.topk import hardest, on_host
 
 
-def labelled_head(
+def labelled_loss(
     q: Tensor,
     k: Tensor,
     queue: Tensor,
@@ -28,12 +28,12 @@ def labelled_head(
     temperature: float,
     n_hard: int = 0,
     draws: Draws | None = None,
-) -> Head:
+) -> LossOutput:
     """Mean over queries of -1/|P| sum_{p in P} log( e^{q.p/T} / (e^{q.k/T} + sum_j e^{q.n_j/T} + sum_s e^{q.h_s/T}) ).
 
     P is the query's own key and every queue row of its label, j runs over all queue rows, h_s are the synthetic
     negatives that ``draws`` describes, made from the hardest rows of OTHER labels; they are constants. With a label
-    of its own for every query it is :func:`moco.kernels.contrastive_head`.
+    of its own for every query it is :func:`moco.kernels.contrastive_loss`.
     Source: arXiv 2004.11362, eq. 2, with the memory that its section 4 describes; no code of that was published.
 
     Args:
@@ -65,7 +65,7 @@ def labelled_head(
     with torch.no_grad():
         rank = (others > own).sum(1)
         mass = (logits[:, 1 + len(queue) :] - log_sum.unsqueeze(1)).exp().sum(1).mean()
-        return Head(loss, rank, mean_hardest(others.amax(1)), mass)
+        return LossOutput(loss, rank, mean_hardest(others.amax(1)), mass)
 
 
 def _cosines(q: Tensor, queue: Tensor, s: Tensor, rows: Tensor, values: Tensor, d: Draws) -> Tensor:

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from moco.kernels.spec import Draws, Head, hardest_rows, mean_hardest
+from moco.kernels.spec import Draws, LossOutput, hardest_rows, mean_hardest
 
 
 def synthesize(q: Tensor, queue: Tensor, rows: Tensor, draws: Draws) -> Tensor:
@@ -41,7 +41,7 @@ def has_parents(values: Tensor, draws: Draws) -> Tensor:
     return a & b
 
 
-def contrastive_head(
+def contrastive_loss(
     q: Tensor,
     k: Tensor,
     queue: Tensor,
@@ -50,10 +50,10 @@ def contrastive_head(
     draws: Draws | None,
     ids: Tensor | None,
     queue_ids: Tensor | None,
-) -> Head:
+) -> LossOutput:
     """InfoNCE (arXiv 1911.05722, eq. 1) over the positive, the queue and the synthetic negatives.
 
-    Shapes and meaning as in ``moco.kernels.contrastive_head``, which has brought q, k and draws to the loss's dtype.
+    Shapes and meaning as in ``moco.kernels.contrastive_loss``, which has brought q, k and draws to the loss's dtype.
     """
     queue = queue.to(q.dtype)
     positive = torch.einsum("nc,nc->n", q, k).unsqueeze(1)  # (N, 1)
@@ -72,4 +72,4 @@ def contrastive_head(
     with torch.no_grad():
         rank = (similarity > positive).sum(1)
         mass = logits.softmax(1)[:, 1 + len(queue) :].sum(1).mean()
-        return Head(loss, rank, mean_hardest(similarity.amax(1)), mass)
+        return LossOutput(loss, rank, mean_hardest(similarity.amax(1)), mass)

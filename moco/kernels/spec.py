@@ -63,7 +63,7 @@ class Draws:
         return Draws(**{f.name: function(getattr(self, f.name)) for f in fields(self)})
 
 
-class Head(NamedTuple):
+class LossOutput(NamedTuple):
     """What one call returns; only ``loss`` carries a gradient."""
 
     loss: Tensor  # () mean over queries of -log softmax of the positive

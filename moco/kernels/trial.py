@@ -22,7 +22,7 @@ from torch import Tensor
 
 from moco.kernels import by_triton, closed_form, reference
 from moco.kernels.matmul import operands
-from moco.kernels.spec import Draws, Head
+from moco.kernels.spec import Draws, LossOutput
 
 Result = TypeVar("Result")
 
@@ -137,7 +137,7 @@ def _too_far(error: float, size: Size, precision: str) -> str:
     return f"{at} it differs from the closed forms by {error:.1g}, and {allowed:.2g} is allowed"
 
 
-def _between(ours: tuple[Head, Tensor | None], theirs: tuple[Head, Tensor | None]) -> float:
+def _between(ours: tuple[LossOutput, Tensor | None], theirs: tuple[LossOutput, Tensor | None]) -> float:
     """As ``difference``, of two that were computed on a device; NaN counts as infinite."""
     (head, gradient), (right, right_gradient) = ours, theirs
     assert gradient is not None
@@ -163,26 +163,26 @@ def tolerance(precision: str, width: int) -> float:
     return per_feature / width + least
 
 
-def by_fused(problem: Problem, device: torch.device, precision: str) -> tuple[Head, Tensor]:
+def by_fused(problem: Problem, device: torch.device, precision: str) -> tuple[LossOutput, Tensor]:
     """Head and gradient (N, C, float64) on the CPU, as the device computes them."""
     p = problem.to(device, torch.float32)
     more = {"shadow": p.queue.bfloat16()} if precision == "bf16" else {}
     with operands("fp32", p.q.is_cuda):
         head, gradient = by_triton.compute(*p, precision, True, **more)
     assert gradient is not None
-    return Head(*(t.cpu() for t in head)), gradient.cpu().double()
+    return LossOutput(*(t.cpu() for t in head)), gradient.cpu().double()
 
 
-def by_definition(problem: Problem) -> tuple[Head, Tensor]:
+def by_definition(problem: Problem) -> tuple[LossOutput, Tensor]:
     """The same by the reference."""
     p = problem.to(torch.device("cpu"), torch.float64)
     q = p.q.requires_grad_()
-    head = reference.contrastive_head(*p)
+    head = reference.contrastive_loss(*p)
     (gradient,) = torch.autograd.grad(head.loss, q)
-    return Head(head.loss.detach(), *head[1:]), gradient
+    return LossOutput(head.loss.detach(), *head[1:]), gradient
 
 
-def difference(problem: Problem, found: tuple[Head, Tensor], slack: float) -> float:
+def difference(problem: Problem, found: tuple[LossOutput, Tensor], slack: float) -> float:
     """The largest of the differences from the reference: of the loss, relative; of the gradient, in norm; of the
     statistics; infinite where a rank is that of no positive similarity within ``slack`` of the right one."""
     (head, gradient), (right, right_gradient) = found, by_definition(problem)

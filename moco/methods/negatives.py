@@ -206,7 +206,7 @@ class HardNegatives:
         rows = active(self.recipe, epoch, self.start, self.stop, step)
         return draw(rows, n, self.hard, self.dim, seeding.key("draws", self.seed, number, self.rank), self.device)
 
-    def words(self) -> str:
+    def summary(self) -> str:
         """The recipe and its epochs, for the log."""
         kinds = ", ".join(f"{row.kind} {row.count}{_start(row)}" for row in self.recipe if row.count)
         until = "the end" if self.stop is None else f"epoch {self.stop - 1}"
@@ -237,9 +237,9 @@ def sentences(extra: object, steps: int, per_epoch: int) -> list[str]:
         return []
     missed = extra.missed(steps, per_epoch)
     if not missed:
-        return [extra.words()]
+        return [extra.summary()]
     every = len(missed) == sum(row.count > 0 for row in extra.recipe)
     which = "the synthetic negatives" if every else f"negatives by {', '.join(missed)}"
     ends = f"this run ends after {steps} steps ({per_epoch} per epoch)"
     flags = "lower --hard-start-epoch (--warmup-epochs) or --type-starts, or raise --hard-stop-epoch"
-    return [extra.words(), f"warning: {which} never start, as {ends}; {flags}"]
+    return [extra.summary(), f"warning: {which} never start, as {ends}; {flags}"]

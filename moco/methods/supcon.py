@@ -1,6 +1,6 @@
 """SupCon: Supervised Contrastive Learning, arXiv 2004.11362. The same: views of images of one class.
 
-Without a queue the loss is here; with one (its section 4) it is ``moco.kernels.labelled_head``, and the recipe of
+Without a queue the loss is here; with one (its section 4) it is ``moco.kernels.labelled_loss``, and the recipe of
 synthetic negatives is another method's.
 """
 

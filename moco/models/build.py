@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from moco import distributed, kernels
 from moco.methods import BATCH_METHODS, METHODS
 from moco.methods.negatives import HardNegatives, group_counts, starting_at
-from moco.models.encoder import batchnorm_words, choose_splits, has_batchnorm, split_batchnorm, sync_batchnorm
+from moco.models.encoder import choose_splits, describe_batchnorm, has_batchnorm, split_batchnorm, sync_batchnorm
 from moco.models.in_batch import BatchContrast
 from moco.models.moco import MoCo
 from moco.models.supcon_queue import LabelledMoCo
@@ -67,18 +67,18 @@ def with_queue(
     extra = HardNegatives(recipe, n_hard, C, seed, distributed.rank(), device, hard_start_epoch, hard_stop_epoch)
     encoders = [split_batchnorm(encoder, splits) for encoder in (encoder_q, encoder_k)]
     same = {"C": C, "K": K, "seed": seed, "extra": extra if recipe else None, "n_hard": n_hard, "shuffle": shuffled}
-    words = batchnorm_words(encoders[0], world, splits, shuffled)
+    summary = describe_batchnorm(encoders[0], world, splits, shuffled)
     if labels is not None:
         model = LabelledMoCo(*encoders, labels=labels, base_temperature=base_temperature, **same, **others)
-        return model, f"loss by labels in fp32; {words}"
+        return model, f"loss by labels in fp32; {summary}"
     size = kernels.Size(batch, K, C, n_hard if recipe else 0, group_counts(recipe), masked, others["T"])
     head = kernels.choose(head_impl, head_precision, device, size, before, _worst)
     model = MoCo(
         *encoders, mask_same_image=masked, head_impl=head.impl, head_precision=head.precision, **same, **others
     )
     model.head = kernels.Earlier(head.impl, head.precision, kernels.kind(device), [head_impl, head_precision])
-    words = f"loss by {head}; {words}"
-    return model, words + ("; queue rows of the same image are left out" if masked else "")
+    summary = f"loss by {head}; {summary}"
+    return model, summary + ("; queue rows of the same image are left out" if masked else "")
 
 
 def _worst(numbers: list[float]) -> list[float]:

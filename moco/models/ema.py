@@ -13,7 +13,7 @@ def inner_optimizer(optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:
     return getattr(optimizer, "_base_optimizer", optimizer)
 
 
-def follow(
+def attach_ema(
     model: nn.Module, optimizer: torch.optim.Optimizer, decay: float | None, decay_epoch: float | None, steps: int
 ) -> nn.Module:
     """Give ``model`` a moving average of its ``encoder_q`` that moves after every step, ``encoder_ema``; returns the
@@ -40,7 +40,7 @@ def follow(
 
 
 def moving_average(network: nn.Module, decay: float | None, decay_epoch: float | None, steps: int) -> Any:
-    """timm's moving average of a network's weights and statistics, or None; arguments as in :func:`follow`.
+    """timm's moving average of a network's weights and statistics, or None; arguments as in :func:`attach_ema`.
 
     A decay of an epoch is SupCon-Framework's form: the step's is its ``steps``-th root.
     """

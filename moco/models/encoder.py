@@ -420,9 +420,9 @@ class SyncBatchNorm2d(nn.BatchNorm2d):
         assert self.running_mean is not None and self.running_var is not None
         assert self.num_batches_tracked is not None and self.momentum is not None
         x = input.float()
-        mean = distributed.add_over_ranks(x.mean((0, 2, 3))) / world  # (C,)
+        mean = distributed.all_reduce_sum_with_grad(x.mean((0, 2, 3))) / world  # (C,)
         centred = x - mean.view(-1, 1, 1)
-        variance = distributed.add_over_ranks(centred.square().mean((0, 2, 3))) / world  # (C,)
+        variance = distributed.all_reduce_sum_with_grad(centred.square().mean((0, 2, 3))) / world  # (C,)
         count = world * x.numel() // self.num_features
         with torch.no_grad():
             self.num_batches_tracked.add_(1)
@@ -451,7 +451,7 @@ def choose_splits(wanted: int | None, batch: int, processes: int) -> int:
     return wanted
 
 
-def batchnorm_words(encoder: nn.Module, processes: int, splits: int, shuffled: bool) -> str:
+def describe_batchnorm(encoder: nn.Module, processes: int, splits: int, shuffled: bool) -> str:
     """How a run keeps BatchNorm from leaking which images belong together, for its log."""
     if not has_batchnorm(encoder):
         return "no BatchNorm in the encoder, nothing to shuffle"

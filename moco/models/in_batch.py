@@ -55,7 +55,7 @@ class BatchContrast(nn.Module):
     """
 
     STATS = ("loss", "top1", "top5", "hardest", "no_positive")
-    chance_words = "chance"
+    chance_formula = "chance"
     K = 0  # no queue
     extra = None  # no synthetic negatives
     head = None  # nor a choice between implementations of the loss
@@ -84,7 +84,7 @@ class BatchContrast(nn.Module):
         self.labels = labels
         self._few: Small | None = None
         self._count_q = Counts(encoder)
-        self.part: Callable[[str], AbstractContextManager] = nullcontext  # told which part of a step begins
+        self.timer: Callable[[str], AbstractContextManager] = nullcontext  # told which part of a step begins
         self.layout = torch.channels_last if channels_last else torch.contiguous_format
         self.mean: Tensor
         self.std: Tensor
@@ -103,17 +103,18 @@ class BatchContrast(nn.Module):
             epoch, draw, step: not used; the step of the methods with a queue needs them.
             more: (N, V - 2, channels, h, w) the other views, where there are more than two.
         """
-        with self.part("q forward"):
+        with self.timer("q forward"):
             views = [im_q, im_k, *(() if more is None else more.unbind(1))]  # V of (N, channels, h, w)
             rows = torch.cat([self.prepare(view) for view in views])  # one forward: BatchNorm sees all views
             with self._count_q.at_once(rows.device):
                 z = self.encoder_q(rows)
             z = z.float().unflatten(0, (len(views), -1)).transpose(0, 1)  # (N, V, C)
-        with self.part("head"):
+        with self.timer("head"):
             groups = ids if self.labels is None else self.labels[ids]
             pairs = compare(
-                z, groups, everyone=distributed.gather_features(z), everyones_groups=distributed.gather_keys(groups),
-                first=distributed.rank() * len(z), contrast_mode=self.contrast_mode,
+                z, groups, everyone=distributed.all_gather_with_grad(z),
+                everyones_groups=distributed.all_gather(groups), first=distributed.rank() * len(z),
+                contrast_mode=self.contrast_mode,
             )  # fmt: skip
             loss = self.loss(pairs, self.T).mean()
             statistics = _statistics(pairs)
@@ -130,7 +131,7 @@ class BatchContrast(nn.Module):
     def update_key_encoder(self, due: Tensor | None = None) -> None:
         """There is none."""
 
-    def slow_words(self, device: torch.device) -> str:
+    def slow_reason(self, device: torch.device) -> str:
         """Nothing is slow."""
         return ""
 

@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from moco import distributed, seeding
-from moco.kernels import Earlier, Head, contrastive_head
+from moco.kernels import Earlier, LossOutput, contrastive_loss
 from moco.kernels.spec import Draws
 from moco.models.buffers import Counts, Rounded, Small
 from moco.models.ema import fused_groups, lerp_unless
@@ -97,7 +97,7 @@ class MoCo(nn.Module):
         self.head_impl, self.head_precision = head_impl, head_precision
         self.head: Earlier | None = None  # for checkpoints, where the two were chosen for a run
         self.layout = torch.channels_last if channels_last else torch.contiguous_format
-        self.part: Callable[[str], AbstractContextManager] = nullcontext  # told which part of a step begins
+        self.timer: Callable[[str], AbstractContextManager] = nullcontext  # told which part of a step begins
         self._few: Small | None = None
         self._count_q, self._count_k = Counts(encoder_q), Counts(encoder_k)
         self._round_k = Rounded(encoder_k)
@@ -127,7 +127,7 @@ class MoCo(nn.Module):
         return math.log(1 + self.K) * self._terms
 
     @property
-    def chance_words(self) -> str:
+    def chance_formula(self) -> str:
         """The same for the log."""
         return "ln(1+K)" if self._terms == 1 else f"{self._terms:.4g} ln(1+K)"
 
@@ -156,7 +156,7 @@ class MoCo(nn.Module):
 
     def encode_queries(self, images: Tensor) -> Tensor:
         """Unit features (N, C) with a gradient."""
-        with self.part("q forward"), self._count_q.at_once(images.device):
+        with self.timer("q forward"), self._count_q.at_once(images.device):
             return F.normalize(self.encoder_q(self.prepare(images)).float(), dim=1)
 
     @torch.no_grad()
@@ -164,16 +164,16 @@ class MoCo(nn.Module):
         """Unit features (N, C) of the key encoder, computed in a shuffled order and put back."""
         if not self.shuffle:
             return self._keys(images)
-        with self.part("shuffle"):
+        with self.timer("shuffle"):
             rows = images.shape[0] * distributed.world_size()
             permutation = torch.randperm(rows, generator=seeding.torch_generator("shuffle", self.seed, draw))
-            shuffled = distributed.permute_rows(images, permutation)
+            shuffled = distributed.exchange_rows(images, permutation)
         k = self._keys(shuffled)
-        with self.part("shuffle"):
-            return distributed.permute_rows(k, torch.argsort(permutation))
+        with self.timer("shuffle"):
+            return distributed.exchange_rows(k, torch.argsort(permutation))
 
     def _keys(self, images: Tensor) -> Tensor:
-        with self.part("k forward"), self._count_k.at_once(images.device), self._round_k.at_once(images.device):
+        with self.timer("k forward"), self._count_k.at_once(images.device), self._round_k.at_once(images.device):
             return F.normalize(self.encoder_k(self.prepare(images)).float(), dim=1)
 
     def prepare(self, images: Tensor) -> Tensor:
@@ -183,13 +183,13 @@ class MoCo(nn.Module):
             images = normalise(images, self.mean, self.std, dtype, self.layout)
         return images.contiguous(memory_format=self.layout)
 
-    def contrast(self, q: Tensor, k: Tensor, ids: Tensor, epoch: int, draw: int, step: int = 0) -> Head:
+    def contrast(self, q: Tensor, k: Tensor, ids: Tensor, epoch: int, draw: int, step: int = 0) -> LossOutput:
         """InfoNCE of q against its key, the queue and the extra negatives."""
-        with self.part("head"):
+        with self.timer("head"):
             draws = self.extra(q.shape[0], epoch, draw, step) if self.extra else None
             mask = {"ids": ids, "queue_ids": self.queue_ids} if self.mask_same_image else {}
             n_hard = self.n_hard if draws is not None else 0
-            return contrastive_head(
+            return contrastive_loss(
                 q, k, self.queue, temperature=self.T, n_hard=n_hard, draws=draws,
                 impl=self.head_impl, precision=self.head_precision, shadow=self.shadow, **mask,
             )  # fmt: skip
@@ -218,18 +218,18 @@ class MoCo(nn.Module):
         called_off = torch.logical_not(due, out=torch.empty_like(due, dtype=torch.float32))
         lerp_unless(called_off, k, q, 1.0 - self.m)
 
-    def slow_words(self, device: torch.device) -> str:
+    def slow_reason(self, device: torch.device) -> str:
         """Of a key encoder that takes three passes on a GPU in place of one, for the log; else empty."""
         odd = fused_groups(*self._pairs(), device)[1][0] if device.type != "cpu" else []
-        words = "parameters of the key encoder follow in three passes: their types, devices or layouts differ"
-        return f"{len(odd)} {words}" if odd else ""
+        summary = "parameters of the key encoder follow in three passes: their types, devices or layouts differ"
+        return f"{len(odd)} {summary}" if odd else ""
 
     @torch.no_grad()
     def enqueue(self, keys: Tensor, ids: Tensor) -> None:
         """Put the keys of all processes into the queue, in the same order everywhere."""
-        ids = distributed.gather_keys(ids)
+        ids = distributed.all_gather(ids)
         for direction in keys.split(len(keys) // (2 if self.symmetric else 1)):
-            gathered = distributed.gather_keys(direction)
+            gathered = distributed.all_gather(direction)
             enqueue_(self.queue, self.queue_ids, self.queue_ptr, gathered, ids, self.shadow)
 
     def shared(self) -> tuple[Tensor, ...]:
@@ -272,6 +272,6 @@ def _round_queue(model: nn.Module, _: object) -> None:
         model.shadow.copy_(model.queue)
 
 
-def _output(head: Head, loss: Tensor, q: Tensor, keys: Tensor, paired: Tensor) -> Output:
+def _output(head: LossOutput, loss: Tensor, q: Tensor, keys: Tensor, paired: Tensor) -> Output:
     top1, top5 = ((head.rank < n).mean(dtype=torch.float32) for n in (1, 5))
     return Output(loss, top1, top5, head.hardest, head.synthetic_mass, q.detach(), keys, paired)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from moco import distributed
-from moco.kernels import Head, labelled_head
+from moco.kernels import LossOutput, labelled_loss
 from moco.models.key_queue import next_rows
 from moco.models.moco import MoCo
 
@@ -42,11 +42,11 @@ class LabelledMoCo(MoCo):
         self.queue_labels: Tensor
         self.register_buffer("queue_labels", torch.full((self.K,), UNLABELLED))
 
-    def contrast(self, q: Tensor, k: Tensor, ids: Tensor, epoch: int, draw: int, step: int = 0) -> Head:
+    def contrast(self, q: Tensor, k: Tensor, ids: Tensor, epoch: int, draw: int, step: int = 0) -> LossOutput:
         """SupCon of q against its key, the queue and the extra negatives."""
-        with self.part("head"):
+        with self.timer("head"):
             draws = self.extra(q.shape[0], epoch, draw, step) if self.extra else None
-            head = labelled_head(
+            head = labelled_loss(
                 q, k, self.queue, self.labels[ids], self.queue_labels, temperature=self.T, n_hard=self.n_hard,
                 draws=draws,
             )  # fmt: skip

@@ -18,8 +18,8 @@ FAILED_EXIT, INTERRUPT_EXIT = 1, 130
 
 def main(argv: list[str] | None = None) -> int:
     """One sweep from its file to its tables; returns the exit code (see the package)."""
-    words = sys.argv[1:] if argv is None else argv
-    cut = words.index("--") if "--" in words else len(words)
+    argv = sys.argv[1:] if argv is None else argv
+    cut = argv.index("--") if "--" in argv else len(argv)
     parser = argparse.ArgumentParser(
         prog="python -m moco.sweep", description="Run a grid of settings. Words after -- go to every trial.",
     )  # fmt: skip
@@ -28,10 +28,10 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--gpus", nargs="+", metavar="ID", help="run on these GPUs, one trial each (default: all)")
     parser.add_argument("--slots", type=int, metavar="N", help="run without GPUs, N trials at a time")
     parser.add_argument("--dry-run", action="store_true", help="print the commands and stop")
-    args = parser.parse_args(words[:cut])
+    args = parser.parse_args(argv[:cut])
 
     def work() -> int:
-        sweep = spec.read(args.spec, words[cut + 1 :], args.out, gpus=args.gpus, slots=args.slots)
+        sweep = spec.read(args.spec, argv[cut + 1 :], args.out, gpus=args.gpus, slots=args.slots)
         return dry_run(sweep) if args.dry_run else run(sweep)
 
     return exit_code(work)
@@ -44,7 +44,7 @@ def dry_run(sweep: spec.Spec) -> int:
         print(command)  # once for all settings of one run
     if sweep.select and sweep.select.flags != sweep.report.flags:
         without, instead = (sweep.words_of(stage) for stage in (sweep.select, sweep.report))
-        how = " and ".join(f"{way} {words}" for way, words in (("without", without), ("with", instead)) if words)
+        how = " and ".join(f"{way} {argv}" for way, argv in (("without", without), ("with", instead)) if argv)
         print(f"# then each selected setting again, {how}, under {len(sweep.seeds)} seeds")
     for note in sweep.notes:
         print(f"# {note}")
@@ -98,9 +98,9 @@ def _run_all(sweep: spec.Spec, stage: spec.Stage, settings: list[dict], began: f
         count += 1
         name = os.path.basename(item.folder)
         if record.status != trial.DONE:
-            print(f"[{count}/{len(todo)}] {name} {record.words()} (folder {item.folder})", flush=True)
+            print(f"[{count}/{len(todo)}] {name} {record.argv()} (folder {item.folder})", flush=True)
             return
-        when = record.words() if record.ended >= began else "was done before"
+        when = record.argv() if record.ended >= began else "was done before"
         found = [] if item.row else [f"{metric} {trial.number(item, metric)}" for metric in stage.metrics]
         print(f"[{count}/{len(todo)}] {name} {when}{': ' * bool(found)}{', '.join(found)}", flush=True)
 

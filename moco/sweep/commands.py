@@ -53,14 +53,14 @@ def plain(value: Any) -> str:
     return " ".join(map(str, value)) if isinstance(value, list) else str(value)
 
 
-def named(main: str, words: list[str]) -> dict[str, str]:
+def named(main: str, argv: list[str]) -> dict[str, str]:
     """The settings that words of the command line name, each with the word that does it; of a script that is not ours
     by the word alone."""
     found: dict[str, str] = {}
     if parser := _parser(main):
         with contextlib.suppress(UserError), _told(main):  # what it does not take, the trials' own commands will tell
-            found = {name: f"--{hyphens(name)}" for name in given(parser, spelled(words))}
-    for word in (word.split("=")[0] for word in words if word.startswith("--")):
+            found = {name: f"--{hyphens(name)}" for name in given(parser, spelled(argv))}
+    for word in (word.split("=")[0] for word in argv if word.startswith("--")):
         name = hyphens(word.removeprefix("--"))
         found[setting(main, name)] = word
         if not parser:
@@ -89,6 +89,6 @@ def parsed(main: str, command: list[str]) -> Namespace:
 
 
 @functools.cache
-def _parsed(main: str, words: tuple[str, ...]) -> Namespace:
-    with _told(f"{main} does not take {shlex.join(words)}"):
-        return getattr(options, f"parse_{MAINS[main]}")(list(words))
+def _parsed(main: str, argv: tuple[str, ...]) -> Namespace:
+    with _told(f"{main} does not take {shlex.join(argv)}"):
+        return getattr(options, f"parse_{MAINS[main]}")(list(argv))

@@ -91,7 +91,7 @@ class Spec:
     report: Stage
     run: Run
     out: str
-    words: list[str] = field(default_factory=list)  # of the command line, for every trial
+    argv: list[str] = field(default_factory=list)  # of the command line, for every trial
     notes: tuple[str, ...] = ()  # what a reader of its figures must know
 
     def trials(self, stage: Stage, settings: list[dict[str, Any]] | None = None) -> list[Trial]:
@@ -113,19 +113,19 @@ class Spec:
         if self.one_run and stage.together:
             name, values = self.one_run
             varied[name], row = values, (name, setting[name]) if len(values) > 1 else None
-        words = self._words({**self.flags, **stage.flags, **varied})
-        code = hashlib.sha256(json.dumps([self.main, *words]).encode()).hexdigest()[:10]
+        argv = self._argv({**self.flags, **stage.flags, **varied})
+        code = hashlib.sha256(json.dumps([self.main, *argv]).encode()).hexdigest()[:10]
         named = ",".join(f"{name}={plain(value)}" for name, value in varied.items())
         folder = os.path.join(self.out, "trials", re.sub(r"[^\w.,=+-]", "_", named)[:120] + "-" + code)
         parent = self._trial(self.select, setting, seed).folder if stage.resume and self.select else ""
-        command = [self.script, *words, "--save-dir", folder, "--resume", "auto"]
+        command = [self.script, *argv, "--save-dir", folder, "--resume", "auto"]
         return Trial(setting, seed, folder, command, parent, row)
 
-    def _words(self, flags: dict[str, Any]) -> list[str]:
+    def _argv(self, flags: dict[str, Any]) -> list[str]:
         # DIR goes first, because a flag with several values before it would take it for one of them; what else the
         # command line gave goes last, because the last word of a flag wins.
-        at = next((i for i, word in enumerate(self.words) if word.startswith("-")), len(self.words))
-        return [*self.words[:at], *self._said(flags), *self.words[at:]]
+        at = next((i for i, word in enumerate(self.argv) if word.startswith("-")), len(self.argv))
+        return [*self.argv[:at], *self._said(flags), *self.argv[at:]]
 
     def _said(self, flags: dict[str, Any]) -> list[str]:
         return [word for name in sorted(flags) for word in spoken(name, flags[name], settings_of(self.main))]
@@ -135,7 +135,7 @@ class Spec:
         return shlex.join(self._said(stage.flags))
 
 
-def read(path: str, words: list[str] | None = None, out: str | None = None, **run: Any) -> Spec:
+def read(path: str, argv: list[str] | None = None, out: str | None = None, **run: Any) -> Spec:
     """The spec in a file, with every command it will start accepted by the entry point's own parser.
 
     Args:
@@ -148,9 +148,9 @@ def read(path: str, words: list[str] | None = None, out: str | None = None, **ru
         UserError: one sentence that names the file, the entry and what is wrong with it.
     """
     try:
-        spec = _build(path, _load(path), words or [], out, {k: v for k, v in run.items() if v is not None})
+        spec = _build(path, _load(path), argv or [], out, {k: v for k, v in run.items() if v is not None})
         _check_spellings(spec)
-        _check_words(spec)
+        _describe_check(spec)
         for stage in filter(None, (spec.select, spec.report)):
             _check_figures(spec, stage)
         spec = replace(spec, notes=tuple(_notes(spec)))
@@ -175,7 +175,7 @@ def _load(path: str) -> dict[str, Any]:
     return _mapping(entries, "the file", KEYS)
 
 
-def _build(path: str, entries: dict[str, Any], words: list[str], out: str | None, run: dict[str, Any]) -> Spec:
+def _build(path: str, entries: dict[str, Any], argv: list[str], out: str | None, run: dict[str, Any]) -> Spec:
     main = entries.get("main")
     if main not in MAINS and not (isinstance(main, str) and os.path.isfile(main)):
         raise UserError(f"main must be one of {', '.join(MAINS)} or the path of a script like them, not {main}.")
@@ -192,9 +192,7 @@ def _build(path: str, entries: dict[str, Any], words: list[str], out: str | None
     name = os.path.splitext(os.path.basename(path))[0]
     folder = out or str(entries.get("out") or os.path.join("runs", "sweeps", name))
     seeds = _seeds(entries.get("seeds", [0]))
-    return Spec(
-        path, main, flags, settings, one_run, seeds, group_by, select, report, _run(entries, run), folder, words
-    )
+    return Spec(path, main, flags, settings, one_run, seeds, group_by, select, report, _run(entries, run), folder, argv)
 
 
 def _settings(flags: dict, grid: dict, paired: dict) -> list[dict[str, Any]]:
@@ -331,9 +329,9 @@ def _check_spellings(spec: Spec) -> None:
                 raise UserError(f"{name}: each trial has a folder of its own; write out.")
 
 
-def _check_words(spec: Spec) -> None:
+def _describe_check(spec: Spec) -> None:
     """Words of the command line must leave alone what tells the trials apart, and the two stages."""
-    typed = named(spec.main, spec.words)
+    typed = named(spec.main, spec.argv)
     varied = [*OURS, *(OWN_FOLDER if spec.main in MAINS else ()), *spec.settings[0]]
     stages = [*(spec.select.flags if spec.select else ()), *spec.report.flags]
     for names, why in ((varied, "would make trials alike"), (stages, "would take the place of a stage's own flag")):
@@ -376,7 +374,7 @@ def _notes(spec: Spec) -> list[str]:
     if not same:
         return []
     name, images = next(iter(same.items()))
-    words = f"{metric}, which selects, and {name}, which is reported, are both of {images}"
+    argv = f"{metric}, which selects, and {name}, which is reported, are both of {images}"
     if spec.main != "main_pretrain.py":
-        raise UserError(f"{words}: such a figure is too good; give select a --val-share of its own.")
-    return [f"{words}: the reported figure is as good as the selection made it"]
+        raise UserError(f"{argv}: such a figure is too good; give select a --val-share of its own.")
+    return [f"{argv}: the reported figure is as good as the selection made it"]

@@ -30,7 +30,7 @@ from torch import Tensor, nn
 from moco import data, distributed
 from moco.cli import options
 from moco.data.sources.cache import fits
-from moco.kernels import Draws, contrastive_head, describe
+from moco.kernels import Draws, contrastive_loss, describe
 from moco.models import ema
 from moco.models.encoder import strided_point
 from moco.models.in_batch import BatchContrast
@@ -56,7 +56,7 @@ def worker(args: Namespace) -> int:
     batch = args.batch_size * distributed.nodes()
     queue = f"K {args.moco_k}" if args.queue else "no queue"
     tell(f"{args.method}, {args.arch} at {view.size} px, batch {batch}, {queue}, {images.name}; "
-         f"{distributed.words()}, {torch.get_num_threads()} threads, torch {torch.__version__}")  # fmt: skip
+         f"{distributed.summary()}, {torch.get_num_threads()} threads, torch {torch.__version__}")  # fmt: skip
     loads = parts = {}
     if args.what in ("data", "all"):
         loads = data_rows(images, view, args, batch)
@@ -181,8 +181,8 @@ def step_parts(
             trainer.look_every = 1  # every step is measured, also on a GPU
             trainer.step(source)
             if number == WARM_UP - 1:
-                trainer.parts.take()
-        parts = trainer.parts.take()
+                trainer.timer.take()
+        parts = trainer.timer.take()
     waited = parts.pop("waiting for images", 0.0)  # noise is always there
     if args.aug_device == "gpu":
         parts[ON_DEVICE] = waited
@@ -227,14 +227,14 @@ def make_trainer(
     device, world = distributed.device(), distributed.world_size()
     classes = None if labels is None else np.resize(labels, images)
     model, _ = build_model(args, view, args.seed, images, batch // world, classes)
-    groups = optimizers.spare_vectors([{"params": list(model.parameters())}], args.exclude_bias_norm)
+    groups = optimizers.no_decay_for_bias_and_norm([{"params": list(model.parameters())}], args.exclude_bias_norm)
     optimizer = optimizers.build_optimizer(
         args.opt, groups, args.lr, args.momentum, args.weight_decay, args.clip_grad, args.opt_betas
     )
     sampler = data.EpochSampler(images, batch, args.seed, world, distributed.rank())
     broken = strided_point(model.encoder_q, view.channels, view.size) if device.type == "cpu" else ""
     plan = make_plan(args, len(sampler), pretraining.pick_amp(args.amp, device, broken))
-    ema.follow(model, optimizer, args.ema, args.ema_epoch, plan.steps_per_epoch)
+    ema.attach_ema(model, optimizer, args.ema, args.ema_epoch, plan.steps_per_epoch)
     epoch, step = options.last_start(args)
     model.train()
     return pretraining.Trainer(
@@ -293,7 +293,7 @@ def _heads_with_queue(args: Namespace, model: MoCo, n: int) -> dict[str, Loss]:
     def head(draws: Draws | None, precision: str) -> Loss:
         n_hard = args.n_hard if draws else 0
         settings = {"temperature": args.moco_t, "n_hard": n_hard, "impl": impl, "precision": precision}
-        return q, lambda: contrastive_head(q, k, model.queue, draws=draws, **settings).loss
+        return q, lambda: contrastive_loss(q, k, model.queue, draws=draws, **settings).loss
 
     named = describe(impl, own_precision, device)
     plain = {f"plain moco, {named}": head(None, own_precision)}

@@ -52,7 +52,7 @@ def _prune(folder: str, keep: int, newest: str) -> None:
         os.remove(os.path.join(folder, name))
 
 
-def claim(
+def reserve_run_folder(
     folder: str, resumed: str | None, overwrite: bool, files: Sequence[str] | None = None, results: Sequence[str] = (),
     more: Sequence[str] = (),
 ) -> None:  # fmt: skip

@@ -30,7 +30,7 @@ def without_top5(classes: int) -> dict[str, dict[str, str]]:
     return {"not_measured": {"acc5": why, "val_acc5": why}} if classes < TOP5_FROM else {}
 
 
-def top5_words(acc5: float | None) -> str:
+def describe_top5(acc5: float | None) -> str:
     """A top-5 accuracy behind a top-1; nothing where it says nothing."""
     return "" if acc5 is None else f" Acc@5 {acc5:.3f}"
 

@@ -113,7 +113,7 @@ def _check_betas(name: str, betas: list[float] | None, count: int) -> None:
         raise UserError(f"--opt-betas gives {len(betas)} numbers and --opt {name} {has}{example}.")
 
 
-def spare_vectors(groups: list[dict[str, Any]], spare: bool) -> list[dict[str, Any]]:
+def no_decay_for_bias_and_norm(groups: list[dict[str, Any]], spare: bool) -> list[dict[str, Any]]:
     """The groups, or with ``spare`` each as two: what has more than one dimension, and vectors without weight decay.
 
     Vectors are biases and the scales and shifts of norms. timm's LARS, as BYOL's (arXiv 2006.07733) and MoCo v3's, does
@@ -163,7 +163,7 @@ def layer_groups(
 _on_device: WeakKeyDictionary[torch.optim.Optimizer, bool] = WeakKeyDictionary()  # is all that a step changes there?
 
 
-def let_the_device_decide(optimizer: torch.optim.Optimizer) -> None:
+def use_fused_optimizer_step(optimizer: torch.optim.Optimizer) -> None:
     """Use the optimizer's fused form where it has one: few launches, and it takes "not this step" from the device.
 
     Momentum starts at zeros: fused SGD would leave its first buffer as it found it if the first step were skipped.

@@ -29,11 +29,11 @@ from moco.errors import SIGTERM_EXIT, TrainingError, UserError
 from moco.models import in_batch, moco
 from moco.train import checkpoint
 from moco.train.metrics import alignment, uniformity
-from moco.train.optimizers import Plateau, let_the_device_decide, step_unless, waits
-from moco.train.resume import stopped_words
+from moco.train.optimizers import Plateau, step_unless, use_fused_optimizer_step, waits
+from moco.train.resume import describe_stop
 from moco.train.runlog import RunLog
 from moco.train.schedule import warmed
-from moco.train.timers import Parts, Stopwatch
+from moco.train.timers import StepTimer, Stopwatch
 from moco.weights.settings import images_of
 
 IMAGES = ("q", "k", "more", "index")  # of a batch, what goes to the device; more: only where views are more than two
@@ -219,12 +219,12 @@ class Trainer:
         self.device = distributed.device()
         self.stats = (*self.model.STATS, "grad_norm")  # what is averaged between log lines
         self.sums = torch.zeros(len(self.stats) + 1, device=self.device)  # the last entry counts the batches
-        self.good = torch.tensor(self.progress.ema_due, device=self.device)  # () did the last step move the weights?
-        self.bad = ~self.good  # () was it not finite?
+        self.step_ok = torch.tensor(self.progress.ema_due, device=self.device)  # () did the last step move the weights?
+        self.bad = ~self.step_ok  # () was it not finite?
         self.one = torch.ones((), device=self.device)
-        self.unread: list[Tensor] = []  # (4,) int32 a step since the last look, see _flags
+        self.pending_flags: list[Tensor] = []  # (4,) int32 a step since the last look, see _flags
         self.look_every = 1 if self.device.type == "cpu" else min(self.plan.print_freq, LOOK_STEPS)
-        self.parts = self.model.part = Parts(self.device)
+        self.timer = self.model.timer = StepTimer(self.device)
         self.watch, self.timed = Stopwatch(), 0  # steps since the watch was restarted
         self.exit_code: int | None = None  # set when the run must stop early
         self.bad_images = BadImages(self.max_bad_images)
@@ -235,9 +235,9 @@ class Trainer:
         rows, rank = self.progress.losses, distributed.rank()
         row = rows[rank] if rank < len(rows) else [0.0, 0.0]
         self.losses = torch.tensor(row, dtype=torch.float64, device=self.device)  # (2,) sum and count in this epoch
-        let_the_device_decide(self.optimizer)
-        for words in filter(None, [self.model.slow_words(self.device)]):
-            self.log.line(words)
+        use_fused_optimizer_step(self.optimizer)
+        for summary in filter(None, [self.model.slow_reason(self.device)]):
+            self.log.line(summary)
 
     # ------------------------------------------------------------------------------------------------ an epoch
 
@@ -260,7 +260,7 @@ class Trainer:
         self.check_queues()
         self.sampler.set_position(at.epoch, at.batch)
         self._restart_watch()  # what happened between epochs is not training time
-        batches = ahead(iter(loader), self.device)
+        batches = prefetch(iter(loader), self.device)
         with self.log.bar(self.plan.steps_per_epoch, at.batch // accum, f"epoch {at.epoch}") as bar:
             for _ in range(at.batch // accum, self.plan.steps_per_epoch):
                 self.step(batches)
@@ -268,8 +268,8 @@ class Trainer:
                 self._after_step()
                 if self.exit_code is not None or self.finished():
                     break
-        self.look()
-        self.log.line(f"epoch {at.epoch}, step time: {self.parts.words()}")
+        self.sync_outcomes()
+        self.log.line(f"epoch {at.epoch}, step time: {self.timer.summary()}")
         if at.batch // accum >= self.plan.steps_per_epoch:
             self._follow_plateau()
             at.epoch, at.batch = at.epoch + 1, 0
@@ -281,17 +281,17 @@ class Trainer:
             return
         if at.epoch in plan.changes or plan.changed_before(at.step):
             self.plateau.forget()
-        strangers = self._began_with_strangers()
+        strangers = self._queue_had_random_rows()
         total, count = distributed.mean_over_ranks(self.losses).tolist()
         self.losses.zero_()
         before = self.plateau.factor
         if count and not strangers:
             self.plateau.note(total / count)
         if self.plateau.factor < before:
-            words = f"the mean loss, now {total / count:.4f}, has not fallen for more than {plan.patience} epochs"
-            self.log.line(f"epoch {at.epoch}: {words}; the rate drops to {plan.lr * self.plateau.factor:.4g}")
+            summary = f"the mean loss, now {total / count:.4f}, has not fallen for more than {plan.patience} epochs"
+            self.log.line(f"epoch {at.epoch}: {summary}; the rate drops to {plan.lr * self.plateau.factor:.4g}")
 
-    def _began_with_strangers(self) -> bool:
+    def _queue_had_random_rows(self) -> bool:
         """Whether the queue of this epoch began with rows that were drawn at random: negatives so easy that the loss
         rises while keys take their places, for many epochs where K is many times the images."""
         at, images = self.progress, self.sampler
@@ -311,25 +311,25 @@ class Trainer:
         """One optimizer step over ``accum`` batches, or nothing at all if anything is not finite anywhere."""
         at, accum = self.progress, self.plan.accum
         looks = (at.step + 1) % self.look_every == 0
-        with self.parts.of_a_step(looks):
+        with self.timer.of_a_step(looks):
             self._step(batches)
         at.step += 1
         at.batch += accum
         self.timed += 1
         if looks:
-            self.look()
+            self.sync_outcomes()
         self.optimizer.zero_grad(set_to_none=True)
 
     def _step(self, batches: Iterator[dict]) -> None:
-        at, accum, part = self.progress, self.plan.accum, self.parts
+        at, accum, timer = self.progress, self.plan.accum, self.timer
         lr = self.plan.lr_at(at.epoch, at.step) * self.plateau.factor
         for group in self.optimizer.param_groups:
             group["lr"] = lr
-        with part("EMA"):
-            self.model.update_key_encoder(self.good)
+        with timer("EMA"):
+            self.model.update_key_encoder(self.step_ok)
         restore, outputs, ids = None, [], []
         for number, batch in enumerate(islice(self._timed(batches), accum)):
-            with part("transfer"):
+            with timer("transfer"):
                 images = {n: batch[n].to(self.device, non_blocking=True) for n in IMAGES if n in batch}
             index = images["index"]
             if restore is None:
@@ -337,10 +337,10 @@ class Trainer:
                 restore = self.model.snapshot(views * accum * len(index) * distributed.world_size())
             outputs.append(self._forward_backward(images, hold=number < accum - 1))
             ids.append(index)
-            with part("enqueue"):
+            with timer("enqueue"):
                 self.model.enqueue(outputs[-1].keys, index)  # a batch sees the keys of the one before it
         assert restore is not None
-        with part("optimizer"):
+        with timer("optimizer"):
             self.scaler.unscale_(self.optimizer)
             norm = get_total_norm([p.grad for p in self.parameters if p.grad is not None])
             flags = self._flags([o.loss.detach() for o in outputs], norm)
@@ -348,15 +348,15 @@ class Trainer:
             self._move(self.bad)
             self.scaler.update()
             restore(self.bad)
-        self.good = ~self.bad
-        self.unread.append(flags)
-        self.tried = outputs, ids
+        self.step_ok = ~self.bad
+        self.pending_flags.append(flags)
+        self.last_outputs = outputs, ids
         self._count(outputs, norm)
 
     def _timed(self, batches: Iterator[dict]) -> Iterator[dict]:
         """Batches, with the time spent waiting for them measured and unreadable images noted."""
         while True:
-            with self.watch.waiting(), self.parts("waiting for images"):
+            with self.watch.waiting(), self.timer("waiting for images"):
                 batch = next(batches)
             for name in self.bad_images.note(batch, self.source):
                 self.log.line(f"unreadable image replaced by another: {name}")
@@ -371,7 +371,7 @@ class Trainer:
         with distributed.hold_gradients(self.wrapped, hold):
             with amp:
                 output = self.wrapped(im_q, im_k, ids, at.epoch, at.draw, *more, step=at.step)
-            with self.parts("q backward"):
+            with self.timer("q backward"):
                 loss = output.loss if self.plan.accum == 1 else output.loss / self.plan.accum
                 self.scaler.scale(loss).backward()
         at.draw += 1
@@ -398,14 +398,14 @@ class Trainer:
             if self.plan.patience is not None:
                 self.losses += torch.stack([values[0], self.one]).masked_fill_(self.bad, 0.0)
 
-    def look(self) -> None:
+    def sync_outcomes(self) -> None:
         """Read what became of the steps since the last look: the only place where the host waits for the device."""
         at = self.progress
-        if not self.unread:
+        if not self.pending_flags:
             return
-        steps = torch.stack(self.unread).tolist()
-        self.unread.clear()
-        self.parts.read()
+        steps = torch.stack(self.pending_flags).tolist()
+        self.pending_flags.clear()
+        self.timer.read()
         for ago, (bad_loss, bad, terminated, stop) in zip(range(len(steps) - 1, -1, -1), steps, strict=True):
             if stop:
                 self.exit_code = SIGTERM_EXIT if terminated else 0
@@ -427,7 +427,7 @@ class Trainer:
         self.log.line(f"step {step}: {where} is not finite; nothing was changed ({at.bad_steps} in a row)")
         if at.bad_steps < self.plan.max_bad_steps:
             return
-        outputs, ids = self.tried
+        outputs, ids = self.last_outputs
         path = os.path.join(self.save_dir, f"bad_step_{at.step - 1:08d}_rank{distributed.rank()}.pt")
         losses = [float(o.loss.detach()) for o in outputs]
         lr = self.optimizer.param_groups[0]["lr"]
@@ -440,7 +440,7 @@ class Trainer:
 
     def _culprit(self, bad_loss: bool) -> tuple[str, list[str]]:
         """What was not finite in the last step on this process, and the names of the gradients that were not."""
-        own = not all(bool(o.loss.isfinite()) for o in self.tried[0])
+        own = not all(bool(o.loss.isfinite()) for o in self.last_outputs[0])
         names = [n for n, p in self.model.named_parameters() if p.grad is not None and not p.grad.isfinite().all()]
         return "the loss" if own else f"the gradient of {names[0]}" if names else "another process", names
 
@@ -449,7 +449,7 @@ class Trainer:
     def report(self) -> None:
         """One line and one record about the steps since the last one; moco/sweep/figures.py has their names."""
         at, plan = self.progress, self.plan
-        self.look()
+        self.sync_outcomes()
         *sums, counted = distributed.mean_over_ranks(self.sums).tolist()
         if not counted:
             return
@@ -466,15 +466,15 @@ class Trainer:
         done = at.batch // plan.accum
         text = (
             f"Epoch [{at.epoch}][{done:4d}/{plan.steps_per_epoch}] loss {values['loss']:.4f} "
-            f"({values['loss_ratio']:.3f} of {self.model.chance_words}) "
+            f"({values['loss_ratio']:.3f} of {self.model.chance_formula}) "
             f"top1 {values['top1']:.1f} top5 {values['top5']:.1f} "
             f"lr {values['lr']:.4g} {values['images_per_second']:.0f} images/s wait {100 * values['wait_share']:.0f}% "
             f"ETA {int(eta) // 3600}:{int(eta) // 60 % 60:02d}:{int(eta) % 60:02d}"
         )
         self.log.scalars(at.step, values, epoch=at.epoch, text=text)
-        odd = oddity(values)
+        odd = diagnose(values)
         if odd and at.epoch > 0:  # a first epoch may look like anything
-            self.log.line(f"odd: {odd}")
+            self.log.line(f"warning: {odd}")
         self.sums.zero_()
         self._restart_watch()
 
@@ -482,11 +482,11 @@ class Trainer:
         self.watch.restart()
         self.timed = 0
 
-    def report_measured(self, values: dict[str, float], words: str) -> None:
+    def report_measured(self, values: dict[str, float], summary: str) -> None:
         """Log what was measured of the encoder; ``finished_epochs`` is a checkpoint's ``epoch``, as upstream's."""
         at = self.progress
         epochs = {"epoch": at.trained, "finished_epochs": at.epoch}
-        self.log.scalars(at.step, values, **epochs, text=f"epoch {at.trained}: {words}")
+        self.log.scalars(at.step, values, **epochs, text=f"epoch {at.trained}: {summary}")
 
     def check_queues(self) -> None:
         """Every process must hold the same queue; a difference means that they no longer train one model."""
@@ -498,11 +498,11 @@ class Trainer:
 
     def save(self, arch: str, keep: int) -> None:
         """Write this state from the main process; the others wait, so that none runs ahead of a failed write."""
-        self.look()
+        self.sync_outcomes()
         self.progress.bad_images = self.bad_images.state_dict()
         self.progress.plateau = self.plateau.state_dict()
         if self.plan.patience is not None:
-            self.progress.losses = distributed.gather_keys(self.losses[None]).tolist()
+            self.progress.losses = distributed.all_gather(self.losses[None]).tolist()
         distributed.by_main(partial(self._write, arch, keep))
 
     def _write(self, arch: str, keep: int) -> None:
@@ -513,10 +513,10 @@ class Trainer:
         self.log.line(f"saved {path}")
         if self.exit_code is not None and not self.finished():
             at, plan = self.progress, self.plan
-            self.log.line(stopped_words(at.epoch, at.batch // plan.accum, plan.steps_per_epoch))
+            self.log.line(describe_stop(at.epoch, at.batch // plan.accum, plan.steps_per_epoch))
 
 
-def ahead(batches: Iterator[dict], device: torch.device) -> Iterator[dict]:
+def prefetch(batches: Iterator[dict], device: torch.device) -> Iterator[dict]:
     """The batches, on a GPU each made ready by a side stream while the step before it computes: copied, and augmented
     where that is the device's work."""
     if device.type != "cuda":
@@ -541,7 +541,7 @@ def ahead(batches: Iterator[dict], device: torch.device) -> Iterator[dict]:
         yield batch
 
 
-def oddity(values: dict[str, float]) -> str:
+def diagnose(values: dict[str, float]) -> str:
     """What looks wrong in a report, or an empty string: collapsed features and a loss above chance."""
     if values["feature_std"] < 0.05:
         return "all queries look the same (feature_std near 0), the encoder has collapsed; lower --lr."

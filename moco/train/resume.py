@@ -130,8 +130,8 @@ def _other_images(state: dict, path: str, run: dict, now: dict[str, Any], classe
             f"give the same{end}."
         )
     queue = _forget_images(state)
-    words = "; the queue's rows count as of no image and no class" if queue else ""
-    return f"resumed on other images, {shown[0]} (was {shown[1]}){words}"
+    summary = "; the queue's rows count as of no image and no class" if queue else ""
+    return f"resumed on other images, {shown[0]} (was {shown[1]}){summary}"
 
 
 def _forget_images(state: dict) -> bool:
@@ -151,7 +151,7 @@ def _other_seed(run: dict, seed: int | None) -> str:
 def _other_machine(before: dict[str, Any] | None, now: dict[str, Any]) -> str:
     if before is None or before == now:
         return ""
-    was, is_ = machine_words(before), machine_words(now)
+    was, is_ = describe_machine(before), describe_machine(now)
     return f"written by {was}; this is {is_}: the rest is equal to rounding, not bit for bit"
 
 
@@ -165,13 +165,13 @@ def _other_head(state: dict, run: dict) -> str:
     )
 
 
-def resumed_words(path: str, epochs: int, steps: int) -> str:
+def describe_resume(path: str, epochs: int, steps: int) -> str:
     """Where a run goes on: after so many finished epochs, and steps of the next one."""
     inside = f" and {_count(steps, 'step')} of the next" * bool(steps)
     return f"resumed {path} after {_count(epochs, 'epoch')}{inside}"
 
 
-def stopped_words(epoch: int, done: int, steps: int) -> str:
+def describe_stop(epoch: int, done: int, steps: int) -> str:
     """The last line of a run that was stopped in an epoch, counted from 0, of so many steps."""
     return f"stopped after {done} of {_count(steps, 'step')} of epoch {epoch}: continue with --resume auto"
 
@@ -189,7 +189,7 @@ def _other_processes(run: dict, now: int) -> str:
     )
 
 
-def machine_words(machine: dict[str, Any]) -> str:
+def describe_machine(machine: dict[str, Any]) -> str:
     """The ``torch`` entry in words."""
     count = machine.get("threads")
     threads = f", {_count(count, 'thread')}" if count else ""

@@ -37,14 +37,14 @@ def build_model(
     encoders = [build_encoder(args.arch, args.moco_dim, **shape) for _ in range(2 if args.queue else 1)]
     classes = None if labels is None else torch.from_numpy(labels).to(device)
     build = models.with_queue if args.queue else models.in_batch
-    model, words = build(
+    model, summary = build(
         *encoders, mean=view.mean, std=view.std, seed=seed, images=images, batch=batch, labels=classes,
         before=before, **options.model_settings(args),
     )  # fmt: skip
     model.to(device).to(memory_format=model.layout)
     if args.compile:
         compile_encoders(encoders, args.compile_mode)
-    return model, words
+    return model, summary
 
 
 def make_plan(args: Namespace, batches: int, amp: torch.dtype | None) -> engine.Plan:

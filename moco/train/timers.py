@@ -63,7 +63,7 @@ class Stopwatch:
         return self.seconds() / max(steps, 1)
 
 
-class Parts:
+class StepTimer:
     """Where the time of a step goes, by part, on the device that computes them.
 
     On a GPU the parts are events in its stream, so that nothing waits for them until :meth:`read`; only steps that
@@ -120,7 +120,7 @@ class Parts:
         self._seconds, self._total, self.steps = {}, 0.0, 0
         return means
 
-    def words(self) -> str:
+    def summary(self) -> str:
         """The same as one line, and begins anew."""
         means = self.take()
         total = sum(means.values())

@@ -21,7 +21,7 @@ from moco import data, files
 from moco.errors import UserError
 from moco.models.encoder import backbone_keys
 from moco.models.inputs import normalise
-from moco.weights.read import Backbone, change_words, fill_backbone, open_backbone, recorded_changes, settle
+from moco.weights.read import Backbone, describe_changes, fill_backbone, open_backbone, recorded_changes, settle
 from moco.weights.settings import Settled
 
 _CHECKPOINTS = re.compile(r"checkpoint_((?:semisup|lincls)_)?\d{4,}\.pth\.tar$")  # of ends of epochs, of each main
@@ -102,7 +102,7 @@ def average(paths: list[str]) -> tuple[dict[str, Any], bool]:
         statistics = [value for name, value in weights.items() if name.endswith(("running_mean", "running_var"))]
         rates[_run_of(state).get("lr")] = path
         classes.update({tuple(names): path for names in [_run_of(state).get("classes")] if names})
-        changes[change_words(recorded_changes(state) or {}) or "no change"] = path
+        changes[describe_changes(recorded_changes(state) or {}) or "no change"] = path
         sums = sums or {name: torch.zeros_like(value, dtype=torch.float64) for name, value in weights.items()}
         odd = [n for n in {**sums, **weights} if n not in sums or n not in weights or sums[n].shape != weights[n].shape]
         if odd:
@@ -187,9 +187,9 @@ def _batches(args: Namespace, like: Backbone, settled: Settled) -> tuple[Iterato
     sampler = data.EpochSampler(len(source), batch, seed=0)  # a short last batch would weigh as much as the others
     loader = data.make_loader(data.TwoViews(source, preset, like.size, seed=0), sampler, args.workers)
     images = len(sampler) * batch
-    words = f"BatchNorm measured anew on {images} images of {source.name}, views {aug or 'crop and flip'}"
-    words += settled.words
-    return (normalise(found["q"], mean, std) for found in loader), words
+    summary = f"BatchNorm measured anew on {images} images of {source.name}, views {aug or 'crop and flip'}"
+    summary += settled.summary
+    return (normalise(found["q"], mean, std) for found in loader), summary
 
 
 def run(args: Namespace) -> None:
@@ -198,9 +198,9 @@ def run(args: Namespace) -> None:
     if folder:
         paths = choose(folder, args.last, args.best)
     state, stale = average(paths)
-    words = "no BatchNorm to measure anew"
+    summary = "no BatchNorm to measure anew"
     if not stale and has_batchnorm(state["state_dict"]):
-        words = "BatchNorm's statistics are those of every file"
+        summary = "BatchNorm's statistics are those of every file"
     elif stale and args.refresh:
         if args.data is None and args.dataset is None:
             raise UserError("BatchNorm's statistics are to be measured anew: give training images by --data or "
@@ -208,12 +208,12 @@ def run(args: Namespace) -> None:
         settled = settle(args, paths[-1])
         like = open_backbone(paths[-1], args.arch, args.stem, args.size)
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        batches, words = _batches(args, like, settled)
+        batches, summary = _batches(args, like, settled)
         refresh(state["state_dict"], like, batches, device)
     elif stale:
-        words = "BatchNorm's statistics are the mean of the old ones, which fit no network"
+        summary = "BatchNorm's statistics are the mean of the old ones, which fit no network"
     out = args.out or os.path.join(folder or os.path.dirname(paths[-1]), "averaged.pth.tar")
     files.write(state, out, "--out")
     print(f"averaged {len(paths)} checkpoints: {' '.join(os.path.basename(path) for path in paths)}")
-    print(words)
+    print(summary)
     print(f"wrote {out}")

@@ -1,7 +1,7 @@
-"""Say what a checkpoint is and whether it is sane: python -m moco.describe CKPT.
+"""Say what a checkpoint is and whether it is ok: python -m moco.describe CKPT.
 
-Prints a line for each thing that is known or was checked; a line that starts with "odd:" names something that a healthy
-run does not leave behind. Exit codes: 0 sane, 1 something is odd, 2 the file cannot be read.
+Prints a line for each thing that is known or was checked; a line that starts with "warning:" names something that a
+healthy run does not leave behind. Exit codes: 0 ok, 1 there are warnings, 2 the file cannot be read.
 
 Legend: K queue rows, C feature width.
 """
@@ -20,7 +20,7 @@ from moco.config import typed
 from moco.errors import UserError
 from moco.models.key_queue import EMPTY
 from moco.train import checkpoint
-from moco.train.resume import machine_words
+from moco.train.resume import describe_machine
 from moco.weights.read import File, arch_of, head_entries, named_arch, open_file, outline, settings_of
 from moco.weights.settings import listed
 
@@ -35,7 +35,7 @@ class Line(NamedTuple):
     """One thing that is known of a file."""
 
     text: str
-    sane: bool = True
+    ok: bool = True
 
 
 def describe(path: str) -> list[Line]:
@@ -65,7 +65,7 @@ def _kind(file: File) -> Iterator[Line]:
         ("source" in file.settings, "exported backbone"),
         (True, "weights alone"),
     )
-    yield Line(f"{file.path}: {next(words for found, words in kinds if found)}")
+    yield Line(f"{file.path}: {next(summary for found, summary in kinds if found)}")
 
 
 def _queue_project(file: File) -> str:
@@ -92,13 +92,13 @@ def _architecture(file: File) -> Iterator[Line]:
     try:
         source, _ = outline(file.path)
     except UserError as error:
-        yield Line(f"architecture: {arch}, {how}, but {error}", sane=False)
+        yield Line(f"architecture: {arch}, {how}, but {error}", ok=False)
         return
     head = [tuple(value.shape) for value in head_entries(source.encoder, file).values() if value.ndim > 1]
-    words = "head " + "-".join(map(str, [head[0][1], *(shape[0] for shape in head)])) if head else "no head"
-    built = f"{source.stem} stem, {source.channels} channels, {source.size} px, {words}"
+    summary = "head " + "-".join(map(str, [head[0][1], *(shape[0] for shape in head)])) if head else "no head"
+    built = f"{source.stem} stem, {source.channels} channels, {source.size} px, {summary}"
     yield Line(f"architecture: {arch}, {how}; {built}")
-    yield Line(source.words)
+    yield Line(source.summary)
     yield Line(f"settings: {listed(settings_of(file))}")
 
 
@@ -126,7 +126,7 @@ def _run(file: File) -> Iterator[Line]:
         data = run["data"]
         yield Line(f"data: {data['images']} images of {data['name']}, fingerprint {data['fingerprint']}")
     if "torch" in run:
-        yield Line(f"written by {machine_words(run['torch'])}")
+        yield Line(f"written by {describe_machine(run['torch'])}")
 
 
 def _keys(file: File) -> Iterator[Line]:
@@ -139,14 +139,14 @@ def _keys(file: File) -> Iterator[Line]:
         yield Line(f"entries of the file: {', '.join(others)}")
 
 
-# --------------------------------------------------------------------------------------------- whether it is sane
+# --------------------------------------------------------------------------------------------- whether it is ok
 
 
 def _numbers(file: File) -> Iterator[Line]:
     odd = files.odd_tensors(file.tensors)
-    for words, count in Counter(odd.values()).items():
-        first = next(name for name, found in odd.items() if found == words)
-        yield Line(f"{count} tensors hold {words}, the first is {first}", sane=False)
+    for summary, count in Counter(odd.values()).items():
+        first = next(name for name, found in odd.items() if found == summary)
+        yield Line(f"{count} tensors hold {summary}, the first is {first}", ok=False)
     if not odd:
         yield Line("all weights are finite")
 
@@ -160,11 +160,11 @@ def _batchnorm(file: File) -> Iterator[Line]:
     channels = sum(int((value < FLAT).sum()) for value in variances.values())
     yield Line(f"{len(variances)} BatchNorm layers, {channels} channels without variance")
     if flat:
-        yield Line(f"BatchNorm {flat[0]} has no channel with variance ({len(flat)} layers): collapsed", sane=False)
+        yield Line(f"BatchNorm {flat[0]} has no channel with variance ({len(flat)} layers): collapsed", ok=False)
     untouched = [name for name, value in variances.items() if _untouched(file, name, value)]
     if untouched and file.state.get("epoch"):
-        words = f"BatchNorm {untouched[0]} never saw a batch ({len(untouched)} layers) though training went on"
-        yield Line(words, sane=False)
+        summary = f"BatchNorm {untouched[0]} never saw a batch ({len(untouched)} layers) though training went on"
+        yield Line(summary, ok=False)
 
 
 def _untouched(file: File, name: str, variance: Tensor) -> bool:
@@ -186,11 +186,11 @@ def _queue(file: File) -> Iterator[Line]:
     yield Line(f"queue: K = {K}, C = {rows.shape[1]}, filled by images: {fill}, {K - odd} rows of unit length")
     if odd:
         yield Line(f"{odd} of {K} queue rows are not of unit length (from {float(lengths.min()):.3g} to "
-                   f"{float(lengths.max()):.3g})", sane=False)  # fmt: skip
+                   f"{float(lengths.max()):.3g})", ok=False)  # fmt: skip
     if C is not None and rows.shape[1] != C:
-        yield Line(f"the queue's width {rows.shape[1]} is not the encoder's {C}", sane=False)
+        yield Line(f"the queue's width {rows.shape[1]} is not the encoder's {C}", ok=False)
     if pointer is not None and not 0 <= int(pointer) < K:
-        yield Line(f"the queue's pointer {int(pointer)} lies outside its {K} rows", sane=False)
+        yield Line(f"the queue's pointer {int(pointer)} lies outside its {K} rows", ok=False)
 
 
 def _momentum(file: File) -> Iterator[Line]:
@@ -202,7 +202,7 @@ def _momentum(file: File) -> Iterator[Line]:
         return
     lost = [name for name, (_, other) in pairs.items() if other is None or other.shape != pairs[name][0].shape]
     if lost:
-        yield Line(f"{k} lacks {lost[0]} of {q} ({len(lost)} tensors differ)", sane=False)
+        yield Line(f"{k} lacks {lost[0]} of {q} ({len(lost)} tensors differ)", ok=False)
         return
     square = sum(float((a.double() - b.double()).square().sum()) for a, b in pairs.values() if b is not None)
     norm = sum(float(a.double().square().sum()) for a, _ in pairs.values())
@@ -210,9 +210,9 @@ def _momentum(file: File) -> Iterator[Line]:
     trained = bool(file.state.get("epoch")) or bool((file.state.get("run") or {}).get("step"))
     yield Line(f"{k} is {distance:.3g} from {q}, relative to its norm")
     if distance >= FAR:
-        yield Line(f"{k} no longer follows {q}", sane=False)
+        yield Line(f"{k} no longer follows {q}", ok=False)
     if distance == 0 and trained:
-        yield Line(f"{k} equals {q} after training: there is no momentum between them", sane=False)
+        yield Line(f"{k} equals {q} after training: there is no momentum between them", ok=False)
 
 
 def _parameters(file: File, q: str, k: str) -> dict[str, tuple[Tensor, Tensor | None]]:
@@ -236,14 +236,14 @@ def _optimizer(file: File) -> Iterator[Line]:
     yield Line(f"optimizer: {len(groups)} groups, lr {lr}, {len(kept)} tensors of state")
     bad = len(files.odd_tensors({str(place): value for place, value in enumerate(kept)}))
     if bad:
-        yield Line(f"{bad} tensors of the optimizer hold NaN or infinity", sane=False)
+        yield Line(f"{bad} tensors of the optimizer hold NaN or infinity", ok=False)
 
 
 def run(args: Namespace) -> int:
-    """Print what a file is; the exit code, 1 where something is odd."""
+    """Print what a file is; the exit code, 1 where there is a warning."""
     lines = describe(args.checkpoint)
-    odd = [line for line in lines if not line.sane]
+    odd = [line for line in lines if not line.ok]
     for line in lines:
-        print(line.text if line.sane else f"odd: {line.text}")
-    print(f"{len(odd)} odd things" if odd else "sane")
+        print(line.text if line.ok else f"warning: {line.text}")
+    print(f"{len(odd)} warnings" if odd else "ok")
     return 1 if odd else 0

@@ -17,7 +17,7 @@ from moco.data import statistics
 from moco.errors import UserError
 from moco.files import replacing
 from moco.models.encoder import build_encoder
-from moco.weights.read import arch_of, change_words, changes_of, open_file, read_backbone, settings_of
+from moco.weights.read import arch_of, changes_of, describe_changes, open_file, read_backbone, settings_of
 
 ARCHS = ("resnet50", "resnet101")
 
@@ -49,26 +49,28 @@ def convert(path: str) -> dict[str, Tensor]:
     return renamed(tensors)
 
 
-def pixel_words(mean: list[float], std: list[float]) -> list[str]:
+def pixel_options(mean: list[float], std: list[float]) -> list[str]:
     """detectron2's settings, ``KEY VALUE`` pairs, for images in 0 to 255 that are normalised by other statistics than
     the configurations', which are ImageNet's; else none."""
-    words = []
+    summary = []
     for key, found, own in zip(("MEAN", "STD"), (mean, std), statistics(None, 3), strict=True):
         if not all(math.isclose(x, y, rel_tol=1e-6) for x, y in zip(found, own, strict=True)):
-            words += [f"MODEL.PIXEL_{key}", str([round(255 * x, 6) for x in found])]
-    return words
+            summary += [f"MODEL.PIXEL_{key}", str([round(255 * x, 6) for x in found])]
+    return summary
 
 
 def pixels_of(path: str) -> list[str]:
     """The same for a checkpoint that :func:`convert` has read; none for one that does not say its statistics."""
     known = settings_of(open_file(path))
-    return pixel_words(known["mean"].value, known["std"].value) if {"mean", "std"} <= set(known) else []
+    return pixel_options(known["mean"].value, known["std"].value) if {"mean", "std"} <= set(known) else []
 
 
 def refuse_changes(encoder: nn.Module, path: str) -> None:
     """UserError for an encoder that differs in what no tensor tells: detectron2's ResNet is always the plain one."""
-    if words := change_words(changes_of(encoder).get("changes", {})):
-        raise UserError(f"{path} is of a network with {words}, which detectron2's ResNet cannot do; use another file.")
+    if summary := describe_changes(changes_of(encoder).get("changes", {})):
+        raise UserError(
+            f"{path} is of a network with {summary}, which detectron2's ResNet cannot do; use another file."
+        )
 
 
 def renamed(tensors: dict[str, Tensor]) -> dict[str, Tensor]:

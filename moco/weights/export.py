@@ -33,7 +33,7 @@ from moco.weights.read import (
     Backbone,
     apply_changes,
     bare_names,
-    change_words,
+    describe_changes,
     open_backbone,
     settle,
     sound_head_entries,
@@ -72,7 +72,7 @@ class Exported(NamedTuple):
     """What was written and how it was made sure of."""
 
     paths: list[str]
-    words: list[str]  # for the console
+    summary: list[str]  # for the console
 
 
 def export(source: Backbone, to: str, out: str, card: dict[str, Any], keep_head: bool = False) -> Exported:
@@ -189,8 +189,12 @@ def _to_library(source: Backbone, to: str, out: str, card: dict[str, Any], keep_
         raise UserError(f"{to}'s {arch} computes other features (relative difference {gap:.1e}); nothing was written.")
     plain = {name.removeprefix(wrapped): value for name, value in tensors.items()}
     paths = _write_with_card(plain, out, {**card, "arch": arch})
-    words = change_words(source.changes)
-    told = f"{to}'s own network differs, and the file cannot say so: the lines below give it {words}\n" if words else ""
+    summary = describe_changes(source.changes)
+    told = (
+        f"{to}'s own network differs, and the file cannot say so: the lines below give it {summary}\n"
+        if summary
+        else ""
+    )
     return Exported(paths, [f"{told}{to} computes the same (relative difference {gap:.0e}); load it with", *_loading(
         source, to, arch, target, out, keep_head
     )])  # fmt: skip
@@ -221,20 +225,20 @@ def _load_strictly(target: nn.Module, tensors: dict[str, Tensor], keep_head: boo
 def _loading(source: Backbone, to: str, arch: str, target: nn.Module, out: str, keep_head: bool) -> list[str]:
     """Lines of Python that build the library's network and load the file strictly."""
     lines, head = ["import torch", f"import {to}"], head_of(target)
-    words = [repr(arch.removeprefix("timm/"))]
+    summary = [repr(arch.removeprefix("timm/"))]
     if keep_head:
         layer = target.get_submodule(head)
         assert isinstance(layer, nn.Linear)
-        words.append(f"num_classes={layer.out_features}")
+        summary.append(f"num_classes={layer.out_features}")
     elif to == "timm":
-        words.append("num_classes=0")
-    words += _size_words(source.size, to, target)
+        summary.append("num_classes=0")
+    summary += _describe_size(source.size, to, target)
     if to == "timm" and source.channels != 3:
-        words.append(f"in_chans={source.channels}")
+        summary.append(f"in_chans={source.channels}")
     if to == "timm" and "num_heads" in source.changes:
-        words.append(f"num_heads={source.changes['num_heads']}")
+        summary.append(f"num_heads={source.changes['num_heads']}")
     make = "timm.create_model" if to == "timm" else "torchvision.models.get_model"
-    lines.append(f"model = {make}({', '.join(words)})")
+    lines.append(f"model = {make}({', '.join(summary)})")
     lines += _stem_lines(source, to, target)
     if to == "torchvision" and not keep_head:
         lines.append(f"model.set_submodule({head!r}, torch.nn.Identity())  # features instead of logits")
@@ -242,7 +246,7 @@ def _loading(source: Backbone, to: str, arch: str, target: nn.Module, out: str, 
     return lines
 
 
-def _size_words(size: int, to: str, target: nn.Module) -> list[str]:
+def _describe_size(size: int, to: str, target: nn.Module) -> list[str]:
     """The argument that a network needs whose tensors depend on the size of the images."""
     if to == "torchvision":
         return [f"image_size={size}"] if hasattr(target, "image_size") and size != 224 else []
@@ -278,14 +282,14 @@ def _to_detectron2(source: Backbone, out: str, card: dict[str, Any]) -> Exported
     detectron2_names.refuse_changes(source.encoder, source.file.path)
     tensors = detectron2_names.renamed(_own_tensors(source, keep_head=False))
     detectron2_names.write(tensors, out)
-    pixels = detectron2_names.pixel_words(card["mean"], card["std"])
+    pixels = detectron2_names.pixel_options(card["mean"], card["std"])
     return Exported([out], [f"{len(tensors)} arrays; give the file as {' '.join(['MODEL.WEIGHTS', *pixels])}"])
 
 
 # ------------------------------------------------------------------------------------------------------- onnx
 
 
-class Features(nn.Module):
+class FeatureModule(nn.Module):
     """From normalised images (N, channels, size, size) to features (N, F), without a head."""
 
     def __init__(self, encoder: nn.Module):
@@ -304,7 +308,7 @@ def _to_onnx(source: Backbone, out: str, card: dict[str, Any], keep_head: bool) 
     except ImportError as error:
         raise UserError("--to onnx needs onnx and onnxscript: run `pip install .[export]`.") from error
     expected = _compute(source.encoder, source, keep_head)
-    model = source.encoder if keep_head else Features(source.encoder).eval()
+    model = source.encoder if keep_head else FeatureModule(source.encoder).eval()
     name = "logits" if keep_head else "features"
     try:
         program = torch.onnx.export(
@@ -411,7 +415,7 @@ def run(args: Namespace) -> None:
     if keep_head:
         keep_the_head(source)
     done = export(source, args.to, out, card, keep_head)
-    print(f"{source.arch}, {source.stem} stem, {source.size} px: {source.words}{settled.words}")
+    print(f"{source.arch}, {source.stem} stem, {source.size} px: {source.summary}{settled.summary}")
     print(f"wrote {' and '.join(done.paths)}")
-    for line in done.words:
+    for line in done.summary:
         print(line)

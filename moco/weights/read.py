@@ -80,7 +80,7 @@ class File(NamedTuple):
     beside: str = ""  # what the latter are called
 
 
-class Part(NamedTuple):
+class Submodule(NamedTuple):
     """The encoder in a file."""
 
     name: str  # such as encoder_q, empty for a file that is nothing else
@@ -97,7 +97,7 @@ class Backbone(NamedTuple):
     channels: int
     changes: dict[str, int]  # see :func:`apply_changes`
     file: File
-    words: str  # what was read
+    summary: str  # what was read
 
 
 def load_backbone(encoder: nn.Module, path: str, arch: str = "") -> str:
@@ -127,9 +127,9 @@ def read_backbone(encoder: nn.Module, path: str, arch: str = "") -> tuple[dict[s
         file = File(path, state, _tensors(state, path), {})
     else:
         file = open_file(path)
-    tensors, words = _fitting(encoder, file, arch)
+    tensors, summary = _fitting(encoder, file, arch)
     files.refuse_odd(tensors, path, encoder.state_dict())
-    return tensors, words
+    return tensors, summary
 
 
 def fill_backbone(encoder: nn.Module, tensors: dict[str, Tensor]) -> None:
@@ -187,8 +187,8 @@ def outline(
     arch, stem, channels = arch or known["arch"], known["stem"] if stem == "auto" else stem, known["channels"]
     size = int(size or known.get("size") or (32 if stem == "cifar" else 224))
     encoder = build_encoder(arch, 1, stem=stem, size=size, in_chans=channels)
-    tensors, words = _fitting(encoder, file, arch)
-    return Backbone(encoder.eval(), arch, stem, size, channels, _changes(encoder, file), file, words), tensors
+    tensors, summary = _fitting(encoder, file, arch)
+    return Backbone(encoder.eval(), arch, stem, size, channels, _changes(encoder, file), file, summary), tensors
 
 
 def settle(args: Namespace, path: str, dataset: str | None = None) -> Settled:
@@ -299,13 +299,13 @@ def _tensors(state: dict, path: str) -> dict[str, Tensor]:
     return found
 
 
-def parts(file: File) -> Iterator[Part]:
+def submodules(file: File) -> Iterator[Submodule]:
     """All that may be the encoder in a file, the most specific first."""
     for name in _PARTS:
         prefix = f"{name}." if name else ""
         chosen = {n.removeprefix(prefix): value for n, value in file.tensors.items() if n.startswith(prefix)}
         if chosen:
-            yield Part(name, _library_names(chosen))
+            yield Submodule(name, _library_names(chosen))
 
 
 def _library_names(entries: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -326,7 +326,7 @@ def _library_names(entries: dict[str, Tensor]) -> dict[str, Tensor]:
 def arch_of(file: File) -> str:
     """The architecture that a file names, else the one its tensors have; empty for an unknown one."""
     named = named_arch(file)
-    return named or next(filter(None, (_deduced(part.entries) for part in parts(file))), "")
+    return named or next(filter(None, (_deduced(part.entries) for part in submodules(file))), "")
 
 
 def named_arch(file: File) -> str:
@@ -355,9 +355,9 @@ def _deduced(entries: dict[str, Tensor]) -> str:
     return ""
 
 
-def _first_part(file: File) -> Part:
+def _first_part(file: File) -> Submodule:
     """The part whose tensors are of a known architecture, else the most specific."""
-    found = list(parts(file))
+    found = list(submodules(file))
     return next((part for part in found if _deduced(part.entries)), found[0])
 
 
@@ -428,10 +428,10 @@ def sound_head_entries(encoder: nn.Module, file: File) -> dict[str, Tensor]:
     return entries
 
 
-def _part_for(encoder: nn.Module, file: File) -> Part:
+def _part_for(encoder: nn.Module, file: File) -> Submodule:
     """The part with most of the encoder's names; the most specific where several have as many."""
     wanted = backbone_keys(encoder)
-    return max(parts(file), key=lambda part: len(wanted & part.entries.keys()))
+    return max(submodules(file), key=lambda part: len(wanted & part.entries.keys()))
 
 
 def _changes(encoder: nn.Module, file: File) -> dict[str, int]:
@@ -464,7 +464,7 @@ def recorded_changes(state: dict, card: dict[str, Any] | None = None) -> dict[st
     return {} if isinstance(run, dict) and "seed" in run else None
 
 
-def _has_fixed_positions(part: Part) -> bool:
+def _has_fixed_positions(part: Submodule) -> bool:
     """Whether a ViT narrow enough for timm's heads to differ from MoCo v3's has MoCo v3's or MAE's sines and cosines
     as positions: both leave the class token's row at zero."""
     positions = part.entries.get("pos_embed")
@@ -507,7 +507,7 @@ def apply_changes(encoder: nn.Module, changes: dict[str, int]) -> str:
     Raises:
         UserError: a change of this name is not known.
     """
-    words = change_words(changes)
+    summary = describe_changes(changes)
     if changes:
         encoder.changes = changes  # type: ignore[assignment]
     if "stem_padding" in changes:
@@ -519,10 +519,10 @@ def apply_changes(encoder: nn.Module, changes: dict[str, int]) -> str:
     if "bare_stem" in changes:
         for name in bare_names(encoder):
             encoder.set_submodule(name, nn.Identity())
-    return f"; {words}" if words else ""
+    return f"; {summary}" if summary else ""
 
 
-def change_words(changes: dict[str, int]) -> str:
+def describe_changes(changes: dict[str, int]) -> str:
     """What a change means, for people; empty without changes."""
     unknown = [name for name in changes if name not in CHANGES]
     if unknown:
@@ -553,8 +553,9 @@ def restore_changes(encoder: nn.Module, state: dict, path: str) -> None:
     had = changes_of(encoder).get("changes", kept)
     if had != kept:
         raise UserError(
-            f"{path} was trained on an encoder with {change_words(kept) or 'no change'}, --pretrained gives one with "
-            f"{change_words(had)}; leave --pretrained out to go on with the checkpoint's, or begin another --save-dir."
+            f"{path} was trained on an encoder with {describe_changes(kept) or 'no change'}, --pretrained gives one "
+            f"with {describe_changes(had)}; leave --pretrained out to go on with the checkpoint's, or begin another "
+            "--save-dir."
         )
     apply_changes(encoder, kept)
 
@@ -575,8 +576,8 @@ def _check(encoder: nn.Module, found: dict[str, Tensor], path: str, hint: str) -
     missing = [name for name in own if name in wanted and name not in found and not _is_counter(name)]
     odd = [name for name in found if name not in wanted]
     if missing or odd:
-        parts = [f"{word} {_some(names)}" for word, names in (("lacks", missing), ("has unknown", odd)) if names]
-        raise UserError(f"{path} does not fit the encoder: it {' and '.join(parts)}; {hint}.")
+        submodules = [f"{word} {_some(names)}" for word, names in (("lacks", missing), ("has unknown", odd)) if names]
+        raise UserError(f"{path} does not fit the encoder: it {' and '.join(submodules)}; {hint}.")
     shapes = [n for n in found if found[n].shape != own[n].shape]
     if shapes:
         name = shapes[0]

@@ -112,7 +112,7 @@ class Settled(NamedTuple):
         return mean, std
 
     @property
-    def words(self) -> str:
+    def summary(self) -> str:
         """For the end of a log line, after :meth:`of`: a line with the settings and where they are from, and one for
         each flag that differs from what the file was trained with. Empty without a file."""
         lines = [f"settings of {self.path}: {listed(self.taken)}", *self.warnings] if self.path else []

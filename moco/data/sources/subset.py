@@ -218,6 +218,6 @@ def choose(
     train_rows, val_rows = split(whole.labels, percent or 100.0, val_share, seed, listed)
     train = Subset(whole, train_rows, f"{whole.name} (training part)")
     val = Subset(whole, val_rows, f"{whole.name} (validation part)") if val_share else None
-    words = f"the list {files}" if not drawn else "all images" if percent == 100 else f"a balanced draw, seed {seed}"
+    summary = f"the list {files}" if not drawn else "all images" if percent == 100 else f"a balanced draw, seed {seed}"
     without = len(whole.classes or ()) - len(np.unique(whole.labels[train_rows]))
-    return train, val, words + f"; {without} classes have no image in it" * bool(without)
+    return train, val, summary + f"; {without} classes have no image in it" * bool(without)
