@@ -11,7 +11,7 @@ entries. It imports nothing of moco, so that a checkout may move and rename its 
 from the checkpoint of `moco/1`, so a change of it is a change of theirs.
 
 `compare` prints one line a run, its first difference with both values, and exits with 1 where anything differs. A name
-that only one record has is a difference too, but for checkpoint entries that are not tensors: those are only told.
+that only one record has is a difference too, but for what a checkpoint notes of its run: that is only told.
 `both` records two checkouts side by side and compares them.
 
 Times, rates, paths and versions are left out (LEFT_OUT). --only takes a run (`synco/2`) or its two (`synco`). Compare
@@ -277,10 +277,9 @@ def differences(one: dict[str, Any] | None, other: dict[str, Any] | None) -> tup
         a, b = one[section], other[section]
         found += [f"{n}: {a[n]} != {b[n]}" for n in a if n in b and not same(a[n], b[n])]
         for side, odd in (("BEFORE", [n for n in a if n not in b]), ("AFTER", [n for n in b if n not in a])):
-            if section == "entries":
-                told += [f"only {side} has {', '.join(odd)}"] if odd else []
-            else:
-                found += [f"only {side} has {n}" for n in odd]
+            notes = [n for n in odd if section == "entries" and ": run/" in n]
+            found += [f"only {side} has {n}" for n in odd if n not in notes]
+            told += [f"only {side} has {', '.join(notes[:3])}" + ", .." * (len(notes) > 3)] if notes else []
     return found, told
 
 

@@ -55,11 +55,13 @@ def test_a_moved_or_missing_tensor_is_a_difference(verdict):
     assert (code, "only AFTER has more" in line) == (1, True)
 
 
-def test_an_entry_of_one_side_is_told_and_a_moved_one_differs(verdict):
+def test_a_note_of_one_side_is_told_and_other_entries_differ(verdict):
     code, line = verdict(lambda run: run["entries"].update({"a.pth.tar: run/new": 1}))
     assert code == 0
     assert line.endswith("; only AFTER has a.pth.tar: run/new")
+    assert verdict(lambda run: run["entries"].update({"a.pth.tar: run/batches": 3}))[0] == 1
     assert verdict(lambda run: run["entries"].update({"a.pth.tar: epoch": 2}))[0] == 1
+    assert verdict(lambda run: run["entries"].pop("a.pth.tar: epoch"))[0] == 1
 
 
 def test_a_missing_or_failed_run_is_a_difference(script):
