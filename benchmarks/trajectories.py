@@ -239,7 +239,7 @@ def leaves(value: Any, name: str, mark: str = ": ") -> Iterator[tuple[str, Any]]
 def digest(tensor: torch.Tensor) -> str:
     """Type, shape and SHA-256 of the bytes."""
     data = tensor.detach().contiguous().reshape(-1).view(torch.uint8).numpy()
-    return f"{tensor.dtype} {list(tensor.shape)} {hashlib.sha256(data).hexdigest()}"
+    return f"{tensor.dtype} {list(tensor.shape)} {hashlib.sha256(data.tobytes()).hexdigest()}"
 
 
 # ------------------------------------------------------------------------------------------------------ compare
