@@ -11,7 +11,8 @@ from conftest import DEVICE, assert_runs_there, mend_interpreter, rounding
 from torch import nn
 
 from moco.kernels import norm
-from moco.models.encoder import SplitBatchNorm2d, recompute_blocks
+from moco.models.batchnorm import SplitBatchNorm2d
+from moco.models.encoder import recompute_blocks
 
 mend_interpreter()
 

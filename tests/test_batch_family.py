@@ -24,7 +24,8 @@ from moco.data import EpochSampler, Labelled, make_loader, open_sources, size_wa
 from moco.data.sources.base import ArraySource
 from moco.eval.knn import extract
 from moco.methods import BATCH_METHODS, losses
-from moco.models.encoder import build_encoder, sync_batchnorm
+from moco.models.batchnorm import sync_batchnorm
+from moco.models.encoder import build_encoder
 from moco.models.in_batch import BatchContrast
 from moco.models.inputs import normalise
 from moco.train.pretraining import Plan

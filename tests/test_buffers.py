@@ -9,8 +9,9 @@ from conftest import differences
 from torch import nn
 
 from moco import files
+from moco.models.batchnorm import split_batchnorm
 from moco.models.buffers import ALIGNMENT, Counts, Rounded, Small
-from moco.models.encoder import build_encoder, split_batchnorm
+from moco.models.encoder import build_encoder
 
 GPU = torch.device("cuda")  # only a word here: the tensors are on the CPU
 

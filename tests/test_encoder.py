@@ -5,20 +5,15 @@ import torch
 from torch import nn
 
 from moco.errors import UserError
-from moco.models.encoder import (
+from moco.models.batchnorm import (
     SplitBatchNorm2d,
-    backbone_keys,
-    build_encoder,
     choose_splits,
     describe_batchnorm,
-    features,
     has_batchnorm,
-    head_of,
     largest_divisor,
-    recompute_blocks,
     split_batchnorm,
-    strided_point,
 )
+from moco.models.encoder import backbone_keys, build_encoder, features, head_of, recompute_blocks, strided_point
 
 RESNETS = ["resnet18", "resnet34", "resnext50_32x4d", "wide_resnet50_2"]
 OTHERS = ["timm/resnet10t", "vit_tiny_patch16_224", "convnext_atto", "mobilenetv3_small_050", "densenet121",

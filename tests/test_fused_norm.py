@@ -14,7 +14,8 @@ from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from moco.kernels import by_triton, norm
-from moco.models.encoder import SplitBatchNorm2d, build_encoder, split_batchnorm
+from moco.models.batchnorm import SplitBatchNorm2d, split_batchnorm
+from moco.models.encoder import build_encoder
 
 pytest.importorskip("triton", reason="needs the package triton: pip install triton")
 

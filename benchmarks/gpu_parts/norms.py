@@ -10,7 +10,7 @@ import functools
 import torch
 from torch import Tensor, nn
 
-from moco.models.encoder import split_batchnorm
+from moco.models.batchnorm import split_batchnorm
 
 from . import clock
 from .findings import Findings

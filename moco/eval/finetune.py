@@ -27,8 +27,9 @@ from moco.eval import fewshot
 from moco.eval.finetune_loss import Judged, Objective
 from moco.eval.knn import FeatureExtractor, describe_unread
 from moco.eval.linear import Score, counts, labelled_pair, own_rows
+from moco.models.batchnorm import has_batchnorm, sync_batchnorm
 from moco.models.ema import update_unless
-from moco.models.encoder import backbone_keys, has_batchnorm, head_of, new_classifier, sync_batchnorm
+from moco.models.encoder import backbone_keys, head_of, new_classifier
 from moco.models.inputs import normalise
 from moco.train import checkpoint
 from moco.train.metrics import TOP5_FROM, Mean, accuracy, describe_top5, without_top5

@@ -144,7 +144,7 @@ def backward(gradient, x, weight, kept, how: Plan) -> tuple[Tensor, Tensor, Tens
 class _SplitBatchNorm(torch.autograd.Function):
     # Not an operator of torch.library: one that moves running statistics in place may have no gradient there, and its
     # wrapper costs the host 20 us a call where this costs 5. A compiler is given the one formula of
-    # moco/models/encoder.py.
+    # moco/models/batchnorm.py.
     @staticmethod
     def forward(ctx, x, weight, bias, running, parts, momentum, eps):
         how = plan(tuple(x.shape), is_last(x), parts)

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from moco.models.encoder import SplitBatchNorm2d
+from moco.models.batchnorm import SplitBatchNorm2d
 
 ALIGNMENT = 64  # bytes: a view begins where an allocation of its own could, as libraries and compilers expect
 COUNTER = "num_batches_tracked"  # BatchNorm's name for the batches that it has seen

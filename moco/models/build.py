@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from moco import distributed, kernels
 from moco.methods import BATCH_METHODS, METHODS
 from moco.methods.negatives import HardNegatives, group_counts, starting_at
-from moco.models.encoder import choose_splits, describe_batchnorm, has_batchnorm, split_batchnorm, sync_batchnorm
+from moco.models.batchnorm import choose_splits, describe_batchnorm, has_batchnorm, split_batchnorm, sync_batchnorm
 from moco.models.in_batch import BatchContrast
 from moco.models.moco import MoCo
 from moco.models.supcon_queue import LabelledMoCo

@@ -3,7 +3,7 @@
 Parameter names are the library's own, so checkpoints keep upstream's layout (``encoder_q.conv1.weight``,
 ``encoder_q.fc.0.weight``) and a backbone loads back into its library.
 
-Legend: N images, C feature width, F backbone feature width, S splits of a batch.
+Legend: N images, C feature width, F backbone feature width.
 """
 
 from __future__ import annotations
@@ -15,14 +15,12 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 import torchvision
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from moco import distributed, seeding
 from moco.errors import UserError
-from moco.kernels import norm
 
 SMALL = 64  # images up to this size get the 3x3 stem by default: a 7x7 stride-4 stem leaves 32 px with 8 px
 _TUPLE_OUTPUT = {"inception_v3", "googlenet"}  # they return auxiliary outputs while training
@@ -60,7 +58,7 @@ def build_encoder(
     shape = {"stem": "cifar" if changed else "imagenet", "size": size, "channels": in_chans}
     encoder.built = shape  # type: ignore[assignment]
     if mlp:
-        _replace(encoder, head, _mlp_head(encoder.get_submodule(head)))
+        replace_module(encoder, head, _mlp_head(encoder.get_submodule(head)))
     return encoder
 
 
@@ -81,7 +79,7 @@ def _from_torchvision(arch: str, dim: int, in_chans: int, size: int) -> tuple[nn
         raise UserError(f"{arch} has no linear classifier to replace by a projection head; choose another -a.")
     if in_chans != 3:
         name, conv = next((n, m) for n, m in encoder.named_modules() if isinstance(m, nn.Conv2d))
-        _replace(encoder, name, _conv_like(conv, in_channels=in_chans))
+        replace_module(encoder, name, _conv_like(conv, in_channels=in_chans))
     return encoder, heads[-1]
 
 
@@ -158,7 +156,8 @@ def _mlp_head(last: nn.Module) -> nn.Sequential:
     return nn.Sequential(hidden, nn.ReLU(), last)
 
 
-def _replace(root: nn.Module, name: str, new: nn.Module) -> None:
+def replace_module(root: nn.Module, name: str, new: nn.Module) -> None:
+    """Put ``new`` in the place of the submodule called ``name``."""
     parent, _, leaf = name.rpartition(".")
     root.get_submodule(parent)._modules[leaf] = new  # also right for names that are numbers (Sequential)
 
@@ -287,94 +286,7 @@ def _same_statistics(block: nn.Module) -> Iterator[None]:
                 buffer.copy_(value)
 
 
-# ------------------------------------------------------------------------------------------------ BatchNorm
-
-
-def has_batchnorm(encoder: nn.Module) -> bool:
-    """Whether statistics over the batch can leak which images belong together."""
-    return any(isinstance(m, nn.BatchNorm2d) for m in encoder.modules())
-
-
-def split_batchnorm(encoder: nn.Module, splits: int) -> nn.Module:
-    """Let every BatchNorm2d see each of ``splits`` parts of the batch by itself, as several GPUs would.
-
-    With one process there is no other process to shuffle with; the split is what MoCo's own one-GPU code uses.
-    The state dict does not change. Works on plain and on timm's BatchNorm layers.
-    """
-    if splits > 1:
-        for name, module in list(encoder.named_modules()):
-            if isinstance(module, nn.BatchNorm2d):
-                _replace(encoder, name, _as_split(module, splits))
-    return encoder
-
-
-def _as_split(norm: nn.BatchNorm2d, splits: int) -> nn.BatchNorm2d:
-    return _take_over(SplitBatchNorm2d(norm.num_features, splits, norm.eps, norm.momentum), norm)
-
-
-def _take_over(made: nn.BatchNorm2d, norm: nn.BatchNorm2d) -> nn.BatchNorm2d:
-    # The class changes and the tensors stay: a copy would have to know each library's constructor.
-    after = [getattr(norm, name) for name in ("drop", "act") if isinstance(getattr(norm, name, None), nn.Module)]
-    made.eps, made.momentum = norm.eps, norm.momentum
-    made.weight, made.bias = norm.weight, norm.bias
-    made.running_mean, made.running_var = norm.running_mean, norm.running_var
-    made.num_batches_tracked = norm.num_batches_tracked
-    made.after = nn.Sequential(*after)  # timm keeps the activation in the norm layer
-    return made
-
-
-class SplitBatchNorm2d(nn.BatchNorm2d):
-    """BatchNorm over each of S equal parts of the batch; running statistics are the mean over the parts.
-
-    A batch that S does not divide is normalised in its largest number of equal parts (its greatest divisor up to S).
-    On a GPU all parts at once (:mod:`moco.kernels.norm`), elsewhere a part after another.
-    """
-
-    def __init__(self, num_features: int, splits: int, eps: float, momentum: float | None):
-        super().__init__(num_features, eps=eps, momentum=momentum)
-        self.splits = splits
-        self.after: nn.Module = nn.Sequential()
-
-    def forward(self, input: Tensor) -> Tensor:
-        parts = largest_divisor(input.shape[0], self.splits)
-        if not self.training or parts == 1:
-            return self.after(super().forward(input))
-        assert self.running_mean is not None and self.running_var is not None
-        assert self.num_batches_tracked is not None and self.momentum is not None
-        if not torch.compiler.is_compiling() and norm.suits(input, self.weight, parts):
-            running = (self.running_mean, self.running_var, self.num_batches_tracked)
-            made = norm.split_batch_norm(input, self.weight, self.bias, running, parts, self.momentum, self.eps)
-            return self.after(made)
-        # A compiler fuses one formula over all parts; S calls one after another cost it minutes.
-        compute = self._in_one_formula if torch.compiler.is_compiling() else self._part_by_part
-        normed, means, variances = compute(input, parts)
-        with torch.no_grad():
-            self.num_batches_tracked.add_(1)
-            self.running_mean.lerp_(means.mean(0), self.momentum)
-            self.running_var.lerp_(variances.mean(0), self.momentum)
-        return self.after(normed)
-
-    def _part_by_part(self, input: Tensor, parts: int) -> tuple[Tensor, Tensor, Tensor]:
-        """The normalised batch, and the mean and the unbiased variance of each part, (S, C)."""
-        assert self.running_mean is not None
-        means, variances = self.running_mean.new_zeros(2, parts, self.num_features)
-        # momentum 1 writes each part's own statistics into its row
-        normed = [
-            F.batch_norm(part, means[i], variances[i], self.weight, self.bias, True, 1.0, self.eps)
-            for i, part in enumerate(input.chunk(parts))
-        ]
-        return torch.cat(normed), means, variances
-
-    def _in_one_formula(self, input: Tensor, parts: int) -> tuple[Tensor, Tensor, Tensor]:
-        """The same as `_part_by_part`, in no less than fp32."""
-        split = input.to(torch.promote_types(input.dtype, torch.float32)).unflatten(0, (parts, -1))  # (S, N/S, C, H, W)
-        alike = [1, *range(3, split.dim())]  # what a mean of a part and channel is over
-        variance, mean = torch.var_mean(split, alike, correction=0, keepdim=True)
-        shape = (-1,) + (1,) * (split.dim() - 3)
-        scale = self.weight.view(shape) * (variance + self.eps).rsqrt()
-        normed = ((split - mean) * scale + self.bias.view(shape)).to(input.dtype).flatten(0, 1)
-        count = split[0, :, 0].numel()
-        return normed, mean.reshape(parts, -1), variance.reshape(parts, -1) * (count / max(count - 1, 1))
+# ------------------------------------------------------------------------------------------------ compiling
 
 
 def compile_encoders(encoders: list[nn.Module], mode: str) -> None:
@@ -391,72 +303,3 @@ def compile_encoders(encoders: list[nn.Module], mode: str) -> None:
         raise UserError(f"--compile: torch.compile does not work on this machine ({reason}); leave it out.") from error
     for encoder in encoders:
         encoder.compile(mode=mode)
-
-
-def sync_batchnorm(encoder: nn.Module) -> nn.Module:
-    """Let every BatchNorm2d normalise by the statistics of the batch of all processes; the state dict does not change.
-
-    On GPUs the library's layer, which has kernels for it; torch has none for CPUs, so there ours.
-    """
-    if torch.cuda.is_available():
-        from timm.layers.norm_act import convert_sync_batchnorm  # also knows timm's own BatchNorm layers
-
-        return convert_sync_batchnorm(encoder)
-    for name, module in list(encoder.named_modules()):
-        if isinstance(module, nn.BatchNorm2d):
-            _replace(encoder, name, _take_over(SyncBatchNorm2d(module.num_features), module))
-    return encoder
-
-
-class SyncBatchNorm2d(nn.BatchNorm2d):
-    """BatchNorm over the equal parts of a batch that the processes hold, with the gradient of one process."""
-
-    after: nn.Module
-
-    def forward(self, input: Tensor) -> Tensor:
-        world = distributed.world_size()
-        if not self.training or world == 1:
-            return self.after(super().forward(input))
-        assert self.running_mean is not None and self.running_var is not None
-        assert self.num_batches_tracked is not None and self.momentum is not None
-        x = input.float()
-        mean = distributed.all_reduce_sum_with_grad(x.mean((0, 2, 3))) / world  # (C,)
-        centred = x - mean.view(-1, 1, 1)
-        variance = distributed.all_reduce_sum_with_grad(centred.square().mean((0, 2, 3))) / world  # (C,)
-        count = world * x.numel() // self.num_features
-        with torch.no_grad():
-            self.num_batches_tracked.add_(1)
-            self.running_mean.lerp_(mean, self.momentum)
-            self.running_var.lerp_(variance * (count / max(count - 1, 1)), self.momentum)
-        scale = self.weight * torch.rsqrt(variance + self.eps)
-        out = centred * scale.view(-1, 1, 1) + self.bias.view(-1, 1, 1)
-        return self.after(out.to(input.dtype))
-
-
-def largest_divisor(n: int, limit: int) -> int:
-    """The greatest divisor of n that is at most ``limit`` and leaves parts of at least two."""
-    return max([1, *(d for d in range(2, min(limit, n // 2) + 1) if n % d == 0)])
-
-
-def choose_splits(wanted: int | None, batch: int, processes: int) -> int:
-    """Parts of this process's batch for BatchNorm: 8 (MoCo's own one-GPU code) or the most that the batch allows.
-
-    Raises:
-        UserError: ``wanted`` does not divide the batch into parts of at least two images.
-    """
-    if wanted is None:
-        return 1 if processes > 1 else largest_divisor(batch, 8)
-    if wanted > 1 and (batch % wanted or batch // wanted < 2):
-        raise UserError(f"--bn-splits {wanted} does not divide a batch of {batch} into equal parts of two or more.")
-    return wanted
-
-
-def describe_batchnorm(encoder: nn.Module, processes: int, splits: int, shuffled: bool) -> str:
-    """How a run keeps BatchNorm from leaking which images belong together, for its log."""
-    if not has_batchnorm(encoder):
-        return "no BatchNorm in the encoder, nothing to shuffle"
-    parts = f"SplitBatchNorm in {splits} parts" if splits > 1 else "BatchNorm over each process's whole batch"
-    across = "across processes" if processes > 1 else "between the parts"
-    if shuffled:
-        return f"{parts}, keys shuffled {across} (ShuffleBN)"
-    return f"{parts}, keys NOT shuffled: BatchNorm can leak which images belong together"
