@@ -210,7 +210,7 @@ def _be_the_program(words: list[str], out: Path, main: Callable | None, variable
     os.environ.update(variables)
     _redirect(out)
     torch.set_num_threads(1)
-    distributed.mp.get_context = lambda method: multiprocessing.get_context("fork")  # one thread so far
+    torch.multiprocessing.get_context = lambda method: multiprocessing.get_context("fork")  # one thread so far
     sys.exit(distributed.launch(Worker(out, main), options.parse_pretrain(words)))
 
 

@@ -3,8 +3,7 @@
 import pytest
 import torch
 
-from moco import distributed
-from moco.distributed import Plan, first_host, plan_launch
+from moco.distributed import LaunchPlan, collectives, first_host, launcher, plan_launch
 from moco.errors import UserError
 
 NOTHING = {"multiprocessing": False, "nproc": None, "world_size": -1, "rank": -1, "url": None, "gpus": 0, "env": {}}
@@ -130,15 +129,15 @@ def test_nccl_is_started_with_its_device(backend, gpus, url, expected, monkeypat
     monkeypatch.setattr(torch.cuda, "set_device", chosen.append)
     monkeypatch.setattr(torch.cuda, "current_device", lambda: chosen[-1])
     monkeypatch.setattr(
-        distributed.dist, "init_process_group", lambda backend, **how: asked.append({"backend": backend, **how})
+        torch.distributed, "init_process_group", lambda backend, **how: asked.append({"backend": backend, **how})
     )
     for name in ("_local_size", "_local_rank"):
-        monkeypatch.setattr(distributed, name, getattr(distributed, name))
-    distributed._join(Plan("spawn", 6, 8, 2, 0, url, 4), backend, None)
+        monkeypatch.setattr(collectives, name, getattr(collectives, name))
+    launcher._join(LaunchPlan("spawn", 6, 8, 2, 0, url, 4), backend, None)
     where = {"init_method": url, "rank": 6, "world_size": 8} if url else {}
     assert asked == [{**expected, **where}]
 
 
 def test_one_process_joins_nobody(monkeypatch):
-    monkeypatch.setattr(distributed.dist, "init_process_group", lambda *_, **__: pytest.fail("joined"))
-    distributed._join(Plan("one process"), None, None)
+    monkeypatch.setattr(torch.distributed, "init_process_group", lambda *_, **__: pytest.fail("joined"))
+    launcher._join(LaunchPlan("one process"), None, None)

@@ -11,6 +11,7 @@ import pytest
 import torch.distributed as dist
 
 from moco import distributed
+from moco.distributed import collectives
 from moco.errors import UserError
 
 LIMIT, LONG = 2.0, 3.0  # seconds that a collective may last here, and that the work takes
@@ -26,7 +27,7 @@ def waiting(folder: Path, args) -> int:
     """A worker of three on what it takes for two nodes, [0, 1] and [2]; what it saw is written to ``folder``."""
     impatient()
     rank, calls = distributed.rank(), []
-    distributed._local_rank = (0, 1, 0)[rank]
+    collectives._local_rank = (0, 1, 0)[rank]
 
     def make() -> str:
         calls.append(time.monotonic())
@@ -66,8 +67,8 @@ def test_work_of_one_process_outlasts_the_limit_of_collectives(tmp_path, start):
 def dying(how: str, args) -> int:
     """A worker of two, one of which does not come back from its work: the main one, or the other."""
     impatient()
-    distributed.SILENCE_SECONDS = 0.5
-    distributed.BEAT_SECONDS = 60.0 if how == "silence" else 0.1
+    collectives.SILENCE_SECONDS = 0.5
+    collectives.BEAT_SECONDS = 60.0 if how == "silence" else 0.1
 
     def work() -> None:
         if distributed.rank() != (0 if how == "killed" else 1):

@@ -181,13 +181,13 @@ def permuting(folder: str, args) -> int:
     everything = torch.arange(world * rows * 4, dtype=torch.uint8).view(world * rows, 2, 2)
     mine = everything[rank * rows : (rank + 1) * rows]
     sent = []
-    exchange = distributed.dist.all_to_all_single
+    exchange = torch.distributed.all_to_all_single
 
     def counting(output, input, output_sizes, input_sizes):
         sent.append([int(n) for n in input_sizes])
         return exchange(output, input, output_sizes, input_sizes)
 
-    distributed.dist.all_to_all_single = counting
+    torch.distributed.all_to_all_single = counting
     permutations = [torch.randperm(world * rows, generator=torch.Generator().manual_seed(n)) for n in range(4)]
     permutations += [torch.arange(world * rows), torch.arange(world * rows).flip(0), torch.arange(world * rows).roll(1)]
     for permutation in permutations:

@@ -1,0 +1,339 @@
+"""How a program becomes processes: one, several that it starts itself, or one of those that a scheduler started."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import signal
+import socket
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from multiprocessing import parent_process
+from multiprocessing.connection import wait
+from typing import Any
+
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+
+from moco import files
+from moco.distributed import collectives
+from moco.errors import DIVERGED_EXIT, SIGTERM_EXIT, USAGE_EXIT, TrainingError, UserError
+
+GRACE_SECONDS = 20  # how long the other processes may take to end after one has failed
+INTERRUPTED_EXIT = 130  # Ctrl-C
+USAGE_GRACE_SECONDS = 3  # the same after a user's mistake: there is nothing to save, only sentences to collect
+
+
+# ---------------------------------------------------------------------------------------------- who starts what
+
+
+@dataclass(frozen=True)
+class LaunchPlan:
+    """How this program becomes processes. ``spawn`` > 0: start that many here; else be one of ``world_size``."""
+
+    how: str  # "one process", "spawn", "torchrun", "SLURM", "PBS/MPI" or "flags", for the log
+    rank: int = 0
+    world_size: int = 1
+    local_rank: int = 0
+    spawn: int = 0
+    url: str = ""  # empty: environment rendezvous (torchrun) or none needed
+    local_size: int = 1  # processes of this node, among which --batch-size is divided
+
+
+def plan_launch(
+    *,
+    multiprocessing: bool,
+    nproc: int | None,
+    world_size: int,
+    rank: int,
+    url: str | None,
+    gpus: int,
+    env: Mapping[str, str],
+) -> LaunchPlan:
+    """Decide from the flags (upstream's meaning) and a scheduler's variables; flags win over the environment.
+
+    Args:
+        multiprocessing, nproc, world_size, rank, url: the flags; ``world_size`` and ``rank`` count nodes when
+            ``multiprocessing`` is on and processes when it is off, as upstream has it; -1 means not given.
+        gpus: GPUs of this machine.
+        env: the environment.
+    """
+    if nproc is not None and nproc < 1:
+        raise UserError(f"--nproc is the number of processes and must be at least 1, not {nproc}.")
+    if multiprocessing or nproc is not None:
+        return _plan_spawn(nproc or gpus or 1, world_size, rank, url)
+    if "RANK" in env and "WORLD_SIZE" in env:
+        rank, size, local = int(env["RANK"]), int(env["WORLD_SIZE"]), int(env.get("LOCAL_RANK", 0))
+        return LaunchPlan("torchrun", rank, size, local, local_size=int(env.get("LOCAL_WORLD_SIZE", size)))
+    if world_size > 1:
+        if rank < 0 or not url:
+            raise UserError("--world-size above 1 needs --rank and --dist-url tcp://HOST:PORT of the first process.")
+        return LaunchPlan("flags", rank, world_size, rank % max(gpus, 1), 0, url)
+    return _plan_slurm(env) or _plan_mpi(env) or LaunchPlan("one process")
+
+
+def _plan_spawn(nproc: int, nodes: int, node: int, url: str | None) -> LaunchPlan:
+    nodes, node = max(nodes, 1), max(node, 0)
+    if node >= nodes:
+        raise UserError(f"--rank {node} is not below --world-size {nodes}; with several nodes ranks start at 0.")
+    if nodes > 1 and not url:
+        raise UserError("several nodes need --dist-url tcp://HOST:PORT with the first node's address.")
+    url = url or f"tcp://127.0.0.1:{free_port()}"
+    return LaunchPlan("spawn", node * nproc, nodes * nproc, 0, nproc, url, nproc)
+
+
+def _plan_slurm(env: Mapping[str, str]) -> LaunchPlan | None:
+    # srun sets the STEP variables; a plain `python` in a batch script has SLURM_NTASKS too, but no peers to wait for.
+    tasks = int(env.get("SLURM_STEP_NUM_TASKS", 1))
+    if tasks < 2 or "SLURM_PROCID" not in env:
+        return None
+    nodes = env.get("SLURM_STEP_NODELIST") or env.get("SLURM_JOB_NODELIST") or env.get("SLURM_NODELIST", "")
+    host = env.get("MASTER_ADDR") or first_host(nodes)
+    port = env.get("MASTER_PORT") or str(20000 + int(env.get("SLURM_JOB_ID", 0)) % 20000)
+    rank, local = int(env["SLURM_PROCID"]), int(env.get("SLURM_LOCALID", 0))
+    machines = int(env.get("SLURM_STEP_NUM_NODES") or env.get("SLURM_NNODES") or 1)
+    return LaunchPlan("SLURM", rank, tasks, local, 0, f"tcp://{host}:{port}", max(1, tasks // machines))
+
+
+def _plan_mpi(env: Mapping[str, str]) -> LaunchPlan | None:
+    for rank_name, size_name, local_name, local_size_name in (
+        ("OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_LOCAL_RANK", "OMPI_COMM_WORLD_LOCAL_SIZE"),
+        ("PMI_RANK", "PMI_SIZE", "MPI_LOCALRANKID", "MPI_LOCALNRANKS"),
+    ):
+        if int(env.get(size_name, 1)) > 1 and rank_name in env:
+            host = env.get("MASTER_ADDR") or _first_line(env.get("PBS_NODEFILE")) or "127.0.0.1"
+            job = re.sub(r"\D.*", "", env.get("PBS_JOBID", "")) or "0"
+            port = env.get("MASTER_PORT") or str(20000 + int(job) % 20000)
+            rank, size, local = int(env[rank_name]), int(env[size_name]), int(env.get(local_name, 0))
+            local_size = int(env.get(local_size_name, size))
+            return LaunchPlan("PBS/MPI", rank, size, local, 0, f"tcp://{host}:{port}", local_size)
+    return None
+
+
+def first_host(nodelist: str) -> str:
+    """The first host of a SLURM node list: ``node[03-05,9],gpu1`` gives ``node03``."""
+    match = re.match(r"([^\[,]+)(?:\[([^\],-]+))?", nodelist)
+    return (match.group(1) + (match.group(2) or "")) if match else "127.0.0.1"
+
+
+def _first_line(path: str | None) -> str:
+    if not path or not os.path.isfile(path):
+        return ""
+    with open(path, encoding="utf-8") as lines:
+        return lines.readline().strip()
+
+
+def free_port() -> int:
+    """A TCP port that is free on this machine now."""
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        return s.getsockname()[1]
+
+
+# ------------------------------------------------------------------------------------------------- starting
+
+
+def launch(worker: Callable[[Any], int | None], args: Any) -> int:
+    """Run ``worker(args)`` in every process that the flags or the scheduler ask for; return the exit code.
+
+    ``args`` needs multiprocessing_distributed, nproc, world_size, rank, dist_url, dist_backend and gpu. A
+    :class:`UserError` becomes one sentence on standard error and exit code 2. With max_restarts above 0 it also needs
+    save_dir, resume and overwrite.
+    """
+    restarts = getattr(args, "max_restarts", 0)
+    try:
+        plan = _plan(args)
+        if restarts and not plan.spawn:
+            raise UserError(
+                "--max-restarts needs --nproc: a process that was killed cannot start itself again. Under torchrun "
+                "give --max-restarts to torchrun and --resume auto here."
+            )
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return USAGE_EXIT
+    if not plan.spawn:
+        return _run(worker, args, plan)
+    return _spawn_again(worker, args, plan, restarts) if restarts else _spawn(worker, args, plan, [])
+
+
+def _plan(args: Any) -> LaunchPlan:
+    return plan_launch(
+        multiprocessing=args.multiprocessing_distributed,
+        nproc=args.nproc,
+        world_size=args.world_size,
+        rank=args.rank,
+        url=args.dist_url,
+        gpus=torch.cuda.device_count(),
+        env=os.environ,
+    )
+
+
+def _spawn_again(worker: Callable, args: Any, plan: LaunchPlan, restarts: int) -> int:
+    """:func:`_spawn`, and again from the newest good checkpoint of this run when a process crashed or was killed."""
+    before, signals = files.written(args.save_dir), []
+    for restart in range(1, restarts + 1):
+        code = _spawn(worker, args, plan, signals)
+        if code in (0, USAGE_EXIT, DIVERGED_EXIT, SIGTERM_EXIT, INTERRUPTED_EXIT):  # another try would end likewise
+            return code
+        path = files.newest_good(args.save_dir, before)
+        if signals:  # who sent one wants the run to end, even if the process it was for is gone
+            return code
+        if path:
+            args = type(args)(**{**vars(args), "resume": path, "overwrite": False})
+        where = path or "where this run began, it had saved nothing yet"
+        print(f"restart {restart} of {restarts}, from {where}", file=sys.stderr, flush=True)
+        plan = _plan(args)  # another free port
+    return _spawn(worker, args, plan, signals)
+
+
+def _run(worker: Callable[[Any], int | None], args: Any, plan: LaunchPlan) -> int:
+    """This process is the run, or one of several that somebody else started."""
+    try:
+        return _work(worker, args, plan)
+    except (UserError, TrainingError) as error:
+        who = "error" if plan.world_size == 1 else f"error (rank {plan.rank})"
+        print(f"{who}: {error}", file=sys.stderr, flush=True)
+        return _exit_code(error)
+
+
+def _work(worker: Callable[[Any], int | None], args: Any, plan: LaunchPlan) -> int:
+    try:
+        _join(plan, args.dist_backend, args.gpu)
+        return worker(args) or 0
+    finally:
+        if dist.is_initialized():
+            # Over torch 2.6's gloo a thread may still hold the last exchange's tensors: to let go of them it needs the
+            # interpreter's lock, which destroying keeps while it waits for the thread, for ever.
+            time.sleep(0.05)
+            with contextlib.suppress(Exception):  # a peer that died must not hide this process's own reason
+                dist.destroy_process_group()
+
+
+def _exit_code(error: Exception) -> int:
+    return USAGE_EXIT if isinstance(error, UserError) else DIVERGED_EXIT
+
+
+def _join(plan: LaunchPlan, backend: str | None, gpu: int | None) -> None:
+    collectives.set_place(plan.local_size, plan.local_rank)
+    if torch.cuda.is_available():
+        chosen = plan.local_rank % torch.cuda.device_count() if gpu is None else gpu
+        if chosen >= torch.cuda.device_count():
+            raise UserError(f"--gpu {chosen}: this machine has {torch.cuda.device_count()} GPUs, counted from 0.")
+        torch.cuda.set_device(chosen)
+    elif gpu is not None:
+        raise UserError(f"--gpu {gpu}: this machine has no GPU; leave the flag out to run on the CPU.")
+    if plan.world_size == 1:
+        return
+    fits = "nccl" if torch.cuda.is_available() else "gloo"
+    backend = fits if backend in (None, "nccl") else backend
+    # NCCL connects now, not in the first exchange, where a mistake would hang, and no barrier guesses the device
+    on_gpu = "nccl" in backend and torch.cuda.is_available()
+    bound: dict[str, Any] = {"device_id": collectives.device()} if on_gpu else {}
+    meeting: dict[str, Any] = (
+        {"init_method": plan.url, "rank": plan.rank, "world_size": plan.world_size} if plan.url else {}
+    )
+    try:
+        dist.init_process_group(backend, **meeting, **bound)
+    except (RuntimeError, ValueError) as error:  # a port in use: DistNetworkError, in torch 2.6 only its base class
+        raise UserError(f"the processes cannot meet at {plan.url or 'env://'}: {_one_line(error)}") from error
+
+
+def _one_line(error: BaseException) -> str:
+    return " ".join(str(error).split())[:300]
+
+
+def _child(worker: Callable, args: Any, plan: LaunchPlan, threads: int, reports: Any) -> None:
+    torch.set_num_threads(threads)
+    threading.Thread(target=_end_with_the_parent, daemon=True).start()
+    try:
+        sys.exit(_work(worker, args, plan))
+    except (UserError, TrainingError) as error:
+        reports.put((_exit_code(error), str(error)))
+        sys.exit(_exit_code(error))
+    except Exception:
+        # A peer's mistake breaks the connection here too: the parent prints this only if no one knows better.
+        reports.put((1, traceback.format_exc()[-8000:]))
+        sys.exit(1)
+
+
+def _end_with_the_parent() -> None:
+    """A parent that is killed outright can end nobody; without this its processes would train on unseen."""
+    parent = parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
+
+
+def _spawn(worker: Callable, args: Any, plan: LaunchPlan, signals: list[int]) -> int:
+    """Start ``plan.spawn`` processes, pass signals on to them (noted in ``signals``), end them all when one fails."""
+    context = mp.get_context("spawn")
+    threads = torch.get_num_threads()
+    if not torch.cuda.is_available():
+        threads = max(1, threads // plan.spawn)
+    plans = [replace(plan, rank=plan.rank + local, local_rank=local) for local in range(plan.spawn)]
+    reports = context.SimpleQueue()
+    children = [context.Process(target=_child, args=(worker, args, mine, threads, reports)) for mine in plans]
+    for child in children:
+        child.start()
+    _pass_signals_to(children, signals)
+    try:
+        code = _wait(children)
+    except KeyboardInterrupt:
+        code = INTERRUPTED_EXIT
+    finally:
+        for child in children:
+            child.kill()
+            child.join()
+    return _explain(code, reports)
+
+
+def _explain(code: int, reports: Any) -> int:
+    """Print why the processes failed: one sentence if any of them has one, else their tracebacks."""
+    told = []
+    while not reports.empty():
+        told.append(reports.get())
+    sentences = [(known, text) for known, text in told if known != 1]
+    if sentences:
+        code, text = sentences[0]
+        print(f"error: {text}", file=sys.stderr, flush=True)
+    elif code > 128 and code != SIGTERM_EXIT:  # the others' tracebacks only say that it is gone
+        why = f"a process was ended by signal {code - 128}" + ", perhaps for want of memory" * (code == 137)
+        print(f"error: {why}; go on from the newest checkpoint with --resume auto.", file=sys.stderr, flush=True)
+    else:
+        for text in dict.fromkeys(text for _, text in told):
+            print(text, file=sys.stderr, flush=True)
+    return code
+
+
+def _pass_signals_to(children: list, signals: list[int]) -> None:
+    def forward(number: int, frame: Any) -> None:
+        signals.append(number)
+        for child in children:
+            if child.is_alive() and child.pid:
+                os.kill(child.pid, number)
+
+    if threading.current_thread() is threading.main_thread():  # only it may set handlers
+        for number in (signal.SIGTERM, signal.SIGUSR1):
+            signal.signal(number, forward)
+
+
+def _wait(children: list) -> int:
+    """Wait for all; after the first failure the others get GRACE_SECONDS. Returns the first failure's code."""
+    first, alive = 0, list(children)
+    while alive:
+        grace = USAGE_GRACE_SECONDS if first == USAGE_EXIT else GRACE_SECONDS
+        ended = wait([child.sentinel for child in alive], timeout=grace if first else None)
+        if not ended:
+            break
+        for child in [c for c in alive if c.sentinel in ended]:
+            child.join()
+            alive.remove(child)
+            code = child.exitcode or 0
+            first = first or (128 - code if code < 0 else code)
+    return first
