@@ -39,20 +39,16 @@ def worker(args: Namespace) -> int:
 
     # data
     settled = settle(args, path or args.pretrained)
-    opening = partial(
-        data.open_sources, args.dataset, args.data,
-        download=args.download, val_path=args.val_data, channels=args.channels, cache=args.cache,
-    )  # fmt: skip
+    settings = {"download": args.download, "val_path": args.val_data, "channels": args.channels, "cache": args.cache}
+    opening = partial(data.open_sources, args.dataset, args.data, **settings)
     sources = distributed.first_on_node(opening, wait=bool(args.download or args.cache))
     numbered = data.number_as_in({} if measure else state, str(path), mode == "lincls", sources.train, sources.val)
     train, val = linear.choose_images(measure, sources, args.val_share, args.few_shot_classes)
     classes = linear.count_classes(train, args.num_classes)
     size, mean, std = settled.of(train)
-    feed = linear.Feed(
-        size=size, batch=args.batch_size * distributed.nodes(), seed=seed,
-        workers=distributed.share_of_cores(args.workers), flip=args.dataset not in data.UPRIGHT,
-        cached=args.features == "cached",
-    )  # fmt: skip
+    workers, upright = distributed.share_of_cores(args.workers), args.dataset in data.UPRIGHT
+    batch, cached = args.batch_size * distributed.nodes(), args.features == "cached"
+    feed = linear.Feed(size=size, batch=batch, seed=seed, workers=workers, flip=not upright, cached=cached)
 
     # model
     torch.manual_seed(seeding.key("init", seed) >> 1)
@@ -79,9 +75,8 @@ def worker(args: Namespace) -> int:
     frozen = weights or model.frozen()
     origin = args.pretrained or path or "the random initialisation"
     if mode == "lincls":
-        distributed.first_on_node(
-            partial(linear_checkpoint.reserve_run_folder, args.save_dir, path, args.overwrite), wait=True
-        )
+        reserving = partial(linear_checkpoint.reserve_run_folder, args.save_dir, path, args.overwrite)
+        distributed.first_on_node(reserving, wait=True)
 
     views = f"; {feed.summary}" if mode in ("lincls", "lr_find") else ""
     steps = -(-len(train) // feed.batch)
@@ -145,5 +140,10 @@ def measure_frozen(
     return fewshot.measure(model.encoder, train, how, setting)
 
 
+def main(argv: list[str] | None = None) -> int:
+    """The command moco-lincls; its exit code."""
+    return distributed.launch(worker, options.parse_lincls(argv))
+
+
 if __name__ == "__main__":
-    sys.exit(distributed.launch(worker, options.parse_lincls()))
+    sys.exit(main())

@@ -107,5 +107,10 @@ def worker(args: Namespace) -> int:
     return trainer.exit_code or 0
 
 
+def main(argv: list[str] | None = None) -> int:
+    """The command moco-pretrain; its exit code."""
+    return distributed.launch(worker, options.parse_pretrain(argv))
+
+
 if __name__ == "__main__":
-    sys.exit(distributed.launch(worker, options.parse_pretrain()))
+    sys.exit(main())

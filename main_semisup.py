@@ -38,10 +38,8 @@ def worker(args: Namespace) -> int:
 
     # data
     settled = settle(args, path or args.pretrained)
-    opening = partial(
-        data.open_sources, args.dataset, args.data,
-        download=args.download, val_path=args.val_data, channels=args.channels, cache=args.cache,
-    )  # fmt: skip
+    settings = {"download": args.download, "val_path": args.val_data, "channels": args.channels, "cache": args.cache}
+    opening = partial(data.open_sources, args.dataset, args.data, **settings)
     sources = distributed.first_on_node(opening, wait=bool(args.download or args.cache))
     whole, test = finetune.labelled_images(sources, test=not args.val_only)
     numbered = data.number_as_in(state, str(path), not args.evaluate, whole, test)
@@ -50,13 +48,11 @@ def worker(args: Namespace) -> int:
         cache=os.path.join(torch.hub.get_dir(), "imagenet_subsets"),
     )  # fmt: skip
     train, val, origin = distributed.first_on_node(choosing, wait=True)  # it may fetch a list
-    share = 100.0 * len(train) / len(whole)
-    epochs = args.epochs or finetune.epochs_for(args.train_percent or share)
+    epochs = args.epochs or finetune.epochs_for(args.train_percent or 100.0 * len(train) / len(whole))
     novel = finetune.novel_images(sources, args.few_shot_data, args.few_shot_classes) if args.few_shot else None
 
     # model
-    size, mean, std = settled.of(whole)
-    classes = len(whole.classes or ())
+    (size, mean, std), classes = settled.of(whole), len(whole.classes or ())
     shape = {"stem": args.stem, "size": size, "in_chans": whole.channels, "drop_path": args.drop_path}
     encoder = build_encoder(args.arch, classes, **shape)
     summary = "" if path else f"no --pretrained: random initialisation by seed {seed}, a baseline"
@@ -105,10 +101,9 @@ def worker(args: Namespace) -> int:
         log.line(finetune.describe_images(args.evaluate, train, whole, origin, val, test))
         summary = f"{epochs} epochs of {steps} steps, " * (not args.evaluate) + distributed.summary()
         log.line("\n".join([f"{summary}, batch {batch}, amp {amp or 'off'}, seed {seed}", *notes]))
-        feed = finetune.Feed(
-            size, batch, seed, distributed.share_of_cores(args.workers), args.dataset not in data.UPRIGHT,
-            linear.bad_image_notes(log), data.get_preset(args.aug) if args.aug else None, args.aa, objective.views,
-        )  # fmt: skip
+        workers, flip = distributed.share_of_cores(args.workers), args.dataset not in data.UPRIGHT
+        note, preset = linear.bad_image_notes(log), data.get_preset(args.aug) if args.aug else None
+        feed = finetune.Feed(size, batch, seed, workers, flip, note, preset, args.aa, objective.views)
         training, selecting = feed.of(train, training=True), feed.of(val or test or train)
         finetune.check_batch(model, training.sampler)
         stop = pretraining.StopRequest(args.max_minutes)
@@ -145,5 +140,10 @@ def worker(args: Namespace) -> int:
     return 0
 
 
+def main(argv: list[str] | None = None) -> int:
+    """The command moco-semisup; its exit code."""
+    return distributed.launch(worker, options.parse_semisup(argv))
+
+
 if __name__ == "__main__":
-    sys.exit(distributed.launch(worker, options.parse_semisup()))
+    sys.exit(main())
