@@ -15,7 +15,7 @@ test: $(VENV)/installed-test
 
 # The tests of numbers under the instructions of other processors: minutes for each of seven settings.
 test-machines: $(VENV)/installed-test
-	$(BIN)/python tests/machines.py -n $(WORKERS) --dist loadfile
+	$(BIN)/python tests/support/machines.py -n $(WORKERS) --dist loadfile
 
 # Tests, errors and times on an NVIDIA GPU, in under eight minutes after installing; writes runs/gpu.
 gpu: $(VENV)/installed-test

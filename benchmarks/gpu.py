@@ -37,11 +37,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from gpu_parts import PARTS
-from gpu_parts import verdicts as judge
-from gpu_parts.findings import Findings, Late
-
 ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))  # on a bare card nothing is installed
+
+from benchmarks.gpu_parts import PARTS  # noqa: E402
+from benchmarks.gpu_parts import verdicts as judge  # noqa: E402
+from benchmarks.gpu_parts.findings import Findings, Late  # noqa: E402
+
 LEAST = 25  # seconds under which no part that times is begun
 FOR_TIMES = 220  # seconds kept for those while the others run
 GRACE = 5  # seconds between a request to end and the end
@@ -57,7 +59,7 @@ def one_part(name: str, work: Path, dry: bool) -> int:
     found, error = Findings(work / f"{name}.json", dry), ""
     try:
         _prepare(dry)
-        importlib.import_module(f"gpu_parts.{name}").run(found)
+        importlib.import_module(f"benchmarks.gpu_parts.{name}").run(found)
     except BaseException as caught:  # whatever it is, it is a line of the table
         error = "".join(traceback.format_exception_only(caught)).strip()
         traceback.print_exc()
@@ -70,7 +72,6 @@ def _late(*_: object) -> None:
 
 
 def _prepare(dry: bool) -> None:
-    sys.path.insert(0, str(ROOT))
     import torch
 
     if dry:

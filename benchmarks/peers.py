@@ -22,12 +22,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from cifar10_methods import TAR, subset
 from PIL import Image
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms as T
 
+from benchmarks.accuracy.cifar10_methods import TAR, subset
 from moco.data import ArraySource, Source, Sources, statistics
 from moco.errors import UserError
 from moco.models.encoder import build_encoder, head_of

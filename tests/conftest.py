@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import importlib
-import importlib.util
 import multiprocessing
 import os
 import re
@@ -399,11 +398,11 @@ def _tf32(x: np.ndarray) -> np.ndarray:
 
 
 def interpreted(suite: str) -> int:
-    """Run a suite of Triton programs in a process that chose the interpreter before triton was imported.
+    """Run a suite of Triton programs below tests/ in a process that chose the interpreter before triton was imported.
 
     Returns how many tests passed; none may fail or be skipped.
     """
-    words = [sys.executable, "-m", "pytest", "-x", "-p", "no:cacheprovider", str(Path(__file__).with_name(suite))]
+    words = [sys.executable, "-m", "pytest", "-x", "-p", "no:cacheprovider", str(ROOT / "tests" / suite)]
     env = environment(TRITON_INTERPRET="1")
     child = subprocess.run(words, env=env, capture_output=True, text=True, timeout=900, cwd=ROOT)
     assert child.returncode == 0, child.stdout + child.stderr
@@ -415,22 +414,14 @@ def interpreted(suite: str) -> int:
 
 @pytest.fixture(scope="module")
 def resources() -> Any:
-    """benchmarks/kernel_resources.py as a module."""
-    spec = importlib.util.spec_from_file_location("kernel_resources", ROOT / "benchmarks" / "kernel_resources.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # its dataclass looks itself up there
-    spec.loader.exec_module(module)
-    return module
+    """benchmarks/speed/kernel_resources.py as a module."""
+    return importlib.import_module("benchmarks.speed.kernel_resources")
 
 
 @pytest.fixture(scope="module")
-def script() -> Iterator[Callable[[str], Any]]:
+def script() -> Callable[[str], Any]:
     """``script(name)``: a module of benchmarks/."""
-    sys.path.insert(0, str(ROOT / "benchmarks"))
-    yield importlib.import_module
-    sys.path.remove(str(ROOT / "benchmarks"))
+    return lambda name: importlib.import_module(f"benchmarks.{name}")
 
 
 def launched_by(module: Any, monkeypatch: pytest.MonkeyPatch) -> list[str]:

@@ -10,7 +10,8 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
-from timing import milliseconds
+
+from benchmarks.timing import milliseconds
 
 Call = Callable[[], Any]
 ANNOTATIONS = ("Optimizer.", "Profiler")  # spans of several kernels that the profiler lists among them

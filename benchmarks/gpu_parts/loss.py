@@ -9,8 +9,9 @@ import importlib.util
 from collections.abc import Callable
 from typing import Any
 
-import contrastive_loss as bench
 import torch
+
+from benchmarks.speed import contrastive_loss as bench
 
 from . import clock
 from .findings import Findings

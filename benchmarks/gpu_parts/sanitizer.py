@@ -15,7 +15,7 @@ from moco.methods import synco
 from .findings import Findings
 from .problems import Case, both_passes, make
 
-BENCHMARKS = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 CASES = (
     Case("", 3, 101, 16, 12, synco.recipe(5, 4, 3, 2, 3, 1), masked=True),
     Case("", 2, 2100, 100, 33, synco.recipe(5, 4, 3, 2, 3, 1)),
@@ -40,8 +40,8 @@ def run(found: Findings) -> None:
 
 
 def checked(found: Findings, tool: str, check: str) -> None:
-    code = f"import sys; sys.path[:0] = {[str(BENCHMARKS.parent), str(BENCHMARKS)]}; " \
-           "from gpu_parts import sanitizer; sanitizer.small('cuda')"  # fmt: skip
+    code = f"import sys; sys.path.insert(0, {str(ROOT)!r}); " \
+           "from benchmarks.gpu_parts import sanitizer; sanitizer.small('cuda')"  # fmt: skip
     env = {**os.environ, "PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
     command = [tool, "--tool", check, sys.executable, "-c", code]
     child = subprocess.run(command, capture_output=True, text=True, env=env, timeout=110)

@@ -13,7 +13,8 @@ from .findings import Findings
 
 ROOT = Path(__file__).resolve().parents[2]
 # By name: to collect the others takes packages that a machine with a card may lack.
-FILES = ["tests/test_gpu.py", *sorted(f"tests/{path.name}" for path in ROOT.glob("tests/*_interpreted.py"))]
+SUITES = sorted(ROOT.glob("tests/**/*_interpreted.py"))
+FILES = ["tests/runs/test_gpu.py", *(str(path.relative_to(ROOT)) for path in SUITES)]
 WORKERS = 6  # processes: most of a test's time goes to compiling
 # One process writes TEST VERDICT, several write [gwN] [ 7%] VERDICT TEST.
 VERDICT = r"\b(PASSED|FAILED|ERROR)\b"

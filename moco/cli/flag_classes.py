@@ -1,7 +1,7 @@
 """What becomes of each flag when a run is resumed with another value: refused, used and said, or of no importance.
 
-No torch here. Every flag of the three mains is in one class (tests/test_resume.py). A checkpoint keeps the flags of the
-first two, with what was chosen for those that were left open.
+No torch here. Every flag of the three mains is in one class (tests/train/test_resume.py). A checkpoint keeps the flags
+of the first two, with what was chosen for those that were left open.
 """
 
 from __future__ import annotations

@@ -4,7 +4,7 @@ Legend: W processes, N images of each, v bytes of a view (uint8), C feature widt
 
 An all-reduce of n bytes sends 2 n (W - 1) / W from each process and an all-gather of n bytes a process (W - 1) n, in
 the ring that gloo uses and NCCL from a few nodes on (Patarasuk and Yuan 2009). An all-to-all of n bytes sends what is
-for others: n (W - 1) / W. tests/test_traffic.py counts what really leaves a process.
+for others: n (W - 1) / W. tests/distributed/test_traffic.py counts what really leaves a process.
 """
 
 from __future__ import annotations

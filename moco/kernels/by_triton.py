@@ -34,7 +34,7 @@ from torch import Tensor
 from moco.kernels.matmul import add_product_, product
 from moco.kernels.spec import LossOutput
 
-# Chosen so that no target and no width spills a register (benchmarks/kernel_resources.py); not yet timed on a GPU.
+# Chosen so that no target and no width spills a register (benchmarks/speed/kernel_resources.py); not yet timed on one.
 SCORE_K = 64  # rows of a tile of ``score``
 BLOCK_C = 32  # features at a time in its product
 COMPACT_K = 2048  # similarities at a time in ``compact``

@@ -44,7 +44,7 @@ def bf16_is_faster() -> bool:
 @functools.cache
 def _by_amd() -> bool:
     """Whether AMD made this processor: there oneDNN's float32 product takes half the time of MKL's, which torch prefers
-    (measured on an EPYC of Zen 5, benchmarks/contrastive_head.py)."""
+    (measured on an EPYC of Zen 5, benchmarks/speed/contrastive_loss.py)."""
     try:
         with open("/proc/cpuinfo", encoding="utf-8") as lines:
             return any("AuthenticAMD" in line for line in itertools.islice(lines, 16))

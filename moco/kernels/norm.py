@@ -26,7 +26,7 @@ from torch.autograd.function import once_differentiable
 
 from moco.kernels import by_triton
 
-# Chosen for what they use of a GPU (benchmarks/kernel_resources.py); not yet timed on one.
+# Chosen for what they use of a GPU (benchmarks/speed/kernel_resources.py); not yet timed on one.
 PROGRAMS = 1024  # about as many as a launch has, where the batch is large enough: eight for each of an H100's SMs
 TILE = 2048  # elements at a time, 8 a thread
 WARPS = 8

@@ -31,7 +31,7 @@ QUERIES, ROWS, COUNTS, TEMPERATURE = 3, 8459, (24, 16, 8, 8), 0.2
 HARDEST = slice(24, 64)  # among these numbers of hardest rows the one is taken whose set no rounding changes
 # What loss, gradient and statistics may differ by is a / C + b: four times and more what correct rounding does to these
 # very steps, also where a library adds the terms of all rows one after another, and in fp32 and tf32x3 less than plain
-# tf32 does (tests/test_trial.py).
+# tf32 does (tests/kernels/test_trial.py).
 TOLERANCE = {"fp32": (8e-4, 5e-6), "tf32x3": (8e-4, 5e-6), "tf32": (2e-2, 2e-4), "bf16": (8e-2, 1e-3)}
 SECONDS = 0.03  # for which each of the two is timed, after a first call, but
 ROUNDS = (5, 50)  # at least and at most so often

@@ -1,8 +1,9 @@
 """What a sweep may select on and report: the names of the figures that each entry point writes, and of which images.
 
 The one list of them; its writers are engine.Trainer.report and validation.report (log.jsonl of main_pretrain.py),
-main_lincls.py with probe_report.result, main_semisup.py with finetune.Tuner.result (result.json). tests/test_sweep.py
-runs every mode and compares the list with what is written. Of a script that is not ours nothing is known.
+main_lincls.py with probe_report.result, main_semisup.py with finetune.Tuner.result (result.json).
+tests/sweep/test_sweep.py runs every mode and compares the list with what is written. Of a
+script that is not ours nothing is known.
 """
 
 from __future__ import annotations

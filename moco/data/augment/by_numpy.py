@@ -102,7 +102,7 @@ def _weights(doubled: NDArray[np.int16], opposite: int) -> NDArray[np.int16]:
 def _hue(view: Bytes, factor: float) -> Bytes:
     """Turned by ``factor`` of a circle, cut off to 1/255, by way of PIL's 8-bit HSV.
 
-    In float32 each step rounds to PIL's own number, for all 2^24 colours and all hues (tests/test_planes.py).
+    Each float32 step rounds to PIL's own number, for all 2^24 colours and hues (tests/data/augment/test_by_numpy.py).
     """
     if len(view) == 1:
         return view

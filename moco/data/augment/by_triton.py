@@ -32,7 +32,7 @@ COUNT, AT_CONTRAST, FLIP, BOXES = 2 * STEPS, 2 * STEPS + 1, 2 * STEPS + 2, 2 * S
 CONTRASTED, SHARP, BLURRED = range(BOXES + 1 + REACH, BOXES + 4 + REACH)
 NUMBERS = BLURRED + 1
 
-# Chosen for what they use of a GPU (benchmarks/kernel_resources.py); not yet timed on one.
+# Chosen for what they use of a GPU (benchmarks/speed/kernel_resources.py); not yet timed on one.
 BLOCK = 1024  # pixels a program
 ROWS = 64  # rows a program of ``blur``, a row a thread
 SEGMENT = 64  # and columns

@@ -1,0 +1,139 @@
+"""docs/migrating.md: its commands parse, and the flags that it says are here are."""
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+from conftest import load
+from PIL import Image
+
+from moco.cli import commands as command_options
+from moco.cli import options
+from moco.methods import METHODS, negatives
+
+TEXT = (Path(__file__).resolve().parents[2] / "docs" / "migrating.md").read_text(encoding="utf-8")
+PARSE = {
+    "main_pretrain.py": options.parse_pretrain, "main_lincls.py": options.parse_lincls,
+    "main_semisup.py": options.parse_semisup,
+}  # fmt: skip
+
+
+def test_the_commands_parse():
+    commands = [line.split() for block in re.findall(r"```bash\n(.*?)```", TEXT, re.S) for line in block.splitlines()]
+    assert len(commands) == 6
+    for _, script, *words in commands:
+        PARSE[script](words)
+
+
+def test_supcontrasts_linear_line_means_the_same():
+    line = "--batch_size 512 --learning_rate 5 --ckpt model.pth --dataset cifar10 --model resnet18 DIR"
+    args = options.parse_lincls(line.split())
+    assert (args.pretrained, args.batch_size, args.lrs, args.arch) == ("model.pth", 512, [5.0], "resnet18")
+
+
+def test_supcontrasts_linear_line_warms_up():
+    line = "--batch_size 512 --learning_rate 5 --ckpt model.pth --cosine --warm --save_freq 50 --num_workers 8 DIR"
+    args = options.parse_lincls([*line.split(), "--lr_decay_epochs", "60,75,90", "--lr_decay_rate", "0.2"])
+    assert (args.warm, args.warm_epochs, args.warm_from, args.cos, args.workers) == (True, 10, 0.01, True, 8)
+    assert (args.schedule, args.lr_decay_rate) == ([60, 75, 90], 0.2)
+    assert not options.parse_lincls(["-b", "512", "DIR"]).warm  # as theirs, which warms up only when asked to
+
+
+def test_supcontrasts_cross_entropy_line_means_the_same():
+    line = "--batch_size 1024 --learning_rate 0.8 --cosine --syncBN --dataset cifar10 --model resnet18 --epochs 500"
+    more = "--weight_decay 1e-4 --momentum 0.8 --trial 5 --size 32 --num_workers 3 --save_freq 50 --print_freq 7"
+    pixels = ["--mean", "(0.4914, 0.4822, 0.4465)", "--std=(0.2675,0.2565, 0.2761)"]
+    args = options.parse_semisup([*line.split(), *more.split(), *pixels, "--data_folder", "DIR"])
+    assert (args.lr_backbone, args.lr_classifier, args.sync_bn, args.warm) == (0.8, 0.8, True, True)
+    assert (args.dataset, args.data, args.arch, args.size, args.workers) == ("cifar10", "DIR", "resnet18", 32, 3)
+    assert (args.weight_decay, args.momentum, args.save_dir, args.print_freq) == (1e-4, 0.8, "./trial_5", 7)
+    assert (args.mean, args.std) == ([0.4914, 0.4822, 0.4465], [0.2675, 0.2565, 0.2761])
+    plan = options.tuning_plan(args)
+    assert (plan["milestones"], plan["warm_epochs"], plan["warm_from"], plan["keep_every"]) == (None, 10, 0.01, 50)
+
+
+@pytest.mark.parametrize(
+    ("words", "milestones", "warm"),
+    [
+        ("", None, 0),
+        ("--learning_rate 0.2", None, 0),
+        ("--learning_rate 0.2 --lr_decay_epochs 3,4", [3, 4], 10),
+        ("--learning_rate 0.2 --lr_decay_epochs 3,4 --cosine", None, 10),
+        ("--learning_rate 0.2 --cosine --batch_size 256", None, 0),
+        ("--learning_rate 0.2 --cosine --batch_size 256 --warm", None, 10),
+        ("--learning_rate 0.2 --cosine --no-warm", None, 0),
+        ("--learning_rate 0.2 --cosine --epochs 10", None, 0),
+        ("--learning_rate 0.2 --cosine --pretrained FILE", None, 0),
+        ("--schedule 5 6 --batch_size 1024", [5, 6], 0),
+    ],
+)
+def test_main_ces_schedule(words, milestones, warm):
+    plan = options.tuning_plan(options.parse_semisup(["DIR", *words.split()]))
+    assert (plan["milestones"], plan["warm_epochs"]) == (milestones, warm)
+
+
+def test_flags_that_are_here_exist():
+    parsers = (options.pretrain_parser, options.lincls_parser, options.semisup_parser, command_options.average_parser)
+    known = {word for make in parsers for action in make()._actions for word in action.option_strings}
+    rows = [line.split("|")[1:3] for line in TEXT.splitlines() if line.startswith("| `") or line.startswith("| SynCo")]
+    assert len(rows) > 50
+    for theirs, here in rows:
+        flags = re.findall(r"(?<![\w-])--?[A-Za-z][\w-]*", here + (theirs if here.strip().startswith("same") else ""))
+        missing = [flag for flag in flags if flag not in known and flag.replace("_", "-") not in known | {"-m"}]
+        assert missing == [], theirs
+
+
+def public_mochis_types(step: int, counts: tuple[int, int], starts: tuple[int, int]) -> list[bool]:
+    """Its rule, written anew, with steps from 0: a type needs a count and a start above 0, and the step to be above."""
+    return [count > 0 and start > 0 and step > start for count, start in zip(counts, starts, strict=True)]
+
+
+@pytest.mark.parametrize("starts", [(10, 20), (20, 10), (1, 2), (0, 3), (3, 0), (0, 0)])
+def test_the_public_mochis_starts_by_the_tables_mapping(starts):
+    """At every step both draw the same types: N is (N + 1) steps, and 0 is the count 0."""
+    assert "`--type-starts mixup=Msteps interpolation=Msteps` with M = N + 1, and `--hard-start-epoch 0`" in TEXT
+    counts = [4 if start else 0 for start in starts]
+    kinds = ("mixup", "interpolation")
+    mapped = [f"{kind}={start + 1}steps" for kind, start in zip(kinds, starts, strict=True) if start]
+    words = ["--mochi", "32", *map(str, counts), "--hard-start-epoch", "0", "--type-starts", *mapped]
+    args = options.parse_pretrain(["DIR", *words])
+    recipe = METHODS["mochi"].recipe(**options.method_settings(args))
+    recipe = negatives.starting_at(recipe, args.type_starts, args.type_start_steps)
+    for step in range(25):
+        drawn = [row.kind for row in negatives.active(recipe, 0, args.hard_start_epoch, None, step)]
+        assert [kind in drawn for kind in kinds] == public_mochis_types(step, (4, 4), starts), step
+
+
+SMALL = "-a timm/test_resnet --size 16 -b 8 -j 0 --moco-k 40 --steps 6 --warm-steps 3 --warm-from 1e-5 -p 1 --amp off "
+SMALL += "--knn-every 0 --seed 0"
+
+
+def test_the_public_mochis_options_work_together_in_a_run(tmp_path, in_process, monkeypatch, capsys):
+    """Its line on Caltech-256: timm's network, AdamW, cosine by step, clipping, a start of each type, same image."""
+    folder = tmp_path / "caltech256" / "256_ObjectCategories"
+    for number, category in enumerate(("001.ak47", "002.flag"), 1):
+        (folder / category).mkdir(parents=True)
+        for i in range(1, 11):
+            Image.new("RGB", (24, 20), (20 * i, 0, 90 * number)).save(folder / category / f"{number:03d}_{i:04d}.jpg")
+    (line,) = [line for line in TEXT.splitlines() if "--dataset caltech256" in line and line.startswith("python ")]
+    words = [re.sub("0001steps", "steps", word) for word in line.split()[2:-1] if word != "--download"]
+    drawn, original = [], negatives.draw
+
+    def spy(rows, n, *others):
+        drawn.append({row.kind: row.count for row in rows})
+        return original(rows, n, *others)
+
+    monkeypatch.setattr(negatives, "draw", spy)
+    assert in_process(*words, *SMALL.split(), "--save-dir", tmp_path / "run", tmp_path) == 0
+    both = {"mixup": 16, "interpolation": 16}
+    assert drawn == [{}, {"mixup": 16}, both, both, both, both]
+    found = [json.loads(text) for text in (tmp_path / "run" / "log.jsonl").read_text().splitlines()]
+    rates = [record["lr"] for record in found]
+    assert rates == sorted(rates[:3]) + sorted(rates[3:], reverse=True)
+    assert len(set(rates)) == 6
+    assert "queue rows of the same image are left out" in capsys.readouterr().out
+    state = load(tmp_path / "run")
+    assert state["arch"] == "timm/test_resnet"
+    assert {"exp_avg", "exp_avg_sq"} <= set(state["optimizer"]["state"][0])
+    assert "module.encoder_q.fc.2.weight" in state["state_dict"]
