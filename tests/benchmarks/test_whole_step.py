@@ -132,7 +132,7 @@ def whole(script):
 
 @pytest.fixture(scope="module")
 def until(whole):
-    return importlib.import_module("time_to_accuracy")
+    return importlib.import_module("benchmarks.accuracy.time_to_accuracy")
 
 
 def small(images):
@@ -238,7 +238,7 @@ def test_two_contestants_train_in_turn_and_are_kept(until, images, blocks, tmp_p
 
 
 def test_results_of_fast_paths_are_kept_by_network(whole, monkeypatch, tmp_path, capsys):
-    fast_paths, kept = importlib.import_module("fast_paths"), []
+    fast_paths, kept = importlib.import_module("benchmarks.accuracy.fast_paths"), []
     monkeypatch.setattr(fast_paths, "prepare", lambda args: ["list", "--val-data", "test"])
     monkeypatch.setattr(fast_paths, "enlarged", lambda images: images)
     monkeypatch.setattr(fast_paths, "train", lambda args, words, name, seed: kept.append(name) or 50.0)
