@@ -8,9 +8,8 @@ Legend: N images of this process, V views an image, C feature width, h x w pixel
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -19,22 +18,10 @@ from torch import Tensor, nn
 from moco import distributed
 from moco.kernels.spec import mean_hardest
 from moco.methods.losses import Loss, Pairs, compare
+from moco.models.base import StepOutput
 from moco.models.buffers import Counts, Small
 from moco.models.encoder import input_dtype, recompute_blocks
 from moco.models.inputs import normalise
-
-
-class Output(NamedTuple):
-    """What a step returns. ``loss`` () has the gradient; the other tensors are for the log."""
-
-    loss: Tensor  # () fp32, what is optimised
-    top1: Tensor  # () share of anchors with a positive nearer than every negative
-    top5: Tensor  # () share with a positive nearer than all but four negatives
-    hardest: Tensor  # () mean over anchors of the largest similarity to a negative
-    no_positive: Tensor  # () share of anchors without a positive; they give no loss
-    q: Tensor  # (N, C) unit rows of the first views, detached
-    keys: Tensor  # (0, C): nothing is enqueued
-    paired: Tensor  # (N, C) unit rows of the second views, detached
 
 
 class BatchContrast(nn.Module):
@@ -91,20 +78,15 @@ class BatchContrast(nn.Module):
         self.register_buffer("mean", torch.tensor(mean), persistent=False)
         self.register_buffer("std", torch.tensor(std), persistent=False)
 
-    def forward(
-        self, im_q: Tensor, im_k: Tensor, ids: Tensor, epoch: int = 0, draw: int = 0, more: Tensor | None = None,
-        step: int = 0,
-    ) -> Output:  # fmt: skip
+    def forward(self, views: Sequence[Tensor], ids: Tensor, epoch: int = 0, draw: int = 0, step: int = 0) -> StepOutput:
         """The loss of one batch: its mean over the processes is that of one process with all images.
 
         Args:
-            im_q, im_k: (N, channels, h, w) two views, uint8 or already normalised floats.
+            views: V of (N, channels, h, w), uint8 or already normalised floats.
             ids: (N,) int64, which image each row is.
             epoch, draw, step: not used; the step of the methods with a queue needs them.
-            more: (N, V - 2, channels, h, w) the other views, where there are more than two.
         """
         with self.timer("q forward"):
-            views = [im_q, im_k, *(() if more is None else more.unbind(1))]  # V of (N, channels, h, w)
             rows = torch.cat([self.prepare(view) for view in views])  # one forward: BatchNorm sees all views
             with self._count_q.at_once(rows.device):
                 z = self.encoder_q(rows)
@@ -119,7 +101,7 @@ class BatchContrast(nn.Module):
             loss = self.loss(pairs, self.T).mean()
             statistics = _statistics(pairs)
         unit = F.normalize(z.detach(), dim=2)
-        return Output(loss, *statistics, unit[:, 0], unit[:0, 0], unit[:, 1])
+        return StepOutput(loss, statistics, unit[:, 0], unit[:, 1], unit[:0, 0])
 
     def prepare(self, images: Tensor) -> Tensor:
         """Normalised floats from uint8 images, in the encoder's memory layout and of its first layer's type."""
@@ -150,10 +132,13 @@ class BatchContrast(nn.Module):
 
 
 @torch.no_grad()
-def _statistics(pairs: Pairs) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def _statistics(pairs: Pairs) -> dict[str, Tensor]:
+    """Shares of anchors with a positive nearer than every negative and than all but four, the mean over anchors of the
+    largest similarity to a negative, and the share of anchors without a positive, which give no loss."""
     nearest = pairs.cosine.masked_fill(~pairs.positive, -torch.inf).amax(1, keepdim=True)  # (A, 1)
     negatives = pairs.cosine.masked_fill(~pairs.negative, -torch.inf)  # (A, M)
     rank = (negatives > nearest).sum(1)  # (A,)
     alone = pairs.alone
     top1, top5 = (((rank < n) & ~alone).float().mean() for n in (1, 5))
-    return top1, top5, mean_hardest(negatives.amax(1)), alone.float().mean()
+    hardest = mean_hardest(negatives.amax(1))
+    return {"top1": top1, "top5": top5, "hardest": hardest, "no_positive": alone.float().mean()}

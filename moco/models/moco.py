@@ -9,9 +9,8 @@ Legend: N queries on this process, C feature width, K queue rows, h x w pixels.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -20,6 +19,7 @@ from torch import Tensor, nn
 from moco import distributed, seeding
 from moco.kernels import Earlier, LossOutput, contrastive_loss
 from moco.kernels.spec import Draws
+from moco.models.base import StepOutput
 from moco.models.buffers import Counts, Rounded, Small
 from moco.models.ema import fused_groups, lerp_unless
 from moco.models.encoder import input_dtype, recompute_blocks
@@ -29,19 +29,6 @@ from moco.models.key_queue import EMPTY, enqueue_, new_queue, next_rows
 LARGE = ("queue", "queue_ids", "shadow")  # buffers of which a step changes some rows
 # (queries on this process, epoch, draw number, step) -> the draws of the synthetic negatives, None for none
 ExtraNegatives = Callable[[int, int, int, int], "Draws | None"]
-
-
-class Output(NamedTuple):
-    """What a step returns. ``loss`` () has the gradient; the other tensors are for the log and the queue."""
-
-    loss: Tensor  # () fp32, what is optimised
-    top1: Tensor  # () share of queries whose key has the highest logit
-    top5: Tensor  # ()
-    hardest: Tensor  # () mean over queries of the largest similarity to the queue
-    synthetic_mass: Tensor  # () share of the softmax on synthetic negatives
-    q: Tensor  # (N, C) unit rows, detached
-    keys: Tensor  # (N or 2N, C) unit rows, to be enqueued
-    paired: Tensor  # (N, C) the keys of q
 
 
 class MoCo(nn.Module):
@@ -135,15 +122,16 @@ class MoCo(nn.Module):
     def _terms(self) -> float:
         return self.scale * (2 if self.symmetric else 1)
 
-    def forward(self, im_q: Tensor, im_k: Tensor, ids: Tensor, epoch: int, draw: int, step: int = 0) -> Output:
+    def forward(self, views: Sequence[Tensor], ids: Tensor, epoch: int, draw: int, step: int = 0) -> StepOutput:
         """The loss of one batch; changes nothing but BatchNorm's running statistics.
 
         Args:
-            im_q, im_k: (N, channels, h, w) two views, uint8 or already normalised floats.
+            views: two of (N, channels, h, w), uint8 or already normalised floats: of the queries and of the keys.
             ids: (N,) int64, which image each row is.
             epoch, step: decide which synthetic negatives are active.
             draw: number of this batch since the start of training; keys its randomness.
         """
+        im_q, im_k = views
         q = self.encode_queries(im_q)  # (N, C)
         k = self.encode_keys(im_k, draw)  # (N, C)
         head = self.contrast(q, k, ids, epoch, draw, step)
@@ -272,6 +260,7 @@ def _round_queue(model: nn.Module, _: object) -> None:
         model.shadow.copy_(model.queue)
 
 
-def _output(head: LossOutput, loss: Tensor, q: Tensor, keys: Tensor, paired: Tensor) -> Output:
-    top1, top5 = ((head.rank < n).mean(dtype=torch.float32) for n in (1, 5))
-    return Output(loss, top1, top5, head.hardest, head.synthetic_mass, q.detach(), keys, paired)
+def _output(head: LossOutput, loss: Tensor, q: Tensor, keys: Tensor, paired: Tensor) -> StepOutput:
+    top1, top5 = ((head.rank < n).mean(dtype=torch.float32) for n in (1, 5))  # share of queries with so near a key
+    statistics = {"top1": top1, "top5": top5, "hardest": head.hardest, "synthetic_mass": head.synthetic_mass}
+    return StepOutput(loss, statistics, q.detach(), paired, keys)

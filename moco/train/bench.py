@@ -324,8 +324,7 @@ def _head_of_batch(args: Namespace, model: BatchContrast, n: int) -> dict[str, L
     z = torch.randn(args.views * n, args.moco_dim, generator=torch.Generator().manual_seed(args.seed))
     model.encoder_q = given = _Given(z.to(device))
     images, ids = torch.zeros(n, 1, 1, 1, device=device), torch.arange(n, device=device)
-    more = torch.stack([images] * (args.views - 2), dim=1) if args.views > 2 else None
-    return {f"{args.method}, in fp32": (given.z, lambda: model(images, images, ids, 0, 0, more).loss)}
+    return {f"{args.method}, in fp32": (given.z, lambda: model([images] * args.views, ids).loss)}
 
 
 # -------------------------------------------------------------------------------------------------- the verdict

@@ -27,6 +27,7 @@ from moco import distributed, files, seeding
 from moco.data import BadImages, EpochSampler, Source
 from moco.errors import SIGTERM_EXIT, TrainingError, UserError
 from moco.models import in_batch, moco
+from moco.models.base import StepOutput
 from moco.train import checkpoint
 from moco.train.metrics import alignment, uniformity
 from moco.train.optimizers import Plateau, step_unless, use_fused_optimizer_step, waits
@@ -38,7 +39,6 @@ from moco.weights.settings import images_of
 
 IMAGES = ("q", "k", "more", "index")  # of a batch, what goes to the device; more: only where views are more than two
 LOOK_STEPS = 10  # the host never runs further ahead: a signal is answered after so many steps at most
-Output = moco.Output | in_batch.Output
 
 
 @dataclass
@@ -362,15 +362,15 @@ class Trainer:
                 self.log.line(f"unreadable image replaced by another: {name}")
             yield batch
 
-    def _forward_backward(self, images: dict[str, Tensor], hold: bool) -> Output:
+    def _forward_backward(self, images: dict[str, Tensor], hold: bool) -> StepOutput:
         at = self.progress
-        im_q, im_k, ids = images["q"], images["k"], images["index"]
-        more = [images["more"]] if "more" in images else []  # the methods with a queue know of none
+        ids = images["index"]
+        views = [images["q"], images["k"], *(images["more"].unbind(1) if "more" in images else ())]
         seeding.seed_step(at.seed, at.draw, distributed.rank())
         amp = torch.autocast(self.device.type, self.plan.amp, enabled=self.plan.amp is not None)
         with distributed.hold_gradients(self.wrapped, hold):
             with amp:
-                output = self.wrapped(im_q, im_k, ids, at.epoch, at.draw, *more, step=at.step)
+                output = self.wrapped(views, ids, at.epoch, at.draw, at.step)
             with self.timer("q backward"):
                 loss = output.loss if self.plan.accum == 1 else output.loss / self.plan.accum
                 self.scaler.scale(loss).backward()
@@ -391,9 +391,10 @@ class Trainer:
                 "this optimizer counts its steps on the host, which therefore waits for the GPU in every step"
             )
 
-    def _count(self, outputs: list[Output], norm: Tensor) -> None:
+    def _count(self, outputs: list[StepOutput], norm: Tensor) -> None:
         for output in outputs:
-            values = [getattr(output, name).detach() for name in self.model.STATS]
+            found = {"loss": output.loss, **output.statistics}
+            values = [found[name].detach() for name in self.model.STATS]
             self.sums += torch.stack([*values, norm, self.one]).masked_fill_(self.bad, 0.0)
             if self.plan.patience is not None:
                 self.losses += torch.stack([values[0], self.one]).masked_fill_(self.bad, 0.0)

@@ -47,7 +47,7 @@ def test_each_trainer_makes_a_whole_step_of_its_method_a_round(bench, monkeypatc
         assert int(trainer.model.queue_ptr) == 4 * 8
         assert trainer.model.queue_ids.unique().numel() == 4 * 8 + 1  # all numbers differ, the rest is empty
         assert not any(torch.equal(a, b) for a, b in zip(before, weights(trainer), strict=True))
-        mass[name] = float(trainer.last.synthetic_mass)
+        mass[name] = float(trainer.last.statistics["synthetic_mass"])
     assert mass["plain"] == 0
     assert mass["synco"] > 0
 

@@ -305,7 +305,7 @@ def train(impl, precision="fp32", steps=50, n=4, rows=48, dim=16):
         images = torch.rand(n, 3, 4, 4, generator=generator)
         im_q, im_k = ((images + 0.2 * torch.randn(n, 3, 4, 4, generator=generator)).to(DEVICE) for _ in range(2))
         model.update_key_encoder()
-        out = model(im_q, im_k, ids, 0, step)
+        out = model([im_q, im_k], ids, 0, step)
         optimizer.zero_grad()
         out.loss.backward()
         optimizer.step()

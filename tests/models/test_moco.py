@@ -43,6 +43,12 @@ def batch(n=6, seed=0):
     return q, k, torch.arange(100 * seed, 100 * seed + n)
 
 
+def step_inputs():
+    """What a model takes: views and ids."""
+    im_q, im_k, ids = batch()
+    return [im_q, im_k], ids
+
+
 def test_the_loss_is_infonce_written_as_loops():
     model = moco()
     im_q, im_k, ids = batch()
@@ -55,16 +61,16 @@ def test_the_loss_is_infonce_written_as_loops():
         negatives = [math.exp(float(q[i] @ row) / 0.2) for row in model.queue]
         losses.append(-math.log(positive / (positive + sum(negatives))))
         firsts += positive > max(negatives)
-    out = model(im_q, im_k, ids, 0, 0)
+    out = model([im_q, im_k], ids, 0, 0)
     assert out.loss.item() == pytest.approx(sum(losses) / len(losses), rel=1e-5)
-    assert float(out.top1) == pytest.approx(firsts / len(q))
+    assert float(out.statistics["top1"]) == pytest.approx(firsts / len(q))
     torch.testing.assert_close(out.keys, k)
 
 
 def test_a_forward_pass_leaves_queue_and_key_encoder_alone():
     model = moco()
     before = {n: v.clone() for n, v in model.state_dict().items()}
-    model(*batch(), 0, 0)
+    model(*step_inputs(), 0, 0)
     changed = {n for n, v in model.state_dict().items() if not torch.equal(v, before[n])}
     assert changed
     assert all("norm.running" in n or "num_batches" in n for n in changed)
@@ -75,8 +81,8 @@ def test_keys_enter_the_queue_in_order_and_no_synthetic_negative_does():
     extra = HardNegatives(recipe, 6, 4, 0, 0, torch.device("cpu"))
     model = moco(extra=extra, n_hard=6)
     im_q, im_k, ids = batch()
-    out = model(im_q, im_k, ids, 0, 0)
-    assert out.synthetic_mass > 0
+    out = model([im_q, im_k], ids, 0, 0)
+    assert out.statistics["synthetic_mass"] > 0
     old = model.queue.clone()
     model.enqueue(out.keys, ids)
     assert torch.equal(model.queue[:6], out.keys)
@@ -169,7 +175,7 @@ def test_all_counts_zero_is_plain_moco_bit_for_bit():
     results = []
     for options in ({}, {"extra": extra, "n_hard": 6}):
         model = moco(**options)
-        out = model(*batch(), 0, 0)
+        out = model(*step_inputs(), 0, 0)
         out.loss.backward()
         results.append((out.loss, *[p.grad for p in model.encoder_q.parameters()]))
     for a, b in zip(*results, strict=True):
@@ -181,9 +187,9 @@ def test_synthetic_negatives_are_active_in_their_epochs_only(epoch, on):
     recipe = METHODS["mochi"].recipe(s=4, s2=2)
     extra = HardNegatives(recipe, 6, 4, 0, 0, torch.device("cpu"), start=2, stop=5)
     plain, mixed = moco(), moco(extra=extra, n_hard=6)
-    a, b = plain(*batch(), epoch, 0), mixed(*batch(), epoch, 0)
+    a, b = plain(*step_inputs(), epoch, 0), mixed(*step_inputs(), epoch, 0)
     assert (a.loss != b.loss) == on
-    assert (b.synthetic_mass > 0) == on
+    assert (b.statistics["synthetic_mass"] > 0) == on
 
 
 def test_draws_depend_on_seed_number_and_rank_alone():
@@ -198,9 +204,9 @@ def test_draws_depend_on_seed_number_and_rank_alone():
 def test_symmetric_is_the_sum_of_both_directions():
     model, one = moco(symmetric=True), moco()
     im_q, im_k, ids = batch()
-    out = model(im_q, im_k, ids, 0, 0)
-    there = one(im_q, im_k, ids, 0, 0)
-    back = one(im_k, im_q, ids, 0, 0)
+    out = model([im_q, im_k], ids, 0, 0)
+    there = one([im_q, im_k], ids, 0, 0)
+    back = one([im_k, im_q], ids, 0, 0)
     assert out.loss.item() == pytest.approx((there.loss + back.loss).item(), rel=rounding(2))
     assert out.keys.shape == (12, 4)
     model.enqueue(out.keys, ids)
@@ -212,8 +218,8 @@ def test_symmetric_is_the_sum_of_both_directions():
 def test_rows_of_the_same_image_are_left_out():
     model = moco(mask_same_image=True)
     im_q, im_k, ids = batch()
-    model.enqueue(model(im_q, im_k, ids, 0, 0).keys, ids)
-    out = model(im_q, im_k, ids, 1, 1)
+    model.enqueue(model([im_q, im_k], ids, 0, 0).keys, ids)
+    out = model([im_q, im_k], ids, 1, 1)
     q, k = out.q, out.paired
     losses = []
     for i in range(6):
@@ -227,7 +233,7 @@ def test_rows_of_the_same_image_are_left_out():
 def test_shuffling_in_one_process_changes_the_order_but_not_the_pairs():
     im_q, im_k, ids = batch()
     plain, shuffled = moco(), moco(shuffle=True)
-    a, b = plain(im_q, im_k, ids, 0, 3), shuffled(im_q, im_k, ids, 0, 3)
+    a, b = plain([im_q, im_k], ids, 0, 3), shuffled([im_q, im_k], ids, 0, 3)
     torch.testing.assert_close(a.keys, b.keys)  # one BatchNorm group: the order cannot matter
 
 
@@ -255,11 +261,11 @@ def test_the_queue_in_bf16_follows_every_change_of_the_queue(bad):
 def test_a_snapshot_puts_back_everything_a_step_touches():
     model = moco(K=8)
     im_q, im_k, ids = batch()
-    model.enqueue(model(im_q, im_k, ids, 0, 0).keys, ids)
+    model.enqueue(model([im_q, im_k], ids, 0, 0).keys, ids)
     before = {n: v.clone() for n, v in model.state_dict().items()}
     restore = model.snapshot(12)
     for draw in (1, 2):  # wraps around and replaces every row
-        model.enqueue(model(im_q, im_k, ids, 0, draw).keys, ids)
+        model.enqueue(model([im_q, im_k], ids, 0, draw).keys, ids)
     assert not torch.equal(model.queue, before["queue"])
     changed = {n: v.clone() for n, v in model.state_dict().items()}
     restore(torch.tensor(False))
@@ -273,6 +279,6 @@ def test_a_snapshot_puts_back_everything_a_step_touches():
 def test_floats_are_taken_as_already_normalised():
     model = moco()
     im_q, im_k, ids = batch()
-    a = model(im_q, im_k, ids, 0, 0)
-    b = model(normalise(im_q, MEAN, STD), normalise(im_k, MEAN, STD), ids, 0, 0)
+    a = model([im_q, im_k], ids, 0, 0)
+    b = model([normalise(im_q, MEAN, STD), normalise(im_k, MEAN, STD)], ids, 0, 0)
     assert torch.equal(a.loss, b.loss)

@@ -76,7 +76,7 @@ def test_fast_decoding_of_the_first_two_is_theirs_alone(tmp_path):
 def test_the_step_is_the_papers_loop_over_all_views(method):
     """Three views, every sum written out, from the features of one forward pass."""
     (im_q, im_k, ids), (third, *_) = batch(), batch(seed=9)
-    out = model(method)(im_q, im_k, ids, 0, 0, third[:, None])
+    out = model(method)([im_q, im_k, third], ids)
     z = model(method).encoder_q(normalise(torch.cat([im_q, im_k, third]), MEAN, STD))
     z = torch.nn.functional.normalize(z, dim=1).detach().double()
     groups = (LABELS if method == "supcon" else ids).repeat(3).tolist()
@@ -111,8 +111,7 @@ def test_chance_is_the_loss_of_features_that_all_look_alike(method, views):
     if method == "simclr":
         net.loss = BATCH_METHODS[method].loss(None)
     im_q, im_k, ids = batch()
-    more = [torch.stack([im_q] * (views - 2), 1)] if views > 2 else []
-    assert float(net(im_q, im_k, ids, 0, 0, *more).loss.detach()) == pytest.approx(net.chance, rel=1e-5)
+    assert float(net([im_q, im_k, *[im_q] * (views - 2)], ids).loss.detach()) == pytest.approx(net.chance, rel=1e-5)
     assert f"against {6 * views - 1} others" in words
     assert ("both views" if views == 2 else f"all {views} views") in words
 

@@ -124,7 +124,7 @@ def labelled(**options) -> LabelledMoCo:
 def test_the_first_step_is_mocos_because_no_row_has_a_label():
     im_q, im_k, _ = batch()
     ids = torch.tensor([0, 1, 2, 3, 4, 5])
-    ours, plain = labelled()(im_q, im_k, ids, 0, 0), moco()(im_q, im_k, ids, 0, 0)
+    ours, plain = labelled()([im_q, im_k], ids, 0, 0), moco()([im_q, im_k], ids, 0, 0)
     torch.testing.assert_close(ours.loss, plain.loss)
 
 
@@ -134,7 +134,7 @@ def test_labels_enter_the_queue_with_their_keys_and_wrap_around():
     im_q, im_k, _ = batch()
     for start in (1, 7, 500):
         ids = torch.arange(start, start + 6)
-        model.enqueue(model(im_q, im_k, ids, 0, 0).keys, ids)
+        model.enqueue(model([im_q, im_k], ids, 0, 0).keys, ids)
         filled = model.queue_ids >= 0
         assert torch.equal(model.queue_labels[filled], LABELS[model.queue_ids[filled]])
         assert (model.queue_labels[~filled] == UNLABELLED).all()
@@ -144,7 +144,7 @@ def test_labels_enter_the_queue_with_their_keys_and_wrap_around():
 def test_both_directions_of_a_symmetric_step_bring_their_labels():
     model = labelled(symmetric=True)
     im_q, im_k, ids = batch(seed=1)
-    model.enqueue(model(im_q, im_k, ids, 0, 0).keys, ids)
+    model.enqueue(model([im_q, im_k], ids, 0, 0).keys, ids)
     assert model.queue_labels[:12].tolist() == LABELS[ids].tolist() * 2
     assert model.chance == pytest.approx(2 * math.log(21))
     assert model.chance_formula == "2 ln(1+K)"
@@ -153,10 +153,10 @@ def test_both_directions_of_a_symmetric_step_bring_their_labels():
 def test_a_snapshot_puts_the_labels_back():
     model = labelled(K=8)
     im_q, im_k, ids = batch()
-    model.enqueue(model(im_q, im_k, ids, 0, 0).keys, ids)
+    model.enqueue(model([im_q, im_k], ids, 0, 0).keys, ids)
     before = {n: v.clone() for n, v in model.state_dict().items()}
     restore = model.snapshot(6)
-    model.enqueue(model(im_q, im_k, ids + 1, 0, 1).keys, ids + 1)
+    model.enqueue(model([im_q, im_k], ids + 1, 0, 1).keys, ids + 1)
     assert not torch.equal(model.queue_labels, before["queue_labels"])
     restore(torch.tensor(True))
     assert all(torch.equal(v, before[n]) for n, v in model.state_dict().items())
@@ -168,14 +168,14 @@ def test_no_parent_of_a_synthetic_negative_has_the_querys_label():
     model = labelled(extra=extra, n_hard=6)
     model.queue_labels.fill_(0)
     im_q, im_k, _ = batch()
-    assert model(im_q, im_k, torch.full((6,), 3), 0, 0).synthetic_mass == 0
-    assert model(im_q, im_k, torch.full((6,), 4), 0, 0).synthetic_mass > 0
+    assert model([im_q, im_k], torch.full((6,), 3), 0, 0).statistics["synthetic_mass"] == 0
+    assert model([im_q, im_k], torch.full((6,), 4), 0, 0).statistics["synthetic_mass"] > 0
 
 
 def test_base_temperature_multiplies_loss_and_chance():
     im_q, im_k, ids = batch()
     scaled, plain = labelled(base_temperature=0.1), labelled()
-    torch.testing.assert_close(scaled(im_q, im_k, ids, 0, 0).loss, 2 * plain(im_q, im_k, ids, 0, 0).loss)
+    torch.testing.assert_close(scaled([im_q, im_k], ids, 0, 0).loss, 2 * plain([im_q, im_k], ids, 0, 0).loss)
     assert scaled.chance == pytest.approx(2 * plain.chance)
     assert (scaled.chance_formula, plain.chance_formula) == ("2 ln(1+K)", "ln(1+K)")
     assert labelled(base_temperature=0.1, symmetric=True).chance_formula == "4 ln(1+K)"

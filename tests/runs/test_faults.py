@@ -163,8 +163,8 @@ def record_steps(steps: list[dict]) -> None:
 def spoil_loss(rank: int, draws: tuple[int, ...]) -> None:
     original = MoCo.forward
 
-    def forward(self, im_q, im_k, ids, epoch, draw, step):
-        output = original(self, im_q, im_k, ids, epoch, draw, step)
+    def forward(self, views, ids, epoch, draw, step):
+        output = original(self, views, ids, epoch, draw, step)
         here = distributed.rank() == rank and draw in draws
         return output._replace(loss=output.loss * float("nan")) if here else output
 
@@ -174,12 +174,12 @@ def spoil_loss(rank: int, draws: tuple[int, ...]) -> None:
 def spoil_gradient(rank: int, draws: tuple[int, ...]) -> None:
     original = MoCo.forward
 
-    def forward(self, im_q, im_k, ids, epoch, draw, step):
+    def forward(self, views, ids, epoch, draw, step):
         here = distributed.rank() == rank and draw in draws
         weight = next(self.encoder_q.parameters())
         if here:
             handle = weight.register_hook(lambda gradient: (handle.remove(), gradient * float("inf"))[1])
-        return original(self, im_q, im_k, ids, epoch, draw, step)
+        return original(self, views, ids, epoch, draw, step)
 
     MoCo.forward = forward
 

@@ -114,8 +114,8 @@ def test_a_skipped_step_and_a_bad_image_are_remembered(image_folder, tmp_path, i
     (pictures / "broken.png").write_bytes(b"no picture")
     forward = MoCo.forward
 
-    def spoiled(self, im_q, im_k, ids, epoch, draw, step):
-        out = forward(self, im_q, im_k, ids, epoch, draw, step)
+    def spoiled(self, views, ids, epoch, draw, step):
+        out = forward(self, views, ids, epoch, draw, step)
         return out._replace(loss=out.loss * float("nan")) if draw in (2, 3) else out
 
     monkeypatch.setattr(MoCo, "forward", spoiled)

@@ -129,15 +129,15 @@ def test_more_views_are_loaded_finished_and_compared(measured, image_folder, mon
     seen = []
     original = bench.BatchContrast.forward
 
-    def forward(self, im_q, im_k, ids, epoch, draw, more, step=0):
-        seen.append(more.shape)
-        return original(self, im_q, im_k, ids, epoch, draw, more, step)
+    def forward(self, views, ids, *where):
+        seen.append((len(views), *views[-1].shape))
+        return original(self, views, ids, *where)
 
     monkeypatch.setattr(bench.BatchContrast, "forward", forward)
     words = ["--method", "simclr", "--views", 4, "--aug-device", "gpu", "--aug-plus"]
     found = rows(measured("all", image_folder, *NO_QUEUE, *words, *QUICK))
     assert {"an image, 4 views, one process", "augmentation", "simclr, in fp32"} <= set(found)
-    assert set(seen) == {(8, 2, 3, 16, 16), (8, 2, 1, 1, 1)}
+    assert set(seen) == {(4, 8, 3, 16, 16), (4, 8, 1, 1, 1)}
 
 
 @pytest.fixture
@@ -173,7 +173,7 @@ def test_synthetic_negatives_are_active_although_they_start_late(image_folder, i
     monkeypatch.setattr(bench, "make_trainer", watch)
     words = [*TINY, *SYNCO, "--warmup-epochs", "30", "--type-starts", "mixup=40", "noise=500steps", *QUICK]
     assert bench_door.main(["step", str(image_folder), *words]) == 0
-    assert float(made[0].last.synthetic_mass) > 0
+    assert float(made[0].last.statistics["synthetic_mass"]) > 0
     assert made[0].progress.epoch == 40
     assert made[0].progress.step == 500 + bench.WARM_UP + 2
 

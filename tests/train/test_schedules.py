@@ -250,7 +250,7 @@ def test_an_epochs_mean_loss_is_of_its_own_good_steps_on_all_processes(monkeypat
     for losses in ([3.0, math.nan, 5.0], [1.0], [math.inf]):
         for loss in losses:
             run.bad = torch.tensor(not math.isfinite(loss))
-            Trainer._count(run, [SimpleNamespace(loss=torch.tensor(loss))], torch.tensor(1.0))  # pyright: ignore
+            Trainer._count(run, [SimpleNamespace(loss=torch.tensor(loss), statistics={})], torch.tensor(1.0))  # pyright: ignore
         Trainer._follow_plateau(run)
     assert judged == pytest.approx([20 / 4, 13 / 3, 12 / 2])
 

@@ -55,8 +55,8 @@ def every(steps: int, monkeypatch) -> None:
 def spoil(draws: set[int], monkeypatch) -> None:
     original = MoCo.forward
 
-    def forward(self, im_q, im_k, ids, epoch, draw, step):
-        output = original(self, im_q, im_k, ids, epoch, draw, step)
+    def forward(self, views, ids, epoch, draw, step):
+        output = original(self, views, ids, epoch, draw, step)
         return output._replace(loss=output.loss * math.nan, keys=output.keys * math.nan) if draw in draws else output
 
     monkeypatch.setattr(MoCo, "forward", forward)
