@@ -1,4 +1,4 @@
-"""Microseconds and memory of the loss, forward and backward: the variants of contrastive_head.py and lightly's MoCo."""
+"""Microseconds and memory of the loss, forward and backward: the variants of contrastive_loss.py and lightly's MoCo."""
 
 from __future__ import annotations
 

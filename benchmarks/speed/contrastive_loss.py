@@ -1,6 +1,10 @@
 """The contrastive loss alone, forward and backward: plain MoCo as published, SynCo as released in spirit, and ours.
 
+<<<<<<<< HEAD:benchmarks/speed/contrastive_loss.py
     python -m benchmarks.speed.contrastive_loss [--sizes 256x65536 32x65536 64x16384] [--device cuda] [--json FILE]
+========
+    python benchmarks/contrastive_loss.py [--sizes 256x65536 32x65536 64x16384] [--device cuda] [--json FILE]
+>>>>>>>> 007395d (tests: names that the glossary moved, and the atomic writer's own sentence):benchmarks/contrastive_loss.py
 
 Legend: N queries, C feature width, K queue rows, H hardest rows a query, S synthetic negatives a query.
 

@@ -209,7 +209,7 @@ def _at_first_call(precision: str, device: torch.device, size: Size) -> Choice:
         return _chosen[key]
     if _capturing(device) and precision == "tf32x3":
         raise UserError(
-            "call contrastive_head once before a CUDA graph is captured: its first call checks the fused head, whose "
+            "call contrastive_loss once before a CUDA graph is captured: its first call checks the fused head, whose "
             "tf32x3 is"
         )
     if _capturing(device):
@@ -261,7 +261,7 @@ def contrastive_loss(
         shadow: the same queue (K, C) in bfloat16, where the caller keeps one: the fused step then rounds none in bf16.
 
     Computes in float32 (float64 if q is float64) whatever the input dtype and whether or not autocast is on. All but
-    the reference is one operator for torch.compile, ``moco::contrastive_head``, and differentiable once.
+    the reference is one operator for torch.compile, ``moco::contrastive_loss``, and differentiable once.
     Raises ValueError for shapes that do not fit, UserError for an implementation or precision that cannot be had.
     """
     _check(q, k, queue, temperature, n_hard, draws, ids, queue_ids)
@@ -317,7 +317,7 @@ def _choose(impl: str, precision: str, q: Tensor):
 
 
 _operator = torch.library.custom_op(
-    "moco::contrastive_head",
+    "moco::contrastive_loss",
     _compute,
     mutates_args=(),
     schema="(Tensor q, Tensor k, Tensor queue, Tensor[] draws, Tensor? ids, Tensor? queue_ids, float temperature, "

@@ -42,7 +42,7 @@ class Figure:
         """Standard deviation over seeds (n - 1 in the denominator); 0 for one seed."""
         return statistics.stdev(self.values) if len(self.values) > 1 else 0.0
 
-    def argv(self) -> str:
+    def summary(self) -> str:
         """Mean and standard deviation; how many seeds are missing, if any are."""
         if not self.values:
             return "-"
@@ -124,8 +124,8 @@ def markdown(spec: Spec, chosen: list[dict[str, Any]]) -> str:
         cells = [_cell(setting[name]) for name in names]
         mine = setting in chosen
         if spec.select:
-            cells += [figure(spec, spec.select, setting, spec.select.metrics[0]).argv(), "yes" if mine else ""]
-        cells += [figure(spec, spec.report, setting, test).argv() if mine else "" for test in tests]
+            cells += [figure(spec, spec.select, setting, spec.select.metrics[0]).summary(), "yes" if mine else ""]
+        cells += [figure(spec, spec.report, setting, test).summary() if mine else "" for test in tests]
         lines += _row(cells)
     lines += ["", " ".join([_how(spec), *(f"Note: {note}." for note in spec.notes)])]
     for name, stage, mine in stages(spec, chosen):
@@ -139,7 +139,7 @@ def unfinished(trial: Trial, stage: Stage) -> str:
     if record is None:
         why = "not run"
     elif record.status != trials.DONE:
-        why = record.argv()
+        why = record.summary()
     else:
         lacking = [metric for metric in stage.metrics if trials.number(trial, metric) is None]
         if len(lacking) < len(stage.metrics):

@@ -43,7 +43,7 @@ class Record:
     ended: float = 0.0
     settings: dict[str, Any] = field(default_factory=dict)
 
-    def argv(self) -> str:
+    def summary(self) -> str:
         """For people."""
         if self.status == DONE:
             return f"done in {self.seconds:.0f} s"

@@ -17,6 +17,7 @@ from PIL import Image
 from safetensors import safe_open
 
 from moco import embed as embed_door
+from moco import files
 from moco.cli.commands import parse_embed
 from moco.data import Labelled, open_sources
 from moco.errors import UserError
@@ -232,13 +233,13 @@ def test_a_full_disk_leaves_the_older_file(tmp_path):
     path = tmp_path / "features.npz"
     path.write_text("older")
 
-    def full(beside):
-        with open(beside, "w") as file:
+    def full():
+        with files.replacing(str(path), "--out") as beside, open(beside, "w") as file:
             file.write("half")
-        raise OSError(28, "No space left on device")
+            raise OSError(28, "No space left on device")
 
     with pytest.raises(UserError, match="No space left on device.*choose another --out"):
-        embed._write(str(path), full)
+        full()
     assert [p.name for p in tmp_path.iterdir()] == ["features.npz"]
     assert path.read_text() == "older"
 

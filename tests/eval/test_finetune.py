@@ -202,7 +202,7 @@ def test_only_the_share_is_trained_on(folder, tmp_path, monkeypatch):
 
         return look
 
-    monkeypatch.setattr(main_semisup.probe, "bad_image_notes", note)
+    monkeypatch.setattr(main_semisup.linear, "bad_image_notes", note)
     found = tune(folder, tmp_path, "--train-percent", 20)
     assert (found["train_images"], found["val_images"], found["test_images"]) == (12, 0, 15)
     train = open_sources(path=str(folder)).train

@@ -13,12 +13,12 @@ from conftest import differences, load
 from test_finetune import ARCH, MEAN, STD, records, sentence, state_of, tune
 
 import main_lincls
+from moco import files
 from moco.cli.options import parse_lincls, parse_semisup
 from moco.errors import UserError
 from moco.eval import finetune
 from moco.models.ema import attach_ema, moving_average
 from moco.models.encoder import build_encoder
-from moco.train import checkpoint
 from moco.train.optimizers import Plateau, build_optimizer, layer_groups
 from moco.weights.read import load_backbone
 
@@ -311,7 +311,7 @@ def test_schanes_recipe_trains_beit3_base(folder, tmp_path, monkeypatch):
     """With one of its twelve blocks; two steps of two views and a mixed image each."""
     monkeypatch.setattr(timm, "create_model", partial(timm.create_model, depth=1))
     written = []
-    monkeypatch.setattr(checkpoint, "write", lambda state, path: written.append((path, state)))  # of 100 MB each
+    monkeypatch.setattr(files, "write", lambda state, path: written.append((path, state)))  # of 100 MB each
     found = tune(folder, tmp_path, *SCHANE.split(), "--train-percent", 14, "--val-share", 0.1, "--val-only")
     assert found["train_images"] == 8
     last = [r for r in records(tmp_path) if "contrast" in r][-1]

@@ -33,7 +33,7 @@ from moco.kernels import (
     resolve_precision,
 )
 from moco.kernels.reference import synthesize
-from moco.kernels.spec import Head
+from moco.kernels.spec import LossOutput
 from moco.kernels.topk import _on_device, hardest
 from moco.methods import mochi, synco
 from moco.methods.negatives import HardNegatives, draw, synthetic
@@ -60,7 +60,7 @@ def problem(n=5, rows=67, dim=16, hard=12, recipe=ALL_TYPES, dtype=torch.float64
 
 
 def run(q, k, queue, draws, impl, hard=12, temperature=T, precision="fp32", **masks):
-    """Head and dloss/dq."""
+    """LossOutput and dloss/dq."""
     q = q.detach().requires_grad_()
     head = contrastive_loss(
         q, k, queue, temperature=temperature, n_hard=hard, draws=draws, impl=impl, precision=precision, **masks
@@ -358,7 +358,7 @@ def test_torch_compile_traces_it_whole_and_once(impl, backend):
     def step(x, k, queue, draws):
         q = F.normalize(2 * x, dim=1)
         head = contrastive_loss(q, k, queue, temperature=T, n_hard=12, draws=draws, impl=impl, **masks)
-        return Head(3 * head.loss, *head[1:])
+        return LossOutput(3 * head.loss, *head[1:])
 
     torch.compiler.reset()
     compiled = torch.compile(step, backend=counter, fullgraph=True)

@@ -397,7 +397,7 @@ def test_while_a_graph_is_captured_nothing_is_tried(gpu, monkeypatch):
     monkeypatch.setattr(kernels, "_capturing", lambda device: True)
     with pytest.warns(RuntimeWarning, match=r"loss by cpu in fp32, not by triton: a CUDA graph is captured before"):
         call()
-    with pytest.raises(UserError, match="call contrastive_head once before a CUDA graph is captured"):
+    with pytest.raises(UserError, match="call contrastive_loss once before a CUDA graph is captured"):
         call(precision="tf32x3")  # which the closed forms have not
     assert gpu.seen == []
     monkeypatch.setattr(kernels, "_capturing", lambda device: False)

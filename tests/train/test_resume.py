@@ -15,6 +15,7 @@ from torch import nn
 
 from moco.cli import flag_classes, options
 from moco.cli.flag_classes import LINCLS, PRETRAIN, SEMISUP
+from moco.config import typed
 from moco.errors import UserError
 from moco.train.optimizers import build_optimizer, no_decay_for_bias_and_norm
 
@@ -46,7 +47,7 @@ def test_every_flag_is_in_one_class(parser, classes, more):
      (0, "0"), ([0.9, 0.95], "0.9 0.95"), ("bf16", "bf16")],
 )  # fmt: skip
 def test_settings_are_shown_as_they_are_typed(value, text):
-    assert flag_classes.typed(value) == text
+    assert typed(value) == text
 
 
 # ----------------------------------------------------------------------------------------------- the optimizer

@@ -234,7 +234,7 @@ def test_the_device_decides_whether_a_moving_average_moves(called_off):
 
 def test_parts_lie_beside_each_other(monkeypatch):
     now = [0.0]
-    monkeypatch.setattr("moco.train.runlog.time.perf_counter", lambda: now[0])
+    monkeypatch.setattr("moco.train.timers.time.perf_counter", lambda: now[0])
     parts = StepTimer(torch.device("cpu"))
     for measured in (True, False, True):
         with parts.of_a_step(measured):
