@@ -51,8 +51,8 @@ def judged(found: Findings, case: Case, p: Problem) -> float:
     loss_limit, limit = (most * scale for most in LIMITS[case.precision])
     good = of_loss <= loss_limit and max(of_gradient, of_rest) <= limit and same
     good = good and (ranks <= 0.02 * case.n or case.precision != "fp32")
-    argv = f"loss {of_loss:.1e}, gradient {of_gradient:.1e}, statistics {of_rest:.1e}, ranks off {ranks}/{case.n}"
-    found.note(f"error, {case.name}", argv + ", twice the same bits" * same, good=good)
+    told = f"loss {of_loss:.1e}, gradient {of_gradient:.1e}, statistics {of_rest:.1e}, ranks off {ranks}/{case.n}"
+    found.note(f"error, {case.name}", told + ", twice the same bits" * same, good=good)
     if case.n * case.total <= 1 << 24 and case.precision == "fp32":  # where the other implementation is cheap
         forms = both_passes(p, "cpu", **how)
         apart = differences(ours, forms)[1]

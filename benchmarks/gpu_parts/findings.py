@@ -53,8 +53,8 @@ class Findings:
         except BaseException as error:
             traceback.print_exc()
             lines = str(error).strip().splitlines() or [repr(error)]
-            argv = f"{type(error).__name__}: {lines[0][:160]}"
-            self.note(f"{what} FAILED", argv, good=False, trace=traceback.format_exc()[-3000:])
+            told = f"{type(error).__name__}: {lines[0][:160]}"
+            self.note(f"{what} FAILED", told, good=False, trace=traceback.format_exc()[-3000:])
 
 
 def shown(value: Any) -> str:

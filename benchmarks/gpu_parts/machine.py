@@ -43,8 +43,8 @@ def card(found: Findings) -> None:
     found.note("L2", about.L2_cache_size / 2**20, "MiB")
     found.note("CUDA, cuDNN", f"{torch.version.cuda}, {torch.backends.cudnn.version()}")
     with found.guarded("nvidia-smi"):
-        argv = "name,driver_version,memory.total,clocks.sm,clocks.mem,power.limit"
-        command = ["nvidia-smi", f"--query-gpu={argv}", "--format=csv,noheader"]
+        fields = "name,driver_version,memory.total,clocks.sm,clocks.mem,power.limit"
+        command = ["nvidia-smi", f"--query-gpu={fields}", "--format=csv,noheader"]
         said = subprocess.run(command, capture_output=True, text=True, timeout=20).stdout.strip()
         found.note("nvidia-smi", said)
 

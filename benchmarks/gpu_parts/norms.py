@@ -53,8 +53,8 @@ def in_parts(found: Findings, n: int, channels: int, side: int) -> None:
         layer: clock.microseconds(functools.partial(both_passes, module, x, given), found.device)
         for layer, module in (("plain", plain), ("parts", split))
     }
-    argv = f"us in {SPLITS} parts, {taken['parts'] / taken['plain']:.2f} x plain BatchNorm, both passes"
-    found.note(f"BatchNorm, {name}", taken["parts"], argv)
+    told = f"us in {SPLITS} parts, {taken['parts'] / taken['plain']:.2f} x plain BatchNorm, both passes"
+    found.note(f"BatchNorm, {name}", taken["parts"], told)
 
 
 def both_passes(layer: nn.Module, x: Tensor, given: Tensor) -> tuple[Tensor, Tensor]:

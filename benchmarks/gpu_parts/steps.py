@@ -116,8 +116,8 @@ def step_by_step(found: Findings, name: str, trainer: pretraining.Trainer, sourc
     parts = trainer.timer.take()
     trainer.look_every = 10**9
     whole = sum(parts.values()) or 1.0
-    argv = ", ".join(f"{part} {1e3 * seconds:.2f}" for part, seconds in parts.items())
-    found.note(f"{name}head", 100 * parts.get("head", 0.0) / whole, f"% of the step; ms: {argv}")
+    told = ", ".join(f"{part} {1e3 * seconds:.2f}" for part, seconds in parts.items())
+    found.note(f"{name}head", 100 * parts.get("head", 0.0) / whole, f"% of the step; ms: {told}")
     if found.dry:
         return
     torch.cuda.reset_peak_memory_stats()

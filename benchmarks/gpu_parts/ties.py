@@ -37,10 +37,10 @@ def run(found: Findings) -> None:
                 own = float((gradient - exact)[:, n:].norm() / exact[:, n:].norm().clamp(min=1e-12))
                 ranks = torch.equal(head.rank, gold.rank)
                 good = own <= 2e-5 and ranks
-                argv = (
+                told = (
                     f"apart in the rows' own directions{', rows left out' * masked}{'' if ranks else ', other ranks'}"
                 )
-                found.note(what, own, argv, good)
+                found.note(what, own, told, good)
 
 
 def tied(n: int, total: int, hard: int, levels: int, device: str, masked: bool) -> Problem:

@@ -98,8 +98,8 @@ def _of_part(name: str, part: dict) -> dict | None:
     verdict = MISSED if right < len(asked) or part.get("error") else MET
     if part.get("left_out"):
         verdict = UNKNOWN
-    argv = part.get("left_out") or f"{right} of {len(asked)}" + f"; {part['error']}" * bool(part.get("error"))
-    return {"what": f"part {name}: checks that are right", "value": argv, "limit": "all", "verdict": verdict}
+    told = part.get("left_out") or f"{right} of {len(asked)}" + f"; {part['error']}" * bool(part.get("error"))
+    return {"what": f"part {name}: checks that are right", "value": told, "limit": "all", "verdict": verdict}
 
 
 def table(rows: Iterable[dict]) -> str:

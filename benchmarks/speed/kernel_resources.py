@@ -126,7 +126,7 @@ def of_norm(last: bool = True, precision: str = "bf16", align: int = 16, merged:
 def of_images(precision: str = "bf16", align: int = 16) -> dict[str, Any]:
     """The program that normalises images, for colour, in both memories."""
     pixels = 224 * 224 if align > 1 else 223 * 225
-    made = {f"images: {argv}": images.constants(3, pixels, last) for argv, last in MEMORIES.items()}
+    made = {f"images: {memory}": images.constants(3, pixels, last) for memory, last in MEMORIES.items()}
     return {name: (images.programs().to_floats, constants, precision) for name, constants in made.items()}
 
 

@@ -26,9 +26,9 @@ PRECISIONS = ("fp32", "tf32x3", "tf32", "bf16")
 
 def rounded(x: Tensor, digits: int) -> Tensor:
     """Float32 numbers to the nearest with so many explicit binary digits, ties to even."""
-    argv, drop = x.contiguous().view(torch.int32), 23 - digits
-    argv = argv + (1 << (drop - 1)) - 1 + ((argv >> drop) & 1)
-    return (argv & -(1 << drop)).view(torch.float32)
+    bits, drop = x.contiguous().view(torch.int32), 23 - digits
+    bits = bits + (1 << (drop - 1)) - 1 + ((bits >> drop) & 1)
+    return (bits & -(1 << drop)).view(torch.float32)
 
 
 def product(a: Tensor, b: Tensor, precision: str, out: Tensor | None = None) -> Tensor:

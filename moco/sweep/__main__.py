@@ -44,7 +44,7 @@ def dry_run(sweep: spec.Spec) -> int:
         print(command)  # once for all settings of one run
     if sweep.select and sweep.select.flags != sweep.report.flags:
         without, instead = (sweep.words_of(stage) for stage in (sweep.select, sweep.report))
-        how = " and ".join(f"{way} {argv}" for way, argv in (("without", without), ("with", instead)) if argv)
+        how = " and ".join(f"{way} {told}" for way, told in (("without", without), ("with", instead)) if told)
         print(f"# then each selected setting again, {how}, under {len(sweep.seeds)} seeds")
     for note in sweep.notes:
         print(f"# {note}")
@@ -98,9 +98,9 @@ def _run_all(sweep: spec.Spec, stage: spec.Stage, settings: list[dict], began: f
         count += 1
         name = os.path.basename(item.folder)
         if record.status != trial.DONE:
-            print(f"[{count}/{len(todo)}] {name} {record.argv()} (folder {item.folder})", flush=True)
+            print(f"[{count}/{len(todo)}] {name} {record.summary()} (folder {item.folder})", flush=True)
             return
-        when = record.argv() if record.ended >= began else "was done before"
+        when = record.summary() if record.ended >= began else "was done before"
         found = [] if item.row else [f"{metric} {trial.number(item, metric)}" for metric in stage.metrics]
         print(f"[{count}/{len(todo)}] {name} {when}{': ' * bool(found)}{', '.join(found)}", flush=True)
 

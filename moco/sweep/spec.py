@@ -374,7 +374,7 @@ def _notes(spec: Spec) -> list[str]:
     if not same:
         return []
     name, images = next(iter(same.items()))
-    argv = f"{metric}, which selects, and {name}, which is reported, are both of {images}"
+    summary = f"{metric}, which selects, and {name}, which is reported, are both of {images}"
     if spec.main != "main_pretrain.py":
-        raise UserError(f"{argv}: such a figure is too good; give select a --val-share of its own.")
-    return [f"{argv}: the reported figure is as good as the selection made it"]
+        raise UserError(f"{summary}: such a figure is too good; give select a --val-share of its own.")
+    return [f"{summary}: the reported figure is as good as the selection made it"]
