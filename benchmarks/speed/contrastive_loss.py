@@ -1,10 +1,6 @@
 """The contrastive loss alone, forward and backward: plain MoCo as published, SynCo as released in spirit, and ours.
 
-<<<<<<<< HEAD:benchmarks/speed/contrastive_loss.py
     python -m benchmarks.speed.contrastive_loss [--sizes 256x65536 32x65536 64x16384] [--device cuda] [--json FILE]
-========
-    python benchmarks/contrastive_loss.py [--sizes 256x65536 32x65536 64x16384] [--device cuda] [--json FILE]
->>>>>>>> 007395d (tests: names that the glossary moved, and the atomic writer's own sentence):benchmarks/contrastive_loss.py
 
 Legend: N queries, C feature width, K queue rows, H hardest rows a query, S synthetic negatives a query.
 
@@ -363,9 +359,9 @@ def judge(goal: Goal, result: dict[str, Any], device: str) -> dict[str, Any] | N
     if goal.other is not None:
         other = rows.get(goal.other, {}).get(goal.what)
         found = None if found is None or not other else found / other
-    told = f"{goal.what}: {goal.variant}" + (f" / {goal.other}" if goal.other else "")
+    argv = f"{goal.what}: {goal.variant}" + (f" / {goal.other}" if goal.other else "")
     verdict = "not measured" if found is None else "met" if found <= goal.limit else "missed"
-    return {"size": f"{size[0]}x{size[1]}", "goal": told, "limit": goal.limit, "found": found, "verdict": verdict}
+    return {"size": f"{size[0]}x{size[1]}", "goal": argv, "limit": goal.limit, "found": found, "verdict": verdict}
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
