@@ -8,6 +8,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from moco.config import SynCoConfig
 from moco.kernels.spec import LossOutput
 from moco.methods import synco
 
@@ -72,7 +73,7 @@ def differences(ours: tuple[LossOutput, Tensor], gold: tuple[LossOutput, Tensor]
 
 def not_numbers(found: Findings) -> None:
     """NaN in, NaN out; a query that has left out everything costs nothing."""
-    small = Case("", 8, 512, 32, 32, synco.recipe(9, 9, 9, 3, 3, 3))
+    small = Case("", 8, 512, 32, 32, synco.recipe(SynCoConfig(9, 9, 9, 3, 3, 3)))
     small = small.tiny() if found.dry else small
     with found.guarded("NaN in, NaN out"):
         p = make(small, found.device)
@@ -88,7 +89,7 @@ def not_numbers(found: Findings) -> None:
 def large(found: Findings) -> None:
     """The last queries of a matrix of more than 2^31 elements get what they get by themselves."""
     with found.guarded("offsets beyond 2^31"):
-        case = Case("", 1032, (1 << 21) + 16, recipe=synco.recipe(64, 64, 64, 16, 16, 16))
+        case = Case("", 1032, (1 << 21) + 16, recipe=synco.recipe(SynCoConfig(64, 64, 64, 16, 16, 16)))
         p = make(case, found.device)
         head, gradient = both_passes(p, precision="fp32")
         few, few_gradient = both_passes(p.rows(case.n - 4, case.n), precision="fp32")

@@ -14,15 +14,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from moco.config import SynCoConfig
 from moco.kernels import PRECISIONS, Draws, contrastive_loss, reference
 from moco.kernels.matmul import product
 from moco.kernels.spec import LossOutput, hardest_rows
 from moco.methods import synco
 from moco.methods.negatives import Recipe, draw, synthetic
 
-FULL = synco.recipe(256, 256, 256, 64, 64, 64)
-ODD = synco.recipe(37, 41, 29, 17, 13, 11)
-TINY = synco.recipe(3, 2, 2, 1, 2, 1)
+FULL = synco.recipe(SynCoConfig(256, 256, 256, 64, 64, 64))
+ODD = synco.recipe(SynCoConfig(37, 41, 29, 17, 13, 11))
+TINY = synco.recipe(SynCoConfig(3, 2, 2, 1, 2, 1))
 KINDS = ("mixup", "interpolation", "extrapolation", "extrapolation-paper", "noise", "perturbation", "adversarial")
 
 
@@ -66,8 +67,8 @@ CASES = (
     Case("C 33", 16, 4099, 33, 256, ODD),
     Case("H = K", 16, 512, 64, 512),
     Case("S > H", 16, 4096, hard=32),
-    Case("one row", 3, 1, 16, 1, synco.recipe(1, 1, 1, 1, 1, 1)),
-    Case("ones everywhere", 1, 50, 3, 1, synco.recipe(0, 1, 1, 1, 0, 1), 1.0),
+    Case("one row", 3, 1, 16, 1, synco.recipe(SynCoConfig(1, 1, 1, 1, 1, 1))),
+    Case("ones everywhere", 1, 50, 3, 1, synco.recipe(SynCoConfig(0, 1, 1, 1, 0, 1)), 1.0),
     Case("C 512", 32, 8192, 512, 256),
     Case("C 2048", 8, 2048, 2048, 64, ODD),
     Case("queue in fp16", 32, 8192, hard=256, dtype=torch.float16),

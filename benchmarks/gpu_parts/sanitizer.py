@@ -10,6 +10,7 @@ from pathlib import Path
 
 import torch
 
+from moco.config import SynCoConfig
 from moco.methods import synco
 
 from .findings import Findings
@@ -17,9 +18,9 @@ from .problems import Case, both_passes, make
 
 ROOT = Path(__file__).resolve().parents[2]
 CASES = (
-    Case("", 3, 101, 16, 12, synco.recipe(5, 4, 3, 2, 3, 1), masked=True),
-    Case("", 2, 2100, 100, 33, synco.recipe(5, 4, 3, 2, 3, 1)),
-    Case("", 2, 2100, 33, 33, synco.recipe(5, 4, 3, 2, 3, 1), precision="bf16"),
+    Case("", 3, 101, 16, 12, synco.recipe(SynCoConfig(5, 4, 3, 2, 3, 1)), masked=True),
+    Case("", 2, 2100, 100, 33, synco.recipe(SynCoConfig(5, 4, 3, 2, 3, 1))),
+    Case("", 2, 2100, 33, 33, synco.recipe(SynCoConfig(5, 4, 3, 2, 3, 1)), precision="bf16"),
 )
 DONE = "small cases done"
 

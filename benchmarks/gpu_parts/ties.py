@@ -14,6 +14,7 @@ import itertools
 import torch
 import torch.nn.functional as F
 
+from moco.config import SynCoConfig
 from moco.methods import synco
 from moco.methods.negatives import draw
 
@@ -52,7 +53,7 @@ def tied(n: int, total: int, hard: int, levels: int, device: str, masked: bool) 
     own *= (1 - similarities.square().sum(1, keepdim=True)).sqrt()
     queue = torch.cat([similarities, own], dim=1).to(device)
     q = torch.eye(n, DIM, device=device)
-    draws = draw(synco.recipe(16, 16, 16, 8, 8, 8), n, hard, DIM, total, device)
+    draws = draw(synco.recipe(SynCoConfig(16, 16, 16, 8, 8, 8)), n, hard, DIM, total, device)
     masks = {}
     if masked:
         ids = torch.arange(total, device=device) % 3  # of three queries, a third of the rows each

@@ -39,6 +39,7 @@ from torch.profiler import ProfilerActivity, profile
 from benchmarks.speed.kernel_bytes import NOTHING, floor_bytes, floor_seconds, least, stages
 from benchmarks.timing import rounds, turns
 from moco import files
+from moco.config import SynCoConfig
 from moco.errors import UserError
 from moco.kernels import Draws, contrastive_loss, resolve_precision
 from moco.kernels.matmul import product
@@ -66,7 +67,7 @@ def make_problem(args: argparse.Namespace, size: tuple[int, int]) -> Problem:
     q = F.normalize(torch.randn(n, args.dim, generator=generator), dim=1)
     k = F.normalize(q + 0.1 * torch.randn(n, args.dim, generator=generator), dim=1)
     hard = min(args.hard, total)
-    draws = draw(synco.recipe(*args.counts), n, hard, args.dim, args.seed)
+    draws = draw(synco.recipe(SynCoConfig(*args.counts)), n, hard, args.dim, args.seed)
     q, k, queue = (t.to(args.device) for t in (q, k, queue))
     draws = None if draws is None else draws.to(args.device)
     return Problem(q.requires_grad_(), k, queue, queue.T.contiguous(), draws, hard, args.temperature)
@@ -341,7 +342,9 @@ def measure(args: argparse.Namespace, size: tuple[int, int], speed: dict[str, fl
     if args.device == "cuda":
         for name in (name for name in here if name.startswith("triton")):
             rows[name]["cuda_graph"] = captured(here[name], p)
-    drawing = functools.partial(draw, synco.recipe(*args.counts), size[0], p.hard, args.dim, args.seed, args.device)
+    drawing = functools.partial(
+        draw, synco.recipe(SynCoConfig(*args.counts)), size[0], p.hard, args.dim, args.seed, args.device
+    )
     return {
         "n": size[0], "k": size[1], "c": args.dim, "h": p.hard, "s": sum(args.counts), "t": args.temperature,
         "variants": rows, "refused": refused,

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from moco.cli.parser import Parser, at_least, given, parse, positive, take_defaults, with_config
+from moco.config import InBatchConfig, MoCHiConfig, MoCoConfig, NegativesConfig, SynCoConfig
 from moco.errors import UserError
 
 QUEUE_METHODS = ("moco", "mochi", "synco")
@@ -693,32 +694,34 @@ def _check_views(args: argparse.Namespace) -> None:
         raise UserError("--views is for the methods without a queue; with one, an image gives a query and a key.")
 
 
-def method_settings(args: argparse.Namespace) -> dict[str, Any]:
-    """What the recipe of the synthetic negatives takes, or the loss of a method without a queue, see moco/methods."""
+def negatives_settings(args: argparse.Namespace) -> NegativesConfig:
+    """Which synthetic negatives and when."""
+    recipe = None
     if args.negatives == "mochi":
-        return {"s": args.s, "s2": args.s2}
-    if args.negatives == "synco":
-        return {name: getattr(args, name) for name in (*SYNCO_COUNTS, "sigma", "delta", "eta", "extrapolation")}
-    if args.method == "hcl":
-        return {name: getattr(args, name) for name in ("beta", "tau_plus", "estimator")}
-    if args.method in ("simclr", "supcon") and not args.queue:
-        return {"base_temperature": args.base_temperature}
-    return {}
+        recipe = MoCHiConfig(args.s, args.s2)
+    elif args.negatives == "synco":
+        counts = (args.n1, args.n2, args.n3, args.n4, args.n5, args.n6)
+        recipe = SynCoConfig(*counts, args.sigma, args.delta, args.eta, args.extrapolation)
+    return NegativesConfig(
+        args.negatives, recipe, args.hard_start_epoch, args.hard_stop_epoch, args.type_starts, args.type_start_steps
+    )
 
 
-def model_settings(args: argparse.Namespace) -> dict[str, Any]:
-    """What :func:`moco.models.build.with_queue` takes, or :func:`moco.models.build.in_batch`, besides the data and the
-    encoders."""
-    same = ("base_temperature", "channels_last", "recompute")
-    if args.queue:
-        same += ("negatives", "n_hard", "hard_start_epoch", "hard_stop_epoch", "type_starts", "type_start_steps")
-        same += ("symmetric", "bn_splits")
-        same += ("shuffle_bn", "mask_same_image", "head_impl", "head_precision")
-        more = {"C": args.moco_dim, "K": args.moco_k, "m": args.moco_m}
-    else:
-        same += ("method", "sync_bn", "contrast_mode", "views")
-        more = {}
-    return {name: getattr(args, name) for name in same} | more | {"T": args.moco_t, "settings": method_settings(args)}
+def model_settings(args: argparse.Namespace) -> MoCoConfig | InBatchConfig:
+    """The model, all but the statistics of its channels."""
+    T, base, layout, recompute = args.moco_t, args.base_temperature, args.channels_last, args.recompute
+    if not args.queue:
+        return InBatchConfig(
+            T=T, base_temperature=base, channels_last=layout, recompute=recompute, method=args.method,
+            contrast_mode=args.contrast_mode, views=args.views, sync_bn=args.sync_bn, beta=args.beta,
+            tau_plus=args.tau_plus, estimator=args.estimator,
+        )  # fmt: skip
+    return MoCoConfig(
+        T=T, base_temperature=base, channels_last=layout, recompute=recompute, C=args.moco_dim, K=args.moco_k,
+        m=args.moco_m, n_hard=args.n_hard, symmetric=args.symmetric, shuffle=args.shuffle_bn, bn_splits=args.bn_splits,
+        mask_same_image=args.mask_same_image, loss_impl=args.head_impl, loss_precision=args.head_precision,
+        negatives=negatives_settings(args),
+    )  # fmt: skip
 
 
 def plan_settings(args: argparse.Namespace) -> dict[str, Any]:
@@ -745,12 +748,6 @@ def drawn(args: argparse.Namespace) -> dict[str, int]:
     if args.negatives == "synco":
         counts = {kind: getattr(args, name) for kind, name in zip(SYNCO_KINDS, SYNCO_COUNTS, strict=True)}
     return {kind: count for kind, count in counts.items() if count}
-
-
-def last_start(args: argparse.Namespace) -> tuple[int, int]:
-    """The first epoch and step that have all synthetic negatives."""
-    epochs, steps = (args.hard_start_epoch, *args.type_starts.values()), (0, *args.type_start_steps.values())
-    return max(epochs), max(steps)
 
 
 def schedule_shape(args: argparse.Namespace) -> dict[str, Any]:

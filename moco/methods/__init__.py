@@ -3,8 +3,8 @@
 With a queue ``recipe(...)``: the synthetic negatives that its paper adds to MoCo. Without one ``loss(...)``: how the
 other images of a batch count, and ``supervised``: whether images of one class are the same or views of one image.
 
->>> METHODS["mochi"].recipe(s=512, s2=256)
->>> BATCH_METHODS["hcl"].loss(beta=0.5)
+>>> METHODS["mochi"].recipe(MoCHiConfig(s=512, s2=256))
+>>> BATCH_METHODS["hcl"].loss(InBatchConfig(beta=0.5))
 """
 
 from types import ModuleType

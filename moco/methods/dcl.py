@@ -1,10 +1,11 @@
 """DCL: Decoupled Contrastive Learning, arXiv 2110.06848. The same: views of one image."""
 
+from moco.config import InBatchConfig
 from moco.methods import losses
 
 supervised = False
 
 
-def loss() -> losses.Loss:
+def loss(config: InBatchConfig) -> losses.Loss:
     """SimCLR's without the positive in the denominator."""
     return losses.dcl

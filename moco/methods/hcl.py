@@ -2,11 +2,12 @@
 
 from functools import partial
 
+from moco.config import InBatchConfig
 from moco.methods import losses
 
 supervised = False
 
 
-def loss(beta: float = 1.0, tau_plus: float = 0.1, estimator: str = "hard") -> losses.Loss:
+def loss(config: InBatchConfig) -> losses.Loss:
     """Negatives count by e^{beta s / T}, corrected for a share ``tau_plus`` of them that are positives."""
-    return partial(losses.hcl, beta=beta, tau_plus=tau_plus, estimator=estimator)
+    return partial(losses.hcl, beta=config.beta, tau_plus=config.tau_plus, estimator=config.estimator)

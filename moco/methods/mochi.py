@@ -10,12 +10,11 @@ type  kind           count    u, before normalisation     coefficient
 ====  =============  =======  ==========================  ===========
 """
 
+from moco.config import MoCHiConfig
 from moco.methods.negatives import Recipe, synthetic
 
 
-def recipe(s: int = 512, s2: int = 256, start_epoch_1: int = 0, start_epoch_2: int = 0) -> Recipe:
-    """s negatives of type 1 and s2 of type 2 a query; each may start at an epoch of its own."""
-    return (
-        synthetic("mixup", s, start_epoch=start_epoch_1),
-        synthetic("interpolation", s2, start_epoch=start_epoch_2),
-    )
+def recipe(config: MoCHiConfig | None = None) -> Recipe:
+    """s negatives of type 1 and s2 of type 2 a query."""
+    c = config or MoCHiConfig()
+    return synthetic("mixup", c.s), synthetic("interpolation", c.s2)

@@ -3,6 +3,6 @@
 from moco.methods.negatives import Recipe
 
 
-def recipe() -> Recipe:
+def recipe(config: None = None) -> Recipe:
     """No synthetic negatives."""
     return ()

@@ -9,7 +9,7 @@ and with replacement from the query's hardest rows, e ~ N(0, I). A kind says how
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
@@ -84,7 +84,7 @@ def synthetic(
     return Synthetic(kind, count, low, low if high is None else high, start_epoch)
 
 
-def starting_at(recipe: Recipe, epochs: dict[str, int], steps: dict[str, int]) -> Recipe:
+def starting_at(recipe: Recipe, epochs: Mapping[str, int], steps: Mapping[str, int]) -> Recipe:
     """The same rows, each from its kind's first epoch or step; a kind is called alike in both of SynCo's versions."""
     return tuple(
         replace(row, start_epoch=epochs.get(kind, 0), start_step=steps.get(kind, 0))

@@ -2,11 +2,12 @@
 
 from functools import partial
 
+from moco.config import InBatchConfig
 from moco.methods import losses
 
 supervised = False
 
 
-def loss(base_temperature: float | None = 0.07) -> losses.Loss:
+def loss(config: InBatchConfig) -> losses.Loss:
     """NT-Xent, multiplied by T / base_temperature as SupContrast's SimCLR is; None for the paper's."""
-    return partial(losses.supcon, base_temperature=base_temperature)
+    return partial(losses.supcon, base_temperature=config.base_temperature)

@@ -6,11 +6,12 @@ synthetic negatives is another method's.
 
 from functools import partial
 
+from moco.config import InBatchConfig
 from moco.methods import losses
 
 supervised = True
 
 
-def loss(base_temperature: float | None = 0.07) -> losses.Loss:
+def loss(config: InBatchConfig) -> losses.Loss:
     """The sum over positives outside the logarithm, multiplied by T / base_temperature; None for the paper's."""
-    return partial(losses.supcon, base_temperature=base_temperature)
+    return partial(losses.supcon, base_temperature=config.base_temperature)

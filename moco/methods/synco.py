@@ -16,32 +16,23 @@ type  kind           count  u, before normalisation     coefficient
 Type 2 is what SynCo's code computes; its text has n + b (n - q), which ``extrapolation="paper"`` gives.
 """
 
+from moco.config import SynCoConfig
 from moco.errors import UserError
 from moco.methods.negatives import Recipe, synthetic
 
 EXTRAPOLATIONS = {"code": "extrapolation", "paper": "extrapolation-paper"}
 
 
-def recipe(
-    n1: int = 256,
-    n2: int = 256,
-    n3: int = 256,
-    n4: int = 64,
-    n5: int = 64,
-    n6: int = 64,
-    sigma: float = 0.01,
-    delta: float = 0.01,
-    eta: float = 0.01,
-    extrapolation: str = "code",
-) -> Recipe:
+def recipe(config: SynCoConfig | None = None) -> Recipe:
     """n1 .. n6 negatives of types 1 .. 6 a query."""
-    if extrapolation not in EXTRAPOLATIONS:
-        raise UserError(f"unknown extrapolation {extrapolation!r}; use code or paper")
+    c = config or SynCoConfig()
+    if c.extrapolation not in EXTRAPOLATIONS:
+        raise UserError(f"unknown extrapolation {c.extrapolation!r}; use code or paper")
     return (
-        synthetic("interpolation", n1),
-        synthetic(EXTRAPOLATIONS[extrapolation], n2),
-        synthetic("mixup", n3),
-        synthetic("noise", n4, sigma),
-        synthetic("perturbation", n5, delta),
-        synthetic("adversarial", n6, eta),
+        synthetic("interpolation", c.n1),
+        synthetic(EXTRAPOLATIONS[c.extrapolation], c.n2),
+        synthetic("mixup", c.n3),
+        synthetic("noise", c.n4, c.sigma),
+        synthetic("perturbation", c.n5, c.delta),
+        synthetic("adversarial", c.n6, c.eta),
     )

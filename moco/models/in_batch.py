@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from moco import distributed
+from moco.config import InBatchConfig
 from moco.kernels.spec import mean_hardest
 from moco.methods.losses import Loss, Pairs, compare
 from moco.models.base import StepOutput
@@ -31,14 +32,10 @@ class BatchContrast(nn.Module):
         encoder: a network with outputs (N, C). Its name in checkpoints is that of MoCo's query encoder, so that every
             probe and export reads it.
         loss: (pairs, temperature) -> (A,), see :mod:`moco.methods.losses`.
-        T: temperature.
+        config: temperature, which views are anchors, how images reach the encoder.
         chance: the loss, before any training, of an anchor whose candidates all look alike.
         labels: (n,) int64 class of every image of the data set, on the encoder's device; None: views of one image are
             the same and nothing else is.
-        contrast_mode: see :func:`moco.methods.losses.compare`.
-        mean, std: of the channels; uint8 images are normalised here.
-        channels_last: memory layout in which the encoder gets its images.
-        recompute: keep less of the encoder's forward pass, see :func:`moco.models.encoder.recompute_blocks`.
     """
 
     STATS = ("loss", "top1", "top5", "hardest", "no_positive")
@@ -52,31 +49,26 @@ class BatchContrast(nn.Module):
         self,
         encoder: nn.Module,
         loss: Loss,
+        config: InBatchConfig,
         *,
-        T: float,
         chance: float,
-        mean: list[float],
-        std: list[float],
         labels: Tensor | None = None,
-        contrast_mode: str = "all",
-        channels_last: bool = False,
-        recompute: bool = False,
     ):
         super().__init__()
-        if recompute:
+        if config.recompute:
             recompute_blocks(encoder)
         self.encoder_q = encoder
-        self.loss, self.T, self.contrast_mode = loss, T, contrast_mode
+        self.config, self.loss, self.T = config, loss, config.T
         self.chance = chance
         self.labels = labels
         self._few: Small | None = None
         self._count_q = Counts(encoder)
         self.timer: Callable[[str], AbstractContextManager] = nullcontext  # told which part of a step begins
-        self.layout = torch.channels_last if channels_last else torch.contiguous_format
+        self.layout = torch.channels_last if config.channels_last else torch.contiguous_format
         self.mean: Tensor
         self.std: Tensor
-        self.register_buffer("mean", torch.tensor(mean), persistent=False)
-        self.register_buffer("std", torch.tensor(std), persistent=False)
+        self.register_buffer("mean", torch.tensor(config.mean), persistent=False)
+        self.register_buffer("std", torch.tensor(config.std), persistent=False)
 
     def forward(self, views: Sequence[Tensor], ids: Tensor, epoch: int = 0, draw: int = 0, step: int = 0) -> StepOutput:
         """The loss of one batch: its mean over the processes is that of one process with all images.
@@ -96,7 +88,7 @@ class BatchContrast(nn.Module):
             pairs = compare(
                 z, groups, everyone=distributed.all_gather_with_grad(z),
                 everyones_groups=distributed.all_gather(groups), first=distributed.rank() * len(z),
-                contrast_mode=self.contrast_mode,
+                contrast_mode=self.config.contrast_mode,
             )  # fmt: skip
             loss = self.loss(pairs, self.T).mean()
             statistics = _statistics(pairs)

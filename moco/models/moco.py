@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from moco import distributed, seeding
+from moco.config import MoCoConfig
 from moco.kernels import Earlier, LossOutput, contrastive_loss
 from moco.kernels.spec import Draws
 from moco.models.base import StepOutput
@@ -36,18 +37,9 @@ class MoCo(nn.Module):
 
     Args:
         encoder_q, encoder_k: two networks of the same shape with outputs (N, C); k starts as a copy of q.
-        C, K, m, T: feature width, queue rows, momentum and temperature (the paper's symbols).
-        mean, std: of the channels; uint8 images are normalised here, after they were exchanged.
+        config: the paper's symbols and the choices that go with them. Images are normalised after they were exchanged.
         seed: of the queue's first rows and of the shuffles.
-        extra: the hook for synthetic negatives.
-        n_hard: rows that a query's synthetic negatives are made from.
-        symmetric: each view is query once and the two losses are added.
-        shuffle: exchange keys' images between processes (or between BatchNorm's splits) so that a key is not
-            normalised together with its query's neighbours.
-        mask_same_image: leave out queue rows that come from the query's own image.
-        head_impl, head_precision: implementation of the loss and operands of its products, see :mod:`moco.kernels`.
-        channels_last: memory layout in which the encoders get their images.
-        recompute: keep less of the query encoder's forward pass, see :func:`moco.models.encoder.recompute_blocks`.
+        extra: the hook for synthetic negatives; :func:`moco.models.build.with_queue` makes it of ``config.negatives``.
     """
 
     STATS = ("loss", "top1", "top5", "hardest", "synthetic_mass")
@@ -57,56 +49,40 @@ class MoCo(nn.Module):
         self,
         encoder_q: nn.Module,
         encoder_k: nn.Module,
+        config: MoCoConfig,
         *,
-        C: int,
-        K: int,
-        m: float,
-        T: float,
-        mean: list[float],
-        std: list[float],
         seed: int,
         extra: ExtraNegatives | None = None,
-        n_hard: int = 0,
-        symmetric: bool = False,
-        shuffle: bool = True,
-        mask_same_image: bool = False,
-        head_impl: str = "auto",
-        head_precision: str = "auto",
-        channels_last: bool = False,
-        recompute: bool = False,
     ):
         super().__init__()
         self.encoder_q, self.encoder_k = encoder_q, encoder_k
-        self.K, self.m, self.T, self.seed = K, m, T, seed
-        self.extra, self.n_hard = extra, n_hard
-        self.symmetric, self.shuffle = symmetric, shuffle
-        self.mask_same_image = mask_same_image
-        self.head_impl, self.head_precision = head_impl, head_precision
+        self.config, self.seed, self.extra = config, seed, extra
+        self.K, self.m, self.T, self.symmetric = config.K, config.m, config.T, config.symmetric
         self.head: Earlier | None = None  # for checkpoints, where the two were chosen for a run
-        self.layout = torch.channels_last if channels_last else torch.contiguous_format
+        self.layout = torch.channels_last if config.channels_last else torch.contiguous_format
         self.timer: Callable[[str], AbstractContextManager] = nullcontext  # told which part of a step begins
         self._few: Small | None = None
         self._count_q, self._count_k = Counts(encoder_q), Counts(encoder_k)
         self._round_k = Rounded(encoder_k)
         encoder_k.load_state_dict(encoder_q.state_dict())
         encoder_k.requires_grad_(False)
-        if recompute:
+        if config.recompute:
             recompute_blocks(encoder_q)
         self.mean: Tensor
         self.std: Tensor
         self.queue: Tensor
         self.queue_ids: Tensor
         self.queue_ptr: Tensor
-        self.register_buffer("queue", new_queue(K, C, seeding.torch_generator("init", seed, 1)))
-        self.register_buffer("queue_ids", torch.full((K,), EMPTY))
+        self.register_buffer("queue", new_queue(config.K, config.C, seeding.torch_generator("init", seed, 1)))
+        self.register_buffer("queue_ids", torch.full((config.K,), EMPTY))
         self.register_buffer("queue_ptr", torch.zeros(1, dtype=torch.long))
         # The queue as the fused loss multiplies it in bf16, so that no step rounds all of it again.
-        rounded = head_impl == "triton" and head_precision == "bf16"
+        rounded = (config.loss_impl, config.loss_precision) == ("triton", "bf16")
         self.shadow: Tensor | None
         self.register_buffer("shadow", self.queue.bfloat16() if rounded else None, persistent=False)
         self.register_load_state_dict_post_hook(_round_queue)
-        self.register_buffer("mean", torch.tensor(mean), persistent=False)
-        self.register_buffer("std", torch.tensor(std), persistent=False)
+        self.register_buffer("mean", torch.tensor(config.mean), persistent=False)
+        self.register_buffer("std", torch.tensor(config.std), persistent=False)
 
     @property
     def chance(self) -> float:
@@ -150,7 +126,7 @@ class MoCo(nn.Module):
     @torch.no_grad()
     def encode_keys(self, images: Tensor, draw: int) -> Tensor:
         """Unit features (N, C) of the key encoder, computed in a shuffled order and put back."""
-        if not self.shuffle:
+        if not self.config.shuffle:
             return self._keys(images)
         with self.timer("shuffle"):
             rows = images.shape[0] * distributed.world_size()
@@ -175,11 +151,11 @@ class MoCo(nn.Module):
         """InfoNCE of q against its key, the queue and the extra negatives."""
         with self.timer("head"):
             draws = self.extra(q.shape[0], epoch, draw, step) if self.extra else None
-            mask = {"ids": ids, "queue_ids": self.queue_ids} if self.mask_same_image else {}
-            n_hard = self.n_hard if draws is not None else 0
+            mask = {"ids": ids, "queue_ids": self.queue_ids} if self.config.mask_same_image else {}
+            n_hard = self.config.n_hard if draws is not None else 0
             return contrastive_loss(
                 q, k, self.queue, temperature=self.T, n_hard=n_hard, draws=draws,
-                impl=self.head_impl, precision=self.head_precision, shadow=self.shadow, **mask,
+                impl=self.config.loss_impl, precision=self.config.loss_precision, shadow=self.shadow, **mask,
             )  # fmt: skip
 
     @torch.no_grad()

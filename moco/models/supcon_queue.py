@@ -5,15 +5,14 @@ Legend: N queries on this process, C feature width, K queue rows.
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor, nn
 
 from moco import distributed
+from moco.config import MoCoConfig
 from moco.kernels import LossOutput, labelled_loss
 from moco.models.key_queue import next_rows
-from moco.models.moco import MoCo
+from moco.models.moco import ExtraNegatives, MoCo
 
 UNLABELLED = -1  # of a queue row that no image has filled: nobody's positive
 
@@ -23,22 +22,22 @@ class LabelledMoCo(MoCo):
 
     Args:
         labels: (n,) int64 class of every image of the data set, on the encoders' device.
-        base_temperature: multiply the loss by T / base_temperature; None leaves it.
-        settings: as :class:`moco.models.moco.MoCo`'s.
+        others: as :class:`moco.models.moco.MoCo`'s.
     """
 
     def __init__(
         self,
         encoder_q: nn.Module,
         encoder_k: nn.Module,
+        config: MoCoConfig,
         *,
         labels: Tensor,
-        base_temperature: float | None = None,
-        **settings: Any,
+        seed: int,
+        extra: ExtraNegatives | None = None,
     ):
-        super().__init__(encoder_q, encoder_k, **settings)
+        super().__init__(encoder_q, encoder_k, config, seed=seed, extra=extra)
         self.labels = labels
-        self.scale = 1.0 if base_temperature is None else self.T / base_temperature
+        self.scale = 1.0 if config.base_temperature is None else self.T / config.base_temperature
         self.queue_labels: Tensor
         self.register_buffer("queue_labels", torch.full((self.K,), UNLABELLED))
 
@@ -47,7 +46,7 @@ class LabelledMoCo(MoCo):
         with self.timer("head"):
             draws = self.extra(q.shape[0], epoch, draw, step) if self.extra else None
             head = labelled_loss(
-                q, k, self.queue, self.labels[ids], self.queue_labels, temperature=self.T, n_hard=self.n_hard,
+                q, k, self.queue, self.labels[ids], self.queue_labels, temperature=self.T, n_hard=self.config.n_hard,
                 draws=draws,
             )  # fmt: skip
         return head._replace(loss=head.loss * self.scale)

@@ -235,7 +235,7 @@ def make_trainer(
     broken = strided_point(model.encoder_q, view.channels, view.size) if device.type == "cpu" else ""
     plan = make_plan(args, len(sampler), pretraining.pick_amp(args.amp, device, broken))
     ema.attach_ema(model, optimizer, args.ema, args.ema_epoch, plan.steps_per_epoch)
-    epoch, step = options.last_start(args)
+    epoch, step = options.negatives_settings(args).last_start
     model.train()
     return pretraining.Trainer(
         model=model,
@@ -286,9 +286,9 @@ def _heads_with_queue(args: Namespace, model: MoCo, n: int) -> dict[str, Loss]:
     generator = torch.Generator().manual_seed(args.seed)
     q, k = (F.normalize(torch.randn(n, args.moco_dim, generator=generator), dim=1).to(device) for _ in range(2))
     q.requires_grad_()
-    epoch, step = options.last_start(args)
+    epoch, step = options.negatives_settings(args).last_start
 
-    impl, own_precision = model.head_impl, model.head_precision
+    impl, own_precision = model.config.loss_impl, model.config.loss_precision
 
     def head(draws: Draws | None, precision: str) -> Loss:
         n_hard = args.n_hard if draws else 0

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from argparse import Namespace
+from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -36,11 +38,9 @@ def build_model(
     shape = {"mlp": args.mlp, "stem": args.stem, "size": view.size, "in_chans": view.channels}
     encoders = [build_encoder(args.arch, args.moco_dim, **shape) for _ in range(2 if args.queue else 1)]
     classes = None if labels is None else torch.from_numpy(labels).to(device)
-    build = models.with_queue if args.queue else models.in_batch
-    model, summary = build(
-        *encoders, mean=view.mean, std=view.std, seed=seed, images=images, batch=batch, labels=classes,
-        before=before, **options.model_settings(args),
-    )  # fmt: skip
+    build: Any = models.with_queue if args.queue else models.in_batch
+    config = replace(options.model_settings(args), mean=tuple(view.mean), std=tuple(view.std))
+    model, summary = build(*encoders, config, models.Context(seed, images, batch, classes, before))
     model.to(device).to(memory_format=model.layout)
     if args.compile:
         compile_encoders(encoders, args.compile_mode)

@@ -163,7 +163,9 @@ def test_every_row_makes_steps_with_what_it_is_called(whole, images, checkout, b
     peer = sys.modules["main_synco"].models[0]
     assert peer.seen == 4 * [(4, 3, 32, 32)]
     assert peer.counts == (1024, 256, 256, 256, 64, 64, 64)
-    found = [(own, t.plan.amp, t.model.layout, t.model.head_impl, t.model.extra is not None) for t, own in trainers]
+    found = [
+        (own, t.plan.amp, t.model.layout, t.model.config.loss_impl, t.model.extra is not None) for t, own in trainers
+    ]
     last, wide = torch.channels_last, torch.contiguous_format
     bf16 = torch.bfloat16
     assert found == [
@@ -179,7 +181,7 @@ def test_every_row_makes_steps_with_what_it_is_called(whole, images, checkout, b
         (True, bf16, last, "cpu", False),
     ]
     assert all(t.progress.step == 4 for t, _ in trainers)  # two rounds before the two that count
-    assert [t.model.mask_same_image for t, _ in trainers] == 6 * [False] + 2 * [True] + 2 * [False]
+    assert [t.model.config.mask_same_image for t, _ in trainers] == 6 * [False] + 2 * [True] + 2 * [False]
     assert len(compiled) == 2 * len([name for name in names if name.endswith("--compile")])
     assert [t.model.encoder_q in compiled for t, _ in trainers] == 5 * [False] + [True] + 2 * [False, True]
 

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from moco.cli import commands, options
+from moco.config import MoCHiConfig, SynCoConfig
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -86,7 +87,7 @@ def test_flags_are_frozen():
 def test_syncos_line_parses_as_typed():
     args = options.parse_pretrain(SYNCO_LINE.split())
     assert (args.method, args.data, args.mlp, args.cos, args.aug_plus) == ("synco", "DIR", True, True, True)
-    assert options.method_settings(args)["n4"] == 64
+    assert options.negatives_settings(args).recipe == SynCoConfig()
 
 
 @pytest.mark.parametrize(
@@ -105,7 +106,7 @@ def test_the_method_follows_from_the_flags(words, method):
 
 def test_mochis_three_numbers():
     args = options.parse_pretrain(["DIR", "--mochi", "512", "100", "50"])
-    assert (args.n_hard, options.method_settings(args)) == (512, {"s": 100, "s2": 50})
+    assert (args.n_hard, options.negatives_settings(args).recipe) == (512, MoCHiConfig(100, 50))
 
 
 def test_a_file_sets_defaults_that_flags_override(tmp_path):

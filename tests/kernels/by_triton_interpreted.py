@@ -24,6 +24,7 @@ from test_kernels import (
     train,
 )
 
+from moco.config import MoCHiConfig
 from moco.errors import UserError
 from moco.kernels import Draws, by_triton, contrastive_loss, hardest_rows, resolve
 from moco.methods import mochi
@@ -158,7 +159,7 @@ def test_the_same_bits_every_time():
 
 
 def test_more_synthetic_negatives_than_hard_rows(small_blocks):
-    assert_near(problem(hard=4, recipe=mochi.recipe(40, 24)), 4)
+    assert_near(problem(hard=4, recipe=mochi.recipe(MoCHiConfig(40, 24))), 4)
 
 
 def test_n_hard_above_the_queue_is_the_queue():

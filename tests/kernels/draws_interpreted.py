@@ -10,6 +10,7 @@ import conftest
 import pytest
 import torch
 
+from moco.config import MoCHiConfig, SynCoConfig
 from moco.kernels import by_triton, draws
 from moco.methods import mochi, negatives, synco
 from moco.methods.negatives import draw, synthetic
@@ -26,9 +27,9 @@ def interpreter():
 
 
 RECIPES = {
-    "synco": synco.recipe(9, 8, 7, 5, 6, 4),
-    "the paper's extrapolation": synco.recipe(3, 200, 2, 1, 1, 1, extrapolation="paper"),
-    "mochi": mochi.recipe(140, 20),
+    "synco": synco.recipe(SynCoConfig(9, 8, 7, 5, 6, 4)),
+    "the paper's extrapolation": synco.recipe(SynCoConfig(3, 200, 2, 1, 1, 1, extrapolation="paper")),
+    "mochi": mochi.recipe(MoCHiConfig(140, 20)),
     "noise alone": (synthetic("noise", 3),),
     "sign alone": (synthetic("adversarial", 1),),
     "a kind twice": (synthetic("mixup", 5), synthetic("noise", 2), synthetic("mixup", 5, 0.2, 0.3)),

@@ -12,6 +12,7 @@ from conftest import interpreted
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from moco.config import SynCoConfig
 from moco.kernels import by_triton, draws
 from moco.methods import negatives, synco
 from moco.methods.negatives import HardNegatives, draw, synthetic
@@ -54,7 +55,7 @@ def test_noise_is_normal_and_its_features_are_independent():
 
 
 def test_neither_more_negatives_nor_more_queries_change_what_was_drawn():
-    few, many = synco.recipe(3, 2, 2, 2, 1, 1), synco.recipe(9, 8, 7, 6, 5, 4)
+    few, many = synco.recipe(SynCoConfig(3, 2, 2, 2, 1, 1)), synco.recipe(SynCoConfig(9, 8, 7, 6, 5, 4))
     small, large = (draws.by_torch(negatives.counted(recipe), n, 40, 8, 7, CPU) for recipe, n in ((few, 2), (many, 5)))
     assert torch.equal(small.noise, large.noise[:2, :2])
     assert torch.equal(small.slots_b, large.slots_b[:2, :2])

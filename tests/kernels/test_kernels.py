@@ -19,6 +19,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from moco import kernels
+from moco.config import MoCHiConfig, MoCoConfig, SynCoConfig
 from moco.errors import UserError
 from moco.kernels import (
     Draws,
@@ -41,7 +42,7 @@ from moco.models.moco import MoCo
 
 T = 0.2
 BOTH = ("reference", "cpu")
-ALL_TYPES = synco.recipe(9, 8, 7, 5, 6, 4)
+ALL_TYPES = synco.recipe(SynCoConfig(9, 8, 7, 5, 6, 4))
 ONE_TYPE = {row.kind: (row,) for row in (*ALL_TYPES, synthetic("extrapolation-paper", 8))}
 
 
@@ -202,7 +203,7 @@ def test_closed_forms_equal_the_reference(recipe, shape, temperature):
 
 
 def test_more_synthetic_negatives_than_hard_rows():
-    tensors = problem(hard=4, recipe=mochi.recipe(40, 24))
+    tensors = problem(hard=4, recipe=mochi.recipe(MoCHiConfig(40, 24)))
     assert_same(run(*tensors, "reference", 4), run(*tensors, "cpu", 4))
 
 
@@ -285,18 +286,19 @@ def test_statistics_carry_no_gradient():
 
 # Whole steps --------------------------------------------------------------------------------------------------------
 
-RUN_RECIPE = synco.recipe(3, 3, 2, 2, 1, 1)
+RUN_RECIPE = synco.recipe(SynCoConfig(3, 3, 2, 2, 1, 1))
 
 
 def train(impl, precision="fp32", steps=50, n=4, rows=48, dim=16):
     """Losses of ``steps`` steps of MoCo with SynCo's negatives, and the encoder after the first and after the last."""
     torch.manual_seed(0)
     encoders = [nn.Sequential(nn.Flatten(), nn.Linear(48, 24), nn.ReLU(), nn.Linear(24, dim)) for _ in range(2)]
-    model = MoCo(
-        *encoders, C=dim, K=rows, m=0.9, T=0.2, mean=[0.0] * 3, std=[1.0] * 3, seed=5, shuffle=False, n_hard=rows // 4,
-        extra=HardNegatives(RUN_RECIPE, rows // 4, dim, 5, 0, torch.device(DEVICE)),
-        head_impl=impl, head_precision=precision,
-    ).to(DEVICE)  # fmt: skip
+    config = MoCoConfig(
+        C=dim, K=rows, m=0.9, T=0.2, mean=(0.0,) * 3, std=(1.0,) * 3, shuffle=False, n_hard=rows // 4, loss_impl=impl,
+        loss_precision=precision,
+    )  # fmt: skip
+    extra = HardNegatives(RUN_RECIPE, rows // 4, dim, 5, 0, torch.device(DEVICE))
+    model = MoCo(encoders[0], encoders[1], config, seed=5, extra=extra).to(DEVICE)
     optimizer = torch.optim.SGD(model.encoder_q.parameters(), 0.1, momentum=0.9)
     generator = torch.Generator().manual_seed(1)
     ids = torch.arange(n, device=DEVICE)
@@ -661,7 +663,7 @@ def test_resolve():
 
 def test_zero_counts_are_plain_moco_bit_for_bit():
     q, k, queue, _ = problem(dtype=torch.float32)
-    d = draw(synco.recipe(0, 0, 0, 0, 0, 0), len(q), 12, 16, key=0)
+    d = draw(synco.recipe(SynCoConfig(0, 0, 0, 0, 0, 0)), len(q), 12, 16, key=0)
     assert d is None
     one = draw(ALL_TYPES, len(q), 12, 16, key=0)
     empty = Draws(**{name: t[:, :0] for name, t in vars(one).items()})

@@ -11,6 +11,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from moco.config import SynCoConfig
 from moco.kernels import closed_form, contrastive_loss
 from moco.kernels import threads as workers
 from moco.methods import synco
@@ -34,7 +35,7 @@ def three_threads():
 def test_several_cores_give_the_numbers_of_one(three_threads, monkeypatch, masked):
     q, k, queue = unit(11, seed=1), unit(11, seed=2), unit(130, seed=3)
     ids, queue_ids = (torch.arange(11), torch.arange(130) % 20) if masked else (None, None)
-    draws = draw(synco.recipe(5, 4, 3, 2, 2, 2), 11, 9, 16, key=4)
+    draws = draw(synco.recipe(SynCoConfig(5, 4, 3, 2, 2, 2)), 11, 9, 16, key=4)
     results = []
     for threads, group, block in ((1, 1 << 22, 1 << 21), (3, 1 << 22, 1 << 21), (3, 4 * 130, 130), (3, 1, 1)):
         torch.set_num_threads(threads)

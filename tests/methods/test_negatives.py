@@ -6,6 +6,7 @@ Legend: N queries, C feature width, H hardest rows a query, S synthetic negative
 import pytest
 import torch
 
+from moco.config import MoCHiConfig, SynCoConfig
 from moco.errors import UserError
 from moco.kernels import draws as by_counters
 from moco.methods import METHODS, mochi, negatives, synco
@@ -79,7 +80,7 @@ def test_weights_of_each_kind(kind):
 
 
 def test_slots_are_uniform_over_the_hardest_set_with_replacement():
-    d = drawn(mochi.recipe(300, 100))
+    d = drawn(mochi.recipe(MoCHiConfig(300, 100)))
     for slots in (d.slots_a, d.slots_b):
         assert int(slots.min()) == 0
         assert int(slots.max()) == 39
@@ -96,7 +97,7 @@ def test_noise_is_standard_normal():
 
 
 def test_columns_stand_in_groups_whatever_the_order_of_the_recipe():
-    d = drawn(tuple(reversed(synco.recipe(6, 5, 4, 3, 2, 1))))
+    d = drawn(tuple(reversed(synco.recipe(SynCoConfig(6, 5, 4, 3, 2, 1)))))
     assert d.counts == (6 + 5 + 2, 4, 1, 3)
     assert d.slots_a.shape == (200, 21)
     assert d.slots_b.shape == (200, 4)
@@ -129,8 +130,8 @@ def columns(recipe, d, kind):
 def test_an_ablation_is_paired(off):
     """Without one kind all others keep parents, coefficients and noise."""
     counts = [6, 5, 4, 3, 2, 1]
-    whole = synco.recipe(*counts)
-    part = synco.recipe(*(0 if i == off else count for i, count in enumerate(counts)))
+    whole = synco.recipe(SynCoConfig(*counts))
+    part = synco.recipe(SynCoConfig(*(0 if i == off else count for i, count in enumerate(counts))))
     all_, fewer = drawn(whole), drawn(part)
     for kind in [row.kind for row in part if row.count]:
         for one, other in zip(columns(whole, all_, kind), columns(part, fewer, kind), strict=True):
@@ -139,7 +140,7 @@ def test_an_ablation_is_paired(off):
     reordered = drawn(tuple(reversed(whole)))
     assert torch.equal(columns(tuple(reversed(whole)), reordered, "mixup")[0], columns(whole, all_, "mixup")[0])
     # MoCHi's two kinds are those of SynCo: the methods are paired where they share one.
-    types = drawn(mochi.recipe(4, 6))
+    types = drawn(mochi.recipe(MoCHiConfig(4, 6)))
     assert torch.equal(types.slots_b, all_.slots_b)
 
 
@@ -155,12 +156,12 @@ def test_kinds_and_rows_of_one_kind_draw_for_themselves():
 
 def test_nothing_to_draw_is_none():
     assert drawn(()) is None
-    assert drawn(synco.recipe(0, 0, 0, 0, 0, 0)) is None
+    assert drawn(synco.recipe(SynCoConfig(0, 0, 0, 0, 0, 0))) is None
     assert drawn(METHODS["moco"].recipe()) is None
 
 
 def test_a_batch_without_noise_holds_no_noise():
-    assert drawn(mochi.recipe(3, 2)).noise.shape == (200, 0, 6)
+    assert drawn(mochi.recipe(MoCHiConfig(3, 2))).noise.shape == (200, 0, 6)
 
 
 def test_rows_and_to():
@@ -172,16 +173,18 @@ def test_rows_and_to():
 
 
 def test_schedule():
-    recipe = mochi.recipe(4, 2, start_epoch_1=12)
+    recipe = starting_at(mochi.recipe(MoCHiConfig(4, 2)), {"mixup": 12}, {})
     kinds = {e: [row.kind for row in active(recipe, e, start=10, stop=20)] for e in (9, 10, 11, 12, 19, 20)}
     both = ["mixup", "interpolation"]
     assert kinds == {9: [], 10: both[1:], 11: both[1:], 12: both, 19: both, 20: []}
     assert active(recipe, 10_000) == recipe
-    assert active(synco.recipe(n1=0), 0)[0].kind == "extrapolation"
+    assert active(synco.recipe(SynCoConfig(n1=0)), 0)[0].kind == "extrapolation"
 
 
 def test_starts_in_epochs_and_steps():
-    recipe = starting_at(synco.recipe(extrapolation="paper"), {"mixup": 3}, {"extrapolation": 7, "noise": 5})
+    recipe = starting_at(
+        synco.recipe(SynCoConfig(extrapolation="paper")), {"mixup": 3}, {"extrapolation": 7, "noise": 5}
+    )
     assert [(row.start_epoch, row.start_step) for row in recipe] == [(0, 0), (0, 7), (3, 0), (0, 5), (0, 0), (0, 0)]
     counts = {(e, s): len(active(recipe, e, start=1, step=s)) for e in (0, 1, 3) for s in (4, 5, 6, 7)}
     assert counts == {
@@ -195,7 +198,7 @@ def test_starts_in_epochs_and_steps():
 @pytest.mark.parametrize(("epochs", "in_steps"), [({}, {}), ({"mixup": 4}, {"interpolation": 12}), ({}, {"mixup": 9})])
 def test_kinds_that_never_start_are_those_of_no_step(steps, start, stop, epochs, in_steps):
     """Five steps an epoch, every step looked at."""
-    recipe = starting_at(mochi.recipe(4, 2), epochs, in_steps)
+    recipe = starting_at(mochi.recipe(MoCHiConfig(4, 2)), epochs, in_steps)
     extra = HardNegatives(recipe, 8, 6, 0, 0, torch.device("cpu"), start, stop)
     seen = {row.kind for step in range(steps) for row in active(recipe, step // 5, start, stop, step)}
     assert set(extra.missed(steps, 5)) == {"mixup", "interpolation"} - seen
@@ -205,12 +208,14 @@ def test_kinds_that_never_start_are_those_of_no_step(steps, start, stop, epochs,
 
 
 def test_the_log_names_kinds_counts_and_starts():
-    recipe = starting_at(synco.recipe(n3=0, n4=0, n5=0, n6=0), {"extrapolation": 20}, {"interpolation": 700})
+    recipe = starting_at(
+        synco.recipe(SynCoConfig(n3=0, n4=0, n5=0, n6=0)), {"extrapolation": 20}, {"interpolation": 700}
+    )
     said = [HardNegatives(recipe, 1024, 8, 0, 0, torch.device("cpu"), 10, stop).summary() for stop in (None, 50)]
     kinds = "interpolation 256 (from step 700), extrapolation 256 (from epoch 20)"
     hardest = "synthetic negatives per query, from its 1024 hardest queue rows, from epoch 10 (counted from 0) to"
     assert said == [f"{hardest} {end}: {kinds}" for end in ("the end", "epoch 49")]
-    nothing = HardNegatives(synco.recipe(0, 0, 0, 0, 0, 0), 9, 8, 0, 0, torch.device("cpu"))
+    nothing = HardNegatives(synco.recipe(SynCoConfig(0, 0, 0, 0, 0, 0)), 9, 8, 0, 0, torch.device("cpu"))
     (line,) = sentences(nothing, 10, 5)
     assert line.endswith("none, all counts are 0")
     assert sentences(None, 10, 5) == []
@@ -218,7 +223,7 @@ def test_the_log_names_kinds_counts_and_starts():
 
 def test_published_recipes():
     assert METHODS["moco"].recipe() == ()
-    assert [(r.kind, r.count, r.low, r.high) for r in METHODS["mochi"].recipe(1024, 128)] == [
+    assert [(r.kind, r.count, r.low, r.high) for r in METHODS["mochi"].recipe(MoCHiConfig(1024, 128))] == [
         ("mixup", 1024, 0.0, 1.0),
         ("interpolation", 128, 0.0, 0.5),
     ]
@@ -230,23 +235,23 @@ def test_published_recipes():
         ("perturbation", 64, 0.01, 0.01),
         ("adversarial", 64, 0.01, 0.01),
     ]
-    assert synco.recipe(extrapolation="paper")[1].kind == "extrapolation-paper"
-    assert synco.recipe(sigma=0.5)[3].low == synco.recipe(sigma=0.5)[3].high == 0.5
+    assert synco.recipe(SynCoConfig(extrapolation="paper"))[1].kind == "extrapolation-paper"
+    assert synco.recipe(SynCoConfig(sigma=0.5))[3].low == synco.recipe(SynCoConfig(sigma=0.5))[3].high == 0.5
 
 
 def test_each_count_switches_its_own_type():
     for i, kind in enumerate(["interpolation", "extrapolation", "mixup", "noise", "perturbation", "adversarial"]):
         counts = [0] * 6
         counts[i] = 3
-        assert [row.kind for row in active(synco.recipe(*counts), 0)] == [kind]
+        assert [row.kind for row in active(synco.recipe(SynCoConfig(*counts)), 0)] == [kind]
 
 
 def test_user_mistakes_are_one_sentence():
     with pytest.raises(UserError, match="use one of mixup"):
         synthetic("mixdown", 3)
     with pytest.raises(UserError, match="count of 0 or more"):
-        mochi.recipe(-1, 2)
+        mochi.recipe(MoCHiConfig(-1, 2))
     with pytest.raises(UserError, match="code or paper"):
-        synco.recipe(extrapolation="both")
+        synco.recipe(SynCoConfig(extrapolation="both"))
     with pytest.raises(UserError, match="smaller one first"):
         synthetic("mixup", 3, 0.7, 0.2)

@@ -20,6 +20,7 @@ from torch import nn
 from moco import describe as describe_door
 from moco import distributed, files
 from moco.cli import options
+from moco.config import InBatchConfig
 from moco.data import EpochSampler, Labelled, make_loader, open_sources, size_warning
 from moco.data.sources.base import ArraySource
 from moco.eval.knn import extract
@@ -37,8 +38,9 @@ LABELS = torch.tensor([0, 1, 0, 2, 1, 0])
 
 def model(method="supcon", **more) -> BatchContrast:
     torch.manual_seed(0)
-    settings = {"T": 0.2, "chance": 1.0, "mean": MEAN, "std": STD, "labels": LABELS if method == "supcon" else None}
-    return BatchContrast(Network(), BATCH_METHODS[method].loss(), **{**settings, **more})
+    config = InBatchConfig(T=0.2, base_temperature=0.07, mean=MEAN, std=STD, **more)
+    labels = LABELS if method == "supcon" else None
+    return BatchContrast(Network(), BATCH_METHODS[method].loss(config), config, chance=1.0, labels=labels)
 
 
 # ------------------------------------------------------------------------------------------------------- a step
@@ -52,7 +54,7 @@ def test_the_step_is_the_loss_of_both_views_through_one_forward(method):
     groups = LABELS if method == "supcon" else ids
     pairs = losses.compare(torch.stack([z[:6], z[6:]], dim=1), groups)
     out = model(method)([im_q, im_k], ids, 0, 0)
-    torch.testing.assert_close(out.loss, BATCH_METHODS[method].loss()(pairs, 0.2).mean())
+    torch.testing.assert_close(out.loss, BATCH_METHODS[method].loss(net.config)(pairs, 0.2).mean())
     torch.testing.assert_close(out.q, F.normalize(z[:6].detach(), dim=1))
     torch.testing.assert_close(out.paired, F.normalize(z[6:].detach(), dim=1))
     assert len(out.keys) == 0

@@ -2,6 +2,7 @@
 
 import copy
 import math
+from dataclasses import replace
 from functools import partial
 
 import pytest
@@ -10,12 +11,13 @@ import torch.nn.functional as F
 from conftest import rounding
 from torch import nn
 
+from moco.config import MoCHiConfig, MoCoConfig, SynCoConfig
 from moco.methods import METHODS
 from moco.methods.negatives import HardNegatives
 from moco.models.inputs import normalise
 from moco.models.moco import MoCo
 
-MEAN, STD = [0.5, 0.4, 0.3], [0.2, 0.3, 0.4]
+MEAN, STD = (0.5, 0.4, 0.3), (0.2, 0.3, 0.4)
 
 
 class Tiny(nn.Module):
@@ -31,10 +33,12 @@ class Tiny(nn.Module):
         return self.fc(F.relu(self.norm(self.conv(x))).mean((2, 3)))
 
 
-def moco(**options) -> MoCo:
+CONFIG = MoCoConfig(C=4, K=20, m=0.9, T=0.2, mean=MEAN, std=STD, shuffle=False)
+
+
+def moco(extra=None, seed=1, **changes) -> MoCo:
     torch.manual_seed(0)
-    settings = {"C": 4, "K": 20, "m": 0.9, "T": 0.2, "mean": MEAN, "std": STD, "seed": 1, "shuffle": False}
-    return MoCo(Tiny(), Tiny(), **{**settings, **options})
+    return MoCo(Tiny(), Tiny(), replace(CONFIG, **changes), seed=seed, extra=extra)
 
 
 def batch(n=6, seed=0):
@@ -77,7 +81,7 @@ def test_a_forward_pass_leaves_queue_and_key_encoder_alone():
 
 
 def test_keys_enter_the_queue_in_order_and_no_synthetic_negative_does():
-    recipe = METHODS["synco"].recipe(3, 3, 3, 2, 2, 2)
+    recipe = METHODS["synco"].recipe(SynCoConfig(3, 3, 3, 2, 2, 2))
     extra = HardNegatives(recipe, 6, 4, 0, 0, torch.device("cpu"))
     model = moco(extra=extra, n_hard=6)
     im_q, im_k, ids = batch()
@@ -171,7 +175,7 @@ def test_an_encoder_that_has_not_moved_stays_bit_for_bit():
 
 
 def test_all_counts_zero_is_plain_moco_bit_for_bit():
-    extra = HardNegatives(METHODS["synco"].recipe(0, 0, 0, 0, 0, 0), 6, 4, 0, 0, torch.device("cpu"))
+    extra = HardNegatives(METHODS["synco"].recipe(SynCoConfig(0, 0, 0, 0, 0, 0)), 6, 4, 0, 0, torch.device("cpu"))
     results = []
     for options in ({}, {"extra": extra, "n_hard": 6}):
         model = moco(**options)
@@ -184,7 +188,7 @@ def test_all_counts_zero_is_plain_moco_bit_for_bit():
 
 @pytest.mark.parametrize(("epoch", "on"), [(0, False), (2, True), (4, True), (5, False)])
 def test_synthetic_negatives_are_active_in_their_epochs_only(epoch, on):
-    recipe = METHODS["mochi"].recipe(s=4, s2=2)
+    recipe = METHODS["mochi"].recipe(MoCHiConfig(s=4, s2=2))
     extra = HardNegatives(recipe, 6, 4, 0, 0, torch.device("cpu"), start=2, stop=5)
     plain, mixed = moco(), moco(extra=extra, n_hard=6)
     a, b = plain(*step_inputs(), epoch, 0), mixed(*step_inputs(), epoch, 0)
@@ -193,7 +197,7 @@ def test_synthetic_negatives_are_active_in_their_epochs_only(epoch, on):
 
 
 def test_draws_depend_on_seed_number_and_rank_alone():
-    make = partial(HardNegatives, METHODS["mochi"].recipe(s=8, s2=8), 6, 4)
+    make = partial(HardNegatives, METHODS["mochi"].recipe(MoCHiConfig(s=8, s2=8)), 6, 4)
     cpu = torch.device("cpu")
     again = [make(0, 0, cpu)(5, 0, 7).slots_a for _ in range(2)]
     assert torch.equal(*again)
@@ -239,7 +243,7 @@ def test_shuffling_in_one_process_changes_the_order_but_not_the_pairs():
 
 @pytest.mark.parametrize("bad", [False, True])
 def test_the_queue_in_bf16_follows_every_change_of_the_queue(bad):
-    model = moco(head_impl="triton", head_precision="bf16")
+    model = moco(loss_impl="triton", loss_precision="bf16")
     keys = F.normalize(torch.randn(12, 4, generator=torch.Generator().manual_seed(1)), dim=1)
     for _ in range(3):  # around the end of the queue
         restore = model.snapshot(12)
@@ -249,11 +253,11 @@ def test_the_queue_in_bf16_follows_every_change_of_the_queue(bad):
         assert torch.equal(model.shadow, model.queue.bfloat16())
     state = {name: value.clone() for name, value in model.state_dict().items()}
     assert "shadow" not in state
-    other = moco(head_impl="triton", head_precision="bf16", seed=2)
+    other = moco(loss_impl="triton", loss_precision="bf16", seed=2)
     assert not torch.equal(other.shadow, model.shadow)
     other.load_state_dict(state)
     assert torch.equal(other.shadow, model.shadow) and torch.equal(other.shadow, other.queue.bfloat16())
-    plain = moco(head_impl="triton", head_precision="tf32x3")
+    plain = moco(loss_impl="triton", loss_precision="tf32x3")
     plain.load_state_dict(state)
     assert plain.shadow is None
 

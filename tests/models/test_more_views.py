@@ -10,6 +10,7 @@ from PIL import Image
 from test_in_batch import LABELS, OWN, model
 from test_moco import MEAN, STD, Tiny, batch
 
+from moco.config import InBatchConfig
 from moco.data import PRESETS, ArraySource, EpochSampler, TwoViews, apply, draw, open_sources, two_views
 from moco.methods import BATCH_METHODS
 from moco.models import build
@@ -106,10 +107,8 @@ def one(method: str, positive: float, negatives: list[float], positives: list[fl
 def test_chance_is_the_loss_of_features_that_all_look_alike(method, views):
     encoder = Tiny()
     torch.nn.init.zeros_(encoder.fc.weight)
-    shape = {"T": 0.5, "batch": 6, "labels": None, "sync_bn": False, "images": 6, "seed": 0, "mean": MEAN, "std": STD}
-    net, words = build.in_batch(encoder, method=method, settings={}, base_temperature=None, views=views, **shape)
-    if method == "simclr":
-        net.loss = BATCH_METHODS[method].loss(None)
+    config = InBatchConfig(T=0.5, mean=MEAN, std=STD, method=method, views=views)
+    net, words = build.in_batch(encoder, config, build.Context(seed=0, images=6, batch=6))
     im_q, im_k, ids = batch()
     assert float(net([im_q, im_k, *[im_q] * (views - 2)], ids).loss.detach()) == pytest.approx(net.chance, rel=1e-5)
     assert f"against {6 * views - 1} others" in words

@@ -1,13 +1,15 @@
 """SupCon with a queue: the loss against loops, what it has in common with MoCo, and the labels in the queue."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
 import torch.nn.functional as F
-from test_moco import MEAN, STD, batch, moco
+from test_moco import CONFIG, batch, moco
 from test_moco import Tiny as Network
 
+from moco.config import MoCHiConfig, SynCoConfig
 from moco.kernels import contrastive_loss, labelled_loss
 from moco.kernels.reference import synthesize
 from moco.kernels.spec import hardest_rows
@@ -18,8 +20,8 @@ from moco.models.supcon_queue import UNLABELLED, LabelledMoCo
 T = 0.2
 RECIPES = {
     "none": METHODS["moco"].recipe(),
-    "mochi": METHODS["mochi"].recipe(s=5, s2=4),
-    "synco": METHODS["synco"].recipe(3, 3, 3, 2, 2, 2),
+    "mochi": METHODS["mochi"].recipe(MoCHiConfig(s=5, s2=4)),
+    "synco": METHODS["synco"].recipe(SynCoConfig(3, 3, 3, 2, 2, 2)),
 }
 
 
@@ -115,10 +117,9 @@ def test_values_and_gradients_are_finite(dtype, filled):
 LABELS = torch.arange(1000) % 3
 
 
-def labelled(**options) -> LabelledMoCo:
+def labelled(extra=None, **changes) -> LabelledMoCo:
     torch.manual_seed(0)
-    settings = {"C": 4, "K": 20, "m": 0.9, "T": T, "mean": MEAN, "std": STD, "seed": 1, "shuffle": False}
-    return LabelledMoCo(Network(), Network(), labels=LABELS, **{**settings, **options})
+    return LabelledMoCo(Network(), Network(), replace(CONFIG, T=T, **changes), labels=LABELS, seed=1, extra=extra)
 
 
 def test_the_first_step_is_mocos_because_no_row_has_a_label():

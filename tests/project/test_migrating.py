@@ -98,8 +98,8 @@ def test_the_public_mochis_starts_by_the_tables_mapping(starts):
     mapped = [f"{kind}={start + 1}steps" for kind, start in zip(kinds, starts, strict=True) if start]
     words = ["--mochi", "32", *map(str, counts), "--hard-start-epoch", "0", "--type-starts", *mapped]
     args = options.parse_pretrain(["DIR", *words])
-    recipe = METHODS["mochi"].recipe(**options.method_settings(args))
-    recipe = negatives.starting_at(recipe, args.type_starts, args.type_start_steps)
+    config = options.negatives_settings(args)
+    recipe = negatives.starting_at(METHODS["mochi"].recipe(config.recipe), config.kind_epochs, config.kind_steps)
     for step in range(25):
         drawn = [row.kind for row in negatives.active(recipe, 0, args.hard_start_epoch, None, step)]
         assert [kind in drawn for kind in kinds] == public_mochis_types(step, (4, 4), starts), step

@@ -16,6 +16,7 @@ from conftest import differences
 from torch import nn
 
 from moco import files
+from moco.config import MoCoConfig
 from moco.errors import UserError
 from moco.models.moco import MoCo
 from moco.train import checkpoint
@@ -330,8 +331,8 @@ def encoder(head: str, dim: int) -> nn.Module:
 def training_state(head: str = "linear", K: int = 12, C: int = 4, scale: bool = False, seed: int = 1):
     """A model, its optimizer with momentum, a scaler."""
     torch.manual_seed(seed)
-    shape = {"C": C, "K": K, "m": 0.9, "T": 0.2, "mean": [0.0] * 3, "std": [1.0] * 3, "seed": seed}
-    model = MoCo(encoder(head, C), encoder(head, C), **shape)
+    config = MoCoConfig(C=C, K=K, m=0.9, T=0.2, mean=(0.0,) * 3, std=(1.0,) * 3)
+    model = MoCo(encoder(head, C), encoder(head, C), config, seed=seed)
     optimizer = torch.optim.SGD(model.parameters(), 0.1, momentum=0.9, weight_decay=1e-4)
     model.encode_queries(torch.randn(4, 3, 4, 4)).sum().backward()
     optimizer.step()

@@ -270,7 +270,7 @@ def test_when_the_loss_becomes_another(words, changes):
 def test_a_loss_that_changes_inside_an_epoch_spoils_its_mean_and_no_other():
     words = "DIR --method synco --type-starts noise=4steps mixup=9steps adversarial=12"
     args = options.parse_pretrain(words.split())
-    assert options.last_start(args) == (12, 9)
+    assert options.negatives_settings(args).last_start == (12, 9)
     plan = make_plan(3, None, **options.plan_settings(args))
     assert plan.change_steps == (4, 9)  # inside epoch 1, and at the start of epoch 3
     spoiled = [epoch for epoch in range(6) if plan.changed_before(3 * (epoch + 1))]

@@ -12,6 +12,7 @@ from torch import nn
 
 from moco import describe as describe_door
 from moco import files
+from moco.config import MoCoConfig
 from moco.models.encoder import build_encoder
 from moco.models.moco import MoCo
 from moco.train import checkpoint
@@ -24,8 +25,8 @@ def healthy() -> dict:
     """A packed training state that looks trained: statistics moved, keys behind the queries, part of a queue."""
     torch.manual_seed(0)
     encoders = [build_encoder("test_resnet", C, mlp=True, size=32) for _ in range(2)]
-    settings = {"mean": [0.5] * 3, "std": [0.2] * 3, "seed": 0}
-    model = MoCo(encoders[0], encoders[1], C=C, K=K, m=0.9, T=0.2, **settings)
+    config = MoCoConfig(C=C, K=K, m=0.9, T=0.2, mean=(0.5,) * 3, std=(0.2,) * 3)
+    model = MoCo(encoders[0], encoders[1], config, seed=0)
     with torch.no_grad():
         for module in model.modules():
             if isinstance(module, nn.BatchNorm2d):
