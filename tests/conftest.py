@@ -116,6 +116,12 @@ def hard_images(root: Path, train: int, val: int, name: str = "{i}.png") -> Path
 
 
 @pytest.fixture(scope="session")
+def hard_folder(tmp_path_factory) -> Path:
+    """24 images to train on, 15 held out."""
+    return hard_images(tmp_path_factory.mktemp("hard"), 8, 5)
+
+
+@pytest.fixture(scope="session")
 def folder(tmp_path_factory) -> Path:
     """What fine-tuning is tested on: hard classes, 60 images to train on, 15 to test on, their names unique."""
     return hard_images(tmp_path_factory.mktemp("images"), 20, 5, "{label}_{i}.png")

@@ -9,6 +9,7 @@ import pytest
 import torch
 import torchvision
 from conftest import differences, rounding, run
+from support.finetuning import ARCH, MEAN, STD, TINY, records, sentence, state_of, tune
 from torch import nn
 
 import main_semisup
@@ -21,27 +22,6 @@ from moco.eval.finetune_loss import Objective
 from moco.models.encoder import build_encoder
 
 pytestmark = pytest.mark.usefixtures("restored")
-ARCH = "test_resnet"  # timm's, 0.4 million parameters
-TINY = ["-a", ARCH, "--size", "16", "-b", "8", "-j", "0", "--seed", "3", "--lr-classifier", "0.1", "--epochs", "2",
-        "-p", "2"]  # fmt: skip
-MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-
-
-def tune(folder, save_dir, *words, code=0, result="result.json") -> dict:
-    """Run the program in this process; returns what it wrote as its result."""
-    args = parse_semisup([str(folder), *TINY, "--save-dir", str(save_dir), *map(str, words)])
-    (save_dir / result).unlink(missing_ok=True)
-    assert main_semisup.worker(args) == code
-    path = save_dir / result
-    return json.loads(path.read_text()) if path.exists() else {}
-
-
-def state_of(save_dir, name=finetune.CHECKPOINT) -> dict:
-    return files.read(str(save_dir / name))
-
-
-def records(save_dir) -> list[dict]:
-    return [json.loads(line) for line in (save_dir / "semisup.jsonl").read_text().splitlines()]
 
 
 # ------------------------------------------------------------------------------------------------------- flags
@@ -469,13 +449,6 @@ def test_sigterm_saves_the_step_and_ends(folder, tmp_path, start):
 
 
 # ------------------------------------------------------------------------------------------------------- mistakes
-
-
-def sentence(folder, save_dir, *words) -> str:
-    with pytest.raises(UserError) as caught:
-        tune(folder, save_dir, *words)
-    assert "\n" not in str(caught.value)
-    return str(caught.value)
 
 
 def test_a_mistake_is_one_sentence_and_exit_code_2(folder, pretrained, tmp_path):

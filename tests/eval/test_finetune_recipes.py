@@ -10,7 +10,7 @@ import timm
 import torch
 from conftest import TINY as PRETRAIN
 from conftest import differences, load
-from test_finetune import ARCH, MEAN, STD, records, sentence, state_of, tune
+from support.finetuning import ARCH, MEAN, STD, records, sentence, state_of, tune
 
 import main_lincls
 from moco import files

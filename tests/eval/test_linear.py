@@ -12,10 +12,11 @@ import numpy as np
 import pytest
 import torch
 import torchvision
-from conftest import differences, hard_images, rounding, run
+from conftest import differences, rounding, run
 from PIL import Image
 from sklearn.datasets import load_digits
 from sklearn.linear_model import LogisticRegression
+from support.probing import ARCH, TINY, probe_once, state_of
 from torch import nn
 
 import main_lincls
@@ -29,26 +30,6 @@ from moco.train.runlog import RunLog
 
 pytestmark = pytest.mark.usefixtures("restored")
 CPU = torch.device("cpu")
-ARCH = "test_resnet"  # timm's, 0.4 million parameters
-TINY = ["-a", ARCH, "--size", "16", "-b", "8", "-j", "0", "--seed", "3", "--lr", "0.3", "-p", "2"]
-
-
-@pytest.fixture(scope="module")
-def hard_folder(tmp_path_factory):
-    """24 images to train on, 15 held out."""
-    return hard_images(tmp_path_factory.mktemp("hard"), 8, 5)
-
-
-def probe_once(folder, save_dir, *words) -> dict:
-    """Run the program in this process; returns result.json (knn.json with --knn, evaluate.json with -e)."""
-    args = parse_lincls([str(folder), *TINY, "--save-dir", str(save_dir), *map(str, words)])
-    assert main_lincls.worker(args) == 0
-    name = "knn.json" if args.knn else "evaluate.json" if args.evaluate else "result.json"
-    return json.loads((save_dir / name).read_text())
-
-
-def state_of(save_dir, name="checkpoint.pth.tar") -> dict:
-    return torch.load(save_dir / name, weights_only=True)
 
 
 def one_head(model: linear.Probe, lr: float = 0.3) -> linear.LinearClassifier:

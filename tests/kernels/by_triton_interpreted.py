@@ -12,7 +12,7 @@ import math
 import pytest
 import torch
 from conftest import DEVICE, assert_runs_there, mend_interpreter, rounding
-from test_kernels import (
+from support.loss import (
     ALL_TYPES,
     ONE_TYPE,
     assert_near_in_float32,

@@ -5,12 +5,12 @@ import math
 import re
 import subprocess
 import sys
-from importlib.metadata import version
 from types import SimpleNamespace
 
 import pytest
 import torch
 from conftest import ROOT, environment, interpreted
+from support.machine_code import judges_code
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -19,14 +19,6 @@ from moco.errors import UserError
 from moco.kernels import Draws, by_triton, contrastive_loss, resolve
 from moco.kernels.by_triton import COMPACT_K, MOST_MAXIMA, PULL_K, Plan
 
-pytest.importorskip("triton", reason="needs the package triton: pip install triton")
-
-# Triton 3.2 knows no sm_100, up to 3.4 it has no linker of its own for gfx942, and 3.4, 3.5 and 3.7 spill 8 to 16 bytes
-# in one program of 24.
-TRITON = tuple(map(int, version("triton").split(".")[:2]))
-judges_code = pytest.mark.skipif(
-    TRITON < (3, 6) or TRITON == (3, 7), reason="needs triton 3.6, or 3.8 and later, whose machine code is judged"
-)
 # Bytes of shared memory of which a program may have all: a smaller GPU of the generation, or the other way to share it.
 LEAST_SHARED = {"sm_80": 99 << 10, "sm_90": 113 << 10, "sm_100": 113 << 10, "gfx942": 64 << 10}
 

@@ -6,18 +6,15 @@ import numpy as np
 import pytest
 import torch
 from conftest import interpreted, launched_by
-from test_by_triton import judges_code
-from test_in_batch import model as simclr
-from test_moco import moco
-from test_norm import machine_code
+from support.machine_code import judges_code, machine_code
+from support.networks import batch_contrast as simclr
+from support.networks import moco
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from moco.kernels import by_triton, images
 from moco.models.encoder import build_encoder, input_dtype
 from moco.models.inputs import normalise
-
-pytest.importorskip("triton", reason="needs the package triton: pip install triton")
 
 MEAN, STD = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
 

@@ -4,20 +4,17 @@ import re
 import subprocess
 import sys
 from collections import Counter
-from pathlib import Path
 
 import pytest
 import torch
 from conftest import ROOT, environment, interpreted, launched_by
-from test_by_triton import judges_code
+from support.machine_code import judges_code, machine_code
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from moco.kernels import by_triton, norm
 from moco.models.batchnorm import SplitBatchNorm2d, split_batchnorm
 from moco.models.encoder import build_encoder
-
-pytest.importorskip("triton", reason="needs the package triton: pip install triton")
 
 FORWARD, BACKWARD = ["statistics", "normalise"], ["gradients", "spread"]
 SHAPES = [(64, 112), (256, 56), (512, 28), (1024, 14), (2048, 7)]  # channels and sides of a ResNet-50's stages
@@ -40,13 +37,6 @@ def test_it_compiles_without_spills(last, precision, align, target, resources, t
         assert 0 < used.registers <= 128, name
         assert used.spilled == 0, name
         assert used.shared <= 4 * 1024, name
-
-
-def machine_code(resources, variant, folder):
-    built = resources.compile_for("sm_90", *variant)
-    (folder / "program.cubin").write_bytes(built.asm["cubin"])
-    words = [str(Path(resources.cuobjdump()).with_name("nvdisasm")), "-c", str(folder / "program.cubin")]
-    return subprocess.run(words, capture_output=True, text=True, check=True).stdout
 
 
 @judges_code

@@ -9,39 +9,25 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import ROOT, TINY, differences, load
+from conftest import ROOT, differences, load
 from PIL import Image
 from sklearn.linear_model import RidgeClassifier
-from test_launch import noting
-from test_moco import MEAN, STD, batch, step_inputs
-from test_moco import Tiny as Network
+from support.networks import LABELS, MEAN, OWN, STD, batch, batch_contrast, step_inputs
+from support.workers import noting
 from torch import nn
 
 from moco import describe as describe_door
 from moco import distributed, files
 from moco.cli import options
-from moco.config import InBatchConfig
 from moco.data import EpochSampler, Labelled, make_loader, open_sources, size_warning
 from moco.data.sources.base import ArraySource
 from moco.eval.knn import extract
 from moco.methods import BATCH_METHODS, losses
 from moco.models.batchnorm import sync_batchnorm
 from moco.models.encoder import build_encoder
-from moco.models.in_batch import BatchContrast
 from moco.models.inputs import normalise
 from moco.train.pretraining import Plan
 from moco.weights.read import load_backbone
-
-OWN = [word for word in TINY if word not in ("--moco-k", "20")]  # naming a queue would ask for one
-LABELS = torch.tensor([0, 1, 0, 2, 1, 0])
-
-
-def model(method="supcon", **more) -> BatchContrast:
-    torch.manual_seed(0)
-    config = InBatchConfig(T=0.2, base_temperature=0.07, mean=MEAN, std=STD, **more)
-    labels = LABELS if method == "supcon" else None
-    return BatchContrast(Network(), BATCH_METHODS[method].loss(config), config, chance=1.0, labels=labels)
-
 
 # ------------------------------------------------------------------------------------------------------- a step
 
@@ -49,11 +35,11 @@ def model(method="supcon", **more) -> BatchContrast:
 @pytest.mark.parametrize("method", BATCH_METHODS)
 def test_the_step_is_the_loss_of_both_views_through_one_forward(method):
     im_q, im_k, ids = batch()
-    net = model(method)
+    net = batch_contrast(method)
     z = net.encoder_q(normalise(torch.cat([im_q, im_k]), MEAN, STD))  # (2N, C): BatchNorm saw all of it
     groups = LABELS if method == "supcon" else ids
     pairs = losses.compare(torch.stack([z[:6], z[6:]], dim=1), groups)
-    out = model(method)([im_q, im_k], ids, 0, 0)
+    out = batch_contrast(method)([im_q, im_k], ids, 0, 0)
     torch.testing.assert_close(out.loss, BATCH_METHODS[method].loss(net.config)(pairs, 0.2).mean())
     torch.testing.assert_close(out.q, F.normalize(z[:6].detach(), dim=1))
     torch.testing.assert_close(out.paired, F.normalize(z[6:].detach(), dim=1))
@@ -62,7 +48,7 @@ def test_the_step_is_the_loss_of_both_views_through_one_forward(method):
 
 def test_statistics_are_what_they_say():
     im_q, im_k, ids = batch()
-    out = model()([im_q, im_k], ids)
+    out = batch_contrast()([im_q, im_k], ids)
     z = torch.stack([out.q, out.paired], dim=1)
     pairs = losses.compare(z, LABELS)
     ranks, hardest = [], []
@@ -78,7 +64,7 @@ def test_statistics_are_what_they_say():
 
 
 def test_a_snapshot_puts_batchnorm_back():
-    net = model()
+    net = batch_contrast()
     before = {n: v.clone() for n, v in net.state_dict().items()}
     restore = net.snapshot(0)
     net(*step_inputs())
@@ -88,7 +74,7 @@ def test_a_snapshot_puts_batchnorm_back():
 
 
 def test_checkpoints_hold_the_encoder_under_mocos_name_and_nothing_else():
-    assert all(name.startswith("encoder_q.") for name in model().state_dict())
+    assert all(name.startswith("encoder_q.") for name in batch_contrast().state_dict())
 
 
 # ------------------------------------------------------------------------------------------- BatchNorm, processes

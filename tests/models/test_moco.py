@@ -2,55 +2,19 @@
 
 import copy
 import math
-from dataclasses import replace
 from functools import partial
 
 import pytest
 import torch
 import torch.nn.functional as F
 from conftest import rounding
-from torch import nn
+from support.networks import MEAN, STD, batch, moco, step_inputs
 
-from moco.config import MoCHiConfig, MoCoConfig, SynCoConfig
+from moco.config import MoCHiConfig, SynCoConfig
 from moco.methods import METHODS
 from moco.methods.negatives import HardNegatives
 from moco.models.inputs import normalise
 from moco.models.moco import MoCo
-
-MEAN, STD = (0.5, 0.4, 0.3), (0.2, 0.3, 0.4)
-
-
-class Tiny(nn.Module):
-    """A network with BatchNorm and few weights: (N, 3, 6, 6) -> (N, 4)."""
-
-    def __init__(self):
-        super().__init__()
-        self.conv = nn.Conv2d(3, 5, 3)
-        self.norm = nn.BatchNorm2d(5)
-        self.fc = nn.Linear(5, 4)
-
-    def forward(self, x):
-        return self.fc(F.relu(self.norm(self.conv(x))).mean((2, 3)))
-
-
-CONFIG = MoCoConfig(C=4, K=20, m=0.9, T=0.2, mean=MEAN, std=STD, shuffle=False)
-
-
-def moco(extra=None, seed=1, **changes) -> MoCo:
-    torch.manual_seed(0)
-    return MoCo(Tiny(), Tiny(), replace(CONFIG, **changes), seed=seed, extra=extra)
-
-
-def batch(n=6, seed=0):
-    generator = torch.Generator().manual_seed(seed)
-    q, k = (torch.randint(0, 256, (n, 3, 6, 6), generator=generator, dtype=torch.uint8) for _ in range(2))
-    return q, k, torch.arange(100 * seed, 100 * seed + n)
-
-
-def step_inputs():
-    """What a model takes: views and ids."""
-    im_q, im_k, ids = batch()
-    return [im_q, im_k], ids
 
 
 def test_the_loss_is_infonce_written_as_loops():

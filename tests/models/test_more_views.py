@@ -7,8 +7,7 @@ import pytest
 import torch
 from conftest import TINY, differences, load
 from PIL import Image
-from test_in_batch import LABELS, OWN, model
-from test_moco import MEAN, STD, Tiny, batch
+from support.networks import LABELS, MEAN, OWN, STD, Tiny, batch, batch_contrast
 
 from moco.config import InBatchConfig
 from moco.data import PRESETS, ArraySource, EpochSampler, TwoViews, apply, draw, open_sources, two_views
@@ -77,8 +76,8 @@ def test_fast_decoding_of_the_first_two_is_theirs_alone(tmp_path):
 def test_the_step_is_the_papers_loop_over_all_views(method):
     """Three views, every sum written out, from the features of one forward pass."""
     (im_q, im_k, ids), (third, *_) = batch(), batch(seed=9)
-    out = model(method)([im_q, im_k, third], ids)
-    z = model(method).encoder_q(normalise(torch.cat([im_q, im_k, third]), MEAN, STD))
+    out = batch_contrast(method)([im_q, im_k, third], ids)
+    z = batch_contrast(method).encoder_q(normalise(torch.cat([im_q, im_k, third]), MEAN, STD))
     z = torch.nn.functional.normalize(z, dim=1).detach().double()
     groups = (LABELS if method == "supcon" else ids).repeat(3).tolist()
     total = 0.0

@@ -6,8 +6,8 @@ from dataclasses import replace
 import pytest
 import torch
 import torch.nn.functional as F
-from test_moco import CONFIG, batch, moco
-from test_moco import Tiny as Network
+from support.networks import CONFIG, batch, moco
+from support.networks import Tiny as Network
 
 from moco.config import MoCHiConfig, SynCoConfig
 from moco.kernels import contrastive_loss, labelled_loss

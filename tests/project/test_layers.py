@@ -84,6 +84,13 @@ def test_only_commands_know_flags():
     assert [(a, b) for a, b in sorted(ARROWS) if room(b) == "moco.cli" and room(a) not in HAVE_FLAGS] == []
 
 
+def test_no_test_module_imports_another():
+    """What two of them use lies in tests/support or is a fixture of conftest.py."""
+    named = {name.rpartition(".")[2]: name for name in MODULES if name.startswith("tests.")}
+    suites = {n for n in named if n.startswith("test_") or n.endswith("_interpreted")}
+    assert [(n, found) for n in named.values() if (found := suites & raw_imports(n))] == []
+
+
 def test_there_are_no_circles():
     launches = {(a, b) for a, b in ARROWS if b.rpartition(".")[2] in PROGRAMS and room(a) == room(b)}
     edges = {name: {b for a, b in ARROWS - launches if a == name} for name in MODULES}

@@ -12,7 +12,7 @@ import pytest
 import torch
 import torch.distributed as dist
 from conftest import DEVICE, SYNCO, TINY
-from test_kernels import problem, tensors
+from support.loss import problem, tensors
 
 from moco import data, distributed
 from moco.cli import options

@@ -16,6 +16,7 @@ from moco import distributed
 from moco.kernels import contrastive_loss
 from moco.models import moco
 from moco.train.pretraining import Trainer
+from support.workers import noting
 
 STEPS = ["--steps", 2]
 
@@ -118,19 +119,6 @@ def test_processes_started_by_hand(image_folder, tmp_path, start):
 # ----------------------------------------------------------------------------------- two processes are one
 
 
-def noting(args) -> int:
-    """A worker that keeps each step's queue and parameters of its process."""
-    original = Trainer.step
-    kept = []
-
-    def step(self, batches):
-        original(self, batches)
-        kept.append({name: value.clone() for name, value in self.model.state_dict().items()})
-
-    Trainer.step = step
-    code = main_pretrain.worker(args)
-    torch.save(kept, os.path.join(args.save_dir, f"rank{distributed.rank()}.pt"))
-    return code
 
 
 @pytest.mark.dist

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 import torch
 from conftest import SYNCO, TINY, hard_images, load, write_images
-from test_finetune import state_of, tune
-from test_linear import probe_once
-from test_linear import state_of as probe_state
+from support.finetuning import state_of, tune
+from support.probing import probe_once
+from support.probing import state_of as probe_state
 from torch import nn
 
 from moco.cli import flag_classes, options

@@ -11,10 +11,10 @@ from typing import Any
 import pytest
 import torch
 from conftest import ROOT, SYNCO, TINY, differences, load
-from test_finetune import records, tune
-from test_in_batch import OWN
-from test_linear import hard_folder, probe_once  # noqa: F401 (fixture)
-from test_linear import state_of as probe_state
+from support.finetuning import records, tune
+from support.networks import OWN
+from support.probing import probe_once
+from support.probing import state_of as probe_state
 from torch import nn
 
 from moco.cli import options
@@ -121,7 +121,7 @@ def test_a_milestone_where_the_warm_up_ends():
     assert [plan.lr_at(0, 49), plan.lr_at(1, 50)] == pytest.approx([0.0492, 0.005])
 
 
-def test_a_probe_warms_up_step_by_step(hard_folder, tmp_path):  # noqa: F811
+def test_a_probe_warms_up_step_by_step(hard_folder, tmp_path):
     """Each rate on a line to its own value; a milestone at the end of the warm-up lowers it from there on."""
     words = ["--features", "cached", "--lr", 0.3, 3, "--epochs", 3, "--schedule", 2, "-p", 1]
     probe_once(hard_folder, tmp_path, *words, "--warm", "--warm-epochs", 2, "--warm-from", 0.1)
@@ -379,7 +379,7 @@ def test_a_head_with_another_optimizer_is_that_optimizers():
     torch.testing.assert_close(layer.bias, mine.bias)
 
 
-def test_a_probe_with_adamw_and_a_cosine(hard_folder, tmp_path):  # noqa: F811
+def test_a_probe_with_adamw_and_a_cosine(hard_folder, tmp_path):
     """Each of two rates equals its own run; going on with another optimizer is refused."""
     words = ["--opt", "adamw", "--cos", "--min-lr", 1e-3, "--features", "cached"]
     probe_once(hard_folder, tmp_path / "several", *words, "--lr", 0.1, 0.01, "--epochs", 2)

@@ -5,8 +5,8 @@ import json
 import pytest
 import torch
 from conftest import load
-from test_finetune import state_of, tune
-from test_linear import probe_once
+from support.finetuning import state_of, tune
+from support.probing import probe_once
 
 from moco import average as average_door
 from moco import data

@@ -8,7 +8,7 @@ import pytest
 import timm
 import torch
 import torchvision
-from test_read import OwnResNet, by_position, lightly
+from support.layouts import OwnResNet, by_position, lightly
 from torch import nn
 
 from moco import data
