@@ -362,9 +362,9 @@ def judge(goal: Goal, result: dict[str, Any], device: str) -> dict[str, Any] | N
     if goal.other is not None:
         other = rows.get(goal.other, {}).get(goal.what)
         found = None if found is None or not other else found / other
-    argv = f"{goal.what}: {goal.variant}" + (f" / {goal.other}" if goal.other else "")
+    told = f"{goal.what}: {goal.variant}" + (f" / {goal.other}" if goal.other else "")
     verdict = "not measured" if found is None else "met" if found <= goal.limit else "missed"
-    return {"size": f"{size[0]}x{size[1]}", "goal": argv, "limit": goal.limit, "found": found, "verdict": verdict}
+    return {"size": f"{size[0]}x{size[1]}", "goal": told, "limit": goal.limit, "found": found, "verdict": verdict}
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
