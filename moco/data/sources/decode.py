@@ -14,6 +14,7 @@ from typing import TypeVar
 import numpy as np
 import torch
 from PIL import Image
+from PIL.JpegImagePlugin import JpegImageFile
 from torch import Tensor
 
 try:
@@ -102,23 +103,13 @@ def decode_bytes(data: bytes, channels: int, shrink: int = 1) -> Image.Image:
     return to_eight_bits(image, channels)
 
 
-# Start-of-frame markers of JPEG: baseline, extended and progressive, Huffman coded. Others are left to PIL.
-_FRAMES = (0xC0, 0xC1, 0xC2)
-
-
 def colour_jpeg_size(data: bytes) -> tuple[int, int] | None:
     """(width, height) of a JPEG of three 8-bit components, from its header; None for any other file."""
-    place = 2 if data[:2] == b"\xff\xd8" else len(data)
-    while place + 10 <= len(data) and data[place] == 0xFF:
-        marker = data[place + 1]
-        if marker in _FRAMES:
-            height, width = (
-                int.from_bytes(data[place + 5 : place + 7], "big"),
-                int.from_bytes(data[place + 7 : place + 9], "big"),
-            )
-            return (width, height) if data[place + 4] == 8 and data[place + 9] == 3 and width and height else None
-        place += 2 + int.from_bytes(data[place + 2 : place + 4], "big")
-    return None
+    try:
+        image = Image.open(io.BytesIO(data))  # reads the header alone
+    except Exception:  # a damaged header can raise anything; who decodes the file says so
+        return None
+    return image.size if isinstance(image, JpegImageFile) and image.mode == "RGB" else None
 
 
 def decode_colour_jpeg(data: bytes) -> Tensor:
