@@ -14,13 +14,14 @@ import torch
 from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.config import CfgNode, get_cfg
 
-from detection import layout
-from detection.trainer import Trainer
 from moco.errors import UserError
+
+from . import layout
+from .trainer import Trainer
 
 HERE = os.path.dirname(os.path.abspath(__file__))
 CONVERT = (
-    "convert a checkpoint by python detection/convert-pretrain-to-detectron2.py CHECKPOINT OUT.pkl and append "
+    "convert a checkpoint by python -m moco.export CHECKPOINT --to detectron2 --out OUT.pkl and append "
     "MODEL.WEIGHTS OUT.pkl"
 )
 SCALED = ("SOLVER.MAX_ITER", "SOLVER.STEPS", "SOLVER.WARMUP_ITERS", "SOLVER.CHECKPOINT_PERIOD", "TEST.EVAL_PERIOD")
@@ -35,7 +36,7 @@ def find_config(path: str) -> str:
     for found in (path, os.path.join(HERE, path)):
         if os.path.isfile(found):
             return found
-    raise UserError(f"no config file at {path or '(none given)'}; --config-file takes one of detection/configs/.")
+    raise UserError(f"no config file at {path or '(none given)'}; --config-file takes one of {HERE}/configs/.")
 
 
 def read_config(path: str, argv: list[str], num_gpus: int, scale: bool = True) -> tuple[CfgNode, list[str]]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import hashlib
+import importlib
 import json
 import shlex
 import subprocess
@@ -16,20 +17,22 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from detection import needs, report
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # runs from a clone without installing
+
 from moco.errors import USAGE_EXIT, TrainingError, UserError
 from moco.files import write_json
 from moco.weights.detectron2_names import convert, pixels_of, write
 
+HERE = Path(__file__).resolve().parent
 SCHEDULES = {"voc": ("24k", "12k"), "coco": ("1x", "2x")}  # the first is the default
 NAMES = {"voc": "pascal_voc_R_50_{}_{}", "coco": "coco_R_50_{}_{}"}
 METHODS = ("moco", "mochi", "synco", "synco_lr0.01")
-TRAIN_NET = Path(__file__).resolve().parent / "train_net.py"
+TRAIN_NET = HERE / "train_net.py"
 
 
 def parse(argv: list[str]) -> argparse.Namespace:
     """The command line."""
-    parser = argparse.ArgumentParser(prog="python -m detection.run", description=str(__doc__).partition("\n")[0])
+    parser = argparse.ArgumentParser(prog=f"python -m {HERE.name}.run", description=str(__doc__).partition("\n")[0])
     parser.add_argument("checkpoint", help="a pretraining checkpoint; any layout that the converter reads")
     parser.add_argument("--task", choices=SCHEDULES, required=True)
     parser.add_argument("--schedule", help="voc: 24k (default) or 12k; coco: 1x (default) or 2x")
@@ -55,7 +58,7 @@ def config_name(task: str, schedule: str | None, backbone: str, method: str) -> 
     """
     schedule = schedule or SCHEDULES[task][0]
     name = f"configs/{NAMES[task].format(backbone, schedule)}_{method}.yaml"
-    if not (TRAIN_NET.parent / name).is_file():
+    if not (HERE / name).is_file():
         raise UserError(
             f"there is no recipe for --task {task} --schedule {schedule} --backbone {backbone} --method {method}; "
             "voc has 24k and 12k with C4, coco 1x and 2x with C4 and 1x with FPN (no synco_lr0.01 with FPN)."
@@ -65,6 +68,8 @@ def config_name(task: str, schedule: str | None, backbone: str, method: str) -> 
 
 def main(argv: list[str]) -> int:
     """Run; the exit code."""
+    from . import needs
+
     args = parse(argv)
     try:
         needs.check()
@@ -98,8 +103,8 @@ def run(
     """
     import torch
 
-    from detection import pictures as drawing
-    from detection import recipe, trainer
+    from . import pictures as drawing
+    from . import recipe, report, trainer
 
     if trials < 1:
         raise UserError(f"--trials {trials} runs nothing; give 1 or more.")
@@ -173,4 +178,5 @@ def _digest(tensors: dict[str, Any]) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    # as a module of its package, which is detection in a clone and moco_detection in a wheel
+    sys.exit(importlib.import_module(f"{HERE.name}.run").main(sys.argv[1:]))

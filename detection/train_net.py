@@ -4,13 +4,15 @@ The flags are detectron2's. KEY VALUE override the file, as in MODEL.WEIGHTS bac
 """
 
 import argparse
+import importlib
 import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # runs from a clone without installing
 
-from detection import needs
 from moco.errors import exit_code
+
+HERE = Path(__file__).resolve().parent
 
 
 def main(argv: list[str]) -> int:
@@ -20,6 +22,8 @@ def main(argv: list[str]) -> int:
 
 def work(argv: list[str]) -> None:
     """What :func:`main` does once detectron2 is known to be there."""
+    from . import needs
+
     needs.check()
     train(parse(argv))
 
@@ -42,7 +46,7 @@ def train(args: argparse.Namespace) -> None:
     """Check all that can be checked, then start the processes."""
     from detectron2.engine import launch
 
-    from detection import recipe, trainer
+    from . import recipe, trainer
 
     args.config_file = recipe.find_config(args.config_file)
     cfg, said = recipe.read_config(args.config_file, args.opts, args.num_gpus, scale=not args.no_scaling)
@@ -60,4 +64,5 @@ def train(args: argparse.Namespace) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    # as a module of its package, which is detection in a clone and moco_detection in a wheel
+    sys.exit(importlib.import_module(f"{HERE.name}.train_net").main(sys.argv[1:]))

@@ -18,8 +18,9 @@ from detectron2.modeling.roi_heads import ROI_HEADS_REGISTRY, Res5ROIHeads
 from detectron2.utils import comm
 from torch import nn
 
-from detection import layout
 from moco.files import write_json
+
+from . import layout
 
 RESULTS = "results.json"
 

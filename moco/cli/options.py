@@ -10,12 +10,12 @@ import argparse
 import math
 import os
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 from moco.cli.parser import Parser, at_least, given, parse, positive, take_defaults, with_config
 from moco.config import InBatchConfig, MoCHiConfig, MoCoConfig, NegativesConfig, SynCoConfig
 from moco.errors import UserError
+from moco.resources import RECIPES
 
 QUEUE_METHODS = ("moco", "mochi", "synco")
 BATCH_METHODS = ("simclr", "supcon", "hcl", "dcl")
@@ -26,7 +26,7 @@ SHORTEST_TUNING = 30  # epochs of main_semisup.py without --epochs, at least
 TUNING_LOSSES = ("ce", "supcon", "simclr", "schane")
 KINDS = ("mixup", "interpolation", "extrapolation", "noise", "perturbation", "adversarial")
 SYNCO_KINDS = ("interpolation", "extrapolation", "mixup", "noise", "perturbation", "adversarial")  # of n1 .. n6
-DEMO_CONFIG = str(Path(__file__).resolve().parent.parent.parent / "configs" / "demo.yml")
+DEMO_CONFIG = str(RECIPES / "demo.yml")
 
 
 def parse_pretrain(argv: list[str] | None = None, any_demo: bool = False) -> argparse.Namespace:
@@ -281,7 +281,7 @@ def add_data(p: Parser, of_file: bool = False) -> None:
     add, files = p.add_argument, "the file's, else " if of_file else ""
     add("data", metavar="DIR", nargs="?", help="image folder (with or without train/ and val/), a text file of paths, "
         "or the root of --dataset")  # fmt: skip
-    add("--config", metavar="FILE.yml", help="defaults from a file; flags override it")
+    add("--config", metavar="FILE.yml", help="defaults from a file or a recipe's name; flags override them")
     add("--dataset", type=lambda name: {"path": "folder"}.get(name, name), choices=DATASETS,
         help="a known data set instead of an image folder")  # SupContrast calls a folder "path"  # fmt: skip
     add("--download", action="store_true", help="let --dataset fetch its files")

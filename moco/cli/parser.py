@@ -12,6 +12,7 @@ import sys
 from typing import Any, NoReturn
 
 from moco.errors import USAGE_EXIT, UserError
+from moco.resources import recipe
 
 
 class Parser(argparse.ArgumentParser):
@@ -108,9 +109,9 @@ def _is_number(word: str) -> bool:
 
 
 def take_defaults(parser: Parser, path: str) -> None:
-    """Make a YAML file's entries the parser's defaults, checked as if they had been typed."""
+    """Make a YAML file's entries (or a recipe's) the parser's defaults, checked as if they had been typed."""
     flags = {word.lstrip("-"): action for action in parser._actions for word in action.option_strings}
-    filed = set()
+    filed, path = set(), recipe(path)
     for name, value in _read_yaml(path).items():
         name = str(name).replace("_", "-")
         if name == "data":

@@ -18,13 +18,12 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from moco import data, distributed
+from moco import data, distributed, resources
 from moco.eval.embed import picture, tsne
 from moco.eval.knn import extract
 from moco.models.encoder import build_encoder
 from moco.weights.read import load_backbone
 
-ROOT = Path(__file__).resolve().parent.parent.parent
 # Percent after all epochs. Processors round differently, which a run makes grow like another seed: 93.9 and 95.7 on an
 # EPYC, 94.6 and 96.1 on a Xeon, and three seeds' k-NN spread by one point.
 BAND = {"knn": (92.0, 96.5), "acc1": (94.0, 97.5)}
@@ -48,8 +47,9 @@ def run(asked: argparse.Namespace, settings: argparse.Namespace) -> int:
         *probes(settings, os.path.join(folder, "pretrained"), "--pretrained", weights),
     ]
     for command in commands:
-        print(f"\n$ python {shlex.join(command)}", flush=True)
-        code = subprocess.run([sys.executable, str(ROOT / command[0]), *command[1:]], check=False).returncode
+        script = resources.main(command[0])
+        print(f"\n$ python {shlex.join([os.path.relpath(script), *command[1:]])}", flush=True)
+        code = subprocess.run([sys.executable, script, *command[1:]], check=False).returncode
         if code:
             return code
     image = os.path.join(folder, "embedding.png")

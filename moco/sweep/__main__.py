@@ -10,6 +10,7 @@ import sys
 import threading
 import time
 
+from moco import resources
 from moco.errors import SIGTERM_EXIT, UserError, exit_code
 from moco.sweep import pool, report, spec, trial
 
@@ -23,7 +24,7 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m moco.sweep", description="Run a grid of settings. Words after -- go to every trial.",
     )  # fmt: skip
-    parser.add_argument("spec", metavar="SPEC.yml")
+    parser.add_argument("spec", metavar="SPEC.yml", help="a file, or the name of a recipe")
     parser.add_argument("--out", metavar="DIR", help="instead of the file's (default: runs/sweeps/NAME)")
     parser.add_argument("--gpus", nargs="+", metavar="ID", help="run on these GPUs, one trial each (default: all)")
     parser.add_argument("--slots", type=int, metavar="N", help="run without GPUs, N trials at a time")
@@ -31,7 +32,9 @@ def main(argv: list[str] | None = None) -> int:
     args = parser.parse_args(argv[:cut])
 
     def work() -> int:
-        sweep = spec.read(args.spec, argv[cut + 1 :], args.out, gpus=args.gpus, slots=args.slots)
+        sweep = spec.read(
+            resources.recipe(args.spec, "sweeps"), argv[cut + 1 :], args.out, gpus=args.gpus, slots=args.slots
+        )
         return dry_run(sweep) if args.dry_run else run(sweep)
 
     return exit_code(work)

@@ -22,14 +22,13 @@ import os
 import re
 import shlex
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Any
 
+from moco import resources
 from moco.errors import UserError
 from moco.sweep import figures
 from moco.sweep.commands import MAINS, hyphens, named, parsed, plain, setting, settings_of, spoken
 
-ROOT = Path(__file__).resolve().parent.parent.parent
 OURS = ("save-dir", "resume", "seed", "max-minutes")  # flags that the sweep itself gives
 OWN_FOLDER = ("save_dir", "trial")  # settings of our mains that would lead out of a trial's folder
 KEYS = ("main", "flags", "grid", "paired", "one_run", "seeds", "group_by", "select", "report", "run", "out")
@@ -106,7 +105,7 @@ class Spec:
     @property
     def script(self) -> str:
         """Where the entry point is."""
-        return str(ROOT / self.main) if self.main in MAINS else self.main
+        return resources.main(self.main) if self.main in MAINS else self.main
 
     def _trial(self, stage: Stage, setting: dict[str, Any], seed: int) -> Trial:
         varied, row = {**setting, "seed": seed}, None

@@ -201,7 +201,7 @@ def test_the_demos_recipe_takes_every_flag():
         ("DIR --mean 1 2", "--mean and --std take one value a channel"),
         ("DIR --unknown", "--unknown"),
         ("DIR --arch", "--arch"),
-        ("DIR --config missing.yml", "missing.yml cannot be read"),
+        ("DIR --config missing.yml", "missing.yml is neither a file nor a recipe"),
         ("DIR --size 2", "--size must be at least 8"),
         ("DIR --warm-from inf", "--warm-from must be at least 0 and finite, not inf"),
         ("DIR --wd inf", "--weight-decay must be at least 0 and finite, not inf"),

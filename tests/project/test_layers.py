@@ -12,13 +12,13 @@ MAINS = ("main_pretrain", "main_lincls", "main_semisup")
 DOORS = ("average", "bench", "demo", "describe", "embed", "export", "retrieval", "data.__main__", "sweep")
 # A floor imports those above it in this table, and its neighbours where no circle results.
 FLOORS = [
-    ("moco.errors", "moco.seeding", "moco.files", "moco.config"),
+    ("moco.errors", "moco.seeding", "moco.files", "moco.config", "moco.resources"),
     ("moco.distributed", "moco.kernels", "moco.cli"),
     ("moco.data", "moco.methods"),
     ("moco.models",),
     ("moco.train", "moco.weights"),
     ("moco.eval",),
-    (*(f"moco.{name}" for name in DOORS), *MAINS, "detection"),
+    (*(f"moco.{name}" for name in DOORS), "moco.mains", *MAINS, "detection"),
     ("benchmarks", "tests"),
 ]
 FLOOR = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}

@@ -605,7 +605,12 @@ def test_a_spec_that_cannot_be_used_costs_one_sentence(sweep, entries, words, ca
     assert not sweep.out.exists()
 
 
-NO_SPEC = [("a: [", "not a YAML file"), ("- 3", "must be lines"), ("", "must be lines"), (None, "cannot be read")]
+NO_SPEC = [
+    ("a: [", "not a YAML file"),
+    ("- 3", "must be lines"),
+    ("", "must be lines"),
+    (None, "neither a file nor a recipe"),
+]
 
 
 @pytest.mark.parametrize(("text", "words"), NO_SPEC)
