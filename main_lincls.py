@@ -20,9 +20,10 @@ from moco.cli import options
 from moco.cli.flag_classes import LINCLS, probing
 from moco.eval import fewshot, knn, linear, linear_checkpoint, linear_report, lr_find
 from moco.models.encoder import build_encoder
-from moco.train.pretraining import StopRequest
+from moco.train.plan import Progress, count_epochs
 from moco.train.resume import DONE, about_run, changes, describe_resume, describe_stop
 from moco.train.runlog import RunLog
+from moco.train.stop import StopRequest
 from moco.weights.read import PUBLISHED, fill_backbone, read_backbone, settle
 
 AMP = {"off": None, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -66,21 +67,21 @@ def worker(args: Namespace) -> int:
     about = about_run(probing(args, encoder.built, mean, std, feed.batch), train)
     notes = changes(state, path, about, LINCLS, args.seed) if mode == "lincls" else []
     notes = [DONE] if mode == "lincls" and state.get("epoch", 0) >= args.epochs else notes
-    batches = {"images": len(train), "images a batch": feed.batch}
-    run = {"seed": seed, "classes": train.classes, "batches": batches, **about}
+    shape = {"images": len(train), "images a batch": feed.batch}
+    run = {"seed": seed, "classes": train.classes, "batches": shape, **about}
     loading = partial(linear_checkpoint.load, model, heads, state, arch=args.arch, weights=weights)
-    at = loading(path, run=run if mode == "lincls" else None) if path else linear.Position(args.start_epoch)
+    at = loading(path, run=run if mode == "lincls" else None) if path else Progress(seed, args.start_epoch)
     resumed = describe_resume(path, at.epoch, at.batch) if path else ""
     summary = "; ".join(filter(None, [summary, resumed, numbered]))
     frozen = weights or model.frozen()
-    origin = args.pretrained or path or "the random initialisation"
     if mode == "lincls":
         reserving = partial(linear_checkpoint.reserve_run_folder, args.save_dir, path, args.overwrite)
         distributed.first_on_node(reserving, wait=True)
 
     views = f"; {feed.summary}" if mode in ("lincls", "lr_find") else ""
-    steps = -(-len(train) // feed.batch)
-    with RunLog(args.save_dir, config=vars(args), resume_step=at.step(steps) if path else None, name=mode) as log:
+    plan = count_epochs(-(-len(train) // feed.batch), **options.probe_plan(args))
+    resume_step = at.batches(plan.steps_per_epoch) if path else None
+    with RunLog(args.save_dir, config=vars(args), resume_step=resume_step, name=mode) as log:
         log.line("\n".join([f"{args.arch} at {feed.size} px: {summary}{settled.summary}", *notes]))
         log.line(f"{linear_report.describe_images(train, val, mode)}, {classes} classes; {world} process(es) on "
                  f"{device.type}, {feed.batch} images a step in all, {feed.workers} loaders each{views}")  # fmt: skip
@@ -105,24 +106,23 @@ def worker(args: Namespace) -> int:
         stop = StopRequest(args.max_minutes) if at.epoch < end else None
         held_out = feed.of(model, val, note)
         training = feed.of(model, train, note, training=True) if at.epoch < end else held_out
-        rates = partial(linear.set_rates, epochs=args.epochs, milestones=args.schedule, **options.schedule_shape(args))
         save = partial(linear_checkpoint.save, model, heads, args.save_dir, at, arch=args.arch, run=run)
         if at.epoch >= end:
             linear.validate(heads, held_out, details)
         while at.epoch < end:
-            code = linear.train_epoch(heads, training, at, log, args.print_freq, rates, stop)
+            code = linear.train_epoch(heads, training, plan, at, log, stop)
             if code is not None:
                 save()
-                log.line(describe_stop(at.epoch, at.batch, steps))
+                log.line(describe_stop(at.epoch, at.batch, plan.steps_per_epoch))
                 return code
             linear.validate(heads, held_out, details and at.epoch == end - 1)
-            model.check_frozen(frozen, origin)
+            model.check_frozen(frozen, args.pretrained or path or "the random initialisation")
 
             # save
             at.close_epoch()
             save(new_best=linear.note_best(heads), keep_every=args.save_ckpt_freq)
             text = None if at.epoch == end else linear_report.summary(heads)  # the last line comes after the result
-            log.scalars(at.epoch * steps, linear_report.values(heads), epoch=at.epoch - 1, text=text)
+            log.scalars(at.batches(plan.steps_per_epoch), linear_report.values(heads), epoch=at.epoch - 1, text=text)
         result.update(features=args.features, epochs=at.epoch, **linear_report.result(heads))
         linear.write_result(result, args.save_dir, "evaluate.json" if args.evaluate else linear_checkpoint.RESULT)
         linear_report.write_details(heads, train.classes or [], args.per_class, args.confusion and args.save_dir, log)

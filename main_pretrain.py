@@ -22,9 +22,11 @@ from moco.models import ema
 from moco.models.encoder import strided_point
 from moco.train import checkpoint, optimizers
 from moco.train import pretraining as engine
+from moco.train.plan import Progress, batch_shape
 from moco.train.resume import DONE, about_run, changes, head_of
 from moco.train.runlog import RunLog
 from moco.train.setup import build_model, make_plan, view_settings
+from moco.train.stop import StopRequest
 
 
 def worker(args: Namespace) -> int:
@@ -68,12 +70,12 @@ def worker(args: Namespace) -> int:
     scaler = torch.amp.GradScaler(distributed.device().type, enabled=plan.amp is torch.float16)
     evaluated = ema.attach_ema(model, optimizer, args.ema, args.ema_epoch, plan.steps_per_epoch)
     done = args.start_epoch * plan.steps_per_epoch
-    progress = engine.Progress(seed, args.start_epoch, 0, done, done * args.accum)
+    progress = Progress(seed, args.start_epoch, 0, done, done * args.accum)
     about = about_run(pretraining(args, model.encoder_q.built, view, batch, plan.amp), images, model.head)
     notes = changes(state, path, about, PRETRAIN, args.seed)
     if state and path:
         entries = checkpoint.unpack(state, path, model, optimizer, scaler, args.arch)
-        progress = progress.resumed(entries, progress, engine.batch_shape(sampler, args.accum), plan)
+        progress = progress.resumed(entries, progress, batch_shape(sampler, args.accum), plan)
     checkpoint.reserve_run_folder(args.save_dir, path, args.overwrite)
 
     # loop
@@ -86,7 +88,7 @@ def worker(args: Namespace) -> int:
         for sentence in filter(None, (summary, *recipe, data.size_warning(images, view.size), *args.notes, *notes)):
             log.line(sentence)
         log.line(f"from epoch {progress.epoch}, step {progress.step} of {plan.total_steps}" + f" ({path})" * bool(path))
-        stop = engine.StopRequest(args.max_minutes)
+        stop = StopRequest(args.max_minutes)
         trainer = engine.Trainer(
             model, distributed.wrap(model), optimizer, scaler, plan, progress, log, stop, args.save_dir, sampler,
             images, args.max_bad_images, about,

@@ -24,8 +24,10 @@ from moco.models.ema import moving_average
 from moco.models.encoder import build_encoder, strided_point
 from moco.train import pretraining
 from moco.train.optimizers import build_optimizer, no_decay_for_bias_and_norm
+from moco.train.plan import Progress, count_epochs
 from moco.train.resume import about_run, changes, describe_resume, describe_stop
 from moco.train.runlog import RunLog
+from moco.train.stop import StopRequest
 from moco.weights.read import PUBLISHED, fill_backbone, read_backbone, settle
 
 
@@ -78,11 +80,10 @@ def worker(args: Namespace) -> int:
     batch = args.batch_size * distributed.nodes()
     about = about_run(tuning(args, encoder.built, mean, std, epochs, batch, amp, train, val), whole)
     notes = [] if args.evaluate else changes(state, path, about, SEMISUP, args.seed)
-    progress = finetune.Progress(seed, args.start_epoch)
-    plan = finetune.Plan(epochs, **options.tuning_plan(args))
+    progress = Progress(seed, args.start_epoch)
     steps = -(-len(train) // batch)
-    ema = moving_average(model, args.ema, args.ema_epoch, -(-steps // args.update_freq))
-    wrapped = distributed.wrap(model)
+    plan = count_epochs(steps, epochs=epochs, **options.tuning_plan(args))
+    ema, wrapped = moving_average(model, args.ema, args.ema_epoch, plan.steps_per_epoch), distributed.wrap(model)
     tuner = finetune.Tuner(model, wrapped, optimizer, scaler, plan, progress, about, objective, ema, whole.classes)
     frozen = model.backbone()
     if path:
@@ -90,11 +91,11 @@ def worker(args: Namespace) -> int:
         frozen = frozen if args.pretrained else model.backbone()
         resumed = describe_resume(path, progress.epoch, progress.batch)
         summary = "; ".join(filter(None, [summary, resumed, numbered]))
-    mode, val = ("evaluate", None) if args.evaluate else ("semisup", val)
+    mode, val, score = ("evaluate", None, None) if args.evaluate else ("semisup", val, None)
     if not args.evaluate:
         distributed.first_on_node(partial(finetune.reserve_run_folder, args.save_dir, path, args.overwrite), wait=True)
 
-    resume_step = progress.epoch * steps + progress.batch if path else None
+    resume_step = progress.batches(steps) if path else None
     with RunLog(args.save_dir, config=vars(args), resume_step=resume_step, name=mode) as log:
         summary = "; ".join([summary, *args.notes]) + settled.summary
         log.line(f"{args.arch} at {size} px, --weights {args.weights}: {summary}")
@@ -106,12 +107,11 @@ def worker(args: Namespace) -> int:
         feed = finetune.Feed(size, batch, seed, workers, flip, note, preset, args.aa, objective.views)
         training, selecting = feed.of(train, training=True), feed.of(val or test or train)
         finetune.check_batch(model, training.sampler)
-        stop = pretraining.StopRequest(args.max_minutes)
+        stop = StopRequest(args.max_minutes)
 
         # loop
         if not val and not args.evaluate:
             log.line(finetune.CHOSEN_ON_TEST)
-        score = None
         while not (tuner.finished() or args.evaluate):
             code = tuner.train_epoch(training, log, stop)
             if code is not None:

@@ -175,17 +175,15 @@ def inserted(source: Path, ends: float) -> Iterator[None]:
     however long it took to build the model."""
     from moco.data.sources.named import READERS
     from moco.eval import between_epochs
-    from moco.train import pretraining
+    from moco.train.stop import StopRequest
 
-    stop = pretraining.StopRequest
-
-    def limited(_: float | None) -> pretraining.StopRequest:
-        return stop((ends - time.monotonic()) / 60)
+    def limited(_: float | None) -> StopRequest:
+        return StopRequest((ends - time.monotonic()) / 60)
 
     with (
         mock.patch.dict(READERS, cifar10=lambda *_: unpack(source)),
         mock.patch.object(between_epochs, "report", report),
-        mock.patch.object(pretraining, "StopRequest", limited),
+        mock.patch("main_pretrain.StopRequest", limited),
     ):
         yield
 

@@ -40,8 +40,8 @@ from moco.eval.knn import FeatureExtractor, evaluate_knn
 from moco.models.encoder import build_encoder, strided_point
 from moco.train import pretraining
 from moco.train.bench import make_trainer
+from moco.train.plan import learning_rate
 from moco.train.runlog import RunLog
-from moco.train.schedule import learning_rate
 from moco.train.setup import view_settings
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -725,7 +725,7 @@ def model_settings(args: argparse.Namespace) -> MoCoConfig | InBatchConfig:
 
 
 def plan_settings(args: argparse.Namespace) -> dict[str, Any]:
-    """What :func:`moco.train.pretraining.make_plan` takes besides the data's length and the arithmetic."""
+    """What :func:`moco.train.plan.make_plan` takes besides the data's length and the arithmetic."""
     same = ("epochs", "steps", "lr", "accum", "print_freq", "max_bad_steps", "check_every", "warm_from", "min_lr")
     epochs, steps = _changes_of_the_loss(args)
     followed = {"patience": args.plateau, "changes": epochs, "change_steps": steps, "decay": args.lr_decay_rate}
@@ -750,11 +750,11 @@ def drawn(args: argparse.Namespace) -> dict[str, int]:
     return {kind: count for kind, count in counts.items() if count}
 
 
-def schedule_shape(args: argparse.Namespace) -> dict[str, Any]:
-    """What :func:`moco.eval.linear.set_rates` takes besides the epochs and milestones."""
+def probe_plan(args: argparse.Namespace) -> dict[str, Any]:
+    """What :func:`moco.train.plan.count_epochs` takes for a probe besides the data's length."""
     warm = {"warm_epochs": args.warm_epochs if args.warm else 0, "warm_from": args.warm_from}
-    shape = {"cosine": args.cos, "decay": args.lr_decay_rate, "floor": args.min_lr}
-    return {**warm, **shape}
+    shape = {"cosine": args.cos, "milestones": args.schedule, "decay": args.lr_decay_rate, "min_lr": args.min_lr}
+    return {"epochs": args.epochs, "print_freq": args.print_freq, **warm, **shape}
 
 
 def head_settings(args: argparse.Namespace) -> dict[str, Any]:
@@ -776,12 +776,12 @@ def objective_settings(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def tuning_plan(args: argparse.Namespace) -> dict[str, Any]:
-    """How fine-tuning goes about it, see moco.eval.finetune.Plan."""
+    """What :func:`moco.train.plan.count_epochs` takes for fine-tuning besides the data's length and the epochs."""
     return {
-        "print_freq": args.print_freq, "warmup": args.warmup_epochs, "update_freq": args.update_freq,
+        "print_freq": args.print_freq, "rise": args.warmup_epochs, "accum": args.update_freq,
         "patience": args.plateau, "keep_every": args.save_ckpt_freq, "min_lr": args.min_lr,
-        "milestones": args.schedule, "decay": args.lr_decay_rate,
-        "warm_epochs": args.warm_epochs if args.warm else 0, "warm_from": args.warm_from,
+        "cosine": args.schedule is None and args.plateau is None, "milestones": args.schedule or (),
+        "decay": args.lr_decay_rate, "warm_epochs": args.warm_epochs if args.warm else 0, "warm_from": args.warm_from,
     }  # fmt: skip
 
 

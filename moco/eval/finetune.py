@@ -2,7 +2,7 @@
 
 The protocol of Barlow Twins (Zbontar et al., arXiv 2103.03230) as SynCo takes it over: cross-entropy, SGD, random
 crops and flips; the encoder is trained too, BatchNorm included, or kept as it is (``freeze``). Other losses, optimizers
-and schedules are a :class:`moco.eval.finetune_loss.Objective` and a :class:`Plan` away.
+and schedules are a :class:`moco.eval.finetune_loss.Objective` and a :class:`moco.train.plan.TrainPlan` away.
 
 Legend: N images on this process, C classes, B images of a step in all.
 """
@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import partial
 from itertools import islice
 from typing import Any
@@ -34,9 +34,9 @@ from moco.models.inputs import normalise
 from moco.train import checkpoint
 from moco.train.metrics import TOP5_FROM, Mean, accuracy, describe_top5, without_top5
 from moco.train.optimizers import Plateau, layer_groups, step_unless, use_fused_optimizer_step
-from moco.train.pretraining import LOOK_STEPS, StopRequest, outcome
+from moco.train.plan import Progress, TrainPlan, warm_up
 from moco.train.runlog import RunLog
-from moco.train.schedule import warm_up, warmed
+from moco.train.stop import LOOK_STEPS, StopRequest, outcome
 from moco.train.timers import Stopwatch
 from moco.weights.read import changes_of, fill_network, restore_changes
 from moco.weights.settings import images_of
@@ -298,41 +298,6 @@ def _of(score: Score, kind: str) -> str:
 
 
 @dataclass
-class Progress:
-    """Where a run is; all of it is in the checkpoint."""
-
-    seed: int
-    epoch: int = 0  # finished epochs, their evaluation included
-    batch: int = 0  # steps done in the epoch that is running
-    best_acc1: float = 0.0  # percent, on the images that each epoch is evaluated on
-    best_epoch: int = 0  # finished epochs when it was reached
-
-
-@dataclass(frozen=True)
-class Plan:
-    """How long and how to train.
-
-    warmup: epochs in which rates rise from 0. update_freq: batches a step. patience: epochs
-    without a better accuracy after which rates drop, in place of the cosine. keep_every: epochs between checkpoints
-    that are kept, 0 for none. min_lr: the lowest value of the highest rate; the others keep their ratio to it.
-    milestones: epochs at which rates are multiplied by ``decay``, in place of the cosine. warm_epochs: of a rise, step
-    by step (:func:`moco.train.schedule.warmed`); ``warm_from`` is where the highest rate begins.
-    """
-
-    epochs: int
-    print_freq: int = 10
-    warmup: float = 0.0
-    update_freq: int = 1
-    patience: int | None = None
-    keep_every: int = 0
-    min_lr: float = 0.0
-    milestones: list[int] | None = None
-    decay: float = 0.1
-    warm_epochs: int = 0
-    warm_from: float = 0.01
-
-
-@dataclass
 class Tuner:
     """A run's objects, its epochs and its checkpoints. ``about`` is of :func:`moco.train.resume.about_run`, ``ema`` of
     :func:`moco.models.ema.moving_average`."""
@@ -341,7 +306,7 @@ class Tuner:
     wrapped: nn.Module  # the model with gradient averaging
     optimizer: torch.optim.Optimizer
     scaler: torch.amp.GradScaler
-    plan: Plan
+    plan: TrainPlan
     progress: Progress
     about: dict[str, Any]
     objective: Objective
@@ -351,8 +316,8 @@ class Tuner:
     def __post_init__(self) -> None:
         self.base_lrs = [group["lr"] for group in self.optimizer.param_groups]
         self.parameters = [p for p in self.model.parameters() if p.requires_grad]
-        self.lowest = self.plan.min_lr / max(self.base_lrs)  # share of each rate
-        self.plateau = Plateau(self.plan.patience, self.lowest)
+        self.plan = self.plan.as_shares(max(self.base_lrs))
+        self.plateau = Plateau(self.plan.patience, self.plan.min_lr)
         self.acc1 = 0.0  # of the last epoch that was evaluated
         self.exit_code: int | None = None  # set when the run must stop early
         self.unread: list[tuple[int, Tensor]] = []  # a step's number and its engine.outcome, since the last look
@@ -388,7 +353,7 @@ class Tuner:
         watch, meters = Stopwatch(), {}
         with log.bar(steps, at.batch, f"epoch {at.epoch}") as bar:
             batches = images.batches(at.epoch, at.batch, watch)
-            while group := list(islice(batches, self.plan.update_freq)):
+            while group := list(islice(batches, self.plan.accum)):
                 self._set_rates(steps)
                 self._step(group, meters, at.epoch * steps + at.batch, stop)
                 before, at.batch = at.batch, at.batch + len(group)
@@ -405,23 +370,11 @@ class Tuner:
         return None
 
     def _set_rates(self, steps: int) -> None:
-        at, plan = self.progress, self.plan
-        done = at.epoch + at.batch / steps
-        share, factor = self._scheduled(done), warm_up(done, plan.warmup) * self.plateau.factor
+        done = self.progress.epoch + self.progress.batch / steps
+        share = self.plan.lr_at(self.progress.epoch, done)
+        factor = warm_up(done, self.plan.rise) * self.plateau.factor
         for group, base in zip(self.optimizer.param_groups, self.base_lrs, strict=True):
             group["lr"] = base * share * factor
-
-    def _scheduled(self, done: float) -> float:
-        """The share of each rate after ``done`` epochs: the published cosine moves once an epoch; after a warm-up from
-        0, once a step and over the rest of the run."""
-        plan = self.plan
-        past, total = done if plan.warmup else self.progress.epoch, float(plan.epochs)
-        if plan.milestones is None:
-            past, total = max(0.0, past - plan.warmup), total - plan.warmup
-        warm = {"done": done, "length": plan.warm_epochs, "end": plan.warm_epochs}
-        cosine = plan.milestones is None and plan.patience is None
-        shape = {"milestones": plan.milestones or [], "decay": plan.decay, "floor": self.lowest}
-        return warmed(1.0, past, total, first=plan.warm_from / max(self.base_lrs), cosine=cosine, **warm, **shape)
 
     def _step(self, group: list[dict[str, Tensor]], meters: dict[str, Mean], step: int, stop: StopRequest) -> None:
         """One optimizer step over the batches of a group. A GPU decides itself whether it is taken."""
@@ -493,7 +446,7 @@ class Tuner:
     def close_epoch(self, score: Score) -> bool:
         """Count the epoch as finished with this evaluation; returns whether it is the best one so far."""
         at = self.progress
-        at.epoch, at.batch = at.epoch + 1, 0
+        at.close_epoch()
         is_best = score.acc1 > at.best_acc1 or not at.best_epoch
         if is_best:
             at.best_acc1, at.best_epoch = score.acc1, at.epoch
@@ -556,16 +509,17 @@ class Tuner:
 
     def _write(self, save_dir: str, arch: str, is_best: bool) -> None:
         at = self.progress
-        entries = asdict(at)
         state = {
-            "epoch": entries.pop("epoch"),
+            "epoch": at.epoch,
             "arch": arch,
             "state_dict": _prefixed(self.evaluated.encoder),
-            "best_acc1": entries.pop("best_acc1"),
+            "best_acc1": at.best_acc1,
             "optimizer": self.optimizer.state_dict(),
             "scaler": self.scaler.state_dict(),
             "run": {
-                **entries,
+                "seed": at.seed,
+                "batch": at.batch,
+                "best_epoch": at.best_epoch,
                 **self.about,
                 "classes": self.classes,
                 "plateau": self.plateau.state_dict(),

@@ -17,7 +17,7 @@ import copy
 import math
 import os
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -34,9 +34,9 @@ from moco.models.encoder import backbone_keys, features, new_classifier
 from moco.models.inputs import normalise
 from moco.train.metrics import TOP5_FROM, Mean, accuracy
 from moco.train.optimizers import build_optimizer
-from moco.train.pretraining import LOOK_STEPS, StopRequest
+from moco.train.plan import Progress, TrainPlan
 from moco.train.runlog import RunLog
-from moco.train.schedule import warmed
+from moco.train.stop import StopRequest, steps_between_looks
 from moco.train.timers import Stopwatch
 
 Batches = Iterator[tuple[Tensor, Tensor, Tensor]]  # features (N, F), labels (N,), on the CPU which were read (N,) bool
@@ -228,25 +228,11 @@ def make_classifiers(probe: Probe, lrs: list[float], **how: Any) -> list[LinearC
     return [LinearClassifier(layer, lr, **how) for layer, lr in zip(layers, lrs, strict=True)]
 
 
-def set_rates(
-    heads: list[LinearClassifier],
-    done: float,
-    epochs: int,
-    milestones: list[int],
-    *,
-    warm_epochs: int = 0,
-    warm_from: float = 0.01,
-    **shape: Any,
-) -> None:
-    """Each head's rate after ``done`` epochs: the base rate, lower from each milestone on, or a cosine; one value an
-    epoch, but in the first ``warm_epochs`` a line from ``warm_from`` (:func:`moco.train.schedule.warmed`).
-
-    shape: ``cosine``, ``decay`` and ``floor`` of :func:`moco.train.schedule.learning_rate`.
-    """
-    shape = {"cosine": False, "milestones": milestones, **shape}
-    warm = {"first": warm_from, "done": done, "length": warm_epochs, "end": warm_epochs}
+def set_rates(heads: list[LinearClassifier], plan: TrainPlan, at: Progress) -> None:
+    """Each head's rate at this step of the plan, whose own rate is of no importance."""
+    done = at.epoch + at.batch / plan.steps_per_epoch
     for head in heads:
-        head.rate = warmed(head.lr, int(done), epochs, **warm, **shape)
+        head.rate = replace(plan, lr=head.lr).lr_at(at.epoch, done)
 
 
 def leader(heads: list[LinearClassifier]) -> LinearClassifier:
@@ -357,52 +343,36 @@ def bad_image_notes(log: RunLog) -> Callable[[dict[str, Tensor], Source], None]:
 # ------------------------------------------------------------------------------------------------- train, validate
 
 
-@dataclass
-class Position:
-    """Where a run is: finished epochs, their validation included, and steps done in the one that is running."""
-
-    epoch: int = 0
-    batch: int = 0
-
-    def step(self, steps: int) -> int:
-        """Steps since the start, of which an epoch has so many."""
-        return self.epoch * steps + self.batch
-
-    def close_epoch(self) -> None:
-        """Count the running epoch as finished."""
-        self.epoch, self.batch = self.epoch + 1, 0
-
-
 def train_epoch(
     heads: list[LinearClassifier],
     data: Images | Cached,
-    at: Position,
+    plan: TrainPlan,
+    at: Progress,
     log: RunLog,
-    every: int,
-    rates: Callable[[list[LinearClassifier], float], None],
     stop: StopRequest | None = None,
 ) -> int | None:
-    """The rest of the current epoch; a line and a record each ``every`` steps and at the end. Returns an exit code
+    """The rest of the current epoch; a line and a record each ``print_freq`` steps and at the end. Returns an exit code
     when the run must stop before it goes on.
 
-    ``rates`` sets the heads' rates before each step, by the epochs done. A head whose loss is not finite is trained no
-    more; the others cannot notice.
+    A head whose loss is not finite is trained no more; the others cannot notice.
 
     Raises:
         TrainingError: no head has a finite loss.
     """
-    steps, world = len(data.sampler), distributed.world_size()
+    steps, world, looks = len(data.sampler), distributed.world_size(), steps_between_looks(data.device)
     watch, meters, code = Stopwatch(), _meters(heads), None
     with log.bar(steps, at.batch, f"epoch {at.epoch}") as bar:
         for x, labels, _ in data.batches(at.epoch, watch, at.batch):
-            rates(heads, at.epoch + at.batch / steps)
+            set_rates(heads, plan, at)
             _step(heads, meters, x, labels)
             at.batch += 1
             watch.count(len(labels) * world)
             bar.update()
-            code = _stop_code(stop, at.batch, steps, data.device)
-            if at.batch % every == 0 or at.batch == steps or code is not None:  # also what no later line would judge
-                _report(log, watch, heads, meters, at.epoch, at.batch, steps)
+            if stop is not None and (at.batch % looks == 0 or at.batch == steps):
+                code = stop.exit_code()
+            # also what no later line would judge
+            if at.batch % plan.print_freq == 0 or at.batch == steps or code is not None:
+                _report(log, watch, heads, meters, at, steps)
                 watch, meters = Stopwatch(), _meters(heads)
             if code is not None:
                 break
@@ -416,12 +386,6 @@ def _step(heads: list[LinearClassifier], meters: list[list[Mean]], x: Tensor, la
                 mean.add(value)
 
 
-def _stop_code(stop: StopRequest | None, batch: int, steps: int, device: torch.device) -> int | None:
-    """On a GPU, whose host runs ahead, not asked after every step."""
-    due = device.type == "cpu" or batch % LOOK_STEPS == 0 or batch == steps
-    return stop.exit_code() if stop is not None and due else None
-
-
 def _meters(heads: list[LinearClassifier]) -> list[list[Mean]]:
     return [[Mean(), Mean(), Mean()] for _ in heads]  # loss, top-1, top-5
 
@@ -431,11 +395,10 @@ def _report(
     watch: Stopwatch,
     heads: list[LinearClassifier],
     meters: list[list[Mean]],
-    epoch: int,
-    step: int,
+    at: Progress,
     steps: int,
 ) -> None:
-    where, values = f"Epoch: [{epoch}][{step:4d}/{steps}]", {}
+    where, values = f"Epoch: [{at.epoch}][{at.batch:4d}/{steps}]", {}
     summary = [where]
     for head, means in zip(heads, meters, strict=True):
         if head.diverged:
@@ -453,7 +416,7 @@ def _report(
     speed, wait = watch.rates()
     values.update({"images_per_second": speed, "wait_share": wait})
     text = f"{' '.join(summary)} {speed:.0f} images/s wait {wait:.0%}"
-    log.scalars(epoch * steps + step, values, epoch=epoch, text=text)
+    log.scalars(at.batches(steps), values, epoch=at.epoch, text=text)
 
 
 def _diverge(head: LinearClassifier, heads: list[LinearClassifier], loss: float, where: str, log: RunLog) -> None:

@@ -10,9 +10,10 @@ from torch import Tensor
 
 from moco import distributed, files
 from moco.errors import UserError
-from moco.eval.linear import LinearClassifier, Position, Probe, leader
+from moco.eval.linear import LinearClassifier, Probe, leader
 from moco.models.encoder import head_of
 from moco.train import checkpoint
+from moco.train.plan import Progress, check_batches
 from moco.weights.read import changes_of, fill_network, restore_changes
 from moco.weights.settings import images_of
 
@@ -46,7 +47,7 @@ def reserve_run_folder(save_dir: str, resumed: str | None, overwrite: bool) -> N
 
 
 def save(
-    probe: Probe, heads: list[LinearClassifier], save_dir: str, at: Position, *, arch: str, run: dict[str, Any],
+    probe: Probe, heads: list[LinearClassifier], save_dir: str, at: Progress, *, arch: str, run: dict[str, Any],
     new_best: LinearClassifier | None = None, keep_every: int = 0,
 ) -> None:  # fmt: skip
     """Write upstream's dictionary as ``checkpoint.pth.tar``, and as ``model_best.pth.tar`` if there is a ``new_best``;
@@ -84,7 +85,7 @@ def _keep(state: dict[str, Any], head: LinearClassifier, save_dir: str, every: i
         files.write({**state, "acc1": head.score.acc1}, os.path.join(save_dir, KEPT.format(epoch - 1)))
 
 
-def _state_of(probe: Probe, head: LinearClassifier, at: Position, arch: str, run: dict[str, Any]) -> dict[str, Any]:
+def _state_of(probe: Probe, head: LinearClassifier, at: Progress, arch: str, run: dict[str, Any]) -> dict[str, Any]:
     prefix = head_of(probe.encoder) + "."
     layer = {prefix + name: value for name, value in head.layer.state_dict().items()}
     network = {**probe.encoder.state_dict(), **layer}
@@ -138,7 +139,7 @@ def rates(state: dict, asked: list[float], epochs: int, training: bool) -> list[
 def load(
     probe: Probe, heads: list[LinearClassifier], state: dict, path: str, arch: str, weights: dict[str, Tensor],
     run: dict[str, Any] | None = None,
-) -> Position:  # fmt: skip
+) -> Progress:  # fmt: skip
     """Put a classifier's checkpoint, ours or upstream's, back; returns where its run was.
 
     Args:
@@ -169,11 +170,9 @@ def load(
         raise UserError(f"{path} does not fit this optimizer: {' '.join(str(error).split())}.") from error
     if probe.changed(weights):
         raise UserError(f"{path} was trained on another encoder than --pretrained; leave one of the two out.")
-    at = Position(int(state.get("epoch", 0)), int(known.get("batch", 0)))
-    if run is not None and at.batch and known.get("batches") != run.get("batches"):
-        had, has = (", ".join(f"{n} {name}" for name, n in x.get("batches", {}).items()) for x in (known, run))
-        raise UserError(f"{path} was written inside epoch {at.epoch} with {had}; this run has {has}. Resume it with "
-                        "the same.")  # fmt: skip
+    at = Progress(int(known.get("seed", 0)), int(state.get("epoch", 0)), int(known.get("batch", 0)))
+    if run is not None and at.batch:
+        check_batches(path, at.epoch, known.get("batches", {}), run.get("batches", {}))
     return at
 
 

@@ -37,6 +37,7 @@ from moco.models.in_batch import BatchContrast
 from moco.models.moco import MoCo
 from moco.models.supcon_queue import LabelledMoCo
 from moco.train import optimizers, pretraining
+from moco.train.plan import Progress
 from moco.train.runlog import RunLog
 from moco.train.setup import build_model, make_plan, view_settings
 
@@ -243,7 +244,7 @@ def make_trainer(
         optimizer=optimizer,
         scaler=torch.amp.GradScaler(device.type, enabled=plan.amp is torch.float16),
         plan=plan,
-        progress=pretraining.Progress(args.seed, epoch=epoch, step=step),
+        progress=Progress(args.seed, epoch=epoch, step=step),
         log=log,
         stop=Namespace(flags=lambda: (False, False)),  # type: ignore[arg-type]  # a signal ends a benchmark at once
         save_dir=folder,

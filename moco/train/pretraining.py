@@ -10,11 +10,8 @@ from __future__ import annotations
 import contextlib
 import math
 import os
-import signal
-import threading
-import time
 from collections.abc import Iterable, Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from functools import partial
 from itertools import islice
 from typing import Any
@@ -31,170 +28,14 @@ from moco.models.base import StepOutput
 from moco.train import checkpoint
 from moco.train.metrics import alignment, uniformity
 from moco.train.optimizers import Plateau, step_unless, use_fused_optimizer_step, waits
+from moco.train.plan import Progress, TrainPlan, batch_shape
 from moco.train.resume import describe_stop
 from moco.train.runlog import RunLog
-from moco.train.schedule import warmed
+from moco.train.stop import StopRequest, outcome, steps_between_looks
 from moco.train.timers import StepTimer, Stopwatch
 from moco.weights.settings import images_of
 
 IMAGES = ("q", "k", "more", "index")  # of a batch, what goes to the device; more: only where views are more than two
-LOOK_STEPS = 10  # the host never runs further ahead: a signal is answered after so many steps at most
-
-
-@dataclass
-class Progress:
-    """Where a run is. Everything here is in the checkpoint, so that a resumed run continues exactly here."""
-
-    seed: int
-    epoch: int = 0  # finished epochs
-    batch: int = 0  # loader batches done in the epoch that is running
-    step: int = 0  # optimizer steps tried since the start, bad ones included
-    draw: int = 0  # batches since the start; keys the random draws
-    ema_due: bool = True  # the key encoder has not yet followed the last optimizer step
-    bad_steps: int = 0  # non-finite steps in a row
-    bad_images: dict = field(default_factory=lambda: {"seen": []})
-    plateau: dict = field(default_factory=dict)  # of the Plateau, where there is one
-    losses: list = field(default_factory=list)  # a process each: [sum, count] of the epoch that is running, for it
-
-    @classmethod
-    def resumed(cls, entries: dict, fresh: Progress, batches: dict[str, int], plan: Plan) -> Progress:
-        """From ``run`` of our checkpoints; from the epoch alone for upstream's files, which have no ``run``.
-
-        Args:
-            entries: what :func:`moco.train.checkpoint.unpack` returned.
-            fresh: the progress of a run that starts anew.
-            batches: what decides which images a batch holds (:func:`batch_shape`).
-            plan: this run's.
-
-        Raises:
-            UserError: the file was written inside an epoch with other batches, so "the rest of it" has no meaning.
-        """
-        epoch, batch = entries["epoch"], entries.get("batch", 0)
-        if "step" not in entries:
-            steps = epoch * plan.steps_per_epoch
-            return cls(fresh.seed, epoch, 0, steps, steps * plan.accum)
-        if batch and entries["batches"] != batches:
-            shapes = (entries["batches"], batches)
-            had, has = (", ".join(f"{value} {name}" for name, value in shape.items()) for shape in shapes)
-            raise UserError(
-                f"the checkpoint was written inside epoch {epoch} with {had}; this run has {has}. Resume it with the "
-                "same, or resume one from an epoch's end."
-            )
-        return cls(**{name: value for name, value in entries.items() if name in cls.__dataclass_fields__})
-
-    @property
-    def trained(self) -> int:
-        """The epoch, counted from 0, that is running or has just ended: the one that a checkpoint is named after."""
-        return self.epoch if self.batch else self.epoch - 1
-
-    def entries(self) -> dict:
-        """The plain numbers that go into a checkpoint's ``run``."""
-        return {k: v for k, v in asdict(self).items() if k != "epoch"}
-
-
-@dataclass(frozen=True)
-class Plan:
-    """How long and how to train: what the flags decided, without the flags."""
-
-    epochs: int
-    steps_per_epoch: int
-    total_steps: int  # ends a run that counts steps, also inside an epoch
-    lr: float
-    cosine: bool
-    milestones: list[int]
-    warm_epochs: int = 0  # of rising from warm_from, step by step, see moco.train.schedule.warmed
-    warm_from: float = 0.01
-    warm_steps: int = 0  # the same counted in steps, in place of warm_epochs
-    by_step: bool = False  # the schedule moves every step (for --steps) instead of every epoch
-    accum: int = 1
-    amp: torch.dtype | None = None
-    print_freq: int = 10
-    max_bad_steps: int = 5
-    check_every: int = 1000
-    decay: float = 0.1  # of the rate at a milestone
-    min_lr: float = 0.0  # that the cosine ends at, and below which a plateau brings no rate
-    patience: int | None = None  # epochs without a lower loss after which the rate drops
-    changes: tuple[int, ...] = ()  # epochs from which the loss is another: what it was before says nothing about it
-    change_steps: tuple[int, ...] = ()  # steps from which it is
-
-    def lr_at(self, epoch: int, step: int) -> float:
-        """The learning rate of a step."""
-        warm = self.warm_steps or self.warm_epochs * self.steps_per_epoch
-        progress, total = (step, self.total_steps) if self.by_step else (epoch, self.epochs)
-        end = warm if self.by_step else warm // self.steps_per_epoch
-        shape = {"cosine": self.cosine, "milestones": self.milestones, "decay": self.decay, "floor": self.min_lr}
-        return warmed(self.lr, progress, total, first=self.warm_from, done=step, length=warm, end=end, **shape)
-
-    def changed_before(self, end: int) -> bool:
-        """Whether a step from which the loss is another lies in the epoch that ended with step ``end``, or inside the
-        one before it, whose mean is then of both losses."""
-        return any(end - 2 * self.steps_per_epoch < step < end for step in self.change_steps)
-
-    def steps_left(self, at: Progress) -> int:
-        """Steps until the run ends. Epochs are counted in epochs: a resumed run may have longer or shorter ones."""
-        if self.by_step:
-            return self.total_steps - at.step
-        return (self.epochs - at.epoch) * self.steps_per_epoch - at.batch // self.accum
-
-
-def make_plan(
-    batches: int, amp: torch.dtype | None, *, epochs: int, steps: int | None, accum: int, **others: Any
-) -> Plan:
-    """The plan of a run whose epochs have so many ``batches``, for so many ``epochs`` or, where given, ``steps``.
-
-    Raises:
-        UserError: an epoch holds no step, or the warm-up never ends.
-    """
-    per_epoch = batches // accum
-    if not per_epoch:
-        raise UserError(f"--accum {accum} is more than the {batches} batches of an epoch.")
-    last, total = -(-steps // per_epoch) if steps else epochs, steps or epochs * per_epoch
-    plan = Plan(last, per_epoch, total, by_step=steps is not None, accum=accum, amp=amp, **others)
-    if plan.warm_steps >= total:
-        raise UserError(f"--warm-steps {plan.warm_steps} must end before the run's {total} steps do.")
-    return plan
-
-
-def batch_shape(sampler: EpochSampler, accum: int) -> dict[str, int]:
-    """What decides which images a step sees; all of it must stay the same inside an epoch."""
-    shape = {"images": sampler.n, "images a batch": sampler.batch, "batches a step": accum, "processes": sampler.world}
-    return {**shape, "steps an epoch": len(sampler) // accum}
-
-
-class StopRequest:
-    """SIGTERM, SIGUSR1 and a time limit, all answered by finishing the step, saving and leaving.
-
-    Exit code 143 after SIGTERM, 0 after SIGUSR1 (a scheduler's early warning) and at the time limit.
-    """
-
-    def __init__(self, max_minutes: float | None):
-        self.deadline = math.inf if max_minutes is None else time.monotonic() + 60 * max_minutes
-        self.terminated = self.asked = False
-        if threading.current_thread() is threading.main_thread():  # only it may set handlers
-            signal.signal(signal.SIGTERM, self._on_signal)
-            signal.signal(signal.SIGUSR1, self._on_signal)
-
-    def _on_signal(self, number: int, frame: Any) -> None:
-        self.terminated |= number == signal.SIGTERM
-        self.asked = True
-
-    def flags(self) -> tuple[bool, bool]:
-        """(SIGTERM seen, any reason to stop) on this process."""
-        return self.terminated, self.asked or time.monotonic() > self.deadline
-
-    def exit_code(self) -> int | None:
-        """With which every process must stop now, because of any of them; None to go on. Every process has to call."""
-        terminated, ends = distributed.any_rank(*self.flags())
-        return None if not ends else SIGTERM_EXIT if terminated else 0
-
-
-def outcome(losses: list[Tensor], norm: Tensor, stop: StopRequest) -> Tensor:
-    """(4,) int32, in one small reduction: on any process, is a loss not finite, is anything, was SIGTERM seen, is this
-    step to be the last? The host does not wait for it."""
-    values = torch.stack([*losses, norm])
-    odd = (values - values).ne(0)  # inf - inf is no number; isfinite would be four launches
-    asked = [odd.new_full((), flag) for flag in stop.flags()]  # filled in, not copied from the host
-    return distributed.max_over_ranks(torch.stack([odd[:-1].any(), odd.any(), *asked]).int())
 
 
 @dataclass
@@ -205,7 +46,7 @@ class Trainer:
     wrapped: torch.nn.Module  # the model with gradient averaging
     optimizer: torch.optim.Optimizer
     scaler: torch.amp.GradScaler
-    plan: Plan
+    plan: TrainPlan
     progress: Progress
     log: RunLog
     stop: StopRequest
@@ -223,7 +64,7 @@ class Trainer:
         self.bad = ~self.step_ok  # () was it not finite?
         self.one = torch.ones((), device=self.device)
         self.pending_flags: list[Tensor] = []  # (4,) int32 a step since the last look, see _flags
-        self.look_every = 1 if self.device.type == "cpu" else min(self.plan.print_freq, LOOK_STEPS)
+        self.look_every = steps_between_looks(self.device, self.plan.print_freq)
         self.timer = self.model.timer = StepTimer(self.device)
         self.watch, self.timed = Stopwatch(), 0  # steps since the watch was restarted
         self.exit_code: int | None = None  # set when the run must stop early
@@ -272,7 +113,7 @@ class Trainer:
         self.log.line(f"epoch {at.epoch}, step time: {self.timer.summary()}")
         if at.batch // accum >= self.plan.steps_per_epoch:
             self._follow_plateau()
-            at.epoch, at.batch = at.epoch + 1, 0
+            at.close_epoch()
 
     def _follow_plateau(self) -> None:
         """Where the plan has a plateau: judge the mean loss of the epoch that has ended."""

@@ -14,7 +14,7 @@ from moco.cli import options
 from moco.kernels import Earlier
 from moco.models import build as models
 from moco.models.encoder import build_encoder, compile_encoders
-from moco.train import pretraining as engine
+from moco.train import plan
 
 SMALL_PRESETS = {"cifar10": "cifar", "cifar100": "cifar", "fashionmnist": "cifar", "mnist5k": "digits"}
 
@@ -47,6 +47,6 @@ def build_model(
     return model, summary
 
 
-def make_plan(args: Namespace, batches: int, amp: torch.dtype | None) -> engine.Plan:
+def make_plan(args: Namespace, batches: int, amp: torch.dtype | None) -> plan.TrainPlan:
     """How long to train and how fast to learn; ``batches`` is the loader's length."""
-    return engine.make_plan(batches, amp, **options.plan_settings(args))
+    return plan.make_plan(batches, amp, **options.plan_settings(args))

@@ -12,12 +12,13 @@ import torch
 from conftest import ROOT
 from torch import nn
 
-from moco.eval.finetune import Classifier, Plan, Progress, Tuner
+from moco.eval.finetune import Classifier, Tuner
 from moco.eval.finetune_loss import Objective
 from moco.models.ema import moving_average
 from moco.models.encoder import build_encoder
 from moco.train.metrics import Mean
 from moco.train.optimizers import build_optimizer
+from moco.train.plan import Progress, count_epochs
 
 SMALL = ["-a", "test_resnet", "--size", "32", "-b", "16", "--moco-k", "4096", "--moco-dim", "32"]
 
@@ -94,7 +95,7 @@ def test_a_step_of_fine_tuning_makes_no_host_wait(optimizer, loss, bench):
         made = build_optimizer(optimizer, model.groups(0.1, 0.1), 0.1, 0.9, 0.01, clip=1.0)
         scaler = torch.amp.GradScaler("cuda", enabled=False)
         average = moving_average(model, 0.9, None, 1)
-        tuner = Tuner(model, model, made, scaler, Plan(1), Progress(0), {}, objective, average)
+        tuner = Tuner(model, model, made, scaler, count_epochs(1, epochs=1), Progress(0), {}, objective, average)
         model.train()
         views = (8, 2) if loss == "supcon" else (8,)
         batch = {"image": torch.zeros(*views, 3, 16, 16, dtype=torch.uint8), "label": torch.zeros(8, dtype=torch.long)}

@@ -20,6 +20,7 @@ from moco.errors import TrainingError, UserError
 from moco.eval import finetune
 from moco.eval.finetune_loss import Objective
 from moco.models.encoder import build_encoder
+from moco.train.plan import Progress, count_epochs
 
 pytestmark = pytest.mark.usefixtures("restored")
 
@@ -153,8 +154,8 @@ def test_a_frozen_tensor_that_moved_is_noticed():
     reference = model.backbone()
     sgd = torch.optim.SGD(model.groups(0.1, 0.1))
     scaler = torch.amp.GradScaler("cpu", enabled=False)
-    plan, objective = finetune.Plan(1), Objective("ce", 3)
-    tuner = finetune.Tuner(model, model, sgd, scaler, plan, finetune.Progress(0), {}, objective)
+    plan, objective = count_epochs(1, epochs=1), Objective("ce", 3)
+    tuner = finetune.Tuner(model, model, sgd, scaler, plan, Progress(0), {}, objective)
     tuner.check_frozen(reference)
     model.encoder.bn1.running_mean[0] += 1e-3
     with pytest.raises(TrainingError, match=r"1 tensors that --weights freeze keeps .* the first bn1.running_mean"):

@@ -26,6 +26,7 @@ from moco.data import ArraySource, BadImages, EpochSampler, Labelled, Sources, m
 from moco.errors import TrainingError, UserError
 from moco.eval import linear, linear_report, lr_find
 from moco.models.encoder import build_encoder
+from moco.train.plan import Progress, count_epochs
 from moco.train.runlog import RunLog
 
 pytestmark = pytest.mark.usefixtures("restored")
@@ -678,8 +679,9 @@ def test_same_accuracy_as_a_peers_logistic_regression():
     train = linear.Cached(rows[:1200], targets[:1200], EpochSampler(1200, 100, 0, drop_last=False), CPU)
     val = linear.Cached(rows[1200:], targets[1200:], EpochSampler(597, 100, 0, drop_last=False, shuffle=False), CPU)
     heads = [linear.LinearClassifier(nn.Linear(64, 10), lr, momentum=0.9, weight_decay=1 / 1200) for lr in (1.0, 0.3)]
+    plan = count_epochs(12, epochs=60, milestones=[40, 50])
     for epoch in range(60):
-        linear.set_rates(heads, epoch, 60, [40, 50])
+        linear.set_rates(heads, plan, Progress(0, epoch))
         for features, classes, _ in train.batches(epoch, linear.Stopwatch()):
             for head in heads:
                 head.step(features, classes)

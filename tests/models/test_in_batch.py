@@ -26,7 +26,7 @@ from moco.methods import BATCH_METHODS, losses
 from moco.models.batchnorm import sync_batchnorm
 from moco.models.encoder import build_encoder
 from moco.models.inputs import normalise
-from moco.train.pretraining import Plan
+from moco.train.plan import TrainPlan
 from moco.weights.read import load_backbone
 
 # ------------------------------------------------------------------------------------------------------- a step
@@ -264,7 +264,7 @@ def test_a_batch_above_256_warms_up_by_itself():
 
 def test_warm_up_is_supcontrasts():
     """Linear over the steps of 10 epochs from .01 to the rate that the cosine has then."""
-    plan = Plan(100, 20, 2000, 0.5, True, [], warm_epochs=10, warm_from=0.01)
+    plan = TrainPlan(100, 20, 2000, 0.5, True, [], warm_epochs=10, warm_from=0.01)
     target = 0.5 * (1 + math.cos(math.pi * 10 / 100)) / 2
     for step in (0, 1, 57, 199):
         assert plan.lr_at(step // 20, step) == pytest.approx(0.01 + step / 200 * (target - 0.01))

@@ -50,7 +50,7 @@ def test_supcontrasts_cross_entropy_line_means_the_same():
     assert (args.weight_decay, args.momentum, args.save_dir, args.print_freq) == (1e-4, 0.8, "./trial_5", 7)
     assert (args.mean, args.std) == ([0.4914, 0.4822, 0.4465], [0.2675, 0.2565, 0.2761])
     plan = options.tuning_plan(args)
-    assert (plan["milestones"], plan["warm_epochs"], plan["warm_from"], plan["keep_every"]) == (None, 10, 0.01, 50)
+    assert (plan["cosine"], plan["warm_epochs"], plan["warm_from"], plan["keep_every"]) == (True, 10, 0.01, 50)
 
 
 @pytest.mark.parametrize(
@@ -70,7 +70,7 @@ def test_supcontrasts_cross_entropy_line_means_the_same():
 )
 def test_main_ces_schedule(words, milestones, warm):
     plan = options.tuning_plan(options.parse_semisup(["DIR", *words.split()]))
-    assert (plan["milestones"], plan["warm_epochs"]) == (milestones, warm)
+    assert (plan["cosine"], plan["milestones"], plan["warm_epochs"]) == (milestones is None, milestones or (), warm)
 
 
 def test_flags_that_are_here_exist():

@@ -13,13 +13,14 @@ from timm.scheduler.cosine_lr import CosineLRScheduler
 from moco.cli import options
 from moco.data import EpochSampler
 from moco.errors import UserError
-from moco.train import pretraining
-from moco.train.pretraining import Plan, Progress, StopRequest, diagnose, pick_amp
+from moco.train.plan import Progress, TrainPlan, batch_shape
+from moco.train.pretraining import diagnose, pick_amp
+from moco.train.stop import StopRequest
 
 
-def plan(**changes) -> Plan:
+def plan(**changes) -> TrainPlan:
     given = {"epochs": 200, "steps_per_epoch": 10, "total_steps": 2000, "lr": 0.03, "cosine": False}
-    return Plan(**{**given, "milestones": [120, 160], **changes})
+    return TrainPlan(**{**given, "milestones": [120, 160], **changes})
 
 
 # -------------------------------------------------------------------------------------------------- the schedule
@@ -180,7 +181,7 @@ def test_the_rest_of_an_epoch_needs_the_same_batches(what):
 def test_what_decides_a_batch():
     sampler = EpochSampler(90, 4, seed=0, world=2, rank=1)
     expected = {"images": 90, "images a batch": 4, "batches a step": 2, "processes": 2, "steps an epoch": 11}
-    assert pretraining.batch_shape(sampler, 2) == expected
+    assert batch_shape(sampler, 2) == expected
 
 
 def test_upstreams_files_know_only_the_epoch():
@@ -214,7 +215,7 @@ def test_signals_ask_to_stop():
 @pytest.mark.usefixtures("handlers")
 def test_the_time_limit(monkeypatch):
     now = [100.0]
-    monkeypatch.setattr(pretraining.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr("moco.train.stop.time.monotonic", lambda: now[0])
     stop = StopRequest(0.5)
     now[0] += 29
     assert stop.flags() == (False, False)

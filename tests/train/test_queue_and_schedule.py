@@ -8,7 +8,7 @@ import torch
 
 from moco import seeding
 from moco.models.key_queue import EMPTY, enqueue_, new_queue, next_rows
-from moco.train.schedule import learning_rate
+from moco.train.plan import learning_rate
 
 
 def test_rows_are_unit_at_birth():

@@ -4,6 +4,7 @@ import copy
 import json
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from types import SimpleNamespace
 from typing import Any
@@ -22,8 +23,8 @@ from moco.data import EpochSampler
 from moco.errors import UserError
 from moco.eval import finetune, linear
 from moco.train.optimizers import Plateau, build_optimizer, no_decay_for_bias_and_norm
-from moco.train.pretraining import Plan, Progress, Trainer, make_plan
-from moco.train.schedule import learning_rate
+from moco.train.plan import Progress, TrainPlan, count_epochs, learning_rate, make_plan
+from moco.train.pretraining import Trainer
 
 pytestmark = pytest.mark.usefixtures("restored")
 PARSE = {"pretrain": options.parse_pretrain, "lincls": options.parse_lincls, "semisup": options.parse_semisup}
@@ -45,7 +46,7 @@ def test_a_cosine_with_a_floor_is_supcontrasts():
 def test_the_recipes_end_where_supcontrast_does(name):
     args = options.parse_pretrain(["--config", str(ROOT / "configs" / f"{name}.yml")])
     assert args.min_lr == pytest.approx(args.lr * 0.1**3)
-    plan = Plan(steps_per_epoch=1, total_steps=1000, **without(options.plan_settings(args), "steps"))
+    plan = TrainPlan(steps_per_epoch=1, total_steps=1000, **without(options.plan_settings(args), "steps"))
     assert plan.lr_at(1000, 1000) == pytest.approx(5e-4)
     assert plan.lr_at(10, 10) == pytest.approx(5e-4 + (0.5 - 5e-4) * (1 + math.cos(math.pi / 100)) / 2)  # warmup_to
 
@@ -58,8 +59,9 @@ def test_milestones_of_a_decay_of_ones_own():
     """main_linear.py of SupContrast: x0.2 at 60, 75 and 90."""
     args = options.parse_lincls(["DIR", "--lr_decay_epochs", "60,75,90", "--lr_decay_rate", "0.2"])
     heads = [linear.LinearClassifier(nn.Linear(3, 2), lr, momentum=0.9, weight_decay=0.0) for lr in (5.0, 1.0)]
+    plan = count_epochs(1, **options.probe_plan(args))
     for epoch, share in ((0, 1), (59, 1), (60, 0.2), (75, 0.04), (99, 0.008)):
-        linear.set_rates(heads, epoch, 100, args.schedule, **options.schedule_shape(args))
+        linear.set_rates(heads, plan, Progress(0, epoch))
         assert [head.rate for head in heads] == pytest.approx([5 * share, share])
 
 
@@ -91,33 +93,32 @@ def test_every_step_of_a_warm_up_has_supcontrasts_rate(milestones, cosine):
     """In pretraining, the probe and fine-tuning: a milestone inside lowers the rate once the warm-up is over."""
     lr, steps, epochs, warm = 0.05, 5, 7, {"warm_epochs": 3, "warm_from": 0.01}
     wanted = supcontrasts_rates(lr, *reversed(warm.values()), steps, epochs, milestones, 0.1, cosine)
-    whole = Plan(epochs, steps, epochs * steps, lr, cosine, milestones, **warm, min_lr=lr * 1e-3)
-    by_steps = Plan(epochs, steps, epochs * steps, lr, cosine, milestones, warm_steps=15, warm_from=0.01,
-                    min_lr=lr * 1e-3)  # fmt: skip
+    whole = TrainPlan(epochs, steps, epochs * steps, lr, cosine, milestones, **warm, min_lr=lr * 1e-3)
+    by_steps = replace(whole, warm_epochs=0, warm_steps=15)
     head = linear.LinearClassifier(nn.Linear(3, 2), lr, momentum=0.9, weight_decay=0.0)
-    plan = finetune.Plan(epochs, milestones=None if cosine else milestones, min_lr=lr * 1e-3, **warm)
-    tuner = tuner_of(plan, lr)
+    schedule = {"cosine": cosine, "milestones": () if cosine else milestones, "min_lr": lr * 1e-3}
+    tuner = tuner_of(count_epochs(steps, epochs=epochs, **schedule, **warm), lr)
+    probe = count_epochs(steps, epochs=epochs, **{**schedule, "milestones": milestones}, **warm)
     for step, rate in enumerate(wanted):
-        done = step / steps
         assert whole.lr_at(step // steps, step) == by_steps.lr_at(step // steps, step) == pytest.approx(rate)
-        linear.set_rates([head], done, epochs, milestones, cosine=cosine, decay=0.1, floor=lr * 1e-3, **warm)
+        linear.set_rates([head], probe, Progress(0, *divmod(step, steps)))
         assert head.rate == pytest.approx(rate)
         tuner.progress.epoch, tuner.progress.batch = divmod(step, steps)
         tuner._set_rates(steps)
         assert tuner.optimizer.param_groups[0]["lr"] == pytest.approx(rate)
 
 
-def tuner_of(plan: finetune.Plan, lr: float) -> finetune.Tuner:
+def tuner_of(plan: TrainPlan, lr: float) -> finetune.Tuner:
     """What sets the rates of fine-tuning, around a network of one layer."""
     model: Any = nn.Linear(3, 2)
     others: Any = None
     optimizer = torch.optim.SGD(model.parameters(), lr)
-    return finetune.Tuner(model, model, optimizer, others, plan, finetune.Progress(0), {}, others)
+    return finetune.Tuner(model, model, optimizer, others, plan, Progress(0), {}, others)
 
 
 def test_a_milestone_where_the_warm_up_ends():
     """lr .05 from .01 over 50 steps, a milestone at the end: the last warm step has .0492, the next one .005."""
-    plan = Plan(2, 50, 100, 0.05, False, [1], warm_epochs=1, warm_from=0.01)
+    plan = TrainPlan(2, 50, 100, 0.05, False, [1], warm_epochs=1, warm_from=0.01)
     assert [plan.lr_at(0, 49), plan.lr_at(1, 50)] == pytest.approx([0.0492, 0.005])
 
 
@@ -241,7 +242,7 @@ def test_an_epochs_mean_loss_is_of_its_own_good_steps_on_all_processes(monkeypat
     """Three epochs as one of two processes sees them; the other's loss is 6 in each of its two steps."""
     judged: list[float] = []
     run: Any = SimpleNamespace(
-        progress=Progress(0), plan=Plan(3, 2, 6, 1.0, False, [], patience=3), losses=torch.zeros(2).double(),
+        progress=Progress(0), plan=TrainPlan(3, 2, 6, 1.0, False, [], patience=3), losses=torch.zeros(2).double(),
         plateau=SimpleNamespace(note=judged.append, factor=1.0), _queue_had_random_rows=lambda: False,
         model=SimpleNamespace(STATS=("loss",)), sums=torch.zeros(3), one=torch.ones(()),
     )  # fmt: skip

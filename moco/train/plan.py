@@ -1,0 +1,212 @@
+"""How long and how fast to train, and where a run is: schedules as pure functions, one plan, one progress."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any
+
+import torch
+
+from moco.data import EpochSampler
+from moco.errors import UserError
+
+
+def learning_rate(
+    base: float,
+    progress: float,
+    total: float,
+    *,
+    cosine: bool,
+    milestones: Sequence[int],
+    decay: float = 0.1,
+    floor: float = 0.0,
+) -> float:
+    """The rate at ``progress`` out of ``total`` (both in epochs, or both in steps).
+
+    Cosine: floor + (base - floor) * (1 + cos(pi * progress / total)) / 2, without warm-up (SGDR, arXiv 1608.03983,
+    eq. 5; MoCo v2 has floor 0 and one value an epoch). Otherwise ``decay`` times the rate at each milestone, in the
+    same unit as ``progress``.
+    """
+    if cosine:
+        return floor + (base - floor) * 0.5 * (1.0 + math.cos(math.pi * progress / total))
+    return base * decay ** sum(progress >= m for m in milestones)
+
+
+def warmed(
+    base: float, progress: float, total: float, *, first: float, done: float, length: float, end: float, **shape: Any
+) -> float:
+    """:func:`learning_rate`, but a line from ``first`` while ``done`` is below ``length``: SupContrast's warm-up.
+
+    It ends where the cosine is then, and without a cosine at the full rate: a milestone that lies inside it lowers the
+    rate once it is over (warmup_to of main_supcon.py, which knows no milestones).
+
+    Args:
+        done, length: of the warm-up, both in the same unit; length 0: none.
+        end: the ``progress`` that the schedule has when the warm-up is over.
+        shape: of the schedule, as :func:`learning_rate`'s.
+    """
+    if done >= length:
+        return learning_rate(base, progress, total, **shape)
+    top = learning_rate(base, end, total, **{**shape, "milestones": []})
+    return first + (top - first) * done / length
+
+
+def warm_up(progress: float, length: float) -> float:
+    """A factor on the learning rate that rises linearly from 0 over the first ``length``, in the unit of ``progress``.
+
+    As BEiT's fine-tuning schedule (arXiv 2106.08254), whose cosine then spans the rest.
+    """
+    return min(1.0, progress / length) if length else 1.0
+
+
+@dataclass(frozen=True)
+class TrainPlan:
+    """How long and how to train: what the flags decided, without the flags."""
+
+    epochs: int
+    steps_per_epoch: int
+    total_steps: int  # ends a run that counts steps, also inside an epoch
+    lr: float = 1.0
+    cosine: bool = False
+    milestones: Sequence[int] = ()
+    warm_epochs: int = 0  # of rising from warm_from, step by step, see :func:`warmed`
+    warm_from: float = 0.01
+    warm_steps: int = 0  # the same counted in steps, in place of warm_epochs
+    rise: float = 0.0  # epochs of rising from 0, see :func:`warm_up`; the cosine spans the rest
+    by_step: bool = False  # the schedule moves every step (for --steps) instead of every epoch; with a rise it does too
+    fractional: bool = False  # rates are asked for by epochs done, with their fraction, instead of by steps
+    accum: int = 1
+    amp: torch.dtype | None = None
+    print_freq: int = 10
+    max_bad_steps: int = 5
+    check_every: int = 1000
+    keep_every: int = 0  # epochs between checkpoints that are kept, 0 for none
+    decay: float = 0.1  # of the rate at a milestone
+    min_lr: float = 0.0  # that the cosine ends at, and below which a plateau brings no rate
+    patience: int | None = None  # epochs without a better score after which the rate drops
+    changes: tuple[int, ...] = ()  # epochs from which the loss is another: what it was before says nothing about it
+    change_steps: tuple[int, ...] = ()  # steps from which it is
+
+    def lr_at(self, epoch: int, done: float) -> float:
+        """The learning rate in an ``epoch`` once so many steps are ``done``, or epochs where they are counted."""
+        per_epoch, last = (1, self.epochs) if self.fractional else (self.steps_per_epoch, self.total_steps)
+        warm = self.warm_steps or self.warm_epochs * per_epoch
+        progress, total = (done, last) if self.by_step or self.rise else (epoch, self.epochs)
+        if self.cosine:
+            progress, total = max(0.0, progress - self.rise), total - self.rise
+        end = warm if self.by_step else warm // per_epoch
+        shape = {"cosine": self.cosine, "milestones": self.milestones, "decay": self.decay, "floor": self.min_lr}
+        return warmed(self.lr, progress, total, first=self.warm_from, done=done, length=warm, end=end, **shape)
+
+    def as_shares(self, highest: float) -> TrainPlan:
+        """The same for rates that are shares of a group's own, of which ``highest`` is the highest."""
+        return replace(self, lr=1.0, min_lr=self.min_lr / highest, warm_from=self.warm_from / highest)
+
+    def changed_before(self, end: int) -> bool:
+        """Whether a step from which the loss is another lies in the epoch that ended with step ``end``, or inside the
+        one before it, whose mean is then of both losses."""
+        return any(end - 2 * self.steps_per_epoch < step < end for step in self.change_steps)
+
+    def steps_left(self, at: Progress) -> int:
+        """Steps until the run ends. Epochs are counted in epochs: a resumed run may have longer or shorter ones."""
+        if self.by_step:
+            return self.total_steps - at.step
+        return (self.epochs - at.epoch) * self.steps_per_epoch - at.batch // self.accum
+
+
+def make_plan(
+    batches: int, amp: torch.dtype | None, *, epochs: int, steps: int | None, accum: int, **others: Any
+) -> TrainPlan:
+    """The plan of a run whose epochs have so many ``batches``, for so many ``epochs`` or, where given, ``steps``.
+
+    Raises:
+        UserError: an epoch holds no step, or the warm-up never ends.
+    """
+    per_epoch = batches // accum
+    if not per_epoch:
+        raise UserError(f"--accum {accum} is more than the {batches} batches of an epoch.")
+    last, total = -(-steps // per_epoch) if steps else epochs, steps or epochs * per_epoch
+    plan = TrainPlan(last, per_epoch, total, by_step=steps is not None, accum=accum, amp=amp, **others)
+    if plan.warm_steps >= total:
+        raise UserError(f"--warm-steps {plan.warm_steps} must end before the run's {total} steps do.")
+    return plan
+
+
+def count_epochs(batches: int, *, epochs: int, accum: int = 1, **others: Any) -> TrainPlan:
+    """The plan of a run that counts epochs of so many ``batches``, the last step of each over what is left of them."""
+    per_epoch = -(-batches // accum)
+    return TrainPlan(epochs, per_epoch, epochs * per_epoch, accum=accum, fractional=True, **others)
+
+
+@dataclass
+class Progress:
+    """Where a run is. Everything here is in the checkpoint, so that a resumed run continues exactly here."""
+
+    seed: int
+    epoch: int = 0  # finished epochs, with their evaluation
+    batch: int = 0  # loader batches done in the epoch that is running
+    step: int = 0  # optimizer steps tried since the start, bad ones included
+    draw: int = 0  # batches since the start; keys the random draws
+    ema_due: bool = True  # the key encoder has not yet followed the last optimizer step
+    bad_steps: int = 0  # non-finite steps in a row
+    bad_images: dict = field(default_factory=lambda: {"seen": []})
+    plateau: dict = field(default_factory=dict)  # of the Plateau, where there is one
+    losses: list = field(default_factory=list)  # a process each: [sum, count] of the epoch that is running, for it
+    best_acc1: float = 0.0  # percent, on the images that each epoch is evaluated on
+    best_epoch: int = 0  # finished epochs when it was reached
+
+    @classmethod
+    def resumed(cls, entries: dict, fresh: Progress, batches: dict[str, int], plan: TrainPlan) -> Progress:
+        """From ``run`` of our checkpoints; from the epoch alone for upstream's files, which have no ``run``.
+
+        Args:
+            entries: what :func:`moco.train.checkpoint.unpack` returned.
+            fresh: the progress of a run that starts anew.
+            batches: what decides which images a batch holds (:func:`batch_shape`).
+            plan: this run's.
+
+        Raises:
+            UserError: the file was written inside an epoch with other batches, so "the rest of it" has no meaning.
+        """
+        epoch, batch = entries["epoch"], entries.get("batch", 0)
+        if "step" not in entries:
+            steps = epoch * plan.steps_per_epoch
+            return cls(fresh.seed, epoch, 0, steps, steps * plan.accum)
+        if batch:
+            check_batches("the checkpoint", epoch, entries["batches"], batches)
+        return cls(**{name: value for name, value in entries.items() if name in cls.__dataclass_fields__})
+
+    @property
+    def trained(self) -> int:
+        """The epoch, counted from 0, that is running or has just ended: the one that a checkpoint is named after."""
+        return self.epoch if self.batch else self.epoch - 1
+
+    def batches(self, per_epoch: int) -> int:
+        """Batches since the start, of which an epoch has so many."""
+        return self.epoch * per_epoch + self.batch
+
+    def close_epoch(self) -> None:
+        """Count the running epoch as finished."""
+        self.epoch, self.batch = self.epoch + 1, 0
+
+    def entries(self) -> dict:
+        """The plain numbers that go into the ``run`` of a pretraining's checkpoint."""
+        return {k: v for k, v in asdict(self).items() if k not in ("epoch", "best_acc1", "best_epoch")}
+
+
+def batch_shape(sampler: EpochSampler, accum: int) -> dict[str, int]:
+    """What decides which images a step sees; all of it must stay the same inside an epoch."""
+    shape = {"images": sampler.n, "images a batch": sampler.batch, "batches a step": accum, "processes": sampler.world}
+    return {**shape, "steps an epoch": len(sampler) // accum}
+
+
+def check_batches(path: str, epoch: int, before: dict[str, int], now: dict[str, int]) -> None:
+    """UserError where a file from inside an epoch is of other batches (:func:`batch_shape`) than this run's."""
+    if before != now:
+        had, has = (", ".join(f"{value} {name}" for name, value in shape.items()) for shape in (before, now))
+        raise UserError(
+            f"{path} was written inside epoch {epoch} with {had}; this run has {has}. Resume it with the same, or "
+            "resume one from an epoch's end."
+        )
