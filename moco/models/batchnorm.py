@@ -37,10 +37,10 @@ def _as_split(norm: nn.BatchNorm2d, splits: int) -> nn.BatchNorm2d:
     return _take_over(SplitBatchNorm2d(norm.num_features, splits, norm.eps, norm.momentum), norm)
 
 
-def _take_over(made: nn.BatchNorm2d, norm: nn.BatchNorm2d) -> nn.BatchNorm2d:
+def _take_over(made: nn.BatchNorm2d, norm: nn.BatchNorm1d | nn.BatchNorm2d) -> nn.BatchNorm2d:
     # The class changes and the tensors stay: a copy would have to know each library's constructor.
     after = [getattr(norm, name) for name in ("drop", "act") if isinstance(getattr(norm, name, None), nn.Module)]
-    made.eps, made.momentum = norm.eps, norm.momentum
+    made.eps, made.momentum, made.affine = norm.eps, norm.momentum, norm.affine
     made.weight, made.bias = norm.weight, norm.bias
     made.running_mean, made.running_var = norm.running_mean, norm.running_var
     made.num_batches_tracked = norm.num_batches_tracked
@@ -103,7 +103,7 @@ class SplitBatchNorm2d(nn.BatchNorm2d):
 
 
 def sync_batchnorm(encoder: nn.Module) -> nn.Module:
-    """Let every BatchNorm2d normalise by the statistics of the batch of all processes; the state dict does not change.
+    """Let every BatchNorm normalise by the statistics of the batch of all processes; the state dict does not change.
 
     On GPUs the library's layer, which has kernels for it; torch has none for CPUs, so there ours.
     """
@@ -112,12 +112,12 @@ def sync_batchnorm(encoder: nn.Module) -> nn.Module:
 
         return convert_sync_batchnorm(encoder)
     for name, module in list(encoder.named_modules()):
-        if isinstance(module, nn.BatchNorm2d):
-            replace_module(encoder, name, _take_over(SyncBatchNorm2d(module.num_features), module))
+        if isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d):
+            replace_module(encoder, name, _take_over(SyncBatchNorm(module.num_features), module))
     return encoder
 
 
-class SyncBatchNorm2d(nn.BatchNorm2d):
+class SyncBatchNorm(nn.BatchNorm2d):
     """BatchNorm over the equal parts of a batch that the processes hold, with the gradient of one process."""
 
     after: nn.Module
@@ -128,18 +128,22 @@ class SyncBatchNorm2d(nn.BatchNorm2d):
             return self.after(super().forward(input))
         assert self.running_mean is not None and self.running_var is not None
         assert self.num_batches_tracked is not None and self.momentum is not None
-        x = input.float()
-        mean = distributed.all_reduce_sum_with_grad(x.mean((0, 2, 3))) / world  # (C,)
-        centred = x - mean.view(-1, 1, 1)
-        variance = distributed.all_reduce_sum_with_grad(centred.square().mean((0, 2, 3))) / world  # (C,)
+        x = input.to(torch.promote_types(input.dtype, torch.float32))  # (N, C, ..)
+        others, column = (0, *range(2, x.ndim)), (-1,) + (1,) * (x.ndim - 2)
+        mean = distributed.all_reduce_sum_with_grad(x.mean(others)) / world  # (C,)
+        centred = x - mean.view(column)
+        variance = distributed.all_reduce_sum_with_grad(centred.square().mean(others)) / world  # (C,)
         count = world * x.numel() // self.num_features
         with torch.no_grad():
             self.num_batches_tracked.add_(1)
             self.running_mean.lerp_(mean, self.momentum)
             self.running_var.lerp_(variance * (count / max(count - 1, 1)), self.momentum)
-        scale = self.weight * torch.rsqrt(variance + self.eps)
-        out = centred * scale.view(-1, 1, 1) + self.bias.view(-1, 1, 1)
-        return self.after(out.to(input.dtype))
+        scale = torch.rsqrt(variance + self.eps)
+        out = centred * (scale * self.weight if self.affine else scale).view(column)
+        return self.after((out + self.bias.view(column) if self.affine else out).to(input.dtype))
+
+    def _check_input_dim(self, input: Tensor) -> None:
+        """(N, C) as well as (N, C, h, w)."""
 
 
 def largest_divisor(n: int, limit: int) -> int:

@@ -21,8 +21,6 @@ from moco.models.in_batch import BatchContrast
 from moco.models.moco import MoCo
 from moco.models.supcon_queue import LabelledMoCo
 
-Model = MoCo | BatchContrast
-
 
 class Context(NamedTuple):
     """What a model needs of its run besides its config.

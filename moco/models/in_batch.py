@@ -8,8 +8,7 @@ Legend: N images of this process, V views an image, C feature width, h x w pixel
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
@@ -19,13 +18,10 @@ from moco import distributed
 from moco.config import InBatchConfig
 from moco.kernels.spec import mean_hardest
 from moco.methods.losses import Loss, Pairs, compare
-from moco.models.base import StepOutput
-from moco.models.buffers import Counts, Small
-from moco.models.encoder import input_dtype, recompute_blocks
-from moco.models.inputs import normalise
+from moco.models.base import Contrast, StepOutput
 
 
-class BatchContrast(nn.Module):
+class BatchContrast(Contrast):
     """Contrast of the views of a batch.
 
     Args:
@@ -39,11 +35,6 @@ class BatchContrast(nn.Module):
     """
 
     STATS = ("loss", "top1", "top5", "hardest", "no_positive")
-    chance_formula = "chance"
-    K = 0  # no queue
-    extra = None  # no synthetic negatives
-    head = None  # nor a choice between implementations of the loss
-    symmetric = False
 
     def __init__(
         self,
@@ -54,21 +45,13 @@ class BatchContrast(nn.Module):
         chance: float,
         labels: Tensor | None = None,
     ):
-        super().__init__()
-        if config.recompute:
-            recompute_blocks(encoder)
-        self.encoder_q = encoder
-        self.config, self.loss, self.T = config, loss, config.T
-        self.chance = chance
-        self.labels = labels
-        self._few: Small | None = None
-        self._count_q = Counts(encoder)
-        self.timer: Callable[[str], AbstractContextManager] = nullcontext  # told which part of a step begins
-        self.layout = torch.channels_last if config.channels_last else torch.contiguous_format
-        self.mean: Tensor
-        self.std: Tensor
-        self.register_buffer("mean", torch.tensor(config.mean), persistent=False)
-        self.register_buffer("std", torch.tensor(config.std), persistent=False)
+        super().__init__(encoder, config)
+        self.config, self.loss, self.labels = config, loss, labels
+        self._chance = chance
+
+    @property
+    def chance(self) -> float:
+        return self._chance
 
     def forward(self, views: Sequence[Tensor], ids: Tensor, epoch: int = 0, draw: int = 0, step: int = 0) -> StepOutput:
         """The loss of one batch: its mean over the processes is that of one process with all images.
@@ -94,33 +77,6 @@ class BatchContrast(nn.Module):
             statistics = _statistics(pairs)
         unit = F.normalize(z.detach(), dim=2)
         return StepOutput(loss, statistics, unit[:, 0], unit[:, 1], unit[:0, 0])
-
-    def prepare(self, images: Tensor) -> Tensor:
-        """Normalised floats from uint8 images, in the encoder's memory layout and of its first layer's type."""
-        if images.dtype == torch.uint8:
-            dtype = input_dtype(self.encoder_q, images.device.type)
-            images = normalise(images, self.mean, self.std, dtype, self.layout)
-        return images.contiguous(memory_format=self.layout)
-
-    def update_key_encoder(self, due: Tensor | None = None) -> None:
-        """There is none."""
-
-    def slow_reason(self, device: torch.device) -> str:
-        """Nothing is slow."""
-        return ""
-
-    def enqueue(self, keys: Tensor, ids: Tensor) -> None:
-        """There is no queue."""
-
-    def shared(self) -> tuple[Tensor, ...]:
-        """What must be equal on all processes besides the parameters: nothing."""
-        return ()
-
-    def snapshot(self, keys: int) -> Callable[[Tensor], None]:
-        """Remember what a forward pass changes, BatchNorm's statistics; ``restore(bad)`` as MoCo's."""
-        if self._few is None:
-            self._few = Small(self, leave=("mean", "std"))
-        return self._few.snapshot()
 
 
 @torch.no_grad()

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
 
 import torch
 import torch.nn.functional as F
@@ -18,21 +17,16 @@ from torch import Tensor, nn
 
 from moco import distributed, seeding
 from moco.config import MoCoConfig
-from moco.kernels import Earlier, LossOutput, contrastive_loss
+from moco.kernels import LossOutput, contrastive_loss
 from moco.kernels.spec import Draws
-from moco.models.base import StepOutput
-from moco.models.buffers import Counts, Rounded, Small
-from moco.models.ema import fused_groups, lerp_unless
-from moco.models.encoder import input_dtype, recompute_blocks
-from moco.models.inputs import normalise
+from moco.models.base import Momentum, StepOutput
 from moco.models.key_queue import EMPTY, enqueue_, new_queue, next_rows
 
-LARGE = ("queue", "queue_ids", "shadow")  # buffers of which a step changes some rows
 # (queries on this process, epoch, draw number, step) -> the draws of the synthetic negatives, None for none
 ExtraNegatives = Callable[[int, int, int, int], "Draws | None"]
 
 
-class MoCo(nn.Module):
+class MoCo(Momentum):
     """Momentum contrast with a queue.
 
     Args:
@@ -43,6 +37,7 @@ class MoCo(nn.Module):
     """
 
     STATS = ("loss", "top1", "top5", "hardest", "synthetic_mass")
+    LARGE = ("queue", "queue_ids", "shadow")
     scale = 1.0  # by which the loss is multiplied
 
     def __init__(
@@ -54,22 +49,9 @@ class MoCo(nn.Module):
         seed: int,
         extra: ExtraNegatives | None = None,
     ):
-        super().__init__()
-        self.encoder_q, self.encoder_k = encoder_q, encoder_k
+        super().__init__(encoder_q, encoder_k, config, config.m)
         self.config, self.seed, self.extra = config, seed, extra
-        self.K, self.m, self.T, self.symmetric = config.K, config.m, config.T, config.symmetric
-        self.head: Earlier | None = None  # for checkpoints, where the two were chosen for a run
-        self.layout = torch.channels_last if config.channels_last else torch.contiguous_format
-        self.timer: Callable[[str], AbstractContextManager] = nullcontext  # told which part of a step begins
-        self._few: Small | None = None
-        self._count_q, self._count_k = Counts(encoder_q), Counts(encoder_k)
-        self._round_k = Rounded(encoder_k)
-        encoder_k.load_state_dict(encoder_q.state_dict())
-        encoder_k.requires_grad_(False)
-        if config.recompute:
-            recompute_blocks(encoder_q)
-        self.mean: Tensor
-        self.std: Tensor
+        self.K, self.symmetric = config.K, config.symmetric
         self.queue: Tensor
         self.queue_ids: Tensor
         self.queue_ptr: Tensor
@@ -81,8 +63,6 @@ class MoCo(nn.Module):
         self.shadow: Tensor | None
         self.register_buffer("shadow", self.queue.bfloat16() if rounded else None, persistent=False)
         self.register_load_state_dict_post_hook(_round_queue)
-        self.register_buffer("mean", torch.tensor(config.mean), persistent=False)
-        self.register_buffer("std", torch.tensor(config.std), persistent=False)
 
     @property
     def chance(self) -> float:
@@ -120,32 +100,20 @@ class MoCo(nn.Module):
 
     def encode_queries(self, images: Tensor) -> Tensor:
         """Unit features (N, C) with a gradient."""
-        with self.timer("q forward"), self._count_q.at_once(images.device):
-            return F.normalize(self.encoder_q(self.prepare(images)).float(), dim=1)
+        return F.normalize(self.forward_q(images).float(), dim=1)
 
     @torch.no_grad()
     def encode_keys(self, images: Tensor, draw: int) -> Tensor:
         """Unit features (N, C) of the key encoder, computed in a shuffled order and put back."""
         if not self.config.shuffle:
-            return self._keys(images)
+            return F.normalize(self.forward_k(images).float(), dim=1)
         with self.timer("shuffle"):
             rows = images.shape[0] * distributed.world_size()
             permutation = torch.randperm(rows, generator=seeding.torch_generator("shuffle", self.seed, draw))
             shuffled = distributed.exchange_rows(images, permutation)
-        k = self._keys(shuffled)
+        k = F.normalize(self.forward_k(shuffled).float(), dim=1)
         with self.timer("shuffle"):
             return distributed.exchange_rows(k, torch.argsort(permutation))
-
-    def _keys(self, images: Tensor) -> Tensor:
-        with self.timer("k forward"), self._count_k.at_once(images.device), self._round_k.at_once(images.device):
-            return F.normalize(self.encoder_k(self.prepare(images)).float(), dim=1)
-
-    def prepare(self, images: Tensor) -> Tensor:
-        """Normalised floats from uint8 images, in the encoder's memory layout and of its first layer's type."""
-        if images.dtype == torch.uint8:
-            dtype = input_dtype(self.encoder_q, images.device.type)
-            images = normalise(images, self.mean, self.std, dtype, self.layout)
-        return images.contiguous(memory_format=self.layout)
 
     def contrast(self, q: Tensor, k: Tensor, ids: Tensor, epoch: int, draw: int, step: int = 0) -> LossOutput:
         """InfoNCE of q against its key, the queue and the extra negatives."""
@@ -157,36 +125,6 @@ class MoCo(nn.Module):
                 q, k, self.queue, temperature=self.T, n_hard=n_hard, draws=draws,
                 impl=self.config.loss_impl, precision=self.config.loss_precision, shadow=self.shadow, **mask,
             )  # fmt: skip
-
-    @torch.no_grad()
-    def update_key_encoder(self, due: Tensor | None = None) -> None:
-        """k <- m k + (1 - m) q over the parameters; BatchNorm's buffers are the key encoder's own.
-
-        Args:
-            due: () bool, nothing moves where it is false. On a GPU it is not read by the host.
-        """
-        k, q = self._pairs()
-        # few launches for all tensors instead of two a tensor
-        if due is None or due.device.type == "cpu":
-            if due is None or bool(due):
-                torch._foreach_lerp_(k, q, 1.0 - self.m)  # pyright: ignore[reportPrivateImportUsage, reportCallIssue]
-            return
-        self._follow_where(due, k, q)
-
-    def _pairs(self) -> tuple[list[Tensor], list[Tensor]]:
-        return list(self.encoder_k.parameters()), list(self.encoder_q.parameters())
-
-    @torch.no_grad()
-    def _follow_where(self, due: Tensor, k: list[Tensor], q: list[Tensor]) -> None:
-        """k <- m k + (1 - m) q where ``due`` in one pass over the parameters, decided by the device."""
-        called_off = torch.logical_not(due, out=torch.empty_like(due, dtype=torch.float32))
-        lerp_unless(called_off, k, q, 1.0 - self.m)
-
-    def slow_reason(self, device: torch.device) -> str:
-        """Of a key encoder that takes three passes on a GPU in place of one, for the log; else empty."""
-        odd = fused_groups(*self._pairs(), device)[1][0] if device.type != "cpu" else []
-        summary = "parameters of the key encoder follow in three passes: their types, devices or layouts differ"
-        return f"{len(odd)} {summary}" if odd else ""
 
     @torch.no_grad()
     def enqueue(self, keys: Tensor, ids: Tensor) -> None:
@@ -201,18 +139,10 @@ class MoCo(nn.Module):
         return self.queue, self.queue_ids, self.queue_ptr
 
     def snapshot(self, keys: int) -> Callable[[Tensor], None]:
-        """Remember all that a step changes besides the weights; returns ``restore(bad)``.
-
-        ``restore`` puts it back where ``bad``, () bool, is true and else changes nothing. Which it is, the host never
-        asks: both are the same few launches.
-
-        Args:
-            keys: how many keys all processes may enqueue meanwhile.
-        """
+        """With the rows of the queue that ``keys`` keys will replace."""
         rows = next_rows(self.queue, self.queue_ptr, keys)
-        large = [x for name, x in self.named_buffers() if name in LARGE]
-        queues = [(x, x[rows]) for x in large]
-        restore_small = self._small().snapshot()
+        queues = [(x, x[rows]) for name, x in self.named_buffers() if name in self.LARGE]
+        restore_small = super().snapshot(keys)
 
         @torch.no_grad()
         def restore(bad: Tensor) -> None:
@@ -221,12 +151,6 @@ class MoCo(nn.Module):
             restore_small(bad)
 
         return restore
-
-    def _small(self) -> Small:
-        """All buffers whose copy is cheaper than to ask which rows of it a step changes; found at the first step."""
-        if self._few is None:
-            self._few = Small(self, leave=(*LARGE, "mean", "std"))
-        return self._few
 
 
 def _round_queue(model: nn.Module, _: object) -> None:

@@ -32,8 +32,8 @@ from moco.cli import options
 from moco.data.sources.cache import fits
 from moco.kernels import Draws, contrastive_loss, describe
 from moco.models import ema
+from moco.models.base import Contrast, Momentum
 from moco.models.encoder import strided_point
-from moco.models.in_batch import BatchContrast
 from moco.models.moco import MoCo
 from moco.models.supcon_queue import LabelledMoCo
 from moco.train import optimizers, pretraining
@@ -320,10 +320,13 @@ class _Given(nn.Module):
         return self.z
 
 
-def _head_of_batch(args: Namespace, model: BatchContrast, n: int) -> dict[str, Loss]:
+def _head_of_batch(args: Namespace, model: Contrast, n: int) -> dict[str, Loss]:
     device = distributed.device()
-    z = torch.randn(args.views * n, args.moco_dim, generator=torch.Generator().manual_seed(args.seed))
+    rows = n if isinstance(model, Momentum) else args.views * n  # that go through the encoder together
+    z = torch.randn(rows, args.moco_dim, generator=torch.Generator().manual_seed(args.seed))
     model.encoder_q = given = _Given(z.to(device))
+    if isinstance(model, Momentum):
+        model.encoder_k = given
     images, ids = torch.zeros(n, 1, 1, 1, device=device), torch.arange(n, device=device)
     return {f"{args.method}, in fp32": (given.z, lambda: model([images] * args.views, ids).loss)}
 

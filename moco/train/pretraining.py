@@ -23,8 +23,7 @@ from torch.nn.utils import get_total_norm
 from moco import distributed, files, seeding
 from moco.data import BadImages, EpochSampler, Source
 from moco.errors import SIGTERM_EXIT, TrainingError, UserError
-from moco.models import in_batch, moco
-from moco.models.base import StepOutput
+from moco.models.base import Contrast, StepOutput
 from moco.train import checkpoint
 from moco.train.metrics import alignment, uniformity
 from moco.train.optimizers import Plateau, step_unless, use_fused_optimizer_step, waits
@@ -42,7 +41,7 @@ IMAGES = ("q", "k", "more", "index")  # of a batch, what goes to the device; mor
 class Trainer:
     """One training run: the objects that a step needs, and the steps."""
 
-    model: moco.MoCo | in_batch.BatchContrast
+    model: Contrast
     wrapped: torch.nn.Module  # the model with gradient averaging
     optimizer: torch.optim.Optimizer
     scaler: torch.amp.GradScaler
@@ -166,6 +165,7 @@ class Trainer:
         lr = self.plan.lr_at(at.epoch, at.step) * self.plateau.factor
         for group in self.optimizer.param_groups:
             group["lr"] = lr
+        self.model.begin_step(at.step, self.plan.total_steps)
         with timer("EMA"):
             self.model.update_key_encoder(self.step_ok)
         restore, outputs, ids = None, [], []

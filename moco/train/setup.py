@@ -13,6 +13,7 @@ from moco import data, distributed
 from moco.cli import options
 from moco.kernels import Earlier
 from moco.models import build as models
+from moco.models.base import Contrast
 from moco.models.encoder import build_encoder, compile_encoders
 from moco.train import plan
 
@@ -32,7 +33,7 @@ def view_settings(args: Namespace, images: data.Source) -> Namespace:
 def build_model(
     args: Namespace, view: Namespace, seed: int, images: int, batch: int, labels: np.ndarray | None = None,
     before: Earlier | None = None,
-) -> tuple[models.Model, str]:  # fmt: skip
+) -> tuple[Contrast, str]:  # fmt: skip
     """The model on its device, and a line for the log about its loss, BatchNorm and masking."""
     device = distributed.device()
     shape = {"mlp": args.mlp, "stem": args.stem, "size": view.size, "in_chans": view.channels}

@@ -15,6 +15,7 @@ from PIL import Image
 from moco import bench as bench_door
 from moco.cli import commands, options
 from moco.data.sources.decode import decode
+from moco.models.in_batch import BatchContrast
 from moco.train import bench
 from moco.train.bench import table, verdict
 
@@ -127,13 +128,13 @@ def test_views_that_the_device_finishes_are_a_part_of_the_step(measured, image_f
 
 def test_more_views_are_loaded_finished_and_compared(measured, image_folder, monkeypatch):
     seen = []
-    original = bench.BatchContrast.forward
+    original = BatchContrast.forward
 
     def forward(self, views, ids, *where):
         seen.append((len(views), *views[-1].shape))
         return original(self, views, ids, *where)
 
-    monkeypatch.setattr(bench.BatchContrast, "forward", forward)
+    monkeypatch.setattr(BatchContrast, "forward", forward)
     words = ["--method", "simclr", "--views", 4, "--aug-device", "gpu", "--aug-plus"]
     found = rows(measured("all", image_folder, *NO_QUEUE, *words, *QUICK))
     assert {"an image, 4 views, one process", "augmentation", "simclr, in fp32"} <= set(found)
