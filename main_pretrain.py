@@ -18,6 +18,7 @@ from moco.cli.flag_classes import PRETRAIN, pretraining
 from moco.eval import between_epochs
 from moco.eval.knn import FeatureExtractor
 from moco.methods import negatives
+from moco.methods.registry import METHODS
 from moco.models import ema
 from moco.models.encoder import strided_point
 from moco.train import checkpoint, optimizers
@@ -41,7 +42,7 @@ def worker(args: Namespace) -> int:
     opening = partial(data.open_sources, args.dataset, args.data, **settings)
     sources = distributed.first_on_node(opening, wait=bool(args.download or args.cache))
     images = sources.pretrain
-    labels = data.class_labels(images, args.method) if args.method == "supcon" else None
+    labels = data.class_labels(images, args.method) if METHODS[args.method].supervised else None
     data.check_classes(images, args.num_classes)
     between_epochs.check(sources, args.retrieval_every)
     view = view_settings(args, images)

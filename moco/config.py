@@ -70,7 +70,7 @@ class NegativesConfig:
     """Which synthetic negatives a query gets beside the queue, and when.
 
     Args:
-        method: whose recipe, see :data:`moco.methods.METHODS`; moco has none.
+        method: whose recipe, see :mod:`moco.methods.registry`; moco has none.
         recipe: what it takes; None: its defaults.
         start_epoch, stop_epoch: active in epochs [start, stop), counted from 0.
         kind_epochs, kind_steps: a later first epoch or optimizer step, by kind.
@@ -142,7 +142,7 @@ class InBatchConfig(ModelConfig):
     """Contrast of the views of a batch, without a queue.
 
     Args:
-        method: whose loss, see :data:`moco.methods.BATCH_METHODS`.
+        method: whose loss, see :mod:`moco.methods.registry`.
         contrast_mode: see :func:`moco.methods.losses.compare`.
         views: random views an image.
         sync_bn: BatchNorm over the batch of all processes.
@@ -156,3 +156,24 @@ class InBatchConfig(ModelConfig):
     beta: float = 1.0
     tau_plus: float = 0.1
     estimator: str = "hard"
+
+
+@dataclass(frozen=True)
+class MoCoV3Config(ModelConfig):
+    """Momentum contrast over the batch, without a queue; the defaults are MoCo v3's with a ResNet.
+
+    Args:
+        method: whose loss, see :mod:`moco.methods.registry`.
+        C, m: feature width and momentum (the paper's symbols).
+        hidden: width inside of the projection and prediction MLPs.
+        m_cosine: the momentum rises to 1 over the run.
+        freeze_patches: a ViT keeps the patch embedding that it begins with.
+    """
+
+    T: float = 1.0
+    method: str = "moco_v3"
+    C: int = 256
+    hidden: int = 4096
+    m: float = 0.99
+    m_cosine: bool = True
+    freeze_patches: bool = True

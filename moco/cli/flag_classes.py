@@ -25,13 +25,14 @@ _FEW_SHOT = "--few-shot --few-shot-classes --few-shot-way --few-shot-shots --few
 
 PRETRAIN = Classes(
     fixed=_flags(
-        "--method --arch --stem --channels --mlp --moco-dim --moco-k",  # the network, the queue and the run's name
-        "--opt --exclude-bias-norm",  # the optimizer's state and its groups
+        "--method --arch --stem --channels --mlp --moco-dim --moco-mlp-dim --moco-k",  # network, queue, the run's name
+        "--opt --exclude-bias-norm --stop-grad-conv1",  # the optimizer's state and its groups
     ) | {"synthetic negatives"},
     free=_flags(
         _SCHEDULE, "--steps --plateau --warm-steps --lr --batch-size --accum --drop-last",
         "--wd --momentum --opt-betas --clip-grad --ema --ema-epoch",
-        "--moco-m --moco-t --base-temperature --symmetric --contrast-mode --views --beta --tau-plus --estimator",
+        "--moco-m --moco-m-cos --moco-t --base-temperature --symmetric --contrast-mode --views --beta --tau-plus",
+        "--estimator",
         "--n-hard --n1 --n2 --n3 --n4 --n5 --n6 --sigma --delta --eta --mochi --hard-start-epoch --hard-stop-epoch",
         "--type-starts --extrapolation --mask-same-image --bn-splits --shuffle-bn --sync-bn",
         "--size --mean --std --aug --decode --aug-device",

@@ -13,12 +13,11 @@ from functools import partial
 from typing import Any
 
 from moco.cli.parser import Parser, at_least, given, parse, positive, take_defaults, with_config
-from moco.config import InBatchConfig, MoCHiConfig, MoCoConfig, NegativesConfig, SynCoConfig
+from moco.config import InBatchConfig, MoCHiConfig, MoCoConfig, MoCoV3Config, NegativesConfig, SynCoConfig
 from moco.errors import UserError
+from moco.methods.registry import ALIASES, FAMILIES, METHODS
 from moco.resources import RECIPES
 
-QUEUE_METHODS = ("moco", "mochi", "synco")
-BATCH_METHODS = ("simclr", "supcon", "hcl", "dcl")
 SYNCO_COUNTS = {"n1": 256, "n2": 256, "n3": 256, "n4": 64, "n5": 64, "n6": 64}  # SynCo's defaults
 DATASETS = ("folder", "cifar10", "cifar100", "caltech256", "fashionmnist", "stl10", "mnist5k")
 DECAY = 0.1  # of a rate at a milestone
@@ -365,21 +364,29 @@ def add_launch(p: Parser) -> None:
 
 def _add_moco(p: Parser) -> None:
     add, switch = p.add_argument, argparse.BooleanOptionalAction
-    add("--method", type=str.lower, choices=(*QUEUE_METHODS, *BATCH_METHODS), help="default moco; --n1..--n6 mean "
+    add("--method", type=_method_name, choices=METHODS, help="default moco; --n1..--n6 mean "
         "synco, --mochi mochi; simclr, supcon, hcl, dcl compare the images of a batch; supcon and --moco-k: with a "
-        "queue of keys and labels, and synthetic negatives if --mochi or --n1..--n6 ask for them")  # fmt: skip
-    add("--moco-dim", default=128, type=int, help="feature dimension C (default: 128)")
+        "queue of keys and labels, and synthetic negatives if --mochi or --n1..--n6 ask for them; moco_v3 compares "
+        "with the keys of the batch")  # fmt: skip
+    add("--moco-dim", default=128, type=int, help="feature dimension C (default: 128; moco_v3: 256)")
+    add("--moco-mlp-dim", default=4096, type=int, help="moco_v3: width inside of its MLPs (default: 4096)")
     add("--moco-k", default=None, type=int, help="queue size K (default: 65536; supcon: no queue)")
-    add("--moco-m", default=0.999, type=float, help="momentum of the key encoder (default: 0.999)")
-    add("--moco-t", "--temp", default=0.07, type=float, dest="moco_t", help="temperature T (default: 0.07)")
+    add("--moco-m", default=0.999, type=float, help="momentum of the key encoder (default: 0.999; moco_v3: "
+        "0.99)")  # fmt: skip
+    add("--moco-m-cos", action=switch, default=True, help="moco_v3: raise the momentum to 1 over the run by half a "
+        "cosine (default: on)")  # fmt: skip
+    add("--moco-t", "--temp", default=0.07, type=float, dest="moco_t", help="temperature T (default: 0.07; "
+        "moco_v3: 1)")  # fmt: skip
     add("--mlp", action=switch, default=None, help="MoCo v2's head (default: on for simclr, supcon, hcl, dcl)")
     add("--aug-plus", action=switch, default=False, help="MoCo v2's augmentation (same as --aug v2)")
-    add("--aug", choices=("v1", "v2", "cifar", "supcon", "digits"), help="augmentation preset (default v1; small sets "
-        "their own; simclr, supcon, hcl, dcl: supcon)")  # fmt: skip
+    add("--aug", choices=("v1", "v2", "v3", "v3-wide", "cifar", "supcon", "digits"), help="augmentation preset "
+        "(default v1; small sets their own; simclr, supcon, hcl, dcl: supcon; moco_v3: v3)")  # fmt: skip
     add("--aug-device", choices=("cpu", "gpu", "auto"), default="auto", help="where views are made after their crop: "
         "by the loader's processes, or in batches on the run's device (default: auto, the loader's)")  # fmt: skip
     add("--decode", choices=("exact", "fast"), default="exact", help="fast: JPEG decoded only as finely as the crops "
         "need, crops within two levels of PIL's (default: exact)")  # fmt: skip
+    add("--stop-grad-conv1", action=switch, default=True, help="moco_v3: keep a ViT's patch embedding as it was drawn "
+        "(default: on)")  # fmt: skip
     add("--symmetric", action=switch, default=False, help="each view is query once; the two losses are added")
     add("--bn-splits", default=None, type=int, metavar="S", help="parts of the batch that BatchNorm sees alone "
         "(default: 8 or what the batch allows with one process, 1 with several)")  # fmt: skip
@@ -405,6 +412,10 @@ def _add_batch(p: Parser) -> None:
     add("--data-folder", "--train-folder", default=None, metavar="DIR", dest="train_folder", help="SupContrast's DIR")
     add("--num-classes", default=None, type=int, metavar="C", help="checked against the data, which decides by itself")
     _add_trial(p)
+
+
+def _method_name(text: str) -> str:
+    return ALIASES.get(text.lower(), text.lower())
 
 
 def epoch_list(text: str) -> list[int]:
@@ -621,12 +632,13 @@ def _choose_method(args: argparse.Namespace, typed: dict[str, Any]) -> None:
     implied = "synco" if given else "mochi" if asked("mochi") else None
     if given and asked("mochi"):
         raise UserError("--mochi and SynCo's --n1..--n6 are two methods; give one of them.")
-    args.queue = asked("moco_k") if args.method in BATCH_METHODS else True
     if implied and args.method not in (None, "supcon", implied):
         flag = "--" + (given[0] if given else "mochi")
         raise UserError(f"--method {args.method} does not use {flag}; leave one of them out.")
     args.method = args.method or implied or "moco"
-    args.negatives = (implied or "moco") if args.method in BATCH_METHODS else args.method
+    method = METHODS[args.method]
+    args.family = "queue" if asked("moco_k") and method.family == "batch" else method.family
+    args.negatives = args.method if method.family == "queue" else implied or "moco"
     if args.negatives == "mochi":
         args.n_hard, args.s, args.s2 = args.mochi or (1024, 512, 256)
     for name, count in SYNCO_COUNTS.items():
@@ -635,23 +647,26 @@ def _choose_method(args: argparse.Namespace, typed: dict[str, Any]) -> None:
 
 
 def _choose_family(args: argparse.Namespace, typed: dict[str, Any], filed: frozenset[str]) -> None:
-    """What follows from the method: whether there is a queue, and the defaults of SupContrast's methods."""
-    relative = args.method in BATCH_METHODS
-    if args.queue and args.method in ("simclr", "hcl", "dcl"):
+    """What follows from the method: whether there is a queue, and its defaults."""
+    method, queue = METHODS[args.method], args.family == "queue"
+    asked = set(typed) | (filed if "method" not in typed else set())
+    if (queue and not (method.family == "queue" or method.queue)) or (not queue and "moco_k" in asked):
         raise UserError(f"--method {args.method} compares the images of a batch and has no queue; leave --moco-k out.")
-    if args.negatives != "moco" and not args.queue:
+    if args.negatives != "moco" and not queue:
         raise UserError("synthetic negatives are made from a queue; give --method supcon a --moco-k, such as 8192.")
-    args.moco_k = args.moco_k if args.queue and args.moco_k is not None else 65536
-    args.mlp = relative if args.mlp is None else args.mlp
-    if relative and args.dataset != "mnist5k" and not args.aug_plus:
-        args.aug = args.aug or "supcon"
-    if args.base_temperature is None and args.method in ("simclr", "supcon") and not args.queue:
-        args.base_temperature = 0.07
+    args.moco_k = args.moco_k if queue and args.moco_k is not None else 65536
+    idle = {"aug"} if args.dataset == "mnist5k" or args.aug_plus else set()
+    idle |= {"base_temperature"} if queue else set()
+    for name in method.defaults.keys() - idle - typed.keys() - filed:
+        setattr(args, name, method.defaults[name])
+    args.mlp = bool(args.mlp)
     if args.warm_steps is not None:
         _check_warm_steps(args)
     if args.warm is None:
-        args.warm = relative and args.batch_size > 256 and args.epochs > args.warm_epochs and not args.steps
-    _check_family(args, set(typed) | (filed if "method" not in typed else set()))
+        args.warm = (
+            method.family == "batch" and args.batch_size > 256 and args.epochs > args.warm_epochs and not args.steps
+        )
+    _check_family(args, asked)
 
 
 def _check_warm_steps(args: argparse.Namespace) -> None:
@@ -662,13 +677,15 @@ def _check_warm_steps(args: argparse.Namespace) -> None:
 
 
 def _check_family(args: argparse.Namespace, asked: set[str]) -> None:
-    if args.sync_bn and args.queue:
+    queue = args.family == "queue"
+    if args.sync_bn and queue:
         raise UserError("--syncBN is for the methods without a queue; with one, --shuffle-bn keeps BatchNorm honest.")
-    alone = [name for name in ("symmetric", "bn_splits", "mask_same_image", "head_impl") if name in asked]
-    alone = [f"--{name.replace('_', '-')}" for name in alone if getattr(args, name)]
-    if args.method in BATCH_METHODS and alone and not (args.queue and alone[0] in ("--symmetric", "--bn-splits")):
-        raise UserError(f"--method {args.method} does not use {alone[0]}; leave one of them out.")
-    if args.contrast_mode == "one" and args.queue:
+    labelled = queue and METHODS[args.method].queue
+    refused = {"mask_same_image", "head_impl"} if labelled else set(FAMILIES[args.family].refuses)
+    if idle := [name for name in sorted(refused & asked) if getattr(args, name)]:
+        flag = f"--{idle[0].replace('_', '-')}"
+        raise UserError(f"--method {args.method} does not use {flag}; leave one of them out.")
+    if args.contrast_mode == "one" and args.family != "batch":
         raise UserError("--contrast-mode one is for the methods without a queue, where a query is one view anyway.")
     _check_views(args)
     at_least(args, 0, "beta")
@@ -690,7 +707,7 @@ def _check_warm(args: argparse.Namespace, epochs: int, more: str = "") -> None:
 
 def _check_views(args: argparse.Namespace) -> None:
     at_least(args, 2, "views")
-    if args.views > 2 and args.queue:
+    if args.views > 2 and args.family != "batch":
         raise UserError("--views is for the methods without a queue; with one, an image gives a query and a key.")
 
 
@@ -707,10 +724,15 @@ def negatives_settings(args: argparse.Namespace) -> NegativesConfig:
     )
 
 
-def model_settings(args: argparse.Namespace) -> MoCoConfig | InBatchConfig:
+def model_settings(args: argparse.Namespace) -> MoCoConfig | InBatchConfig | MoCoV3Config:
     """The model, all but the statistics of its channels."""
     T, base, layout, recompute = args.moco_t, args.base_temperature, args.channels_last, args.recompute
-    if not args.queue:
+    if args.family == "momentum":
+        return MoCoV3Config(
+            T=T, channels_last=layout, recompute=recompute, method=args.method, C=args.moco_dim,
+            hidden=args.moco_mlp_dim, m=args.moco_m, m_cosine=args.moco_m_cos, freeze_patches=args.stop_grad_conv1,
+        )  # fmt: skip
+    if args.family == "batch":
         return InBatchConfig(
             T=T, base_temperature=base, channels_last=layout, recompute=recompute, method=args.method,
             contrast_mode=args.contrast_mode, views=args.views, sync_bn=args.sync_bn, beta=args.beta,
@@ -736,7 +758,7 @@ def plan_settings(args: argparse.Namespace) -> dict[str, Any]:
 
 def _changes_of_the_loss(args: argparse.Namespace) -> tuple[tuple[int, ...], tuple[int, ...]]:
     """Epochs and steps from which a loss cannot be compared with those before: synthetic negatives begin or stop."""
-    if not args.queue or args.negatives == "moco":
+    if args.negatives == "moco":
         return (), ()
     switched = (args.hard_start_epoch, args.hard_stop_epoch, *args.type_starts.values())
     return tuple(epoch for epoch in switched if epoch is not None), tuple(args.type_start_steps.values())

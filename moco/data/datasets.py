@@ -125,7 +125,9 @@ class TwoViews(_Images):
         """The V views' parameters and crops (C, s, s) from image ``other``, in the place of ``index``."""
 
         def params_for(size: tuple[int, int]) -> list[ViewParams]:
-            return [self.drawn(size, self.preset, "view", epoch, index, view) for view in range(self.views)]
+            return [
+                self.drawn(size, self.preset.of_view(view), "view", epoch, index, view) for view in range(self.views)
+            ]
 
         data = self.source.read(other) if self.fast else None
         size = colour_jpeg_size(data) if data else None
@@ -161,7 +163,7 @@ class TwoViews(_Images):
         (views, crops), used, bad = load_or_replace(self.source, index, self.max_tries, load)
         item: dict[str, Any] = {"index": used, "bad": bad}
         if self.crop_only:
-            rows = [pack(view.jitter, view.grey, view.blur, view.flip) for view in views]
+            rows = [pack(view.jitter, view.grey, view.blur, view.flip, view.solarize) for view in views]
             return {**item, **_by_name(crops), **_by_name(rows, "_params")}
         if self.after and not self.by_pil:
             crops = [finish(crop, view, self.after) for crop, view in zip(crops, views, strict=True)]

@@ -3,9 +3,12 @@
 from moco.config import InBatchConfig
 from moco.methods import losses
 
-supervised = False
-
 
 def loss(config: InBatchConfig) -> losses.Loss:
     """SimCLR's without the positive in the denominator."""
     return losses.dcl
+
+
+def left_out(views: int) -> int:
+    """Candidates that are in no denominator: the positives."""
+    return views - 1

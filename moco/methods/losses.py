@@ -68,8 +68,8 @@ def compare(
     V = z.shape[1]
     anchors_an_image = V if contrast_mode == "all" else 1
     with torch.autocast(z.device.type, enabled=False):
-        anchors = _unit(z[:, :anchors_an_image]).flatten(0, 1)  # (A, C)
-        cosine = anchors @ _unit(everyone).flatten(0, 1).T  # (A, M)
+        anchors = unit(z[:, :anchors_an_image]).flatten(0, 1)  # (A, C)
+        cosine = anchors @ unit(everyone).flatten(0, 1).T  # (A, M)
     view = torch.arange(V, device=z.device)
     image = first + torch.arange(len(z), device=z.device)
     own = (image[:, None] * V + view[:anchors_an_image]).flatten()  # (A,) where an anchor is among the candidates
@@ -79,7 +79,8 @@ def compare(
     return Pairs(cosine, same & other, ~same)
 
 
-def _unit(z: Tensor) -> Tensor:
+def unit(z: Tensor) -> Tensor:
+    """Rows of length 1, of any width; float32, or float64 of float64."""
     return F.normalize(z if z.dtype == torch.float64 else z.float(), dim=-1)
 
 

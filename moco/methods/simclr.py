@@ -5,8 +5,6 @@ from functools import partial
 from moco.config import InBatchConfig
 from moco.methods import losses
 
-supervised = False
-
 
 def loss(config: InBatchConfig) -> losses.Loss:
     """NT-Xent, multiplied by T / base_temperature as SupContrast's SimCLR is; None for the paper's."""

@@ -9,8 +9,6 @@ from functools import partial
 from moco.config import InBatchConfig
 from moco.methods import losses
 
-supervised = True
-
 
 def loss(config: InBatchConfig) -> losses.Loss:
     """The sum over positives outside the logarithm, multiplied by T / base_temperature; None for the paper's."""

@@ -14,8 +14,8 @@ from torch import Tensor, nn
 
 from moco import distributed, kernels
 from moco.config import InBatchConfig, MoCoConfig
-from moco.methods import BATCH_METHODS, METHODS
 from moco.methods.negatives import HardNegatives, Recipe, group_counts, starting_at
+from moco.methods.registry import METHODS
 from moco.models.batchnorm import choose_splits, describe_batchnorm, has_batchnorm, split_batchnorm, sync_batchnorm
 from moco.models.in_batch import BatchContrast
 from moco.models.moco import MoCo
@@ -65,7 +65,7 @@ def with_queue(encoder_q: nn.Module, encoder_k: nn.Module, config: MoCoConfig, c
 def synthetic_negatives(config: MoCoConfig, seed: int) -> tuple[Recipe, HardNegatives | None]:
     """The rows of the config's recipe and the hook that draws them on this process; None without rows."""
     n = config.negatives
-    recipe = starting_at(METHODS[n.method].recipe(n.recipe), n.kind_epochs, n.kind_steps)
+    recipe = starting_at(METHODS[n.method].hooks.recipe(n.recipe), n.kind_epochs, n.kind_steps)
     rank, device = distributed.rank(), distributed.device()
     made = HardNegatives(recipe, config.n_hard, config.C, seed, rank, device, n.start_epoch, n.stop_epoch)
     return recipe, made if recipe else None
@@ -78,10 +78,9 @@ def _worst(numbers: list[float]) -> list[float]:
 
 def in_batch(encoder: nn.Module, config: InBatchConfig, context: Context) -> tuple[BatchContrast, str]:
     """The model of a method without a queue, and a line for the log."""
-    views, method, base = config.views, config.method, config.base_temperature
+    views, hooks, base = config.views, METHODS[config.method].hooks, config.base_temperature
     candidates = views * context.batch * distributed.world_size() - 1
-    # what stands in an anchor's denominator: all others; the negatives; the negatives and one positive
-    terms = candidates - {"dcl": views - 1, "hcl": views - 2}.get(method, 0)
+    terms = candidates - getattr(hooks, "left_out", lambda views: 0)(views)  # what stands in an anchor's denominator
     scale = config.T / base if base else 1.0
     chance = scale * math.log(max(terms, 2))
     norm = "no BatchNorm in the encoder"
@@ -90,6 +89,6 @@ def in_batch(encoder: nn.Module, config: InBatchConfig, context: Context) -> tup
         norm = f"BatchNorm over {which} of {'all processes' if config.sync_bn else 'this process'}"
     if config.sync_bn:
         encoder = sync_batchnorm(encoder)
-    model = BatchContrast(encoder, BATCH_METHODS[method].loss(config), config, chance=chance, labels=context.labels)
+    model = BatchContrast(encoder, hooks.loss(config), config, chance=chance, labels=context.labels)
     scaled = f", multiplied by T / {base:g}" if base else ""
     return model, f"each view against {candidates} others, loss in fp32{scaled}; {norm}"

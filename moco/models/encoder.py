@@ -162,6 +162,15 @@ def replace_module(root: nn.Module, name: str, new: nn.Module) -> None:
     root.get_submodule(parent)._modules[leaf] = new  # also right for names that are numbers (Sequential)
 
 
+def use_heads(encoder: nn.Module, heads: int) -> None:
+    """Attention of a timm ViT in so many heads; no tensor tells how many there are."""
+    for module in encoder.modules():
+        if hasattr(module, "num_heads") and hasattr(module, "qkv"):
+            module.num_heads = heads  # type: ignore[assignment]
+            module.head_dim = module.qkv.in_features // heads  # type: ignore[assignment, union-attr]
+            module.scale = module.head_dim**-0.5  # type: ignore[assignment, operator]
+
+
 # -------------------------------------------------------------------------------------------------- features
 
 

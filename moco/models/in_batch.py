@@ -74,13 +74,13 @@ class BatchContrast(Contrast):
                 contrast_mode=self.config.contrast_mode,
             )  # fmt: skip
             loss = self.loss(pairs, self.T).mean()
-            statistics = _statistics(pairs)
+            found = statistics(pairs)
         unit = F.normalize(z.detach(), dim=2)
-        return StepOutput(loss, statistics, unit[:, 0], unit[:, 1], unit[:0, 0])
+        return StepOutput(loss, found, unit[:, 0], unit[:, 1], unit[:0, 0])
 
 
 @torch.no_grad()
-def _statistics(pairs: Pairs) -> dict[str, Tensor]:
+def statistics(pairs: Pairs) -> dict[str, Tensor]:
     """Shares of anchors with a positive nearer than every negative and than all but four, the mean over anchors of the
     largest similarity to a negative, and the share of anchors without a positive, which give no loss."""
     nearest = pairs.cosine.masked_fill(~pairs.positive, -torch.inf).amax(1, keepdim=True)  # (A, 1)

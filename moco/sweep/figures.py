@@ -11,6 +11,7 @@ from __future__ import annotations
 from argparse import Namespace
 
 from moco.eval.retrieval import MEASURES
+from moco.methods.registry import FAMILIES
 
 TRAINING, PART, NOTHING = "the training images", "the held-out part of the training images", ""
 Figures = dict[str, str]  # name -> images, NOTHING where none were measured
@@ -35,7 +36,7 @@ def _held_out(args: Namespace) -> str:
 def _pretrain(args: Namespace) -> Figures:
     found = _all("step epoch lr images_per_second wait_share eta_seconds", NOTHING)
     found |= _all("loss top1 top5 hardest grad_norm loss_ratio alignment uniformity feature_std", TRAINING)
-    found |= _all("synthetic_mass" if args.queue else "no_positive", TRAINING)
+    found |= _all(FAMILIES[args.family].figure, TRAINING)
     names = ["knn", *(f"knn_{k}" for k in args.knn_k if len(args.knn_k) > 1)] if args.knn_every else []
     if args.retrieval_every:
         names += [f"{where}/{name}" for where in ("features", "head") for name in MEASURES]

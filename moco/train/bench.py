@@ -31,6 +31,7 @@ from moco import data, distributed
 from moco.cli import options
 from moco.data.sources.cache import fits
 from moco.kernels import Draws, contrastive_loss, describe
+from moco.methods.registry import METHODS
 from moco.models import ema
 from moco.models.base import Contrast, Momentum
 from moco.models.encoder import strided_point
@@ -55,7 +56,7 @@ def worker(args: Namespace) -> int:
     args.seed = args.seed or 0
     tell = functools.partial(print, flush=True) if distributed.is_main() else _silent
     batch = args.batch_size * distributed.nodes()
-    queue = f"K {args.moco_k}" if args.queue else "no queue"
+    queue = f"K {args.moco_k}" if args.family == "queue" else "no queue"
     tell(f"{args.method}, {args.arch} at {view.size} px, batch {batch}, {queue}, {images.name}; "
          f"{distributed.summary()}, {torch.get_num_threads()} threads, torch {torch.__version__}")  # fmt: skip
     loads = parts = {}
@@ -187,8 +188,9 @@ def step_parts(
     waited = parts.pop("waiting for images", 0.0)  # noise is always there
     if args.aug_device == "gpu":
         parts[ON_DEVICE] = waited
-    # There is a place in the step for what a method without a queue does not do.
-    return {name: seconds for name, seconds in parts.items() if args.queue or name not in ("EMA", "enqueue")}
+    # There is a place in the step for what a method without a queue or a key encoder does not do.
+    idle = {"queue": (), "batch": ("EMA", "enqueue")}.get(args.family, ("enqueue",))
+    return {name: seconds for name, seconds in parts.items() if name not in idle}
 
 
 def noise(
@@ -341,7 +343,7 @@ def settings_in_use(args: Namespace, images: data.Source, view: Namespace) -> di
     return {
         "gpu": device.type == "cuda", "workers": distributed.share_of_cores(args.workers) * distributed.local_size(),
         "cores": distributed.cores(), "amp": args.amp != "off", "channels_last": args.channels_last,
-        "compile": args.compile, "queue": args.queue, "exact_head": args.method in options.QUEUE_METHODS
+        "compile": args.compile, "queue": args.family == "queue", "exact_head": METHODS[args.method].family == "queue"
         and describe(args.head_impl, args.head_precision, device).endswith(("fp32", "tf32x3")),
         "cache": not args.cache and fits(images), "fast_decode": args.decode == "exact" and fast and _is_jpeg(images),
     }  # fmt: skip

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from argparse import Namespace
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
 import torch
@@ -12,6 +11,7 @@ import torch
 from moco import data, distributed
 from moco.cli import options
 from moco.kernels import Earlier
+from moco.methods.registry import FAMILIES
 from moco.models import build as models
 from moco.models.base import Contrast
 from moco.models.encoder import build_encoder, compile_encoders
@@ -37,11 +37,11 @@ def build_model(
     """The model on its device, and a line for the log about its loss, BatchNorm and masking."""
     device = distributed.device()
     shape = {"mlp": args.mlp, "stem": args.stem, "size": view.size, "in_chans": view.channels}
-    encoders = [build_encoder(args.arch, args.moco_dim, **shape) for _ in range(2 if args.queue else 1)]
+    family = FAMILIES[args.family]
+    encoders = [build_encoder(args.arch, args.moco_dim, **shape) for _ in range(family.encoders)]
     classes = None if labels is None else torch.from_numpy(labels).to(device)
-    build: Any = models.with_queue if args.queue else models.in_batch
     config = replace(options.model_settings(args), mean=tuple(view.mean), std=tuple(view.std))
-    model, summary = build(*encoders, config, models.Context(seed, images, batch, classes, before))
+    model, summary = family.build(*encoders, config, models.Context(seed, images, batch, classes, before))
     model.to(device).to(memory_format=model.layout)
     if args.compile:
         compile_encoders(encoders, args.compile_mode)

@@ -33,7 +33,7 @@ from torch import Tensor, nn
 
 from moco import files
 from moco.errors import UserError
-from moco.models.encoder import backbone_keys, build_encoder, head_of
+from moco.models.encoder import backbone_keys, build_encoder, head_of, use_heads
 from moco.weights import settings
 from moco.weights.settings import TENSORS, Setting, Settled
 
@@ -515,7 +515,7 @@ def apply_changes(encoder: nn.Module, changes: dict[str, int]) -> str:
         assert isinstance(conv, nn.Conv2d)
         conv.padding = (changes["stem_padding"],) * 2
     if "num_heads" in changes:
-        _use_heads(encoder, changes["num_heads"])
+        use_heads(encoder, changes["num_heads"])
     if "bare_stem" in changes:
         for name in bare_names(encoder):
             encoder.set_submodule(name, nn.Identity())
@@ -533,14 +533,6 @@ def describe_changes(changes: dict[str, int]) -> str:
 def bare_names(encoder: nn.Module) -> list[str]:
     """The modules of a ResNet between bn1 and layer1: ``act1`` is timm's name for torchvision's ``relu``."""
     return [name for name in ("relu", "act1", "maxpool") if hasattr(encoder, name)]
-
-
-def _use_heads(encoder: nn.Module, heads: int) -> None:
-    for module in encoder.modules():
-        if hasattr(module, "num_heads") and hasattr(module, "qkv"):
-            module.num_heads = heads  # type: ignore[assignment]
-            module.head_dim = module.qkv.in_features // heads  # type: ignore[assignment, union-attr]
-            module.scale = module.head_dim**-0.5  # type: ignore[assignment, operator]
 
 
 def restore_changes(encoder: nn.Module, state: dict, path: str) -> None:

@@ -41,7 +41,8 @@ def images_of(encoder: nn.Module, mean: Any, std: Any) -> dict[str, dict[str, An
     """
     if not hasattr(encoder, "built"):
         return {}
-    return {"images": {**encoder.built, "mean": _numbers(mean), "std": _numbers(std)}}  # type: ignore[dict-item]
+    changes = {"changes": encoder.changes} if hasattr(encoder, "changes") else {}  # see moco/weights/read.py
+    return {"images": {**encoder.built, "mean": _numbers(mean), "std": _numbers(std)}, **changes}  # type: ignore
 
 
 def _numbers(values: Sequence[float] | Tensor) -> list[float]:

@@ -9,8 +9,9 @@ import torch
 from moco.config import MoCHiConfig, SynCoConfig
 from moco.errors import UserError
 from moco.kernels import draws as by_counters
-from moco.methods import METHODS, mochi, negatives, synco
+from moco.methods import mochi, negatives, synco
 from moco.methods.negatives import GROUPS, KINDS, HardNegatives, active, draw, sentences, starting_at, synthetic
+from moco.methods.registry import METHODS
 from moco.seeding import key
 
 
@@ -157,7 +158,7 @@ def test_kinds_and_rows_of_one_kind_draw_for_themselves():
 def test_nothing_to_draw_is_none():
     assert drawn(()) is None
     assert drawn(synco.recipe(SynCoConfig(0, 0, 0, 0, 0, 0))) is None
-    assert drawn(METHODS["moco"].recipe()) is None
+    assert drawn(METHODS["moco"].hooks.recipe()) is None
 
 
 def test_a_batch_without_noise_holds_no_noise():
@@ -222,12 +223,12 @@ def test_the_log_names_kinds_counts_and_starts():
 
 
 def test_published_recipes():
-    assert METHODS["moco"].recipe() == ()
-    assert [(r.kind, r.count, r.low, r.high) for r in METHODS["mochi"].recipe(MoCHiConfig(1024, 128))] == [
+    assert METHODS["moco"].hooks.recipe() == ()
+    assert [(r.kind, r.count, r.low, r.high) for r in METHODS["mochi"].hooks.recipe(MoCHiConfig(1024, 128))] == [
         ("mixup", 1024, 0.0, 1.0),
         ("interpolation", 128, 0.0, 0.5),
     ]
-    assert [(r.kind, r.count, r.low, r.high) for r in METHODS["synco"].recipe()] == [
+    assert [(r.kind, r.count, r.low, r.high) for r in METHODS["synco"].hooks.recipe()] == [
         ("interpolation", 256, 0.0, 0.5),
         ("extrapolation", 256, 1.0, 1.5),
         ("mixup", 256, 0.0, 1.0),

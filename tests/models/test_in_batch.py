@@ -22,7 +22,8 @@ from moco.cli import options
 from moco.data import EpochSampler, Labelled, make_loader, open_sources, size_warning
 from moco.data.sources.base import ArraySource
 from moco.eval.knn import extract
-from moco.methods import BATCH_METHODS, losses
+from moco.methods import losses
+from moco.methods.registry import METHODS, of_family
 from moco.models.batchnorm import sync_batchnorm
 from moco.models.encoder import build_encoder
 from moco.models.inputs import normalise
@@ -32,7 +33,7 @@ from moco.weights.read import load_backbone
 # ------------------------------------------------------------------------------------------------------- a step
 
 
-@pytest.mark.parametrize("method", BATCH_METHODS)
+@pytest.mark.parametrize("method", of_family("batch"))
 def test_the_step_is_the_loss_of_both_views_through_one_forward(method):
     im_q, im_k, ids = batch()
     net = batch_contrast(method)
@@ -40,7 +41,7 @@ def test_the_step_is_the_loss_of_both_views_through_one_forward(method):
     groups = LABELS if method == "supcon" else ids
     pairs = losses.compare(torch.stack([z[:6], z[6:]], dim=1), groups)
     out = batch_contrast(method)([im_q, im_k], ids, 0, 0)
-    torch.testing.assert_close(out.loss, BATCH_METHODS[method].loss(net.config)(pairs, 0.2).mean())
+    torch.testing.assert_close(out.loss, METHODS[method].hooks.loss(net.config)(pairs, 0.2).mean())
     torch.testing.assert_close(out.q, F.normalize(z[:6].detach(), dim=1))
     torch.testing.assert_close(out.paired, F.normalize(z[6:].detach(), dim=1))
     assert len(out.keys) == 0
@@ -234,7 +235,7 @@ def test_supcontrasts_lines_mean_the_same():
     assert (args.mean, args.std) == ([0.4914, 0.4822, 0.4465], [0.2675, 0.2565, 0.2761])
     assert (args.size, args.sync_bn, args.arch, args.schedule, args.workers) == (64, True, "resnet18", [70, 80], 3)
     assert (args.save_dir, args.warm, args.weight_decay) == ("./trial_5", True, 1e-3)
-    assert (args.print_freq, args.save_every, args.queue) == (7, 4, False)
+    assert (args.print_freq, args.save_every, args.family) == (7, 4, "batch")
     assert (args.mlp, args.aug, args.base_temperature) == (True, "supcon", 0.07)
 
 
@@ -252,7 +253,7 @@ def test_supcontrasts_lines_mean_the_same():
 )
 def test_the_family_follows_from_the_flags(words, negatives, queue, method):
     args = options.parse_pretrain(words.split())
-    assert (args.negatives, args.queue, args.method) == (negatives, queue, method)
+    assert (args.negatives, args.family == "queue", args.method) == (negatives, queue, method)
 
 
 def test_a_batch_above_256_warms_up_by_itself():
@@ -293,7 +294,7 @@ def test_the_recipes_are_the_published_ones():
         for data in ("cifar10", "cifar100"):
             args = options.parse_pretrain(["--config", str(ROOT / "configs" / f"{name}_{data}.yml")])
             assert (args.method, args.dataset, args.moco_t, args.batch_size) == (name, data, temperature, 1024)
-            assert (args.lr, args.epochs, args.warm, args.cos, args.queue) == (0.5, 1000, True, True, False)
+            assert (args.lr, args.epochs, args.warm, args.cos, args.family) == (0.5, 1000, True, True, "batch")
     assert options.parse_pretrain(["--config", str(ROOT / "configs" / "supcon_queue_in1k.yml"), "DIR"]).queue
 
 

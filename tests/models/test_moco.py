@@ -11,8 +11,8 @@ from conftest import rounding
 from support.networks import MEAN, STD, batch, moco, step_inputs
 
 from moco.config import MoCHiConfig, SynCoConfig
-from moco.methods import METHODS
 from moco.methods.negatives import HardNegatives
+from moco.methods.registry import METHODS
 from moco.models.inputs import normalise
 from moco.models.moco import MoCo
 
@@ -45,7 +45,7 @@ def test_a_forward_pass_leaves_queue_and_key_encoder_alone():
 
 
 def test_keys_enter_the_queue_in_order_and_no_synthetic_negative_does():
-    recipe = METHODS["synco"].recipe(SynCoConfig(3, 3, 3, 2, 2, 2))
+    recipe = METHODS["synco"].hooks.recipe(SynCoConfig(3, 3, 3, 2, 2, 2))
     extra = HardNegatives(recipe, 6, 4, 0, 0, torch.device("cpu"))
     model = moco(extra=extra, n_hard=6)
     im_q, im_k, ids = batch()
@@ -139,7 +139,7 @@ def test_an_encoder_that_has_not_moved_stays_bit_for_bit():
 
 
 def test_all_counts_zero_is_plain_moco_bit_for_bit():
-    extra = HardNegatives(METHODS["synco"].recipe(SynCoConfig(0, 0, 0, 0, 0, 0)), 6, 4, 0, 0, torch.device("cpu"))
+    extra = HardNegatives(METHODS["synco"].hooks.recipe(SynCoConfig(0, 0, 0, 0, 0, 0)), 6, 4, 0, 0, torch.device("cpu"))
     results = []
     for options in ({}, {"extra": extra, "n_hard": 6}):
         model = moco(**options)
@@ -152,7 +152,7 @@ def test_all_counts_zero_is_plain_moco_bit_for_bit():
 
 @pytest.mark.parametrize(("epoch", "on"), [(0, False), (2, True), (4, True), (5, False)])
 def test_synthetic_negatives_are_active_in_their_epochs_only(epoch, on):
-    recipe = METHODS["mochi"].recipe(MoCHiConfig(s=4, s2=2))
+    recipe = METHODS["mochi"].hooks.recipe(MoCHiConfig(s=4, s2=2))
     extra = HardNegatives(recipe, 6, 4, 0, 0, torch.device("cpu"), start=2, stop=5)
     plain, mixed = moco(), moco(extra=extra, n_hard=6)
     a, b = plain(*step_inputs(), epoch, 0), mixed(*step_inputs(), epoch, 0)
@@ -161,7 +161,7 @@ def test_synthetic_negatives_are_active_in_their_epochs_only(epoch, on):
 
 
 def test_draws_depend_on_seed_number_and_rank_alone():
-    make = partial(HardNegatives, METHODS["mochi"].recipe(MoCHiConfig(s=8, s2=8)), 6, 4)
+    make = partial(HardNegatives, METHODS["mochi"].hooks.recipe(MoCHiConfig(s=8, s2=8)), 6, 4)
     cpu = torch.device("cpu")
     again = [make(0, 0, cpu)(5, 0, 7).slots_a for _ in range(2)]
     assert torch.equal(*again)

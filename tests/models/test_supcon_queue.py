@@ -13,15 +13,15 @@ from moco.config import MoCHiConfig, SynCoConfig
 from moco.kernels import contrastive_loss, labelled_loss
 from moco.kernels.reference import synthesize
 from moco.kernels.spec import hardest_rows
-from moco.methods import METHODS
 from moco.methods.negatives import HardNegatives, draw
+from moco.methods.registry import METHODS
 from moco.models.supcon_queue import UNLABELLED, LabelledMoCo
 
 T = 0.2
 RECIPES = {
-    "none": METHODS["moco"].recipe(),
-    "mochi": METHODS["mochi"].recipe(MoCHiConfig(s=5, s2=4)),
-    "synco": METHODS["synco"].recipe(SynCoConfig(3, 3, 3, 2, 2, 2)),
+    "none": METHODS["moco"].hooks.recipe(),
+    "mochi": METHODS["mochi"].hooks.recipe(MoCHiConfig(s=5, s2=4)),
+    "synco": METHODS["synco"].hooks.recipe(SynCoConfig(3, 3, 3, 2, 2, 2)),
 }
 
 

@@ -10,7 +10,8 @@ from PIL import Image
 
 from moco.cli import commands as command_options
 from moco.cli import options
-from moco.methods import METHODS, negatives
+from moco.methods import negatives
+from moco.methods.registry import METHODS
 
 TEXT = (Path(__file__).resolve().parents[2] / "docs" / "migrating.md").read_text(encoding="utf-8")
 PARSE = {
@@ -99,7 +100,7 @@ def test_the_public_mochis_starts_by_the_tables_mapping(starts):
     words = ["--mochi", "32", *map(str, counts), "--hard-start-epoch", "0", "--type-starts", *mapped]
     args = options.parse_pretrain(["DIR", *words])
     config = options.negatives_settings(args)
-    recipe = negatives.starting_at(METHODS["mochi"].recipe(config.recipe), config.kind_epochs, config.kind_steps)
+    recipe = negatives.starting_at(METHODS["mochi"].hooks.recipe(config.recipe), config.kind_epochs, config.kind_steps)
     for step in range(25):
         drawn = [row.kind for row in negatives.active(recipe, 0, args.hard_start_epoch, None, step)]
         assert [kind in drawn for kind in kinds] == public_mochis_types(step, (4, 4), starts), step

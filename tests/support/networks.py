@@ -8,7 +8,7 @@ from conftest import TINY
 from torch import nn
 
 from moco.config import InBatchConfig, MoCoConfig
-from moco.methods import BATCH_METHODS
+from moco.methods.registry import METHODS
 from moco.models.in_batch import BatchContrast
 from moco.models.moco import MoCo
 
@@ -56,4 +56,4 @@ def batch_contrast(method="supcon", **more) -> BatchContrast:
     torch.manual_seed(0)
     config = InBatchConfig(T=0.2, base_temperature=0.07, mean=MEAN, std=STD, **more)
     labels = LABELS if method == "supcon" else None
-    return BatchContrast(Tiny(), BATCH_METHODS[method].loss(config), config, chance=1.0, labels=labels)
+    return BatchContrast(Tiny(), METHODS[method].hooks.loss(config), config, chance=1.0, labels=labels)

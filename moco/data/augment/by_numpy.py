@@ -190,6 +190,8 @@ def finish(crop: torch.Tensor, params: ViewParams, order: Sequence[str]) -> torc
             view = _grey(view)
         elif name == "blur" and params.blur is not None:
             view = blur(view.reshape(-1, height, width), params.blur).reshape(len(view), -1)
+        elif name == "solarize" and params.solarize:
+            view = np.where(view < 128, view, 255 - view)
         elif name == "flip" and params.flip:
             view = torch.from_numpy(view).view(-1, height, width).flip(2).flatten(1).numpy()
     return torch.from_numpy(view).expand(channels, -1).reshape(channels, height, width).clone()

@@ -17,7 +17,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from PIL import Image, ImageChops, ImageFilter
+from PIL import Image, ImageChops, ImageFilter, ImageOps
 from torch.nn import functional
 
 from moco.errors import UserError
@@ -30,10 +30,11 @@ Box = tuple[int, int, int, int]  # i, j, h, w
 class Preset:
     """The parameters of a family of views; a probability of 0 or a range of 0 leaves an operation out.
 
-    order: the operations, first to last, out of affine, crop, jitter, grey, blur, flip.
+    order: the operations, first to last, out of affine, crop, jitter, grey, blur, solarize, flip.
     crop_scale: share of the image's area. crop_ratio: width / height, drawn log-uniformly.
     brightness, contrast, saturation: factors are drawn from [max(0, 1 - x), 1 + x]; hue: a turn from [-x, x], 1 a full
     circle. blur_sigma: pixels of the finished view. degrees, shear: rotation and shear from [-x, x], in degrees.
+    others: of the views after an image's first, in the same order; None: the same.
     """
 
     order: tuple[str, ...]
@@ -50,11 +51,19 @@ class Preset:
     flip_p: float = 0.0
     degrees: float = 0.0
     shear: float = 0.0
+    solarize_p: float = 0.0
+    others: Preset | None = None
 
     def __post_init__(self) -> None:
         unknown = set(self.order) - set(_OPERATIONS)
         if unknown or self.order.count("crop") != 1:
             raise ValueError(f"order {self.order}: operations are {sorted(_OPERATIONS)}, with one crop")
+        if self.others is not None and self.others.order != self.order:
+            raise ValueError(f"order {self.order} and of other views {self.others.order}: must be the same")
+
+    def of_view(self, view: int) -> Preset:
+        """The parameters of an image's view of this number."""
+        return self if view == 0 or self.others is None else self.others
 
 
 class ViewParams(NamedTuple):
@@ -67,6 +76,7 @@ class ViewParams(NamedTuple):
     blur: float | None  # sigma in pixels
     flip: bool
     affine: tuple[float, float] | None  # rotation, shear in degrees
+    solarize: bool = False
 
 
 # The places of one view's uniform numbers. Every view takes the same fixed number of them, so changing one parameter
@@ -74,7 +84,8 @@ class ViewParams(NamedTuple):
 _FLIP, _JITTER, _ORDER, _BRIGHTNESS, _CONTRAST, _SATURATION, _HUE, _GREY, _BLUR, _SIGMA, _ANGLE, _SHEAR = range(12)
 _TOP, _LEFT, _FIRST_TRY = 12, 13, 14
 _TRIES = 10
-_COUNT = _FIRST_TRY + 2 * _TRIES
+_SOLARIZE = _FIRST_TRY + 2 * _TRIES
+_COUNT = _SOLARIZE + 1
 
 _JITTER_OPERATIONS = ("brightness", "contrast", "saturation", "hue")
 _JITTER_ORDERS = tuple(itertools.permutations(range(4)))  # 24
@@ -88,7 +99,7 @@ def _draw_box(preset: Preset, width: int, height: int, u: list[float]) -> Box:
     """torchvision's RandomResizedCrop: ten attempts at an area and a ratio that fit, else a central crop."""
     low, high = preset.crop_scale
     log_low, log_high = math.log(preset.crop_ratio[0]), math.log(preset.crop_ratio[1])
-    for place in range(_FIRST_TRY, _COUNT, 2):
+    for place in range(_FIRST_TRY, _SOLARIZE, 2):
         area = width * height * _between(low, high, u[place])
         ratio = math.exp(_between(log_low, log_high, u[place + 1]))
         w, h = round(math.sqrt(area * ratio)), round(math.sqrt(area / ratio))
@@ -116,7 +127,7 @@ def _draw_jitter(preset: Preset, u: list[float]) -> tuple[tuple[str, float], ...
 
 
 def draw(preset: Preset, width: int, height: int, rng: np.random.Generator) -> ViewParams:
-    """The parameters of one view of a ``width`` x ``height`` image; takes the same 34 numbers from ``rng`` always."""
+    """The parameters of one view of a ``width`` x ``height`` image; takes the same 35 numbers from ``rng`` always."""
     u = rng.random(_COUNT).tolist()
     affine = None
     if preset.degrees or preset.shear:
@@ -129,6 +140,7 @@ def draw(preset: Preset, width: int, height: int, rng: np.random.Generator) -> V
         blur=_between(*preset.blur_sigma, u[_SIGMA]) if u[_BLUR] < preset.blur_p else None,
         flip=u[_FLIP] < preset.flip_p,
         affine=affine,
+        solarize=u[_SOLARIZE] < preset.solarize_p,
     )
 
 
@@ -145,6 +157,11 @@ def _grey(image: Image.Image, params: ViewParams, size: int) -> Image.Image:
 
 def _blur(image: Image.Image, params: ViewParams, size: int) -> Image.Image:
     return image if params.blur is None else image.filter(ImageFilter.GaussianBlur(params.blur))
+
+
+def _solarize(image: Image.Image, params: ViewParams, size: int) -> Image.Image:
+    """Levels from 128 on are turned around."""
+    return ImageOps.solarize(image) if params.solarize else image
 
 
 def _flip(image: Image.Image, params: ViewParams, size: int) -> Image.Image:
@@ -207,6 +224,7 @@ _OPERATIONS: dict[str, Callable[[Image.Image, ViewParams, int], Image.Image]] = 
     "jitter": _jitter,
     "grey": _grey,
     "blur": _blur,
+    "solarize": _solarize,
     "flip": _flip,
 }
 
@@ -296,10 +314,23 @@ _MOCO_V2 = Preset(
     flip_p=0.5,
 )
 
+# MoCo v3's main_moco.py with its --crop-min, which is BYOL's (arXiv 2006.07733): the first view is always blurred.
+_MOCO_V3 = replace(
+    _MOCO_V2, order=("crop", "jitter", "grey", "blur", "solarize", "flip"), saturation=0.2, blur_p=0.1, solarize_p=0.2
+)
+
+
+def _pair(crop_min: float) -> Preset:
+    others = replace(_MOCO_V3, crop_scale=(crop_min, 1.0))
+    return replace(others, blur_p=1.0, solarize_p=0.0, others=others)
+
+
 PRESETS: dict[str, Preset] = {
     # MoCo's main_moco.py without and with --aug-plus.
     "v1": replace(_MOCO_V2, order=("crop", "grey", "jitter", "flip"), jitter_p=1.0, hue=0.4, blur_p=0.0),
     "v2": _MOCO_V2,
+    "v3": _pair(0.2),  # for ResNets
+    "v3-wide": _pair(0.08),  # for ViTs
     # MoCo's CIFAR-10 notebook: torchvision's default crop scale, no blur.
     "cifar": replace(_MOCO_V2, order=("crop", "flip", "jitter", "grey"), crop_scale=(0.08, 1.0), blur_p=0.0),
     # SupContrast's, for SupCon and SimCLR alike.

@@ -22,16 +22,18 @@ from moco.data.augment import by_triton as triton_views
 from moco.kernels import by_triton as fused
 
 # A row of parameters: four steps of jitter, each an operation's number and its factor, then grey, sigma of the blur
-# (0: none) and flip.
+# (0: none), flip and solarize.
 OPERATIONS = ("brightness", "contrast", "saturation", "hue")
 NONE = -1
-_GREY, _SIGMA, _FLIP, WIDTH = 8, 9, 10, 11
+_GREY, _SIGMA, _FLIP, _SOLARIZE, WIDTH = 8, 9, 10, 11, 12
 
 # PIL's luminance: ITU-R 601-2 in 16-bit fixed point.
 RED, GREEN, BLUE = 19595.0, 38470.0, 7471.0
 
 
-def pack(jitter: Sequence[tuple[str, float]] | None, grey: bool, sigma: float | None, flip: bool) -> Tensor:
+def pack(
+    jitter: Sequence[tuple[str, float]] | None, grey: bool, sigma: float | None, flip: bool, solarize: bool = False
+) -> Tensor:
     """(P,) float32, one view's parameters as :func:`finish` reads them.
 
     A turn of the hue is a whole number of 255ths, cut off here, from the double, as torchvision does.
@@ -40,7 +42,7 @@ def pack(jitter: Sequence[tuple[str, float]] | None, grey: bool, sigma: float | 
     for name, factor in jitter or ():
         steps += [OPERATIONS.index(name), int(factor * 255) if name == "hue" else factor]
     steps += [NONE, 0.0] * (4 - len(steps) // 2)
-    return torch.tensor([*steps, grey, sigma or 0.0, flip], dtype=torch.float32)
+    return torch.tensor([*steps, grey, sigma or 0.0, flip, solarize], dtype=torch.float32)
 
 
 def luminance(images: Tensor) -> Tensor:
@@ -253,11 +255,16 @@ def _blurred(images: Tensor, table: np.ndarray) -> Tensor:
     return _at(images, chosen, lambda some: blur(some, columns))
 
 
+def _solarized(images: Tensor, table: np.ndarray) -> Tensor:
+    chosen = np.flatnonzero(table[:, _SOLARIZE])
+    return _at(images, chosen, lambda some: torch.where(some < 128, some, 255 - some))
+
+
 def _flipped(images: Tensor, table: np.ndarray) -> Tensor:
     return _at(images, np.flatnonzero(table[:, _FLIP]), lambda some: some.flip(3))
 
 
-_STAGES = {"jitter": _jittered, "grey": _greyed, "blur": _blurred, "flip": _flipped}
+_STAGES = {"jitter": _jittered, "grey": _greyed, "blur": _blurred, "solarize": _solarized, "flip": _flipped}
 
 
 def one_by_one(views: Tensor, rows: np.ndarray, order: Sequence[str]) -> Tensor:
@@ -270,9 +277,12 @@ def one_by_one(views: Tensor, rows: np.ndarray, order: Sequence[str]) -> Tensor:
 
 
 def suits_triton(rows: np.ndarray, order: Sequence[str]) -> bool:
-    """Whether ``by_triton`` can: colours before the blur, one contrast a view, every sigma within its reach."""
+    """Whether ``by_triton`` can: colours before the blur, one contrast a view, every sigma within its reach, nothing
+    solarized."""
     after = set(order[order.index("blur") :]) if "blur" in order else set()
     contrasts = (rows[:, 0:8:2] == OPERATIONS.index("contrast")).sum(1).max(initial=0)
+    if "solarize" in order and rows[:, _SOLARIZE].any():
+        return False
     return not after & {"jitter", "grey"} and contrasts <= 1 and rows[:, _SIGMA].max(initial=0) <= triton_views.SIGMA
 
 

@@ -292,8 +292,8 @@ def test_probe_views():
 
 
 def test_wrong_presets():
-    with pytest.raises(UserError, match="unknown augmentation preset v3: choose one of v1, v2, cifar, supcon, digits"):
-        get_preset("v3")
+    with pytest.raises(UserError, match="unknown augmentation preset v4: choose one of v1, v2, v3, v3-wide, cifar,"):
+        get_preset("v4")
     with pytest.raises(ValueError, match="with one crop"):
         Preset(order=("flip",))
     with pytest.raises(ValueError, match="operations are"):
