@@ -39,4 +39,4 @@ $(VENV)/installed-test: $(VENV)/bin/python pyproject.toml detection/requirements
 	touch $@
 
 clean:
-	rm -rf $(VENV) runs
+	rm -rf $(VENV) runs build *.egg-info

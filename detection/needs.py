@@ -5,9 +5,10 @@ from __future__ import annotations
 import importlib
 import warnings
 
+from moco import resources
 from moco.errors import UserError
 
-NEEDS = "python -m pip install '.[detection]'"
+NEEDS = f"python -m {resources.extra('detection')}"
 DETECTRON2 = "python -m pip install --no-build-isolation 'git+https://github.com/facebookresearch/detectron2.git'"
 MODULES = {
     "cv2": NEEDS,

@@ -23,6 +23,11 @@ def main(name: str) -> str:
     return str(MAINS / name)
 
 
+def extra(name: str) -> str:
+    """The command that installs what an extra of pyproject.toml names."""
+    return f"pip install {'moco-hard-negatives' if INSTALLED else '.'}[{name}]"
+
+
 def recipe(name: str, kind: str = "") -> str:
     """The path of a YAML file: ``name`` itself where there is such a file, else the recipe of that name, which is told.
 

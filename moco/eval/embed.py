@@ -27,7 +27,7 @@ import torch
 from PIL import Image
 from torch import nn
 
-from moco import data, distributed, files
+from moco import data, distributed, files, resources
 from moco.data import BadImages, Source, Sources
 from moco.errors import UserError
 from moco.eval.knn import FeatureExtractor, Features, read_set
@@ -209,7 +209,7 @@ def _extra(name: str) -> Any:
     try:
         return importlib.import_module(name)
     except ImportError as error:
-        raise UserError(f"--picture {name} needs the package {EXTRAS[name]}: run `pip install .[{name}]`.") from error
+        raise UserError(f"--picture {name} needs the package {EXTRAS[name]}: run `{resources.extra(name)}`.") from error
 
 
 # ----------------------------------------------------------------------------------------------------- pictures

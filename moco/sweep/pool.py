@@ -11,6 +11,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+from moco import resources
 from moco.errors import UserError
 from moco.sweep import trial as trials
 from moco.sweep.spec import Run, Trial
@@ -88,7 +89,7 @@ def _submitit(parameters: dict[str, Any], folder: str) -> Any:
     try:
         import submitit
     except ImportError as error:
-        raise UserError("run: slurm needs the package submitit: run `pip install .[slurm]`.") from error
+        raise UserError(f"run: slurm needs the package submitit: run `{resources.extra('slurm')}`.") from error
     try:
         executor = submitit.AutoExecutor(folder, cluster=parameters.pop("cluster", "slurm"))
         executor.update_parameters(**{"name": "sweep", **parameters})

@@ -14,7 +14,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from moco import distributed, files
+from moco import distributed, files, resources
 from moco.errors import UserError
 
 
@@ -142,7 +142,7 @@ def _wandb_run(project: str, save_dir: str, name: str, config: dict[str, Any] | 
     try:
         import wandb
     except ImportError as error:
-        raise UserError("--wandb needs the package wandb: run `pip install .[wandb]`.") from error
+        raise UserError(f"--wandb needs the package wandb: run `{resources.extra('wandb')}`.") from error
     path = os.path.join(save_dir, f"{name}.wandb")
     known = None
     if resumed and os.path.isfile(path):

@@ -24,7 +24,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from moco import files
+from moco import files, resources
 from moco.errors import UserError
 from moco.models.encoder import build_encoder, features, head_of, torchvision_names
 from moco.weights import detectron2_names
@@ -306,7 +306,7 @@ def _to_onnx(source: Backbone, out: str, card: dict[str, Any], keep_head: bool) 
         import onnx
         import onnxscript  # noqa: F401 (torch needs it)
     except ImportError as error:
-        raise UserError("--to onnx needs onnx and onnxscript: run `pip install .[export]`.") from error
+        raise UserError(f"--to onnx needs onnx and onnxscript: run `{resources.extra('export')}`.") from error
     expected = _compute(source.encoder, source, keep_head)
     model = source.encoder if keep_head else FeatureModule(source.encoder).eval()
     name = "logits" if keep_head else "features"

