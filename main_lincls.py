@@ -19,6 +19,7 @@ from moco import data, distributed, files, seeding
 from moco.cli import options
 from moco.cli.flag_classes import LINCLS, probing
 from moco.eval import fewshot, knn, linear, linear_checkpoint, linear_report, lr_find
+from moco.eval.features import EvalData, FeatureExtractor, bad_image_notes
 from moco.models.encoder import build_encoder
 from moco.train.plan import Progress, count_epochs
 from moco.train.resume import DONE, about_run, changes, describe_resume, describe_stop
@@ -47,28 +48,26 @@ def worker(args: Namespace) -> int:
     train, val = linear.choose_images(measure, sources, args.val_share, args.few_shot_classes)
     classes = linear.count_classes(train, args.num_classes)
     size, mean, std = settled.of(train)
-    workers, upright = distributed.share_of_cores(args.workers), args.dataset in data.UPRIGHT
+    workers, flip = distributed.share_of_cores(args.workers), args.dataset not in data.UPRIGHT
     batch, cached = args.batch_size * distributed.nodes(), args.features == "cached"
-    feed = linear.Feed(size=size, batch=batch, seed=seed, workers=workers, flip=not upright, cached=cached)
 
     # model
     torch.manual_seed(seeding.key("init", seed) >> 1)
-    encoder = build_encoder(args.arch, classes, stem=args.stem, size=feed.size, in_chans=train.channels)
+    encoder = build_encoder(args.arch, classes, stem=args.stem, size=size, in_chans=train.channels)
     weights, summary = {}, "" if path else f"no --pretrained: random initialisation by seed {seed}, a baseline"
     if args.pretrained:
-        extractor = partial(read_backbone, encoder, args.pretrained, args.arch)
-        weights, summary = distributed.first_on_node(extractor, wait=args.pretrained.startswith(PUBLISHED))
+        reading = partial(read_backbone, encoder, args.pretrained, args.arch)
+        weights, summary = distributed.first_on_node(reading, wait=args.pretrained.startswith(PUBLISHED))
         fill_backbone(encoder, weights)
     model = linear.Probe(encoder, device, mean, std, seed, AMP[args.amp])
 
     # optimizer
     lrs = linear_checkpoint.rates(state, args.lrs, args.epochs, training=mode == "lincls")
     heads = linear.make_classifiers(model, lrs, **options.head_settings(args))
-    about = about_run(probing(args, encoder.built, mean, std, feed.batch), train)
+    about = about_run(probing(args, encoder.built, mean, std, batch), train)
     notes = changes(state, path, about, LINCLS, args.seed) if mode == "lincls" else []
     notes = [DONE] if mode == "lincls" and state.get("epoch", 0) >= args.epochs else notes
-    shape = {"images": len(train), "images a batch": feed.batch}
-    run = {"seed": seed, "classes": train.classes, "batches": shape, **about}
+    run = {"seed": seed, "classes": train.classes, "batches": {"images": len(train), "images a batch": batch}, **about}
     loading = partial(linear_checkpoint.load, model, heads, state, arch=args.arch, weights=weights)
     at = loading(path, run=run if mode == "lincls" else None) if path else Progress(seed, args.start_epoch)
     resumed = describe_resume(path, at.epoch, at.batch) if path else ""
@@ -78,25 +77,26 @@ def worker(args: Namespace) -> int:
         reserving = partial(linear_checkpoint.reserve_run_folder, args.save_dir, path, args.overwrite)
         distributed.first_on_node(reserving, wait=True)
 
-    views = f"; {feed.summary}" if mode in ("lincls", "lr_find") else ""
-    plan = count_epochs(-(-len(train) // feed.batch), **options.probe_plan(args))
+    views = f"; {linear.describe_features(cached)}" if mode in ("lincls", "lr_find") else ""
+    plan = count_epochs(-(-len(train) // batch), **options.probe_plan(args))
     resume_step = at.batches(plan.steps_per_epoch) if path else None
     with RunLog(args.save_dir, config=vars(args), resume_step=resume_step, name=mode) as log:
-        log.line("\n".join([f"{args.arch} at {feed.size} px: {summary}{settled.summary}", *notes]))
+        log.line("\n".join([f"{args.arch} at {size} px: {summary}{settled.summary}", *notes]))
         log.line(f"{linear_report.describe_images(train, val, mode)}, {classes} classes; {world} process(es) on "
-                 f"{device.type}, {feed.batch} images a step in all, {feed.workers} loaders each{views}")  # fmt: skip
-        result = {"mode": mode, "arch": args.arch, "pretrained": args.pretrained, "size": feed.size, "seed": seed,
+                 f"{device.type}, {batch} images a step in all, {workers} loaders each{views}")  # fmt: skip
+        result = {"mode": mode, "arch": args.arch, "pretrained": args.pretrained, "size": size, "seed": seed,
                   "classes": classes, "train_images": len(train), "val_images": len(val)}  # fmt: skip
-        note = linear.bad_image_notes(log)
+        images = EvalData(size, batch, seed, workers, flip, bad_image_notes(log.line))
+        features = partial(linear.probe_data, model, images, cached=cached)
         if measure:
-            values, asked, summary = measure_frozen(args, model, train, val, linear.extractor(model, feed, note), seed)
+            extractor = FeatureExtractor(images, device, mean, std, model.amp)
+            values, asked, summary = measure_frozen(args, model, train, val, extractor, seed)
             log.scalars(0, values)
             linear.write_result({**result, **asked, **values}, args.save_dir, f"{measure}.json")
             log.line(summary)
             return 0
-
         if args.lr_find:
-            found = lr_find.sweep(heads[0], feed.of(model, train, note, training=True), args.lr_find_steps)
+            found = lr_find.sweep(heads[0], features(train, training=True), args.lr_find_steps)
             lr_find.write(found, result, args.save_dir)
             log.line(found.summary())
             return 0
@@ -104,8 +104,8 @@ def worker(args: Namespace) -> int:
         # loop
         end, details = at.epoch if args.evaluate else args.epochs, bool(args.per_class or args.confusion)
         stop = StopRequest(args.max_minutes) if at.epoch < end else None
-        held_out = feed.of(model, val, note)
-        training = feed.of(model, train, note, training=True) if at.epoch < end else held_out
+        held_out = features(val)
+        training = features(train, training=True) if at.epoch < end else held_out
         save = partial(linear_checkpoint.save, model, heads, args.save_dir, at, arch=args.arch, run=run)
         if at.epoch >= end:
             linear.validate(heads, held_out, details)
@@ -131,13 +131,13 @@ def worker(args: Namespace) -> int:
 
 
 def measure_frozen(
-    args: Namespace, model: linear.Probe, train: data.Source, val: data.Source, how: knn.FeatureExtractor, seed: int
+    args: Namespace, model: linear.Probe, train: data.Source, val: data.Source, extractor: FeatureExtractor, seed: int
 ) -> tuple[dict[str, float], dict[str, Any], str]:
     """k-NN or few-shot accuracy: numbers, settings and words."""
     if args.knn:
-        return knn.measure(model.encoder, train, val, how, args.knn_k, args.knn_t)
+        return knn.measure_knn(model.encoder, train, val, extractor, args.knn_k, args.knn_t)
     setting = fewshot.Setting(**options.few_shot_settings(args), seed=seed)
-    return fewshot.measure(model.encoder, train, how, setting)
+    return fewshot.measure_few_shot(model.encoder, train, extractor, setting)
 
 
 def main(argv: list[str] | None = None) -> int:

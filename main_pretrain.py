@@ -16,7 +16,7 @@ from moco import data, distributed, files, seeding
 from moco.cli import options
 from moco.cli.flag_classes import PRETRAIN, pretraining
 from moco.eval import between_epochs
-from moco.eval.knn import FeatureExtractor
+from moco.eval.features import EvalData, FeatureExtractor
 from moco.methods import negatives
 from moco.methods.registry import METHODS
 from moco.models import ema
@@ -98,7 +98,8 @@ def worker(args: Namespace) -> int:
             log.line(f"no k-NN accuracy: {sources.no_pair or 'switched off by --knn-every 0'}")
         if trainer.finished():
             log.line(DONE)
-        how = FeatureExtractor(view.size, batch, trainer.device, view.mean, view.std, workers, plan.amp)
+        images_to_score = EvalData(view.size, batch, workers=workers)
+        extractor = FeatureExtractor(images_to_score, trainer.device, view.mean, view.std, plan.amp)
         while trainer.exit_code is None and not trainer.finished():
             trainer.run_epoch(batches)
 
@@ -106,7 +107,7 @@ def worker(args: Namespace) -> int:
             if trainer.due(args.save_every):
                 trainer.save(args.arch, args.keep)
             if trainer.exit_code is None:
-                between_epochs.report(trainer, evaluated, sources, how, seed, **options.validation_settings(args))
+                between_epochs.report(trainer, evaluated, sources, extractor, seed, **options.validation_settings(args))
     return trainer.exit_code or 0
 
 

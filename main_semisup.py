@@ -19,6 +19,7 @@ from moco.cli import options
 from moco.cli.flag_classes import SEMISUP, tuning
 from moco.data.sources import subset
 from moco.eval import fewshot, finetune, linear
+from moco.eval.features import EvalData, FeatureExtractor, bad_image_notes
 from moco.eval.finetune_loss import Objective
 from moco.models.ema import moving_average
 from moco.models.encoder import build_encoder, strided_point
@@ -59,8 +60,8 @@ def worker(args: Namespace) -> int:
     encoder = build_encoder(args.arch, classes, **shape)
     summary = "" if path else f"no --pretrained: random initialisation by seed {seed}, a baseline"
     if args.pretrained:
-        extractor = partial(read_backbone, encoder, args.pretrained, args.arch)
-        weights, summary = distributed.first_on_node(extractor, wait=args.pretrained.startswith(PUBLISHED))
+        reading = partial(read_backbone, encoder, args.pretrained, args.arch)
+        weights, summary = distributed.first_on_node(reading, wait=args.pretrained.startswith(PUBLISHED))
         fill_backbone(encoder, weights)
     on_cpu = distributed.device().type == "cpu"
     broken = strided_point(encoder, whole.channels, size) if on_cpu and args.weights == "finetune" else ""
@@ -80,8 +81,7 @@ def worker(args: Namespace) -> int:
     batch = args.batch_size * distributed.nodes()
     about = about_run(tuning(args, encoder.built, mean, std, epochs, batch, amp, train, val), whole)
     notes = [] if args.evaluate else changes(state, path, about, SEMISUP, args.seed)
-    progress = Progress(seed, args.start_epoch)
-    steps = -(-len(train) // batch)
+    progress, steps = Progress(seed, args.start_epoch), -(-len(train) // batch)
     plan = count_epochs(steps, epochs=epochs, **options.tuning_plan(args))
     ema, wrapped = moving_average(model, args.ema, args.ema_epoch, plan.steps_per_epoch), distributed.wrap(model)
     tuner = finetune.Tuner(model, wrapped, optimizer, scaler, plan, progress, about, objective, ema, whole.classes)
@@ -94,7 +94,6 @@ def worker(args: Namespace) -> int:
     mode, val, score = ("evaluate", None, None) if args.evaluate else ("semisup", val, None)
     if not args.evaluate:
         distributed.first_on_node(partial(finetune.reserve_run_folder, args.save_dir, path, args.overwrite), wait=True)
-
     resume_step = progress.batches(steps) if path else None
     with RunLog(args.save_dir, config=vars(args), resume_step=resume_step, name=mode) as log:
         summary = "; ".join([summary, *args.notes]) + settled.summary
@@ -103,9 +102,9 @@ def worker(args: Namespace) -> int:
         summary = f"{epochs} epochs of {steps} steps, " * (not args.evaluate) + distributed.summary()
         log.line("\n".join([f"{summary}, batch {batch}, amp {amp or 'off'}, seed {seed}", *notes]))
         workers, flip = distributed.share_of_cores(args.workers), args.dataset not in data.UPRIGHT
-        note, preset = linear.bad_image_notes(log), data.get_preset(args.aug) if args.aug else None
-        feed = finetune.Feed(size, batch, seed, workers, flip, note, preset, args.aa, objective.views)
-        training, selecting = feed.of(train, training=True), feed.of(val or test or train)
+        note, preset = bad_image_notes(log.line), data.get_preset(args.aug) if args.aug else None
+        images = EvalData(size, batch, seed, workers, flip, note, preset, args.aa, objective.views)
+        training, selecting = images.of(train, training=True), images.of(val or test or train)
         finetune.check_batch(model, training.sampler)
         stop = StopRequest(args.max_minutes)
 
@@ -125,13 +124,14 @@ def worker(args: Namespace) -> int:
             tuner.save(args.save_dir, args.arch, is_best=tuner.close_epoch(score))
             tuner.report_epoch(log, score, "val" if val else "test", steps)
         score = score or finetune.evaluate(tuner.evaluated, selecting)
-        final = score if not val else finetune.evaluate(tuner.evaluated, feed.of(test)) if test else None
+        final = score if not val else finetune.evaluate(tuner.evaluated, images.of(test)) if test else None
         result = {"mode": mode, "arch": args.arch, "pretrained": args.pretrained, "seed": seed, "origin": origin,
                   "train_images": len(train)}  # fmt: skip
         result |= tuner.result(score if val else None, final)
         if novel:
             setting = fewshot.Setting(**options.few_shot_settings(args), seed=seed)
-            values, asked, summary = fewshot.measure(tuner.evaluated.encoder, novel, feed.extractor(model), setting)
+            extractor = FeatureExtractor(images, distributed.device(), mean, std, amp)
+            values, asked, summary = fewshot.measure_few_shot(tuner.evaluated.encoder, novel, extractor, setting)
             result |= values | {"few_shot": asked}
             log.line(summary)
         name = "evaluate.json" if args.evaluate else finetune.RESULT

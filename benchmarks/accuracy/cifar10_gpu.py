@@ -148,20 +148,20 @@ def name_of(args: argparse.Namespace) -> str:
 
 
 def report(
-    trainer: Any, encoder: Any, sources: Any, how: Any, seed: int, *, knn_every: int, k: Sequence[int],
+    trainer: Any, encoder: Any, sources: Any, extractor: Any, seed: int, *, knn_every: int, k: Sequence[int],
     temperature: float, **_: Any,
 ) -> None:  # fmt: skip
     """In the place of :func:`moco.eval.between_epochs.report`: k-NN on features and on the head's output, from one
     pass."""
-    from moco.eval.knn import extract_shard, knn_predict
+    from moco.eval.knn import knn_predict
 
     if not trainer.due(knn_every):
         return
-    bank, queries = (extract_shard(encoder, source, how, head=True) for source in (sources.train, sources.val))
+    bank, queries = (extractor.shard(encoder, source, head=True) for source in (sources.train, sources.val))
     found, classes = {}, len(sources.train.classes)
     for name, rows, asked in (("knn", bank.x, queries.x), ("knn_output", bank.z, queries.z)):
         predicted = knn_predict(
-            rows, bank.labels, asked, k=k, temperature=temperature, num_classes=classes, device=how.device
+            rows, bank.labels, asked, k=k, temperature=temperature, num_classes=classes, device=extractor.device
         )
         found[name] = 100.0 * int((predicted[0] == queries.labels).sum()) / len(queries.labels)
     at = trainer.progress

@@ -36,7 +36,8 @@ from benchmarks.peers import TAR, Lightly, Setting, open_cifar
 from moco import data, distributed
 from moco.cli import options
 from moco.errors import UserError
-from moco.eval.knn import FeatureExtractor, evaluate_knn
+from moco.eval.features import EvalData, FeatureExtractor
+from moco.eval.knn import evaluate_knn
 from moco.models.encoder import build_encoder, strided_point
 from moco.train import pretraining
 from moco.train.bench import make_trainer
@@ -86,7 +87,7 @@ def train(args: Namespace, run: Namespace, sources: data.Sources) -> list[dict]:
     view = view_settings(run, sources.pretrain)
     network = build_encoder(run.arch, run.moco_dim, stem=run.stem, size=view.size)
     amp = pretraining.pick_amp(run.amp, distributed.device(), strided_point(network, view.channels, view.size))
-    how = FeatureExtractor(view.size, 500, distributed.device(), view.mean, view.std, amp=amp)
+    extractor = FeatureExtractor(EvalData(view.size, 500), distributed.device(), view.mean, view.std, amp)
     found = []
     with tempfile.TemporaryDirectory() as folder, RunLog(folder, tensorboard=False) as log:
         runs = {}
@@ -102,7 +103,7 @@ def train(args: Namespace, run: Namespace, sources: data.Sources) -> list[dict]:
                 train_epoch(epoch)
                 cpu, clock = time.process_time() - cpu, time.perf_counter() - clock
                 spent[name] = (spent[name][0] + cpu, spent[name][1] + clock)
-                accuracy = evaluate_knn(encoder, sources.train, sources.val, how)[200]
+                accuracy = evaluate_knn(encoder, sources.train, sources.val, extractor)[200]
                 images = (epoch + 1) * (len(sources.pretrain) // run.batch_size * run.batch_size)
                 found.append({"run": name, "seed": run.seed, "epoch": epoch + 1, "images": images, "knn": accuracy,
                               "cpu_s": round(spent[name][0], 2), "clock_s": round(spent[name][1], 2)})  # fmt: skip

@@ -13,7 +13,8 @@ from torch import nn
 from moco.data import Sources
 from moco.errors import UserError
 from moco.eval import retrieval
-from moco.eval.knn import FeatureExtractor, evaluate_knn, extract_shard, knn_values
+from moco.eval.features import FeatureExtractor
+from moco.eval.knn import evaluate_knn, knn_values
 from moco.train.pretraining import Trainer
 
 
@@ -27,7 +28,7 @@ def check(sources: Sources, retrieval_every: int) -> None:
 
 
 def report(
-    trainer: Trainer, encoder: nn.Module, sources: Sources, how: FeatureExtractor, seed: int,
+    trainer: Trainer, encoder: nn.Module, sources: Sources, extractor: FeatureExtractor, seed: int,
     *, knn_every: int, retrieval_every: int, k: Sequence[int], temperature: float,
 ) -> None:  # fmt: skip
     """Measure and log what is due after this epoch; every process has to call.
@@ -42,9 +43,9 @@ def report(
     by_knn, both_ways = trainer.due(knn_every), trainer.due(retrieval_every)
     if train is None or val is None or not (by_knn or both_ways):
         return
-    share = extract_shard(encoder, val, how, head=both_ways)
+    share = extractor.shard(encoder, val, head=both_ways)
     if by_knn:
-        found = evaluate_knn(encoder, train, val, how, k=k, temperature=temperature, queries=share)
+        found = evaluate_knn(encoder, train, val, extractor, k=k, temperature=temperature, queries=share)
         percent = ", ".join(f"{value:.2f} %" + f" (k={k})" * (len(found) > 1) for k, value in found.items())
         trainer.report_measured(knn_values(found), f"k-NN {percent} on held-out images (encoder features)")
     if both_ways:

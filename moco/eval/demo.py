@@ -15,12 +15,11 @@ import sys
 import time
 from pathlib import Path
 
-import numpy as np
 import torch
 
 from moco import data, distributed, resources
 from moco.eval.embed import picture, tsne
-from moco.eval.knn import extract
+from moco.eval.features import EvalData, FeatureExtractor
 from moco.models.encoder import build_encoder
 from moco.weights.read import load_backbone
 
@@ -96,15 +95,14 @@ def draw_embeddings(settings: argparse.Namespace, weights: str, path: str) -> No
     """Write the picture of the held-out digits' features, untrained beside pretrained."""
     source = data.open_sources(settings.dataset).val
     assert source is not None  # the built-in set always has one
-    sampler = data.EpochSampler(len(source), 256, 0, drop_last=False, shuffle=False)
-    loader = data.make_loader(data.Labelled(source, settings.size, train=False), sampler)
     mean, std = data.channel_statistics(settings.dataset, source.channels)
+    extractor = FeatureExtractor(EvalData(settings.size, 256), torch.device("cpu"), mean, std)
     panels = []
     for title in ("untrained", "pretrained"):
         torch.manual_seed(settings.seed)
         encoder = build_encoder(settings.arch, 10, size=settings.size, in_chans=source.channels)
         if title == "pretrained":
             load_backbone(encoder, weights)
-        features, labels = extract(encoder, loader, torch.device("cpu"), mean, std)
-        panels.append((title, tsne(np.asarray(features)), np.asarray(labels)))
+        features = extractor.whole(encoder, source)
+        panels.append((title, tsne(features.x.numpy()), features.labels.numpy()))
     picture(panels, source.classes or [], path)

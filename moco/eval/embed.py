@@ -28,15 +28,14 @@ from PIL import Image
 from torch import nn
 
 from moco import data, distributed, files, resources
-from moco.data import BadImages, Source, Sources
+from moco.data import Source, Sources
 from moco.errors import UserError
-from moco.eval.knn import FeatureExtractor, Features, read_set
+from moco.eval.features import EvalData, FeatureExtractor, Features, bad_image_notes
 from moco.models.encoder import build_encoder
 from moco.seeding import numpy_generator
 from moco.weights.read import PUBLISHED, fill_backbone, read_backbone, settle
 
 AMP = {"off": None, "bf16": torch.bfloat16, "fp16": torch.float16}
-MAX_BAD_IMAGES = 100  # more end the run
 FEWEST = 10  # images that a picture needs; the methods look at neighbourhoods
 THUMBNAIL = 64  # longest side in pixels
 
@@ -82,20 +81,16 @@ def read(args: Namespace) -> Found:
 
     # The head's width is of no account: features are what enters it.
     encoder = build_encoder(args.arch, 2, stem=args.stem, size=size, in_chans=source.channels)
-    extractor = partial(read_backbone, encoder, args.checkpoint, args.arch)
-    weights, summary = distributed.first_on_node(extractor, wait=args.checkpoint.startswith(PUBLISHED))
+    reading = partial(read_backbone, encoder, args.checkpoint, args.arch)
+    weights, summary = distributed.first_on_node(reading, wait=args.checkpoint.startswith(PUBLISHED))
     fill_backbone(encoder, weights)
-    device, unreadable = distributed.device(), BadImages(MAX_BAD_IMAGES)
-
-    def note(batch: dict[str, torch.Tensor], source: Source) -> None:
-        for name in unreadable.note(batch, source):
-            print(f"unreadable image left out: {name}", flush=True)
-
-    how = FeatureExtractor(
-        size, args.batch_size * distributed.nodes(), device, mean, std, distributed.share_of_cores(args.workers),
-        AMP[args.amp], note,
+    device = distributed.device()
+    images = EvalData(
+        size, args.batch_size * distributed.nodes(), workers=distributed.share_of_cores(args.workers),
+        note=bad_image_notes(partial(print, flush=True), "left out"),
     )  # fmt: skip
-    return Found(read_set(encoder.to(device), source, how), source, encoder, size, summary + settled.summary)
+    extractor = FeatureExtractor(images, device, mean, std, AMP[args.amp])
+    return Found(extractor.whole(encoder.to(device), source), source, encoder, size, summary + settled.summary)
 
 
 def choose(sources: Sources, split: str | None) -> Source:

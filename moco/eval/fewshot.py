@@ -25,7 +25,7 @@ from torch import nn
 from moco import distributed
 from moco.data import Source, Sources
 from moco.errors import UserError
-from moco.eval.knn import FeatureExtractor, describe_unread, read_set
+from moco.eval.features import FeatureExtractor, describe_unread
 from moco.seeding import numpy_generator
 
 _WORDNET = re.compile(r"n\d{8}$")  # what ImageNet's and miniImageNet's classes are called
@@ -229,12 +229,12 @@ def leak(classes: Sequence[str]) -> str:
     )
 
 
-def measure(
-    encoder: nn.Module, source: Source, how: FeatureExtractor, setting: Setting
+def measure_few_shot(
+    encoder: nn.Module, source: Source, extractor: FeatureExtractor, setting: Setting
 ) -> tuple[dict[str, float], dict[str, Any], str]:
     """Few-shot accuracy on ``source`` as numbers for a log, settings for a result file, and lines to read."""
     assert source.labels is not None
-    share = read_set(encoder, source, how)
+    share = extractor.whole(encoder, source)
     classes = source.classes or [str(label) for label in range(int(source.labels.max()) + 1)]
     found = few_shot(share.x.numpy(), share.labels.numpy(), classes, setting)
     values, summary = {}, []

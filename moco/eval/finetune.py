@@ -10,7 +10,6 @@ Legend: N images on this process, C classes, B images of a step in all.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice
@@ -21,11 +20,11 @@ from torch import Tensor, nn
 from torch.nn.utils import get_total_norm
 
 from moco import distributed, files, seeding
-from moco.data import EpochSampler, Labelled, Loader, Preset, Source, Sources, make_loader, open_sources
+from moco.data import EpochSampler, Source, Sources, open_sources
 from moco.errors import SIGTERM_EXIT, TrainingError, UserError
 from moco.eval import fewshot
+from moco.eval.features import LabelledBatches, describe_unread
 from moco.eval.finetune_loss import Judged, Objective
-from moco.eval.knn import FeatureExtractor, describe_unread
 from moco.eval.linear import Score, counts, labelled_pair, own_rows
 from moco.models.batchnorm import has_batchnorm, sync_batchnorm
 from moco.models.ema import update_unless
@@ -183,58 +182,7 @@ class Classifier(nn.Module):
         return {name: value.cpu().clone() for name, value in self.encoder.state_dict().items() if name in keys}
 
 
-# ---------------------------------------------------------------------------------------------------- the images
-
-
-@dataclass(frozen=True)
-class Images:
-    """A set's loader and the order in which it goes through the set. ``note`` sees every batch (bad images)."""
-
-    loader: Loader
-    sampler: EpochSampler
-    note: Callable[[dict[str, Tensor], Source], None]
-
-    def batches(self, epoch: int, first: int, watch: Stopwatch) -> Iterator[dict[str, Tensor]]:
-        """This process's batches of an epoch from ``first`` on; time spent waiting goes to ``watch``."""
-        self.sampler.set_position(epoch, first)
-        source = self.loader.dataset.source  # type: ignore[attr-defined]
-        for batch in watch.waiting_for(self.loader):
-            self.note(batch, source)
-            yield batch
-
-
-@dataclass(frozen=True)
-class Feed:
-    """How images reach the network. size: side in pixels. batch: B. seed: of order and crops. workers: loader processes
-    of this process. flip: training views may be mirrored. note: see :class:`Images`. preset, auto, views: of training
-    views, see :class:`moco.data.Labelled`."""
-
-    size: int
-    batch: int
-    seed: int
-    workers: int
-    flip: bool
-    note: Callable[[dict[str, Tensor], Source], None]
-    preset: Preset | None = None
-    auto: str = ""
-    views: int = 1
-
-    def of(self, source: Source, training: bool = False) -> Images:
-        """Batches of a set, no image dropped: shuffled random crops when ``training``, else whole images in order."""
-        world, rank = distributed.world_size(), distributed.rank()
-        sampler = EpochSampler(len(source), self.batch, self.seed, world, rank, drop_last=False, shuffle=training)
-        views = Labelled(
-            source, self.size, train=training, seed=self.seed, flip=self.flip, preset=self.preset, auto=self.auto,
-            views=self.views,
-        )  # fmt: skip
-        return Images(make_loader(views, sampler, self.workers, pin_memory=True), sampler, self.note)
-
-    def extractor(self, model: Classifier) -> FeatureExtractor:
-        """How measures of frozen features get the images."""
-        device = distributed.device()
-        return FeatureExtractor(
-            self.size, self.batch, device, model.mean, model.std, self.workers, model.amp, self.note
-        )
+# ---------------------------------------------------------------------------------------------------- evaluation
 
 
 def check_batch(model: Classifier, sampler: EpochSampler) -> None:
@@ -252,7 +200,7 @@ def check_batch(model: Classifier, sampler: EpochSampler) -> None:
 
 
 @torch.no_grad()
-def evaluate(model: Classifier, images: Images) -> Score:
+def evaluate(model: Classifier, images: LabelledBatches) -> Score:
     """Accuracy in eval mode, each image that can be read counted once: the last step's repeats, which make the shares
     of all processes equal, are left out. BatchNorm's statistics are the main process's, which are those of checkpoints.
     """
@@ -262,7 +210,7 @@ def evaluate(model: Classifier, images: Images) -> Score:
     n, world, rank = images.sampler.n, distributed.world_size(), distributed.rank()
     sums = torch.zeros(4, dtype=torch.float64, device=device)
     seen = 0
-    for batch in images.batches(0, 0, Stopwatch()):
+    for batch in images.batches(0):
         count = len(batch["label"])
         own = own_rows(batch["bad"] < 0, n - seen - rank * count)
         seen += world * count
@@ -342,7 +290,7 @@ class Tuner:
         """Whether all epochs are done."""
         return self.progress.epoch >= self.plan.epochs
 
-    def train_epoch(self, images: Images, log: RunLog, stop: StopRequest) -> int | None:
+    def train_epoch(self, images: LabelledBatches, log: RunLog, stop: StopRequest) -> int | None:
         """The rest of the current epoch; an exit code when the run must stop before it goes on.
 
         Raises:

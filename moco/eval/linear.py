@@ -16,7 +16,7 @@ from __future__ import annotations
 import copy
 import math
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -25,11 +25,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from moco import distributed, files
-from moco.data import BadImages, EpochSampler, Labelled, Loader, Source, Sources, make_loader
+from moco.data import EpochSampler, Source, Sources
 from moco.data.sources.subset import Subset, split
 from moco.errors import TrainingError, UserError
 from moco.eval import fewshot
-from moco.eval.knn import FeatureExtractor, Unread, extract, labelled_sets
+from moco.eval.features import EvalData, FeatureExtractor, Features, LabelledBatches
+from moco.eval.knn import labelled_sets
 from moco.models.encoder import backbone_keys, features, new_classifier
 from moco.models.inputs import normalise
 from moco.train.metrics import TOP5_FROM, Mean, accuracy
@@ -40,8 +41,6 @@ from moco.train.stop import StopRequest, steps_between_looks
 from moco.train.timers import Stopwatch
 
 Batches = Iterator[tuple[Tensor, Tensor, Tensor]]  # features (N, F), labels (N,), on the CPU which were read (N,) bool
-
-MAX_BAD_IMAGES = 100  # of each set; more end the run
 
 
 # ------------------------------------------------------------------------------------------------ before a run
@@ -252,92 +251,71 @@ def note_best(heads: list[LinearClassifier]) -> LinearClassifier | None:
 # ------------------------------------------------------------------------------------------- batches of features
 
 
-class Images:
-    """Features computed from images as they come: under new random crops in every epoch, or for a held-out set.
+@dataclass(frozen=True)
+class FreshFeatures:
+    """Features computed from images as they come: under new random crops in every epoch, or for a held-out set."""
 
-    ``note`` sees each batch of images, see :func:`bad_image_notes`.
-    """
+    probe: Probe
+    images: LabelledBatches
 
-    def __init__(self, probe: Probe, loader: Loader, sampler: EpochSampler, note: Callable) -> None:
-        self.probe, self.loader, self.sampler, self.note, self.device = probe, loader, sampler, note, probe.device
+    @property
+    def sampler(self) -> EpochSampler:
+        """The order of the images."""
+        return self.images.sampler
+
+    @property
+    def device(self) -> torch.device:
+        """Where they are computed."""
+        return self.probe.device
 
     def batches(self, epoch: int, watch: Stopwatch, first: int = 0) -> Batches:
         """This process's batches of an epoch from ``first`` on; time spent waiting for images goes to ``watch``."""
-        self.sampler.set_position(epoch, first)
-        source = self.loader.dataset.source  # type: ignore[attr-defined]
-        for batch in watch.waiting_for(self.loader):
-            self.note(batch, source)
-            yield self.probe.features(batch["image"]), batch["label"].to(self.probe.device), batch["bad"] < 0
-
-
-class Cached:
-    """Features computed once and without augmentation: x (n, F), labels (n,), on the CPU; readable (n,) bool, None for
-    all."""
-
-    def __init__(
-        self, x: Tensor, labels: Tensor, sampler: EpochSampler, device: torch.device, readable: Tensor | None = None
-    ) -> None:
-        self.x, self.labels, self.sampler, self.device = x, labels, sampler, device
-        self.readable = torch.ones(len(x), dtype=torch.bool) if readable is None else readable
-
-    def batches(self, epoch: int, watch: Stopwatch, first: int = 0) -> Batches:
-        """This process's batches of an epoch from ``first`` on, the same images that :class:`Images` would take."""
-        self.sampler.set_position(epoch, first)
-        for keys in self.sampler:
-            rows = [index for _, index in keys]
-            yield self.x[rows].to(self.device), self.labels[rows].to(self.device), self.readable[rows]
+        for batch in self.images.batches(epoch, first, watch):
+            yield self.probe.features(batch["image"]), batch["label"].to(self.device), batch["bad"] < 0
 
 
 @dataclass(frozen=True)
-class Feed:
-    """How images reach a probe.
+class CachedFeatures:
+    """Features of all n images on the CPU, computed once and without augmentation; those of an image that cannot be
+    read are of the one that replaced it."""
 
-    size: side of the views in pixels. batch: B. seed: of order and crops. workers: loader processes of this process.
-    flip: training views may be mirrored. cached: features are computed once, without augmentation.
+    found: Features
+    sampler: EpochSampler
+    device: torch.device
+
+    def batches(self, epoch: int, watch: Stopwatch, first: int = 0) -> Batches:
+        """This process's batches of an epoch from ``first`` on, the images that :class:`FreshFeatures` would take."""
+        self.sampler.set_position(epoch, first)
+        for keys in self.sampler:
+            rows = [index for _, index in keys]
+            x, labels = self.found.x[rows].to(self.device), self.found.labels[rows].to(self.device)
+            yield x, labels, self.found.readable[rows]
+
+
+ProbeData = FreshFeatures | CachedFeatures
+
+
+def probe_data(
+    probe: Probe, images: EvalData, source: Source, *, training: bool = False, cached: bool = False
+) -> ProbeData:
+    """What a probe is trained or evaluated on; no image is dropped.
+
+    Args:
+        training: shuffled, and random crops unless ``cached``; else whole images in order.
+        cached: features are computed once from whole images.
     """
-
-    size: int
-    batch: int
-    seed: int
-    workers: int
-    flip: bool = True
-    cached: bool = False
-
-    @property
-    def summary(self) -> str:
-        """Where the training features come from, for the log."""
-        if self.cached:
-            return "features computed once from whole images, without augmentation"
-        return "features of new random crops in every epoch"
-
-    def of(self, probe: Probe, source: Source, note: Callable, training: bool = False) -> Images | Cached:
-        """Batches of a set, no image dropped: shuffled random crops when ``training``, else whole images in order."""
-        sampler, ordered = (
-            EpochSampler(
-                len(source), self.batch, self.seed, distributed.world_size(), distributed.rank(), drop_last=False,
-                shuffle=shuffle,
-            )
-            for shuffle in (training, False)
-        )  # fmt: skip
-        views = Labelled(source, self.size, train=training and not self.cached, seed=self.seed, flip=self.flip)
-        pin = probe.device.type == "cuda"
-        if not self.cached:
-            return Images(probe, make_loader(views, sampler, self.workers, pin), sampler, note)
-        loader = make_loader(views, ordered, self.workers, pin)
-        marks = Unread(source, probe.device, note)
-        x, labels = extract(probe.encoder, loader, probe.device, probe.mean, probe.std, amp=probe.amp, note=marks)
-        return Cached(x, labels, sampler, probe.device, marks.readable())
+    if not cached:
+        return FreshFeatures(probe, images.of(source, training))
+    extractor = FeatureExtractor(images, probe.device, probe.mean, probe.std, probe.amp)
+    found = extractor.whole(probe.encoder, source, unread=True)
+    return CachedFeatures(found, images.sampler(source, training), probe.device)
 
 
-def bad_image_notes(log: RunLog) -> Callable[[dict[str, Tensor], Source], None]:
-    """A function of (batch, source) that names each unreadable image once and ends the run when there are too many."""
-    counters: dict[int, BadImages] = {}
-
-    def note(batch: dict[str, Tensor], source: Source) -> None:
-        for name in counters.setdefault(id(source), BadImages(MAX_BAD_IMAGES)).note(batch, source):
-            log.line(f"unreadable image replaced by another: {name}")
-
-    return note
+def describe_features(cached: bool) -> str:
+    """Where the training features come from, for the log."""
+    if cached:
+        return "features computed once from whole images, without augmentation"
+    return "features of new random crops in every epoch"
 
 
 # ------------------------------------------------------------------------------------------------- train, validate
@@ -345,7 +323,7 @@ def bad_image_notes(log: RunLog) -> Callable[[dict[str, Tensor], Source], None]:
 
 def train_epoch(
     heads: list[LinearClassifier],
-    data: Images | Cached,
+    data: ProbeData,
     plan: TrainPlan,
     at: Progress,
     log: RunLog,
@@ -432,7 +410,7 @@ def named(values: dict[str, float], head: LinearClassifier, heads: list[LinearCl
 
 
 @torch.no_grad()
-def validate(heads: list[LinearClassifier], data: Images | Cached, predictions: bool = False) -> None:
+def validate(heads: list[LinearClassifier], data: ProbeData, predictions: bool = False) -> None:
     """Give each head its score on the held-out images that can be read, each counted once: the last step's repeats,
     which make the shares of all processes equal, are left out.
 
@@ -477,11 +455,6 @@ def _predictions(logits: Tensor, labels: Tensor, kept: Tensor) -> Tensor:
     own = torch.full_like(labels, -1)
     own[kept] = labels[kept]
     return torch.stack([own, first[:, 0], among5], 1)
-
-
-def extractor(probe: Probe, feed: Feed, note: Callable) -> FeatureExtractor:
-    """How the measures without training (k-NN, few-shot) get the frozen features."""
-    return FeatureExtractor(feed.size, feed.batch, probe.device, probe.mean, probe.std, feed.workers, probe.amp, note)
 
 
 def write_result(result: dict[str, Any], save_dir: str, name: str) -> None:

@@ -15,7 +15,7 @@ from sklearn.metrics import confusion_matrix
 
 from moco import distributed, files
 from moco.data import Source
-from moco.eval.knn import describe_unread
+from moco.eval.features import describe_unread
 from moco.eval.linear import LinearClassifier, Score, leader, named
 from moco.train.metrics import describe_top5, without_top5
 from moco.train.runlog import RunLog

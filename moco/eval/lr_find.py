@@ -14,7 +14,7 @@ from typing import Any
 
 from moco import distributed
 from moco.errors import TrainingError
-from moco.eval.linear import Cached, Images, LinearClassifier, write_result
+from moco.eval.linear import LinearClassifier, ProbeData, write_result
 from moco.eval.linear_report import write_csv
 from moco.files import write_figure
 from moco.train.timers import Stopwatch
@@ -85,7 +85,7 @@ class Sweep:
         return f" * lr-find suggests --lr {self.suggestion():g} ({len(self.rates)} steps in lr_find.png{warning})"
 
 
-def sweep(head: LinearClassifier, data: Images | Cached, steps: int | None) -> Sweep:
+def sweep(head: LinearClassifier, data: ProbeData, steps: int | None) -> Sweep:
     """Train the head while its rate rises from LOW to HIGH in ``steps`` steps (None: an epoch, at least MIN_STEPS)."""
     steps = steps or max(len(data.sampler), MIN_STEPS)
     found = Sweep(steps)

@@ -33,7 +33,7 @@ from torch import Tensor, nn
 from moco import distributed
 from moco.errors import UserError
 from moco.eval import embed, linear
-from moco.eval.knn import Features, gathered
+from moco.eval.features import Features, gathered
 from moco.seeding import torch_generator
 from moco.weights.read import PUBLISHED, open_file, sound_head_entries
 
@@ -52,10 +52,10 @@ def worker(args: Namespace) -> int:
     tell = print if distributed.is_main() else _silent
     tell(f"{len(x)} images of {found.source.name}, {args.arch} at {found.size} px: {found.summary}")
     head = None if args.checkpoint.startswith(PUBLISHED) else read_head(found.encoder, args.checkpoint)
-    result = {"features": measure(x, labels, args.seed)}
+    result = {"features": measure_retrieval(x, labels, args.seed)}
     if head is not None:
         with torch.no_grad():
-            result["head"] = measure(head(x), labels, args.seed)
+            result["head"] = measure_retrieval(head(x), labels, args.seed)
     else:
         tell("the file has no projection head of linear layers: features alone are measured")
     settings = {"arch": args.arch, "checkpoint": args.checkpoint, "images": len(x), "seed": args.seed}
@@ -81,7 +81,8 @@ def both_ways(share: Features, seed: int) -> tuple[dict[str, float], str]:
     NaN: a measure ends no run.
 
     Args:
-        share: this process's images, with z, see :func:`moco.eval.knn.extract_shard`; every process has to call.
+        share: this process's images, with z, of :meth:`moco.eval.features.FeatureExtractor.shard`; every process has
+            to call.
         seed: of the part and of k-means.
     """
     whole = gathered(share, distributed.device())
@@ -91,7 +92,7 @@ def both_ways(share: Features, seed: int) -> tuple[dict[str, float], str]:
     values, lines = {}, [f"retrieval among {len(part)} held-out images" + f", drawn from {n}" * (n > MOST)]
     for where, x in (("features", whole.x[part]), ("head", whole.z[part])):
         finite = bool(x.isfinite().all())
-        found = measure(x, whole.labels[part], seed) if finite else {name: math.nan for name in MEASURES}
+        found = measure_retrieval(x, whole.labels[part], seed) if finite else {name: math.nan for name in MEASURES}
         values.update({f"{where}/{name}": value for name, value in found.items()})
         lines.append(f"   {where}: " + summary(found))
     return values, "\n".join(lines)
@@ -126,7 +127,7 @@ def check_labels(labels: Tensor, name: str) -> None:
         raise UserError(f"{name} needs class folders, two at least, and two images in one: retrieval is by class.")
 
 
-def measure(x: Tensor, labels: Tensor, seed: int) -> dict[str, float]:
+def measure_retrieval(x: Tensor, labels: Tensor, seed: int) -> dict[str, float]:
     """Every measure in percent, of (n, F) features and (n,) labels, which every process has; all have to call."""
 
     def own() -> tuple[dict[str, float] | None, Tensor]:

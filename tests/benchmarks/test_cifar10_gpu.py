@@ -17,6 +17,7 @@ from moco import files
 from moco.data import ArraySource, Sources
 from moco.errors import UserError
 from moco.eval import knn
+from moco.eval.features import EvalData, FeatureExtractor
 from moco.models.encoder import build_encoder
 
 CLASSES = ("cat", "dog")
@@ -147,18 +148,17 @@ def test_knn_is_of_the_features_and_of_the_output(bench):
                               draws.integers(0, 3, n)) for n in (60, 30))  # fmt: skip
     torch.manual_seed(0)
     encoder, cpu = build_encoder("test_resnet", 16, size=32), torch.device("cpu")
-    how, seen = knn.FeatureExtractor(32, 16, cpu, (0.5,) * 3, (0.2,) * 3), {}
+    extractor, seen = FeatureExtractor(EvalData(32, 16), cpu, (0.5,) * 3, (0.2,) * 3), {}
     trainer = SimpleNamespace(
         due=lambda every: True, progress=SimpleNamespace(step=7, epoch=2, trained=1),
         log=SimpleNamespace(scalars=lambda step, found, **more: seen.update(found, step=step, **more)),
     )  # fmt: skip
-    bench.report(trainer, encoder, Sources(train, train, val), how, 0, knn_every=1, k=(9,), temperature=0.1)
-    rows = [knn.extract(encoder, how.loader(x), cpu, how.mean, how.std, "output") for x in (train, val)]
-    (bank, labels), (asked, wanted) = rows
-    assert bank.shape == (60, 16)
-    found = knn.knn_predict(bank, labels, asked, k=(9,), temperature=0.1, num_classes=3)[0]
-    assert seen["knn_output"] == pytest.approx(100 * float((found == wanted).double().mean()))
-    assert seen["knn"] == pytest.approx(knn.evaluate_knn(encoder, train, val, how, k=(9,))[9])
+    bench.report(trainer, encoder, Sources(train, train, val), extractor, 0, knn_every=1, k=(9,), temperature=0.1)
+    bank, asked = (extractor.whole(encoder, source, head=True) for source in (train, val))
+    assert bank.z.shape == (60, 16)
+    found = knn.knn_predict(bank.z, bank.labels, asked.z, k=(9,), temperature=0.1, num_classes=3)[0]
+    assert seen["knn_output"] == pytest.approx(100 * float((found == asked.labels).double().mean()))
+    assert seen["knn"] == pytest.approx(knn.evaluate_knn(encoder, train, val, extractor, k=(9,))[9])
     assert seen["knn"] != seen["knn_output"] and seen["finished_epochs"] == 2
 
 

@@ -12,8 +12,8 @@ from conftest import TINY, differences, load
 from moco import distributed
 from moco import retrieval as retrieval_door
 from moco.data import ArraySource
-from moco.eval import knn, retrieval
-from moco.eval.knn import FeatureExtractor, Features, extract_shard, gathered
+from moco.eval import retrieval
+from moco.eval.features import EvalData, FeatureExtractor, Features, gathered
 from moco.models.encoder import build_encoder
 
 PRETRAIN = [*TINY, "--epochs", "3", "--knn-k", "3"]
@@ -33,13 +33,13 @@ def two_way(record: dict) -> dict[str, dict[str, float]]:
 @pytest.fixture
 def passes(monkeypatch):
     """The lengths of the sets that encoders have read."""
-    seen, original = [], knn._passes
+    seen, original = [], FeatureExtractor._passes
 
-    def watch(encoder, loader, *others):
-        seen.append(len(loader.dataset))
-        return original(encoder, loader, *others)
+    def watch(self, encoder, batches, head):
+        seen.append(batches.sampler.n)
+        return original(self, encoder, batches, head)
 
-    monkeypatch.setattr(knn, "_passes", watch)
+    monkeypatch.setattr(FeatureExtractor, "_passes", watch)
     return seen
 
 
@@ -86,13 +86,13 @@ def test_the_run_itself_is_the_one_without(image_folder, tmp_path, in_process, p
 
 
 def test_the_moving_average_is_what_is_measured(image_folder, tmp_path, in_process, monkeypatch):
-    read, original = [], knn._passes
+    read, original = [], FeatureExtractor._passes
 
-    def watch(encoder, *others):
+    def watch(self, encoder, *others):
         read.append({name: value.clone() for name, value in encoder.state_dict().items()})
-        return original(encoder, *others)
+        return original(self, encoder, *others)
 
-    monkeypatch.setattr(knn, "_passes", watch)
+    monkeypatch.setattr(FeatureExtractor, "_passes", watch)
     words = [*TINY, "--ema", 0.5, "--steps", 2, "--knn-every", 1, "--retrieval-every", 1, "--save-dir", tmp_path]
     assert in_process(*words, image_folder) == 0
     state = load(tmp_path)["state_dict"]
@@ -111,9 +111,8 @@ def coloured(n: int) -> ArraySource:
 def both_ways(out, args: object) -> int:
     torch.manual_seed(0)
     encoder = build_encoder("test_resnet", 5, size=16).eval()
-    share = extract_shard(
-        encoder, coloured(31), FeatureExtractor(16, 8, torch.device("cpu"), (0.5,) * 3, (0.2,) * 3), head=True
-    )
+    extractor = FeatureExtractor(EvalData(16, 8), torch.device("cpu"), (0.5,) * 3, (0.2,) * 3)
+    share = extractor.shard(encoder, coloured(31), head=True)
     values, _ = retrieval.both_ways(share, seed=0)
     whole = gathered(share, torch.device("cpu"))
     assert whole.ids.tolist() == list(range(31))
@@ -137,13 +136,13 @@ def share(n: int) -> Features:
     g = torch.Generator().manual_seed(0)
     labels = torch.arange(n) % 3
     x = torch.randn(n, 6, generator=g) + 2 * torch.eye(6)[labels]
-    return Features(x, labels, torch.arange(n), torch.randn(n, 4, generator=g))
+    return Features(x, labels, torch.arange(n), torch.ones(n, dtype=torch.bool), torch.randn(n, 4, generator=g))
 
 
 def test_of_many_images_a_part_is_measured_and_said(monkeypatch):
     monkeypatch.setattr(retrieval, "MOST", 20)
-    given, asked, original = share(50), [], retrieval.measure
-    monkeypatch.setattr(retrieval, "measure", lambda x, *more: asked.append(x) or original(x, *more))
+    given, asked, original = share(50), [], retrieval.measure_retrieval
+    monkeypatch.setattr(retrieval, "measure_retrieval", lambda x, *more: asked.append(x) or original(x, *more))
     first, words = retrieval.both_ways(given, seed=7)
     again, _ = retrieval.both_ways(given, seed=7)
     assert "among 20 held-out images, drawn from 50" in words

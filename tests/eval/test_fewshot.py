@@ -283,13 +283,13 @@ def test_wrong_flags_end_with_exit_code_2(words, sentence, capsys):
 
 def test_an_encoder_is_read_as_it_is(folder):
     """Nothing is trained: the encoder's tensors and mode are those from before."""
-    from moco.eval.knn import FeatureExtractor
+    from moco.eval.features import EvalData, FeatureExtractor
 
     torch.manual_seed(0)
     encoder = build_encoder("test_resnet", 4, size=16).train()
     before = {name: value.clone() for name, value in encoder.state_dict().items()}
-    how = FeatureExtractor(16, 8, torch.device("cpu"), (0.5,) * 3, (0.2,) * 3)
+    extractor = FeatureExtractor(EvalData(16, 8), torch.device("cpu"), (0.5,) * 3, (0.2,) * 3)
     source = pool(open_sources(path=str(folder)))
-    fewshot.measure(encoder, source, how, Setting(2, (1,), 2, 3, 0))
+    fewshot.measure_few_shot(encoder, source, extractor, Setting(2, (1,), 2, 3, 0))
     assert encoder.training
     assert all(torch.equal(value, before[name]) for name, value in encoder.state_dict().items())

@@ -18,6 +18,7 @@ from moco.cli.options import parse_semisup
 from moco.data import open_sources
 from moco.errors import TrainingError, UserError
 from moco.eval import finetune
+from moco.eval.features import EvalData, LabelledBatches
 from moco.eval.finetune_loss import Objective
 from moco.models.encoder import build_encoder
 from moco.train.plan import Progress, count_epochs
@@ -86,7 +87,7 @@ def test_wrong_flags_are_one_sentence_and_exit_code_2(words, sentence, capsys):
 # ---------------------------------------------------------------------------------------------------- the protocol
 
 
-def as_published(encoder: nn.Module, images: finetune.Images, epochs: int, freeze: bool) -> nn.Module:
+def as_published(encoder: nn.Module, images: LabelledBatches, epochs: int, freeze: bool) -> nn.Module:
     """Barlow Twins' and SynCo's loop, written from their description: SGD with two groups, torch's own cosine."""
     head = [p for name, p in encoder.named_parameters() if name.startswith("fc.")]
     rest = [p for name, p in encoder.named_parameters() if not name.startswith("fc.")]
@@ -95,7 +96,7 @@ def as_published(encoder: nn.Module, images: finetune.Images, epochs: int, freez
     cosine = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, epochs)
     for epoch in range(epochs):
         encoder.train(not freeze)
-        for batch in images.batches(epoch, 0, finetune.Stopwatch()):
+        for batch in images.batches(epoch):
             pixels = batch["image"].float() / 255
             pixels = torchvision.transforms.functional.normalize(pixels, MEAN, STD)
             loss = nn.functional.cross_entropy(encoder(pixels), batch["label"])
@@ -117,8 +118,7 @@ def test_trains_as_the_published_loop(weights, folder, pretrained, tmp_path):
     finetune.Classifier(encoder, MEAN, STD, seed=3, freeze=freeze)  # the first weights of the layer
     train = open_sources(path=str(folder)).train
     assert train is not None
-    feed = finetune.Feed(16, 8, 3, 0, True, lambda batch, source: None)
-    wanted = as_published(encoder, feed.of(train, training=True), 3, freeze).state_dict()
+    wanted = as_published(encoder, EvalData(16, 8, 3).of(train, training=True), 3, freeze).state_dict()
     found = {n.removeprefix("module."): v for n, v in state_of(tmp_path)["state_dict"].items()}
     assert list(found) == list(wanted)
     for name, value in wanted.items():
@@ -176,14 +176,14 @@ def test_the_checkpoint_is_a_torchvision_network(folder, tmp_path):
 def test_only_the_share_is_trained_on(folder, tmp_path, monkeypatch):
     seen: set[int] = set()
 
-    def note(log):
+    def note(tell):
         def look(batch, source):
             if "training" in source.name:
                 seen.update(source.rows[i] for i in batch["index"].tolist())
 
         return look
 
-    monkeypatch.setattr(main_semisup.linear, "bad_image_notes", note)
+    monkeypatch.setattr(main_semisup, "bad_image_notes", note)
     found = tune(folder, tmp_path, "--train-percent", 20)
     assert (found["train_images"], found["val_images"], found["test_images"]) == (12, 0, 15)
     train = open_sources(path=str(folder)).train

@@ -17,6 +17,7 @@ from moco import files
 from moco.cli.options import parse_lincls, parse_semisup
 from moco.errors import UserError
 from moco.eval import finetune
+from moco.eval.features import EvalData
 from moco.models.ema import attach_ema, moving_average
 from moco.models.encoder import build_encoder
 from moco.train.optimizers import Plateau, build_optimizer, layer_groups
@@ -201,10 +202,10 @@ def test_what_is_evaluated_and_saved_is_the_moving_average(folder, tmp_path):
     encoder = build_encoder(ARCH, 3, size=16)
     model = finetune.Classifier(encoder, MEAN, STD, 3, False)
     encoder.load_state_dict({n.removeprefix("module."): v for n, v in states[2]["state_dict"].items()})
-    feed = finetune.Feed(16, 8, 3, 0, True, lambda batch, source: None)
+    images = EvalData(16, 8, 3)
     val = finetune.open_sources(path=str(folder)).train
     assert val is not None
-    assert finetune.evaluate(model, feed.of(val)).loss > 0
+    assert finetune.evaluate(model, images.of(val)).loss > 0
 
 
 def test_decay_of_an_epoch_is_that_of_its_steps():

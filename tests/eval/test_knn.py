@@ -17,10 +17,12 @@ from torch import nn
 import main_lincls
 from moco import distributed
 from moco.cli.options import parse_lincls
-from moco.data import ArraySource, BadImageError, EpochSampler, Labelled, make_loader
+from moco.data import ArraySource, BadImageError
 from moco.errors import UserError
+from moco.eval import features as extraction
 from moco.eval import knn
-from moco.eval.knn import FeatureExtractor, evaluate_knn, extract, extract_shard, knn_predict, measure, read_set
+from moco.eval.features import EvalData, FeatureExtractor
+from moco.eval.knn import evaluate_knn, knn_predict, measure_knn
 from moco.models.encoder import build_encoder, features, head_of
 from moco.train.metrics import alignment, uniformity
 
@@ -152,28 +154,26 @@ def test_extraction_keeps_the_order_the_mode_and_the_random_state():
     torch.manual_seed(0)
     encoder = build_encoder("resnet18", 7, size=16)
     source = coloured(11, 0)
-    loader = make_loader(Labelled(source, 16, train=False), EpochSampler(11, 4, 0, drop_last=False, shuffle=False))
     encoder.train()
     before = torch.get_rng_state()
     noted = []
-    x, labels = extract(encoder, loader, CPU, (0.5,) * 3, (0.2,) * 3, note=lambda batch, s: noted.append((s, batch)))
+    extractor = reading(batch=4, note=lambda batch, s: noted.append((s, batch)))
+    found = extractor.whole(encoder, source, head=True)
     assert encoder.training
     assert torch.equal(before, torch.get_rng_state())
-    assert labels.tolist() == source.labels.tolist()
+    assert found.labels.tolist() == source.labels.tolist()
     assert [s for s, _ in noted] == [source] * 3
     pixels = torch.stack([torch.tensor(np.asarray(source.load(i))).permute(2, 0, 1) for i in range(11)]) / 255
     with torch.no_grad():
         expected = features(encoder.eval(), (pixels - 0.5) / 0.2)
-    torch.testing.assert_close(x, expected)
-    out, _ = extract(encoder, loader, CPU, (0.5,) * 3, (0.2,) * 3, what="output")
-    torch.testing.assert_close(out, encoder.get_submodule(head_of(encoder))(expected).detach())
+    torch.testing.assert_close(found.x, expected)
+    assert torch.equal(extractor.whole(encoder, source).x, found.x)
+    torch.testing.assert_close(found.z, encoder.get_submodule(head_of(encoder))(expected).detach())
     assert not encoder.training
 
 
-def reading(**more) -> FeatureExtractor:
-    return FeatureExtractor(
-        **{"size": 16, "batch_size": 8, "device": CPU, "mean": (0.5,) * 3, "std": (0.2,) * 3, **more}
-    )
+def reading(batch: int = 8, amp: torch.dtype | None = None, note=None) -> FeatureExtractor:
+    return FeatureExtractor(EvalData(16, batch, note=note), CPU, (0.5,) * 3, (0.2,) * 3, amp)
 
 
 def test_evaluation_in_one_call_is_deterministic_and_finds_the_colours():
@@ -206,9 +206,9 @@ def test_unreadable_images_neither_vote_nor_count():
     rng = np.random.default_rng(3)
     images, labels = rng.integers(0, 256, (19, 16, 16, 3), dtype=np.uint8), rng.integers(0, 2, 19)
     source = Damaged("noise", images, classes=["a", "b"], labels=labels)
-    share = extract_shard(encoder, source, reading())
+    share = reading().shard(encoder, source)
     assert share.ids.tolist() == [i for i in range(19) if i not in (2, 7)]
-    whole = read_set(encoder, source, reading())
+    whole = reading().whole(encoder, source)
     assert share.z is whole.z is None
     assert all(torch.equal(getattr(share, name), getattr(whole, name)) for name in ("x", "labels", "ids"))
     votes = []
@@ -218,8 +218,8 @@ def test_unreadable_images_neither_vote_nor_count():
     expected = 100 * np.mean(np.array(votes) == labels[share.ids])
     assert evaluate_knn(encoder, source, source, reading(), k=[5])[5] == pytest.approx(expected)
     noted = []
-    how = reading(note=lambda batch, source: noted.append(batch["bad"]))
-    values, asked, words = measure(encoder, source, source, how, [5], 0.1)
+    extractor = reading(note=lambda batch, source: noted.append(batch["bad"]))
+    values, asked, words = measure_knn(encoder, source, source, extractor, [5], 0.1)
     assert values["knn"] == pytest.approx(expected)
     assert (asked["val_images"], asked["unreadable"]) == (17, 2)
     assert words.endswith("; 2 of 19 images cannot be read and are not counted")
@@ -234,6 +234,8 @@ def test_one_image_has_no_neighbour():
 
 def measured(folder, args) -> None:
     """k-NN of one process or of this one among two: its lines go to a file of its own."""
+    if distributed.world_size() > 1:
+        extraction.GATHERED_ROWS = 5
     torch.manual_seed(0)
     encoder = build_encoder("test_resnet", 7, size=16)
     rng = np.random.default_rng(5)
@@ -241,12 +243,14 @@ def measured(folder, args) -> None:
     noise[5:9] = noise[0]  # equals, whose order must not depend on who holds them
     train = Damaged("noise", noise, classes=["a", "b", "c"], labels=rng.integers(0, 3, 23))
     val = ArraySource("val", noise[::-1][:13].copy(), classes=["a", "b", "c"], labels=rng.integers(0, 3, 13))
-    how = reading(batch_size=6)
-    found = [evaluate_knn(encoder, train, other, how, k=[1, 3, 40]) for other in (val, train)]
-    found.append(measure(encoder, val, train, how, [1, 3], 0.1))
-    sizes = len(extract_shard(encoder, train, how).x)
-    rank, whole = distributed.rank(), read_set(encoder, train, how)
-    result = {"found": found, "rows": sizes, "ids": whole.ids.tolist(), "x": whole.x}
+    extractor = reading(batch=6)
+    found = [evaluate_knn(encoder, train, other, extractor, k=[1, 3, 40]) for other in (val, train)]
+    found.append(measure_knn(encoder, val, train, extractor, [1, 3], 0.1))
+    sizes = len(extractor.shard(encoder, train).x)
+    rank, whole = distributed.rank(), extractor.whole(encoder, train)
+    kept = extractor.whole(encoder, train, unread=True)
+    result = {"found": found, "rows": sizes, "ids": whole.ids.tolist(), "x": whole.x,
+              "kept": kept.x, "readable": kept.readable.tolist()}  # fmt: skip
     torch.save(result, f"{folder}/{distributed.world_size()}_{rank}")
 
 
@@ -262,6 +266,8 @@ def test_two_processes_that_share_the_bank_equal_one(tmp_path, start, small_part
         assert other["found"] == one["found"]
         assert other["ids"] == one["ids"]
         torch.testing.assert_close(other["x"], one["x"])
+        torch.testing.assert_close(other["kept"], one["kept"])
+        assert other["readable"] == [i not in (2, 7) for i in range(23)]
 
 
 def test_alignment_and_uniformity_equal_their_definitions():

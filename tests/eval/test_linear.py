@@ -25,6 +25,7 @@ from moco.cli.options import parse_lincls
 from moco.data import ArraySource, BadImages, EpochSampler, Labelled, Sources, make_loader
 from moco.errors import TrainingError, UserError
 from moco.eval import linear, linear_report, lr_find
+from moco.eval.features import MAX_BAD_IMAGES, EvalData, Features, LabelledBatches, bad_image_notes
 from moco.models.encoder import build_encoder
 from moco.train.plan import Progress, count_epochs
 from moco.train.runlog import RunLog
@@ -342,12 +343,16 @@ def test_neighbours_of_frozen_features(image_folder, pretrained, tmp_path, capsy
     assert capsys.readouterr().out.splitlines()[-1].startswith(" * k-NN 100.000 (k=5, T=0.1, cosine, encoder features")
 
 
+def cached(x, labels, sampler) -> linear.CachedFeatures:
+    found = Features(x, labels, torch.arange(len(x)), torch.ones(len(x), dtype=torch.bool))
+    return linear.CachedFeatures(found, sampler, CPU)
+
+
 def test_cached_features_are_those_of_whole_images(image_folder, tmp_path):
     found = probe_once(image_folder, tmp_path, "--epochs", 4, "--schedule", 3, "--features", "cached")
     assert found["acc1"] == 100.0
     model, source = make_probe(), ArraySource("grey", np.zeros((5, 16, 16, 3), np.uint8), labels=np.arange(5))
-    feed = linear.Feed(size=16, batch=2, seed=0, workers=0, cached=True)
-    data = feed.of(model, source, lambda batch, source: None, training=True)
+    data = linear.probe_data(model, EvalData(16, 2), source, training=True, cached=True)
     epochs = [torch.cat([labels for _, labels, _ in data.batches(e, linear.Stopwatch())]).tolist() for e in (0, 1)]
     assert sorted(epochs[0]) == sorted(epochs[1]) == [0, 1, 2, 3, 4]
     assert epochs[0] != epochs[1]
@@ -445,8 +450,8 @@ def test_padding_is_not_counted():
     right = 0.0
     for rank in (0, 1):
         sampler = EpochSampler(5, 4, 0, 2, rank, drop_last=False, shuffle=False)
-        images = linear.Images(
-            model, make_loader(Labelled(source, 16, train=False), sampler), sampler, lambda batch, source: None
+        images = linear.FreshFeatures(
+            model, LabelledBatches(make_loader(Labelled(source, 16, train=False), sampler), sampler)
         )
         head = one_head(model)
         with pytest.MonkeyPatch.context() as patch:
@@ -630,7 +635,7 @@ def test_predictions_are_what_a_loop_finds(tmp_path):
     x, labels = torch.randn(50, 9), torch.randint(0, 7, (50,))
     sampler = EpochSampler(50, 16, 0, drop_last=False, shuffle=False)
     head = linear.LinearClassifier(nn.Linear(9, 8), 1.0, momentum=0.9, weight_decay=0.0)  # no image has class 7
-    linear.validate([head], linear.Cached(x, labels, sampler, CPU), predictions=True)
+    linear.validate([head], cached(x, labels, sampler), predictions=True)
     assert head.score is not None and head.score.predictions is not None
     order = [sorted(range(8), key=lambda c: -row[c]) for row in head.layer(x).tolist()]
     matrix, among5 = [[0] * 8 for _ in range(8)], [0] * 8
@@ -676,8 +681,8 @@ def test_same_accuracy_as_a_peers_logistic_regression():
     x = x / 16.0
     peer = LogisticRegression(C=1.0, max_iter=1000).fit(x[:1200], labels[:1200])
     rows, targets = torch.tensor(x, dtype=torch.float32), torch.tensor(labels)
-    train = linear.Cached(rows[:1200], targets[:1200], EpochSampler(1200, 100, 0, drop_last=False), CPU)
-    val = linear.Cached(rows[1200:], targets[1200:], EpochSampler(597, 100, 0, drop_last=False, shuffle=False), CPU)
+    train = cached(rows[:1200], targets[:1200], EpochSampler(1200, 100, 0, drop_last=False))
+    val = cached(rows[1200:], targets[1200:], EpochSampler(597, 100, 0, drop_last=False, shuffle=False))
     heads = [linear.LinearClassifier(nn.Linear(64, 10), lr, momentum=0.9, weight_decay=1 / 1200) for lr in (1.0, 0.3)]
     plan = count_epochs(12, epochs=60, milestones=[40, 50])
     for epoch in range(60):
@@ -718,13 +723,13 @@ def test_the_range_test_takes_an_epoch_and_stops_where_no_higher_rate_can_do():
     torch.manual_seed(0)
     x, labels = torch.randn(130, 6), torch.randint(0, 3, (130,))
     for batch, steps in ((1, 130), (10, lr_find.MIN_STEPS)):
-        data = linear.Cached(1e-4 * x, labels, EpochSampler(130, batch, 0, drop_last=False), CPU)
+        data = cached(1e-4 * x, labels, EpochSampler(130, batch, 0, drop_last=False))
         head = linear.LinearClassifier(nn.Linear(6, 3), 1.0, momentum=0.0, weight_decay=0.0)
         with torch.no_grad():
             head.layer.bias.zero_().requires_grad_(False)
         assert len(lr_find.sweep(head, data, None).rates) == steps  # features so small that no rate is too high
     head = linear.LinearClassifier(nn.Linear(6, 3), 1.0, momentum=0.9, weight_decay=0.0)
-    wild = lr_find.sweep(head, linear.Cached(100 * x, labels, data.sampler, CPU), None)
+    wild = lr_find.sweep(head, cached(100 * x, labels, data.sampler), None)
     assert len(wild.rates) < lr_find.MIN_STEPS
     assert wild.smoothed[-1] > 4 * min(wild.smoothed)
     with pytest.raises(TrainingError, match="not finite at the lowest rate"):
@@ -866,14 +871,14 @@ def test_a_source_without_a_pair_is_refused_with_its_reason():
 
 def test_unreadable_images_are_named_once_for_each_set_and_limited(capsys, tmp_path):
     log = RunLog(str(tmp_path), tensorboard=False)
-    note = linear.bad_image_notes(log)
+    note = bad_image_notes(log.line)
     train, val = (ArraySource(name, np.zeros((200, 8, 8), np.uint8)) for name in ("train", "val"))
     batch = {"bad": torch.tensor([-1, 3, -1])}
     for source in (train, train, val):
         note(batch, source)
     names = [line.rsplit(" ", 1)[-1] for line in capsys.readouterr().out.splitlines()]
     assert names == ["train[3]", "val[3]"]
-    with pytest.raises(UserError, match=f"limit is {linear.MAX_BAD_IMAGES}"):
+    with pytest.raises(UserError, match=f"limit is {MAX_BAD_IMAGES}"):
         note({"bad": torch.arange(150)}, train)
     assert BadImages(1).limit == 1
     log.close()

@@ -62,7 +62,7 @@ def test_all_measures_are_those_of_pytorch_metric_learning():
         knn_func=CustomKNN(CosineSimilarity()),
         kmeans_func=lambda x, k: torch.from_numpy(retrieval.kmeans(x, k, seed=0)),
     )  # fmt: skip
-    found, theirs = retrieval.measure(x, labels, seed=0), peer.get_accuracy(F.normalize(x, dim=1), labels)
+    found, theirs = retrieval.measure_retrieval(x, labels, seed=0), peer.get_accuracy(F.normalize(x, dim=1), labels)
     assert found == pytest.approx({name: 100 * theirs[their] for name, their in names.items()}, abs=1e-3)
     assert tuple(found) == retrieval.MEASURES
     assert 20 < found["map_at_r"] < found["map"] < 99
@@ -71,11 +71,11 @@ def test_all_measures_are_those_of_pytorch_metric_learning():
 
 def test_separate_classes_are_found_and_grouped_wholly():
     x, labels = blobs([8, 8, 8], 1e-3)
-    assert list(retrieval.measure(x, labels, seed=0).values()) == pytest.approx([100.0] * 6)
+    assert list(retrieval.measure_retrieval(x, labels, seed=0).values()) == pytest.approx([100.0] * 6)
 
 
 def test_a_collapsed_encoder_groups_nothing_and_warns_of_nothing():
-    found = retrieval.measure(torch.ones(12, 4), torch.arange(12) % 3, seed=0)
+    found = retrieval.measure_retrieval(torch.ones(12, 4), torch.arange(12) % 3, seed=0)
     assert found["ami"] == pytest.approx(0.0, abs=1e-9)
 
 

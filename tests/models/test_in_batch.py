@@ -19,9 +19,9 @@ from torch import nn
 from moco import describe as describe_door
 from moco import distributed, files
 from moco.cli import options
-from moco.data import EpochSampler, Labelled, make_loader, open_sources, size_warning
+from moco.data import open_sources, size_warning
 from moco.data.sources.base import ArraySource
-from moco.eval.knn import extract
+from moco.eval.features import EvalData, FeatureExtractor
 from moco.methods import losses
 from moco.methods.registry import METHODS, of_family
 from moco.models.batchnorm import sync_batchnorm
@@ -307,13 +307,10 @@ def linear_accuracy(path: str) -> float:
     load_backbone(encoder, path)
     sources = open_sources("mnist5k")
     assert sources.train is not None and sources.val is not None
-    sets = []
-    for source in (sources.train, sources.val):
-        sampler = EpochSampler(len(source), 500, 0, drop_last=False, shuffle=False)
-        loader = make_loader(Labelled(source, 20, train=False), sampler)
-        sets.append(extract(encoder, loader, torch.device("cpu"), [0.1307], [0.3081]))
-    (x, y), (held_x, held_y) = sets
-    return 100 * RidgeClassifier().fit(x.numpy(), y.numpy()).score(held_x.numpy(), held_y.numpy())
+    extractor = FeatureExtractor(EvalData(20, 500), torch.device("cpu"), [0.1307], [0.3081])
+    train, val = (extractor.whole(encoder, source) for source in (sources.train, sources.val))
+    fitted = RidgeClassifier().fit(train.x.numpy(), train.labels.numpy())
+    return 100 * fitted.score(val.x.numpy(), val.labels.numpy())
 
 
 def test_labels_teach_more_than_views_do(tmp_path, in_process):

@@ -1,0 +1,212 @@
+"""How labelled images reach a network that is evaluated, probed or fine-tuned, and what a frozen encoder makes of them.
+
+With W processes a set's features take, in RAM of each process, its share of them, n / W rows of 4 F bytes (the 1.28
+million features of ImageNet at F = 2048 are 10.5 GB in one process and 1.3 GB in each of eight), or where every process
+needs them, all n rows.
+
+Legend: n images of a set, N images of a batch, B images of a step in all, F feature width, D width behind the head,
+W processes, r rows of this process.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor, nn
+
+from moco import distributed
+from moco.data import BadImages, EpochSampler, Labelled, Loader, Preset, Source, make_loader
+from moco.models.encoder import around_head, features
+from moco.models.inputs import normalise
+from moco.train.timers import Stopwatch
+
+MAX_BAD_IMAGES = 100  # of each set; more end the run
+GATHERED_ROWS = 16384  # of each process, that are exchanged at a time: 134 MB at F = 2048
+
+Note = Callable[[dict[str, Tensor], Source], object]
+
+
+def bad_image_notes(tell: Callable[[str], object], fate: str = "replaced by another") -> Note:
+    """A note (see :class:`EvalData`) that names each unreadable image once and ends the run when there are too many."""
+    counters: dict[int, BadImages] = {}
+
+    def note(batch: dict[str, Tensor], source: Source) -> None:
+        for name in counters.setdefault(id(source), BadImages(MAX_BAD_IMAGES)).note(batch, source):
+            tell(f"unreadable image {fate}: {name}")
+
+    return note
+
+
+def describe_unread(unread: int, images: int) -> str:
+    """The end of a line about a measure; empty where every image counts."""
+    return f"; {unread} of {images} images cannot be read and are not counted" * bool(unread)
+
+
+# --------------------------------------------------------------------------------------------------- the images
+
+
+@dataclass(frozen=True)
+class LabelledBatches:
+    """A set's loader and the order in which it goes through the set. ``note`` sees every batch."""
+
+    loader: Loader
+    sampler: EpochSampler
+    note: Note | None = None
+
+    def batches(self, epoch: int, first: int = 0, watch: Stopwatch | None = None) -> Iterator[dict[str, Tensor]]:
+        """This process's batches of an epoch from ``first`` on; time spent waiting goes to ``watch``."""
+        self.sampler.set_position(epoch, first)
+        source = self.loader.dataset.source  # type: ignore[attr-defined]
+        for batch in self.loader if watch is None else watch.waiting_for(self.loader):
+            if self.note is not None:
+                self.note(batch, source)
+            yield batch
+
+
+@dataclass(frozen=True)
+class EvalData:
+    """How labelled images are read: whole and in order to evaluate, as shuffled random crops to train.
+
+    size: side of the views in pixels. batch: B. seed: of order and crops. workers: loader processes of this process.
+    flip: training views may be mirrored. note: called with every batch of this process and its source, for instance to
+    count unreadable images. preset, auto, views: of training views, see :class:`moco.data.Labelled`.
+    """
+
+    size: int
+    batch: int
+    seed: int = 0
+    workers: int = 0
+    flip: bool = True
+    note: Note | None = None
+    preset: Preset | None = None
+    auto: str = ""
+    views: int = 1
+
+    def sampler(self, source: Source, training: bool = False) -> EpochSampler:
+        """The order of a set, in which no image is dropped; shuffled when ``training``."""
+        world, rank = distributed.world_size(), distributed.rank()
+        return EpochSampler(len(source), self.batch, self.seed, world, rank, drop_last=False, shuffle=training)
+
+    def of(self, source: Source, training: bool = False) -> LabelledBatches:
+        """Batches of a set: shuffled random crops when ``training``, else whole images in order."""
+        sampler = self.sampler(source, training)
+        views = Labelled(
+            source, self.size, train=training, seed=self.seed, flip=self.flip, preset=self.preset, auto=self.auto,
+            views=self.views,
+        )  # fmt: skip
+        return LabelledBatches(make_loader(views, sampler, self.workers, pin_memory=True), sampler, self.note)
+
+
+# ------------------------------------------------------------------------------------------- images to features
+
+
+@dataclass(frozen=True)
+class Features:
+    """The images of a set that were read, none twice.
+
+    x: (r, F) fp32 on the CPU. labels: (r,) int64. ids: (r,) int64, their numbers in the set, ascending. readable: (r,)
+    bool, false where the features are of the image that replaced one. z: (r, D) what leaves the head, where it was
+    asked for.
+    """
+
+    x: Tensor
+    labels: Tensor
+    ids: Tensor
+    readable: Tensor
+    z: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class FeatureExtractor:
+    """How images become features of a frozen encoder, without augmentation.
+
+    images: see :class:`EvalData`; its batch need not be a multiple of W. mean, std: a number a channel each. amp: the
+    encoder's arithmetic, None for fp32.
+    """
+
+    images: EvalData
+    device: torch.device
+    mean: Sequence[float] | Tensor
+    std: Sequence[float] | Tensor
+    amp: torch.dtype | None = None
+
+    def shard(self, encoder: nn.Module, source: Source, *, head: bool = False, unread: bool = False) -> Features:
+        """Features of this process's part of a set; every process has to call. The encoder's mode is put back.
+
+        Args:
+            head: also what leaves the head, from the same pass.
+            unread: keep images that cannot be read, as what replaced them.
+        """
+        world, rank = distributed.world_size(), distributed.rank()
+        images = replace(self.images, batch=-(-self.images.batch // world) * world)  # only speed depends on it
+        batches = images.of(source)
+        sizes = [len(keys) for keys in batches.sampler]
+        found: list[Tensor] = []
+        labels, ids = torch.empty(2, sum(sizes), dtype=torch.int64)
+        readable = torch.empty(sum(sizes), dtype=torch.bool)
+        at = 0
+        for step, (made, batch) in enumerate(self._passes(encoder, batches, head)):
+            if not step:  # a list of parts and its cat would hold everything twice
+                found = [torch.empty(sum(sizes), rows.shape[1]) for rows in made]
+            place = step * images.batch + rank * sizes[step] + torch.arange(sizes[step])
+            kept = (place < len(source)) & (unread | (batch["bad"] < 0))  # the last step repeats images to be divisible
+            rows = slice(at, at := at + int(kept.sum()))
+            labels[rows], ids[rows], readable[rows] = batch["label"][kept], place[kept], batch["bad"][kept] < 0
+            for x, one in zip(found, made, strict=True):
+                x[rows] = one.cpu()[kept]
+        x, *z = (x[:at] for x in found)
+        return Features(x, labels[:at], ids[:at], readable[:at], *z)
+
+    def whole(self, encoder: nn.Module, source: Source, *, head: bool = False, unread: bool = False) -> Features:
+        """Features of a whole set on every process, for sets that fit; see :meth:`shard`."""
+        return gathered(self.shard(encoder, source, head=head, unread=unread), self.device)
+
+    @torch.no_grad()
+    def _passes(
+        self, encoder: nn.Module, batches: LabelledBatches, head: bool
+    ) -> Iterator[tuple[tuple[Tensor, ...], dict[str, Tensor]]]:
+        """What the encoder makes of each batch of this process, (N, F) fp32 and with ``head`` (N, D), and the batch."""
+        # Running statistics are each process's own; all embed with the main one's, which is what a checkpoint holds.
+        distributed.broadcast_buffers(list(encoder.buffers()))
+        training = encoder.training
+        encoder.eval()
+        try:
+            for batch in batches.batches(0):
+                pixels = normalise(batch["image"].to(self.device, non_blocking=True), self.mean, self.std)
+                with torch.autocast(self.device.type, self.amp, enabled=self.amp is not None):
+                    made = around_head(encoder, pixels) if head else (features(encoder, pixels),)
+                yield tuple(x.float() for x in made), batch
+        finally:
+            encoder.train(training)
+
+
+def gathered(share: Features, device: torch.device) -> Features:
+    """The shares of all processes in the set's order, on every process, for sets that fit; all have to call."""
+    world = distributed.world_size()
+    if world == 1:
+        return share
+    most = int(distributed.max_over_ranks(torch.tensor(len(share.ids), device=device)))
+    ids = distributed.all_gather(_padded(share.ids, most, -1).to(device)).cpu()  # (W * most,)
+    real = ids >= 0
+    place = torch.full_like(ids, -1)
+    place[real] = ids[real].argsort().argsort()
+    place = place.view(world, most)
+
+    def gather(x: Tensor) -> Tensor:
+        out = x.new_empty(int(real.sum()), *x.shape[1:])
+        for start in range(0, most, GATHERED_ROWS):
+            part = _padded(x[start : start + GATHERED_ROWS], min(GATHERED_ROWS, most - start), 0)
+            rows, where = distributed.all_gather(part.to(device)).cpu(), place[:, start : start + len(part)].flatten()
+            out[where[where >= 0]] = rows[where >= 0]
+        return out
+
+    z = None if share.z is None else gather(share.z)
+    return Features(gather(share.x), gather(share.labels), ids[real].sort().values, gather(share.readable), z)
+
+
+def _padded(x: Tensor, rows: int, value: int) -> Tensor:
+    out = x.new_full((rows, *x.shape[1:]), value)
+    out[: len(x)] = x
+    return out
