@@ -48,7 +48,7 @@ def worker(args: Namespace) -> int:
     train, val = linear.choose_images(measure, sources, args.val_share, args.few_shot_classes)
     classes = linear.count_classes(train, args.num_classes)
     size, mean, std = settled.of(train)
-    workers, flip = distributed.share_of_cores(args.workers), args.dataset not in data.UPRIGHT
+    workers, flip = distributed.share_of_cores(args.workers), data.dataset_of(args.dataset).mirrored
     batch, cached = args.batch_size * distributed.nodes(), args.features == "cached"
 
     # model

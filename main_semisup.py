@@ -101,7 +101,7 @@ def worker(args: Namespace) -> int:
         log.line(finetune.describe_images(args.evaluate, train, whole, origin, val, test))
         summary = f"{epochs} epochs of {steps} steps, " * (not args.evaluate) + distributed.summary()
         log.line("\n".join([f"{summary}, batch {batch}, amp {amp or 'off'}, seed {seed}", *notes]))
-        workers, flip = distributed.share_of_cores(args.workers), args.dataset not in data.UPRIGHT
+        workers, flip = distributed.share_of_cores(args.workers), data.dataset_of(args.dataset).mirrored
         note, preset = bad_image_notes(log.line), data.get_preset(args.aug) if args.aug else None
         images = EvalData(size, batch, seed, workers, flip, note, preset, args.aa, objective.views)
         training, selecting = images.of(train, training=True), images.of(val or test or train)

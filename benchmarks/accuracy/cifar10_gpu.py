@@ -173,7 +173,6 @@ def report(
 def inserted(source: Path, ends: float) -> Iterator[None]:
     """main_pretrain.py reads the pack as cifar10, measures by :func:`report`, and stops at ``ends`` (monotonic clock),
     however long it took to build the model."""
-    from moco.data.sources.named import READERS
     from moco.eval import between_epochs
     from moco.train.stop import StopRequest
 
@@ -181,7 +180,7 @@ def inserted(source: Path, ends: float) -> Iterator[None]:
         return StopRequest((ends - time.monotonic()) / 60)
 
     with (
-        mock.patch.dict(READERS, cifar10=lambda *_: unpack(source)),
+        mock.patch("moco.data.sources.named.cifar10", side_effect=lambda *_: unpack(source)),
         mock.patch.object(between_epochs, "report", report),
         mock.patch("main_pretrain.StopRequest", limited),
     ):

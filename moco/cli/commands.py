@@ -6,8 +6,9 @@ from __future__ import annotations
 import argparse
 import os
 
-from moco.cli.options import DATASETS, DEMO_CONFIG, add_data, add_launch, check_images, parse_pretrain
+from moco.cli.options import DEMO_CONFIG, add_data, add_launch, check_images, parse_pretrain
 from moco.cli.parser import Parser, at_least, end_lists, parse, with_config
+from moco.data_registry import DATASETS
 from moco.errors import UserError
 
 EXPORTS = ("torchvision", "timm", "detectron2", "safetensors", "onnx", "features")

@@ -14,12 +14,12 @@ from typing import Any
 
 from moco.cli.parser import Parser, at_least, given, parse, positive, take_defaults, with_config
 from moco.config import InBatchConfig, MoCHiConfig, MoCoConfig, MoCoV3Config, NegativesConfig, SynCoConfig
+from moco.data_registry import DATASETS, dataset_of
 from moco.errors import UserError
 from moco.methods.registry import ALIASES, FAMILIES, METHODS
 from moco.resources import RECIPES
 
 SYNCO_COUNTS = {"n1": 256, "n2": 256, "n3": 256, "n4": 64, "n5": 64, "n6": 64}  # SynCo's defaults
-DATASETS = ("folder", "cifar10", "cifar100", "caltech256", "fashionmnist", "stl10", "mnist5k")
 DECAY = 0.1  # of a rate at a milestone
 SHORTEST_TUNING = 30  # epochs of main_semisup.py without --epochs, at least
 TUNING_LOSSES = ("ce", "supcon", "simclr", "schane")
@@ -655,7 +655,7 @@ def _choose_family(args: argparse.Namespace, typed: dict[str, Any], filed: froze
     if args.negatives != "moco" and not queue:
         raise UserError("synthetic negatives are made from a queue; give --method supcon a --moco-k, such as 8192.")
     args.moco_k = args.moco_k if queue and args.moco_k is not None else 65536
-    idle = {"aug"} if args.dataset == "mnist5k" or args.aug_plus else set()
+    idle = {"aug"} if not dataset_of(args.dataset).mirrored or args.aug_plus else set()
     idle |= {"base_temperature"} if queue else set()
     for name in method.defaults.keys() - idle - typed.keys() - filed:
         setattr(args, name, method.defaults[name])

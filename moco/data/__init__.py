@@ -4,16 +4,14 @@ from moco.data.augment.by_pil import PRESETS, Preset, ViewParams, apply, draw, e
 from moco.data.checks import check_classes, class_labels, number_as_in, size_warning
 from moco.data.datasets import Labelled, TwoViews
 from moco.data.loader import BadImages, EpochSampler, Finishing, Loader, make_loader, two_views
-from moco.data.open import DATASETS, open_sources
+from moco.data.open import open_sources
 from moco.data.sources.base import ArraySource, FileSource, Source, Sources
 from moco.data.sources.decode import BadImageError
-from moco.data.sources.named import STATISTICS, UPRIGHT, channel_statistics, own_shape, statistics
+from moco.data_registry import DATASETS, channel_statistics, dataset_of, statistics
 
 __all__ = [
     "DATASETS",
     "PRESETS",
-    "STATISTICS",
-    "UPRIGHT",
     "ArraySource",
     "BadImageError",
     "BadImages",
@@ -31,13 +29,13 @@ __all__ = [
     "channel_statistics",
     "check_classes",
     "class_labels",
+    "dataset_of",
     "draw",
     "eval_view",
     "get_preset",
     "make_loader",
     "number_as_in",
     "open_sources",
-    "own_shape",
     "probe_preset",
     "size_warning",
     "statistics",

@@ -7,11 +7,9 @@ import os
 from moco.data.sources.base import Source, Sources, paired
 from moco.data.sources.cache import cached
 from moco.data.sources.files import open_path
-from moco.data.sources.named import READERS
 from moco.data.sources.shards import open_shards, shards_in
+from moco.data_registry import DATASETS
 from moco.errors import UserError
-
-DATASETS = ("folder", *READERS)
 
 
 def open_sources(
@@ -33,11 +31,11 @@ def open_sources(
     """
     if dataset in (None, "folder"):
         return _open_files(path, val_path, channels or 3, cache)
-    if dataset not in READERS:
+    if dataset not in DATASETS:
         raise UserError(f"unknown data set {dataset}: choose one of {', '.join(DATASETS)}")
     if val_path is not None:
         raise UserError(f"{dataset} has its own held-out images: leave out the path of held-out images")
-    read = READERS[dataset](path, download, channels)
+    read = DATASETS[dataset].read(path, download, channels)
     kept = {id(source): cached(source, cache) if cache else source for source in read}  # two may be one object
     pretrain, train, val = (kept[id(source)] for source in read)
     return Sources(pretrain, train, val)
@@ -45,7 +43,8 @@ def open_sources(
 
 def _open_files(path: str | None, val_path: str | None, channels: int, cache: str | None) -> Sources:
     if path is None:
-        raise UserError(f"give an image folder, a list of image paths, or --dataset ({', '.join(READERS)})")
+        named = ", ".join(name for name, row in DATASETS.items() if row.reader)
+        raise UserError(f"give an image folder, a list of image paths, or --dataset ({named})")
     train_path = os.path.join(path, "train")
     split = os.path.isdir(train_path)
     train = _open(train_path if split else path, channels, cache)

@@ -17,13 +17,11 @@ from moco.models.base import Contrast
 from moco.models.encoder import build_encoder, compile_encoders
 from moco.train import plan
 
-SMALL_PRESETS = {"cifar10": "cifar", "cifar100": "cifar", "fashionmnist": "cifar", "mnist5k": "digits"}
-
 
 def view_settings(args: Namespace, images: data.Source) -> Namespace:
     """Size, channels, statistics and augmentation of the views: the flags', else the data set's own."""
     mean, std = data.channel_statistics(args.dataset, images.channels, args.mean, args.std)
-    preset = args.aug or ("v2" if args.aug_plus else SMALL_PRESETS.get(args.dataset or "", "v1"))
+    preset = args.aug or ("v2" if args.aug_plus else data.dataset_of(args.dataset).preset)
     size = args.size or images.native_size or 224
     return Namespace(
         size=size, channels=images.channels, mean=mean, std=std, aug=preset, preset=data.get_preset(preset)

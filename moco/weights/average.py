@@ -182,7 +182,7 @@ def _batches(args: Namespace, like: Backbone, settled: Settled) -> tuple[Iterato
     source = sources.pretrain
     mean, std = settled.statistics(like.channels, like.size)
     aug = args.aug or known.get("aug") or ("v2" if known.get("aug_plus") else None)
-    preset = data.get_preset(aug) if aug else data.probe_preset(dataset != "mnist5k")
+    preset = data.get_preset(aug) if aug else data.probe_preset(data.dataset_of(dataset).mirrored)
     batch = min(args.batch_size, len(source))
     sampler = data.EpochSampler(len(source), batch, seed=0)  # a short last batch would weigh as much as the others
     loader = data.make_loader(data.TwoViews(source, preset, like.size, seed=0), sampler, args.workers)

@@ -14,7 +14,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from moco.data import Source, channel_statistics, own_shape, statistics
+from moco.data import Source
+from moco.data_registry import channel_statistics, dataset_of, statistics
 from moco.models.encoder import SMALL
 
 KEYS = ("arch", "stem", "size", "channels", "mean", "std")
@@ -78,10 +79,10 @@ def _resolved(flags: dict[str, Any]) -> dict[str, Any]:
     stem, which the file and its tensors tell."""
     if "kind" in flags:
         return flags
-    side, channels = own_shape(flags.get("dataset"))
-    channels = flags.get("channels") or channels
+    own = dataset_of(flags.get("dataset"))
+    channels = flags.get("channels") or own.channels
     mean, std = channel_statistics(flags.get("dataset"), channels, flags.get("mean"), flags.get("std"))
-    return {"size": flags.get("size") or side, "channels": channels, "mean": mean, "std": std}
+    return {"size": flags.get("size") or own.size, "channels": channels, "mean": mean, "std": std}
 
 
 # --------------------------------------------------------------------------------------------- in an evaluation

