@@ -29,7 +29,7 @@ PRETRAIN = Classes(
         "--opt --exclude-bias-norm --stop-grad-conv1",  # the optimizer's state and its groups
     ) | {"synthetic negatives"},
     free=_flags(
-        _SCHEDULE, "--steps --plateau --warm-steps --lr --batch-size --accum --drop-last",
+        _SCHEDULE, "--steps --plateau --warm-steps --rise-epochs --lr --batch-size --accum --drop-last",
         "--wd --momentum --opt-betas --clip-grad --ema --ema-epoch",
         "--moco-m --moco-m-cos --moco-t --base-temperature --symmetric --contrast-mode --views --beta --tau-plus",
         "--estimator",

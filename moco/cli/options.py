@@ -409,6 +409,9 @@ def _add_batch(p: Parser) -> None:
     _add_warm(p, "default: on for simclr, supcon, hcl, dcl at batches above 256")
     add("--warm-steps", default=None, type=int, metavar="N", help="in place of --warm: raise the rate from --warm-from "
         "over N steps, also of a run that counts --steps")  # fmt: skip
+    add("--rise-epochs", default=0.0, type=float, metavar="E", dest="rise", help="in place of --warm: raise the rate "
+        "from 0 over E epochs, then the cosine takes the rest; both move every step (default: 0; MoCo v3's recipes "
+        "have it)")  # fmt: skip
     add("--data-folder", "--train-folder", default=None, metavar="DIR", dest="train_folder", help="SupContrast's DIR")
     add("--num-classes", default=None, type=int, metavar="C", help="checked against the data, which decides by itself")
     _add_trial(p)
@@ -666,6 +669,9 @@ def _choose_family(args: argparse.Namespace, typed: dict[str, Any], filed: froze
         args.warm = (
             method.family == "batch" and args.batch_size > 256 and args.epochs > args.warm_epochs and not args.steps
         )
+    at_least(args, 0, "rise")
+    if args.rise and (args.warm or args.warm_steps):
+        raise UserError("--rise-epochs and --warm are two warm-ups; give one of them.")
     _check_family(args, asked)
 
 
@@ -749,6 +755,7 @@ def model_settings(args: argparse.Namespace) -> MoCoConfig | InBatchConfig | MoC
 def plan_settings(args: argparse.Namespace) -> dict[str, Any]:
     """What :func:`moco.train.plan.make_plan` takes besides the data's length and the arithmetic."""
     same = ("epochs", "steps", "lr", "accum", "print_freq", "max_bad_steps", "check_every", "warm_from", "min_lr")
+    same += ("rise",)
     epochs, steps = _changes_of_the_loss(args)
     followed = {"patience": args.plateau, "changes": epochs, "change_steps": steps, "decay": args.lr_decay_rate}
     warm = {"warm_epochs": args.warm_epochs if args.warm else 0, "warm_steps": args.warm_steps or 0}

@@ -61,10 +61,11 @@ class Method:
 
 
 _OF_A_QUEUE = ("symmetric", "bn_splits", "mask_same_image", "head_impl")
+_NOT_MOCO_V3S = (*_OF_A_QUEUE, "mlp", "base_temperature", "hard_start_epoch")
 FAMILIES = {
     "queue": Family("moco.models.build:with_queue", 2, "synthetic_mass"),
     "batch": Family("moco.models.build:in_batch", 1, "no_positive", _OF_A_QUEUE),
-    "momentum": Family("moco.models.moco_v3:build", 2, "", (*_OF_A_QUEUE, "mlp", "base_temperature", "sync_bn")),
+    "momentum": Family("moco.models.moco_v3:build", 2, "", _NOT_MOCO_V3S),
 }
 
 _SUPCONTRAST = {"mlp": True, "aug": "supcon"}  # SupContrast's

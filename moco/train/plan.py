@@ -74,7 +74,7 @@ class TrainPlan:
     warm_epochs: int = 0  # of rising from warm_from, step by step, see :func:`warmed`
     warm_from: float = 0.01
     warm_steps: int = 0  # the same counted in steps, in place of warm_epochs
-    rise: float = 0.0  # epochs of rising from 0, see :func:`warm_up`; the cosine spans the rest
+    rise: float = 0.0  # steps (epochs where rates are asked for by them) of :func:`warm_up`; the cosine spans the rest
     by_step: bool = False  # the schedule moves every step (for --steps) instead of every epoch; with a rise it does too
     fractional: bool = False  # rates are asked for by epochs done, with their fraction, instead of by steps
     accum: int = 1
@@ -117,9 +117,10 @@ class TrainPlan:
 
 
 def make_plan(
-    batches: int, amp: torch.dtype | None, *, epochs: int, steps: int | None, accum: int, **others: Any
+    batches: int, amp: torch.dtype | None, *, epochs: int, steps: int | None, accum: int, rise: float = 0, **others: Any
 ) -> TrainPlan:
-    """The plan of a run whose epochs have so many ``batches``, for so many ``epochs`` or, where given, ``steps``.
+    """The plan of a run whose epochs have so many ``batches``, for so many ``epochs`` or, where given, ``steps``;
+    ``rise`` is in epochs.
 
     Raises:
         UserError: an epoch holds no step, or the warm-up never ends.
@@ -128,7 +129,10 @@ def make_plan(
     if not per_epoch:
         raise UserError(f"--accum {accum} is more than the {batches} batches of an epoch.")
     last, total = -(-steps // per_epoch) if steps else epochs, steps or epochs * per_epoch
-    plan = TrainPlan(last, per_epoch, total, by_step=steps is not None, accum=accum, amp=amp, **others)
+    rise = rise * per_epoch  # in steps
+    plan = TrainPlan(last, per_epoch, total, by_step=steps is not None, accum=accum, amp=amp, rise=rise, **others)
+    if rise >= total:
+        raise UserError(f"--rise-epochs must end before the run's {total} steps do, {total / per_epoch:g} epochs.")
     if plan.warm_steps >= total:
         raise UserError(f"--warm-steps {plan.warm_steps} must end before the run's {total} steps do.")
     return plan

@@ -27,7 +27,7 @@ from moco.models.base import Contrast, StepOutput
 from moco.train import checkpoint
 from moco.train.metrics import alignment, uniformity
 from moco.train.optimizers import Plateau, step_unless, use_fused_optimizer_step, waits
-from moco.train.plan import Progress, TrainPlan, batch_shape
+from moco.train.plan import Progress, TrainPlan, batch_shape, warm_up
 from moco.train.resume import describe_stop
 from moco.train.runlog import RunLog
 from moco.train.stop import StopRequest, outcome, steps_between_looks
@@ -162,7 +162,7 @@ class Trainer:
 
     def _step(self, batches: Iterator[dict]) -> None:
         at, accum, timer = self.progress, self.plan.accum, self.timer
-        lr = self.plan.lr_at(at.epoch, at.step) * self.plateau.factor
+        lr = self.plan.lr_at(at.epoch, at.step) * warm_up(at.step, self.plan.rise) * self.plateau.factor
         for group in self.optimizer.param_groups:
             group["lr"] = lr
         self.model.begin_step(at.step, self.plan.total_steps)
