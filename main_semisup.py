@@ -26,7 +26,7 @@ from moco.models.encoder import build_encoder, strided_point
 from moco.train import pretraining
 from moco.train.optimizers import build_optimizer, no_decay_for_bias_and_norm
 from moco.train.plan import Progress, count_epochs
-from moco.train.resume import about_run, changes, describe_resume, describe_stop
+from moco.train.resume import about_run, changes, describe_resume
 from moco.train.runlog import RunLog
 from moco.train.stop import StopRequest
 from moco.weights.read import PUBLISHED, fill_backbone, read_backbone, settle
@@ -76,6 +76,7 @@ def worker(args: Namespace) -> int:
         args.opt, no_decay_for_bias_and_norm(groups, args.exclude_bias_norm), args.lr_classifier, args.momentum,
         args.weight_decay, args.clip_grad, args.opt_betas,
     )  # fmt: skip
+    lrs = [group["lr"] for group in optimizer.param_groups]
     objective = Objective(args.loss, classes, **options.objective_settings(args))
     scaler = torch.amp.GradScaler(distributed.device().type, enabled=amp is torch.float16)
     batch = args.batch_size * distributed.nodes()
@@ -83,14 +84,13 @@ def worker(args: Namespace) -> int:
     notes = [] if args.evaluate else changes(state, path, about, SEMISUP, args.seed)
     progress, steps = Progress(seed, args.start_epoch), -(-len(train) // batch)
     plan = count_epochs(steps, epochs=epochs, **options.tuning_plan(args))
-    ema, wrapped = moving_average(model, args.ema, args.ema_epoch, plan.steps_per_epoch), distributed.wrap(model)
-    tuner = finetune.Tuner(model, wrapped, optimizer, scaler, plan, progress, about, objective, ema, whole.classes)
+    ema = moving_average(model, args.ema, args.ema_epoch, plan.steps_per_epoch)
     frozen = model.backbone()
     if path:
-        tuner.load(state, path, args.arch, weights_only=args.evaluate)
+        finetune.load(state, path, args.arch, model, ema, None if args.evaluate else optimizer, scaler)
+        progress = finetune.progress_of(state, seed)
         frozen = frozen if args.pretrained else model.backbone()
-        resumed = describe_resume(path, progress.epoch, progress.batch)
-        summary = "; ".join(filter(None, [summary, resumed, numbered]))
+        summary = "; ".join(filter(None, [summary, describe_resume(path, progress.epoch, progress.batch), numbered]))
     mode, val, score = ("evaluate", None, None) if args.evaluate else ("semisup", val, None)
     if not args.evaluate:
         distributed.first_on_node(partial(finetune.reserve_run_folder, args.save_dir, path, args.overwrite), wait=True)
@@ -106,23 +106,20 @@ def worker(args: Namespace) -> int:
         images = EvalData(size, batch, seed, workers, flip, note, preset, args.aa, objective.views)
         training, selecting = images.of(train, training=True), images.of(val or test or train)
         finetune.check_batch(model, training.sampler)
-        stop = StopRequest(args.max_minutes)
+        wrapped, stop = distributed.wrap(model), StopRequest(args.max_minutes)
+        tuner = finetune.Tuner(
+            model, wrapped, optimizer, scaler, plan, progress, log, stop, about, objective, lrs, ema, whole.classes
+        )
 
         # loop
         if not val and not args.evaluate:
             log.line(finetune.CHOSEN_ON_TEST)
-        while not (tuner.finished() or args.evaluate):
-            code = tuner.train_epoch(training, log, stop)
-            if code is not None:
-                tuner.save(args.save_dir, args.arch)
-                log.line(describe_stop(progress.epoch, progress.batch, steps))
-                return code
-            score = finetune.evaluate(tuner.evaluated, selecting)
-            tuner.check_frozen(frozen)
-
-            # save
-            tuner.save(args.save_dir, args.arch, is_best=tuner.close_epoch(score))
-            tuner.report_epoch(log, score, "val" if val else "test", steps)
+        while not (tuner.finished() or args.evaluate or tuner.exit_code is not None):
+            score = tuner.run_epoch(training, selecting, frozen)
+            tuner.save(args.save_dir, args.arch)
+            tuner.report_epoch(score, "val" if val else "test")
+        if tuner.exit_code is not None:
+            return tuner.exit_code
         score = score or finetune.evaluate(tuner.evaluated, selecting)
         final = score if not val else finetune.evaluate(tuner.evaluated, images.of(test)) if test else None
         result = {"mode": mode, "arch": args.arch, "pretrained": args.pretrained, "seed": seed, "origin": origin,

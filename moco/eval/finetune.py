@@ -12,31 +12,29 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 from functools import partial
-from itertools import islice
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils import get_total_norm
 
-from moco import distributed, files, seeding
+from moco import distributed, files
 from moco.data import EpochSampler, Source, Sources, open_sources
-from moco.errors import SIGTERM_EXIT, TrainingError, UserError
+from moco.errors import TrainingError, UserError
 from moco.eval import fewshot
 from moco.eval.features import LabelledBatches, describe_unread
-from moco.eval.finetune_loss import Judged, Objective
+from moco.eval.finetune_loss import Objective
 from moco.eval.linear import Score, counts, labelled_pair, own_rows
+from moco.models.base import StepOutput
 from moco.models.batchnorm import has_batchnorm, sync_batchnorm
 from moco.models.ema import update_unless
 from moco.models.encoder import backbone_keys, head_of, new_classifier
 from moco.models.inputs import normalise
 from moco.train import checkpoint
-from moco.train.metrics import TOP5_FROM, Mean, accuracy, describe_top5, without_top5
-from moco.train.optimizers import Plateau, layer_groups, step_unless, use_fused_optimizer_step
-from moco.train.plan import Progress, TrainPlan, warm_up
-from moco.train.runlog import RunLog
-from moco.train.stop import LOOK_STEPS, StopRequest, outcome
-from moco.train.timers import Stopwatch
+from moco.train.loop import Loop
+from moco.train.metrics import Mean, describe_top5, without_top5
+from moco.train.optimizers import layer_groups
+from moco.train.plan import Progress
+from moco.train.resume import describe_stop
 from moco.weights.read import changes_of, fill_network, restore_changes
 from moco.weights.settings import images_of
 
@@ -246,40 +244,28 @@ def _of(score: Score, kind: str) -> str:
 
 
 @dataclass
-class Tuner:
-    """A run's objects, its epochs and its checkpoints. ``about`` is of :func:`moco.train.resume.about_run`, ``ema`` of
-    :func:`moco.models.ema.moving_average`."""
+class Tuner(Loop):
+    """A fine-tuning: its loss, its reports and its checkpoints. ``about`` is of :func:`moco.train.resume.about_run`,
+    ``ema`` of :func:`moco.models.ema.moving_average`.
+
+    Differences from pretraining that are meant: rates are shares of each group's own; a step that is not finite ends
+    the run at once; an epoch has ended when it is evaluated; on a CPU the optimizer has the form of the released code,
+    which the fused one equals to rounding.
+    """
 
     model: Classifier
-    wrapped: nn.Module  # the model with gradient averaging
-    optimizer: torch.optim.Optimizer
-    scaler: torch.amp.GradScaler
-    plan: TrainPlan
-    progress: Progress
     about: dict[str, Any]
     objective: Objective
+    lrs: list[float]  # of the optimizer's groups; a file that goes on has those of its last step in them
     ema: Any = None
     classes: list[str] | None = None  # names of the outputs
 
     def __post_init__(self) -> None:
-        self.base_lrs = [group["lr"] for group in self.optimizer.param_groups]
-        self.parameters = [p for p in self.model.parameters() if p.requires_grad]
-        self.plan = self.plan.as_shares(max(self.base_lrs))
-        self.plateau = Plateau(self.plan.patience, self.plan.min_lr)
-        self.acc1 = 0.0  # of the last epoch that was evaluated
-        self.exit_code: int | None = None  # set when the run must stop early
-        self.unread: list[tuple[int, Tensor]] = []  # a step's number and its engine.outcome, since the last look
-        # fp16 asks in every step whether its scale was too high
-        self.unasked = distributed.device().type != "cpu" and not self.scaler.is_enabled()
-        self._settle()
-
-    def _settle(self) -> None:
-        """The optimizer's form on this device, also where a file of another device had its own."""
-        if self.unasked:
-            use_fused_optimizer_step(self.optimizer)
-        elif "fused" in self.optimizer.defaults:
-            for group in self.optimizer.param_groups:
-                group.update({name: self.optimizer.defaults[name] for name in ("fused", "foreach")})
+        self.plan = self.plan.as_shares(max(self.lrs))
+        super().__post_init__()
+        self.scales = self.lrs
+        self.meters: dict[str, Mean] = {}
+        self.acc1, self.is_best = 0.0, False  # of the last epoch that was evaluated
 
     @property
     def evaluated(self) -> Classifier:
@@ -287,98 +273,87 @@ class Tuner:
         return self.model if self.ema is None else self.ema.module
 
     def finished(self) -> bool:
-        """Whether all epochs are done."""
+        """Whether all epochs are done, with their evaluation."""
         return self.progress.epoch >= self.plan.epochs
 
-    def train_epoch(self, images: LabelledBatches, log: RunLog, stop: StopRequest) -> int | None:
-        """The rest of the current epoch; an exit code when the run must stop before it goes on.
+    def run_epoch(self, images: LabelledBatches, selecting: LabelledBatches, frozen: dict[str, Tensor]) -> Score | None:
+        """:meth:`train_epoch` with the rest of the epoch's images, then its evaluation; None where the run must stop.
 
-        Raises:
-            TrainingError: a loss or gradient is not finite on some process; nothing has been changed by it.
+        Args:
+            selecting: images of the evaluation.
+            frozen: see :meth:`check_frozen`.
         """
-        at, steps = self.progress, len(images.sampler)
-        self.model.train()
-        watch, meters = Stopwatch(), {}
-        with log.bar(steps, at.batch, f"epoch {at.epoch}") as bar:
-            batches = images.batches(at.epoch, at.batch, watch)
-            while group := list(islice(batches, self.plan.accum)):
-                self._set_rates(steps)
-                self._step(group, meters, at.epoch * steps + at.batch, stop)
-                before, at.batch = at.batch, at.batch + len(group)
-                watch.count(sum(len(batch["label"]) for batch in group) * distributed.world_size())
-                bar.update(len(group))
-                reports = at.batch // self.plan.print_freq > before // self.plan.print_freq or at.batch == steps
-                if reports or len(self.unread) >= LOOK_STEPS:
-                    self._sync_outcomes()
-                if reports:
-                    self._report(log, watch, meters, steps)
-                    watch, meters = Stopwatch(), {}
-                if self.exit_code is not None:
-                    return self.exit_code
-        return None
-
-    def _set_rates(self, steps: int) -> None:
-        done = self.progress.epoch + self.progress.batch / steps
-        share = self.plan.lr_at(self.progress.epoch, done)
-        factor = warm_up(done, self.plan.rise) * self.plateau.factor
-        for group, base in zip(self.optimizer.param_groups, self.base_lrs, strict=True):
-            group["lr"] = base * share * factor
-
-    def _step(self, group: list[dict[str, Tensor]], meters: dict[str, Mean], step: int, stop: StopRequest) -> None:
-        """One optimizer step over the batches of a group. A GPU decides itself whether it is taken."""
-        self.optimizer.zero_grad(set_to_none=True)
-        losses = []
-        for number, batch in enumerate(group):
-            with distributed.hold_gradients(self.wrapped, number < len(group) - 1):
-                judged = self._judge(batch, step + number)
-                self.scaler.scale(judged.loss / len(group)).backward()
-            losses.append(judged.loss.detach())
-            _count(meters, judged)
-        self.scaler.unscale_(self.optimizer)
-        norm = get_total_norm([p.grad for p in self.parameters if p.grad is not None])
-        flags = outcome(losses, norm, stop)
-        self.unread.append((step, flags))
-        if self.unasked:
-            bad = flags[1] > 0
-            step_unless(bad, self.optimizer)
-            called_off: Tensor | None = bad.float()
-        else:
-            self._sync_outcomes()
-            self.scaler.step(self.optimizer)
-            self.scaler.update()
-            called_off = None
-        if self.ema is not None:
-            update_unless(called_off, self.ema, self.model)
-
-    def _judge(self, batch: dict[str, Tensor], step: int) -> Judged:
-        seed, rank, device = self.progress.seed, distributed.rank(), distributed.device()
-        seeding.seed_step(seed, step, rank)  # dropout, stochastic depth
-        here = {name: batch[name].to(device, non_blocking=True) for name in ("image", "label", "index")}
-        return self.objective(self.model, self.wrapped, here, seed, step, rank)
-
-    def _sync_outcomes(self) -> None:
-        """Read what became of the steps since the last look: was all finite everywhere, and must the run stop?"""
-        if not self.unread:
-            return
-        steps, flags = zip(*self.unread, strict=True)
-        self.unread.clear()
-        for step, (bad_loss, bad, terminated, ends) in zip(steps, torch.stack(flags).tolist(), strict=True):
-            if bad_loss or (bad and not self.scaler.is_enabled()):  # with fp16 the scale was too high: step skipped
-                what = "the loss" if bad_loss else "a gradient"
-                raise TrainingError(
-                    f"epoch {self.progress.epoch}, step {step}: {what} is not finite and the step was not taken; lower "
-                    "--lr-backbone or --lr-classifier, then go on from the last checkpoint or start anew."
-                )
-            if ends:
-                self.exit_code = SIGTERM_EXIT if terminated else 0
-
-    def _report(self, log: RunLog, watch: Stopwatch, meters: dict[str, Mean], steps: int) -> None:
         at = self.progress
+        at.draw, self.meters = self.position, {}
+        self.train_epoch(images.batches(at.epoch, at.batch))
+        if self.exit_code is not None:
+            return None
+        score = evaluate(self.evaluated, selecting)
+        self.check_frozen(frozen)
+        self._close_epoch(score)
+        return score
+
+    # ------------------------------------------------------------------------------------------------- a step
+
+    @property
+    def position(self) -> int:
+        """Batches since the start."""
+        return self.progress.batches(self.plan.batches)
+
+    def settle_optimizer(self) -> None:
+        """The optimizer's form on this device, also where a file of another device had its own."""
+        if self.device.type != "cpu":
+            super().settle_optimizer()
+        elif "fused" in self.optimizer.defaults:
+            for group in self.optimizer.param_groups:
+                group.update({name: self.optimizer.defaults[name] for name in ("fused", "foreach")})
+
+    def to_device(self, batch: dict) -> dict[str, Tensor]:
+        """Images, their labels and numbers."""
+        return {name: batch[name].to(self.device, non_blocking=True) for name in ("image", "label", "index")}
+
+    def forward(self, here: dict[str, Tensor]) -> StepOutput:
+        """The objective's output."""
+        at = self.progress
+        return self.objective(self.model, self.wrapped, here, at.seed, at.draw, distributed.rank())
+
+    def after_move(self) -> None:
+        """The moving average follows, where the step was taken."""
+        if self.ema is not None:
+            update_unless(self.bad.float(), self.ema, self.model)
+
+    def count(self, norm: Tensor) -> None:
+        """Add the losses and what they are made of."""
+        for output in self.last_outputs:
+            for name, value in {"loss": output.loss, **output.statistics}.items():
+                self.meters.setdefault(name, Mean()).add(value)
+
+    def after_step(self, before: int) -> None:
+        """Report each ``print_freq`` batches and at the end of an epoch."""
+        at, every = self.progress, self.plan.print_freq
+        if at.batch // every > before // every or at.batch == self.plan.batches:
+            self.sync_outcomes()
+            self._report()
+            self.meters = {}
+            self.restart_watch()
+
+    def note_bad_step(self, step: int, newest: bool, bad_loss: bool) -> None:
+        """Always raises a TrainingError: the published protocols have no such steps."""
+        what = "the loss" if bad_loss else "a gradient"
+        raise TrainingError(
+            f"epoch {self.progress.epoch}, step {step}: {what} is not finite and the step was not taken; lower "
+            "--lr-backbone or --lr-classifier, then go on from the last checkpoint or start anew."
+        )
+
+    # --------------------------------------------------------------------------------------------------- reports
+
+    def _report(self) -> None:
+        at, meters, steps = self.progress, self.meters, self.plan.batches
         here = torch.tensor([meter.value for meter in meters.values()], device=distributed.device())
         values = dict(zip(meters, distributed.mean_over_ranks(here).tolist(), strict=True))
         terms = [entry for entry in values.items() if entry[0] not in ("loss", "train_acc1", "train_acc5")]
         top5 = f" Acc@5 {values['train_acc5']:.2f}" if "train_acc5" in values else ""
-        speed, wait = watch.rates()
+        speed, wait = self.watch.rates()
         groups = self.optimizer.param_groups
         head = {id(p) for p in self.model.head}
         rates = [[g["lr"] for g in groups if (id(g["params"][0]) in head) == first] for first in (True, False)]
@@ -389,21 +364,21 @@ class Tuner:
             f"{''.join(f'{name} {value:.4f} ' for name, value in terms)}Acc@1 {values['train_acc1']:.2f}{top5} "
             f"lr {' '.join(f'{rate:.4g}' for rate in rates.values())} {speed:.0f} images/s wait {wait:.0%}"
         )
-        log.scalars(at.epoch * steps + at.batch, values, epoch=at.epoch, text=text)
+        self.log.scalars(self.position, values, epoch=at.epoch, text=text)
 
-    def close_epoch(self, score: Score) -> bool:
-        """Count the epoch as finished with this evaluation; returns whether it is the best one so far."""
+    def _close_epoch(self, score: Score) -> None:
         at = self.progress
         at.close_epoch()
-        is_best = score.acc1 > at.best_acc1 or not at.best_epoch
-        if is_best:
+        self.is_best = score.acc1 > at.best_acc1 or not at.best_epoch
+        if self.is_best:
             at.best_acc1, at.best_epoch = score.acc1, at.epoch
         self.plateau.note(score.acc1)
         self.acc1 = score.acc1
-        return is_best
 
-    def report_epoch(self, log: RunLog, score: Score, which: str, steps: int) -> None:
-        """Record an epoch's evaluation on the images called ``which``."""
+    def report_epoch(self, score: Score | None, which: str) -> None:
+        """Record an epoch's evaluation, if there is one, on the images called ``which``."""
+        if score is None:
+            return
         at = self.progress
         values = {f"{which}_acc1": score.acc1, f"{which}_loss": score.loss}
         values |= {} if score.acc5 is None else {f"{which}_acc5": score.acc5}
@@ -411,7 +386,7 @@ class Tuner:
             f"epoch {at.epoch - 1}: {which} {_figures(score)} (best {at.best_acc1:.3f} after {at.best_epoch} epochs)"
             f"{describe_unread(score.unread, score.images + score.unread)}"
         )
-        log.scalars(at.epoch * steps, {**values, "best_acc1": at.best_acc1}, epoch=at.epoch - 1, text=text)
+        self.log.scalars(self.position, {**values, "best_acc1": at.best_acc1}, epoch=at.epoch - 1, text=text)
 
     def result(self, val: Score | None, test: Score | None) -> dict[str, Any]:
         """What result.json says of the last epoch's network, and of the best epoch by the images it was chosen on.
@@ -447,15 +422,18 @@ class Tuner:
 
     # ------------------------------------------------------------------------------------------------ checkpoints
 
-    def save(self, save_dir: str, arch: str, is_best: bool = False) -> None:
+    def save(self, save_dir: str, arch: str) -> None:
         """Write upstream's dictionary and ``run``, what a resumed run needs besides; also as the best one if it is, and
         once more where the plan keeps this epoch's.
 
         ``state_dict`` is what was evaluated. With a moving average the weights that are trained are ``trained``.
         """
-        distributed.by_main(partial(self._write, save_dir, arch, is_best))
+        distributed.by_main(partial(self._write, save_dir, arch))
+        if self.exit_code is not None:
+            at = self.progress
+            self.log.line(describe_stop(at.epoch, at.batch, self.plan.batches))
 
-    def _write(self, save_dir: str, arch: str, is_best: bool) -> None:
+    def _write(self, save_dir: str, arch: str) -> None:
         at = self.progress
         state = {
             "epoch": at.epoch,
@@ -480,49 +458,48 @@ class Tuner:
         kept = self.plan.keep_every and not at.batch and at.epoch % self.plan.keep_every == 0
         if not at.batch:
             state["acc1"] = self.acc1  # of this epoch; moco.average chooses by it
-        names = [BEST] * is_best + [KEPT.format(at.epoch - 1)] * bool(kept) + [CHECKPOINT]
+        names = [BEST] * (self.is_best and not at.batch) + [KEPT.format(at.epoch - 1)] * bool(kept) + [CHECKPOINT]
         for name in names:
             files.write(state, os.path.join(save_dir, name))
 
-    def load(self, state: dict, path: str, arch: str, weights_only: bool = False) -> None:
-        """Go on where a checkpoint of this program, or of SynCo's, was written; or take its network alone.
 
-        Raises:
-            UserError: another kind of file, architecture or network.
-        """
-        if not isinstance(state.get("state_dict"), dict) or not _ours(state, weights_only):
-            raise UserError(f"{path} is no checkpoint of this program: give a pretrained encoder by --pretrained.")
-        if state.get("arch", arch) != arch:
-            raise UserError(f"{path} was trained with -a {state['arch']}; this run has -a {arch}.")
-        run = state.get("run") or {}
-        if self.ema is not None or weights_only:
-            restore_changes(self.evaluated.encoder, state, path)
-            fill_network(self.evaluated.encoder, state["state_dict"], path)
-        if not weights_only:
-            restore_changes(self.model.encoder, state, path)
-            fill_network(self.model.encoder, state.get("trained", state["state_dict"]), path)
-            self._fill_optimizer(state, path)
-            self.plateau.load_state_dict(run.get("plateau", {}))
-        at = self.progress
-        at.epoch, at.batch = int(state["epoch"]), int(run.get("batch", 0))
-        at.best_acc1, at.best_epoch = float(state["best_acc1"]), int(run.get("best_epoch", state["epoch"]))
+def load(
+    state: dict, path: str, arch: str, model: Classifier, ema: Any,
+    optimizer: torch.optim.Optimizer | None, scaler: torch.amp.GradScaler,
+) -> None:  # fmt: skip
+    """Put a checkpoint of this program, or of SynCo's, back; without an optimizer its network alone, to be evaluated.
 
-    def _fill_optimizer(self, state: dict, path: str) -> None:
-        try:
-            self.optimizer.load_state_dict(state["optimizer"])
-            if state.get("scaler"):  # empty when the run so far did not scale its loss
-                self.scaler.load_state_dict(state["scaler"])
-            self._settle()
-        except (ValueError, KeyError, TypeError, RuntimeError) as error:
-            raise UserError(f"{path} does not fit this optimizer: {' '.join(str(error).split())}") from error
+    Raises:
+        UserError: another kind of file, architecture or network.
+    """
+    if not isinstance(state.get("state_dict"), dict) or not _ours(state, optimizer is None):
+        raise UserError(f"{path} is no checkpoint of this program: give a pretrained encoder by --pretrained.")
+    if state.get("arch", arch) != arch:
+        raise UserError(f"{path} was trained with -a {state['arch']}; this run has -a {arch}.")
+    evaluated, trained = state["state_dict"], state.get("trained", state["state_dict"])
+    if ema is not None or optimizer is None:
+        _fill(model if ema is None else ema.module, state, evaluated, path)
+    if optimizer is None:
+        return
+    _fill(model, state, trained, path)
+    try:
+        optimizer.load_state_dict(state["optimizer"])
+        if state.get("scaler"):  # empty when the run so far did not scale its loss
+            scaler.load_state_dict(state["scaler"])
+    except (ValueError, KeyError, TypeError, RuntimeError) as error:
+        raise UserError(f"{path} does not fit this optimizer: {' '.join(str(error).split())}") from error
 
 
-def _count(meters: dict[str, Mean], judged: Judged) -> None:
-    """Add a batch's loss, accuracies in percent and parts of the loss."""
-    acc1, acc5 = (100.0 * hits / len(judged.labels) for hits in accuracy(judged.logits, judged.labels, (1, 5)))
-    five = {"train_acc5": acc5} if judged.logits.shape[1] >= TOP5_FROM else {}
-    for name, value in {"loss": judged.loss, "train_acc1": acc1, **five, **judged.terms}.items():
-        meters.setdefault(name, Mean()).add(value)
+def progress_of(state: dict, seed: int) -> Progress:
+    """Where the run of a checkpoint is."""
+    run, epoch = state.get("run") or {}, int(state["epoch"])
+    best = {"best_acc1": float(state["best_acc1"]), "best_epoch": int(run.get("best_epoch", epoch))}
+    return Progress(seed, epoch, int(run.get("batch", 0)), plateau=run.get("plateau", {}), **best)
+
+
+def _fill(model: Classifier, state: dict, tensors: dict[str, Tensor], path: str) -> None:
+    restore_changes(model.encoder, state, path)
+    fill_network(model.encoder, tensors, path)
 
 
 def _ours(state: dict, weights_only: bool) -> bool:

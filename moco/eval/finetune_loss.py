@@ -9,7 +9,7 @@ Legend: N images on this process, V views an image, C feature width, K classes, 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+from typing import Protocol
 
 import torch
 import torch.nn.functional as F
@@ -17,15 +17,8 @@ from torch import Tensor, nn
 
 from moco import distributed, seeding
 from moco.methods.losses import compare, schane, supcon
-
-
-class Judged(NamedTuple):
-    """What a batch came to. ``loss`` () has the gradient; the rest is for the log."""
-
-    loss: Tensor
-    logits: Tensor  # (M, K) of unmixed views, or of the mixed ones where only those were computed
-    labels: Tensor  # (M,)
-    terms: dict[str, Tensor]  # () each: the parts of the loss; empty for cross-entropy alone
+from moco.models.base import StepOutput
+from moco.train.metrics import TOP5_FROM, accuracy
 
 
 class Network(Protocol):
@@ -69,7 +62,7 @@ class Objective:
         """Whether images are mixed."""
         return self.mixup > 0 or self.cutmix > 0
 
-    def __call__(self, network: Network, wrapped: nn.Module, batch: dict[str, Tensor], *where: int) -> Judged:
+    def __call__(self, network: Network, wrapped: nn.Module, batch: dict[str, Tensor], *where: int) -> StepOutput:
         """The loss of a batch: ``image`` (N, V, channels, h, w) or (N, channels, h, w) uint8, ``label``, ``index``.
 
         Args:
@@ -94,7 +87,7 @@ class Objective:
         if not self.contrasts:
             logits = wrapped(pixels)
             loss = F.cross_entropy(logits, views if target is None else target, label_smoothing=self._smooth(target))
-            return Judged(loss, logits, views, {})
+            return _output(loss, logits, views, {})
         logits, features = wrapped(pixels, True)  # (VN or VN + N, K), (.., C)
         if target is None:
             entropy = F.cross_entropy(logits, views, label_smoothing=self.smoothing)
@@ -103,7 +96,7 @@ class Objective:
         contrast, alone = self._contrast(features[: V * N].unflatten(0, (V, N)).transpose(0, 1), batch)
         loss = (1 - self.alpha) * entropy + self.alpha * contrast
         terms = {"cross_entropy": entropy, "contrast": contrast, "alone": alone}
-        return Judged(loss, logits[: V * N], views, {name: value.detach() for name, value in terms.items()})
+        return _output(loss, logits[: V * N], views, {name: value.detach() for name, value in terms.items()})
 
     def _smooth(self, target: Tensor | None) -> float:
         return self.smoothing if target is None else 0.0  # mixed targets are smoothed already
@@ -141,3 +134,12 @@ class Objective:
         from timm.data.random_erasing import RandomErasing
 
         return RandomErasing(self.erase, mode="pixel", device=pixels.device.type)(pixels)
+
+
+def _output(loss: Tensor, logits: Tensor, labels: Tensor, terms: dict[str, Tensor]) -> StepOutput:
+    """Its statistics are accuracies in percent and ``terms``, the parts of the loss. logits: (M, K) of unmixed views,
+    or of mixed ones where only those were computed."""
+    acc1, acc5 = (100.0 * hits / len(labels) for hits in accuracy(logits, labels, (1, 5)))
+    five = {"train_acc5": acc5} if logits.shape[1] >= TOP5_FROM else {}
+    logits = logits.detach()
+    return StepOutput(loss, {"train_acc1": acc1, **five, **terms}, logits, logits[:0], logits[:0])

@@ -229,9 +229,8 @@ def make_classifiers(probe: Probe, lrs: list[float], **how: Any) -> list[LinearC
 
 def set_rates(heads: list[LinearClassifier], plan: TrainPlan, at: Progress) -> None:
     """Each head's rate at this step of the plan, whose own rate is of no importance."""
-    done = at.epoch + at.batch / plan.steps_per_epoch
     for head in heads:
-        head.rate = replace(plan, lr=head.lr).lr_at(at.epoch, done)
+        head.rate = replace(plan, lr=head.lr).lr_at(at.epoch, plan.done(at))
 
 
 def leader(heads: list[LinearClassifier]) -> LinearClassifier:

@@ -25,7 +25,7 @@ class StepOutput(NamedTuple):
 
     loss: Tensor  # () what is optimised
     statistics: dict[str, Tensor]  # () each, by their names in the log
-    q: Tensor  # (N, C) unit rows, detached
+    q: Tensor  # (N, C) unit rows, of a classifier its logits; detached
     paired: Tensor  # (N, C) the positives of q
     keys: Tensor  # unit rows (.., C) to be enqueued, none without a queue
 

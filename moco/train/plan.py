@@ -76,7 +76,7 @@ class TrainPlan:
     warm_steps: int = 0  # the same counted in steps, in place of warm_epochs
     rise: float = 0.0  # steps (epochs where rates are asked for by them) of :func:`warm_up`; the cosine spans the rest
     by_step: bool = False  # the schedule moves every step (for --steps) instead of every epoch; with a rise it does too
-    fractional: bool = False  # rates are asked for by epochs done, with their fraction, instead of by steps
+    batches: int = 0  # of an epoch, where rates go by epochs done with their fraction; 0: by steps, of accum batches
     accum: int = 1
     amp: torch.dtype | None = None
     print_freq: int = 10
@@ -91,7 +91,7 @@ class TrainPlan:
 
     def lr_at(self, epoch: int, done: float) -> float:
         """The learning rate in an ``epoch`` once so many steps are ``done``, or epochs where they are counted."""
-        per_epoch, last = (1, self.epochs) if self.fractional else (self.steps_per_epoch, self.total_steps)
+        per_epoch, last = (1, self.epochs) if self.batches else (self.steps_per_epoch, self.total_steps)
         warm = self.warm_steps or self.warm_epochs * per_epoch
         progress, total = (done, last) if self.by_step or self.rise else (epoch, self.epochs)
         if self.cosine:
@@ -103,6 +103,14 @@ class TrainPlan:
     def as_shares(self, highest: float) -> TrainPlan:
         """The same for rates that are shares of a group's own, of which ``highest`` is the highest."""
         return replace(self, lr=1.0, min_lr=self.min_lr / highest, warm_from=self.warm_from / highest)
+
+    def done(self, at: Progress) -> float:
+        """How far a run is: steps, or epochs with their fraction."""
+        return at.epoch + at.batch / self.batches if self.batches else at.step
+
+    def batches_at(self, batch: int) -> int:
+        """Of the step that begins after so many batches of an epoch: accum, or fewer where the epoch ends."""
+        return min(self.accum, self.batches - batch) if self.batches else self.accum
 
     def changed_before(self, end: int) -> bool:
         """Whether a step from which the loss is another lies in the epoch that ended with step ``end``, or inside the
@@ -141,7 +149,7 @@ def make_plan(
 def count_epochs(batches: int, *, epochs: int, accum: int = 1, **others: Any) -> TrainPlan:
     """The plan of a run that counts epochs of so many ``batches``, the last step of each over what is left of them."""
     per_epoch = -(-batches // accum)
-    return TrainPlan(epochs, per_epoch, epochs * per_epoch, accum=accum, fractional=True, **others)
+    return TrainPlan(epochs, per_epoch, epochs * per_epoch, accum=accum, batches=batches, **others)
 
 
 @dataclass

@@ -6,6 +6,7 @@ encoders'.
 
 from collections import Counter
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -16,7 +17,6 @@ from moco.eval.finetune import Classifier, Tuner
 from moco.eval.finetune_loss import Objective
 from moco.models.ema import moving_average
 from moco.models.encoder import build_encoder
-from moco.train.metrics import Mean
 from moco.train.optimizers import build_optimizer
 from moco.train.plan import Progress, count_epochs
 
@@ -95,19 +95,20 @@ def test_a_step_of_fine_tuning_makes_no_host_wait(optimizer, loss, bench):
         made = build_optimizer(optimizer, model.groups(0.1, 0.1), 0.1, 0.9, 0.01, clip=1.0)
         scaler = torch.amp.GradScaler("cuda", enabled=False)
         average = moving_average(model, 0.9, None, 1)
-        tuner = Tuner(model, model, made, scaler, count_epochs(1, epochs=1), Progress(0), {}, objective, average)
+        plan, log = count_epochs(4, epochs=1, accum=2), SimpleNamespace(line=print)
+        stop: Any = SimpleNamespace(flags=lambda: (False, False))
+        tuner = Tuner(model, model, made, scaler, plan, Progress(0), log, stop, {}, objective, [0.1, 0.1], average)  # type: ignore
         model.train()
         views = (8, 2) if loss == "supcon" else (8,)
         batch = {"image": torch.zeros(*views, 3, 16, 16, dtype=torch.uint8), "label": torch.zeros(8, dtype=torch.long)}
         batch["index"] = torch.arange(8)
-        meters: dict[str, Mean] = {}
-        for step in range(2):
+        for _ in range(2):
             counting.reads = 0
             with counting:
-                tuner._step([batch, batch], meters, step, SimpleNamespace(flags=lambda: (False, False)))  # type: ignore
+                tuner._step(iter([batch, batch]))
         assert counting.reads == 0
-        assert len(tuner.unread) == 2
-    assert meters["loss"].count == 4
+        assert len(tuner.pending_flags) == 2
+    assert tuner.meters["loss"].count == 4
 
 
 # Of SynCo with a ResNet-50, by --amp and --bn-splits: to be lowered with what a step costs. The goals are 750 and 900.

@@ -21,6 +21,7 @@ from moco.eval import finetune
 from moco.eval.features import EvalData, LabelledBatches
 from moco.eval.finetune_loss import Objective
 from moco.models.encoder import build_encoder
+from moco.train.optimizers import use_fused_optimizer_step
 from moco.train.plan import Progress, count_epochs
 
 pytestmark = pytest.mark.usefixtures("restored")
@@ -155,7 +156,7 @@ def test_a_frozen_tensor_that_moved_is_noticed():
     sgd = torch.optim.SGD(model.groups(0.1, 0.1))
     scaler = torch.amp.GradScaler("cpu", enabled=False)
     plan, objective = count_epochs(1, epochs=1), Objective("ce", 3)
-    tuner = finetune.Tuner(model, model, sgd, scaler, plan, Progress(0), {}, objective)
+    tuner = finetune.Tuner(model, model, sgd, scaler, plan, Progress(0), None, None, {}, objective, [0.1])  # type: ignore
     tuner.check_frozen(reference)
     model.encoder.bn1.running_mean[0] += 1e-3
     with pytest.raises(TrainingError, match=r"1 tensors that --weights freeze keeps .* the first bn1.running_mean"):
@@ -524,8 +525,8 @@ def by_the_device(monkeypatch) -> None:
 
     def prepare(self):
         original(self)
-        self.unasked = True
-        self._settle()
+        self.look_every = 10
+        use_fused_optimizer_step(self.optimizer)
 
     monkeypatch.setattr(finetune.Tuner, "__post_init__", prepare)
 
@@ -535,7 +536,7 @@ def test_a_device_decides_as_the_host_would(folder, tmp_path, monkeypatch):
     tune(folder, tmp_path / "host", *words)
     with monkeypatch.context() as patch:
         by_the_device(patch)
-        patch.setattr(finetune.Tuner, "_sync_outcomes", watched := Watched(finetune.Tuner._sync_outcomes))
+        patch.setattr(finetune.Tuner, "sync_outcomes", watched := Watched(finetune.Tuner.sync_outcomes))
         tune(folder, tmp_path / "device", *words)
     assert watched.waiting == [4, 4]  # only where an epoch ends
     host, device = (state_of(tmp_path / name) for name in ("host", "device"))
@@ -553,7 +554,7 @@ class Watched:
 
     def __get__(self, tuner, kind):
         def look():
-            self.waiting.append(len(tuner.unread))
+            self.waiting += [len(tuner.pending_flags)] * bool(tuner.pending_flags)
             return self.original(tuner)
 
         return look
@@ -562,13 +563,13 @@ class Watched:
 def test_a_device_calls_off_a_step_that_is_not_finite_and_the_next_look_says_so(folder, tmp_path, monkeypatch):
     by_the_device(monkeypatch)
     seen = []
-    original = finetune.Tuner._sync_outcomes
+    original = finetune.Tuner.sync_outcomes
 
     def look(self):
         seen.append(all(bool(p.isfinite().all()) for p in self.model.parameters()))
         return original(self)
 
-    monkeypatch.setattr(finetune.Tuner, "_sync_outcomes", look)
+    monkeypatch.setattr(finetune.Tuner, "sync_outcomes", look)
     with pytest.raises(TrainingError, match="epoch 0, step 1: .* is not finite and the step was not taken; lower --lr"):
         tune(folder, tmp_path, "--lr-backbone", "1e30", "--lr-classifier", "1e30", "-p", 1000)
     assert seen == [True]

@@ -21,6 +21,7 @@ from moco.eval.features import EvalData
 from moco.models.ema import attach_ema, moving_average
 from moco.models.encoder import build_encoder
 from moco.train.optimizers import Plateau, build_optimizer, layer_groups
+from moco.train.stop import StopRequest
 from moco.weights.read import load_backbone
 
 pytestmark = pytest.mark.usefixtures("restored")
@@ -221,9 +222,7 @@ def test_a_resumed_run_is_the_same_run(folder, tmp_path, monkeypatch):
     tune(folder, tmp_path / "whole", *words)
     stops = iter([1, 3, 5])  # optimizer steps of each part; the last part goes on to the end
     left: list[int] = []
-    monkeypatch.setattr(
-        finetune.StopRequest, "flags", lambda self: (False, left.pop() == 0) if left else (False, False)
-    )
+    monkeypatch.setattr(StopRequest, "flags", lambda self: (False, left.pop() == 0) if left else (False, False))
     for _ in range(4):
         left[:] = range(next(stops, 0))
         tune(folder, tmp_path / "parts", *words, "--resume", "auto")

@@ -185,17 +185,17 @@ def spoil_gradient(rank: int, draws: tuple[int, ...]) -> None:
 
 
 def spoil_images(rank: int, draws: tuple[int, ...]) -> None:
-    original = Trainer._forward_backward
+    original = Trainer.forward
 
-    def forward_backward(self, images, hold):
+    def forward(self, images):
         if self.progress.draw in draws:  # floats on every process, since processes exchange them
             images["q"], images["k"] = images["q"] / 255, images["k"] / 255
             if distributed.rank() == rank:
                 images["q"][0, 0, 3, 3] = float("inf")
                 images["k"][1, 0, 3, 3] = float("inf")
-        return original(self, images, hold)
+        return original(self, images)
 
-    Trainer._forward_backward = forward_backward
+    Trainer.forward = forward
 
 
 SPOIL = {"loss": spoil_loss, "gradient": spoil_gradient, "images": spoil_images}
@@ -269,7 +269,7 @@ def test_too_many_bad_steps_end_the_run_with_a_dump(image_folder, tmp_path, star
 
 def test_one_process_and_its_own_batches(image_folder, tmp_path, in_process, monkeypatch):
     """The same in one process, with the second of two batches bad: the first one's keys leave the queue again."""
-    for owner, name in ((Trainer, "step"), (MoCo, "forward"), (Trainer, "_forward_backward")):
+    for owner, name in ((Trainer, "step"), (MoCo, "forward"), (Trainer, "forward")):
         monkeypatch.setattr(owner, name, getattr(owner, name))  # put back after the test
     steps: list[dict] = []
     spoil_loss(0, (3,))

@@ -104,16 +104,16 @@ def test_every_step_of_a_warm_up_has_supcontrasts_rate(milestones, cosine):
         linear.set_rates([head], probe, Progress(0, *divmod(step, steps)))
         assert head.rate == pytest.approx(rate)
         tuner.progress.epoch, tuner.progress.batch = divmod(step, steps)
-        tuner._set_rates(steps)
+        tuner._set_rates()
         assert tuner.optimizer.param_groups[0]["lr"] == pytest.approx(rate)
 
 
 def tuner_of(plan: TrainPlan, lr: float) -> finetune.Tuner:
     """What sets the rates of fine-tuning, around a network of one layer."""
     model: Any = nn.Linear(3, 2)
-    others: Any = None
+    none: Any = None
     optimizer = torch.optim.SGD(model.parameters(), lr)
-    return finetune.Tuner(model, model, optimizer, others, plan, Progress(0), {}, others)
+    return finetune.Tuner(model, model, optimizer, none, plan, Progress(0), none, none, {}, none, [lr])
 
 
 def test_a_milestone_where_the_warm_up_ends():
@@ -251,7 +251,8 @@ def test_an_epochs_mean_loss_is_of_its_own_good_steps_on_all_processes(monkeypat
     for losses in ([3.0, math.nan, 5.0], [1.0], [math.inf]):
         for loss in losses:
             run.bad = torch.tensor(not math.isfinite(loss))
-            Trainer._count(run, [SimpleNamespace(loss=torch.tensor(loss), statistics={})], torch.tensor(1.0))  # pyright: ignore
+            run.last_outputs = [SimpleNamespace(loss=torch.tensor(loss), statistics={})]
+            Trainer.count(run, torch.tensor(1.0))
         Trainer._follow_plateau(run)
     assert judged == pytest.approx([20 / 4, 13 / 3, 12 / 2])
 

@@ -1,0 +1,232 @@
+"""The training loop of pretraining and fine-tuning: epochs, steps, what became of them, and when a run stops.
+
+A step is all or nothing. Whether the loss and the gradients are finite on every process is found on the device, and the
+device itself leaves the weights alone and puts back the little that a bad step had already touched. The host reads what
+became of the steps later, at the log lines; on a CPU, where reading costs nothing, after every step.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import islice
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import get_total_norm
+
+from moco import distributed, seeding
+from moco.errors import SIGTERM_EXIT
+from moco.models.base import StepOutput
+from moco.train.optimizers import Plateau, step_unless, use_fused_optimizer_step, waits
+from moco.train.plan import Progress, TrainPlan, warm_up
+from moco.train.runlog import RunLog
+from moco.train.stop import StopRequest, outcome, steps_between_looks
+from moco.train.timers import StepTimer, Stopwatch
+
+
+@dataclass
+class Loop:
+    """The objects that a step needs, and the steps.
+
+    A subclass says what it is fed with, what the loss of a batch is and what is reported: the methods of the last
+    section. The steps are the same for all.
+    """
+
+    model: Any
+    wrapped: nn.Module  # the model with gradient averaging
+    optimizer: torch.optim.Optimizer
+    scaler: torch.amp.GradScaler
+    plan: TrainPlan
+    progress: Progress
+    log: RunLog
+    stop: StopRequest
+
+    FALLING = False  # the score that a plateau follows is a loss
+
+    def __post_init__(self) -> None:
+        self.device = distributed.device()
+        self.pending_flags: list[tuple[int, Tensor]] = []  # position and outcome of the steps since the last look
+        self.look_every = steps_between_looks(self.device, self.plan.print_freq)
+        self.timer = StepTimer(self.device)
+        self.watch, self.timed = Stopwatch(), 0  # steps since the watch was restarted
+        self.exit_code: int | None = None  # set when the run must stop early
+        self.parameters = [p for p in self.model.parameters() if p.requires_grad]
+        self.scales = [1.0] * len(self.optimizer.param_groups)  # of the plan's rate, by group
+        self.plateau = Plateau(self.plan.patience, self.plan.min_lr / self.plan.lr, falling=self.FALLING)
+        self.plateau.load_state_dict(self.progress.plateau)
+        self.settle_optimizer()
+
+    # ------------------------------------------------------------------------------------------------ an epoch
+
+    def finished(self) -> bool:
+        """Whether all epochs or steps are done."""
+        return self.plan.steps_left(self.progress) <= 0
+
+    def train_epoch(self, batches: Iterator[dict]) -> None:
+        """Train to the end of the current epoch, or to a step after which the run must stop (see ``exit_code``)."""
+        at, plan = self.progress, self.plan
+        self.model.train()
+        self.restart_watch()  # what happened between epochs is not training time
+        done = -(-at.batch // plan.accum)
+        with self.log.bar(plan.steps_per_epoch, done, f"epoch {at.epoch}") as bar:
+            for _ in range(done, plan.steps_per_epoch):
+                before = at.batch
+                self.step(batches)
+                bar.update()
+                self.after_step(before)
+                if self.exit_code is not None or self.finished():
+                    break
+        self.sync_outcomes()
+
+    def restart_watch(self) -> None:
+        """Measure speed from here on."""
+        self.watch.restart()
+        self.timed = 0
+
+    # ------------------------------------------------------------------------------------------------- a step
+
+    def step(self, batches: Iterator[dict]) -> None:
+        """One optimizer step over ``accum`` batches, fewer where an epoch ends, or nothing at all if anything is not
+        finite anywhere."""
+        at = self.progress
+        looks = (at.step + 1) % self.look_every == 0
+        with self.timer.of_a_step(looks):
+            self._step(batches)
+        at.step += 1
+        at.batch += self.plan.batches_at(at.batch)
+        self.timed += 1
+        if looks:
+            self.sync_outcomes()
+        self.optimizer.zero_grad(set_to_none=True)
+
+    def _step(self, batches: Iterator[dict]) -> None:
+        count = self.plan.batches_at(self.progress.batch)
+        self._set_rates()
+        self.before_step()
+        self.last_outputs: list[StepOutput] = []
+        for number, batch in enumerate(islice(self._timed(batches), count)):
+            with self.timer("transfer"):
+                here = self.to_device(batch)
+            self.last_outputs.append(self._forward_backward(here, number, count))
+            self.after_batch(here)
+        with self.timer("optimizer"):
+            self.scaler.unscale_(self.optimizer)
+            norm = get_total_norm([p.grad for p in self.parameters if p.grad is not None])
+            flags = outcome([output.loss.detach() for output in self.last_outputs], norm, self.stop)
+            self.bad = flags[1] > 0  # () was the step not finite?
+            self._move(self.bad)
+            self.scaler.update()
+            self.after_move()
+        self.pending_flags.append((self.position, flags))
+        self.count(norm)
+
+    def _set_rates(self) -> None:
+        done = self.plan.done(self.progress)
+        lr = self.plan.lr_at(self.progress.epoch, done)
+        factor = warm_up(done, self.plan.rise) * self.plateau.factor
+        for group, scale in zip(self.optimizer.param_groups, self.scales, strict=True):
+            group["lr"] = scale * lr * factor
+
+    def _timed(self, batches: Iterator[dict]) -> Iterator[dict]:
+        """Batches, with the time spent waiting for them measured."""
+        while True:
+            with self.watch.waiting(), self.timer("waiting for images"):
+                batch = next(batches)
+            yield self.noted(batch)
+
+    def _forward_backward(self, here: dict[str, Tensor], number: int, count: int) -> StepOutput:
+        """The output of the ``number``-th of ``count`` batches of a step, its gradients added to the others'."""
+        at = self.progress
+        seeding.seed_step(at.seed, at.draw, distributed.rank())  # dropout, stochastic depth
+        with distributed.hold_gradients(self.wrapped, number < count - 1):
+            output = self.forward(here)
+            with self.timer("q backward"):
+                loss = output.loss if count == 1 else output.loss / count
+                self.scaler.scale(loss).backward()
+        at.draw += 1
+        self.watch.count(len(here["index"]) * distributed.world_size())
+        return output
+
+    def _move(self, bad: Tensor) -> None:
+        """The optimizer's step where ``bad``, () bool, is false."""
+        known = waits(self.optimizer)
+        step_unless(bad, self.optimizer)
+        if waits(self.optimizer) and not known:
+            self.log.line(
+                "this optimizer counts its steps on the host, which therefore waits for the GPU in every step"
+            )
+
+    def sync_outcomes(self) -> None:
+        """Read what became of the steps since the last look: the only place where the host waits for the device."""
+        if not self.pending_flags:
+            return
+        steps, flags = zip(*self.pending_flags, strict=True)
+        self.pending_flags.clear()
+        found = torch.stack(flags).tolist()
+        self.timer.read()
+        for step, (bad_loss, bad, terminated, stop) in zip(steps, found, strict=True):
+            if stop:
+                self.exit_code = SIGTERM_EXIT if terminated else 0
+            self._note_outcome(step, step == steps[-1], bool(bad_loss), bool(bad))
+
+    def _note_outcome(self, step: int, newest: bool, bad_loss: bool, bad: bool) -> None:
+        at = self.progress
+        at.ema_due = not bad
+        if not bad:
+            at.bad_steps = 0
+        elif self.scaler.is_enabled() and not bad_loss:
+            # With fp16 an infinite gradient of a finite loss only means that the scale was too high.
+            self.log.line(f"step {step}: fp16 overflow, step skipped, scale now {self.scaler.get_scale():g}")
+        else:
+            at.bad_steps += 1
+            self.note_bad_step(step, newest, bad_loss)
+
+    # ---------------------------------------------------------------------------------- what a subclass decides
+
+    @property
+    def position(self) -> int:
+        """The number of the next step in the log."""
+        raise NotImplementedError
+
+    def settle_optimizer(self) -> None:
+        """Choose the optimizer's form on this device."""
+        use_fused_optimizer_step(self.optimizer)
+
+    def before_step(self) -> None:
+        """Called first in a step."""
+
+    def noted(self, batch: dict) -> dict:
+        """The batch that has come, after what is to be said of it."""
+        return batch
+
+    def to_device(self, batch: dict) -> dict[str, Tensor]:
+        """What of a batch the device needs, ``index`` among it."""
+        raise NotImplementedError
+
+    def forward(self, here: dict[str, Tensor]) -> StepOutput:
+        """The loss of a batch."""
+        raise NotImplementedError
+
+    def after_batch(self, here: dict[str, Tensor]) -> None:
+        """Called after each of a step's batches."""
+
+    def after_move(self) -> None:
+        """Called after the optimizer's step, which was called off where ``bad``."""
+
+    def count(self, norm: Tensor) -> None:
+        """Add ``last_outputs`` and the gradient's norm to what the next report says."""
+        raise NotImplementedError
+
+    def after_step(self, before: int) -> None:
+        """Report, if it is due; ``before``: batches of the epoch that were done before the step."""
+        raise NotImplementedError
+
+    def note_bad_step(self, step: int, newest: bool, bad_loss: bool) -> None:
+        """The ``step`` was not finite and has changed nothing; ``newest``: ``last_outputs`` are its.
+
+        Raises:
+            TrainingError: the run cannot go on.
+        """
+        raise NotImplementedError
