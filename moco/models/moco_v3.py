@@ -1,12 +1,10 @@
 """MoCo v3: no queue, a predictor behind the query encoder, a momentum that grows, and ViTs that begin as published.
 
-arXiv 2104.02057, algorithm 1 and section 4, with what its public code adds. Both encoders see both views; the keys do
-not have to be shuffled, as BatchNorm has the statistics of all processes.
+arXiv 2104.02057, algorithm 1 and section 4, with what its public code adds. BatchNorm has the statistics of all
+processes, so that keys need not be shuffled.
 
-Legend: N images of this process, G of all processes, C feature width, F backbone feature width, h x w patches.
+Legend: N images of this process, G of all processes, C feature width, h x w patches.
 """
-
-from __future__ import annotations
 
 import itertools
 import math
@@ -27,33 +25,25 @@ from moco.models.build import Context
 from moco.models.encoder import head_of, replace_module, use_heads
 from moco.models.in_batch import statistics
 
-NARROW_HEADS = {192: 12, 384: 12}  # attention heads by a ViT's width, where they are not timm's (vits.py)
-
 
 class MoCoV3(Momentum):
-    """Momentum contrast over the batch.
-
-    Args:
-        encoder_q, encoder_k: two networks with a linear head that takes F numbers; projection MLPs replace the heads.
-        config: the paper's symbols and the width of the MLPs.
-        batch: G.
-    """
+    """Momentum contrast over a batch of G images. Projection MLPs take the place of the encoders' linear heads."""
 
     STATS = ("loss", "top1", "top5", "hardest")
 
     def __init__(self, encoder_q: nn.Module, encoder_k: nn.Module, config: MoCoV3Config, batch: int):
         vit = hasattr(encoder_q, "patch_embed") or hasattr(encoder_q, "class_token")
-        C, hidden = config.C, config.hidden
+        hidden = [config.hidden] * (2 if vit else 1)
         for encoder in (encoder_q, encoder_k):
             start_vit(encoder, config.freeze_patches) if vit else start_resnet(encoder)
             last = encoder.get_submodule(head_of(encoder))
             if not isinstance(last, nn.Linear):
                 raise UserError("--method moco_v3 puts its MLP in the place of one linear layer; choose another -a.")
-            replace_module(encoder, head_of(encoder), mlp([last.in_features, *[hidden] * (2 if vit else 1), C]))
+            replace_module(encoder, head_of(encoder), mlp([last.in_features, *hidden, config.C]))
             sync_batchnorm(encoder)
         super().__init__(encoder_q, encoder_k, config, config.m)
         self.config, self.batch = config, batch
-        self.predictor = sync_batchnorm(mlp([C, hidden, C], last_norm=vit))
+        self.predictor = sync_batchnorm(mlp([config.C, config.hidden, config.C], last_norm=vit))
         self.loss = moco_v3.loss(config)
 
     @property
@@ -66,10 +56,7 @@ class MoCoV3(Momentum):
 
     def forward(self, views: Sequence[Tensor], ids: Tensor, epoch: int = 0, draw: int = 0, step: int = 0) -> StepOutput:
         """The loss of one batch, the sum over both directions: its mean over the processes is that of one process.
-
-        Args:
-            views: two of (N, channels, h, w), uint8 or already normalised floats. The other arguments are not used.
-        """
+        ``views`` as :class:`moco.models.moco.MoCo`'s; the other arguments are not used."""
         q1, q2 = (self.predictor(self.forward_q(view)) for view in views)
         k1, k2 = (self.forward_k(view) for view in views)
         first = distributed.rank() * len(q1)
@@ -105,30 +92,22 @@ def start_vit(vit: Any, freeze_patches: bool) -> None:
     width, (h, w) = vit.embed_dim, patches.grid_size
     table.requires_grad_(False)[0] = torch.cat([torch.zeros(1, width), positions(h, w, width)])
     for name, layer in vit.named_modules():
-        if isinstance(layer, nn.Linear):  # queries, keys and values are three layers
-            xavier(layer, layer.out_features // (3 if name.endswith("qkv") else 1) + layer.in_features)
-    xavier(patches.proj, patches.proj.weight[0].numel() + width)
+        if isinstance(layer, nn.Linear) or layer is patches.proj:
+            for weight in layer.weight.data.flatten(1).chunk(3 if name.endswith("qkv") else 1):  # three layers in one
+                nn.init.xavier_uniform_(weight)
+            if layer.bias is not None:
+                nn.init.zeros_(layer.bias)
     patches.proj.requires_grad_(not freeze_patches)
     nn.init.normal_(vit.cls_token, std=1e-6)
-    if width in NARROW_HEADS:
-        use_heads(vit, NARROW_HEADS[width])
-        vit.changes = {"num_heads": NARROW_HEADS[width]}
-
-
-def xavier(layer: nn.Linear | nn.Conv2d, fans: int) -> None:
-    """Weights from U(-b, b), b = sqrt(6 / (numbers in + numbers out)), and biases 0."""
-    bound = math.sqrt(6 / fans)
-    nn.init.uniform_(layer.weight, -bound, bound)
-    if layer.bias is not None:
-        nn.init.zeros_(layer.bias)
+    if width in (192, 384):  # where timm's has fewer heads
+        use_heads(vit, 12)
+        vit.changes = {"num_heads": 12}
 
 
 def positions(h: int, w: int, width: int) -> Tensor:
     """(h w, width): sines and cosines of a patch's row, then of its column, at width / 4 wavelengths to 10,000."""
     rates = 10000.0 ** -(torch.arange(width // 4) / (width // 4))
-    row, column = (
-        x.flatten()[:, None] * rates for x in torch.meshgrid(torch.arange(h), torch.arange(w), indexing="ij")
-    )
+    row, column = (place[:, None] * rates for place in torch.cartesian_prod(torch.arange(h), torch.arange(w)).T)
     return torch.cat([row.sin(), row.cos(), column.sin(), column.cos()], dim=1)
 
 
@@ -137,5 +116,4 @@ def build(encoder_q: nn.Module, encoder_k: nn.Module, config: MoCoV3Config, cont
     batch = context.batch * distributed.world_size()
     model = MoCoV3(encoder_q, encoder_k, config, batch)
     summary = f"each query against {batch} keys of the batch, loss in fp32; BatchNorm over each view of all processes"
-    grows = " to 1 over the run" if config.m_cosine else ""
-    return model, f"{summary}; momentum {config.m:g}{grows}"
+    return model, f"{summary}; momentum {config.m:g}" + " to 1 over the run" * config.m_cosine

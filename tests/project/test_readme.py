@@ -25,6 +25,7 @@ from moco import retrieval as retrieval_door
 from moco.cli import commands as command_options
 from moco.cli import options
 from moco.data import __main__ as data_work
+from moco.methods.registry import METHODS
 from moco.models.encoder import build_encoder
 from moco.sweep import __main__ as sweep
 
@@ -38,7 +39,7 @@ STEP = "-a test_resnet --size 16 -b 8 --moco-k 1100 --moco-dim 16 --amp off --ro
 CIFAR = "--images 16 --batch-size 16 --queries 8 --epochs 1 --seeds 0 --methods moco synco"
 PROBE = "-a resnet18 --size 16 -b 8 -j 0 --epochs 1"
 PAGES = ("evaluation", "running", "methods", "data")
-BATCH_METHODS = {"simclr", "supcon", "hcl", "dcl"}  # --moco-k would give supcon a queue
+NO_QUEUE = {name for name, row in METHODS.items() if row.family != "queue"}  # --moco-k would give supcon one
 # What a page's commands get behind their own words, by a word that is among them.
 SMALL = {
     "main_pretrain.py": "-a test_resnet --size 16 -b 8 -j 0 --moco-dim 16 --amp off --knn-every 0",
@@ -50,6 +51,7 @@ SMALL = {
     "moco.retrieval": "-a test_resnet --size 16 -b 8 -j 0",
     "benchmarks.speed.probe_heads": "-a test_resnet --size 16 -b 8 --heads 2 --steps 1",
     "benchmarks.speed.knn": "--bank 300 --queries 8 --dim 16 --k 5 --only 'ours, in parts'",
+    "moco_v3": "--moco-mlp-dim 16",
     "--save-ckpt-freq": "--epochs 4",
     "--val-share": "--val-share 0.25",
     "--lr-find": "--lr-find-steps 10",
@@ -196,7 +198,7 @@ def session(image_folder, tmp_path, monkeypatch, alone, restored, script):
         _, *words = shlex.split(command)
         program, *words = words[1:] if words[0] == "-m" else words
         more = [word for name, small in SMALL.items() if name in (program, *words) for word in shlex.split(small)]
-        queue = program == "main_pretrain.py" and not BATCH_METHODS & {word.lower() for word in words}
+        queue = program == "main_pretrain.py" and not NO_QUEUE & {word.lower() for word in words}
         more += ["--moco-k", "1024"] if queue else []
         return programs[program]([*words, *more])
 
