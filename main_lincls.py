@@ -15,9 +15,9 @@ from typing import Any
 
 import torch
 
-from moco import data, distributed, files, seeding
-from moco.cli import options
+from moco import cli, data, distributed, files, seeding
 from moco.cli.flag_classes import LINCLS, probing
+from moco.cli.lincls import few_shot_config, lincls_schedule, optimizer_config
 from moco.eval import fewshot, knn, linear, linear_checkpoint, linear_report, lr_find
 from moco.eval.features import EvalData, FeatureExtractor, bad_image_notes
 from moco.models.encoder import build_encoder
@@ -63,7 +63,7 @@ def worker(args: Namespace) -> int:
 
     # optimizer
     lrs = linear_checkpoint.rates(state, args.lrs, args.epochs, training=mode == "lincls")
-    heads = linear.make_classifiers(model, lrs, **options.head_settings(args))
+    heads = linear.make_classifiers(model, lrs, optimizer_config(args, args.lr), args.label_smoothing)
     about = about_run(probing(args, encoder.built, mean, std, batch), train)
     notes = changes(state, path, about, LINCLS, args.seed) if mode == "lincls" else []
     notes = [DONE] if mode == "lincls" and state.get("epoch", 0) >= args.epochs else notes
@@ -78,7 +78,7 @@ def worker(args: Namespace) -> int:
         distributed.first_on_node(reserving, wait=True)
 
     views = f"; {linear.describe_features(cached)}" if mode in ("lincls", "lr_find") else ""
-    plan = count_epochs(-(-len(train) // batch), **options.probe_plan(args))
+    plan = count_epochs(-(-len(train) // batch), lincls_schedule(args))
     resume_step = at.batches(plan.steps_per_epoch) if path else None
     with RunLog(args.save_dir, config=vars(args), resume_step=resume_step, name=mode) as log:
         log.line("\n".join([f"{args.arch} at {size} px: {summary}{settled.summary}", *notes]))
@@ -136,13 +136,12 @@ def measure_frozen(
     """k-NN or few-shot accuracy: numbers, settings and words."""
     if args.knn:
         return knn.measure_knn(model.encoder, train, val, extractor, args.knn_k, args.knn_t)
-    setting = fewshot.Setting(**options.few_shot_settings(args), seed=seed)
-    return fewshot.measure_few_shot(model.encoder, train, extractor, setting)
+    return fewshot.measure_few_shot(model.encoder, train, extractor, few_shot_config(args, seed))
 
 
 def main(argv: list[str] | None = None) -> int:
     """The command moco-lincls; its exit code."""
-    return distributed.launch(worker, options.parse_lincls(argv))
+    return distributed.launch(worker, cli.parse_lincls(argv))
 
 
 if __name__ == "__main__":

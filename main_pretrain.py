@@ -12,9 +12,9 @@ from functools import partial
 
 import torch
 
-from moco import data, distributed, files, seeding
-from moco.cli import options
+from moco import cli, data, distributed, files, seeding
 from moco.cli.flag_classes import PRETRAIN, pretraining
+from moco.cli.pretrain import pretrain_config
 from moco.eval import between_epochs
 from moco.eval.features import EvalData, FeatureExtractor
 from moco.methods import negatives
@@ -23,10 +23,10 @@ from moco.models import ema
 from moco.models.encoder import strided_point
 from moco.train import checkpoint, optimizers
 from moco.train import pretraining as engine
-from moco.train.plan import Progress, batch_shape
+from moco.train.plan import Progress, batch_shape, make_plan
 from moco.train.resume import DONE, about_run, changes, head_of
 from moco.train.runlog import RunLog
-from moco.train.setup import build_model, make_plan, view_settings
+from moco.train.setup import build_model, view_settings
 from moco.train.stop import StopRequest
 
 
@@ -35,6 +35,7 @@ def worker(args: Namespace) -> int:
     path = distributed.from_main(files.resolve(args.resume, args.save_dir))
     state = files.read(path) if path else None
     seed = distributed.from_main(seeding.choose_seed(args.seed, state))
+    config = pretrain_config(args)
     seeding.begin(seed, asked=args.seed is not None)
 
     # data
@@ -45,7 +46,7 @@ def worker(args: Namespace) -> int:
     labels = data.class_labels(images, args.method) if METHODS[args.method].supervised else None
     data.check_classes(images, args.num_classes)
     between_epochs.check(sources, args.retrieval_every)
-    view = view_settings(args, images)
+    view = view_settings(config.views, images)
     batch = args.batch_size * distributed.nodes()
     sampler = data.EpochSampler(
         len(images), batch, seed, distributed.world_size(), distributed.rank(), drop_last=args.drop_last
@@ -58,18 +59,17 @@ def worker(args: Namespace) -> int:
 
     # model
     each = batch // distributed.world_size()
-    model, summary = build_model(args, view, seed, len(images), each, labels, head_of(state))
+    model, summary = build_model(config, view, seed, len(images), each, labels, head_of(state))
 
     # optimizer: over all parameters and in their order, as upstream's, so that its checkpoints resume here
-    groups = optimizers.no_decay_for_bias_and_norm([{"params": list(model.parameters())}], args.exclude_bias_norm)
-    optimizer = optimizers.build_optimizer(
-        args.opt, groups, args.lr, args.momentum, args.weight_decay, args.clip_grad, args.opt_betas
-    )
+    own = config.optimizer
+    groups = optimizers.no_decay_for_bias_and_norm([{"params": list(model.parameters())}], own.exclude_bias_norm)
+    optimizer = optimizers.build_optimizer(own, groups)
     on_cpu = distributed.device().type == "cpu"
     broken = strided_point(model.encoder_q, view.channels, view.size) if on_cpu else ""
-    plan = make_plan(args, len(sampler), engine.pick_amp(args.amp, distributed.device(), broken))
+    plan = make_plan(len(sampler), engine.pick_amp(args.amp, distributed.device(), broken), config.schedule)
     scaler = torch.amp.GradScaler(distributed.device().type, enabled=plan.amp is torch.float16)
-    evaluated = ema.attach_ema(model, optimizer, args.ema, args.ema_epoch, plan.steps_per_epoch)
+    evaluated = ema.attach_ema(model, optimizer, own.ema, own.ema_epoch, plan.steps_per_epoch)
     done = args.start_epoch * plan.steps_per_epoch
     progress = Progress(seed, args.start_epoch, 0, done, done * args.accum)
     about = about_run(pretraining(args, model.encoder_q.built, view, batch, plan.amp), images, model.head)
@@ -107,13 +107,13 @@ def worker(args: Namespace) -> int:
             if trainer.due(args.save_every):
                 trainer.save(args.arch, args.keep)
             if trainer.exit_code is None:
-                between_epochs.report(trainer, evaluated, sources, extractor, seed, **options.validation_settings(args))
+                between_epochs.report(trainer, evaluated, sources, extractor, seed, config.validation)
     return trainer.exit_code or 0
 
 
 def main(argv: list[str] | None = None) -> int:
     """The command moco-pretrain; its exit code."""
-    return distributed.launch(worker, options.parse_pretrain(argv))
+    return distributed.launch(worker, cli.parse_pretrain(argv))
 
 
 if __name__ == "__main__":

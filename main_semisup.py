@@ -14,9 +14,11 @@ from functools import partial
 
 import torch
 
-from moco import data, distributed, files, seeding
-from moco.cli import options
+from moco import cli, data, distributed, files, seeding
+from moco.cli.common import few_shot_config
 from moco.cli.flag_classes import SEMISUP, tuning
+from moco.cli.objective import objective_config
+from moco.cli.semisup import semisup_optimizer, semisup_schedule
 from moco.data.sources import subset
 from moco.eval import fewshot, finetune, linear
 from moco.eval.features import EvalData, FeatureExtractor, bad_image_notes
@@ -72,19 +74,17 @@ def worker(args: Namespace) -> int:
 
     # optimizer
     groups = model.groups(args.lr_classifier, args.lr_backbone, args.weight_decay, args.layer_decay)
-    optimizer = build_optimizer(
-        args.opt, no_decay_for_bias_and_norm(groups, args.exclude_bias_norm), args.lr_classifier, args.momentum,
-        args.weight_decay, args.clip_grad, args.opt_betas,
-    )  # fmt: skip
+    own = semisup_optimizer(args)
+    optimizer = build_optimizer(own, no_decay_for_bias_and_norm(groups, own.exclude_bias_norm))
     lrs = [group["lr"] for group in optimizer.param_groups]
-    objective = Objective(args.loss, classes, **options.objective_settings(args))
+    objective = Objective(objective_config(args), classes)
     scaler = torch.amp.GradScaler(distributed.device().type, enabled=amp is torch.float16)
     batch = args.batch_size * distributed.nodes()
     about = about_run(tuning(args, encoder.built, mean, std, epochs, batch, amp, train, val), whole)
     notes = [] if args.evaluate else changes(state, path, about, SEMISUP, args.seed)
     progress, steps = Progress(seed, args.start_epoch), -(-len(train) // batch)
-    plan = count_epochs(steps, epochs=epochs, **options.tuning_plan(args))
-    ema = moving_average(model, args.ema, args.ema_epoch, plan.steps_per_epoch)
+    plan = count_epochs(steps, semisup_schedule(args, epochs))
+    ema = moving_average(model, own.ema, own.ema_epoch, plan.steps_per_epoch)
     frozen = model.backbone()
     if path:
         finetune.load(state, path, args.arch, model, ema, None if args.evaluate else optimizer, scaler)
@@ -126,7 +126,7 @@ def worker(args: Namespace) -> int:
                   "train_images": len(train)}  # fmt: skip
         result |= tuner.result(score if val else None, final)
         if novel:
-            setting = fewshot.Setting(**options.few_shot_settings(args), seed=seed)
+            setting = few_shot_config(args, seed)
             extractor = FeatureExtractor(images, distributed.device(), mean, std, amp)
             values, asked, summary = fewshot.measure_few_shot(tuner.evaluated.encoder, novel, extractor, setting)
             result |= values | {"few_shot": asked}
@@ -139,7 +139,7 @@ def worker(args: Namespace) -> int:
 
 def main(argv: list[str] | None = None) -> int:
     """The command moco-semisup; its exit code."""
-    return distributed.launch(worker, options.parse_semisup(argv))
+    return distributed.launch(worker, cli.parse_semisup(argv))
 
 
 if __name__ == "__main__":

@@ -83,7 +83,13 @@ class NegativesConfig:
     kind_epochs: Mapping[str, int] = field(default_factory=dict)
     kind_steps: Mapping[str, int] = field(default_factory=dict)
 
-    @property
+    def changes(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """Epochs and steps from which a loss cannot be compared with those before: negatives begin or stop."""
+        if self.method == "moco":
+            return (), ()
+        switched = (self.start_epoch, self.stop_epoch, *self.kind_epochs.values())
+        return tuple(epoch for epoch in switched if epoch is not None), tuple(self.kind_steps.values())
+
     def last_start(self) -> tuple[int, int]:
         """The first epoch and step that have all kinds."""
         return max((self.start_epoch, *self.kind_epochs.values())), max((0, *self.kind_steps.values()))
@@ -177,3 +183,152 @@ class MoCoV3Config(ModelConfig):
     m: float = 0.99
     m_cosine: bool = True
     freeze_patches: bool = True
+
+
+@dataclass(frozen=True)
+class EncoderConfig:
+    """A network with ``dim`` outputs, see :func:`moco.models.encoder.build_encoder`.
+
+    mlp: MoCo v2's head. stem: auto, imagenet or cifar. compile_mode: of torch.compile, None: not compiled.
+    """
+
+    arch: str = "resnet50"
+    dim: int = 128
+    mlp: bool = False
+    stem: str = "auto"
+    compile_mode: str | None = None
+
+
+# -------------------------------------------------------------------------------------------------- the training
+
+
+@dataclass(frozen=True)
+class OptimizerConfig:
+    """An optimizer and what follows its steps.
+
+    Args:
+        name: sgd, which is torch's as upstream's; every other name is timm's: adamw, lars, lookahead_adamw ...
+        lr, weight_decay: of groups without their own.
+        momentum: of optimizers that have one.
+        clip: largest norm of the gradient; a gradient that is not finite is left as it is.
+        betas: of the others; None for timm's (AdamW: .9, .999).
+        exclude_bias_norm: no weight decay of biases and norms.
+        ema, ema_epoch: share of itself that an average of the weights keeps at every step, or an epoch; None: none.
+    """
+
+    name: str = "sgd"
+    lr: float = 0.03
+    momentum: float = 0.9
+    weight_decay: float = 0.0
+    clip: float | None = None
+    betas: tuple[float, ...] | None = None
+    exclude_bias_norm: bool = False
+    ema: float | None = None
+    ema_epoch: float | None = None
+
+
+@dataclass(frozen=True)
+class ScheduleConfig:
+    """How long and how fast to train, before the length of an epoch is known; see :mod:`moco.train.plan`."""
+
+    epochs: int
+    steps: int | None = None  # in place of epochs: the schedule moves every step
+    lr: float = 1.0
+    cosine: bool = False
+    milestones: tuple[int, ...] = ()
+    decay: float = 0.1  # of the rate at a milestone
+    min_lr: float = 0.0  # that the cosine ends at, and below which a plateau brings no rate
+    warm_epochs: int = 0  # of rising from warm_from, step by step
+    warm_from: float = 0.01
+    warm_steps: int = 0  # the same counted in steps, in place of warm_epochs
+    rise: float = 0.0  # epochs of rising from 0; the cosine spans the rest; a plan that counts steps has it in steps
+    patience: int | None = None  # epochs without a better score after which the rate drops
+    changes: tuple[int, ...] = ()  # epochs from which the loss is another: what it was before says nothing about it
+    change_steps: tuple[int, ...] = ()  # steps from which it is
+    accum: int = 1  # batches a step
+    print_freq: int = 10
+    max_bad_steps: int = 5
+    check_every: int = 1000
+    keep_every: int = 0  # epochs between checkpoints that are kept, 0 for none
+
+
+@dataclass(frozen=True)
+class ObjectiveConfig:
+    """What fine-tuning minimises, see :mod:`moco.eval.finetune_loss`.
+
+    loss: ce, supcon, simclr or schane. alpha: weight of the contrastive loss. T: its temperature. estimator: of
+    ``schane``, hard or easy (which is SupCon). beta: how strongly hard negatives weigh. smoothing: of cross-entropy's
+    labels. mixup, cutmix: timm's alpha, 0 for off. erase: probability of random erasing.
+    """
+
+    loss: str = "ce"
+    alpha: float = 0.9
+    T: float = 0.5
+    estimator: str = "hard"
+    beta: float = 1.0
+    smoothing: float = 0.0
+    mixup: float = 0.0
+    cutmix: float = 0.0
+    erase: float = 0.0
+
+
+# ------------------------------------------------------------------------------------------------ the evaluation
+
+
+@dataclass(frozen=True)
+class ValidationConfig:
+    """What pretraining measures between epochs. knn_every, retrieval_every: epochs between two measures, 0: never. k,
+    temperature: as :func:`moco.eval.knn.evaluate_knn`'s."""
+
+    knn_every: int = 10
+    retrieval_every: int = 0
+    k: tuple[int, ...] = (200,)
+    temperature: float = 0.1
+
+
+@dataclass(frozen=True)
+class FewShotConfig:
+    """way: classes an episode. shots: labelled images a class, one result each. queries: images to classify a class."""
+
+    way: int = 5
+    shots: tuple[int, ...] = (1, 5)
+    queries: int = 15
+    episodes: int = 600
+    seed: int = 0
+
+
+# -------------------------------------------------------------------------------------------------- a pretraining
+
+
+@dataclass(frozen=True)
+class ViewConfig:
+    """The views of a pretraining; what is None the data set decides.
+
+    dataset: whose statistics and preset. size: side in pixels. mean, std: of the channels. aug: preset. decode: exact,
+    or fast. device: cpu, gpu or auto, where views are made after their crop. count: of views an image.
+    """
+
+    dataset: str | None = None
+    size: int | None = None
+    mean: tuple[float, ...] | None = None
+    std: tuple[float, ...] | None = None
+    aug: str | None = None
+    decode: str = "exact"
+    device: str = "auto"
+    count: int = 2
+
+
+@dataclass(frozen=True)
+class PretrainConfig:
+    """What the flags of a pretraining come to, without those of its files and processes."""
+
+    method: str
+    family: str  # see :mod:`moco.methods.registry`
+    views: ViewConfig
+    encoder: EncoderConfig
+    model: MoCoConfig | InBatchConfig | MoCoV3Config
+    optimizer: OptimizerConfig
+    schedule: ScheduleConfig
+    validation: ValidationConfig
+    amp: str = "auto"  # the encoders' arithmetic
+    seed: int | None = None

@@ -2,13 +2,14 @@
 
 import sys
 
-from moco.cli import commands, options
+from moco import cli
+from moco.cli import commands
 
 
 def main(argv: list[str] | None = None) -> int:
     """The command; its exit code."""
     asked = commands.parse_demo(argv)
-    settings = options.parse_pretrain(["--save-dir", asked.save_dir])
+    settings = cli.parse_pretrain(["--save-dir", asked.save_dir])
     from moco.eval import demo
 
     return demo.run(asked, settings)

@@ -209,14 +209,13 @@ def _be_the_script(path: Path, words: list[str], out: Path, err: Path) -> None:
 
 
 def _be_the_program(words: list[str], out: Path, main: Callable | None, variables: dict[str, str]) -> None:
-    from moco import distributed
-    from moco.cli import options
+    from moco import cli, distributed
 
     os.environ.update(variables)
     _redirect(out)
     torch.set_num_threads(1)
     torch.multiprocessing.get_context = lambda method: multiprocessing.get_context("fork")  # one thread so far
-    sys.exit(distributed.launch(Worker(out, main), options.parse_pretrain(words)))
+    sys.exit(distributed.launch(Worker(out, main), cli.parse_pretrain(words)))
 
 
 def fork(target: Callable, *args: object) -> multiprocessing.process.BaseProcess:
@@ -314,13 +313,12 @@ def restored() -> Iterator[None]:
 def in_process(alone, restored) -> Callable[..., int]:
     """The program in this process: ``in_process(*flags)`` returns its exit code; one thread, as in ``start``."""
     from main_pretrain import worker
-    from moco import distributed
-    from moco.cli import options
+    from moco import cli, distributed
 
     torch.set_num_threads(1)
 
     def begin(*words: object) -> int:
-        return distributed.launch(worker, options.parse_pretrain([*map(str, words)]))
+        return distributed.launch(worker, cli.parse_pretrain([*map(str, words)]))
 
     return begin
 

@@ -147,21 +147,24 @@ def name_of(args: argparse.Namespace) -> str:
     return "_".join(filter(None, ["dry" * args.dry, args.method, more, f"seed{args.seed}"]))
 
 
-def report(
-    trainer: Any, encoder: Any, sources: Any, extractor: Any, seed: int, *, knn_every: int, k: Sequence[int],
-    temperature: float, **_: Any,
-) -> None:  # fmt: skip
+def report(trainer: Any, encoder: Any, sources: Any, extractor: Any, seed: int, config: Any) -> None:
     """In the place of :func:`moco.eval.between_epochs.report`: k-NN on features and on the head's output, from one
     pass."""
     from moco.eval.knn import knn_predict
 
-    if not trainer.due(knn_every):
+    if not trainer.due(config.knn_every):
         return
     bank, queries = (extractor.shard(encoder, source, head=True) for source in (sources.train, sources.val))
     found, classes = {}, len(sources.train.classes)
     for name, rows, asked in (("knn", bank.x, queries.x), ("knn_output", bank.z, queries.z)):
         predicted = knn_predict(
-            rows, bank.labels, asked, k=k, temperature=temperature, num_classes=classes, device=extractor.device
+            rows,
+            bank.labels,
+            asked,
+            k=config.k,
+            temperature=config.temperature,
+            num_classes=classes,
+            device=extractor.device,
         )
         found[name] = 100.0 * int((predicted[0] == queries.labels).sum()) / len(queries.labels)
     at = trainer.progress
@@ -208,15 +211,14 @@ class Both(io.TextIOBase):
 def run(args: argparse.Namespace) -> int:
     """Train until the end or the time limit, write the small files, say how to go on."""
     import main_pretrain
-    from moco import distributed
-    from moco.cli import options
+    from moco import cli, distributed
     from moco.errors import USAGE_EXIT, UserError
 
     if not args.dry and distributed.device().type != "cuda":
         raise UserError("torch finds no GPU: 200 epochs are not for a CPU; --dry runs every step of it, tiny.")
     name, argv = name_of(args), words_of(args)
     work, out = args.work / name, args.out / name
-    settings = options.parse_pretrain([*argv, "--save-dir", str(work)])
+    settings = cli.parse_pretrain([*argv, "--save-dir", str(work)])
     for folder in (work, out):
         folder.mkdir(parents=True, exist_ok=True)
     if args.pieces:

@@ -33,8 +33,8 @@ import torch
 from torch import nn
 
 from benchmarks.peers import TAR, Lightly, Setting, open_cifar
-from moco import data, distributed
-from moco.cli import options
+from moco import cli, data, distributed
+from moco.cli.pretrain import pretrain_config
 from moco.errors import UserError
 from moco.eval.features import EvalData, FeatureExtractor
 from moco.eval.knn import evaluate_knn
@@ -55,7 +55,7 @@ Epoch = Callable[[int], None]
 
 def ours(run: Namespace, view: Namespace, source: data.Source, log: RunLog, folder: str) -> tuple[nn.Module, Epoch]:
     """The encoder, and a call that trains an epoch, as main_pretrain.py does."""
-    trainer = make_trainer(run, view, log, folder, len(source), run.batch_size)
+    trainer = make_trainer(pretrain_config(run), view, log, folder, len(source), run.batch_size)
     how = (trainer.sampler, 0, run.aug_device, run.decode, distributed.device())
     batches = data.two_views(source, view.preset, view.size, run.seed, *how)
 
@@ -84,7 +84,7 @@ def lightly(run: Namespace, setting: Setting, source: data.Source, amp: torch.dt
 def train(args: Namespace, run: Namespace, sources: data.Sources) -> list[dict]:
     """One seed of all contestants: a record an epoch each."""
     assert sources.train is not None and sources.val is not None
-    view = view_settings(run, sources.pretrain)
+    view = view_settings(pretrain_config(run).views, sources.pretrain)
     network = build_encoder(run.arch, run.moco_dim, stem=run.stem, size=view.size)
     amp = pretraining.pick_amp(run.amp, distributed.device(), strided_point(network, view.channels, view.size))
     extractor = FeatureExtractor(EvalData(view.size, 500), distributed.device(), view.mean, view.std, amp)
@@ -164,7 +164,7 @@ def worker(args: Namespace) -> int:
         if not path.exists():
             sources = sources or open_cifar(args.data, args.out, args.images, args.queries)
             argv = [*SETTING, *args.argv, "--epochs", str(args.epochs), "--seed", str(seed)]
-            found = train(args, options.parse_pretrain(argv), sources)
+            found = train(args, cli.parse_pretrain(argv), sources)
             path.write_text("".join(json.dumps(record | asked) + "\n" for record in found), encoding="utf-8")
         kept = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
         if any(kept[0].get(name, value) != value for name, value in asked.items()):
@@ -188,7 +188,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--threads", type=int, default=1, help="torch threads (default: 1)")
     parser.add_argument("--out", type=Path, default=ROOT / "runs" / "time_to_accuracy")
     args, args.argv = parser.parse_known_args(argv)
-    run = options.parse_pretrain([*SETTING, *args.argv])
+    run = cli.parse_pretrain([*SETTING, *args.argv])
     return distributed.launch(worker, Namespace(**{**vars(run), **vars(args)}))
 
 

@@ -9,8 +9,8 @@ from collections.abc import Iterator
 
 import torch
 
-from moco import data, distributed
-from moco.cli import options
+from moco import cli, data, distributed
+from moco.cli.pretrain import pretrain_config
 from moco.train import pretraining
 from moco.train.bench import make_trainer, noise
 from moco.train.runlog import RunLog
@@ -36,7 +36,7 @@ IMAGES = 1 << 20  # of the data set that is not there
 def parsed(argv: list[str], dry: bool) -> Namespace:
     """Flags of a ResNet-50 at 224 px, of a tiny network in a dry run."""
     few = TINY_SYNCO if "synco" in argv else []
-    return options.parse_pretrain([*FULL, *USUAL, *argv, *([*TINY, *few] if dry else [])])
+    return cli.parse_pretrain([*FULL, *USUAL, *argv, *([*TINY, *few] if dry else [])])
 
 
 @contextlib.contextmanager
@@ -47,6 +47,6 @@ def a_trainer(argv: list[str], dry: bool) -> Iterator[tuple[pretraining.Trainer,
     mean, std = data.channel_statistics("folder", 3, None, None)
     view = Namespace(size=args.size, channels=3, mean=mean, std=std)
     with tempfile.TemporaryDirectory() as folder, RunLog(folder, tensorboard=False) as log:
-        trainer = make_trainer(args, view, log, folder, IMAGES, args.batch_size)
+        trainer = make_trainer(pretrain_config(args), view, log, folder, IMAGES, args.batch_size)
         trainer.look_every = 10**9
         yield trainer, noise(args.batch_size, view, 0, distributed.device(), IMAGES)

@@ -18,6 +18,7 @@ import time
 import torch
 from torch import Tensor
 
+from moco.config import OptimizerConfig
 from moco.eval import linear
 from moco.models.encoder import build_encoder
 
@@ -27,7 +28,7 @@ def prepare(args: argparse.Namespace, rates: list[float]) -> tuple[linear.Probe,
     torch.manual_seed(0)
     encoder = build_encoder(args.arch, args.classes, size=args.size)
     model = linear.Probe(encoder, torch.device(args.device), [0.5] * 3, [0.25] * 3, seed=0)
-    return model, linear.make_classifiers(model, rates, momentum=0.9, weight_decay=0.0)
+    return model, linear.make_classifiers(model, rates, OptimizerConfig())
 
 
 def step(model: linear.Probe, heads: list[linear.LossOutput], images: Tensor, labels: Tensor) -> None:

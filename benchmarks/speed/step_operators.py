@@ -36,8 +36,8 @@ from torch.nn.utils import clip_grad
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from moco import data, distributed
-from moco.cli import options
+from moco import cli, data, distributed
+from moco.cli.pretrain import pretrain_config
 from moco.kernels import draws, images, norm, trial
 from moco.models import build
 from moco.train import pretraining
@@ -218,13 +218,13 @@ def a_gpu(counting: _Counting) -> Iterator[None]:
 
 def count(argv: list[str]) -> tuple[dict[str, Counter[str]], int]:
     """Operators of one step of main_pretrain.py with these flags, by part and name, and how often the host waits."""
-    args = options.parse_pretrain(argv)
+    args = cli.parse_pretrain(argv)
     mean, std = data.channel_statistics(None, 3, None, None)
     view = Namespace(size=args.size, channels=3, mean=mean, std=std)
     parts = _Parts()
     counting = _Counting(parts, _OnGpu())
     with tempfile.TemporaryDirectory() as folder, RunLog(folder, tensorboard=False) as log, a_gpu(counting):
-        trainer = make_trainer(args, view, log, folder, IMAGES, args.batch_size)
+        trainer = make_trainer(pretrain_config(args), view, log, folder, IMAGES, args.batch_size)
         _divide(trainer, parts)
         source = noise(args.batch_size, view, 0, GPU, IMAGES)
         batches = [next(source) for _ in range(2 * args.accum)]

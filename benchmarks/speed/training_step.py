@@ -22,8 +22,8 @@ from collections.abc import Iterator
 import torch
 
 from benchmarks.timing import rounds
-from moco import data, distributed
-from moco.cli import options
+from moco import cli, data, distributed
+from moco.cli.pretrain import pretrain_config
 from moco.train import pretraining
 from moco.train.bench import make_trainer, noise
 from moco.train.runlog import RunLog
@@ -68,7 +68,8 @@ def worker(args: Namespace) -> int:
     view = Namespace(size=plain.size, channels=3, mean=mean, std=std)
     with tempfile.TemporaryDirectory() as folder, RunLog(folder, tensorboard=False) as log:
         trainers = {
-            name: make_trainer(run, view, log, folder, IMAGES, run.batch_size) for name, run in args.runs.items()
+            name: make_trainer(pretrain_config(run), view, log, folder, IMAGES, run.batch_size)
+            for name, run in args.runs.items()
         }
         source = noise(plain.batch_size, view, plain.seed, distributed.device(), IMAGES)
         found = measure(trainers, source, args.rounds)
@@ -88,7 +89,7 @@ def main(argv: list[str] | None = None) -> int:
     if args.rounds < 2:
         parser.error("--rounds: quartiles need at least 2")
     names = {"plain": BASE, **{method: method for method in args.methods}}
-    args.runs = {name: options.parse_pretrain([*SETTING, *argv, "--method", names[name]]) for name in names}
+    args.runs = {name: cli.parse_pretrain([*SETTING, *argv, "--method", names[name]]) for name in names}
     return distributed.launch(worker, Namespace(**{**vars(args.runs["plain"]), **vars(args)}))
 
 

@@ -35,8 +35,8 @@ from torchvision import transforms as T
 from benchmarks.peers import TAR, InMemory, Lightly, Setting, endless, loader, open_cifar, published, released
 from benchmarks.speed.input_path import blurred
 from benchmarks.timing import rounds
-from moco import data, distributed
-from moco.cli import options
+from moco import cli, data, distributed
+from moco.cli.pretrain import pretrain_config
 from moco.models.moco import MoCo
 from moco.train import pretraining
 from moco.train.bench import make_trainer
@@ -120,8 +120,8 @@ def encoders_alone(model: MoCo, amp: torch.dtype | None, batch: int, view: Names
 
 def steps(args: Namespace, source: data.Source, stack: contextlib.ExitStack) -> dict[str, Step]:
     """The rows that are asked for, ready to be called."""
-    run = options.parse_pretrain([*SETTING, *SAME, *args.argv, *SYNCO])
-    view = view_settings(run, source)
+    run = cli.parse_pretrain([*SETTING, *SAME, *args.argv, *SYNCO])
+    view = view_settings(pretrain_config(run).views, source)
     setting = Setting.of(run, view.size, args.workers)
     work = stack.enter_context(tempfile.TemporaryDirectory())
     log = stack.enter_context(RunLog(work, tensorboard=False))
@@ -136,14 +136,14 @@ def steps(args: Namespace, source: data.Source, stack: contextlib.ExitStack) -> 
             return released(args.synco, setting, source, counts)
         if name.startswith(LIGHTLY):
             return lightly(setting, source, pretraining.pick_amp("bf16", distributed.device()), name.endswith(COMPILED))
-        row = options.parse_pretrain([*SETTING, *args.argv, *rows[name]])
+        row = cli.parse_pretrain([*SETTING, *args.argv, *rows[name]])
         if name.startswith(BOUND):
-            model, _ = build_model(row, view, row.seed, len(source), run.batch_size)
+            model, _ = build_model(pretrain_config(row), view, row.seed, len(source), run.batch_size)
             assert isinstance(model, MoCo)
             return encoders_alone(
                 model.train(), pretraining.pick_amp(row.amp, distributed.device()), run.batch_size, view
             )
-        trainer = make_trainer(row, view, log, work, len(source), run.batch_size)
+        trainer = make_trainer(pretrain_config(row), view, log, work, len(source), run.batch_size)
         theirs = name in LADDER and list(LADDER).index(name) < list(LADDER).index(BEST)
         return ours(trainer, source, view, setting, own_loader=not theirs)
 
@@ -217,7 +217,7 @@ def main(argv: list[str] | None = None) -> int:
     args, args.argv = parser.parse_known_args(argv)
     if args.rounds < 2:
         parser.error("--rounds: quartiles need at least 2")
-    run = options.parse_pretrain([*SETTING, *SAME, *args.argv])
+    run = cli.parse_pretrain([*SETTING, *SAME, *args.argv])
     return distributed.launch(worker, Namespace(**{**vars(run), **vars(args)}))
 
 

@@ -1,13 +1,13 @@
-"""The flags of the commands ``python -m moco.NAME``, of those that have some; no torch here, as in
-moco/cli/options.py."""
+"""The flags of the commands ``python -m moco.NAME``, of those that have some; no torch here."""
 
 from __future__ import annotations
 
 import argparse
 import os
 
-from moco.cli.options import DEMO_CONFIG, add_data, add_launch, check_images, parse_pretrain
-from moco.cli.parser import Parser, at_least, end_lists, parse, with_config
+from moco.cli.common import add_batch_size, add_data, add_launch, add_statistics, add_workers, check_images
+from moco.cli.parser import Parser, at_least, end_lists, parse, positive, with_config
+from moco.cli.pretrain import DEMO_CONFIG, parse_pretrain, pretrain_config
 from moco.data_registry import DATASETS
 from moco.errors import UserError
 
@@ -36,24 +36,21 @@ def parse_data(argv: list[str] | None = None) -> argparse.Namespace:
 
 def parse_embed(argv: list[str] | None = None) -> argparse.Namespace:
     """The flags of moco.embed."""
-    return parse(embed_parser(), argv, _finish_embed)
+    return parse(embed_parser(), argv, _finish_read)
 
 
 def parse_bench(argv: list[str] | None = None) -> argparse.Namespace:
-    """The arguments of moco.bench: its own, and every flag of main_pretrain.py."""
+    """The arguments of moco.bench: its own, and every flag of main_pretrain.py with what they come to."""
     asked, rest = bench_parser().parse_known_args(argv)
     args = parse_pretrain(rest, any_demo=True)
-    for name in ("bench_steps", "bench_images", "bench_seconds"):
-        if not 0 < getattr(asked, name) < float("inf"):
-            bench_parser().error(f"--{name.replace('_', '-')} must be a number above 0, not {getattr(asked, name)}.")
-    return argparse.Namespace(**vars(args), **vars(asked))
+    return argparse.Namespace(**vars(args), **vars(asked), settings=pretrain_config(args))
 
 
 def parse_demo(argv: list[str] | None = None) -> argparse.Namespace:
     """The flags of python -m moco.demo, and the configuration that it follows."""
     p = Parser(prog="python -m moco.demo", description="Pretrain SynCo on 5,000 real digits, and show that it learned.")
     p.add_argument("--save-dir", default="runs/demo", help="where everything goes (default: runs/demo)")
-    p.add_argument("--epochs", type=int, help="of the pretraining (default: those of configs/demo.yml)")
+    p.add_argument("--epochs", type=at_least(1), help="of the pretraining (default: those of configs/demo.yml)")
     p.set_defaults(config=DEMO_CONFIG)
     return p.parse_args(argv)
 
@@ -78,10 +75,9 @@ def export_parser() -> Parser:
         "instead of features (torchvision, timm, onnx; default: drop)")  # fmt: skip
     add("-a", "--arch", default="", metavar="ARCH", help="torchvision or timm network (default: the file's)")
     add("--stem", choices=("auto", "imagenet", "cifar"), default="auto", help="(default: the file's)")
-    add("--size", type=int, metavar="PX", help="side of the images (default: the file's)")
+    add("--size", type=at_least(8), metavar="PX", help="side of the images (default: the file's)")
     add("--dataset", choices=DATASETS, help="whose channel statistics the card names (default: the run's)")
-    add("--mean", type=float, nargs="+", metavar="X", help="channel means in 0..1 for the card")
-    add("--std", type=float, nargs="+", metavar="X", help="channel deviations in 0..1 for the card")
+    add_statistics(p, "for the card")
     return p
 
 
@@ -98,9 +94,9 @@ def average_parser() -> Parser:
     p = Parser(prog="moco.average", allow_abbrev=False, description="Average the weights of several checkpoints.")
     add = p.add_argument
     add("checkpoints", metavar="CKPT", nargs="+", help="checkpoints of one network, or the folder of a run")
-    add("--last", type=int, metavar="N", help="of a folder: the newest N of its epochs")
-    add("--best", type=int, metavar="N", help="of a folder: the N with the highest accuracy (fine-tuning, probe) or "
-        "k-NN accuracy (pretraining)")  # fmt: skip
+    add("--last", type=at_least(2), metavar="N", help="of a folder: the newest N of its epochs")
+    add("--best", type=at_least(2), metavar="N", help="of a folder: the N with the highest accuracy (fine-tuning, "
+        "probe) or k-NN accuracy (pretraining)")  # fmt: skip
     add("--out", metavar="FILE", help="where to (default: averaged.pth.tar beside the checkpoints)")
     add("--refresh", action=argparse.BooleanOptionalAction, default=True, help="measure BatchNorm's statistics anew on "
         "--data (default: on)")  # fmt: skip
@@ -110,11 +106,10 @@ def average_parser() -> Parser:
     add("--aug", choices=("v1", "v2", "cifar", "supcon", "digits"),
         help="its views (default: the run's, else crop and flip)")  # fmt: skip
     add("-a", "--arch", default="", metavar="ARCH", help="torchvision or timm network (default: the file's)")
-    add("--size", type=int, metavar="PX", help="side of the images (default: the run's)")
-    add("--mean", type=float, nargs="+", metavar="X", help="channel means in 0..1 (default: the run's)")
-    add("--std", type=float, nargs="+", metavar="X", help="channel deviations in 0..1 (default: the run's)")
-    add("-b", "--batch-size", default=256, type=int, metavar="N", help="images a batch (default: 256)")
-    add("-j", "--workers", default=4, type=int, metavar="N", help="loader processes (default: 4)")
+    add("--size", type=at_least(8), metavar="PX", help="side of the images (default: the run's)")
+    add_statistics(p, "(default: the run's)")
+    add("-b", "--batch-size", default=256, type=at_least(1), metavar="N", help="images a batch (default: 256)")
+    add_workers(p, 4, "(default: 4)")
     return p
 
 
@@ -128,7 +123,7 @@ def data_parser() -> Parser:
     pack = commands.add_parser("pack", allow_abbrev=False, help="write an image folder or list as tar shards")
     pack.add_argument("source", metavar="DIR", help="image folder (with or without train/ and val/) or list of paths")
     pack.add_argument("out", metavar="OUT", help="new or empty folder; train/ and val/ become folders in it")
-    pack.add_argument("--shard-mb", type=float, default=200, metavar="MB", help="size of a shard (default: 200)")
+    pack.add_argument("--shard-mb", type=positive, default=200, metavar="MB", help="size of a shard (default: 200)")
     pack.add_argument("--seed", type=int, default=0, help="of the order of the images (default: 0)")
     return p
 
@@ -146,7 +141,7 @@ def embed_parser() -> Parser:
     add("--format", choices=("npz", "safetensors"), default="npz", help="of the features (default: npz)")
     add("--picture", choices=("tsne", "umap", "pacmap", "none"), default="tsne", help="how features become points "
         "(default: tsne; the extras umap and pacmap install the others)")  # fmt: skip
-    add("--points", default=2000, type=int, metavar="N", help="images in the picture at most (default: 2000)")
+    add("--points", default=2000, type=at_least(10), metavar="N", help="images in the picture at most (default: 2000)")
     add("--seed", default=0, type=int, help="of the choice of images and of the picture (default: 0)")
     add_launch(p)
     return p
@@ -158,9 +153,15 @@ def bench_parser() -> Parser:
     p = Parser(prog="python -m moco.bench", allow_abbrev=False, description=text)
     add = p.add_argument
     add("what", choices=("data", "step", "head", "all"), help="what to measure")
-    add("--bench-steps", default=10, type=int, metavar="N", help="measured steps, after two (default: 10)")
-    add("--bench-images", default=64, type=int, metavar="N", help="images to decode, crop and augment (default: 64)")
-    add("--bench-seconds", default=5.0, type=float, metavar="S", help="how long the loader is watched (default: 5)")
+    add("--bench-steps", default=10, type=at_least(1), metavar="N", help="measured steps, after two (default: 10)")
+    add(
+        "--bench-images",
+        default=64,
+        type=at_least(1),
+        metavar="N",
+        help="images to decode, crop and augment (default: 64)",
+    )
+    add("--bench-seconds", default=5.0, type=positive, metavar="S", help="how long the loader is watched (default: 5)")
     return p
 
 
@@ -184,8 +185,7 @@ def _add_read(p: Parser) -> None:
     add("checkpoint", metavar="CHECKPOINT", nargs="?", help="checkpoint of ours or of nine other projects; "
         "torchvision:NAME for its published weights")  # fmt: skip
     add_data(p, of_file=True)
-    add("-b", "--batch-size", default=256, type=int, metavar="N",
-        help="images a step over all processes of this node (default: 256)")  # fmt: skip
+    add_batch_size(p, where="data")
     add("--amp", choices=("off", "bf16", "fp16"), default="off", help="arithmetic of the encoder (default: off)")
     add("--split", choices=("val", "train"), help="which images (default: the held-out ones where there are any)")
 
@@ -200,16 +200,7 @@ def _finish_average(parser: Parser, argv: list[str]) -> argparse.Namespace:
     counts = [name for name in ("last", "best") if getattr(args, name) is not None]
     if counts and (len(args.checkpoints) > 1 or not os.path.isdir(args.checkpoints[0])):
         raise UserError(f"--{counts[0]} chooses from the folder of a run; give that alone.")
-    at_least(args, 2, *counts)
-    at_least(args, 1, "batch_size")
-    at_least(args, 0, "workers")
     check_images(args)
-    return args
-
-
-def _finish_embed(parser: Parser, argv: list[str]) -> argparse.Namespace:
-    args = _finish_read(parser, argv)
-    at_least(args, 10, "points")
     return args
 
 
@@ -218,6 +209,4 @@ def _finish_read(parser: Parser, argv: list[str]) -> argparse.Namespace:
     if args.checkpoint is None or (args.data is None and args.dataset is None):
         raise UserError("give a checkpoint, and an image folder or --dataset NAME to embed.")
     check_images(args)
-    at_least(args, 1, "batch_size")
-    at_least(args, 0, "workers")
     return args

@@ -9,8 +9,10 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from moco.cli.options import lincls_parser, pretrain_parser, semisup_parser
+from moco.cli.lincls import lincls_parser
 from moco.cli.parser import Parser
+from moco.cli.pretrain import pretrain_parser
+from moco.cli.semisup import semisup_parser
 from moco.config import Classes, Flags
 
 
@@ -81,7 +83,7 @@ SEMISUP = Classes(
 def dests(parser: Parser) -> dict[str, str]:
     """Where the settings have each flag, by its first long spelling, or by what the help calls an argument."""
     found = {}
-    for action in parser._actions:
+    for action in parser.actions():
         longs = [word for word in action.option_strings if word.startswith("--")]
         found[longs[0] if longs else str(action.metavar)] = action.dest
     del found["--help"]

@@ -8,11 +8,57 @@ from __future__ import annotations
 
 import argparse
 import copy
+import difflib
+import math
 import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any, NoReturn
 
 from moco.errors import USAGE_EXIT, UserError
 from moco.resources import recipe
+
+
+@dataclass(frozen=True)
+class Range:
+    """The type of a flag that takes a number, with the numbers that it takes."""
+
+    kind: Callable[[str], float]  # int or float
+    holds: Callable[[float], bool]  # false of NaN
+    sentence: str  # what follows the flag where it does not hold
+
+    @property
+    def __name__(self) -> str:
+        return getattr(self.kind, "__name__", "number")  # argparse: invalid int value
+
+    def __call__(self, text: str) -> float:
+        value = self.kind(text)
+        if not self.holds(value):
+            finite = " and finite" * (value == math.inf and "at least" in self.sentence)
+            raise UserError(f"{self.sentence}{finite}, not {text}.")
+        return value
+
+
+def at_least(low: float) -> Range:
+    """Finite numbers from ``low`` on, whole ones where it is an int."""
+    return Range(type(low), lambda x: low <= x < math.inf, f"must be at least {low:g}")
+
+
+def share(high: float = 1.0, ends: str = "[)") -> Range:
+    """Numbers from 0 to ``high``; ``ends``: whether the two belong to it, as intervals are written."""
+    first, last = ("above 0 and", "at most" if ends[1] == "]" else "below")
+    sentence = f"is {first} {last} {high:g}"
+    if ends[0] == "[":
+        sentence = "is a share from 0 to " + "below " * (ends[1] == ")") + f"{high:g}"
+
+    def holds(x: float) -> bool:
+        return 0 <= x <= high and (x > 0 or ends[0] == "[") and (x < high or ends[1] == "]")
+
+    return Range(float, holds, sentence)
+
+
+positive = Range(float, lambda x: 0 < x < math.inf, "must be a number above 0")
+finite = Range(float, math.isfinite, "must be a finite number")
 
 
 class Parser(argparse.ArgumentParser):
@@ -21,11 +67,58 @@ class Parser(argparse.ArgumentParser):
     filed: frozenset[str] = frozenset()
 
     def error(self, message: str) -> NoReturn:
+        if message.startswith("unrecognized arguments: "):
+            message += close_to(next((word for word in message.split() if word.startswith("--")), ""), self.flags())
         print(f"error: {message} (--help lists the flags)", file=sys.stderr)
         sys.exit(USAGE_EXIT)
 
+    def group(self, title: str) -> Callable[..., argparse.Action]:
+        """``add_argument`` of the group of this title in --help."""
+        for group in self._action_groups:
+            if group.title == title:
+                return group.add_argument
+        return self.add_argument_group(title).add_argument
 
-def parse(parser: Parser, argv: list[str] | None, finish: Any) -> argparse.Namespace:
+    def actions(self) -> list[argparse.Action]:
+        """All arguments."""
+        return list(self._actions)
+
+    def flags(self) -> dict[str, argparse.Action]:
+        """The argument of every spelling."""
+        return {word: action for action in self._actions for word in action.option_strings}
+
+    def without_defaults(self) -> Parser:
+        """A copy whose result has nothing but what is typed."""
+        bare = copy.deepcopy(self)
+        bare._defaults.clear()
+        for action in bare._actions:
+            action.default = argparse.SUPPRESS
+        return bare
+
+    def _get_value(self, action: argparse.Action, arg_string: str) -> Any:
+        try:
+            return super()._get_value(action, arg_string)
+        except UserError as error:
+            raise argparse.ArgumentError(None, f"{spelling(action)} {error}") from error
+
+
+def spelling(action: argparse.Action) -> str:
+    """A flag as messages call it: after its setting where that is one of its spellings."""
+    longs = [word for word in action.option_strings if word.startswith("--")]
+    own = f"--{action.dest.replace('_', '-')}"
+    return own if own in longs else longs[0]
+
+
+def close_to(flag: str, known: Sequence[str] | dict[str, Any]) -> str:
+    """; did you mean --moco-k? Empty where nothing is close."""
+    found = difflib.get_close_matches(flag.partition("=")[0].replace("_", "-"), list(known), 1)
+    return f"; did you mean {found[0]}?" if found else ""
+
+
+Finish = Callable[["Parser", list[str]], argparse.Namespace]
+
+
+def parse(parser: Parser, argv: list[str] | None, finish: Finish) -> argparse.Namespace:
     """``finish(parser, argv)`` of the arguments as the parser spells them; a mistake ends the program, exit code 2."""
     argv = list(sys.argv[1:] if argv is None else argv)
     try:
@@ -46,10 +139,7 @@ def with_config(parser: Parser, argv: list[str]) -> argparse.Namespace:
 
 def given(parser: Parser, argv: list[str]) -> dict[str, Any]:
     """The settings that words of the command line name, whatever their spelling; no defaults, nothing of a file."""
-    bare = copy.deepcopy(parser)
-    bare._defaults.clear()
-    for action in bare._actions:
-        action.default = argparse.SUPPRESS
+    bare = parser.without_defaults()
     return vars(bare.parse_intermixed_args(end_lists(bare, argv)))
 
 
@@ -81,8 +171,8 @@ def end_lists(parser: Parser, argv: list[str]) -> list[str]:
     """``--knn-k 10 20 DIR`` as ``DIR --knn-k 10 20``: argparse would take DIR for one of the numbers."""
     lists = {
         word
-        for action in parser._actions
-        if action.nargs in ("+", "*") and action.type in (int, float)
+        for action in parser.actions()
+        if action.nargs in ("+", "*") and (action.type in (int, float) or isinstance(action.type, Range))
         for word in action.option_strings
     }
     kept: list[str] = []
@@ -110,19 +200,21 @@ def _is_number(word: str) -> bool:
 
 def take_defaults(parser: Parser, path: str) -> None:
     """Make a YAML file's entries (or a recipe's) the parser's defaults, checked as if they had been typed."""
-    flags = {word.lstrip("-"): action for action in parser._actions for word in action.option_strings}
-    filed, path = set(), recipe(path)
+    flags = {word.lstrip("-"): action for word, action in parser.flags().items()}
+    filed: set[str] = set()
+    path = recipe(path)
     for name, value in _read_yaml(path).items():
         name = str(name).replace("_", "-")
         if name == "data":
             parser.set_defaults(data=str(value))
         elif name not in flags or name in ("config", "help"):
-            raise UserError(f"{path}: {name} is no flag of {parser.prog}.")
+            raise UserError(f"{path}: {name} is no flag of {parser.prog}{close_to(name, list(flags)) or '.'}")
         elif isinstance(value, list) and flags[name].nargs in (None, 0, "?"):
             raise UserError(f"{path}: {name} takes one value, not the list {value}.")
         elif value is not None:
             dest = flags[name].dest
-            parser.set_defaults(**{dest: getattr(parser.parse_args(spelled(_argv(name, value, flags[name]))), dest)})
+            words = spelled(_argv(name, value, flags[name]))
+            parser.set_defaults(**{dest: getattr(parser.parse_args(words), dest)})
             filed.add(dest)
     parser.filed |= filed
 
@@ -135,7 +227,7 @@ def _argv(name: str, value: Any, action: argparse.Action) -> list[str]:
     return [flag, *map(str, value)] if isinstance(value, list) else [flag, str(value)]
 
 
-def _read_yaml(path: str) -> dict:
+def _read_yaml(path: str) -> dict[Any, Any]:
     import yaml
 
     try:
@@ -148,19 +240,3 @@ def _read_yaml(path: str) -> dict:
     if not isinstance(entries, dict):
         raise UserError(f"--config {path} must be a list of FLAG: VALUE lines.")
     return entries
-
-
-def at_least(args: argparse.Namespace, low: float, *names: str) -> None:
-    """UserError where a setting is below ``low`` or infinite."""
-    for name in names:
-        value = getattr(args, name)
-        if not low <= value < float("inf"):  # "not <=" also catches NaN
-            finite = " and finite" * (value == float("inf"))
-            raise UserError(f"--{name.replace('_', '-')} must be at least {low}{finite}, not {value}.")
-
-
-def positive(args: argparse.Namespace, *names: str) -> None:
-    """UserError where a setting is not a number above 0."""
-    for name in names:
-        if not 0 < getattr(args, name) < float("inf"):
-            raise UserError(f"--{name.replace('_', '-')} must be a number above 0, not {getattr(args, name)}.")

@@ -5,11 +5,10 @@ Both from one pass over the held-out images; k-NN also reads the labelled traini
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch
 from torch import nn
 
+from moco.config import ValidationConfig
 from moco.data import Sources
 from moco.errors import UserError
 from moco.eval import retrieval
@@ -29,23 +28,21 @@ def check(sources: Sources, retrieval_every: int) -> None:
 
 def report(
     trainer: Trainer, encoder: nn.Module, sources: Sources, extractor: FeatureExtractor, seed: int,
-    *, knn_every: int, retrieval_every: int, k: Sequence[int], temperature: float,
+    config: ValidationConfig,
 ) -> None:  # fmt: skip
     """Measure and log what is due after this epoch; every process has to call.
 
     Args:
         encoder: its mode is put back.
         seed: of retrieval's part and clusters.
-        knn_every, retrieval_every: epochs between two measures, 0: never.
-        k, temperature: as :func:`moco.eval.knn.evaluate_knn`'s.
     """
     train, val = sources.train, sources.val
-    by_knn, both_ways = trainer.due(knn_every), trainer.due(retrieval_every)
+    by_knn, both_ways = trainer.due(config.knn_every), trainer.due(config.retrieval_every)
     if train is None or val is None or not (by_knn or both_ways):
         return
     share = extractor.shard(encoder, val, head=both_ways)
     if by_knn:
-        found = evaluate_knn(encoder, train, val, extractor, k=k, temperature=temperature, queries=share)
+        found = evaluate_knn(encoder, train, val, extractor, k=config.k, temperature=config.temperature, queries=share)
         percent = ", ".join(f"{value:.2f} %" + f" (k={k})" * (len(found) > 1) for k, value in found.items())
         trainer.report_measured(knn_values(found), f"k-NN {percent} on held-out images (encoder features)")
     if both_ways:

@@ -14,7 +14,6 @@ import math
 import os
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -23,23 +22,13 @@ from PIL import Image
 from torch import nn
 
 from moco import distributed
+from moco.config import FewShotConfig
 from moco.data import Source, Sources
 from moco.errors import UserError
 from moco.eval.features import FeatureExtractor, describe_unread
 from moco.seeding import numpy_generator
 
 _WORDNET = re.compile(r"n\d{8}$")  # what ImageNet's and miniImageNet's classes are called
-
-
-@dataclass(frozen=True)
-class Setting:
-    """way: classes an episode. shots: labelled images a class, one result each. queries: images to classify a class."""
-
-    way: int = 5
-    shots: tuple[int, ...] = (1, 5)
-    queries: int = 15
-    episodes: int = 600
-    seed: int = 0
 
 
 # ---------------------------------------------------------------------------------------------- which images
@@ -160,7 +149,7 @@ def _complain(path: str, what: str, missing: list[str], name: str) -> None:
 # ------------------------------------------------------------------------------------------------- episodes
 
 
-def episode(by_class: list[np.ndarray], setting: Setting, number: int) -> tuple[np.ndarray, np.ndarray]:
+def episode(by_class: list[np.ndarray], setting: FewShotConfig, number: int) -> tuple[np.ndarray, np.ndarray]:
     """Images of one episode: to classify (way, queries) and to learn from (way, largest of the shots), a class a row.
 
     A function of (seed, number) and the way alone: fewer shots are the first columns of more.
@@ -181,7 +170,9 @@ def episode_accuracy(x: np.ndarray, queries: np.ndarray, support: np.ndarray) ->
     return 100.0 * model.score(x[queries.ravel()], np.repeat(np.arange(way), queries.shape[1]))
 
 
-def few_shot(x: np.ndarray, labels: np.ndarray, classes: Sequence[str], setting: Setting) -> dict[int, np.ndarray]:
+def few_shot(
+    x: np.ndarray, labels: np.ndarray, classes: Sequence[str], setting: FewShotConfig
+) -> dict[int, np.ndarray]:
     """Accuracy in percent of every episode, (episodes,) for each number of shots.
 
     Every process takes a share of the episodes; all of them must call, with the same features, and all get the result.
@@ -230,7 +221,7 @@ def leak(classes: Sequence[str]) -> str:
 
 
 def measure_few_shot(
-    encoder: nn.Module, source: Source, extractor: FeatureExtractor, setting: Setting
+    encoder: nn.Module, source: Source, extractor: FeatureExtractor, setting: FewShotConfig
 ) -> tuple[dict[str, float], dict[str, Any], str]:
     """Few-shot accuracy on ``source`` as numbers for a log, settings for a result file, and lines to read."""
     assert source.labels is not None

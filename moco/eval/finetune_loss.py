@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from moco import distributed, seeding
+from moco.config import ObjectiveConfig
 from moco.methods.losses import compare, schane, supcon
 from moco.models.base import StepOutput
 from moco.train.metrics import TOP5_FROM, accuracy
@@ -29,28 +30,15 @@ class Network(Protocol):
 
 @dataclass(frozen=True)
 class Objective:
-    """A loss and what is done to images for it.
+    """A loss and what is done to images for it; classes: K."""
 
-    loss: ce, supcon, simclr or schane. classes: K. alpha: weight of the contrastive loss. T: its temperature.
-    estimator: of ``schane``, hard or easy (which is SupCon). beta: how strongly hard negatives weigh. smoothing: of
-    cross-entropy's labels. mixup, cutmix: timm's alpha, 0 for off. erase: probability of random erasing.
-    """
-
-    loss: str
+    config: ObjectiveConfig
     classes: int
-    alpha: float = 0.9
-    T: float = 0.5
-    estimator: str = "hard"
-    beta: float = 1.0
-    smoothing: float = 0.0
-    mixup: float = 0.0
-    cutmix: float = 0.0
-    erase: float = 0.0
 
     @property
     def contrasts(self) -> bool:
         """Whether there is a contrastive loss."""
-        return self.loss != "ce"
+        return self.config.loss != "ce"
 
     @property
     def views(self) -> int:
@@ -60,7 +48,7 @@ class Objective:
     @property
     def mixes(self) -> bool:
         """Whether images are mixed."""
-        return self.mixup > 0 or self.cutmix > 0
+        return self.config.mixup > 0 or self.config.cutmix > 0
 
     def __call__(self, network: Network, wrapped: nn.Module, batch: dict[str, Tensor], *where: int) -> StepOutput:
         """The loss of a batch: ``image`` (N, V, channels, h, w) or (N, channels, h, w) uint8, ``label``, ``index``.
@@ -79,7 +67,7 @@ class Objective:
         views = labels.repeat(V)  # (VN,)
         target = None
         with seeding.library_randomness("mix", *where):
-            if self.erase:
+            if self.config.erase:
                 pixels = self._erased(pixels)
             if self.mixes:
                 mixed, target = self._mixed(pixels[:N], labels)
@@ -90,30 +78,30 @@ class Objective:
             return _output(loss, logits, views, {})
         logits, features = wrapped(pixels, True)  # (VN or VN + N, K), (.., C)
         if target is None:
-            entropy = F.cross_entropy(logits, views, label_smoothing=self.smoothing)
+            entropy = F.cross_entropy(logits, views, label_smoothing=self.config.smoothing)
         else:
             entropy = F.cross_entropy(logits[V * N :], target)
         contrast, alone = self._contrast(features[: V * N].unflatten(0, (V, N)).transpose(0, 1), batch)
-        loss = (1 - self.alpha) * entropy + self.alpha * contrast
+        loss = (1 - self.config.alpha) * entropy + self.config.alpha * contrast
         terms = {"cross_entropy": entropy, "contrast": contrast, "alone": alone}
         return _output(loss, logits[: V * N], views, {name: value.detach() for name, value in terms.items()})
 
     def _smooth(self, target: Tensor | None) -> float:
-        return self.smoothing if target is None else 0.0  # mixed targets are smoothed already
+        return self.config.smoothing if target is None else 0.0  # mixed targets are smoothed already
 
     def _contrast(self, features: Tensor, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
         """The contrastive loss of this process's (N, V, C) features against those of all processes, and the share of
         anchors without a positive."""
         # an image that fills up the last batch may come twice: it is the same image, not a negative of itself
-        groups = batch["index"] if self.loss == "simclr" else batch["label"]
+        groups = batch["index"] if self.config.loss == "simclr" else batch["label"]
         pairs = compare(
             features, groups, everyone=distributed.all_gather_with_grad(features),
             everyones_groups=distributed.all_gather(groups), first=distributed.rank() * len(features),
         )  # fmt: skip
-        if self.loss == "schane" and self.estimator == "hard":
-            losses = schane(pairs, self.T, self.beta)
+        if self.config.loss == "schane" and self.config.estimator == "hard":
+            losses = schane(pairs, self.config.T, self.config.beta)
         else:
-            losses = supcon(pairs, self.T)
+            losses = supcon(pairs, self.config.T)
         return losses.mean(), pairs.alone.float().mean()
 
     def _mixed(self, pixels: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
@@ -123,9 +111,11 @@ class Objective:
         """
         from timm.data.mixup import Mixup, mixup_target
 
-        mix = Mixup(self.mixup, self.cutmix, label_smoothing=self.smoothing, num_classes=self.classes)
+        mix = Mixup(
+            self.config.mixup, self.config.cutmix, label_smoothing=self.config.smoothing, num_classes=self.classes
+        )
         even = len(labels) - len(labels) % 2
-        mixed, target = pixels.clone(), mixup_target(labels, self.classes, smoothing=self.smoothing)
+        mixed, target = pixels.clone(), mixup_target(labels, self.classes, smoothing=self.config.smoothing)
         if even:
             mixed[:even], target[:even] = mix(mixed[:even].clone(), labels[:even])
         return mixed, target
@@ -133,7 +123,7 @@ class Objective:
     def _erased(self, pixels: Tensor) -> Tensor:
         from timm.data.random_erasing import RandomErasing
 
-        return RandomErasing(self.erase, mode="pixel", device=pixels.device.type)(pixels)
+        return RandomErasing(self.config.erase, mode="pixel", device=pixels.device.type)(pixels)
 
 
 def _output(loss: Tensor, logits: Tensor, labels: Tensor, terms: dict[str, Tensor]) -> StepOutput:

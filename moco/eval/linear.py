@@ -25,6 +25,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from moco import distributed, files
+from moco.config import OptimizerConfig
 from moco.data import EpochSampler, Source, Sources
 from moco.data.sources.subset import Subset, split
 from moco.errors import TrainingError, UserError
@@ -171,17 +172,14 @@ class LinearClassifier:
 
     Args:
         layer: the classifier; its weight and bias are trained in place.
-        lr: the base rate; ``rate`` is the present one.
+        config: its rate is the base rate ``lr``; ``rate`` is the present one.
         smoothing: of the training labels, 0..1.
-        opt: name of the optimizer; how: what :func:`moco.train.optimizers.build_optimizer` takes besides.
     """
 
-    def __init__(
-        self, layer: nn.Linear | nn.Conv2d, lr: float, *, smoothing: float = 0.0, opt: str = "sgd", **how: Any
-    ) -> None:
-        self.lr, self.layer, self.smoothing = lr, layer, smoothing
+    def __init__(self, layer: nn.Linear | nn.Conv2d, config: OptimizerConfig, smoothing: float = 0.0) -> None:
+        self.lr, self.layer, self.smoothing = config.lr, layer, smoothing
         assert layer.bias is not None
-        self.optimizer = build_optimizer(opt, [layer.weight, layer.bias], lr, **how)
+        self.optimizer = build_optimizer(config, [layer.weight, layer.bias])
         self.score: Score | None = None  # of the newest weights
         self.best = 0.0  # highest top-1 of any epoch
         self.diverged = False  # its loss was not finite; it is trained no more
@@ -221,10 +219,12 @@ class LinearClassifier:
         return torch.stack([loss.detach(), *(100.0 * c / len(labels) for c in accuracy(logits, labels, (1, 5)))])
 
 
-def make_classifiers(probe: Probe, lrs: list[float], **how: Any) -> list[LinearClassifier]:
-    """A head for each rate, all from the same first weights; the first is the encoder's own layer. how: see Head."""
+def make_classifiers(
+    probe: Probe, lrs: list[float], config: OptimizerConfig, smoothing: float = 0.0
+) -> list[LinearClassifier]:
+    """One for each rate, all from the same first weights; the first is the encoder's own layer."""
     layers = [probe.layer, *(copy.deepcopy(probe.layer) for _ in lrs[1:])]
-    return [LinearClassifier(layer, lr, **how) for layer, lr in zip(layers, lrs, strict=True)]
+    return [LinearClassifier(layer, replace(config, lr=lr), smoothing) for layer, lr in zip(layers, lrs, strict=True)]
 
 
 def set_rates(heads: list[LinearClassifier], plan: TrainPlan, at: Progress) -> None:

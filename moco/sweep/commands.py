@@ -10,7 +10,7 @@ from argparse import Namespace
 from collections.abc import Container, Iterator
 from typing import Any
 
-from moco.cli import options
+from moco import cli
 from moco.cli.parser import Parser, given, spelled
 from moco.errors import UserError
 
@@ -25,7 +25,7 @@ def hyphens(name: Any) -> str:
 @functools.cache
 def _parser(main: str) -> Parser | None:
     """Of one of our mains; nothing is known of a script that is not ours."""
-    return getattr(options, f"{MAINS[main]}_parser")() if main in MAINS else None
+    return getattr(cli, f"{MAINS[main]}_parser")() if main in MAINS else None
 
 
 @functools.cache
@@ -91,4 +91,4 @@ def parsed(main: str, command: list[str]) -> Namespace:
 @functools.cache
 def _parsed(main: str, argv: tuple[str, ...]) -> Namespace:
     with _told(f"{main} does not take {shlex.join(argv)}"):
-        return getattr(options, f"parse_{MAINS[main]}")(list(argv))
+        return getattr(cli, f"parse_{MAINS[main]}")(list(argv))

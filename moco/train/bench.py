@@ -28,7 +28,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from moco import data, distributed
-from moco.cli import options
+from moco.config import MoCoConfig, PretrainConfig
 from moco.data.sources.cache import fits
 from moco.kernels import Draws, contrastive_loss, describe
 from moco.methods.registry import METHODS
@@ -38,9 +38,9 @@ from moco.models.encoder import strided_point
 from moco.models.moco import MoCo
 from moco.models.supcon_queue import LabelledMoCo
 from moco.train import optimizers, pretraining
-from moco.train.plan import Progress
+from moco.train.plan import Progress, make_plan
 from moco.train.runlog import RunLog
-from moco.train.setup import build_model, make_plan, view_settings
+from moco.train.setup import Views, build_model, view_settings
 
 WARM_UP = 2  # steps: allocators, libraries and compilers do their work once
 ON_DEVICE = "augmentation"  # the part of a step that finishes views there
@@ -51,7 +51,8 @@ def worker(args: Namespace) -> int:
     settings = {"download": args.download, "channels": args.channels, "cache": args.cache}
     opening = functools.partial(data.open_sources, args.dataset, args.data, **settings)
     images = distributed.first_on_node(opening, wait=bool(args.download or args.cache)).pretrain
-    view = view_settings(args, images)
+    config: PretrainConfig = args.settings
+    view = view_settings(config.views, images)
     labels = data.class_labels(images, args.method) if args.method == "supcon" else None
     args.seed = args.seed or 0
     tell = functools.partial(print, flush=True) if distributed.is_main() else _silent
@@ -89,7 +90,7 @@ def table(what: str, seconds: dict[str, float], share: bool = True) -> str:
 # ---------------------------------------------------------------------------------------------------- the data
 
 
-def data_rows(images: data.Source, view: Namespace, args: Namespace, batch: int) -> dict[str, float]:
+def data_rows(images: data.Source, view: Views, args: Namespace, batch: int) -> dict[str, float]:
     """Seconds an image in one process for decode, crop and augment, and ``loader``, images a second with workers.
 
     Crops and augmentation are of all views. Parts are differences of whole items, taken in turn: the first views
@@ -131,7 +132,7 @@ def seconds_of(call: Callable[[], object], tries: int = 1) -> float:
     return min(found)
 
 
-def loader_rate(images: data.Source, view: Namespace, args: Namespace, batch: int) -> float:
+def loader_rate(images: data.Source, view: Views, args: Namespace, batch: int) -> float:
     """Images a second from the loader by itself: ``bench_seconds`` long, after what the workers had in store."""
     sampler = data.EpochSampler(len(images), min(batch, len(images)), args.seed)
     workers = distributed.share_of_cores(args.workers)
@@ -166,7 +167,7 @@ def loader_table(loads: dict[str, float], views: int = 2) -> str:
 
 
 def step_parts(
-    images: int, view: Namespace, args: Namespace, batch: int, labels: np.ndarray | None
+    images: int, view: Views, args: Namespace, batch: int, labels: np.ndarray | None
 ) -> dict[str, float]:  # fmt: skip
     """Seconds by part of a training step on noise, synthetic negatives active; the mean over ``bench_steps`` steps.
 
@@ -174,7 +175,7 @@ def step_parts(
     """
     images = max(images, batch * args.accum)
     with tempfile.TemporaryDirectory() as folder, RunLog(folder, tensorboard=False) as log:
-        trainer = make_trainer(args, view, log, folder, images, batch, labels)
+        trainer = make_trainer(args.settings, view, log, folder, images, batch, labels)
         source = noise(batch // distributed.world_size(), view, args.seed, torch.device("cpu"), images, args.views)
         if args.aug_device == "gpu":
             crops: Any = unfinished(source, view, args.seed, args.views)  # as a loader's batches
@@ -194,7 +195,7 @@ def step_parts(
 
 
 def noise(
-    n: int, view: Namespace, seed: int, device: torch.device, images: int = 1 << 20, views: int = 2
+    n: int, view: Views, seed: int, device: torch.device, images: int = 1 << 20, views: int = 2
 ) -> Iterator[dict]:
     """The same noise again and again as a loader hands out batches of n, under new numbers below ``images``."""
     generator = torch.Generator().manual_seed(seed)
@@ -207,7 +208,7 @@ def noise(
         yield {**given, "index": torch.arange(first, first + n, device=device) % images}
 
 
-def unfinished(batches: Iterator[dict], view: Namespace, seed: int, views: int = 2) -> Iterator[dict]:
+def unfinished(batches: Iterator[dict], view: Views, seed: int, views: int = 2) -> Iterator[dict]:
     """The batches, their views crops, with drawn parameters of what is left to be done to them."""
     first = next(batches)
     source = data.ArraySource("noise", first["q"].permute(0, 2, 3, 1).squeeze(3).numpy(), channels=view.channels)
@@ -219,26 +220,26 @@ def unfinished(batches: Iterator[dict], view: Namespace, seed: int, views: int =
 
 
 def make_trainer(
-    args: Namespace, view: Namespace, log: RunLog, folder: str, images: int, batch: int,
+    config: PretrainConfig, view: Views, log: RunLog, folder: str, images: int, batch: int,
     labels: np.ndarray | None = None,
 ) -> pretraining.Trainer:  # fmt: skip
     """What main_pretrain.worker makes of the same flags, where all synthetic negatives have started.
 
     labels: of any number of images, repeated for ``images``.
     """
-    torch.manual_seed(args.seed)
+    seed = config.seed or 0
+    torch.manual_seed(seed)
     device, world = distributed.device(), distributed.world_size()
     classes = None if labels is None else np.resize(labels, images)
-    model, _ = build_model(args, view, args.seed, images, batch // world, classes)
-    groups = optimizers.no_decay_for_bias_and_norm([{"params": list(model.parameters())}], args.exclude_bias_norm)
-    optimizer = optimizers.build_optimizer(
-        args.opt, groups, args.lr, args.momentum, args.weight_decay, args.clip_grad, args.opt_betas
-    )
-    sampler = data.EpochSampler(images, batch, args.seed, world, distributed.rank())
+    model, _ = build_model(config, view, seed, images, batch // world, classes)
+    own = config.optimizer
+    groups = optimizers.no_decay_for_bias_and_norm([{"params": list(model.parameters())}], own.exclude_bias_norm)
+    optimizer = optimizers.build_optimizer(own, groups)
+    sampler = data.EpochSampler(images, batch, seed, world, distributed.rank())
     broken = strided_point(model.encoder_q, view.channels, view.size) if device.type == "cpu" else ""
-    plan = make_plan(args, len(sampler), pretraining.pick_amp(args.amp, device, broken))
-    ema.attach_ema(model, optimizer, args.ema, args.ema_epoch, plan.steps_per_epoch)
-    epoch, step = options.negatives_settings(args).last_start
+    plan = make_plan(len(sampler), pretraining.pick_amp(config.amp, device, broken), config.schedule)
+    ema.attach_ema(model, optimizer, own.ema, own.ema_epoch, plan.steps_per_epoch)
+    epoch, step = config.model.negatives.last_start() if isinstance(config.model, MoCoConfig) else (0, 0)
     model.train()
     return pretraining.Trainer(
         model=model,
@@ -246,7 +247,7 @@ def make_trainer(
         optimizer=optimizer,
         scaler=torch.amp.GradScaler(device.type, enabled=plan.amp is torch.float16),
         plan=plan,
-        progress=Progress(args.seed, epoch=epoch, step=step),
+        progress=Progress(seed, epoch=epoch, step=step),
         log=log,
         stop=Namespace(flags=lambda: (False, False)),  # type: ignore[arg-type]  # a signal ends a benchmark at once
         save_dir=folder,
@@ -259,12 +260,12 @@ def make_trainer(
 # ---------------------------------------------------------------------------------------------------- the head
 
 
-def head_seconds(args: Namespace, view: Namespace, labels: np.ndarray | None) -> dict[str, float]:
+def head_seconds(args: Namespace, view: Views, labels: np.ndarray | None) -> dict[str, float]:
     """Median seconds of the loss with its gradient, by what it is of, taking turns: the run's, and with a queue the
     same in fp32 and plain MoCo's."""
     n = args.batch_size // distributed.local_size()
     classes = None if labels is None else np.resize(labels, max(len(labels), n))
-    model, _ = build_model(args, view, args.seed, 1 << 20 if classes is None else len(classes), n, classes)
+    model, _ = build_model(args.settings, view, args.seed, 1 << 20 if classes is None else len(classes), n, classes)
     calls = _heads_with_queue(args, model, n) if isinstance(model, MoCo) else _head_of_batch(args, model, n)
     found: dict[str, list[float]] = {name: [] for name in calls}
     for number in range(WARM_UP + args.bench_steps):
@@ -289,7 +290,7 @@ def _heads_with_queue(args: Namespace, model: MoCo, n: int) -> dict[str, Loss]:
     generator = torch.Generator().manual_seed(args.seed)
     q, k = (F.normalize(torch.randn(n, args.moco_dim, generator=generator), dim=1).to(device) for _ in range(2))
     q.requires_grad_()
-    epoch, step = options.negatives_settings(args).last_start
+    epoch, step = model.config.negatives.last_start()
 
     impl, own_precision = model.config.loss_impl, model.config.loss_precision
 
@@ -336,7 +337,7 @@ def _head_of_batch(args: Namespace, model: Contrast, n: int) -> dict[str, Loss]:
 # -------------------------------------------------------------------------------------------------- the verdict
 
 
-def settings_in_use(args: Namespace, images: data.Source, view: Namespace) -> dict[str, object]:
+def settings_in_use(args: Namespace, images: data.Source, view: Views) -> dict[str, object]:
     """What the advice depends on."""
     device = distributed.device()
     fast = data.TwoViews(images, view.preset, view.size, 0, crop_only=args.aug_device == "gpu", fast=True).fast

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
+from moco.config import OptimizerConfig
 from moco.errors import UserError
 from moco.models.ema import inner_optimizer
 
@@ -25,36 +26,24 @@ _OF_ANY = {
 }  # fmt: skip
 
 
-def build_optimizer(
-    name: str,
-    groups: Any,
-    lr: float,
-    momentum: float,
-    weight_decay: float,
-    clip: float | None = None,
-    betas: list[float] | None = None,
-) -> torch.optim.Optimizer:
+def build_optimizer(config: OptimizerConfig, groups: Any) -> torch.optim.Optimizer:
     """``sgd`` is torch's, as upstream's; every other name is timm's: adamw, lars, lookahead_adamw, lamb and the like.
 
     Args:
         groups: parameters, or dictionaries with ``params`` and optionally ``lr`` and ``weight_decay``.
-        lr, weight_decay: of groups without their own.
-        momentum: of optimizers that have one.
-        clip: largest norm of the gradient; a gradient that is not finite is left as it is.
-        betas: of the others; None for timm's (AdamW: .9, .999).
 
     Raises:
         UserError: no such optimizer, or not one with so many betas.
         ValueError: later, when the state of another optimizer is loaded into it.
     """
-    optimizer = _named(name, list(groups), lr, momentum, weight_decay, betas)
+    optimizer = _named(config, list(groups))
     inner = inner_optimizer(optimizer)
     inner.register_load_state_dict_pre_hook(_with_own_settings)
     if inner is not optimizer:
         # a fused step can be called off from the device, but only the optimizer that is asked hears of it
         optimizer.defaults = {name: value for name, value in optimizer.defaults.items() if name != "fused"}
-    if clip is not None:
-        inner.register_step_pre_hook(lambda stepping, args, kwargs: _clip(stepping, clip))
+    if (limit := config.clip) is not None:
+        inner.register_step_pre_hook(lambda stepping, args, kwargs: _clip(stepping, limit))
     return optimizer
 
 
@@ -87,12 +76,11 @@ def _clip(optimizer: torch.optim.Optimizer, limit: float) -> None:
     clip_grads_with_norm_(trained, limit, torch.nan_to_num(norm, nan=0.0, posinf=0.0))
 
 
-def _named(
-    name: str, groups: list[Any], lr: float, momentum: float, weight_decay: float, betas: list[float] | None
-) -> torch.optim.Optimizer:
+def _named(config: OptimizerConfig, groups: list[Any]) -> torch.optim.Optimizer:
+    name, betas = config.name, config.betas
     if name == "sgd":
         _check_betas(name, betas, 0)
-        return torch.optim.SGD(groups, lr, momentum=momentum, weight_decay=weight_decay)
+        return torch.optim.SGD(groups, config.lr, momentum=config.momentum, weight_decay=config.weight_decay)
     import timm.optim
 
     library: Any = timm.optim  # its __init__ does not say what it exports
@@ -102,11 +90,12 @@ def _named(
         raise UserError(f"--opt {name}: timm has no optimizer of this name; close ones: {close}; or lookahead_NAME.")
     info = library.get_optimizer_info(name.removeprefix("lookahead_"))
     _check_betas(name, betas, info.num_betas if info.has_betas else 0)
-    more = {} if betas is None else {"betas": tuple(betas)}
-    return library.create_optimizer_v2(groups, name, lr=lr, momentum=momentum, weight_decay=weight_decay, **more)
+    more: dict[str, Any] = {} if betas is None else {"betas": betas}
+    more |= {"momentum": config.momentum, "weight_decay": config.weight_decay}
+    return library.create_optimizer_v2(groups, name, lr=config.lr, **more)
 
 
-def _check_betas(name: str, betas: list[float] | None, count: int) -> None:
+def _check_betas(name: str, betas: tuple[float, ...] | None, count: int) -> None:
     if betas is not None and len(betas) != count:
         has = f"has {count}" if count else "has none"
         example = "" if name == "adamw" else "; adamw has 2"

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from moco.config import ScheduleConfig
 from moco.data import EpochSampler
 from moco.errors import UserError
 
@@ -62,32 +63,18 @@ def warm_up(progress: float, length: float) -> float:
 
 
 @dataclass(frozen=True)
-class TrainPlan:
-    """How long and how to train: what the flags decided, without the flags."""
+class TrainPlan(ScheduleConfig):
+    """How long and how to train: a schedule whose epochs have a length."""
 
-    epochs: int
-    steps_per_epoch: int
-    total_steps: int  # ends a run that counts steps, also inside an epoch
-    lr: float = 1.0
-    cosine: bool = False
-    milestones: Sequence[int] = ()
-    warm_epochs: int = 0  # of rising from warm_from, step by step, see :func:`warmed`
-    warm_from: float = 0.01
-    warm_steps: int = 0  # the same counted in steps, in place of warm_epochs
-    rise: float = 0.0  # steps (epochs where rates are asked for by them) of :func:`warm_up`; the cosine spans the rest
-    by_step: bool = False  # the schedule moves every step (for --steps) instead of every epoch; with a rise it does too
+    steps_per_epoch: int = 1
+    total_steps: int = 0  # ends a run that counts steps, also inside an epoch
     batches: int = 0  # of an epoch, where rates go by epochs done with their fraction; 0: by steps, of accum batches
-    accum: int = 1
     amp: torch.dtype | None = None
-    print_freq: int = 10
-    max_bad_steps: int = 5
-    check_every: int = 1000
-    keep_every: int = 0  # epochs between checkpoints that are kept, 0 for none
-    decay: float = 0.1  # of the rate at a milestone
-    min_lr: float = 0.0  # that the cosine ends at, and below which a plateau brings no rate
-    patience: int | None = None  # epochs without a better score after which the rate drops
-    changes: tuple[int, ...] = ()  # epochs from which the loss is another: what it was before says nothing about it
-    change_steps: tuple[int, ...] = ()  # steps from which it is
+
+    @property
+    def by_step(self) -> bool:
+        """Whether the schedule moves every step (for --steps) instead of every epoch; with a rise it does too."""
+        return self.steps is not None
 
     def lr_at(self, epoch: int, done: float) -> float:
         """The learning rate in an ``epoch`` once so many steps are ``done``, or epochs where they are counted."""
@@ -124,32 +111,31 @@ class TrainPlan:
         return (self.epochs - at.epoch) * self.steps_per_epoch - at.batch // self.accum
 
 
-def make_plan(
-    batches: int, amp: torch.dtype | None, *, epochs: int, steps: int | None, accum: int, rise: float = 0, **others: Any
-) -> TrainPlan:
-    """The plan of a run whose epochs have so many ``batches``, for so many ``epochs`` or, where given, ``steps``;
-    ``rise`` is in epochs.
+def make_plan(batches: int, amp: torch.dtype | None, config: ScheduleConfig) -> TrainPlan:
+    """The plan of a run whose epochs have so many ``batches``, for so many epochs or, where given, steps;
+    the config's rise is in epochs, the plan's in steps.
 
     Raises:
         UserError: an epoch holds no step, or the warm-up never ends.
     """
-    per_epoch = batches // accum
+    per_epoch, steps = batches // config.accum, config.steps
     if not per_epoch:
-        raise UserError(f"--accum {accum} is more than the {batches} batches of an epoch.")
-    last, total = -(-steps // per_epoch) if steps else epochs, steps or epochs * per_epoch
-    rise = rise * per_epoch  # in steps
-    plan = TrainPlan(last, per_epoch, total, by_step=steps is not None, accum=accum, amp=amp, rise=rise, **others)
+        raise UserError(f"--accum {config.accum} is more than the {batches} batches of an epoch.")
+    last, total = -(-steps // per_epoch) if steps else config.epochs, steps or config.epochs * per_epoch
+    rise = config.rise * per_epoch
     if rise >= total:
         raise UserError(f"--rise-epochs must end before the run's {total} steps do, {total / per_epoch:g} epochs.")
+    own = vars(replace(config, epochs=last, rise=rise))
+    plan = TrainPlan(**own, steps_per_epoch=per_epoch, total_steps=total, amp=amp)
     if plan.warm_steps >= total:
         raise UserError(f"--warm-steps {plan.warm_steps} must end before the run's {total} steps do.")
     return plan
 
 
-def count_epochs(batches: int, *, epochs: int, accum: int = 1, **others: Any) -> TrainPlan:
+def count_epochs(batches: int, config: ScheduleConfig) -> TrainPlan:
     """The plan of a run that counts epochs of so many ``batches``, the last step of each over what is left of them."""
-    per_epoch = -(-batches // accum)
-    return TrainPlan(epochs, per_epoch, epochs * per_epoch, accum=accum, batches=batches, **others)
+    steps = -(-batches // config.accum)
+    return TrainPlan(**vars(config), steps_per_epoch=steps, total_steps=config.epochs * steps, batches=batches)
 
 
 @dataclass

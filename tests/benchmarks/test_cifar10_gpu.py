@@ -14,6 +14,7 @@ from conftest import ROOT, environment
 from PIL import Image
 
 from moco import files
+from moco.config import ValidationConfig
 from moco.data import ArraySource, Sources
 from moco.errors import UserError
 from moco.eval import knn
@@ -124,13 +125,13 @@ def test_a_run_stops_and_goes_on_here_and_elsewhere(bench, packed, tmp_path, cap
 
 
 def test_methods_differ_in_their_negatives_alone(bench):
-    from moco.cli import options
+    from moco import cli
 
     parsed = {}
     for method in ("moco", "mochi", "synco"):
         args = bench.parse(["run", "--method", method, "--symmetric"])
         assert bench.name_of(args) == f"{method}_symmetric_seed0"
-        parsed[method] = vars(options.parse_pretrain(bench.words_of(args)))
+        parsed[method] = vars(cli.parse_pretrain(bench.words_of(args)))
     plain = parsed["moco"]
     assert (plain["epochs"], plain["batch_size"], plain["lr"], plain["moco_k"], plain["moco_m"], plain["moco_t"]) == (
         200, 512, 0.06, 4096, 0.99, 0.1,
@@ -153,7 +154,7 @@ def test_knn_is_of_the_features_and_of_the_output(bench):
         due=lambda every: True, progress=SimpleNamespace(step=7, epoch=2, trained=1),
         log=SimpleNamespace(scalars=lambda step, found, **more: seen.update(found, step=step, **more)),
     )  # fmt: skip
-    bench.report(trainer, encoder, Sources(train, train, val), extractor, 0, knn_every=1, k=(9,), temperature=0.1)
+    bench.report(trainer, encoder, Sources(train, train, val), extractor, 0, ValidationConfig(1, 0, (9,), 0.1))
     bank, asked = (extractor.whole(encoder, source, head=True) for source in (train, val))
     assert bank.z.shape == (60, 16)
     found = knn.knn_predict(bank.z, bank.labels, asked.z, k=(9,), temperature=0.1, num_classes=3)[0]

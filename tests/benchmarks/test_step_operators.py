@@ -13,6 +13,7 @@ import torch
 from conftest import ROOT
 from torch import nn
 
+from moco.config import ObjectiveConfig, OptimizerConfig, ScheduleConfig
 from moco.eval.finetune import Classifier, Tuner
 from moco.eval.finetune_loss import Objective
 from moco.models.ema import moving_average
@@ -89,13 +90,13 @@ def test_a_step_with_a_moving_average_makes_no_host_wait(optimizer, waits, bench
 def test_a_step_of_fine_tuning_makes_no_host_wait(optimizer, loss, bench):
     counting = bench._Counting(bench._Parts(), bench._OnGpu())
     counting.where.name = "optimizer"  # only there may it ask once, at the first step of one without a fused form
-    objective = Objective(loss, 3, mixup=0.2, erase=0.5)
+    objective = Objective(ObjectiveConfig(loss, mixup=0.2, erase=0.5), 3)
     with bench.a_gpu(counting):
         model = Classifier(build_encoder("test_resnet", 3, size=16), [0.5] * 3, [0.2] * 3, 0, False).to(bench.GPU)
-        made = build_optimizer(optimizer, model.groups(0.1, 0.1), 0.1, 0.9, 0.01, clip=1.0)
+        made = build_optimizer(OptimizerConfig(optimizer, 0.1, 0.9, 0.01, clip=1.0), model.groups(0.1, 0.1))
         scaler = torch.amp.GradScaler("cuda", enabled=False)
         average = moving_average(model, 0.9, None, 1)
-        plan, log = count_epochs(4, epochs=1, accum=2), SimpleNamespace(line=print)
+        plan, log = count_epochs(4, ScheduleConfig(1, accum=2)), SimpleNamespace(line=print)
         stop: Any = SimpleNamespace(flags=lambda: (False, False))
         tuner = Tuner(model, model, made, scaler, plan, Progress(0), log, stop, {}, objective, [0.1, 0.1], average)  # type: ignore
         model.train()

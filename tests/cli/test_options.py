@@ -5,7 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from moco.cli import commands, options
+from moco import cli
+from moco.cli import commands
+from moco.cli.methods import negatives_config
+from moco.cli.pretrain import DEMO_CONFIG
 from moco.config import MoCHiConfig, SynCoConfig
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -65,29 +68,29 @@ SYNCO_LINE = (
 
 @pytest.mark.parametrize(("words", "name", "default"), UPSTREAM, ids=[entry[1] for entry in UPSTREAM])
 def test_upstreams_flags_keep_spelling_and_default(words, name, default):
-    args = options.parse_pretrain(["DIR"])
+    args = cli.parse_pretrain(["DIR"])
     assert getattr(args, name) == default
-    known = {word: a.dest for a in options.pretrain_parser()._actions for word in a.option_strings}
+    known = {word: a.dest for a in cli.pretrain_parser()._actions for word in a.option_strings}
     assert {known[word] for word in words.split()} == {name}
 
 
 @pytest.mark.parametrize(("name", "default"), LINCLS.items())
 def test_the_probes_defaults_are_upstreams(name, default):
-    assert getattr(options.parse_lincls(["DIR"]), name) == default
+    assert getattr(cli.parse_lincls(["DIR"]), name) == default
 
 
 def test_flags_are_frozen():
     parsers = (
-        options.pretrain_parser(), options.lincls_parser(), options.semisup_parser(), commands.export_parser(),
+        cli.pretrain_parser(), cli.lincls_parser(), cli.semisup_parser(), commands.export_parser(),
         commands.describe_parser(),
     )  # fmt: skip
     assert {word for p in parsers for a in p._actions for word in a.option_strings} == FLAGS
 
 
 def test_syncos_line_parses_as_typed():
-    args = options.parse_pretrain(SYNCO_LINE.split())
+    args = cli.parse_pretrain(SYNCO_LINE.split())
     assert (args.method, args.data, args.mlp, args.cos, args.aug_plus) == ("synco", "DIR", True, True, True)
-    assert options.negatives_settings(args).recipe == SynCoConfig()
+    assert negatives_config(args).recipe == SynCoConfig()
 
 
 @pytest.mark.parametrize(
@@ -101,33 +104,33 @@ def test_syncos_line_parses_as_typed():
     ],
 )
 def test_the_method_follows_from_the_flags(words, method):
-    assert options.parse_pretrain(words.split()).method == method
+    assert cli.parse_pretrain(words.split()).method == method
 
 
 def test_mochis_three_numbers():
-    args = options.parse_pretrain(["DIR", "--mochi", "512", "100", "50"])
-    assert (args.n_hard, options.negatives_settings(args).recipe) == (512, MoCHiConfig(100, 50))
+    args = cli.parse_pretrain(["DIR", "--mochi", "512", "100", "50"])
+    assert (args.n_hard, negatives_config(args).recipe) == (512, MoCHiConfig(100, 50))
 
 
 def test_a_file_sets_defaults_that_flags_override(tmp_path):
     file = tmp_path / "recipe.yml"
     file.write_text("lr: 0.5\nn1: 7\nschedule: [3, 4]\nmlp: true\ndata: elsewhere\nmoco_t: 0.3\n")
-    args = options.parse_pretrain(["--config", str(file)])
+    args = cli.parse_pretrain(["--config", str(file)])
     assert (args.lr, args.n1, args.schedule, args.moco_t) == (0.5, 7, [3, 4], 0.3)
     assert (args.mlp, args.data) == (True, "elsewhere")
-    args = options.parse_pretrain(["--config", str(file), "--lr", "2", "--no-mlp", "DIR"])
+    args = cli.parse_pretrain(["--config", str(file), "--lr", "2", "--no-mlp", "DIR"])
     assert (args.lr, args.mlp, args.data, args.method) == (2.0, False, "DIR", "synco")
-    assert options.parse_pretrain(["--config", str(file), "--method", "moco"]).method == "moco"
+    assert cli.parse_pretrain(["--config", str(file), "--method", "moco"]).method == "moco"
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "configs").glob("*.yml")), ids=lambda p: p.stem)
 def test_every_recipe_parses(path):
-    args = options.parse_pretrain(["--config", str(path), "DIR"])
+    args = cli.parse_pretrain(["--config", str(path), "DIR"])
     assert args.data == "DIR"
 
 
 def test_no_words_are_the_demo():
-    args = options.parse_pretrain([])
+    args = cli.parse_pretrain([])
     assert args.demo
     assert (args.dataset, args.save_dir, args.method) == ("mnist5k", "runs/demo", "synco")
 
@@ -138,7 +141,7 @@ def test_no_words_are_the_demo():
      "--nproc 2 --max-restarts 1 --seed=4", "--dist-url tcp://localhost:1 --multiprocessing-distributed --rank 0"],
 )  # fmt: skip
 def test_the_demo_takes_what_no_training_depends_on(words):
-    args = options.parse_pretrain(words.split())
+    args = cli.parse_pretrain(words.split())
     assert args.demo
     assert (args.dataset, args.method, args.epochs) == ("mnist5k", "synco", 15)
 
@@ -160,7 +163,7 @@ def test_the_demo_takes_what_no_training_depends_on(words):
 )
 def test_a_training_without_images_is_not_the_demo(words, flag, capsys):
     with pytest.raises(SystemExit, match="2"):
-        options.parse_pretrain(words.split())
+        cli.parse_pretrain(words.split())
     assert (
         f"error: {flag} is a flag of training, but no images are named: give DIR, or --dataset"
         in capsys.readouterr().err
@@ -168,10 +171,10 @@ def test_a_training_without_images_is_not_the_demo(words, flag, capsys):
 
 
 def test_the_demos_recipe_takes_every_flag():
-    recipe = options.parse_pretrain(["--config", options.DEMO_CONFIG, "--epochs", "2", "--n1", "5"])
+    recipe = cli.parse_pretrain(["--config", DEMO_CONFIG, "--epochs", "2", "--n1", "5"])
     assert (recipe.dataset, recipe.method, recipe.epochs, recipe.n1, recipe.lr) == ("mnist5k", "synco", 2, 5, 0.06)
     assert not recipe.demo
-    other = options.parse_pretrain(["--dataset", "mnist5k", "--batch_size", "64", "--cosine"])
+    other = cli.parse_pretrain(["--dataset", "mnist5k", "--batch_size", "64", "--cosine"])
     assert (other.demo, other.method, other.batch_size) == (False, "moco", 64)
 
 
@@ -197,7 +200,7 @@ def test_the_demos_recipe_takes_every_flag():
         ("DIR --mochi 9 4 0 --type-starts interpolation=3", "this run draws mixup and no interpolation; leave it out"),
         ("DIR --n3 0 --n1 4 --type-starts mixup=3", "this run draws interpolation, extrapolation, noise, perturbation"),
         ("DIR --method supcon --type-starts mixup=3", "--type-starts mixup: this run draws no synthetic negatives"),
-        ("DIR --std 0 1 1", "--std divides"),
+        ("DIR --std 0 1 1", "--std must be a number above 0, not 0"),
         ("DIR --mean 1 2", "--mean and --std take one value a channel"),
         ("DIR --unknown", "--unknown"),
         ("DIR --arch", "--arch"),
@@ -207,14 +210,14 @@ def test_the_demos_recipe_takes_every_flag():
         ("DIR --wd inf", "--weight-decay must be at least 0 and finite, not inf"),
         ("DIR --eta nan", "--eta must be a finite number, not nan"),
         ("DIR --delta=-inf", "--delta must be a finite number, not -inf"),
-        ("DIR --std 1 nan 1", "--mean and --std must be finite numbers"),
-        ("DIR --mean inf", "--mean and --std must be finite numbers"),
+        ("DIR --std 1 nan 1", "--std must be a number above 0, not nan"),
+        ("DIR --mean inf", "--mean must be a finite number, not inf"),
         ("DIR --max-minutes nan", "--max-minutes must be at least 0, not nan"),
     ],
 )
 def test_mistakes_are_one_sentence_and_exit_code_2(words, sentence, capsys):
     with pytest.raises(SystemExit) as stopped:
-        options.parse_pretrain(words.split())
+        cli.parse_pretrain(words.split())
     error = capsys.readouterr().err
     assert stopped.value.code == 2
     assert sentence in error
@@ -239,7 +242,7 @@ def test_mistakes_in_a_file_are_sentences_too(text, sentence, tmp_path, capsys):
     file = tmp_path / "bad.yml"
     file.write_text(text)
     with pytest.raises(SystemExit) as stopped:
-        options.parse_pretrain(["--config", str(file), "DIR"])
+        cli.parse_pretrain(["--config", str(file), "DIR"])
     assert stopped.value.code == 2
     assert sentence in capsys.readouterr().err
 
@@ -247,9 +250,9 @@ def test_mistakes_in_a_file_are_sentences_too(text, sentence, tmp_path, capsys):
 def test_a_typed_method_drops_what_the_files_method_alone_uses(tmp_path):
     file = tmp_path / "synco.yml"
     file.write_text("n1: 4\nmoco-k: 2000\nsymmetric: true\ntype-starts: [interpolation=3, mixup=5steps]\n")
-    assert options.parse_pretrain(["--config", str(file), "DIR"]).type_starts == {"interpolation": 3}
-    args = options.parse_pretrain(["--config", str(file), "--method", "simclr", "DIR"])
+    assert cli.parse_pretrain(["--config", str(file), "DIR"]).type_starts == {"interpolation": 3}
+    args = cli.parse_pretrain(["--config", str(file), "--method", "simclr", "DIR"])
     assert (args.method, args.type_starts, args.type_start_steps) == ("simclr", {}, {})
     assert args.notes == ["the file's --type-starts of interpolation, mixup is dropped: none is drawn"]
-    args = options.parse_pretrain(["--config", str(file), "--n3", "0", "DIR"])
+    args = cli.parse_pretrain(["--config", str(file), "--n3", "0", "DIR"])
     assert (args.type_starts, args.type_start_steps) == ({"interpolation": 3}, {})

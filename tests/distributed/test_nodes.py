@@ -16,8 +16,7 @@ from conftest import TINY, Worker, differences, load
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
 import main_pretrain
-from moco import distributed
-from moco.cli import options
+from moco import cli, distributed
 from moco.train.pretraining import Trainer
 
 
@@ -36,7 +35,7 @@ def dying(args) -> int:
 
 def program(words: list[str], out: str) -> None:
     """What torchrun starts on a node: main_pretrain.py with these flags."""
-    code = distributed.launch(Worker(Path(out), dying), options.parse_pretrain(words))
+    code = distributed.launch(Worker(Path(out), dying), cli.parse_pretrain(words))
     if code:
         os._exit(code)
 

@@ -12,8 +12,7 @@ import torch.distributed as dist
 from conftest import ROOT, TINY
 
 import main_pretrain
-from moco import distributed
-from moco.cli import options
+from moco import cli, distributed
 from moco.distributed.traffic import per_step, table, upstreams
 from moco.models.encoder import build_encoder
 from moco.train.pretraining import Trainer
@@ -119,5 +118,5 @@ def test_the_launch_files_are_scripts_with_flags_that_exist(script):
     text = script.read_text(encoding="utf-8")
     assert subprocess.run(["bash", "-n", str(script)], check=False).returncode == 0
     command = text.split("main_pretrain.py")[1].split("\n\n")[0].replace("\\\n", " ")
-    args = options.parse_pretrain(shlex.split(command.replace('"$DATA"', "DATA")))
+    args = cli.parse_pretrain(shlex.split(command.replace('"$DATA"', "DATA")))
     assert (args.resume, args.data, args.method) == ("auto", "DATA", "synco")

@@ -12,11 +12,12 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import normalize
 
 import main_lincls
-from moco.cli.options import parse_lincls
+from moco.cli import parse_lincls
+from moco.config import FewShotConfig
 from moco.data import ArraySource, FileSource, Sources, open_sources
 from moco.errors import UserError
 from moco.eval import fewshot
-from moco.eval.fewshot import Setting, episode, few_shot, interval95, leak, pool
+from moco.eval.fewshot import episode, few_shot, interval95, leak, pool
 from moco.models.encoder import build_encoder
 
 TINY = ["-a", "test_resnet", "--size", "16", "-b", "8", "-j", "0", "--seed", "3"]
@@ -39,7 +40,7 @@ def sets(classes: int, each: int, width: int, spread: float, seed: int = 0) -> t
 def test_equals_a_loop_written_from_the_protocol():
     """Same episodes; everything after the draw is done one image at a time."""
     x, labels, names = sets(8, 12, 16, 2.0)
-    setting = Setting(way=4, shots=(3, 1), queries=5, episodes=12, seed=7)
+    setting = FewShotConfig(way=4, shots=(3, 1), queries=5, episodes=12, seed=7)
     found = few_shot(x, labels, names, setting)
     by_class = [np.flatnonzero(labels == c) for c in range(8)]
     for shot in (1, 3):
@@ -59,13 +60,13 @@ def test_equals_a_loop_written_from_the_protocol():
 
 
 def test_separable_features_give_100_percent_and_noise_gives_chance():
-    setting = Setting(episodes=40)
+    setting = FewShotConfig(episodes=40)
     apart = few_shot(*sets(8, 20, 64, 0.01), setting)
     assert [float(a.mean()) for a in apart.values()] == [100.0, 100.0]
     assert interval95(apart[1]) == 0.0
     # From few images chance would be missed: episodes that share images err alike, which the interval cannot see.
     x, labels, names = sets(8, 1000, 32, 1.0)
-    noise = few_shot(np.random.default_rng(1).standard_normal(x.shape), labels, names, Setting(episodes=150))
+    noise = few_shot(np.random.default_rng(1).standard_normal(x.shape), labels, names, FewShotConfig(episodes=150))
     for accuracies in noise.values():
         assert abs(accuracies.mean() - 20) < interval95(accuracies)
         assert 0.3 < interval95(accuracies) < 2
@@ -83,7 +84,7 @@ def test_the_interval_covers_the_truth_19_times_in_20():
 def test_an_episode_is_a_function_of_seed_and_number():
     _, labels, _ = sets(8, 25, 4, 1.0)
     by_class = [np.flatnonzero(labels == c) for c in range(8)]
-    setting = Setting(seed=4)
+    setting = FewShotConfig(seed=4)
     drawn = [episode(by_class, setting, number) for number in range(300)]
     for queries, support in drawn:
         assert queries.shape == (5, 15) and support.shape == (5, 5)
@@ -93,9 +94,9 @@ def test_an_episode_is_a_function_of_seed_and_number():
         assert (of == of[:, :1]).all() and len(set(of[:, 0])) == 5  # a class a row, five classes
     again = episode(by_class, setting, 17)
     assert all(np.array_equal(a, b) for a, b in zip(again, drawn[17], strict=True))
-    fewer = episode(by_class, Setting(seed=4, shots=(1,)), 17)
+    fewer = episode(by_class, FewShotConfig(seed=4, shots=(1,)), 17)
     assert np.array_equal(fewer[0], again[0]) and np.array_equal(fewer[1], again[1][:, :1])
-    other = episode(by_class, Setting(seed=5), 17)
+    other = episode(by_class, FewShotConfig(seed=5), 17)
     assert not np.array_equal(other[0], again[0])
     counts = np.bincount(np.concatenate([labels[q[:, 0]] for q, _ in drawn]))
     assert counts.sum() == 1500 and counts.min() > 130  # every class gets its turns
@@ -217,12 +218,12 @@ def test_two_processes_share_the_episodes(folder, tmp_path, start):
 
 def test_too_few_images_or_classes_are_one_sentence():
     x, labels, kinds = sets(5, 20, 4, 1.0)
-    few_shot(x, labels, kinds, Setting(episodes=2))
+    few_shot(x, labels, kinds, FewShotConfig(episodes=2))
     drop = np.flatnonzero(labels == 4)[0]
     with pytest.raises(UserError, match="class c4 has 19 images, and 5 shots with 15 queries take 20; lower"):
-        few_shot(np.delete(x, drop, 0), np.delete(labels, drop), kinds, Setting(episodes=2))
+        few_shot(np.delete(x, drop, 0), np.delete(labels, drop), kinds, FewShotConfig(episodes=2))
     with pytest.raises(UserError, match="5 classes are fewer than --few-shot-way 6"):
-        few_shot(x, labels, kinds, Setting(way=6, episodes=2))
+        few_shot(x, labels, kinds, FewShotConfig(way=6, episodes=2))
 
 
 @pytest.mark.parametrize(
@@ -268,7 +269,7 @@ def test_data_that_does_not_suit_the_file_has_its_sentence(folder, tmp_path):
         (["--few-shot", "--knn"], "two measures"),
         (["--few-shot-classes", "x"], "is for --few-shot"),
         (["--few-shot", "--few-shot-way", "1"], "--few-shot-way must be at least 2"),
-        (["--few-shot", "--few-shot-shots", "5", "0"], "--few-shot-shots counts"),
+        (["--few-shot", "--few-shot-shots", "5", "0"], "--few-shot-shots must be at least 1, not 0"),
         (["--few-shot", "--few-shot-queries", "0"], "--few-shot-queries must be at least 1"),
         (["--few-shot", "--few-shot-episodes", "1"], "--few-shot-episodes must be at least 2"),
     ],
@@ -290,6 +291,6 @@ def test_an_encoder_is_read_as_it_is(folder):
     before = {name: value.clone() for name, value in encoder.state_dict().items()}
     extractor = FeatureExtractor(EvalData(16, 8), torch.device("cpu"), (0.5,) * 3, (0.2,) * 3)
     source = pool(open_sources(path=str(folder)))
-    fewshot.measure_few_shot(encoder, source, extractor, Setting(2, (1,), 2, 3, 0))
+    fewshot.measure_few_shot(encoder, source, extractor, FewShotConfig(2, (1,), 2, 3, 0))
     assert encoder.training
     assert all(torch.equal(value, before[name]) for name, value in encoder.state_dict().items())

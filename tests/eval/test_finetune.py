@@ -14,7 +14,8 @@ from torch import nn
 
 import main_semisup
 from moco import files
-from moco.cli.options import parse_semisup
+from moco.cli import parse_semisup
+from moco.config import ObjectiveConfig, ScheduleConfig
 from moco.data import open_sources
 from moco.errors import TrainingError, UserError
 from moco.eval import finetune
@@ -72,7 +73,7 @@ def test_defaults_are_the_published_recipe():
         ("DIR --max-minutes -1", "--max-minutes must be at least 0"),
         ("DIR --lr-classifier 0", "--lr-classifier must be a number above 0"),
         ("DIR --epochs 0", "--epochs must be at least 1"),
-        ("DIR --std 0", "--std divides"),
+        ("DIR --std 0", "--std must be a number above 0"),
         ("DIR --weights both", "--weights"),
     ],
 )
@@ -155,7 +156,7 @@ def test_a_frozen_tensor_that_moved_is_noticed():
     reference = model.backbone()
     sgd = torch.optim.SGD(model.groups(0.1, 0.1))
     scaler = torch.amp.GradScaler("cpu", enabled=False)
-    plan, objective = count_epochs(1, epochs=1), Objective("ce", 3)
+    plan, objective = count_epochs(1, ScheduleConfig(1)), Objective(ObjectiveConfig("ce"), 3)
     tuner = finetune.Tuner(model, model, sgd, scaler, plan, Progress(0), None, None, {}, objective, [0.1])  # type: ignore
     tuner.check_frozen(reference)
     model.encoder.bn1.running_mean[0] += 1e-3

@@ -12,6 +12,7 @@ from PIL import Image
 from torch import nn
 
 from moco import distributed
+from moco.config import ObjectiveConfig
 from moco.data import ArraySource, Labelled
 from moco.errors import UserError
 from moco.eval.finetune_loss import Objective
@@ -66,7 +67,9 @@ def naive_contrast(z, groups, T: float, beta: float) -> torch.Tensor:
 )  # fmt: skip
 def test_the_loss_is_the_weighted_sum_of_its_two_parts(loss, estimator, by, beta):
     network, batch = Tiny(), a_batch(2)
-    found = Objective(loss, CLASSES, 0.3, 0.2, estimator, beta or 0.7)(network, network, batch, 0, 0, 0)
+    found = Objective(ObjectiveConfig(loss, 0.3, 0.2, estimator, beta or 0.7), CLASSES)(
+        network, network, batch, 0, 0, 0
+    )
     logits, features = network(network.prepare(batch["image"].flatten(0, 1)), True)
     z = F.normalize(features, dim=1).unflatten(0, (N, 2))
     entropy = F.cross_entropy(logits, batch["label"].repeat_interleave(2))
@@ -87,14 +90,17 @@ def test_an_image_that_fills_a_batch_up_is_no_negative_of_itself():
     network, batch = Tiny(), a_batch(2)
     apart = {**batch, "index": torch.arange(N)}
     both = [
-        float(Objective("simclr", CLASSES, 1.0)(network, network, b, 0, 0, 0).loss.detach()) for b in (batch, apart)
+        float(Objective(ObjectiveConfig("simclr", 1.0), CLASSES)(network, network, b, 0, 0, 0).loss.detach())
+        for b in (batch, apart)
     ]
     assert both[0] != both[1]
 
 
 def test_alpha_ends_at_either_loss():
     network, batch = Tiny(), a_batch(2)
-    found = [Objective("supcon", CLASSES, alpha)(network, network, batch, 0, 0, 0) for alpha in (0.0, 1.0)]
+    found = [
+        Objective(ObjectiveConfig("supcon", alpha), CLASSES)(network, network, batch, 0, 0, 0) for alpha in (0.0, 1.0)
+    ]
     assert float(found[0].loss.detach()) == pytest.approx(float(found[0].statistics["cross_entropy"]))
     assert float(found[1].loss.detach()) == pytest.approx(float(found[1].statistics["contrast"]))
 
@@ -103,11 +109,11 @@ def test_alpha_ends_at_either_loss():
 def test_mixing_is_for_cross_entropy_alone(n):
     """Each mixed image is lam of itself and 1 - lam of its partner in reverse order, and so is its target."""
     network, batch = Tiny(), a_batch(2, n)
-    plain = Objective("supcon", CLASSES)(network, network, batch, 5, 6, 0)
-    mixed = Objective("supcon", CLASSES, mixup=0.8, smoothing=0.1)(network, network, batch, 5, 6, 0)
+    plain = Objective(ObjectiveConfig("supcon"), CLASSES)(network, network, batch, 5, 6, 0)
+    mixed = Objective(ObjectiveConfig("supcon", mixup=0.8, smoothing=0.1), CLASSES)(network, network, batch, 5, 6, 0)
     torch.testing.assert_close(mixed.statistics["contrast"], plain.statistics["contrast"])
     torch.testing.assert_close(mixed.q, plain.q)
-    pixels, target = Objective("ce", CLASSES, mixup=0.8, smoothing=0.1)._mixed(
+    pixels, target = Objective(ObjectiveConfig("ce", mixup=0.8, smoothing=0.1), CLASSES)._mixed(
         network.prepare(batch["image"][:, 0]), batch["label"]
     )
     own = network.prepare(batch["image"][:, 0])
@@ -126,7 +132,7 @@ def test_mixing_is_for_cross_entropy_alone(n):
 
 def test_mixing_and_erasing_belong_to_a_step_and_leave_other_randomness_alone():
     network, batch = Tiny(), a_batch(1)
-    objective = Objective("ce", CLASSES, mixup=0.8, cutmix=1.0, erase=0.5)
+    objective = Objective(ObjectiveConfig("ce", mixup=0.8, cutmix=1.0, erase=0.5), CLASSES)
 
     def loss(*where):
         torch.manual_seed(0)  # as a training step does: erased rectangles are filled from torch's generator
@@ -145,7 +151,7 @@ def test_mixing_and_erasing_belong_to_a_step_and_leave_other_randomness_alone():
 
 def test_cross_entropy_alone_is_smoothed_as_torchs():
     network, batch = Tiny(), a_batch(1)
-    found = Objective("ce", CLASSES, smoothing=0.2)(network, network, batch, 0, 0, 0)
+    found = Objective(ObjectiveConfig("ce", smoothing=0.2), CLASSES)(network, network, batch, 0, 0, 0)
     wanted = F.cross_entropy(network(network.prepare(batch["image"])), batch["label"], label_smoothing=0.2)
     assert float(found.loss.detach()) == pytest.approx(float(wanted.detach()))
     assert set(found.statistics) == {"train_acc1"}
@@ -210,7 +216,7 @@ def gradients(args, path) -> int:
     share = 8 // distributed.world_size()
     own = slice(distributed.rank() * share, (distributed.rank() + 1) * share)
     batch = {name: value[own] for name, value in a_batch(2, 8).items()}
-    found = Objective("schane", CLASSES, 0.9, 0.3)(network, wrapped, batch, 0, 0, distributed.rank())
+    found = Objective(ObjectiveConfig("schane", 0.9, 0.3), CLASSES)(network, wrapped, batch, 0, 0, distributed.rank())
     found.loss.backward()
     loss = distributed.mean_over_ranks(found.loss.detach())
     if distributed.is_main():

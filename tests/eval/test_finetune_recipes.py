@@ -14,7 +14,8 @@ from support.finetuning import ARCH, MEAN, STD, records, sentence, state_of, tun
 
 import main_lincls
 from moco import files
-from moco.cli.options import parse_lincls, parse_semisup
+from moco.cli import parse_lincls, parse_semisup
+from moco.config import OptimizerConfig
 from moco.errors import UserError
 from moco.eval import finetune
 from moco.eval.features import EvalData
@@ -51,7 +52,7 @@ EVERYTHING = (
         ("--loss supcon --alpha 1.5", "--alpha is a share from 0 to 1"),
         ("--loss supcon --temp 0", "--temp must be a number above 0"),
         ("--loss supcon --weights freeze", "--loss supcon trains the encoder"),
-        ("--smoothing 1", "--smoothing is from 0 to below 1"),
+        ("--smoothing 1", "--smoothing is a share from 0 to below 1"),
         ("--reprob -0.1", "--reprob is a share"),
         ("--ema 1", "--ema is above 0 and below 1"),
         ("--ema 0.9 --ema-epoch 0.9", "give one of them"),
@@ -87,7 +88,9 @@ def test_schanes_command_parses():
 @pytest.mark.parametrize("name", ["adamw", "lars", "lookahead_adamw", "lookahead_sgd"])
 def test_timms_optimizers_train_every_group_at_its_rate(name):
     weights = [torch.nn.Parameter(torch.ones(3, 3)) for _ in range(2)]
-    optimizer = build_optimizer(name, [{"params": weights[:1], "lr": 0.1}, {"params": weights[1:]}], 0.01, 0.9, 0.0)
+    optimizer = build_optimizer(
+        OptimizerConfig(name, 0.01, 0.9, 0.0), [{"params": weights[:1], "lr": 0.1}, {"params": weights[1:]}]
+    )
     assert [group["lr"] for group in optimizer.param_groups] == [0.1, 0.01]
     assert name.startswith("lookahead") == (type(optimizer).__name__ == "Lookahead")
     sum((w * w).sum() for w in weights).backward()
@@ -98,7 +101,7 @@ def test_timms_optimizers_train_every_group_at_its_rate(name):
 
 def test_an_unknown_optimizer_is_one_sentence():
     with pytest.raises(UserError, match="--opt adamv: timm has no optimizer of this name; close ones: "):
-        build_optimizer("adamv", [torch.nn.Parameter(torch.ones(2))], 0.1, 0.9, 0.0)
+        build_optimizer(OptimizerConfig("adamv", 0.1, 0.9, 0.0), [torch.nn.Parameter(torch.ones(2))])
 
 
 def small_beit3(**more):
@@ -381,7 +384,7 @@ def test_a_pretraining_has_the_same_comforts(image_folder, in_process, tmp_path)
 def test_a_step_that_is_called_off_does_not_move_the_average():
     model = torch.nn.Module()
     model.encoder_q = torch.nn.Linear(2, 2)
-    optimizer = build_optimizer("sgd", model.parameters(), 0.1, 0.0, 0.0)
+    optimizer = build_optimizer(OptimizerConfig("sgd", 0.1, 0.0, 0.0), model.parameters())
     average = attach_ema(model, optimizer, 0.5, None, 1)
     assert average is model.encoder_ema
     model.encoder_q.weight.data += 1.0
@@ -393,13 +396,15 @@ def test_a_step_that_is_called_off_does_not_move_the_average():
     optimizer.found_inf = torch.tensor(0.0)
     optimizer.step()
     torch.testing.assert_close(average.weight, before + 0.5)
-    assert "fused" not in build_optimizer("lookahead_adamw", model.parameters(), 0.1, 0.0, 0.0).defaults
+    assert (
+        "fused" not in build_optimizer(OptimizerConfig("lookahead_adamw", 0.1, 0.0, 0.0), model.parameters()).defaults
+    )
     assert attach_ema(torch.nn.ModuleDict({"encoder_q": average}), optimizer, None, None, 1) is average
 
 
 def test_a_gradient_that_is_not_finite_is_not_clipped():
     weight = torch.nn.Parameter(torch.zeros(3))
-    optimizer = build_optimizer("sgd", [weight], 1.0, 0.0, 0.0, clip=0.5)
+    optimizer = build_optimizer(OptimizerConfig("sgd", 1.0, 0.0, 0.0, clip=0.5), [weight])
     weight.grad = torch.tensor([3.0, 4.0, 0.0])
     optimizer.step()
     torch.testing.assert_close(weight.detach(), torch.tensor([-0.3, -0.4, 0.0]))

@@ -16,7 +16,7 @@ from torch import nn
 
 import main_lincls
 from moco import distributed
-from moco.cli.options import parse_lincls
+from moco.cli import parse_lincls
 from moco.data import ArraySource, BadImageError
 from moco.errors import UserError
 from moco.eval import features as extraction

@@ -21,7 +21,8 @@ from torch import nn
 
 import main_lincls
 from moco import files
-from moco.cli.options import parse_lincls
+from moco.cli import parse_lincls
+from moco.config import OptimizerConfig, ScheduleConfig
 from moco.data import ArraySource, BadImages, EpochSampler, Labelled, Sources, make_loader
 from moco.errors import TrainingError, UserError
 from moco.eval import linear, linear_report, lr_find
@@ -35,7 +36,7 @@ CPU = torch.device("cpu")
 
 
 def one_head(model: linear.Probe, lr: float = 0.3) -> linear.LinearClassifier:
-    return linear.make_classifiers(model, [lr], momentum=0.9, weight_decay=0.0)[0]
+    return linear.make_classifiers(model, [lr], OptimizerConfig())[0]
 
 
 def records(save_dir) -> list[dict]:
@@ -634,7 +635,7 @@ def test_predictions_are_what_a_loop_finds(tmp_path):
     torch.manual_seed(0)
     x, labels = torch.randn(50, 9), torch.randint(0, 7, (50,))
     sampler = EpochSampler(50, 16, 0, drop_last=False, shuffle=False)
-    head = linear.LinearClassifier(nn.Linear(9, 8), 1.0, momentum=0.9, weight_decay=0.0)  # no image has class 7
+    head = linear.LinearClassifier(nn.Linear(9, 8), OptimizerConfig(lr=1.0))  # no image has class 7
     linear.validate([head], cached(x, labels, sampler), predictions=True)
     assert head.score is not None and head.score.predictions is not None
     order = [sorted(range(8), key=lambda c: -row[c]) for row in head.layer(x).tolist()]
@@ -663,7 +664,7 @@ def test_label_smoothing_is_the_published_mixture():
     """Szegedy et al., arXiv 1512.00567, section 7: the target is (1 - e) of the label and e spread over all classes."""
     torch.manual_seed(0)
     x, labels, e = torch.randn(6, 5), torch.tensor([0, 1, 2, 3, 0, 1]), 0.2
-    head = linear.LinearClassifier(nn.Linear(5, 4), 0.1, momentum=0.9, weight_decay=0.0, smoothing=e)
+    head = linear.LinearClassifier(nn.Linear(5, 4), OptimizerConfig(lr=0.1), smoothing=e)
     total = 0.0
     for row, label in zip(head.layer(x).detach().double(), labels.tolist(), strict=True):
         logs = [float(value) - math.log(sum(math.exp(v) for v in row.tolist())) for value in row]
@@ -683,8 +684,11 @@ def test_same_accuracy_as_a_peers_logistic_regression():
     rows, targets = torch.tensor(x, dtype=torch.float32), torch.tensor(labels)
     train = cached(rows[:1200], targets[:1200], EpochSampler(1200, 100, 0, drop_last=False))
     val = cached(rows[1200:], targets[1200:], EpochSampler(597, 100, 0, drop_last=False, shuffle=False))
-    heads = [linear.LinearClassifier(nn.Linear(64, 10), lr, momentum=0.9, weight_decay=1 / 1200) for lr in (1.0, 0.3)]
-    plan = count_epochs(12, epochs=60, milestones=[40, 50])
+    heads = [
+        linear.LinearClassifier(nn.Linear(64, 10), OptimizerConfig(lr=lr, momentum=0.9, weight_decay=1 / 1200))
+        for lr in (1.0, 0.3)
+    ]
+    plan = count_epochs(12, ScheduleConfig(60, milestones=(40, 50)))
     for epoch in range(60):
         linear.set_rates(heads, plan, Progress(0, epoch))
         for features, classes, _ in train.batches(epoch, linear.Stopwatch()):
@@ -724,11 +728,11 @@ def test_the_range_test_takes_an_epoch_and_stops_where_no_higher_rate_can_do():
     x, labels = torch.randn(130, 6), torch.randint(0, 3, (130,))
     for batch, steps in ((1, 130), (10, lr_find.MIN_STEPS)):
         data = cached(1e-4 * x, labels, EpochSampler(130, batch, 0, drop_last=False))
-        head = linear.LinearClassifier(nn.Linear(6, 3), 1.0, momentum=0.0, weight_decay=0.0)
+        head = linear.LinearClassifier(nn.Linear(6, 3), OptimizerConfig(lr=1.0, momentum=0.0, weight_decay=0.0))
         with torch.no_grad():
             head.layer.bias.zero_().requires_grad_(False)
         assert len(lr_find.sweep(head, data, None).rates) == steps  # features so small that no rate is too high
-    head = linear.LinearClassifier(nn.Linear(6, 3), 1.0, momentum=0.9, weight_decay=0.0)
+    head = linear.LinearClassifier(nn.Linear(6, 3), OptimizerConfig(lr=1.0))
     wild = lr_find.sweep(head, cached(100 * x, labels, data.sampler), None)
     assert len(wild.rates) < lr_find.MIN_STEPS
     assert wild.smoothed[-1] > 4 * min(wild.smoothed)
@@ -770,11 +774,11 @@ def test_rates_are_typed_before_or_after_the_folder(tmp_path):
 @pytest.mark.parametrize(
     ("words", "told"),
     [
-        ("DIR --lr 30 0", "--lr must be a number above 0, not 0.0"),
+        ("DIR --lr 30 0", "--lr must be a number above 0, not 0."),
         ("DIR --lr 30 nan 1", "--lr must be a number above 0"),
         ("DIR --lr 3 1 3", "the same rate twice"),
         ("DIR --lr fast", "--lr"),
-        ("DIR --label-smoothing 1", "--label-smoothing must be at least 0 and below 1"),
+        ("DIR --label-smoothing 1", "--label-smoothing is a share from 0 to below 1"),
         ("DIR --num-classes 0", "--num-classes must be at least 1"),
         ("DIR --train-folder OTHER", "DIR and --train-folder are the same thing"),
         ("--test-folder DIR", "give an image folder"),

@@ -16,9 +16,9 @@ from support.networks import LABELS, MEAN, OWN, STD, batch, batch_contrast, step
 from support.workers import noting
 from torch import nn
 
+from moco import cli, distributed, files
 from moco import describe as describe_door
-from moco import distributed, files
-from moco.cli import options
+from moco.cli.pretrain import DEMO_CONFIG
 from moco.data import open_sources, size_warning
 from moco.data.sources.base import ArraySource
 from moco.eval.features import EvalData, FeatureExtractor
@@ -229,7 +229,7 @@ def test_supcontrasts_lines_mean_the_same():
     words += ["--dataset", "path", "--data_folder", "pictures", "--test_folder", "others", "--num_classes", "7"]
     words += ["--mean", "(0.4914, 0.4822, 0.4465)", "--std=(0.2675,0.2565, 0.2761)", "--size", "64", "--syncBN"]
     words += ["--model", "resnet18", "--lr_decay_epochs", "70,80", "--num_workers", "3", "--trial", "5", "--warm"]
-    args = options.parse_pretrain([*words, "--weight_decay", "1e-3", "--print_freq", "7", "--save_freq", "4"])
+    args = cli.parse_pretrain([*words, "--weight_decay", "1e-3", "--print_freq", "7", "--save_freq", "4"])
     assert (args.batch_size, args.lr, args.moco_t, args.cos, args.method) == (1024, 0.5, 0.1, True, "supcon")
     assert (args.dataset, args.data, args.val_data, args.num_classes) == ("folder", "pictures", "others", 7)
     assert (args.mean, args.std) == ([0.4914, 0.4822, 0.4465], [0.2675, 0.2565, 0.2761])
@@ -248,24 +248,24 @@ def test_supcontrasts_lines_mean_the_same():
         ("DIR --method supcon --moco-k 8192", "moco", True, "supcon"),
         ("DIR --method supcon --moco_k 8192 --n1 4", "synco", True, "supcon"),
         ("DIR --method supcon --moco-k 8192 --mochi 8 4 4", "mochi", True, "supcon"),
-        (f"--config {options.DEMO_CONFIG} --method SupCon", "moco", False, "supcon"),  # a file with a queue and n1..n6
+        (f"--config {DEMO_CONFIG} --method SupCon", "moco", False, "supcon"),  # a file with a queue and n1..n6
     ],
 )
 def test_the_family_follows_from_the_flags(words, negatives, queue, method):
-    args = options.parse_pretrain(words.split())
+    args = cli.parse_pretrain(words.split())
     assert (args.negatives, args.family == "queue", args.method) == (negatives, queue, method)
 
 
 def test_a_batch_above_256_warms_up_by_itself():
-    assert options.parse_pretrain(["DIR", "--method", "simclr", "-b", "512"]).warm
-    assert not options.parse_pretrain(["DIR", "--method", "simclr", "-b", "256"]).warm
-    assert not options.parse_pretrain(["DIR", "--method", "simclr", "-b", "512", "--no-warm"]).warm
-    assert not options.parse_pretrain(["DIR", "-b", "512"]).warm
+    assert cli.parse_pretrain(["DIR", "--method", "simclr", "-b", "512"]).warm
+    assert not cli.parse_pretrain(["DIR", "--method", "simclr", "-b", "256"]).warm
+    assert not cli.parse_pretrain(["DIR", "--method", "simclr", "-b", "512", "--no-warm"]).warm
+    assert not cli.parse_pretrain(["DIR", "-b", "512"]).warm
 
 
 def test_warm_up_is_supcontrasts():
     """Linear over the steps of 10 epochs from .01 to the rate that the cosine has then."""
-    plan = TrainPlan(100, 20, 2000, 0.5, True, [], warm_epochs=10, warm_from=0.01)
+    plan = TrainPlan(100, None, 0.5, True, warm_epochs=10, steps_per_epoch=20, total_steps=2000)
     target = 0.5 * (1 + math.cos(math.pi * 10 / 100)) / 2
     for step in (0, 1, 57, 199):
         assert plan.lr_at(step // 20, step) == pytest.approx(0.01 + step / 200 * (target - 0.01))
@@ -292,10 +292,10 @@ def test_the_warning_reaches_the_log(tmp_path, in_process, capsys):
 def test_the_recipes_are_the_published_ones():
     for name, temperature in (("supcon", 0.1), ("simclr", 0.5)):
         for data in ("cifar10", "cifar100"):
-            args = options.parse_pretrain(["--config", str(ROOT / "configs" / f"{name}_{data}.yml")])
+            args = cli.parse_pretrain(["--config", str(ROOT / "configs" / f"{name}_{data}.yml")])
             assert (args.method, args.dataset, args.moco_t, args.batch_size) == (name, data, temperature, 1024)
             assert (args.lr, args.epochs, args.warm, args.cos, args.family) == (0.5, 1000, True, True, "batch")
-    assert options.parse_pretrain(["--config", str(ROOT / "configs" / "supcon_queue_in1k.yml"), "DIR"]).queue
+    assert cli.parse_pretrain(["--config", str(ROOT / "configs" / "supcon_queue_in1k.yml"), "DIR"]).family == "queue"
 
 
 # ---------------------------------------------------------------------------------------------------- learning

@@ -17,8 +17,9 @@ from support.networks import MEAN, STD, Tiny
 from support.workers import noting
 from torch import nn
 
-from moco.cli import options
-from moco.config import MoCoV3Config
+from moco import cli
+from moco.cli.methods import model_config
+from moco.config import MoCoV3Config, ScheduleConfig
 from moco.data.augment.by_numpy import finish
 from moco.data.augment.by_pil import apply, draw, get_preset
 from moco.data.augment.by_torch import finish as finish_batch
@@ -247,20 +248,20 @@ def test_the_loss_falls_on_digits(tmp_path, in_process):
 
 
 def test_defaults_are_the_papers_and_flags_and_files_override_them(tmp_path):
-    args = options.parse_pretrain(["--method", "mocov3", "DIR"])
+    args = cli.parse_pretrain(["--method", "mocov3", "DIR"])
     assert (args.method, args.family, args.aug) == ("moco_v3", "momentum", "v3")
-    assert options.model_settings(args) == MoCoV3Config(channels_last=True)
-    args = options.parse_pretrain(["--method", "moco_v3", "--moco-t", "0.07", "--moco-dim", "128", "DIR"])
+    assert model_config(args) == MoCoV3Config(channels_last=True)
+    args = cli.parse_pretrain(["--method", "moco_v3", "--moco-t", "0.07", "--moco-dim", "128", "DIR"])
     assert (args.moco_t, args.moco_dim, args.moco_m) == (0.07, 128, 0.99)
     (tmp_path / "own.yml").write_text("method: moco_v3\nmoco-m: 0.999\n")
-    args = options.parse_pretrain(["--config", str(tmp_path / "own.yml"), "DIR"])
+    args = cli.parse_pretrain(["--config", str(tmp_path / "own.yml"), "DIR"])
     assert (args.moco_m, args.moco_t) == (0.999, 1.0)
 
 
 @pytest.mark.parametrize("words", ["--moco-k 512", "--symmetric", "--bn-splits 2", "--n1 5", "--warmup-epochs 40"])
 def test_what_it_has_no_use_for_is_a_sentence(words, capsys):
     with pytest.raises(SystemExit) as stop:
-        options.parse_pretrain(["--method", "moco_v3", *words.split(), "DIR"])
+        cli.parse_pretrain(["--method", "moco_v3", *words.split(), "DIR"])
     assert stop.value.code == 2 and "moco_v3" in capsys.readouterr().err
 
 
@@ -277,19 +278,19 @@ def test_a_new_loss_is_a_file_and_a_row(image_folder, tmp_path, in_process, monk
     words = [word for word in OWN if word not in ("--method", "moco_v3")]
     assert in_process(*words, "--method", "squared", "--steps", "2", image_folder, "--save-dir", tmp_path) == 0
     assert seen == ["squared"] and load(tmp_path)["run"]["step"] == 2
-    assert re.search(r"--method \{[^}]*squared", options.pretrain_parser().format_help())
+    assert re.search(r"--method \{[^}]*squared", cli.pretrain_parser().format_help())
 
 
 def test_the_rate_rises_and_falls_as_published():
     """lr e / W while it rises over W epochs, then half a cosine over the rest, at e epochs done with their fraction."""
-    plan = make_plan(20, None, epochs=100, steps=None, accum=1, rise=10, lr=9.6, cosine=True, milestones=[])
+    plan = make_plan(20, None, ScheduleConfig(100, lr=9.6, cosine=True, rise=10))
     for step in (0, 7, 199, 200, 1000, 1999):
         e = step / 20
         want = 9.6 * e / 10 if e < 10 else 9.6 * (1 + math.cos(math.pi * (e - 10) / 90)) / 2
         rise = min(1.0, step / plan.rise)
         assert plan.lr_at(step // 20, step) * rise == pytest.approx(want, rel=1e-12)
     with pytest.raises(UserError, match="--rise-epochs must end"):
-        make_plan(20, None, epochs=10, steps=None, accum=1, rise=10)
+        make_plan(20, None, ScheduleConfig(10, rise=10))
 
 
 # ---------------------------------------------------------------------------------------------------------- views

@@ -8,8 +8,8 @@ import pytest
 from conftest import run_script
 from PIL import Image
 
+from moco import cli
 from moco import demo as door
-from moco.cli import options
 from moco.eval import demo
 
 
@@ -58,12 +58,12 @@ def test_a_whole_demo_says_what_to_expect(tmp_path):
 
 
 def test_its_pretraining_is_what_main_pretrain_does_without_words():
-    settings = options.parse_pretrain([])
+    settings = cli.parse_pretrain([])
     assert settings.demo
     assert settings.save_dir == "runs/demo"
     knn, linear = demo.probes(settings, "x")
     assert "--knn" in knn
-    assert options.parse_lincls(linear[1:]).arch == settings.arch
+    assert cli.parse_lincls(linear[1:]).arch == settings.arch
 
 
 def test_its_first_line_says_that_it_is_the_demo(tmp_path, in_process, capsys):

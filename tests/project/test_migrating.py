@@ -8,15 +8,17 @@ import pytest
 from conftest import load
 from PIL import Image
 
+from moco import cli
 from moco.cli import commands as command_options
-from moco.cli import options
+from moco.cli.methods import negatives_config
+from moco.cli.semisup import semisup_schedule
 from moco.methods import negatives
 from moco.methods.registry import METHODS
 
 TEXT = (Path(__file__).resolve().parents[2] / "docs" / "migrating.md").read_text(encoding="utf-8")
 PARSE = {
-    "main_pretrain.py": options.parse_pretrain, "main_lincls.py": options.parse_lincls,
-    "main_semisup.py": options.parse_semisup,
+    "main_pretrain.py": cli.parse_pretrain, "main_lincls.py": cli.parse_lincls,
+    "main_semisup.py": cli.parse_semisup,
 }  # fmt: skip
 
 
@@ -29,29 +31,29 @@ def test_the_commands_parse():
 
 def test_supcontrasts_linear_line_means_the_same():
     line = "--batch_size 512 --learning_rate 5 --ckpt model.pth --dataset cifar10 --model resnet18 DIR"
-    args = options.parse_lincls(line.split())
+    args = cli.parse_lincls(line.split())
     assert (args.pretrained, args.batch_size, args.lrs, args.arch) == ("model.pth", 512, [5.0], "resnet18")
 
 
 def test_supcontrasts_linear_line_warms_up():
     line = "--batch_size 512 --learning_rate 5 --ckpt model.pth --cosine --warm --save_freq 50 --num_workers 8 DIR"
-    args = options.parse_lincls([*line.split(), "--lr_decay_epochs", "60,75,90", "--lr_decay_rate", "0.2"])
+    args = cli.parse_lincls([*line.split(), "--lr_decay_epochs", "60,75,90", "--lr_decay_rate", "0.2"])
     assert (args.warm, args.warm_epochs, args.warm_from, args.cos, args.workers) == (True, 10, 0.01, True, 8)
     assert (args.schedule, args.lr_decay_rate) == ([60, 75, 90], 0.2)
-    assert not options.parse_lincls(["-b", "512", "DIR"]).warm  # as theirs, which warms up only when asked to
+    assert not cli.parse_lincls(["-b", "512", "DIR"]).warm  # as theirs, which warms up only when asked to
 
 
 def test_supcontrasts_cross_entropy_line_means_the_same():
     line = "--batch_size 1024 --learning_rate 0.8 --cosine --syncBN --dataset cifar10 --model resnet18 --epochs 500"
     more = "--weight_decay 1e-4 --momentum 0.8 --trial 5 --size 32 --num_workers 3 --save_freq 50 --print_freq 7"
     pixels = ["--mean", "(0.4914, 0.4822, 0.4465)", "--std=(0.2675,0.2565, 0.2761)"]
-    args = options.parse_semisup([*line.split(), *more.split(), *pixels, "--data_folder", "DIR"])
+    args = cli.parse_semisup([*line.split(), *more.split(), *pixels, "--data_folder", "DIR"])
     assert (args.lr_backbone, args.lr_classifier, args.sync_bn, args.warm) == (0.8, 0.8, True, True)
     assert (args.dataset, args.data, args.arch, args.size, args.workers) == ("cifar10", "DIR", "resnet18", 32, 3)
     assert (args.weight_decay, args.momentum, args.save_dir, args.print_freq) == (1e-4, 0.8, "./trial_5", 7)
     assert (args.mean, args.std) == ([0.4914, 0.4822, 0.4465], [0.2675, 0.2565, 0.2761])
-    plan = options.tuning_plan(args)
-    assert (plan["cosine"], plan["warm_epochs"], plan["warm_from"], plan["keep_every"]) == (True, 10, 0.01, 50)
+    plan = semisup_schedule(args, 500)
+    assert (plan.cosine, plan.warm_epochs, plan.warm_from, plan.keep_every) == (True, 10, 0.01, 50)
 
 
 @pytest.mark.parametrize(
@@ -70,12 +72,12 @@ def test_supcontrasts_cross_entropy_line_means_the_same():
     ],
 )
 def test_main_ces_schedule(words, milestones, warm):
-    plan = options.tuning_plan(options.parse_semisup(["DIR", *words.split()]))
-    assert (plan["cosine"], plan["milestones"], plan["warm_epochs"]) == (milestones is None, milestones or (), warm)
+    plan = semisup_schedule(cli.parse_semisup(["DIR", *words.split()]), 30)
+    assert (plan.cosine, plan.milestones, plan.warm_epochs) == (milestones is None, tuple(milestones or ()), warm)
 
 
 def test_flags_that_are_here_exist():
-    parsers = (options.pretrain_parser, options.lincls_parser, options.semisup_parser, command_options.average_parser)
+    parsers = (cli.pretrain_parser, cli.lincls_parser, cli.semisup_parser, command_options.average_parser)
     known = {word for make in parsers for action in make()._actions for word in action.option_strings}
     rows = [line.split("|")[1:3] for line in TEXT.splitlines() if line.startswith("| `") or line.startswith("| SynCo")]
     assert len(rows) > 50
@@ -98,8 +100,8 @@ def test_the_public_mochis_starts_by_the_tables_mapping(starts):
     kinds = ("mixup", "interpolation")
     mapped = [f"{kind}={start + 1}steps" for kind, start in zip(kinds, starts, strict=True) if start]
     words = ["--mochi", "32", *map(str, counts), "--hard-start-epoch", "0", "--type-starts", *mapped]
-    args = options.parse_pretrain(["DIR", *words])
-    config = options.negatives_settings(args)
+    args = cli.parse_pretrain(["DIR", *words])
+    config = negatives_config(args)
     recipe = negatives.starting_at(METHODS["mochi"].hooks.recipe(config.recipe), config.kind_epochs, config.kind_steps)
     for step in range(25):
         drawn = [row.kind for row in negatives.active(recipe, 0, args.hard_start_epoch, None, step)]

@@ -17,13 +17,12 @@ import main_pretrain
 import main_semisup
 from moco import average as average_door
 from moco import bench as bench_door
+from moco import cli, distributed
 from moco import describe as describe_door
-from moco import distributed
 from moco import embed as embed_door
 from moco import export as export_door
 from moco import retrieval as retrieval_door
 from moco.cli import commands as command_options
-from moco.cli import options
 from moco.data import __main__ as data_work
 from moco.methods.registry import METHODS
 from moco.models.encoder import build_encoder
@@ -179,9 +178,9 @@ def session(image_folder, tmp_path, monkeypatch, alone, restored, script):
     save_pretrained(tmp_path / "checkpoint_0199.pth.tar", encoder, epoch=200)
     torch.set_num_threads(1)
     programs = {
-        "main_pretrain.py": lambda words: distributed.launch(main_pretrain.worker, options.parse_pretrain(words)),
-        "main_lincls.py": lambda words: distributed.launch(main_lincls.worker, options.parse_lincls(words)),
-        "main_semisup.py": lambda words: distributed.launch(main_semisup.worker, options.parse_semisup(words)),
+        "main_pretrain.py": lambda words: distributed.launch(main_pretrain.worker, cli.parse_pretrain(words)),
+        "main_lincls.py": lambda words: distributed.launch(main_lincls.worker, cli.parse_lincls(words)),
+        "main_semisup.py": lambda words: distributed.launch(main_semisup.worker, cli.parse_semisup(words)),
         "moco.average": average_door.main,
         "moco.bench": bench_door.main,
         "moco.data": data_work.main,

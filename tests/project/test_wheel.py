@@ -11,8 +11,7 @@ from pathlib import Path
 import pytest
 from conftest import ROOT, environment, run_script
 
-from moco import resources
-from moco.cli import options
+from moco import cli, resources
 from moco.errors import UserError
 from moco.sweep.__main__ import main as sweep
 
@@ -120,7 +119,7 @@ def test_a_checkout_has_the_same_modules(capsys):
 def test_a_recipe_by_name(name, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     path = str(ROOT / "configs" / "synco_in1k_200ep.yml")
-    assert options.parse_pretrain(["--config", name, "DIR"]).n_hard == 1024
+    assert cli.parse_pretrain(["--config", name, "DIR"]).n_hard == 1024
     assert capsys.readouterr().err == f"{name}: no such file, so the recipe {path} is used\n"
     Path(tmp_path, "synco_in1k_200ep").write_text("n-hard: 7")
     own = resources.recipe("synco_in1k_200ep")

@@ -14,8 +14,9 @@ import torch.distributed as dist
 from conftest import DEVICE, SYNCO, TINY
 from support.loss import problem, tensors
 
+from moco.cli.pretrain import pretrain_config
 from moco import data, distributed
-from moco.cli import options
+from moco import cli
 from moco.data.augment import by_torch
 from moco.kernels import contrastive_loss, gpu_has_bf16
 from moco.train.bench import make_trainer, noise
@@ -144,11 +145,11 @@ STEPS = {
 @contextlib.contextmanager
 def a_trainer(words, folder):
     """(trainer, batches of noise that lie on the device), the host's looks switched off."""
-    args = options.parse_pretrain([*TINY, "--dataset", "folder", "--hard-start-epoch", "0", *words])
+    args = cli.parse_pretrain([*TINY, "--dataset", "folder", "--hard-start-epoch", "0", *words])
     mean, std = data.channel_statistics("folder", 3, None, None)
     view = Namespace(size=args.size, channels=3, mean=mean, std=std)
     with RunLog(str(folder), tensorboard=False) as log:
-        trainer = make_trainer(args, view, log, str(folder), 1 << 20, args.batch_size)
+        trainer = make_trainer(pretrain_config(args), view, log, str(folder), 1 << 20, args.batch_size)
         trainer.look_every = 10**9
         yield trainer, noise(args.batch_size, view, 0, torch.device(DEVICE), 1 << 20)
 

@@ -6,7 +6,7 @@ import pytest
 
 import main_semisup
 from moco import files
-from moco.cli.options import parse_semisup
+from moco.cli import parse_semisup
 from moco.errors import UserError
 from moco.eval import finetune
 

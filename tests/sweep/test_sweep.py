@@ -25,7 +25,7 @@ from PIL import Image
 
 import main_lincls
 import main_semisup
-from moco.cli import options
+from moco import cli
 from moco.data import open_sources
 from moco.errors import UserError
 from moco.eval import linear as probe
@@ -786,7 +786,7 @@ PRETRAIN = ["--moco-k", "20", "--moco-dim", "16", "--amp", "off", "--seed", "3",
 def test_the_figures_of_pretraining_are_those_in_its_log(words, image_folder, tmp_path, in_process):
     flags = [*TINY, *(PRETRAIN[2:] if "simclr" in words else PRETRAIN), *words, str(image_folder)]
     assert in_process(*flags, "--save-dir", tmp_path) == 0
-    args = options.parse_pretrain([*flags, "--save-dir", str(tmp_path)])
+    args = cli.parse_pretrain([*flags, "--save-dir", str(tmp_path)])
     assert set(figures.of("pretrain", args)) == numbers(tmp_path / "log.jsonl")
 
 
@@ -794,7 +794,7 @@ def test_the_figures_of_pretraining_are_those_in_its_log(words, image_folder, tm
 @pytest.mark.parametrize("words", ["", "--lr 3 1", "--val-share 0.25", "--knn", "--lr 3 1 --val-share 0.25"])
 def test_the_figures_of_the_probe_are_those_of_its_result(words, image_folder, tmp_path):
     flags = [*TINY, "--epochs", "1", *words.split(), "--save-dir", str(tmp_path), "--seed", "1"]
-    args = options.parse_lincls([str(image_folder), *flags])
+    args = cli.parse_lincls([str(image_folder), *flags])
     assert main_lincls.worker(args) == 0
     path = tmp_path / "result.json"
     assert set(figures.of("lincls", args)) == (numbers(path) if path.exists() else set())
@@ -814,7 +814,7 @@ def test_the_figures_of_the_probe_are_those_of_its_result(words, image_folder, t
 )  # fmt: skip
 def test_the_figures_of_fine_tuning_are_those_of_its_result(words, image_folder, tmp_path):
     flags = [*TINY, "--epochs", "1", *words.split(), "--save-dir", str(tmp_path), "--seed", "1"]
-    args = options.parse_semisup([str(image_folder), *flags])
+    args = cli.parse_semisup([str(image_folder), *flags])
     assert main_semisup.worker(args) == 0
     assert set(figures.of("semisup", args)) == numbers(tmp_path / "result.json")
     result = json.loads((tmp_path / "result.json").read_text())
@@ -862,7 +862,7 @@ TINY = ["-a", "test_resnet", "--size", "16", "-b", "8", "-j", "0", "-p", "100"]
 def test_the_published_grids(sweep):
     """SynCo's: five rates at 60 epochs on 1 % and at 30 on 10 %; test images are opened for selected settings alone."""
     made = spec.read(str(ROOT / "configs" / "sweeps" / "semisup_synco.yml"), ["DIR", "--pretrained", "X"])
-    trials = [options.parse_semisup(item.command[1:]) for item in made.trials(made.select or made.report)]
+    trials = [cli.parse_semisup(item.command[1:]) for item in made.trials(made.select or made.report)]
     assert {(t.train_percent, t.epochs, t.lr_backbone) for t in trials} == {
         (percent, epochs, lr) for percent, epochs in ((1, 60), (10, 30)) for lr in (0.01, 0.02, 0.05, 0.1, 0.005)
     }
@@ -870,10 +870,10 @@ def test_the_published_grids(sweep):
     assert len(trials) == len({t.save_dir for t in trials}) == 2 * 5 * 3
     made = spec.read(str(ROOT / "configs" / "sweeps" / "linear.yml"), ["DIR", "--pretrained", "X"])
     assert made.select
-    linear = [options.parse_lincls(item.command[1:]) for item in made.trials(made.select)]
+    linear = [cli.parse_lincls(item.command[1:]) for item in made.trials(made.select)]
     assert len({t.save_dir for t in linear}) == 3  # one run a seed for all rates
     assert {(*t.lrs, t.epochs, *t.schedule, t.val_share > 0) for t in linear} == {(30, 10, 3, 1, 100, 60, 80, True)}
-    assert {options.parse_lincls(item.command[1:]).val_share for item in made.trials(made.report)} == {0}
+    assert {cli.parse_lincls(item.command[1:]).val_share for item in made.trials(made.report)} == {0}
 
 
 def test_the_probe_can_be_judged_on_training_images(image_folder, capsys):
@@ -887,7 +887,7 @@ def test_the_probe_can_be_judged_on_training_images(image_folder, capsys):
     assert [list(np.bincount(part.labels)) for part in (train, val)] == [[9, 9], [3, 3]]
     assert probe.labelled_pair(sources) == (sources.train, sources.val)
     with pytest.raises(SystemExit, match="2"):
-        options.parse_lincls(["DIR", "--val-share", "1"])
+        cli.parse_lincls(["DIR", "--val-share", "1"])
     assert "--val-share is a share from 0 to below 1, not 1" in capsys.readouterr().err
 
 
@@ -901,7 +901,7 @@ def test_the_linear_grid_over_the_real_probe(image_folder, tmp_path, restored):
     own = [str(image_folder), *TINY, "--epochs", "2"]
     made = spec.read(str(path), own, str(tmp_path / "out"))
     assert made.select
-    stopped = options.parse_lincls([*made.trials(made.select)[0].command[1:], "--max-minutes", "0"])
+    stopped = cli.parse_lincls([*made.trials(made.select)[0].command[1:], "--max-minutes", "0"])
     assert main_lincls.worker(stopped) == 0
     assert main([str(path), "--out", str(tmp_path / "out"), "--slots", "1", "--", *own]) == 0
     assert "after 0 epochs and 1 step of the next" in Path(stopped.save_dir, "output.txt").read_text()

@@ -13,7 +13,8 @@ from conftest import SYNCO, TINY
 from PIL import Image
 
 from moco import bench as bench_door
-from moco.cli import commands, options
+from moco import cli
+from moco.cli import commands
 from moco.data.sources.decode import decode
 from moco.models.in_batch import BatchContrast
 from moco.train import bench
@@ -84,8 +85,8 @@ def test_the_loss_alone_is_that_of_the_step(image_folder, in_process):
     """The features that stand in for the encoder's reach the run's own forward, and its gradient reaches them."""
     words = [*NO_QUEUE, "--method", "simclr", "--temp", "0.5", "--base-temperature", "0.5", str(image_folder)]
     args = commands.parse_bench(["head", *words])
-    view = bench.view_settings(args, bench.data.open_sources(path=str(image_folder)).pretrain)
-    model, _ = bench.build_model(args, view, 0, 100, 8)
+    view = bench.view_settings(args.settings.views, bench.data.open_sources(path=str(image_folder)).pretrain)
+    model, _ = bench.build_model(args.settings, view, 0, 100, 8)
     ((z, loss),) = bench._head_of_batch(args, model, 8).values()  # pyright: ignore[reportArgumentType]
     unit = torch.nn.functional.normalize(z.detach(), dim=1)
     terms = []
@@ -275,7 +276,7 @@ def test_a_table():
     ("words", "sentence"),
     [
         (["everything"], "invalid choice: 'everything'"),
-        (["step", "--bench-steps", "0"], "--bench-steps must be a number above 0"),
+        (["step", "--bench-steps", "0"], "--bench-steps must be at least 1, not 0"),
         (["data", "--bench-seconds", "inf"], "--bench-seconds must be a number above 0, not inf"),
         (["step", "--no-such-flag"], "--no-such-flag"),
         (["data", "nowhere"], "nowhere"),
@@ -294,5 +295,5 @@ def test_a_mistake_is_one_sentence(words, sentence, capsys, in_process):
 
 def test_its_own_flags_do_not_shadow_those_of_a_run():
     mine = {w for a in commands.bench_parser()._actions for w in a.option_strings} - {"-h", "--help"}
-    theirs = {w for a in options.pretrain_parser()._actions for w in a.option_strings}
+    theirs = {w for a in cli.pretrain_parser()._actions for w in a.option_strings}
     assert not mine & theirs

@@ -10,7 +10,7 @@ import torch
 from conftest import SYNCO, TINY
 from timm.scheduler.cosine_lr import CosineLRScheduler
 
-from moco.cli import options
+from moco.cli.methods import SYNCO_KINDS
 from moco.data import EpochSampler
 from moco.errors import UserError
 from moco.train.plan import Progress, TrainPlan, batch_shape
@@ -40,16 +40,16 @@ def test_cosine_of_moco_v2_has_one_value_an_epoch():
 
 
 def test_by_step_the_schedule_moves_every_step():
-    cosine = plan(cosine=True, by_step=True, total_steps=40)
+    cosine = plan(cosine=True, steps=40, total_steps=40)
     assert [cosine.lr_at(0, s) for s in (0, 20, 40)] == pytest.approx([0.03, 0.015, 0])
-    steps = plan(by_step=True, total_steps=40, milestones=[30])
+    steps = plan(steps=40, total_steps=40, milestones=[30])
     assert [steps.lr_at(3, s) for s in (0, 29, 30)] == pytest.approx([0.03, 0.03, 0.003])
 
 
 def test_a_warm_up_counted_in_steps_then_the_cosine_of_timm():
     """The public MoCHi code's schedule, CosineLRScheduler over all steps with a tenth of them before it; ours rises to
     where the cosine is then instead of jumping there."""
-    warmed = plan(cosine=True, by_step=True, total_steps=200, warm_steps=20, warm_from=1e-4)
+    warmed = plan(cosine=True, steps=200, total_steps=200, warm_steps=20, warm_from=1e-4)
     rate = torch.optim.SGD([torch.zeros(1)], lr=0.03)
     peer = CosineLRScheduler(rate, t_initial=200, warmup_t=20, warmup_lr_init=1e-4, t_in_epochs=False)
     for step in range(20, 200):
@@ -68,7 +68,7 @@ def test_a_warm_up_counted_in_steps_then_the_cosine_of_timm():
         (["--epochs", 2, "--hard-start-epoch", 1], True),
         (["--epochs", 2, "--hard-start-epoch", 2], False),
         (["--steps", 3, "--hard-start-epoch", 1], False),  # three steps an epoch
-        (["--epochs", 2, "--type-starts", *(f"{kind}=6steps" for kind in options.SYNCO_KINDS)], False),
+        (["--epochs", 2, "--type-starts", *(f"{kind}=6steps" for kind in SYNCO_KINDS)], False),
         (["--method", "supcon", "--epochs", 1, "--hard-start-epoch", 3], False),
     ],
 )
@@ -149,7 +149,7 @@ def test_steps_left():
     assert epochs.steps_left(Progress(0)) == 40
     assert epochs.steps_left(Progress(0, epoch=3, batch=18, step=77)) == 1  # 77: earlier epochs had other lengths
     assert epochs.steps_left(Progress(0, epoch=4, step=12)) == 0
-    steps = plan(by_step=True, total_steps=25)
+    steps = plan(steps=25, total_steps=25)
     assert steps.steps_left(Progress(0, epoch=2, batch=4, step=24)) == 1
 
 

@@ -13,9 +13,10 @@ from support.probing import probe_once
 from support.probing import state_of as probe_state
 from torch import nn
 
-from moco.cli import flag_classes, options
+from moco import cli
+from moco.cli import flag_classes
 from moco.cli.flag_classes import LINCLS, PRETRAIN, SEMISUP
-from moco.config import typed
+from moco.config import OptimizerConfig, typed
 from moco.errors import UserError
 from moco.train.optimizers import build_optimizer, no_decay_for_bias_and_norm
 
@@ -28,9 +29,9 @@ ABOUT = ("flags", "data", "torch")
 @pytest.mark.parametrize(
     ("parser", "classes", "more"),
     [
-        (options.pretrain_parser(), PRETRAIN, {"synthetic negatives"}),
-        (options.lincls_parser(), LINCLS, set()),
-        (options.semisup_parser(), SEMISUP, {"training images", "validation images"}),
+        (cli.pretrain_parser(), PRETRAIN, {"synthetic negatives"}),
+        (cli.lincls_parser(), LINCLS, set()),
+        (cli.semisup_parser(), SEMISUP, {"training images", "validation images"}),
     ],
 )
 def test_every_flag_is_in_one_class(parser, classes, more):
@@ -60,7 +61,7 @@ def test_a_loaded_optimizer_has_its_own_runs_decay_and_momentum():
         torch.manual_seed(0)
         layer = nn.Linear(3, 2)
         groups = no_decay_for_bias_and_norm([{"params": list(layer.parameters())}], True)
-        return layer, build_optimizer("sgd", groups, 0.1, momentum, wd)
+        return layer, build_optimizer(OptimizerConfig("sgd", 0.1, momentum, wd), groups)
 
     one, before = made(0.5, 0.9)
     one.weight.grad, one.bias.grad = torch.ones(2, 3), torch.ones(2)
@@ -78,7 +79,9 @@ def test_a_loaded_optimizer_has_its_own_runs_decay_and_momentum():
 def test_a_loaded_optimizer_has_its_own_runs_betas_and_the_files_counts():
     weight = nn.Parameter(torch.ones(2))
     betas = ([0.5, 0.6], [0.8, 0.9])
-    before, after = (build_optimizer("lookahead_adamw", [weight], 0.1, 0.9, 0.1, None, pair) for pair in betas)
+    before, after = (
+        build_optimizer(OptimizerConfig("lookahead_adamw", 0.1, 0.9, 0.1, None, pair), [weight]) for pair in betas
+    )
     for _ in range(4):
         weight.grad = torch.ones(2)
         before.step()
@@ -91,7 +94,10 @@ def test_a_loaded_optimizer_has_its_own_runs_betas_and_the_files_counts():
 def test_the_state_of_another_kind_is_refused_without_flags_too(written, given):
     if given == "adam" and "decoupled_weight_decay" not in torch.optim.AdamW([torch.ones(1)]).defaults:
         written = "nesterov"  # before torch 2.7 the groups of the two look alike
-    optimizers = [build_optimizer(name, [nn.Parameter(torch.ones(2))], 0.1, 0.9, 0.1) for name in (written, given)]
+    optimizers = [
+        build_optimizer(OptimizerConfig(name, 0.1, 0.9, 0.1), [nn.Parameter(torch.ones(2))])
+        for name in (written, given)
+    ]
     with pytest.raises(ValueError, match="another --opt"):
         optimizers[1].load_state_dict(optimizers[0].state_dict())
 
@@ -144,8 +150,8 @@ def test_what_may_change_is_used_and_said_in_one_line(resumed, tmp_path):
     told = resumed(*words)
     lines = [line for line in told if "(was " in line]
     assert lines == [
-        "resumed with --epochs 4 (was 2), --lr 0.002 (was 0.03), --cos on (was off), --momentum 0.5 (was 0.9), "
-        "--wd 0.01 (was 0.0001), --moco-t 0.1 (was 0.07), --aug v2 (was v1)"
+        "resumed with --aug v2 (was v1), --moco-t 0.1 (was 0.07), --epochs 4 (was 2), --lr 0.002 (was 0.03), "
+        "--cos on (was off), --momentum 0.5 (was 0.9), --wd 0.01 (was 0.0001)"
     ]
     state = load(tmp_path / "run")
     group = state["optimizer"]["param_groups"][0]

@@ -5,7 +5,6 @@ import json
 import math
 from collections.abc import Callable
 from dataclasses import replace
-from functools import partial
 from types import SimpleNamespace
 from typing import Any
 
@@ -18,7 +17,11 @@ from support.probing import probe_once
 from support.probing import state_of as probe_state
 from torch import nn
 
-from moco.cli import options
+from moco import cli
+from moco.cli.lincls import lincls_schedule
+from moco.cli.methods import negatives_config
+from moco.cli.pretrain import pretrain_schedule
+from moco.config import OptimizerConfig, ScheduleConfig
 from moco.data import EpochSampler
 from moco.errors import UserError
 from moco.eval import finetune, linear
@@ -27,7 +30,7 @@ from moco.train.plan import Progress, TrainPlan, count_epochs, learning_rate, ma
 from moco.train.pretraining import Trainer
 
 pytestmark = pytest.mark.usefixtures("restored")
-PARSE = {"pretrain": options.parse_pretrain, "lincls": options.parse_lincls, "semisup": options.parse_semisup}
+PARSE = {"pretrain": cli.parse_pretrain, "lincls": cli.parse_lincls, "semisup": cli.parse_semisup}
 
 
 # -------------------------------------------------------------------------------------------------------- cosine
@@ -44,22 +47,18 @@ def test_a_cosine_with_a_floor_is_supcontrasts():
 
 @pytest.mark.parametrize("name", ["supcon_cifar10", "supcon_cifar100", "simclr_cifar10", "simclr_cifar100"])
 def test_the_recipes_end_where_supcontrast_does(name):
-    args = options.parse_pretrain(["--config", str(ROOT / "configs" / f"{name}.yml")])
+    args = cli.parse_pretrain(["--config", str(ROOT / "configs" / f"{name}.yml")])
     assert args.min_lr == pytest.approx(args.lr * 0.1**3)
-    plan = TrainPlan(steps_per_epoch=1, total_steps=1000, **without(options.plan_settings(args), "steps"))
+    plan = make_plan(1, None, pretrain_schedule(args))
     assert plan.lr_at(1000, 1000) == pytest.approx(5e-4)
     assert plan.lr_at(10, 10) == pytest.approx(5e-4 + (0.5 - 5e-4) * (1 + math.cos(math.pi / 100)) / 2)  # warmup_to
 
 
-def without(settings: dict, name: str) -> dict:
-    return {key: value for key, value in settings.items() if key != name}
-
-
 def test_milestones_of_a_decay_of_ones_own():
     """main_linear.py of SupContrast: x0.2 at 60, 75 and 90."""
-    args = options.parse_lincls(["DIR", "--lr_decay_epochs", "60,75,90", "--lr_decay_rate", "0.2"])
-    heads = [linear.LinearClassifier(nn.Linear(3, 2), lr, momentum=0.9, weight_decay=0.0) for lr in (5.0, 1.0)]
-    plan = count_epochs(1, **options.probe_plan(args))
+    args = cli.parse_lincls(["DIR", "--lr_decay_epochs", "60,75,90", "--lr_decay_rate", "0.2"])
+    heads = [linear.LinearClassifier(nn.Linear(3, 2), OptimizerConfig(lr=lr)) for lr in (5.0, 1.0)]
+    plan = count_epochs(1, lincls_schedule(args))
     for epoch, share in ((0, 1), (59, 1), (60, 0.2), (75, 0.04), (99, 0.008)):
         linear.set_rates(heads, plan, Progress(0, epoch))
         assert [head.rate for head in heads] == pytest.approx([5 * share, share])
@@ -93,12 +92,11 @@ def test_every_step_of_a_warm_up_has_supcontrasts_rate(milestones, cosine):
     """In pretraining, the probe and fine-tuning: a milestone inside lowers the rate once the warm-up is over."""
     lr, steps, epochs, warm = 0.05, 5, 7, {"warm_epochs": 3, "warm_from": 0.01}
     wanted = supcontrasts_rates(lr, *reversed(warm.values()), steps, epochs, milestones, 0.1, cosine)
-    whole = TrainPlan(epochs, steps, epochs * steps, lr, cosine, milestones, **warm, min_lr=lr * 1e-3)
+    whole = make_plan(steps, None, ScheduleConfig(epochs, None, lr, cosine, milestones, min_lr=lr * 1e-3, **warm))
     by_steps = replace(whole, warm_epochs=0, warm_steps=15)
-    head = linear.LinearClassifier(nn.Linear(3, 2), lr, momentum=0.9, weight_decay=0.0)
-    schedule = {"cosine": cosine, "milestones": () if cosine else milestones, "min_lr": lr * 1e-3}
-    tuner = tuner_of(count_epochs(steps, epochs=epochs, **schedule, **warm), lr)
-    probe = count_epochs(steps, epochs=epochs, **{**schedule, "milestones": milestones}, **warm)
+    head = linear.LinearClassifier(nn.Linear(3, 2), OptimizerConfig(lr=lr))
+    probe = count_epochs(steps, ScheduleConfig(epochs, None, 1.0, cosine, milestones, min_lr=lr * 1e-3, **warm))
+    tuner = tuner_of(replace(probe, milestones=() if cosine else milestones), lr)
     for step, rate in enumerate(wanted):
         assert whole.lr_at(step // steps, step) == by_steps.lr_at(step // steps, step) == pytest.approx(rate)
         linear.set_rates([head], probe, Progress(0, *divmod(step, steps)))
@@ -118,7 +116,7 @@ def tuner_of(plan: TrainPlan, lr: float) -> finetune.Tuner:
 
 def test_a_milestone_where_the_warm_up_ends():
     """lr .05 from .01 over 50 steps, a milestone at the end: the last warm step has .0492, the next one .005."""
-    plan = TrainPlan(2, 50, 100, 0.05, False, [1], warm_epochs=1, warm_from=0.01)
+    plan = make_plan(50, None, ScheduleConfig(2, None, 0.05, False, (1,), warm_epochs=1))
     assert [plan.lr_at(0, 49), plan.lr_at(1, 50)] == pytest.approx([0.0492, 0.005])
 
 
@@ -242,7 +240,7 @@ def test_an_epochs_mean_loss_is_of_its_own_good_steps_on_all_processes(monkeypat
     """Three epochs as one of two processes sees them; the other's loss is 6 in each of its two steps."""
     judged: list[float] = []
     run: Any = SimpleNamespace(
-        progress=Progress(0), plan=TrainPlan(3, 2, 6, 1.0, False, [], patience=3), losses=torch.zeros(2).double(),
+        progress=Progress(0), plan=make_plan(2, None, ScheduleConfig(3, patience=3)), losses=torch.zeros(2).double(),
         plateau=SimpleNamespace(note=judged.append, factor=1.0), _queue_had_random_rows=lambda: False,
         model=SimpleNamespace(STATS=("loss",)), sums=torch.zeros(3), one=torch.ones(()),
     )  # fmt: skip
@@ -266,14 +264,14 @@ def test_an_epochs_mean_loss_is_of_its_own_good_steps_on_all_processes(monkeypat
     ],
 )
 def test_when_the_loss_becomes_another(words, changes):
-    assert options.plan_settings(options.parse_pretrain(words.split()))["changes"] == changes
+    assert pretrain_schedule(cli.parse_pretrain(words.split())).changes == changes
 
 
 def test_a_loss_that_changes_inside_an_epoch_spoils_its_mean_and_no_other():
     words = "DIR --method synco --type-starts noise=4steps mixup=9steps adversarial=12"
-    args = options.parse_pretrain(words.split())
-    assert options.negatives_settings(args).last_start == (12, 9)
-    plan = make_plan(3, None, **options.plan_settings(args))
+    args = cli.parse_pretrain(words.split())
+    assert negatives_config(args).last_start() == (12, 9)
+    plan = make_plan(3, None, pretrain_schedule(args))
     assert plan.change_steps == (4, 9)  # inside epoch 1, and at the start of epoch 3
     spoiled = [epoch for epoch in range(6) if plan.changed_before(3 * (epoch + 1))]
     assert spoiled == [1, 2, 3]  # 1 is of both losses, so 2 is the first of its own, and 3 is another again
@@ -294,8 +292,8 @@ def test_an_epoch_counts_once_the_queue_holds_keys_alone(K, n, drop_last, symmet
 
 
 def test_a_plateau_has_no_milestones():
-    plan = options.plan_settings(options.parse_pretrain(["DIR", "--plateau", "3"]))
-    assert (plan["patience"], plan["milestones"], plan["cosine"]) == (3, [], False)
+    plan = pretrain_schedule(cli.parse_pretrain(["DIR", "--plateau", "3"]))
+    assert (plan.patience, plan.milestones, plan.cosine) == (3, (), False)
 
 
 @pytest.mark.parametrize("main", ["pretrain", "semisup"])
@@ -342,9 +340,8 @@ def test_a_resumed_plateau_has_its_own_runs_patience_and_floor():
 
 @pytest.mark.parametrize("name", ["adamw", "lookahead_adamw"])
 def test_betas_reach_the_optimizer(name):
-    made = partial(build_optimizer, name, lr=0.1, momentum=0.9, weight_decay=0.0)
-    for betas, wanted in ((None, (0.9, 0.999)), ([0.8, 0.98], (0.8, 0.98))):
-        optimizer = made([nn.Parameter(torch.ones(2))], betas=betas)
+    for betas, wanted in ((None, (0.9, 0.999)), ((0.8, 0.98), (0.8, 0.98))):
+        optimizer = build_optimizer(OptimizerConfig(name, 0.1, betas=betas), [nn.Parameter(torch.ones(2))])
         assert [group["betas"] for group in optimizer.param_groups] == [wanted]
 
 
@@ -359,7 +356,7 @@ def test_betas_reach_the_optimizer(name):
 )
 def test_betas_that_do_not_fit_are_one_sentence(name, betas, said):
     with pytest.raises(UserError, match=said):
-        build_optimizer(name, [nn.Parameter(torch.ones(2))], 0.1, 0.9, 0.0, betas=betas)
+        build_optimizer(OptimizerConfig(name, 0.1, 0.9, 0.0, betas=betas), [nn.Parameter(torch.ones(2))])
 
 
 def test_a_head_with_another_optimizer_is_that_optimizers():
@@ -367,9 +364,8 @@ def test_a_head_with_another_optimizer_is_that_optimizers():
     layer, x, labels = nn.Linear(5, 3), torch.randn(8, 5), torch.arange(8) % 3
     mine = nn.Linear(5, 3)
     mine.load_state_dict(layer.state_dict())
-    head = linear.LinearClassifier(
-        layer, 0.1, opt="adamw", momentum=0.9, weight_decay=0.02, betas=[0.8, 0.9], clip=1e-3
-    )
+    config = OptimizerConfig("adamw", 0.1, weight_decay=0.02, betas=(0.8, 0.9), clip=1e-3)
+    head = linear.LinearClassifier(layer, config)
     theirs = torch.optim.AdamW(mine.parameters(), 0.1, betas=(0.8, 0.9), weight_decay=0.02)
     for _ in range(4):
         head.step(x, labels)
@@ -385,7 +381,7 @@ def test_a_probe_with_adamw_and_a_cosine(hard_folder, tmp_path):
     """Each of two rates equals its own run; going on with another optimizer is refused."""
     words = ["--opt", "adamw", "--cos", "--min-lr", 1e-3, "--features", "cached"]
     probe_once(hard_folder, tmp_path / "several", *words, "--lr", 0.1, 0.01, "--epochs", 2)
-    with pytest.raises(UserError, match="--opt adamw and this one has sgd, .*give the same"):
+    with pytest.raises(UserError, match="--features cached and this one has views, --opt adamw and sgd: give the same"):
         probe_once(hard_folder, tmp_path / "several", "--lr", 0.1, 0.01, "--epochs", 3, "--resume", "auto")
     alone = probe_once(hard_folder, tmp_path / "alone", *words, "--lr", 0.01, "--epochs", 2)
     state, heads = probe_state(tmp_path / "alone"), probe_state(tmp_path / "several")["heads"]
@@ -415,7 +411,7 @@ def test_vectors_are_spared_as_if_decay_were_0_for_them(name):
 
     def moved(groups: Callable) -> dict[str, torch.Tensor]:
         own = copy.deepcopy(network)
-        optimizer = build_optimizer(name, groups(own), 0.1, 0.9, 0.5)
+        optimizer = build_optimizer(OptimizerConfig(name, 0.1, 0.9, 0.5), groups(own))
         for _ in range(3):
             optimizer.zero_grad()
             own(images).square().mean().backward()
@@ -475,7 +471,7 @@ def test_a_pretraining_that_spares_vectors_resumes_as_itself_alone(image_folder,
         ("pretrain", "--cos --plateau 3", "--plateau and --cos are two schedules"),
         ("pretrain", "--schedule 3 4 --plateau 3", "--plateau and --schedule are two schedules"),
         ("pretrain", "--plateau -1", "--plateau must be at least 0"),
-        ("pretrain", "--opt adamw --opt-betas 0.9 1", "--opt-betas are shares from 0 to below 1, not 1"),
+        ("pretrain", "--opt adamw --opt-betas 0.9 1", "--opt-betas is a share from 0 to below 1, not 1"),
         ("pretrain", "--lr-decay-rate 0", "--lr-decay-rate is above 0"),
         ("pretrain", "--plateau 3 --lr-decay-rate 0.5", "--plateau drops rates 10x; leave it out"),
         ("lincls", "--min-lr 1", "--min-lr is where --cos ends; give it, or leave it out."),

@@ -13,6 +13,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from moco import distributed
+from moco.config import OptimizerConfig
 from moco.models import ema
 from moco.models.ema import moving_average
 from moco.models.moco import MoCo
@@ -175,7 +176,7 @@ def test_the_fused_form_survives_a_checkpoint_without_it(image_folder, tmp_path,
 
 
 def lars(net: nn.Module) -> torch.optim.Optimizer:
-    return build_optimizer("lars", [{"params": list(net.parameters())}], 0.1, 0.9, 0.01)
+    return build_optimizer(OptimizerConfig("lars", 0.1, 0.9, 0.01), [{"params": list(net.parameters())}])
 
 
 def test_a_step_that_is_put_back_leaves_no_trace():
@@ -204,7 +205,7 @@ def test_a_step_that_is_put_back_leaves_no_trace():
 @pytest.mark.parametrize(("name", "there"), [("lars", True), ("lamb", False), ("lookahead_lars", False)])
 def test_a_first_step_shows_what_an_optimizer_changes(name, there):
     weight = nn.Parameter(torch.ones(2, 2, device="meta"))
-    optimizer = build_optimizer(name, [{"params": [weight]}], 0.1, 0.9, 0.01)
+    optimizer = build_optimizer(OptimizerConfig(name, 0.1, 0.9, 0.01), [{"params": [weight]}])
     weight.grad = torch.ones_like(weight)
     assert not waits(optimizer)
     optimizers._observed(optimizer, torch.device("meta"))

@@ -20,7 +20,7 @@ from safetensors.torch import save_file
 from support.layouts import OwnResNet, by_position, lightly, prefixed
 from torch import nn
 
-import moco.cli.options as flags
+from moco import cli as flags
 from moco import distributed
 from moco.errors import UserError
 from moco.models.encoder import backbone_keys, build_encoder, features

@@ -10,10 +10,9 @@ from conftest import TINY, differences, load, save_pretrained
 
 import main_lincls
 import main_semisup
-from moco import data
+from moco import cli, data
 from moco import embed as embed_door
 from moco import export as export_door
-from moco.cli import options
 from moco.cli.commands import parse_embed
 from moco.eval import embed
 from moco.models.encoder import build_encoder
@@ -43,7 +42,7 @@ def runs(image_folder, tmp_path_factory):
     for name, (flags, _) in RUNS.items():
         folder = tmp_path_factory.mktemp(name)
         words = [str(image_folder), *flags.split(), *REST, "--steps", "1", "--lr", "1e-5", "--save-dir", str(folder)]
-        assert main_pretrain.worker(options.parse_pretrain(words)) == 0
+        assert main_pretrain.worker(cli.parse_pretrain(words)) == 0
         found[name] = next(iter(folder.glob("checkpoint_*")))
     return found
 
@@ -51,7 +50,7 @@ def runs(image_folder, tmp_path_factory):
 def probed(image_folder, out, *words) -> dict:
     """A probe's checkpoint, one epoch on cached features; all of its bits depend on every setting."""
     flags = ["--features", "cached", "--lr", "1e-6", "--epochs", "1", "--save-dir", str(out), *map(str, words)]
-    assert main_lincls.worker(options.parse_lincls([str(image_folder), *PROBE, *flags])) == 0
+    assert main_lincls.worker(cli.parse_lincls([str(image_folder), *PROBE, *flags])) == 0
     return load(out / "checkpoint.pth.tar")
 
 
@@ -92,8 +91,8 @@ def test_neighbours_and_fine_tuning_take_them_too(runs, image_folder, tmp_path):
     for name, words in (("typed", flags), ("bare", [])):
         words = [str(image_folder), "--pretrained", str(runs["statistics"]), *PROBE, *words]
         out = ["--save-dir", str(tmp_path / name)]
-        assert main_lincls.worker(options.parse_lincls([*words, "--knn", *out])) == 0
-        assert main_semisup.worker(options.parse_semisup([*words, "--epochs", "1", *out])) == 0
+        assert main_lincls.worker(cli.parse_lincls([*words, "--knn", *out])) == 0
+        assert main_semisup.worker(cli.parse_semisup([*words, "--epochs", "1", *out])) == 0
         results = [json.loads((tmp_path / name / file).read_text()) for file in ("knn.json", "result.json")]
         results[1].pop("settings")
         found.append((results, load(tmp_path / name / "checkpoint_semisup.pth.tar")))
@@ -105,8 +104,8 @@ def test_neighbours_and_fine_tuning_take_them_too(runs, image_folder, tmp_path):
 @pytest.mark.parametrize("kind", ["probe", "fine-tuned"])
 def test_a_classifiers_file_is_evaluated_at_its_own(runs, image_folder, tmp_path, kind):
     main, parse, name = {
-        "probe": (main_lincls, options.parse_lincls, "checkpoint.pth.tar"),
-        "fine-tuned": (main_semisup, options.parse_semisup, "checkpoint_semisup.pth.tar"),
+        "probe": (main_lincls, cli.parse_lincls, "checkpoint.pth.tar"),
+        "fine-tuned": (main_semisup, cli.parse_semisup, "checkpoint_semisup.pth.tar"),
     }[kind]
     words = [str(image_folder), *PROBE, "--epochs", "1"]
     trained = [*words, "--pretrained", str(runs["channels"]), "--save-dir", str(tmp_path / "a")]
@@ -153,12 +152,12 @@ def test_a_typed_flag_wins_and_says_what_it_differs_from(runs, image_folder, tmp
     assert "test_resnet at 32 px" in said
     assert json.loads((tmp_path / "result.json").read_text())["size"] == 32
     (tmp_path / "c.yml").write_text("size: 32\n")
-    args = options.parse_lincls([str(image_folder), "--pretrained", path, "--config", str(tmp_path / "c.yml")])
+    args = cli.parse_lincls([str(image_folder), "--pretrained", path, "--config", str(tmp_path / "c.yml")])
     assert settle(args, path).warnings and args.size == 32  # a file of flags is typed, too
 
 
 def test_without_a_file_the_defaults_are_upstreams():
-    for parse in (options.parse_lincls, options.parse_semisup):
+    for parse in (cli.parse_lincls, cli.parse_semisup):
         args = parse(["DIR"])
         settled = settle(args, "")
         assert (args.arch, args.stem, args.size, args.channels, settled.summary) == ("resnet50", "auto", None, None, "")
@@ -167,7 +166,7 @@ def test_without_a_file_the_defaults_are_upstreams():
 def test_what_a_file_does_not_say_is_the_datas_own_and_called_default(image_folder, tmp_path):
     torch.manual_seed(0)
     path = str(save_pretrained(tmp_path / "theirs.pth", build_encoder("resnet18", 16, size=16), "resnet18"))
-    args = options.parse_lincls(["--dataset", "mnist5k", "--pretrained", path])
+    args = cli.parse_lincls(["--dataset", "mnist5k", "--pretrained", path])
     settled = settle(args, path)
     source = data.open_sources("mnist5k", channels=args.channels).train
     assert source.load(0).mode == "RGB"  # the file's network takes colours
@@ -187,7 +186,7 @@ def test_grey_networks_get_grey_images(runs, image_folder):
 
 def test_wrong_counts_are_a_sentence(runs, image_folder, tmp_path, capsys):
     for words in (["--mean", "0.5"], ["--channels", "1"]):
-        args = options.parse_lincls([str(image_folder), "--pretrained", str(runs["size"]), *words])
+        args = cli.parse_lincls([str(image_folder), "--pretrained", str(runs["size"]), *words])
         settled = settle(args, str(runs["size"]))
         source = data.open_sources(path=str(image_folder), channels=args.channels).train
         if "--mean" in words:
@@ -199,7 +198,7 @@ def test_wrong_counts_are_a_sentence(runs, image_folder, tmp_path, capsys):
 
 
 def test_published_weights_take_colours_at_the_datas_size():
-    args = options.parse_lincls(["--dataset", "mnist5k", "--pretrained", "torchvision:IMAGENET1K_V2"])
+    args = cli.parse_lincls(["--dataset", "mnist5k", "--pretrained", "torchvision:IMAGENET1K_V2"])
     settled = settle(args, args.pretrained)
     assert (args.arch, args.stem, args.channels) == ("resnet50", "imagenet", 3)
     assert settled.of(data.open_sources("mnist5k", channels=3).train) == (28, [0.1307] * 3, [0.3081] * 3)

@@ -1,0 +1,250 @@
+"""What --method implies, the flags of the two families of models, and the models that they come to. No torch here."""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any
+
+from moco.cli.common import SWITCH, add_sync_bn
+from moco.cli.parser import Parser, at_least, finite, positive, share
+from moco.cli.training import check_warm
+from moco.config import InBatchConfig, MoCHiConfig, MoCoConfig, MoCoV3Config, NegativesConfig, SynCoConfig
+from moco.data_registry import dataset_of
+from moco.errors import UserError
+from moco.methods.registry import ALIASES, FAMILIES, METHODS
+
+SYNCO_COUNTS = {"n1": 256, "n2": 256, "n3": 256, "n4": 64, "n5": 64, "n6": 64}  # SynCo's defaults
+KINDS = ("mixup", "interpolation", "extrapolation", "noise", "perturbation", "adversarial")
+SYNCO_KINDS = ("interpolation", "extrapolation", "mixup", "noise", "perturbation", "adversarial")  # of n1 .. n6
+
+# ------------------------------------------------------------------------------------------------------ flags
+
+
+def add_moco(p: Parser) -> None:
+    """The method, the queue and the key encoder."""
+    add = p.group("method")
+    add("--method", type=_method_name, choices=METHODS, help="default moco; --n1..--n6 mean "
+        "synco, --mochi mochi; simclr, supcon, hcl, dcl compare the images of a batch; supcon and --moco-k: with a "
+        "queue of keys and labels, and synthetic negatives if --mochi or --n1..--n6 ask for them; moco_v3 compares "
+        "with the keys of the batch")  # fmt: skip
+    add("--moco-dim", default=128, type=at_least(1), help="feature dimension C (default: 128; moco_v3: 256)")
+    add("--moco-mlp-dim", default=4096, type=at_least(1), help="moco_v3: width inside of its MLPs (default: 4096)")
+    add("--moco-k", default=None, type=at_least(1), help="queue size K (default: 65536; supcon: no queue)")
+    add("--moco-m", default=0.999, type=share(ends="[]"), help="momentum of the key encoder (default: 0.999; moco_v3: "
+        "0.99)")  # fmt: skip
+    add("--moco-m-cos", action=SWITCH, default=True, help="moco_v3: raise the momentum to 1 over the run by half a "
+        "cosine (default: on)")  # fmt: skip
+    add("--moco-t", "--temp", default=0.07, type=positive, dest="moco_t", help="temperature T (default: 0.07; "
+        "moco_v3: 1)")  # fmt: skip
+    add("--mlp", action=SWITCH, default=None, help="MoCo v2's head (default: on for simclr, supcon, hcl, dcl)")
+    add("--stop-grad-conv1", action=SWITCH, default=True, help="moco_v3: keep a ViT's patch embedding as it was drawn "
+        "(default: on)")  # fmt: skip
+    add("--symmetric", action=SWITCH, default=False, help="each view is query once; the two losses are added")
+    add("--bn-splits", default=None, type=at_least(1), metavar="S", help="parts of the batch that BatchNorm sees alone "
+        "(default: 8 or what the batch allows with one process, 1 with several)")  # fmt: skip
+    add("--shuffle-bn", action=SWITCH, default=True, help="shuffle keys between processes (or splits) for BatchNorm")
+    add("--mask-same-image", action=SWITCH, default=None, help="leave out queue rows of the query's own image "
+        "(default: on when the queue holds more than a tenth of the data set)")  # fmt: skip
+    add("--head-impl", "--loss-impl", choices=("auto", "reference", "cpu", "triton"), default="auto", dest="head_impl",
+        help="loss implementation; auto: triton (fused) on a GPU where it is right and not slower, else cpu (closed "
+        "forms, any device)")  # fmt: skip
+    add("--head-precision", "--loss-precision", choices=("auto", "fp32", "tf32", "tf32x3", "bf16"), default="auto",
+        dest="head_precision", help="operands of the loss's two matrix products with the queue, summed in fp32; auto: "
+        "tf32x3 (three products, as exact as fp32) with triton, bf16 on a CPU that is faster with it, else "
+        "fp32")  # fmt: skip
+
+
+def _method_name(text: str) -> str:
+    return ALIASES.get(text.lower(), text.lower())
+
+
+def add_batch(p: Parser) -> None:
+    """The methods that compare the images of a batch."""
+    add = p.group("method")
+    add("--base-temperature", default=None, type=positive, metavar="T0", help="multiply the loss by T / T0 (default: "
+        "0.07 for simclr and supcon without a queue, as SupContrast does; others: not multiplied)")  # fmt: skip
+    add("--contrast-mode", choices=("all", "one"), default="all", help="anchors: all views, or the first of each image")
+    add("--views", default=2, type=at_least(2), metavar="V", help="random views an image, for the methods without a "
+        "queue (default: 2)")  # fmt: skip
+    add("--beta", default=1.0, type=at_least(0.0), metavar="B", help="hcl: how much harder negatives weigh more "
+        "(default: 1)")  # fmt: skip
+    add("--tau-plus", default=0.1, type=share(), metavar="X", help="hcl: share of negatives that are positives (0.1)")
+    add("--estimator", choices=("hard", "easy"), default="hard", help="hcl: easy weighs all negatives alike")
+    add_sync_bn(p)
+
+
+def add_negatives(p: Parser) -> None:
+    """Synthetic negatives and their times."""
+    add = p.group("negatives")
+    add("--n-hard", default=1024, type=at_least(1), help="hardest queue rows that a query mixes (default: 1024)")
+    for (name, count), text in zip(SYNCO_COUNTS.items(), SYNCO_KINDS, strict=True):
+        add(f"--{name}", default=None, type=at_least(0), help=f"SynCo: negatives by {text} (default: {count})")
+    add("--sigma", default=0.01, type=at_least(0.0), help="SynCo: deviation of the noise (default: 0.01)")
+    add("--delta", default=0.01, type=finite, help="SynCo: step of the perturbation (default: 0.01)")
+    add("--eta", default=0.01, type=finite, help="SynCo: step of the adversarial sign (default: 0.01)")
+    add("--mochi", default=None, nargs=3, type=at_least(0), metavar=("N", "S", "S2"),
+        help="MoCHi: N hardest rows, S negatives of type 1, S2 of type 2")  # fmt: skip
+    add("--hard-start-epoch", "--warmup-epochs", default=10, type=at_least(0), dest="hard_start_epoch", metavar="E",
+        help="first epoch, counted from 0, with synthetic negatives (default: 10)")  # fmt: skip
+    add("--hard-stop-epoch", default=None, type=int, metavar="E", help="first epoch without them again (default: none)")
+    add("--type-starts", default=[], nargs="*", metavar="KIND=E", help="a later first epoch for one kind, such as "
+        "interpolation=20, or optimizer step, mixup=1000steps; kinds: " + " ".join(KINDS))  # fmt: skip
+    add("--extrapolation", choices=("code", "paper"), default="code", help="SynCo's released code or its paper's text")
+
+
+# ------------------------------------------------------------------------------------------------------ choices
+
+
+def choose_method(args: argparse.Namespace, typed: dict[str, Any]) -> None:
+    # A --method on the command line also overrides what a file's counts would imply.
+    def asked(name: str) -> bool:
+        return getattr(args, name) is not None and ("method" not in typed or name in typed)
+
+    given = [name for name in SYNCO_COUNTS if asked(name)]
+    implied = "synco" if given else "mochi" if asked("mochi") else None
+    if given and asked("mochi"):
+        raise UserError("--mochi and SynCo's --n1..--n6 are two methods; give one of them.")
+    if implied and args.method not in (None, "supcon", implied):
+        flag = "--" + (given[0] if given else "mochi")
+        raise UserError(f"--method {args.method} does not use {flag}; leave one of them out.")
+    args.method = args.method or implied or "moco"
+    method = METHODS[args.method]
+    args.family = "queue" if asked("moco_k") and method.family == "batch" else method.family
+    args.negatives = args.method if method.family == "queue" else implied or "moco"
+    if args.negatives == "mochi":
+        args.n_hard, args.s, args.s2 = args.mochi or (1024, 512, 256)
+    for name, count in SYNCO_COUNTS.items():
+        if getattr(args, name) is None:
+            setattr(args, name, count)
+
+
+def choose_family(args: argparse.Namespace, typed: dict[str, Any], filed: frozenset[str]) -> None:
+    """What follows from the method: whether there is a queue, and its defaults."""
+    method, queue = METHODS[args.method], args.family == "queue"
+    asked = set(typed) | (filed if "method" not in typed else set())
+    if (queue and not (method.family == "queue" or method.queue)) or (not queue and "moco_k" in asked):
+        raise UserError(f"--method {args.method} compares the images of a batch and has no queue; leave --moco-k out.")
+    if args.negatives != "moco" and not queue:
+        raise UserError("synthetic negatives are made from a queue; give --method supcon a --moco-k, such as 8192.")
+    args.moco_k = args.moco_k if queue and args.moco_k is not None else 65536
+    idle = {"aug"} if not dataset_of(args.dataset).mirrored or args.aug_plus else set()
+    idle |= {"base_temperature"} if queue else set()
+    for name in method.defaults.keys() - idle - typed.keys() - filed:
+        setattr(args, name, method.defaults[name])
+    args.mlp = bool(args.mlp)
+    if args.warm_steps is not None:
+        _check_warm_steps(args)
+    if args.warm is None:
+        enough = args.epochs > args.warm_epochs and not args.steps
+        args.warm = method.family == "batch" and args.batch_size > 256 and enough
+    if args.rise and (args.warm or args.warm_steps):
+        raise UserError("--rise-epochs and --warm are two warm-ups; give one of them.")
+    _check_family(args, asked)
+
+
+def _check_warm_steps(args: argparse.Namespace) -> None:
+    if args.warm:
+        raise UserError("--warm counts epochs and --warm-steps steps; give one of them.")
+    args.warm = False
+
+
+def _check_family(args: argparse.Namespace, asked: set[str]) -> None:
+    queue = args.family == "queue"
+    if args.sync_bn and queue:
+        raise UserError("--syncBN is for the methods without a queue; with one, --shuffle-bn keeps BatchNorm honest.")
+    labelled = queue and METHODS[args.method].queue
+    refused = {"mask_same_image", "head_impl"} if labelled else set(FAMILIES[args.family].refuses)
+    if idle := [name for name in sorted(refused & asked) if getattr(args, name)]:
+        flag = f"--{idle[0].replace('_', '-')}"
+        raise UserError(f"--method {args.method} does not use {flag}; leave one of them out.")
+    if args.contrast_mode == "one" and args.family != "batch":
+        raise UserError("--contrast-mode one is for the methods without a queue, where a query is one view anyway.")
+    if args.views > 2 and args.family != "batch":
+        raise UserError("--views is for the methods without a queue; with one, an image gives a query and a key.")
+    check_warm(args, 0 if args.steps else args.epochs, ", and no --steps")
+
+
+def read_type_starts(entries: list[str]) -> tuple[dict[str, int], dict[str, int]]:
+    """First epochs and first steps by kind."""
+    epochs: dict[str, int] = {}
+    steps: dict[str, int] = {}
+    for entry in entries:
+        kind, _, start = entry.partition("=")
+        number = start.removesuffix("steps")
+        if kind not in KINDS or not number.isdecimal():
+            raise UserError(f"--type-starts {entry}: write KIND=EPOCH or KIND=Nsteps, KIND one of {', '.join(KINDS)}.")
+        if kind in epochs or kind in steps:
+            raise UserError(f"--type-starts {entry}: {kind} has one start, in epochs or in steps; give it once.")
+        (epochs if number == start else steps)[kind] = int(number)
+    return epochs, steps
+
+
+def check_type_starts(args: argparse.Namespace, typed: dict[str, Any]) -> None:
+    """UserError for the start of a kind that is not drawn; a file's is dropped where the command line has chosen what
+    is drawn."""
+    kinds = drawn(args)
+    odd = [kind for kind in (*args.type_starts, *args.type_start_steps) if kind not in kinds]
+    if odd and "type_starts" not in typed and typed.keys() & {"method", "mochi", *SYNCO_COUNTS}:
+        for kind in odd:
+            args.type_starts.pop(kind, None)
+            args.type_start_steps.pop(kind, None)
+        args.notes.append(f"the file's --type-starts of {', '.join(odd)} is dropped: none is drawn")
+    elif odd:
+        raise UserError(f"--type-starts {odd[0]}: this run draws {', '.join(kinds) or 'no synthetic negatives'} and no "
+                        f"{odd[0]}; leave it out.")  # fmt: skip
+
+
+def check_negatives(args: argparse.Namespace) -> None:
+    """UserError where the queue has too few rows, or the negatives stop before they start."""
+    if args.n_hard < 1:
+        raise UserError("--mochi N S S2 mixes the N hardest rows; N must be at least 1.")
+    if args.negatives != "moco" and args.n_hard > args.moco_k:
+        raise UserError(f"--n-hard {args.n_hard} is more than the queue's {args.moco_k} rows; lower it.")
+    if args.hard_stop_epoch is not None and args.hard_stop_epoch <= args.hard_start_epoch:
+        raise UserError("--hard-stop-epoch must come after --hard-start-epoch.")
+
+
+def drawn(args: argparse.Namespace) -> dict[str, int]:
+    """Synthetic negatives a query by kind, none of them 0."""
+    counts = {"mixup": args.s, "interpolation": args.s2} if args.negatives == "mochi" else {}
+    if args.negatives == "synco":
+        counts = {kind: int(getattr(args, name)) for kind, name in zip(SYNCO_KINDS, SYNCO_COUNTS, strict=True)}
+    return {kind: count for kind, count in counts.items() if count}
+
+
+# ------------------------------------------------------------------------------------------------- typed settings
+
+
+def negatives_config(args: argparse.Namespace) -> NegativesConfig:
+    """Which synthetic negatives and when."""
+    recipe = None
+    if args.negatives == "mochi":
+        recipe = MoCHiConfig(args.s, args.s2)
+    elif args.negatives == "synco":
+        counts = (args.n1, args.n2, args.n3, args.n4, args.n5, args.n6)
+        recipe = SynCoConfig(*counts, args.sigma, args.delta, args.eta, args.extrapolation)
+    return NegativesConfig(
+        args.negatives, recipe, args.hard_start_epoch, args.hard_stop_epoch, args.type_starts, args.type_start_steps
+    )
+
+
+def model_config(args: argparse.Namespace) -> MoCoConfig | InBatchConfig | MoCoV3Config:
+    """The model, all but the statistics of its channels."""
+    T, base, layout, recompute = args.moco_t, args.base_temperature, args.channels_last, args.recompute
+    if args.family == "momentum":
+        return MoCoV3Config(
+            T=T, channels_last=layout, recompute=recompute, method=args.method, C=args.moco_dim,
+            hidden=args.moco_mlp_dim, m=args.moco_m, m_cosine=args.moco_m_cos, freeze_patches=args.stop_grad_conv1,
+        )  # fmt: skip
+    if args.family == "batch":
+        return InBatchConfig(
+            T=T, base_temperature=base, channels_last=layout, recompute=recompute, method=args.method,
+            contrast_mode=args.contrast_mode, views=args.views, sync_bn=args.sync_bn, beta=args.beta,
+            tau_plus=args.tau_plus, estimator=args.estimator,
+        )  # fmt: skip
+    return MoCoConfig(
+        T=T, base_temperature=base, channels_last=layout, recompute=recompute, C=args.moco_dim, K=args.moco_k,
+        m=args.moco_m, n_hard=args.n_hard, symmetric=args.symmetric, shuffle=args.shuffle_bn, bn_splits=args.bn_splits,
+        mask_same_image=args.mask_same_image, loss_impl=args.head_impl, loss_precision=args.head_precision,
+        negatives=negatives_config(args),
+    )  # fmt: skip

@@ -1,0 +1,170 @@
+"""Flags of a training, by their groups in --help: how long, how fast, by which optimizer. No torch here."""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import replace
+from typing import Any
+
+from moco.cli.common import SWITCH, add_batch_size, add_resume
+from moco.cli.parser import Parser, at_least, positive, share
+from moco.config import OptimizerConfig, ScheduleConfig
+from moco.errors import UserError
+
+DECAY = 0.1  # of a rate at a milestone
+
+
+def add_training(p: Parser, epochs: int, lr: float | list[float], schedule: list[int], wd: float) -> None:
+    """How long and how fast, of main_pretrain.py and main_lincls.py."""
+    add, several = p.group("schedule"), isinstance(lr, list)
+    add("--epochs", default=epochs, type=at_least(1), metavar="N", help=f"epochs to run (default: {epochs})")
+    add_start(p)
+    add_batch_size(p)
+    more = "; several, such as 30 10 3: a classifier each, on the same features" if several else ""
+    add("--lr", "--learning-rate", default=lr, type=positive, nargs="+" if several else None,
+        metavar="LR", dest="lr", help=f"learning rate ({lr}){more}")  # fmt: skip
+    add_milestones(p, schedule, f"epochs at which lr drops 10x ({schedule})")
+    add("--cos", "--cosine", action=SWITCH, dest="cos", default=False, help="cosine learning "
+        "rate instead, one value an epoch (with pretraining's --steps, a step)")  # fmt: skip
+    add_sgd(p, wd, f"({wd})")
+    add_resume(p, "newest", "of all randomness (default: drawn, logged and kept in checkpoints)")
+
+
+def add_start(p: Parser) -> None:
+    """--start-epoch."""
+    p.group("schedule")("--start-epoch", default=0, type=at_least(0), metavar="N",
+                        help="number of the first epoch, for restarts by hand")  # fmt: skip
+
+
+def add_sgd(p: Parser, wd: float, text: str) -> None:
+    """Momentum and weight decay."""
+    add = p.group("optimizer")
+    add("--momentum", default=0.9, type=at_least(0.0), metavar="M", help="momentum of SGD (default: 0.9)")
+    add("--wd", "--weight-decay", default=wd, type=at_least(0.0), metavar="W", dest="weight_decay", help=text)
+
+
+def add_milestones(p: Parser, default: list[int] | None, text: str) -> None:
+    """--schedule and SupContrast's spelling of it."""
+    add = p.group("schedule")
+    add("--schedule", default=default, nargs="*", type=int, help=text)
+    add("--lr-decay-epochs", type=_epoch_list, default=argparse.SUPPRESS, dest="schedule", metavar="E,E",
+        help="SupContrast's spelling of --schedule E E")  # fmt: skip
+    add("--lr-decay-rate", default=DECAY, type=share(ends="(]"), metavar="X", help="what lr is multiplied by at those "
+        "epochs (0.1)")  # fmt: skip
+
+
+def _epoch_list(text: str) -> list[int]:
+    return [int(part) for part in text.split(",")]
+
+
+def add_warm(p: Parser, when: str) -> None:
+    """SupContrast's warm-up: a line from a rate, not from 0, to what the schedule says at its end."""
+    add = p.group("schedule")
+    add("--warm", action=SWITCH, default=None, help=f"raise the rate from --warm-from over --warm-epochs ({when})")
+    add("--warm-epochs", default=10, type=at_least(1), metavar="E", help="of --warm (default: 10)")
+    add("--warm-from", default=0.01, type=at_least(0.0), metavar="LR", help="of --warm (default: 0.01)")
+
+
+def add_optimizer(p: Parser) -> None:
+    """What any training can have: timm's optimizers, clipping, a floor of the rate."""
+    add = p.group("optimizer")
+    add("--opt", default="sgd", metavar="NAME", help="sgd, or an optimizer of timm: adamw, lars, lookahead_adamw .. "
+        "(default: sgd)")  # fmt: skip
+    add("--opt-betas", default=None, nargs="+", type=share(), metavar="B", help="of optimizers that have betas "
+        "(default: timm's, for adamw 0.9 0.999)")  # fmt: skip
+    add("--clip-grad", default=None, type=positive, metavar="X", help="largest norm of the gradient (default: no "
+        "limit)")  # fmt: skip
+    add("--min-lr", default=0.0, type=at_least(0.0), metavar="LR", help="where the cosine ends, and what no plateau "
+        "goes below (0)")  # fmt: skip
+
+
+def add_average(p: Parser) -> None:
+    """What the training of an encoder can have: the same and a moving average of the weights."""
+    add_optimizer(p)
+    add = p.group("optimizer")
+    add("--exclude-bias-norm", action="store_true", help="no weight decay of biases and norms, and with --opt lars no "
+        "adaptation of their rates (default: off; --layer-decay has it already)")  # fmt: skip
+    add("--ema", default=None, type=share(ends="()"), metavar="D", help="evaluate and save an average of the weights "
+        "that keeps a share D of itself at every step")  # fmt: skip
+    add("--ema-epoch", default=None, type=share(ends="()"), metavar="D", help="the same, D an epoch")
+
+
+def add_plateau(p: Parser, text: str) -> None:
+    """--plateau."""
+    p.group("schedule")("--plateau", default=None, type=at_least(0), metavar="E", help=f"in place of {text}")
+
+
+# ------------------------------------------------------------------------------- what several flags say together
+
+
+def check_min_lr(args: argparse.Namespace, lr: float, lowered: bool) -> None:
+    """``lr``: the rate that --min-lr must be below; ``lowered``: something other than milestones lowers it."""
+    if args.min_lr and not lowered:
+        ends = "--cos or --plateau ends; give one of them" if hasattr(args, "plateau") else "--cos ends; give it"
+        raise UserError(f"--min-lr is where {ends}, or leave it out.")
+    if args.min_lr >= lr:
+        raise UserError(f"--min-lr {args.min_lr:g} must be below the learning rate {lr:g}.")
+
+
+def check_average(args: argparse.Namespace) -> None:
+    """UserError for two decays of one average."""
+    if args.ema is not None and args.ema_epoch is not None:
+        raise UserError("--ema and --ema-epoch are one decay, a step and an epoch; give one of them.")
+
+
+def check_warm(args: argparse.Namespace, epochs: int, more: str = "") -> None:
+    """UserError where --warm never ends."""
+    if args.warm and args.warm_epochs >= epochs:
+        raise UserError(f"--warm lasts --warm-epochs epochs and needs more --epochs than that{more}.")
+
+
+def choose_plateau(args: argparse.Namespace, typed: dict[str, Any], filed: frozenset[str]) -> None:
+    """One schedule: of --plateau and the flags of another, what is typed wins over what is the file's.
+
+    Raises:
+        UserError: both are typed, or both are the file's.
+    """
+    if args.plateau is None:
+        return
+    unused = {"schedule": None, "cos": False, "lr_decay_rate": DECAY}
+    others = [name for name in unused if name in {*typed, *filed} and getattr(args, name) != unused[name]]
+    own = "plateau" in typed
+    for name in others:
+        if (name in typed) == own:
+            _refuse_beside_plateau(name)
+    if not others:
+        return
+    flags = ", ".join(f"--{name.replace('_', '-')}" for name in others)
+    winner, loser, dropped = ("--plateau", flags, others) if own else (flags, "--plateau", ["plateau"])
+    args.notes.append(f"{winner} of the command line, in the place of the file's {loser}")
+    for name in dropped:
+        setattr(args, name, unused.get(name))
+
+
+def _refuse_beside_plateau(name: str) -> None:
+    if name == "lr_decay_rate":
+        raise UserError("--lr-decay-rate is of the epochs of --schedule, and --plateau drops rates 10x; leave it out.")
+    raise UserError(f"--plateau and --{name} are two schedules; give one of them.")
+
+
+# ------------------------------------------------------------------------------------------------- typed settings
+
+
+def optimizer_config(args: argparse.Namespace, lr: float) -> OptimizerConfig:
+    """``lr``: the rate of groups that have none of their own."""
+    betas = None if args.opt_betas is None else tuple(args.opt_betas)
+    return OptimizerConfig(args.opt, lr, args.momentum, args.weight_decay, args.clip_grad, betas)
+
+
+def with_average(config: OptimizerConfig, args: argparse.Namespace) -> OptimizerConfig:
+    """The same with the flags of :func:`add_average`."""
+    return replace(config, exclude_bias_norm=args.exclude_bias_norm, ema=args.ema, ema_epoch=args.ema_epoch)
+
+
+def schedule_config(args: argparse.Namespace, epochs: int) -> ScheduleConfig:
+    """What the schedules of all trainings have."""
+    return ScheduleConfig(
+        epochs=epochs, cosine=args.cos, milestones=tuple(args.schedule or ()), decay=args.lr_decay_rate,
+        min_lr=args.min_lr, warm_epochs=args.warm_epochs if args.warm else 0, warm_from=args.warm_from,
+        print_freq=args.print_freq,
+    )  # fmt: skip
