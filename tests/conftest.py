@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import importlib
+import json
 import multiprocessing
 import os
 import re
 import runpy
+import shutil
 import signal
 import subprocess
 import sys
@@ -28,9 +30,10 @@ ROOT = Path(__file__).resolve().parent.parent
 DEVICE = "cpu"  # where the suites of Triton programs run: interpreted, or compiled on a card under ``pytest -m gpu``
 torch.set_num_threads(1)  # many small networks; threads of tests that run side by side would wait for each other
 
-# A network and sizes with which a step takes milliseconds.
+# A network (timm's, 0.4 million parameters) and sizes with which a step takes milliseconds.
+ARCH = "test_resnet"
 TINY = [
-    "-a", "test_resnet", "--size", "16", "-b", "8", "--moco-k", "20", "--moco-dim", "16", "-j", "0", "--amp", "off",
+    "-a", ARCH, "--size", "16", "-b", "8", "--moco-k", "20", "--moco-dim", "16", "-j", "0", "--amp", "off",
     "--knn-every", "0", "--seed", "3", "-p", "1",
 ]  # fmt: skip
 SYNCO = ["--n-hard", "8", "--n1", "4", "--n2", "4", "--n3", "4", "--n4", "2", "--n5", "2", "--n6", "2",
@@ -321,6 +324,20 @@ def in_process(alone, restored) -> Callable[..., int]:
         return distributed.launch(worker, cli.parse_pretrain([*map(str, words)]))
 
     return begin
+
+
+def records(path: Path) -> list[dict]:
+    """The lines of a log: of a file, or of the one in a run's folder."""
+    (path,) = path.glob("*.jsonl") if path.is_dir() else (path,)
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def spoiled(folder: Path, copy: Path, count: int) -> Path:
+    """A copy of the folder in which so many held-out images of class1 cannot be read."""
+    shutil.copytree(folder, copy)
+    for path in sorted((copy / "val" / "class1").iterdir())[:count]:
+        path.write_bytes(b"no picture")
+    return copy
 
 
 def load(path: Path | str) -> dict:

@@ -10,7 +10,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT, environment
+from conftest import ROOT, environment, records
 from PIL import Image
 
 from moco import files
@@ -118,8 +118,8 @@ def test_a_run_stops_and_goes_on_here_and_elsewhere(bench, packed, tmp_path, cap
     assert result["seconds"] == pytest.approx(sum(one["seconds"] for one in result["commands"]))
     assert set(result["commands"][1]) >= {"images_per_second", "card", "torch", "triton", "commit"}
     assert result["flags"][:2] == ["--config", "configs/moco_cifar10.yml"]
-    records = [json.loads(line) for line in (tmp_path / "result" / name / "log.jsonl").read_text().splitlines()]
-    assert [x["step"] for x in records if "loss" in x] == [1, 2, 3, 4]
+    lines = records(tmp_path / "result" / name)
+    assert [x["step"] for x in lines if "loss" in x] == [1, 2, 3, 4]
     log = (tmp_path / "result" / name / "log.txt").read_text()
     assert "synco" in log and "from epoch 0, step 1 of 4" in log
 

@@ -4,14 +4,13 @@ import re
 from pathlib import Path
 
 import pytest
+from conftest import ROOT
 
 from moco import cli
 from moco.cli import commands
 from moco.cli.methods import negatives_config
 from moco.cli.pretrain import DEMO_CONFIG
 from moco.config import MoCHiConfig, SynCoConfig
-
-ROOT = Path(__file__).resolve().parents[2]
 
 # main_moco.py of facebookresearch/moco: option, attribute, default. Two defaults differ and are listed below.
 UPSTREAM = [

@@ -16,7 +16,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT, save_pretrained
+from conftest import ROOT, records, save_pretrained
 from torch import nn
 
 from detection import needs, report, run, train_net
@@ -137,9 +137,9 @@ def test_voc_c4_trains_evaluates_and_resumes(backbone, tmp_path, capsys):
     assert train(VOC, *words, "SOLVER.MAX_ITER", 2) == 0
     assert "is 0.125 times the config's 16; linear scaling: SOLVER.BASE_LR 0.02 -> 0.0025" in capsys.readouterr().out
     assert train(VOC, "--resume", *words, "MODEL.WEIGHTS", tmp_path / "moved_away.pkl") == 0
-    records = [json.loads(line) for line in (tmp_path / "metrics.json").read_text().splitlines()]
-    assert [r["iteration"] for r in records if "total_loss" in r] == [1, 2]  # the last of each run; 0 and 1, then 2
-    assert all(np.isfinite(r["total_loss"]) for r in records if "total_loss" in r)
+    lines = records(tmp_path / "metrics.json")
+    assert [r["iteration"] for r in lines if "total_loss" in r] == [1, 2]  # the last of each run; 0 and 1, then 2
+    assert all(np.isfinite(r["total_loss"]) for r in lines if "total_loss" in r)
     assert json.loads((tmp_path / "results.json").read_text()).keys() == {"bbox"}
     state = torch.load(tmp_path / "model_final.pth", weights_only=True)
     assert state["iteration"] == 2 and state["trainer"]["_trainer"]["optimizer"]["state"]

@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from conftest import TINY, differences, load
+from conftest import TINY, differences, load, records
 
 from moco import distributed
 from moco import retrieval as retrieval_door
@@ -17,10 +17,6 @@ from moco.eval.features import EvalData, FeatureExtractor, Features, gathered
 from moco.models.encoder import build_encoder
 
 PRETRAIN = [*TINY, "--epochs", "3", "--knn-k", "3"]
-
-
-def records(folder) -> list[dict]:
-    return [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
 
 
 def two_way(record: dict) -> dict[str, dict[str, float]]:

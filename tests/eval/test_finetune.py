@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import torch
 import torchvision
-from conftest import differences, rounding, run
-from support.finetuning import ARCH, MEAN, STD, TINY, records, sentence, state_of, tune
+from conftest import differences, records, rounding, run, spoiled
+from support.finetuning import ARCH, MEAN, STD, TINY, sentence, state_of, tune
 from torch import nn
 
 import main_semisup
@@ -336,14 +336,6 @@ def done(folder, tmp_path_factory):
 def run_all(commands: list[list[str]], args) -> int:
     """The program several times in the processes of one launch."""
     return max(main_semisup.worker(parse_semisup(words)) for words in commands)
-
-
-def spoiled(folder, copy, count: int):
-    """A copy of the folder in which so many test images of class1 cannot be read."""
-    shutil.copytree(folder, copy)
-    for path in sorted((copy / "val" / "class1").iterdir())[:count]:
-        path.write_bytes(b"no picture")
-    return copy
 
 
 def test_test_images_that_cannot_be_read_are_not_counted(folder, tmp_path, capsys):

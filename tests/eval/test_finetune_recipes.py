@@ -9,8 +9,8 @@ import pytest
 import timm
 import torch
 from conftest import TINY as PRETRAIN
-from conftest import differences, load
-from support.finetuning import ARCH, MEAN, STD, records, sentence, state_of, tune
+from conftest import differences, load, records
+from support.finetuning import ARCH, MEAN, STD, sentence, state_of, tune
 
 import main_lincls
 from moco import files

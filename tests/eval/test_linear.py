@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 import torchvision
-from conftest import differences, rounding, run
+from conftest import differences, records, rounding, run, spoiled
 from PIL import Image
 from sklearn.datasets import load_digits
 from sklearn.linear_model import LogisticRegression
@@ -37,10 +37,6 @@ CPU = torch.device("cpu")
 
 def one_head(model: linear.Probe, lr: float = 0.3) -> linear.LinearClassifier:
     return linear.make_classifiers(model, [lr], OptimizerConfig())[0]
-
-
-def records(save_dir) -> list[dict]:
-    return [json.loads(line) for line in (save_dir / "lincls.jsonl").read_text().splitlines()]
 
 
 def table_of(path) -> list[dict]:
@@ -104,10 +100,10 @@ def test_separable_images_reach_all_right(image_folder, tmp_path, capsys):
     output = capsys.readouterr().out.splitlines()
     assert "a baseline" in output[0]
     assert output[-1] == " * Acc@1 100.000 (best Acc@1 100.000)"
-    records = [json.loads(line) for line in (tmp_path / "lincls.jsonl").read_text().splitlines()]
-    assert [r["step"] for r in records if "val_acc1" in r] == [3, 6, 9]
-    assert [r["epoch"] for r in records] == [(r["step"] - 1) // 3 for r in records]
-    rates = {r["step"]: r["lr"] for r in records if "lr" in r}
+    lines = records(tmp_path / "lincls.jsonl")
+    assert [r["step"] for r in lines if "val_acc1" in r] == [3, 6, 9]
+    assert [r["epoch"] for r in lines] == [(r["step"] - 1) // 3 for r in lines]
+    rates = {r["step"]: r["lr"] for r in lines if "lr" in r}
     assert rates == pytest.approx({2: 0.3, 3: 0.3, 5: 0.3, 6: 0.3, 8: 0.03, 9: 0.03})
 
 
@@ -357,14 +353,6 @@ def test_cached_features_are_those_of_whole_images(image_folder, tmp_path):
     epochs = [torch.cat([labels for _, labels, _ in data.batches(e, linear.Stopwatch())]).tolist() for e in (0, 1)]
     assert sorted(epochs[0]) == sorted(epochs[1]) == [0, 1, 2, 3, 4]
     assert epochs[0] != epochs[1]
-
-
-def spoiled(folder, copy, count: int):
-    """A copy of the folder in which so many held-out images of class1 cannot be read."""
-    shutil.copytree(folder, copy)
-    for path in sorted((copy / "val" / "class1").iterdir())[:count]:
-        path.write_bytes(b"no picture")
-    return copy
 
 
 @pytest.mark.parametrize("features", ["views", "cached"])

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import ROOT, differences, load
+from conftest import ROOT, differences, load, records
 from PIL import Image
 from sklearn.linear_model import RidgeClassifier
 from support.networks import LABELS, MEAN, OWN, STD, batch, batch_contrast, step_inputs
@@ -106,7 +106,7 @@ def test_two_processes_compute_what_one_does(words, image_folder, tmp_path, star
     programs = {n: start(*words, *more, "--save-dir", tmp_path / str(n), main=noting) for n, more in runs.items()}
     for program in programs.values():
         assert program.end() == 0, program.text
-    logs = [[json.loads(x) for x in (tmp_path / f"{n}/log.jsonl").read_text().splitlines()] for n in (1, 2)]
+    logs = [records(tmp_path / f"{n}") for n in (1, 2)]
     for name in ("loss", "top1", "hardest", "grad_norm"):
         assert logs[1][0][name] == pytest.approx(logs[0][0][name], rel=1e-4), name
     (one, *_), (two, *_), (other, *_) = (

@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import run_script
+from conftest import records, run_script
 from PIL import Image
 
 from moco import cli
@@ -40,8 +40,8 @@ def test_the_demo_learns_and_shows_it(tmp_path, monkeypatch, capsys):
     assert str(picture) in "\n".join(last)
     with Image.open(picture) as image:
         assert image.width > 1000
-    records = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
-    (knn,) = [r["knn"] for r in records if "knn" in r]
+    lines = records(tmp_path)
+    (knn,) = [r["knn"] for r in lines if "knn" in r]
     assert knn == pytest.approx(found["pretrained", "knn"], abs=1.5)  # bf16 where the CPU has it, fp32 in the probe
 
 

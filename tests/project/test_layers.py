@@ -5,8 +5,7 @@ import sys
 from pathlib import Path
 
 import pytest
-
-ROOT = Path(__file__).resolve().parents[2]
+from conftest import ROOT
 
 MAINS = ("main_pretrain", "main_lincls", "main_semisup")
 DOORS = ("average", "bench", "demo", "describe", "embed", "export", "retrieval", "data.__main__", "sweep")

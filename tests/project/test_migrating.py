@@ -1,11 +1,10 @@
 """docs/migrating.md: its commands parse, and the flags that it says are here are."""
 
-import json
 import re
 from pathlib import Path
 
 import pytest
-from conftest import load
+from conftest import load, records
 from PIL import Image
 
 from moco import cli
@@ -131,7 +130,7 @@ def test_the_public_mochis_options_work_together_in_a_run(tmp_path, in_process, 
     assert in_process(*words, *SMALL.split(), "--save-dir", tmp_path / "run", tmp_path) == 0
     both = {"mixup": 16, "interpolation": 16}
     assert drawn == [{}, {"mixup": 16}, both, both, both, both]
-    found = [json.loads(text) for text in (tmp_path / "run" / "log.jsonl").read_text().splitlines()]
+    found = records(tmp_path / "run")
     rates = [record["lr"] for record in found]
     assert rates == sorted(rates[:3]) + sorted(rates[3:], reverse=True)
     assert len(set(rates)) == 6

@@ -9,7 +9,7 @@ import socket
 
 import pytest
 import torch
-from conftest import SYNCO, TINY, load, run
+from conftest import SYNCO, TINY, load, records, run
 
 import main_pretrain
 from moco import distributed
@@ -134,7 +134,7 @@ def test_two_processes_compute_what_one_does(words, image_folder, tmp_path, star
     programs = {n: start(*words, *more, "--save-dir", tmp_path / str(n), main=noting) for n, more in runs.items()}
     for program in programs.values():
         assert program.end() == 0, program.text
-    logs = [[json.loads(x) for x in (tmp_path / f"{n}/log.jsonl").read_text().splitlines()] for n in (1, 2)]
+    logs = [records(tmp_path / f"{n}") for n in (1, 2)]
     assert len(logs[0]) == len(logs[1]) >= 1
     for one, two in zip(*logs, strict=True):
         for name in ("loss", "top1", "top5", "hardest", "grad_norm"):

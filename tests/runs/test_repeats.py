@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import SYNCO, TINY, differences, load
+from conftest import SYNCO, TINY, differences, load, records
 from torch import nn
 
 from moco.methods import negatives
@@ -150,8 +150,8 @@ def test_the_log_continues_without_gaps_or_repeats(image_folder, tmp_path, in_pr
 
     words = [*TINY, "--epochs", 2, "--save-dir", tmp_path, image_folder]
     interrupted(in_process, tmp_path, words, 6)
-    records = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
-    assert [r["step"] for r in records if "loss" in r] == [1, 2, 3, 4, 5, 6]
+    lines = records(tmp_path)
+    assert [r["step"] for r in lines if "loss" in r] == [1, 2, 3, 4, 5, 6]
 
 
 def test_epochs_of_another_length_are_counted_in_epochs(image_folder, tmp_path, in_process):

@@ -3,6 +3,7 @@
 import json
 
 import pytest
+from conftest import ARCH
 
 import main_semisup
 from moco import files
@@ -10,7 +11,6 @@ from moco.cli import parse_semisup
 from moco.errors import UserError
 from moco.eval import finetune
 
-ARCH = "test_resnet"  # timm's, 0.4 million parameters
 TINY = ["-a", ARCH, "--size", "16", "-b", "8", "-j", "0", "--seed", "3", "--lr-classifier", "0.1", "--epochs", "2",
         "-p", "2"]  # fmt: skip
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -27,10 +27,6 @@ def tune(folder, save_dir, *words, code=0, result="result.json") -> dict:
 
 def state_of(save_dir, name=finetune.CHECKPOINT) -> dict:
     return files.read(str(save_dir / name))
-
-
-def records(save_dir) -> list[dict]:
-    return [json.loads(line) for line in (save_dir / "semisup.jsonl").read_text().splitlines()]
 
 
 def sentence(folder, save_dir, *words) -> str:

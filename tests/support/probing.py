@@ -3,11 +3,11 @@
 import json
 
 import torch
+from conftest import ARCH
 
 import main_lincls
 from moco.cli import parse_lincls
 
-ARCH = "test_resnet"  # timm's, 0.4 million parameters
 TINY = ["-a", ARCH, "--size", "16", "-b", "8", "-j", "0", "--seed", "3", "--lr", "0.3", "-p", "2"]
 
 

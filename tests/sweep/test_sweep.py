@@ -20,7 +20,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from conftest import ROOT, differences, load
+from conftest import ROOT, differences, load, records
 from PIL import Image
 
 import main_lincls
@@ -110,7 +110,7 @@ def sweep(tmp_path):
 def starts(out: Path) -> dict[str, list[dict]]:
     """What each folder's processes saw, in their order."""
     files = sorted((out / "trials").glob("*/starts.jsonl"))
-    return {f.parent.name: [json.loads(line) for line in f.read_text().splitlines()] for f in files}
+    return {f.parent.name: records(f) for f in files}
 
 
 def count(out: Path) -> int:

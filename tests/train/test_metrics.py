@@ -9,6 +9,7 @@ import types
 
 import pytest
 import torch
+from conftest import records
 
 from moco.errors import UserError
 from moco.train.metrics import Mean, accuracy
@@ -49,10 +50,6 @@ def test_stopwatch_splits_waiting_from_working():
     assert watch.rates() == (0.0, 0.0)
 
 
-def records(path) -> list[dict]:
-    return [json.loads(line) for line in path.read_text().splitlines()]
-
-
 def test_log_writes_lines_records_and_events(tmp_path, capsys):
     log = RunLog(str(tmp_path / "run"))
     log.line("hello")
@@ -60,7 +57,7 @@ def test_log_writes_lines_records_and_events(tmp_path, capsys):
     with log.bar(3, desc="epoch") as bar:  # hidden, since this is no terminal
         bar.update()
         log.line("inside")
-    assert records(tmp_path / "run" / "log.jsonl") == [{"step": 1, "epoch": 0, "loss": 2.5, "bad": None}]
+    assert records(tmp_path / "run") == [{"step": 1, "epoch": 0, "loss": 2.5, "bad": None}]
     log.close()
     log.close()
     captured = capsys.readouterr()

@@ -7,7 +7,7 @@ import signal
 
 import pytest
 import torch
-from conftest import SYNCO, TINY
+from conftest import SYNCO, TINY, records
 from timm.scheduler.cosine_lr import CosineLRScheduler
 
 from moco.cli.methods import SYNCO_KINDS
@@ -112,7 +112,7 @@ def test_a_run_says_which_of_two_schedules_it_takes(image_folder, tmp_path, in_p
 )  # fmt: skip
 def test_a_log_line_names_what_the_loss_is_a_share_of(words, terms, said, image_folder, tmp_path, in_process, capsys):
     assert in_process(*TINY, "--steps", 1, *words, image_folder, "--save-dir", tmp_path) == 0
-    (record,) = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    (record,) = records(tmp_path)
     assert record["loss_ratio"] == pytest.approx(record["loss"] / (terms * math.log(21)))
     line = f"loss {record['loss']:.4f} ({record['loss_ratio']:.3f} of {said}) top1"
     assert line in capsys.readouterr().out
@@ -121,7 +121,7 @@ def test_a_log_line_names_what_the_loss_is_a_share_of(words, terms, said, image_
 def test_a_run_warms_up_by_steps(image_folder, tmp_path, in_process):
     words = [*TINY, "--steps", 6, "--cos", "--opt", "adamw", "--lr", 0.004, "--warm-steps", 2, "--warm-from", 0.001]
     assert in_process(*words, image_folder, "--save-dir", tmp_path) == 0
-    found = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    found = records(tmp_path)
     cosine = [0.002 * (1 + math.cos(math.pi * step / 6)) for step in range(6)]
     rises = [0.001, (0.001 + cosine[2]) / 2]
     assert [record["lr"] for record in found if "lr" in record] == pytest.approx([*rises, *cosine[2:]])

@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import ROOT, SYNCO, TINY, differences, load
-from support.finetuning import records, tune
+from conftest import ROOT, SYNCO, TINY, differences, load, records
+from support.finetuning import tune
 from support.networks import OWN
 from support.probing import probe_once
 from support.probing import state_of as probe_state
@@ -206,7 +206,7 @@ def test_a_plateau_follows_the_rule_and_forgets(patience, changes):
 def test_a_run_follows_its_mean_loss(words, changes, image_folder, tmp_path, in_process, capsys):
     words = [*words, "--plateau", 0, "--lr", 1e-6, "--min-lr", 1e-8, "--epochs", 6, image_folder]
     assert in_process(*words, "--save-dir", tmp_path / "whole") == 0
-    log = [json.loads(x) for x in (tmp_path / "whole/log.jsonl").read_text().splitlines()]
+    log = records(tmp_path / "whole")
     epochs = [[r for r in log if r["epoch"] == epoch and "loss" in r] for epoch in range(6)]
     means = [sum(r["loss"] for r in records) / len(records) for records in epochs]
     factors = rule(means, 0, 0.01, changes)

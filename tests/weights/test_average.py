@@ -4,7 +4,7 @@ import json
 
 import pytest
 import torch
-from conftest import load
+from conftest import load, records
 from support.finetuning import state_of, tune
 from support.probing import probe_once
 
@@ -81,8 +81,8 @@ def test_a_pretrainings_query_encoder_alone_is_averaged(image_folder, in_process
     logged = average._logged(str(tmp_path))
     assert sorted(logged) == [1, 2, 3]
     (tmp_path / "old").mkdir()
-    records = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
-    earlier = [{**r, "epoch": r.pop("finished_epochs", r["epoch"])} for r in records]  # as older versions wrote them
+    lines = records(tmp_path)
+    earlier = [{**r, "epoch": r.pop("finished_epochs", r["epoch"])} for r in lines]  # as older versions wrote them
     (tmp_path / "old" / "log.jsonl").write_text("\n".join(map(json.dumps, earlier)))
     assert average._logged(str(tmp_path / "old")) == logged
     best = [name for _, name in sorted((knn, f"checkpoint_{epoch - 1:04d}.pth.tar") for epoch, knn in logged.items())]
