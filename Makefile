@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 WORKERS ?= 2
 
-.PHONY: demo test test-machines gpu lint clean
+.PHONY: demo test test-fast test-machines gpu lint clean
 
 demo: $(VENV)/installed-demo
 	$(BIN)/python -m moco.demo
@@ -12,6 +12,11 @@ demo: $(VENV)/installed-demo
 test: $(VENV)/installed-test
 	$(MAKE) lint
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder
+
+# What takes no processes of its own and less than a second a test: under two minutes on two cores.
+test-fast: $(VENV)/installed-test
+	$(MAKE) lint
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal -m "not gpu and not slow and not dist"
 
 # The tests of numbers under the instructions of other processors: minutes for each of seven settings.
 test-machines: $(VENV)/installed-test
@@ -23,6 +28,7 @@ gpu: $(VENV)/installed-test
 
 lint: $(VENV)/installed-test
 	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
 	$(BIN)/pyright --pythonpath $(BIN)/python
 
 $(VENV)/bin/python:

@@ -50,7 +50,10 @@ def pytest_configure(config: pytest.Config) -> None:
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    slow = set((ROOT / "tests" / "slow.txt").read_text().split())
     for item in items:
+        if item.nodeid.removeprefix("tests/").split("[")[0] in slow:
+            item.add_marker("slow")
         if DEVICE == "cuda" and item.path.name.endswith("_interpreted.py"):
             item.add_marker("gpu")
         if (

@@ -1,6 +1,7 @@
 """The floors of the house: imports go down, and each has the few neighbours that its name allows."""
 
 import ast
+import functools
 import sys
 from pathlib import Path
 
@@ -56,12 +57,18 @@ def room(module: str) -> str:
     return module
 
 
+@functools.cache
+def nodes(module: str) -> list[ast.AST]:
+    """The import statements of a module, wherever they are."""
+    tree = ast.parse(MODULES[module].read_text(encoding="utf-8"))
+    return [node for node in ast.walk(tree) if isinstance(node, (ast.Import, ast.ImportFrom))]
+
+
 def imported(module: str) -> set[str]:
     """The project's modules that a module names in its import statements, wherever they are."""
-    path = MODULES[module]
-    base = module.split(".") if path.name == "__init__.py" else module.split(".")[:-1]
+    base = module.split(".") if MODULES[module].name == "__init__.py" else module.split(".")[:-1]
     found = set()
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+    for node in nodes(module):
         if isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
@@ -121,9 +128,8 @@ def test_one_folder_uses_torch_distributed():
 
 
 def raw_imports(module: str) -> set[str]:
-    tree = ast.parse(MODULES[module].read_text(encoding="utf-8"))
-    plain = {a.name for n in ast.walk(tree) if isinstance(n, ast.Import) for a in n.names}
-    return plain | {n.module or "" for n in ast.walk(tree) if isinstance(n, ast.ImportFrom)}
+    plain = {a.name for n in nodes(module) if isinstance(n, ast.Import) for a in n.names}
+    return plain | {n.module or "" for n in nodes(module) if isinstance(n, ast.ImportFrom)}
 
 
 def test_flags_need_no_torch():

@@ -231,14 +231,44 @@ def test_links_of_the_docs_lead_somewhere(name):
             assert part in [re.sub(r"[^a-z0-9 -]", "", title.lower()).replace(" ", "-") for title in titles], part
 
 
-def test_files_that_the_readme_names_exist_and_no_module_or_page_is_left_out():
-    tree = README.split("## The tree")[1].split("```")[1]
-    bases = (".", "moco", "moco/kernels", "moco/data", "docs", "benchmarks")
-    for line in tree.strip().splitlines():
-        for name in re.findall(r"^\s*(\w+/)", line) + re.findall(r"\w+\.(?:py|md)", line):
-            assert any((ROOT / base / name).exists() for base in bases), name
-    modules = [path.name for folder in ("moco", "moco/kernels", "moco/data") for path in (ROOT / folder).glob("*.py")]
-    assert [name for name in modules if not re.search(rf"\b{name}", tree) and not name.startswith("__")] == []
+def entries() -> list[tuple[Path, str]]:
+    """The folder of each line of README's tree, and its text; a line without a name goes on with the one above."""
+    found, above = [], [ROOT]
+    for line in README.split("## The tree")[1].split("```")[1].strip("\n").splitlines():
+        depth, text = (len(line) - len(line.lstrip())) // 2, line.strip()
+        if depth < 12 and (room := re.match(r"([\w/]+)/(?=\s|$)", text)):
+            above[depth + 1 :] = [above[depth] / room[1]]
+        folder = above[-1] if depth >= 12 or room else above[depth]
+        found.append((folder, text))
+    return found
+
+
+def test_files_that_the_readme_names_exist_and_no_room_or_page_is_left_out():
+    for folder, text in entries():
+        assert folder.is_dir(), folder
+        for name in re.findall(r"[\w/]+\.(?:py|md)\b", text):
+            assert (folder / name).exists(), folder / name
+    rooms = {path.parent for path in (ROOT / "moco").rglob("*.py")} - {ROOT / "moco" / "mains"}
+    assert rooms - {folder for folder, _ in entries()} == set()
     assert [path.name for path in (ROOT / "docs").glob("*.md") if f"(docs/{path.name})" not in README] == []
     for link in re.findall(r"\]\((?!http)([^)]+)\)", README):
         assert (ROOT / link).exists(), link
+
+
+PLACES = {  # what a reader looks for: the words of the tree, and the definition that is in the file they name
+    "losses.py: SupCon": "def supcon",
+    "pretraining.py: the training loop": "class Trainer",
+    "batchnorm.py: BatchNorm split": "def split_batchnorm",
+    "by_pil.py (presets": "PRESETS",
+    "checkpoint.py: a run's checkpoint": "def save",
+    "read.py: checkpoints of ten projects": "def load_backbone",
+    "knn.py: features and k-NN": "def knn_predict",
+    "options.py: every flag of the mains, such as --n1": '"n1"',
+    "report.py: selection": "def selected",
+}
+
+
+@pytest.mark.parametrize("words", PLACES)
+def test_the_tree_leads_to(words):
+    (folder,) = [folder for folder, text in entries() if words in text]
+    assert PLACES[words] in (folder / words.split()[0].rstrip(":")).read_text(encoding="utf-8")
