@@ -245,7 +245,7 @@ def test_another_runs_folder_is_left_alone(hard_folder, tmp_path):
     words = ["--epochs", 2, "--save-ckpt-freq", 2]
     found = probe_once(hard_folder, tmp_path, *words)
     names = sorted(path.name for path in tmp_path.glob("*.tar"))
-    before, log = [state_of(tmp_path, name) for name in names], records(tmp_path)
+    before, log = [state_of(tmp_path, name) for name in names], records(tmp_path / "lincls.jsonl")
     other = ["--epochs", 1, "--lr", 1e-3, "--seed", 4]
     told = sentence(hard_folder, tmp_path, *other)
     assert "already holds checkpoint.pth.tar of another run; continue it with --resume auto, choose" in told
@@ -254,7 +254,7 @@ def test_another_runs_folder_is_left_alone(hard_folder, tmp_path):
     probe_once(hard_folder, tmp_path, "--knn", "--knn-k", 4)  # a measure's own file is written anew
     assert json.loads((tmp_path / "result.json").read_text()) == found
     assert differences(before, [state_of(tmp_path, name) for name in names]) == []
-    assert records(tmp_path) == log
+    assert records(tmp_path / "lincls.jsonl") == log
     again = probe_once(hard_folder, tmp_path, *other, "--overwrite")
     assert (again["epochs"], again["lr"]) == (1, 1e-3)
     assert sorted(path.name for path in tmp_path.glob("*.tar")) == ["checkpoint.pth.tar", "model_best.pth.tar"]
