@@ -1,4 +1,4 @@
-"""The contrastive head on a GPU, in seven Triton launches (programs.py) that fill the device also with 32 queries.
+"""The contrastive head on a GPU, in seven Triton launches (triton_kernels.py) that fill it with 32 queries too.
 
 Legend: N queries, C feature width, K queue rows, H hardest rows a query, S synthetic negatives a query (Sq, Sp, Ss, Sn
 of spec.py), T temperature.

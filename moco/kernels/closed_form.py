@@ -7,7 +7,7 @@ The step, for each group of queries:
 
 1. logits l = q queue^T / T, the only (n, K) matrix, tile by tile, and in place, while a cache holds the tile, e^l, its
    sum and the maxima of buckets; the order of e^l is that of l.
-2. The hardest set, exactly (hardest.py), and from its similarities the synthetic logits. A draw that mixes the
+2. The hardest set, exactly (topk.py), and from its similarities the synthetic logits. A draw that mixes the
    query with one row needs no vector at all: q.u = x q.q + y s and |u|^2 = x^2 q.q + y^2 + 2 x y s. A pair of rows
    is read once to get |u|; sign and noise draws read one row each.
 3. The weights y / |u| of the synthetic negatives are added to the entries of their rows, and
@@ -18,7 +18,7 @@ The step, for each group of queries:
    where W_j collects p y / |u| of the draws that read row j, and r runs over the sign and noise draws, whose rows are
    at hand. Backward multiplies by the incoming scalar.
 
-In 1 and 4 each core has its own queue rows, in 2 and 3 its own queries (workers.py). Plain torch but for the
+In 1 and 4 each core has its own queue rows, in 2 and 3 its own queries (threads.py). Plain torch but for the
 selection on a CPU: the same code runs on any device. On a GPU all queries are one group, no value is read, and 3 adds
 up rows in a fixed order where adding to entries of the matrix would take them in any.
 """

@@ -2,7 +2,7 @@
 
 Legend: N queries, C feature width, K queue rows, H hardest rows a query, S synthetic negatives a query (Sq, Sp, Ss, Sn
 of spec.py). Plain torch on any device; the (N, K) similarities are kept for autograd, synthetic negatives have closed
-forms as in cpu.py.
+forms as in closed_form.py.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """The definition of the contrastive head: every synthetic negative is built, every logit kept, autograd does the rest.
 
 Legend: N queries, C feature width, K queue rows, H hardest rows a query, S synthetic negatives a query; S splits into
-Sq, Sp, Ss, Sn as in spec.py. Written to be read and to be compared with; cpu.py computes the same numbers fast.
+Sq, Sp, Ss, Sn as in spec.py. Written to be read and to be compared with; closed_form.py computes the same numbers fast.
 """
 
 from __future__ import annotations

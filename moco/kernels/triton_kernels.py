@@ -1,4 +1,4 @@
-"""The Triton programs of the contrastive head. fused.py launches them; this file alone needs triton.
+"""The Triton programs of the contrastive head. by_triton.py launches them; this file alone needs triton.
 
 Legend: N queries, C feature width, K queue rows, H hardest rows a query, S synthetic negatives a query of which Sq mix
 the query with one row, Sp mix two rows, Ss step along sgn(q), Sn carry noise (columns in this order), T temperature.
@@ -26,7 +26,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-# |u|^2 of an antipodal pair is rounding; its floor (8 ulps of 1, as in cpu.py) keeps 1 / |u| finite.
+# |u|^2 of an antipodal pair is rounding; its floor (8 ulps of 1, as in closed_form.py) keeps 1 / |u| finite.
 FLOOR = tl.constexpr(8 * 2.0**-23)
 NOTHING = tl.constexpr(-(2**31))  # the key of a bucket without rows
 

@@ -1,7 +1,7 @@
 """What a sweep may select on and report: the names of the figures that each entry point writes, and of which images.
 
-The one list of them; its writers are engine.Trainer.report and validation.report (log.jsonl of main_pretrain.py),
-main_lincls.py with probe_report.result, main_semisup.py with finetune.Tuner.result (result.json).
+Its writers are pretraining.Trainer.report and between_epochs.report (log.jsonl of main_pretrain.py),
+main_lincls.py with linear_report.result, main_semisup.py with finetune.Tuner.result (result.json).
 tests/sweep/test_sweep.py runs every mode and compares the list with what is written. Of a
 script that is not ours nothing is known.
 """

@@ -17,14 +17,15 @@ import torch
 from moco.cli import options
 from moco.config import InBatchConfig, SynCoConfig
 from moco.data import open_sources
-from moco.methods import BATCH_METHODS, losses, synco
-from moco.methods.negatives import draw, synthetic
+from moco.methods import losses, synco
+from moco.methods.registry import METHODS
+from moco.methods.negatives import draw
 from moco.models.encoder import build_encoder
 
 z = torch.nn.functional.normalize(torch.randn(5, 2, 8, dtype=torch.float64), dim=2)
 pairs, config = losses.compare(z, torch.arange(5)), InBatchConfig(beta=0.0, tau_plus=0.1)
 args = options.parse_pretrain(["--method", "debiased", "DIR"])
-value, wanted = (BATCH_METHODS[name].loss(config)(pairs, 0.2) for name in (args.method, "hcl"))
+value, wanted = (METHODS[name].hooks.loss(config)(pairs, 0.2) for name in (args.method, "hcl"))
 assert torch.equal(value, wanted)
 
 assert options.drawn(options.parse_pretrain(["--n7", "5", "DIR"]))["repulsion"] == 5

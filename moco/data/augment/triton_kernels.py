@@ -1,4 +1,4 @@
-"""The Triton programs that finish views after their crop. views.py launches them and needs no triton to be imported.
+"""The Triton programs that finish views after a crop. by_triton.py launches them and needs no triton to be imported.
 
 Legend: N images, C channels (1 or 3), h x w pixels, B pixels or rows at a time, P numbers an image (``views.plan``).
 
