@@ -15,14 +15,14 @@ from typing import Any
 
 import torch
 
-from moco import cli, data, distributed, files, seeding
+from moco import cli, data, distributed, seeding
 from moco.cli.flag_classes import LINCLS, probing
 from moco.cli.lincls import few_shot_config, lincls_schedule, optimizer_config
 from moco.eval import fewshot, knn, linear, linear_checkpoint, linear_report, lr_find
 from moco.eval.features import EvalData, FeatureExtractor, bad_image_notes
 from moco.models.encoder import build_encoder
 from moco.train.plan import Progress, count_epochs
-from moco.train.resume import DONE, about_run, changes, describe_resume, describe_stop
+from moco.train.resume import DONE, about_run, begin_run, changes, describe_resume, describe_stop
 from moco.train.runlog import RunLog
 from moco.train.stop import StopRequest
 from moco.weights.read import PUBLISHED, fill_backbone, read_backbone, settle
@@ -35,15 +35,13 @@ def worker(args: Namespace) -> int:
     device, world = distributed.device(), distributed.world_size()
     measure = "knn" if args.knn else "few_shot" if args.few_shot else ""  # what needs no training
     mode = measure or ("lr_find" if args.lr_find else "evaluate" if args.evaluate else "lincls")
-    path = linear_checkpoint.resume_path(args.resume, args.save_dir, needed=args.evaluate and not measure)
-    state = files.read(path) if path else {}
-    seed = distributed.from_main(seeding.choose_seed(args.seed, state))
+    path, state, seed = begin_run(args.resume, args.save_dir, args.seed, linear_checkpoint.CHECKPOINT)
+    linear_checkpoint.check_classifier(path, needed=args.evaluate and not measure)
 
     # data
     settled = settle(args, path or args.pretrained)
     settings = {"download": args.download, "val_path": args.val_data, "channels": args.channels, "cache": args.cache}
-    opening = partial(data.open_sources, args.dataset, args.data, **settings)
-    sources = distributed.first_on_node(opening, wait=bool(args.download or args.cache))
+    sources = data.open_on_nodes(args.dataset, args.data, **settings)
     numbered = data.number_as_in({} if measure else state, str(path), mode == "lincls", sources.train, sources.val)
     train, val = linear.choose_images(measure, sources, args.val_share, args.few_shot_classes)
     classes = linear.count_classes(train, args.num_classes)

@@ -8,11 +8,10 @@ SIGUSR1 with a checkpoint; 2 input that cannot be used; 3 training went wrong; 1
 
 import sys
 from argparse import Namespace
-from functools import partial
 
 import torch
 
-from moco import cli, data, distributed, files, seeding
+from moco import cli, data, distributed, seeding
 from moco.cli.flag_classes import PRETRAIN, pretraining
 from moco.cli.pretrain import pretrain_config
 from moco.eval import between_epochs
@@ -24,7 +23,7 @@ from moco.models.encoder import strided_point
 from moco.train import checkpoint, optimizers
 from moco.train import pretraining as engine
 from moco.train.plan import Progress, batch_shape, make_plan
-from moco.train.resume import DONE, about_run, changes, head_of
+from moco.train.resume import DONE, about_run, begin_run, changes, head_of
 from moco.train.runlog import RunLog
 from moco.train.setup import build_model, view_settings
 from moco.train.stop import StopRequest
@@ -32,16 +31,13 @@ from moco.train.stop import StopRequest
 
 def worker(args: Namespace) -> int:
     """One process of a run; returns its exit code."""
-    path = distributed.from_main(files.resolve(args.resume, args.save_dir))
-    state = files.read(path) if path else None
-    seed = distributed.from_main(seeding.choose_seed(args.seed, state))
+    path, state, seed = begin_run(args.resume, args.save_dir, args.seed)
     config = pretrain_config(args)
     seeding.begin(seed, asked=args.seed is not None)
 
     # data
     settings = {"download": args.download, "val_path": args.val_data, "channels": args.channels, "cache": args.cache}
-    opening = partial(data.open_sources, args.dataset, args.data, **settings)
-    sources = distributed.first_on_node(opening, wait=bool(args.download or args.cache))
+    sources = data.open_on_nodes(args.dataset, args.data, **settings)
     images = sources.pretrain
     labels = data.class_labels(images, args.method) if METHODS[args.method].supervised else None
     data.check_classes(images, args.num_classes)
@@ -74,7 +70,7 @@ def worker(args: Namespace) -> int:
     progress = Progress(seed, args.start_epoch, 0, done, done * args.accum)
     about = about_run(pretraining(args, model.encoder_q.built, view, batch, plan.amp), images, model.head)
     notes = changes(state, path, about, PRETRAIN, args.seed)
-    if state and path:
+    if path:
         entries = checkpoint.unpack(state, path, model, optimizer, scaler, args.arch)
         progress = progress.resumed(entries, progress, batch_shape(sampler, args.accum), plan)
     checkpoint.reserve_run_folder(args.save_dir, path, args.overwrite)

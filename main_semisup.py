@@ -14,7 +14,7 @@ from functools import partial
 
 import torch
 
-from moco import cli, data, distributed, files, seeding
+from moco import cli, data, distributed, seeding
 from moco.cli.common import few_shot_config
 from moco.cli.flag_classes import SEMISUP, tuning
 from moco.cli.objective import objective_config
@@ -28,7 +28,7 @@ from moco.models.encoder import build_encoder, strided_point
 from moco.train import pretraining
 from moco.train.optimizers import build_optimizer, no_decay_for_bias_and_norm
 from moco.train.plan import Progress, count_epochs
-from moco.train.resume import about_run, changes, describe_resume
+from moco.train.resume import about_run, begin_run, changes, describe_resume
 from moco.train.runlog import RunLog
 from moco.train.stop import StopRequest
 from moco.weights.read import PUBLISHED, fill_backbone, read_backbone, settle
@@ -36,16 +36,13 @@ from moco.weights.read import PUBLISHED, fill_backbone, read_backbone, settle
 
 def worker(args: Namespace) -> int:
     """One process of a run, from data to the result; returns its exit code."""
-    path = distributed.from_main(finetune.resume_path(args.resume, args.save_dir))
-    state = files.read(path) if path else {}
-    seed = distributed.from_main(seeding.choose_seed(args.seed, state))
+    path, state, seed = begin_run(args.resume, args.save_dir, args.seed, finetune.CHECKPOINT)
     seeding.begin(seed, asked=args.seed is not None)
 
     # data
     settled = settle(args, path or args.pretrained)
     settings = {"download": args.download, "val_path": args.val_data, "channels": args.channels, "cache": args.cache}
-    opening = partial(data.open_sources, args.dataset, args.data, **settings)
-    sources = distributed.first_on_node(opening, wait=bool(args.download or args.cache))
+    sources = data.open_on_nodes(args.dataset, args.data, **settings)
     whole, test = finetune.labelled_images(sources, test=not args.val_only)
     numbered = data.number_as_in(state, str(path), not args.evaluate, whole, test)
     choosing = partial(

@@ -227,6 +227,14 @@ def newest_good(folder: str, before: dict[str, int]) -> str | None:
     return None
 
 
-def resolve(resume: str, folder: str) -> str | None:
-    """The file that ``--resume`` means: None for a fresh start (nothing given, or ``auto`` and nothing there)."""
-    return newest(folder) if resume == "auto" else resume or None
+def resolve(resume: str, folder: str, name: str | None = None) -> str | None:
+    """The file that ``--resume`` means: None for a fresh start (nothing given, or ``auto`` and nothing there).
+
+    name: of the one file that ``auto`` takes; None: a pretraining's newest checkpoint.
+    """
+    if resume != "auto":
+        return resume or None
+    if name is None:
+        return newest(folder)
+    path = os.path.join(folder, name)
+    return path if os.path.isfile(path) else None

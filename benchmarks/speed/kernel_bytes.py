@@ -15,7 +15,7 @@ from __future__ import annotations
 import sys
 from typing import NamedTuple
 
-from moco.kernels.by_triton import Plan
+from moco.kernels.by_triton import GridPlan
 
 FLOAT, SLOT = 4, 8  # bytes
 CANDIDATES = 1.15  # a row of the set: expected in random order, with 4 H buckets
@@ -57,7 +57,7 @@ def drawn(n: int, c: int, counts: tuple[int, int, int, int]) -> int:
     return slots + FLOAT * n * (2 * of_query + 2 * of_pair + of_sign + of_noise * (1 + c))
 
 
-def launches(plan: Plan, counts: tuple[int, int, int, int]) -> dict[str, int]:
+def launches(plan: GridPlan, counts: tuple[int, int, int, int]) -> dict[str, int]:
     """Bytes that each launch of a step asks for, with operands in float32; counts: Sq, Sp, Ss, Sn."""
     n, k, c, hard = plan.n, plan.total, plan.width, plan.hard
     matrix, queue, batch = (FLOAT * size for size in (n * k, k * c, n * c))
@@ -103,14 +103,14 @@ def floor_seconds(shape: list[Stage], bandwidth: float, rate: float) -> float:
 
 def table(width: int = 128, hard: int = 1024, counts: tuple[int, int, int, int] = SYNCO) -> str:
     """The table of moco/kernels/README.md, in megabytes."""
-    names = list(launches(Plan(1, 4096, width, hard, sum(counts)), counts))
+    names = list(launches(GridPlan(1, 4096, width, hard, sum(counts)), counts))
     lines = [
         "| N | K | Gflop | " + " | ".join(names) + " | all | floor of the stages | least |",
         "| ---: | ---: | ---: |" + " ---: |" * (len(names) + 3),
     ]
     for n in (32, 256, 1024):
         for k in (4096, 65536, 262144):
-            moved = list(launches(Plan(n, k, width, hard, sum(counts)), counts).values())
+            moved = list(launches(GridPlan(n, k, width, hard, sum(counts)), counts).values())
             floor, need = floor_bytes(stages(n, k, width, hard, counts)), least(n, k, width)
             sizes = (_mb(size) for size in (*moved, sum(moved), floor, need.floor))
             lines.append(f"| {n:,} | {k:,} | {need.flops / 1e9:.2g} | " + " | ".join(sizes) + " |")

@@ -81,7 +81,7 @@ def signature(program: Any, constants: dict[str, Any], precision: str = "fp32") 
 def variants(width: int, queries: int = 32, precisions: tuple[str, ...] = PRECISIONS) -> dict[str, tuple[Any, ...]]:
     """Every program, in its largest form, with its constants and precision, for features of width C; K is 65,536, the
     hardest set 1,024, the draws SynCo's."""
-    code, plan = by_triton.programs(), by_triton.Plan(queries, 65536, width, 1024, 960)
+    code, plan = by_triton.programs(), by_triton.GridPlan(queries, 65536, width, 1024, 960)
     found = {}
     for precision in precisions:
         for name, constants in plan.constants(precision, masked=True).items():
@@ -225,7 +225,7 @@ def _asked(line: str) -> int:
     return int(copy.group(1), 16) if copy else 0
 
 
-def rounds(plan: by_triton.Plan) -> dict[str, str]:
+def rounds(plan: by_triton.GridPlan) -> dict[str, str]:
     """How many blocks a program of each launch takes one after another, each a wait for memory."""
     return {
         "score": f"{-(-plan.width // by_triton.BLOCK_C)}",
@@ -241,7 +241,7 @@ def rounds(plan: by_triton.Plan) -> dict[str, str]:
 
 def occupancy(queries: int, width: int = 128) -> str:
     """A table of the launches of a step at K 65,536: programs, blocks in a row, bytes on their way to a thread."""
-    plan = by_triton.Plan(queries, 65536, width, 1024, 960)
+    plan = by_triton.GridPlan(queries, 65536, width, 1024, 960)
     forms, grids, in_a_row = variants(width, queries, ("tf32x3",)), plan.grids(), rounds(plan)
     lines = [
         "| launch | programs | blocks in a row | bytes a thread asks for in a block |",

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import os
+from functools import partial
+from typing import Any
 
+from moco import distributed
 from moco.data.sources.base import Source, Sources, paired
 from moco.data.sources.cache import cached
 from moco.data.sources.files import open_path
@@ -39,6 +42,14 @@ def open_sources(
     kept = {id(source): cached(source, cache) if cache else source for source in read}  # two may be one object
     pretrain, train, val = (kept[id(source)] for source in read)
     return Sources(pretrain, train, val)
+
+
+def open_on_nodes(
+    dataset: str | None, path: str | None, *, download: bool, cache: str | None, **others: Any
+) -> Sources:  # fmt: skip
+    """:func:`open_sources` in every process, once the first of each node has downloaded or cached what is asked for."""
+    opening = partial(open_sources, dataset, path, download=download, cache=cache, **others)
+    return distributed.first_on_node(opening, wait=bool(download or cache))
 
 
 def _open_files(path: str | None, val_path: str | None, channels: int, cache: str | None) -> Sources:

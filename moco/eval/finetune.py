@@ -76,12 +76,6 @@ def novel_images(sources: Sources, path: str, classes: str) -> Source:
     return fewshot.pool(sources, classes)
 
 
-def resume_path(resume: str, save_dir: str) -> str | None:
-    """The file that ``--resume`` means; None for a fresh start (nothing given, or ``auto`` and nothing there)."""
-    path = os.path.join(save_dir, CHECKPOINT) if resume == "auto" else resume
-    return path if path and (resume != "auto" or os.path.isfile(path)) else None
-
-
 def reserve_run_folder(save_dir: str, resumed: str | None, overwrite: bool) -> None:
     """Refuse a folder that holds another run of this program, or a probe's result; see
     :func:`moco.train.checkpoint.reserve_run_folder`.

@@ -22,18 +22,11 @@ KEPT = "checkpoint_lincls_{:04d}.pth.tar"  # of an epoch, counted from 0 as upst
 _ALL_KEPT = KEPT.replace("{:04d}", "[0-9]*")
 
 
-def resume_path(resume: str, save_dir: str, needed: bool) -> str | None:
-    """The file that ``--resume`` means; ``auto`` is the one in ``save_dir``, if there is one.
-
-    Raises:
-        UserError: none, though ``needed``: a classifier that nobody trained must not be evaluated by mistake.
-    """
-    path = os.path.join(save_dir, CHECKPOINT) if resume == "auto" else resume
-    if path and (resume != "auto" or os.path.isfile(path)):
-        return path
-    if needed:
+def check_classifier(path: str | None, needed: bool) -> None:
+    """UserError without a checkpoint, though ``needed``: a classifier that nobody trained must not be evaluated by
+    mistake."""
+    if needed and not path:
         raise UserError("--evaluate needs --resume with a classifier's checkpoint (--knn needs no classifier).")
-    return None
 
 
 def reserve_run_folder(save_dir: str, resumed: str | None, overwrite: bool) -> None:

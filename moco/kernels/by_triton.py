@@ -97,7 +97,7 @@ def _up(x: int, step: int) -> int:
 
 
 @dataclass(frozen=True)
-class Plan:
+class GridPlan:
     """How a step of N queries is cut into programs: grids, and the sizes that programs know when they are compiled."""
 
     n: int
@@ -300,7 +300,7 @@ class _Step:
         self.places = self.q, self.q.stride(0), self.k, self.k.stride(0)
         self.draws, self.precision, self.want_gradient = draws, precision, want_gradient
         synthetic = 0 if draws is None else draws.slots_a.shape[1]
-        self.plan = Plan(len(q), len(queue), q.shape[1], n_hard if synthetic else 0, synthetic)
+        self.plan = GridPlan(len(q), len(queue), q.shape[1], n_hard if synthetic else 0, synthetic)
         self.inverse_t, self.scale = 1 / temperature, 1 / (temperature * len(q))
         self.closed = 0 if measured or draws is None else draws.counts[0]
         self.grids, self.constants = self.plan.grids(), self.plan.constants(precision, masked, want_gradient)

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from moco import distributed
+from moco import distributed, files, seeding
 from moco.config import Classes, Flags, typed
 from moco.data import Source
 from moco.errors import UserError
@@ -24,6 +24,16 @@ from moco.train import checkpoint
 DONE = (
     "the run is finished: nothing is trained, and other flags change nothing; raise --epochs (or --steps) to train on"
 )
+
+
+def begin_run(resume: str, folder: str, seed: int | None, name: str | None = None) -> tuple[str | None, dict, int]:
+    """The checkpoint to go on from, if any, what is in it, and the run's seed, on every process the same.
+
+    name: as in :func:`moco.files.resolve`.
+    """
+    path = distributed.from_main(files.resolve(resume, folder, name))
+    state = files.read(path) if path else {}
+    return path, state, distributed.from_main(seeding.choose_seed(seed, state))
 
 
 def about_run(flags: Flags, images: Source, head: Earlier | None = None) -> dict[str, Any]:

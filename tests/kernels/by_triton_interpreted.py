@@ -137,7 +137,7 @@ def test_the_blocks_that_a_gpu_gets(dim):
 
 def test_the_hardest_set_is_exact_with_the_blocks_that_a_gpu_gets(monkeypatch):
     similarities = torch.randn(1, 20_000, generator=torch.Generator().manual_seed(1)).to(DEVICE)
-    assert by_triton.Plan(1, 20_000, 16, 1024, 1).bucket == 4
+    assert by_triton.GridPlan(1, 20_000, 16, 1024, 1).bucket == 4
     assert_selected(similarities, 1024, monkeypatch)
     assert_selected(similarities.sort(dim=1).values, 1024, monkeypatch)
 
@@ -277,7 +277,7 @@ def test_the_selected_set_in_an_order_that_defeats_the_buckets(order, hard, smal
 def test_a_chunk_without_a_candidate_and_one_with_more_than_its_room(small_blocks, monkeypatch):
     similarities = torch.randn(1, 1024, generator=torch.Generator().manual_seed(1)).to(DEVICE)
     similarities[:, 128:256] += 10  # the whole set of 16, and 112 rows more than it
-    plan = by_triton.Plan(1, 1024, 16, 16, 1)
+    plan = by_triton.GridPlan(1, 1024, 16, 16, 1)
     assert plan.bucket
     assert (plan.chunks, plan.chunk, plan.room) == (16, 64, 16)
     assert_selected(similarities, 16, monkeypatch)
@@ -286,7 +286,7 @@ def test_a_chunk_without_a_candidate_and_one_with_more_than_its_room(small_block
 
 def test_the_selected_set_without_buckets(small_blocks, monkeypatch):
     monkeypatch.setattr(by_triton, "MOST_MAXIMA", 64)
-    assert by_triton.Plan(2, 900, 16, 300, 1).bucket == 0
+    assert by_triton.GridPlan(2, 900, 16, 300, 1).bucket == 0
     similarities = torch.randn(2, 900, generator=torch.Generator().manual_seed(1)).to(DEVICE)
     similarities[1, 100:] = -torch.inf
     assert_selected(similarities, 300, monkeypatch)

@@ -17,7 +17,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from moco import kernels
 from moco.errors import UserError
 from moco.kernels import Draws, by_triton, contrastive_loss, resolve
-from moco.kernels.by_triton import COMPACT_K, MOST_MAXIMA, PULL_K, Plan
+from moco.kernels.by_triton import COMPACT_K, MOST_MAXIMA, PULL_K, GridPlan
 
 # Bytes of shared memory of which a program may have all: a smaller GPU of the generation, or the other way to share it.
 LEAST_SHARED = {"sm_80": 99 << 10, "sm_90": 113 << 10, "sm_100": 113 << 10, "gfx942": 64 << 10}
@@ -45,9 +45,9 @@ def test_it_compiles_without_spills(queries, width, target, resources, tmp_path,
             assert used.shared <= LEAST_SHARED[target], (name, aligned)
 
 
-UNUSUAL = [Plan(1, 65536, 128, 1024, 960), Plan(17, 65536, 200, 1024, 960), Plan(64, 65536, 128, 4096, 960),
-           Plan(64, 4096, 128, 1024, 960), Plan(8, 1 << 20, 64, 1024, 960),
-           Plan(4096, 65536, 128, 10_000, 960)]  # fmt: skip
+UNUSUAL = [GridPlan(1, 65536, 128, 1024, 960), GridPlan(17, 65536, 200, 1024, 960), GridPlan(64, 65536, 128, 4096, 960),
+           GridPlan(64, 4096, 128, 1024, 960), GridPlan(8, 1 << 20, 64, 1024, 960),
+           GridPlan(4096, 65536, 128, 10_000, 960)]  # fmt: skip
 
 
 @judges_code
@@ -64,7 +64,7 @@ def test_sizes_of_one_are_numbers_that_the_compiler_knows(resources, tmp_path, m
     """The launcher passes an argument of 1 as a constant, which no operator of a tensor may be asked of."""
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
     ones = ("N", "K", "H", "tiles", "splits", "blocks", "Sq", "Sp", "Ss", "Sn", "closed", "stride_a", "stride_b")
-    for name, constants in Plan(1, 1, 16, 1, 8).constants(masked=True).items():
+    for name, constants in GridPlan(1, 1, 16, 1, 8).constants(masked=True).items():
         program = getattr(by_triton.programs(), name)
         known = {**constants, **{one: 1 for one in ones if one in program.arg_names}}
         assert resources.usage("sm_90", program, known, "tf32x3", 16).spilled == 0, name
@@ -104,7 +104,7 @@ SIZES = [(n, total, width, hard) for n in (1, 3, 32, 256, 1000, 4096) for total 
 
 def test_every_plan_covers_what_there_is_and_fills_a_gpu():
     for n, total, width, hard in SIZES:
-        plan = Plan(n, total, width, hard, 960)
+        plan = GridPlan(n, total, width, hard, 960)
         what = (n, total, width, hard)
         assert plan.chunks * plan.chunk >= total, what
         assert plan.splits * plan.split >= total, what
@@ -116,7 +116,7 @@ def test_every_plan_covers_what_there_is_and_fills_a_gpu():
         assert math.prod(plan.grids()["pull"][1:]) < 65536, what  # what a GPU takes beside its first dimension
         assert all(grid[1] < 65536 for grid in plan.grids().values()), what
     for n in (32, 64, 256):
-        plan = Plan(n, 65536, 128, 1024, 960)
+        plan = GridPlan(n, 65536, 128, 1024, 960)
         assert min(math.prod(grid) for grid in plan.grids().values()) >= 100
         assert plan.chunk // COMPACT_K <= 16
         assert plan.split // PULL_K <= 16
@@ -125,7 +125,7 @@ def test_every_plan_covers_what_there_is_and_fills_a_gpu():
 def test_what_the_launches_read_is_counted_from_the_machine_code(resources, tmp_path, monkeypatch):
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
     table = resources.occupancy(32).splitlines()[2:]
-    assert [line.split("|")[1].strip() for line in table] == list(Plan(32, 65536, 128, 1024, 960).grids())
+    assert [line.split("|")[1].strip() for line in table] == list(GridPlan(32, 65536, 128, 1024, 960).grids())
     assert all(int(line.split("|")[2].replace(",", "")) >= 100 for line in table)
     assert all(int(line.split("|")[4]) >= 16 for line in table)  # a thread asks for a wide word at least
     copy = "cp.async.cg.shared.global [ %r1 + 0 ], [ %rd1 + 0 ], 0x10, %r;"
