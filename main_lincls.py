@@ -13,6 +13,11 @@ from argparse import Namespace
 from functools import partial
 from typing import Any
 
+if __name__ == "__main__":  # a wrong flag is answered before torch is imported; spawned children are not __main__
+    from moco.cli import parse_lincls
+
+    ARGS = parse_lincls()
+
 import torch
 
 from moco import cli, data, distributed, seeding
@@ -74,7 +79,6 @@ def worker(args: Namespace) -> int:
     if mode == "lincls":
         reserving = partial(linear_checkpoint.reserve_run_folder, args.save_dir, path, args.overwrite)
         distributed.first_on_node(reserving, wait=True)
-
     views = f"; {linear.describe_features(cached)}" if mode in ("lincls", "lr_find") else ""
     plan = count_epochs(-(-len(train) // batch), lincls_schedule(args))
     resume_step = at.batches(plan.steps_per_epoch) if path else None
@@ -98,7 +102,6 @@ def worker(args: Namespace) -> int:
             lr_find.write(found, result, args.save_dir)
             log.line(found.summary())
             return 0
-
         # loop
         end, details = at.epoch if args.evaluate else args.epochs, bool(args.per_class or args.confusion)
         stop = StopRequest(args.max_minutes) if at.epoch < end else None
@@ -115,7 +118,6 @@ def worker(args: Namespace) -> int:
                 return code
             linear.validate(heads, held_out, details and at.epoch == end - 1)
             model.check_frozen(frozen, args.pretrained or path or "the random initialisation")
-
             # save
             at.close_epoch()
             save(new_best=linear.note_best(heads), keep_every=args.save_ckpt_freq)
@@ -143,4 +145,4 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(distributed.launch(worker, ARGS))

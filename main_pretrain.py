@@ -9,6 +9,11 @@ SIGUSR1 with a checkpoint; 2 input that cannot be used; 3 training went wrong; 1
 import sys
 from argparse import Namespace
 
+if __name__ == "__main__":  # a wrong flag is answered before torch is imported; spawned children are not __main__
+    from moco.cli import parse_pretrain
+
+    ARGS = parse_pretrain()
+
 import torch
 
 from moco import cli, data, distributed, seeding
@@ -113,4 +118,4 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(distributed.launch(worker, ARGS))

@@ -12,6 +12,11 @@ import sys
 from argparse import Namespace
 from functools import partial
 
+if __name__ == "__main__":  # a wrong flag is answered before torch is imported; spawned children are not __main__
+    from moco.cli import parse_semisup
+
+    ARGS = parse_semisup()
+
 import torch
 
 from moco import cli, data, distributed, seeding
@@ -107,7 +112,6 @@ def worker(args: Namespace) -> int:
         tuner = finetune.Tuner(
             model, wrapped, optimizer, scaler, plan, progress, log, stop, about, objective, lrs, ema, whole.classes
         )
-
         # loop
         if not val and not args.evaluate:
             log.line(finetune.CHOSEN_ON_TEST)
@@ -140,4 +144,4 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(distributed.launch(worker, ARGS))

@@ -1,6 +1,8 @@
 """The command line is a public interface: upstream's flags keep spelling, default and meaning."""
 
 import re
+import runpy
+import sys
 from pathlib import Path
 
 import pytest
@@ -255,3 +257,13 @@ def test_a_typed_method_drops_what_the_files_method_alone_uses(tmp_path):
     assert args.notes == ["the file's --type-starts of interpolation, mixup is dropped: none is drawn"]
     args = cli.parse_pretrain(["--config", str(file), "--n3", "0", "DIR"])
     assert (args.type_starts, args.type_start_steps) == ({"interpolation": 3}, {})
+
+
+@pytest.mark.parametrize("name", ["main_pretrain", "main_lincls", "main_semisup"])
+def test_a_wrong_flag_is_answered_before_torch_is_imported(name, capsys, monkeypatch):
+    """As a script; None in the place of torch makes its import an ImportError."""
+    monkeypatch.setattr(sys, "argv", [name, "DIR", "--batch-sise", "8"])
+    monkeypatch.setitem(sys.modules, "torch", None)
+    with pytest.raises(SystemExit, match="2"):
+        runpy.run_path(str(ROOT / f"{name}.py"), run_name="__main__")
+    assert "unrecognized arguments: --batch-sise 8; did you mean --batch-size?" in capsys.readouterr().err
