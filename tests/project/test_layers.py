@@ -35,7 +35,7 @@ NEVER = (("moco.models", "moco.data"), ("moco.train", "moco.eval"))  # the secon
 # A launcher and its Triton programs are one file in two, as only the second needs triton: the first imports it at its
 # first launch, the second has the first's constants.
 PROGRAMS = {"triton_kernels", "images_triton", "norm_triton", "draws_triton"}
-HAVE_FLAGS = FLOORS[-2] + FLOORS[-1] + ("moco.cli", "moco.train")  # moco.train: until settings are typed
+HAVE_FLAGS = FLOORS[-2] + FLOORS[-1] + ("moco.cli",)
 
 
 def files() -> dict[str, Path]:
