@@ -14,7 +14,8 @@ TERMS = re.findall(r"^\| (.+?) \| .+? \| `(\S+)` \|$", TEXT.split("## Glossary")
 # What somebody who followed the page would try first.
 ADDED = """
 import torch
-from moco.cli import options
+from moco.cli.methods import drawn as counted
+from moco.cli.pretrain import parse_pretrain
 from moco.config import InBatchConfig, SynCoConfig
 from moco.data import open_sources
 from moco.methods import losses, synco
@@ -24,15 +25,15 @@ from moco.models.encoder import build_encoder
 
 z = torch.nn.functional.normalize(torch.randn(5, 2, 8, dtype=torch.float64), dim=2)
 pairs, config = losses.compare(z, torch.arange(5)), InBatchConfig(beta=0.0, tau_plus=0.1)
-args = options.parse_pretrain(["--method", "debiased", "DIR"])
+args = parse_pretrain(["--method", "debiased", "DIR"])
 value, wanted = (METHODS[name].hooks.loss(config)(pairs, 0.2) for name in (args.method, "hcl"))
 assert torch.equal(value, wanted)
 
-assert options.drawn(options.parse_pretrain(["--n7", "5", "DIR"]))["repulsion"] == 5
+assert counted(parse_pretrain(["--n7", "5", "DIR"]))["repulsion"] == 5
 drawn = draw([row for row in synco.recipe(SynCoConfig(n7=5)) if row.kind == "repulsion"], 3, 9, 8, key=0)
 assert drawn.counts == (5, 0, 0, 0) and torch.equal(drawn.query_x, torch.full((3, 5), -0.01))
 
-sources = open_sources(options.parse_pretrain(["--dataset", "digits8"]).dataset)
+sources = open_sources(parse_pretrain(["--dataset", "digits8"]).dataset)
 assert len(sources.train) + len(sources.val) == 1797 and sources.train.load(3).size == (8, 8)
 
 assert build_encoder("four_layers", 16, size=32, mlp=True)(torch.randn(2, 3, 32, 32)).shape == (2, 16)

@@ -263,7 +263,7 @@ PLACES = {  # what a reader looks for: the words of the tree, and the definition
     "checkpoint.py: a run's checkpoint": "def save",
     "read.py: checkpoints of ten projects": "def load_backbone",
     "knn.py: k-NN accuracy": "def knn_predict",
-    "options.py: every flag of the mains, such as --n1": '"n1"',
+    "methods.py: those of a method, such as --n1": '"n1"',
     "report.py: selection": "def selected",
 }
 
