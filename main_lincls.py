@@ -30,7 +30,7 @@ from moco.train.plan import Progress, count_epochs
 from moco.train.resume import DONE, about_run, begin_run, changes, describe_resume, describe_stop
 from moco.train.runlog import RunLog
 from moco.train.stop import StopRequest
-from moco.weights.read import PUBLISHED, fill_backbone, read_backbone, settle
+from moco.weights.read import PUBLISHED, fill_backbone, read_backbone, settle_from_file
 
 AMP = {"off": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -44,7 +44,7 @@ def worker(args: Namespace) -> int:
     linear_checkpoint.check_classifier(path, needed=args.evaluate and not measure)
 
     # data
-    settled = settle(args, path or args.pretrained)
+    settled = settle_from_file(args, path or args.pretrained)
     settings = {"download": args.download, "val_path": args.val_data, "channels": args.channels, "cache": args.cache}
     sources = data.open_on_nodes(args.dataset, args.data, **settings)
     numbered = data.number_as_in({} if measure else state, str(path), mode == "lincls", sources.train, sources.val)
@@ -99,7 +99,7 @@ def worker(args: Namespace) -> int:
             return 0
         if args.lr_find:
             found = lr_find.sweep(heads[0], features(train, training=True), args.lr_find_steps)
-            lr_find.write(found, result, args.save_dir)
+            lr_find.write_sweep(found, result, args.save_dir)
             log.line(found.summary())
             return 0
         # loop

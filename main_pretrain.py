@@ -85,7 +85,7 @@ def worker(args: Namespace) -> int:
     with RunLog(args.save_dir, wandb=args.wandb, config=vars(args), resume_step=resume_step) as log:
         what = "the demo, as no DIR is given: " * args.demo + f"{args.method}, {args.arch} at {view.size} px"
         log.line(f"{what}, {len(images)} images of {images.name}, seed {seed}")
-        log.line(f"{distributed.summary()}, batch {batch}, {workers} loader workers each, amp {plan.amp or 'off'}")
+        log.line(f"{distributed.processes()}, batch {batch}, {workers} loader workers each, amp {plan.amp or 'off'}")
         recipe = negatives.sentences(model.extra, plan.total_steps, plan.steps_per_epoch)
         for sentence in filter(None, (summary, *recipe, data.size_warning(images, view.size), *args.notes, *notes)):
             log.line(sentence)

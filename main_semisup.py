@@ -36,7 +36,7 @@ from moco.train.plan import Progress, count_epochs
 from moco.train.resume import about_run, begin_run, changes, describe_resume
 from moco.train.runlog import RunLog
 from moco.train.stop import StopRequest
-from moco.weights.read import PUBLISHED, fill_backbone, read_backbone, settle
+from moco.weights.read import PUBLISHED, fill_backbone, read_backbone, settle_from_file
 
 
 def worker(args: Namespace) -> int:
@@ -45,13 +45,13 @@ def worker(args: Namespace) -> int:
     seeding.begin(seed, asked=args.seed is not None)
 
     # data
-    settled = settle(args, path or args.pretrained)
+    settled = settle_from_file(args, path or args.pretrained)
     settings = {"download": args.download, "val_path": args.val_data, "channels": args.channels, "cache": args.cache}
     sources = data.open_on_nodes(args.dataset, args.data, **settings)
     whole, test = finetune.labelled_images(sources, test=not args.val_only)
     numbered = data.number_as_in(state, str(path), not args.evaluate, whole, test)
     choosing = partial(
-        subset.choose, whole, args.train_percent, args.train_files, args.val_share, args.subset_seed,
+        subset.choose_subset, whole, args.train_percent, args.train_files, args.val_share, args.subset_seed,
         cache=os.path.join(torch.hub.get_dir(), "imagenet_subsets"),
     )  # fmt: skip
     train, val, origin = distributed.first_on_node(choosing, wait=True)  # it may fetch a list
@@ -101,7 +101,7 @@ def worker(args: Namespace) -> int:
         summary = "; ".join([summary, *args.notes]) + settled.summary
         log.line(f"{args.arch} at {size} px, --weights {args.weights}: {summary}")
         log.line(finetune.describe_images(args.evaluate, train, whole, origin, val, test))
-        summary = f"{epochs} epochs of {steps} steps, " * (not args.evaluate) + distributed.summary()
+        summary = f"{epochs} epochs of {steps} steps, " * (not args.evaluate) + distributed.processes()
         log.line("\n".join([f"{summary}, batch {batch}, amp {amp or 'off'}, seed {seed}", *notes]))
         workers, flip = distributed.share_of_cores(args.workers), data.dataset_of(args.dataset).mirrored
         note, preset = bad_image_notes(log.line), data.get_preset(args.aug) if args.aug else None

@@ -7,7 +7,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # runs from a clone without installing
 
 from moco.errors import UserError, exit_code
-from moco.weights.detectron2_names import convert, pixels_of, write
+from moco.weights.detectron2_names import convert, pixels_of, write_pickle
 
 
 def main(argv: list[str]) -> int:
@@ -20,7 +20,7 @@ def work(argv: list[str]) -> None:
     if len(argv) != 2:
         raise UserError(__doc__)
     tensors = convert(argv[0])
-    write(tensors, argv[1])
+    write_pickle(tensors, argv[1])
     print(f"wrote {len(tensors)} arrays of the backbone to {argv[1]}")
     if pixels := pixels_of(argv[0]):
         print(f"images are normalised as in training by appending {shlex.join(pixels)}")

@@ -21,7 +21,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # runs from a c
 
 from moco.errors import USAGE_EXIT, TrainingError, UserError
 from moco.files import write_json
-from moco.weights.detectron2_names import convert, pixels_of, write
+from moco.weights.detectron2_names import convert, pixels_of, write_pickle
 
 HERE = Path(__file__).resolve().parent
 SCHEDULES = {"voc": ("24k", "12k"), "coco": ("1x", "2x")}  # the first is the default
@@ -119,7 +119,7 @@ def run(
     cfg, said = recipe.read_config(file, argv, num_gpus)
     said += [f"images are normalised as {checkpoint} was trained: {' '.join(pixels)}"] * bool(pixels)
     _claim(out, {"weights": _digest(tensors), "settings": _settings(cfg), "seed": seed})
-    write(tensors, weights)
+    write_pickle(tensors, weights)
     recipe.check_start(cfg, resume=False, eval_only=False)
 
     found = []

@@ -11,7 +11,7 @@ def main(argv: list[str] | None = None) -> int:
     args = commands.parse_average(argv)
     from moco.weights import average
 
-    return exit_code(lambda: average.run(args))
+    return exit_code(lambda: average.run_average(args))
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ def main(argv: list[str] | None = None) -> int:
     settings = cli.parse_pretrain(["--save-dir", asked.save_dir])
     from moco.eval import demo
 
-    return demo.run(asked, settings)
+    return demo.run_demo(asked, settings)
 
 
 if __name__ == "__main__":

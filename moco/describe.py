@@ -11,7 +11,7 @@ def main(argv: list[str] | None = None) -> int:
     args = commands.parse_describe(argv)
     from moco.weights import describe
 
-    return exit_code(lambda: describe.run(args))
+    return exit_code(lambda: describe.run_describe(args))
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ def main(argv: list[str] | None = None) -> int:
     from moco import distributed
     from moco.eval import embed
 
-    return distributed.launch(embed.worker, args)
+    return distributed.launch(embed.embed_worker, args)
 
 
 if __name__ == "__main__":

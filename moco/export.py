@@ -11,7 +11,7 @@ def main(argv: list[str] | None = None) -> int:
     args = commands.parse_export(argv)
     from moco.weights import export
 
-    return exit_code(lambda: export.run(args))
+    return exit_code(lambda: export.run_export(args))
 
 
 if __name__ == "__main__":

@@ -227,7 +227,7 @@ def newest_good(folder: str, before: dict[str, int]) -> str | None:
     return None
 
 
-def resolve(resume: str, folder: str, name: str | None = None) -> str | None:
+def resolve_path(resume: str, folder: str, name: str | None = None) -> str | None:
     """The file that ``--resume`` means: None for a fresh start (nothing given, or ``auto`` and nothing there).
 
     name: of the one file that ``auto`` takes; None: a pretraining's newest checkpoint.

@@ -11,7 +11,7 @@ def main(argv: list[str] | None = None) -> int:
     from moco import distributed
     from moco.eval import retrieval
 
-    return distributed.launch(retrieval.worker, args)
+    return distributed.launch(retrieval.retrieval_worker, args)
 
 
 if __name__ == "__main__":

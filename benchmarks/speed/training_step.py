@@ -74,7 +74,7 @@ def worker(args: Namespace) -> int:
         source = noise(plain.batch_size, view, plain.seed, distributed.device(), IMAGES)
         found = measure(trainers, source, args.rounds)
     amp = trainers["plain"].plan.amp or "off"
-    about = f"{plain.arch} at {plain.size} px, batch {plain.batch_size}, K {plain.moco_k}, {distributed.summary()}"
+    about = f"{plain.arch} at {plain.size} px, batch {plain.batch_size}, K {plain.moco_k}, {distributed.processes()}"
     print(f"{about}, {torch.get_num_threads()} threads, amp {amp}, torch {torch.__version__}, {args.rounds} rounds")
     print(f"\n{report(found)}")
     return 0

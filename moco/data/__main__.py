@@ -9,7 +9,7 @@ import sys
 from moco.cli import commands
 from moco.data.sources.files import open_path
 from moco.data.sources.index import write_index
-from moco.data.sources.shards import pack
+from moco.data.sources.shards import pack_shards
 from moco.errors import exit_code
 
 
@@ -29,7 +29,7 @@ def _pack(args: argparse.Namespace) -> None:
     for name in splits if "train" in splits else [""]:
         images = open_path(os.path.join(args.source, name) if name else args.source)
         out = os.path.join(args.out, name) if name else args.out
-        print(f"{len(images)} images in {len(pack(images, out, args.seed, args.shard_mb))} shards: {out}")
+        print(f"{len(images)} images in {len(pack_shards(images, out, args.seed, args.shard_mb))} shards: {out}")
 
 
 if __name__ == "__main__":

@@ -6,12 +6,12 @@ import statistics
 
 import numpy as np
 
-from moco.data.sources.base import Source, renumber
+from moco.data.sources.base import Source, renumber, spread_indices
 from moco.data.sources.decode import BadImageError
 from moco.errors import UserError
 
 FAR_BELOW = 4  # images this many times larger than the views lose what their classes differ in
-LOOKED_AT = 9  # images, spread over the set
+CHECKED = 9  # images, spread over the set
 NAMED = 5  # classes in a message
 
 
@@ -80,7 +80,7 @@ def _take_numbers(source: Source, known: list[str], path: str) -> None:
 def size_warning(source: Source, size: int) -> str:
     """A sentence when views of ``size`` pixels are far below the images' size, else nothing; looks at a few images."""
     sides = []
-    for index in np.linspace(0, len(source) - 1, min(LOOKED_AT, len(source))).astype(int).tolist():
+    for index in spread_indices(len(source), CHECKED):
         try:
             sides.append(min(source.load(index).size))
         except BadImageError:

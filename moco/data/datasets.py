@@ -32,7 +32,7 @@ from moco.data.augment.by_pil import (
     split_order,
     to_tensor,
 )
-from moco.data.augment.by_torch import pack
+from moco.data.augment.by_torch import pack_params
 from moco.data.sources.base import Source
 from moco.data.sources.decode import BadImageError, colour_jpeg_size, decode_bytes, decode_colour_jpeg, reading
 from moco.errors import UserError
@@ -163,7 +163,7 @@ class TwoViews(_Images):
         (views, crops), used, bad = load_or_replace(self.source, index, self.max_tries, load)
         item: dict[str, Any] = {"index": used, "bad": bad}
         if self.crop_only:
-            rows = [pack(view.jitter, view.grey, view.blur, view.flip, view.solarize) for view in views]
+            rows = [pack_params(view.jitter, view.grey, view.blur, view.flip, view.solarize) for view in views]
             return {**item, **_by_name(crops), **_by_name(rows, "_params")}
         if self.after and not self.by_pil:
             crops = [finish(crop, view, self.after) for crop, view in zip(crops, views, strict=True)]

@@ -67,7 +67,7 @@ def cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def summary() -> str:
+def processes() -> str:
     """Who trains, for the log."""
     where = f"{device().type} {torch.cuda.get_device_name()}" if torch.cuda.is_available() else "cpu"
     if world_size() == 1:
@@ -323,10 +323,10 @@ def same_on_all_ranks(x: Tensor) -> bool:
     """Whether ``x`` has the same bits everywhere, by two checksums of its words (one weighs positions)."""
     if world_size() == 1:
         return True
-    summary = x.contiguous().flatten()
-    summary = summary.view(torch.int32 if summary.element_size() % 4 == 0 else torch.uint8).to(torch.int64)
-    weights = torch.arange(summary.numel(), device=x.device) % 65521 + 1
-    sums = torch.stack([summary.sum(), (summary * weights).sum()])
+    processes = x.contiguous().flatten()
+    processes = processes.view(torch.int32 if processes.element_size() % 4 == 0 else torch.uint8).to(torch.int64)
+    weights = torch.arange(processes.numel(), device=x.device) % 65521 + 1
+    sums = torch.stack([processes.sum(), (processes * weights).sum()])
     return bool((all_gather(sums[None]) == sums).all())
 
 

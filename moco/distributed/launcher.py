@@ -25,7 +25,7 @@ from moco import files
 from moco.distributed import collectives
 from moco.errors import DIVERGED_EXIT, SIGTERM_EXIT, USAGE_EXIT, TrainingError, UserError
 
-GRACE_SECONDS = 20  # how long the other processes may take to end after one has failed
+EXIT_GRACE_SECONDS = 20  # how long the other processes may take to end after one has failed
 INTERRUPTED_EXIT = 130  # Ctrl-C
 USAGE_GRACE_SECONDS = 3  # the same after a user's mistake: there is nothing to save, only sentences to collect
 
@@ -324,10 +324,10 @@ def _pass_signals_to(children: list, signals: list[int]) -> None:
 
 
 def _wait(children: list) -> int:
-    """Wait for all; after the first failure the others get GRACE_SECONDS. Returns the first failure's code."""
+    """Wait for all; after the first failure the others get EXIT_GRACE_SECONDS. Returns the first failure's code."""
     first, alive = 0, list(children)
     while alive:
-        grace = USAGE_GRACE_SECONDS if first == USAGE_EXIT else GRACE_SECONDS
+        grace = USAGE_GRACE_SECONDS if first == USAGE_EXIT else EXIT_GRACE_SECONDS
         ended = wait([child.sentinel for child in alive], timeout=grace if first else None)
         if not ended:
             break

@@ -35,7 +35,7 @@ def upstreams(W: int, N: int, v: int, C: int, P: int, K: int) -> dict[str, float
     }
 
 
-def table(worlds: tuple[int, ...], N: int, v: int, C: int, P: int, K: int) -> str:
+def traffic_table(worlds: tuple[int, ...], N: int, v: int, C: int, P: int, K: int) -> str:
     """MB a process and step, this code's rows and both sums."""
     ours = [per_step(W, N, v, C, P) for W in worlds]
     theirs = [upstreams(W, N, v, C, P, K) for W in worlds]

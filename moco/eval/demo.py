@@ -28,7 +28,7 @@ from moco.weights.read import load_backbone
 BAND = {"knn": (92.0, 96.5), "acc1": (94.0, 97.5)}
 
 
-def run(asked: argparse.Namespace, settings: argparse.Namespace) -> int:
+def run_demo(asked: argparse.Namespace, settings: argparse.Namespace) -> int:
     """The demo from start to the last line; the exit code of the first command that failed, or 0.
 
     Args:
@@ -56,7 +56,7 @@ def run(asked: argparse.Namespace, settings: argparse.Namespace) -> int:
     print(f"\n{results_table(folder, whole=asked.epochs is None)}")
     print(f"\nThe embedding of the held-out digits, before and after: {image}")
     print(f"Log {folder}/log.jsonl, curves: tensorboard --logdir {folder}, weights: {weights}")
-    print(f"{time.monotonic() - began:.0f} s in all, on {distributed.summary()}.")
+    print(f"{time.monotonic() - began:.0f} s in all, on {distributed.processes()}.")
     return 0
 
 

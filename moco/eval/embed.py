@@ -33,30 +33,30 @@ from moco.errors import UserError
 from moco.eval.features import EvalData, FeatureExtractor, Features, bad_image_notes
 from moco.models.encoder import build_encoder
 from moco.seeding import numpy_generator
-from moco.weights.read import PUBLISHED, fill_backbone, read_backbone, settle
+from moco.weights.read import PUBLISHED, fill_backbone, read_backbone, settle_from_file
 
 AMP = {"off": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 FEWEST = 10  # images that a picture needs; the methods look at neighbourhoods
 THUMBNAIL = 64  # longest side in pixels
 
 
-def worker(args: Namespace) -> int:
+def embed_worker(args: Namespace) -> int:
     """One process of the command, from data to files; returns the exit code."""
     if args.picture in EXTRAS:
         _extra(args.picture)  # said before an hour of features, not after it
     make_folder(args.out)
-    distributed.by_main(partial(write, args, read(args)))
+    distributed.by_main(partial(write_embedding, args, read_features(args)))
     return 0
 
 
-def write(args: Namespace, found: Found) -> None:
+def write_embedding(args: Namespace, found: Found) -> None:
     """The files. A picture of many points takes minutes."""
     share, source = found.share, found.source
     print(f"{args.arch} at {found.size} px: {found.summary}")
     written = save_features(share, source, args.out, args.format)
     print(f"{len(share.x)} x {share.x.shape[1]} features of {source.name}: {written}")
     if args.picture != "none":
-        draw(share, source, args.out, args.picture, args.points, args.seed)
+        draw_points(share, source, args.out, args.picture, args.points, args.seed)
 
 
 class Found(NamedTuple):
@@ -69,14 +69,14 @@ class Found(NamedTuple):
     summary: str  # what was read from the checkpoint
 
 
-def read(args: Namespace) -> Found:
+def read_features(args: Namespace) -> Found:
     """Features of the images that the flags of this command name; every process has to call."""
-    settled = settle(args, args.checkpoint)
+    settled = settle_from_file(args, args.checkpoint)
     opening = partial(
         data.open_sources, args.dataset, args.data,
         download=args.download, val_path=args.val_data, channels=args.channels, cache=args.cache,
     )  # fmt: skip
-    source = choose(distributed.first_on_node(opening, wait=bool(args.download or args.cache)), args.split)
+    source = choose_source(distributed.first_on_node(opening, wait=bool(args.download or args.cache)), args.split)
     size, mean, std = settled.of(source)
 
     # The head's width is of no account: features are what enters it.
@@ -93,7 +93,7 @@ def read(args: Namespace) -> Found:
     return Found(extractor.whole(encoder.to(device), source), source, encoder, size, summary + settled.summary)
 
 
-def choose(sources: Sources, split: str | None) -> Source:
+def choose_source(sources: Sources, split: str | None) -> Source:
     """The images to embed: held-out ones where there are any, else all. Unlabelled ones get the label -1."""
     if split == "val" and sources.val is None:
         raise UserError(f"--split val: {sources.no_pair or 'there are no held-out images'}; leave it out.")
@@ -146,14 +146,14 @@ def save_features(share: Features, source: Source, folder: str, kind: str) -> st
 # ------------------------------------------------------------------------------------------------ two dimensions
 
 
-def draw(share: Features, source: Source, folder: str, method: str, most: int, seed: int) -> None:
+def draw_points(share: Features, source: Source, folder: str, method: str, most: int, seed: int) -> None:
     """Write embedding.png and embedding.html with at most ``most`` images, drawn by ``seed``."""
     if len(share.x) < FEWEST:
         raise UserError(f"a picture needs {FEWEST} images, not {len(share.x)}; --picture none writes features alone.")
     rows = np.arange(len(share.x))
     if len(rows) > most:
         rows = np.sort(numpy_generator("sample", seed).choice(len(rows), most, replace=False))
-    points = METHODS[method](share.x.numpy()[rows], seed)  # (N, 2)
+    points = PROJECTIONS[method](share.x.numpy()[rows], seed)  # (N, 2)
     ids, labels = share.ids.numpy()[rows], share.labels.numpy()[rows]
     classes = list(source.classes or ())
     title = f"{source.name}: {len(rows)} of {len(share.x)} images, {method}"
@@ -196,7 +196,7 @@ def pacmap_points(features: np.ndarray, seed: int = 0) -> np.ndarray:
     return pacmap.PaCMAP(n_neighbors=neighbours, random_state=seed).fit_transform(_unit(features))
 
 
-METHODS = {"tsne": tsne, "umap": umap_points, "pacmap": pacmap_points}
+PROJECTIONS = {"tsne": tsne, "umap": umap_points, "pacmap": pacmap_points}
 EXTRAS = {"umap": "umap-learn", "pacmap": "pacmap"}  # module and extra: package
 
 

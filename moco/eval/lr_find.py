@@ -19,9 +19,9 @@ from moco.eval.linear_report import write_csv
 from moco.files import write_figure
 from moco.train.timers import Stopwatch
 
-LOW, HIGH = 1e-3, 1e3  # 30 is right for ImageNet features, 0.3 for some small ones
+LOWEST_RATE, HIGHEST_RATE = 1e-3, 1e3  # 30 is right for ImageNet features, 0.3 for some small ones
 MIN_STEPS = 100  # fewer tell too little about six powers of ten
-KEPT = 0.9  # of the running mean, in each step
+MEAN_KEPT = 0.9  # of the running mean, in each step
 HOPELESS = 4.0  # times the lowest smoothed loss: no higher rate will do
 
 
@@ -36,11 +36,11 @@ class Sweep:
 
     def add(self, rate: float, loss: float) -> None:
         """One more step."""
-        before = self.smoothed[-1] * (1 - KEPT ** len(self.losses)) if self.losses else 0.0
+        before = self.smoothed[-1] * (1 - MEAN_KEPT ** len(self.losses)) if self.losses else 0.0
         self.rates.append(rate)
         self.losses.append(loss)
-        mean = KEPT * before + (1 - KEPT) * loss
-        self.smoothed.append(mean / (1 - KEPT ** len(self.losses)))  # without the pull of the zero it began with
+        mean = MEAN_KEPT * before + (1 - MEAN_KEPT) * loss
+        self.smoothed.append(mean / (1 - MEAN_KEPT ** len(self.losses)))  # without the pull of the zero it began with
 
     @property
     def hopeless(self) -> bool:
@@ -91,7 +91,7 @@ def sweep(head: LinearClassifier, data: ProbeData, steps: int | None) -> Sweep:
     found = Sweep(steps)
     batches = (batch for epoch in count() for batch in data.batches(epoch, Stopwatch()))
     for step, (x, labels, _) in enumerate(islice(batches, steps)):
-        head.rate = LOW * (HIGH / LOW) ** (step / (steps - 1))
+        head.rate = LOWEST_RATE * (HIGHEST_RATE / LOWEST_RATE) ** (step / (steps - 1))
         loss = head.step(x, labels)[0]
         found.add(head.rate, float(distributed.mean_over_ranks(loss)))
         if found.hopeless:
@@ -99,7 +99,7 @@ def sweep(head: LinearClassifier, data: ProbeData, steps: int | None) -> Sweep:
     return found
 
 
-def write(found: Sweep, result: dict[str, Any], save_dir: str) -> None:
+def write_sweep(found: Sweep, result: dict[str, Any], save_dir: str) -> None:
     """lr_find.csv, lr_find.png and lr_find.json in ``save_dir``; ``result``: what the last says of the run besides."""
     write_result({**result, **found.result()}, save_dir, "lr_find.json")
     if not distributed.is_main():

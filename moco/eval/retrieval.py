@@ -40,13 +40,13 @@ from moco.weights.read import PUBLISHED, open_file, sound_head_entries
 MEASURES = ("precision_at_1", "r_precision", "map_at_r", "map", "ami", "nmi")
 CHUNK = 1 << 22  # similarities at a time, 17 MB, and six times that beside them
 RESTARTS = 3  # of k-means
-MOST = 10_000  # images between epochs: time grows with their square, and k-means holds up all processes
+MOST_IMAGES = 10_000  # images between epochs: time grows with their square, and k-means holds up all processes
 
 
-def worker(args: Namespace) -> int:
+def retrieval_worker(args: Namespace) -> int:
     """One process of the command, from data to retrieval.json; returns the exit code."""
     embed.make_folder(args.out)
-    found = embed.read(args)
+    found = embed.read_features(args)
     x, labels = found.share.x, found.share.labels
     check_labels(labels, found.source.name)
     tell = print if distributed.is_main() else _silent
@@ -61,7 +61,7 @@ def worker(args: Namespace) -> int:
     settings = {"arch": args.arch, "checkpoint": args.checkpoint, "images": len(x), "seed": args.seed}
     linear.write_result({**settings, **result}, args.out, "retrieval.json")
     for where, values in result.items():
-        tell(f" * {where}: " + summary(values))
+        tell(f" * {where}: " + describe_measures(values))
     return 0
 
 
@@ -69,7 +69,7 @@ def _silent(*_: object) -> None:
     return None
 
 
-def summary(values: dict[str, float]) -> str:
+def describe_measures(values: dict[str, float]) -> str:
     """The measures in a line."""
     return ", ".join(f"{name} {value:.2f}" for name, value in values.items())
 
@@ -88,13 +88,13 @@ def both_ways(share: Features, seed: int) -> tuple[dict[str, float], str]:
     whole = gathered(share, distributed.device())
     assert whole.z is not None
     n = len(whole.ids)
-    part = torch.randperm(n, generator=torch_generator("retrieval", seed))[:MOST].sort().values
-    values, lines = {}, [f"retrieval among {len(part)} held-out images" + f", drawn from {n}" * (n > MOST)]
+    part = torch.randperm(n, generator=torch_generator("retrieval", seed))[:MOST_IMAGES].sort().values
+    values, lines = {}, [f"retrieval among {len(part)} held-out images" + f", drawn from {n}" * (n > MOST_IMAGES)]
     for where, x in (("features", whole.x[part]), ("head", whole.z[part])):
         finite = bool(x.isfinite().all())
         found = measure_retrieval(x, whole.labels[part], seed) if finite else {name: math.nan for name in MEASURES}
         values.update({f"{where}/{name}": value for name, value in found.items()})
-        lines.append(f"   {where}: " + summary(found))
+        lines.append(f"   {where}: " + describe_measures(found))
     return values, "\n".join(lines)
 
 

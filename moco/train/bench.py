@@ -59,7 +59,7 @@ def worker(args: Namespace) -> int:
     batch = args.batch_size * distributed.nodes()
     queue = f"K {args.moco_k}" if args.family == "queue" else "no queue"
     tell(f"{args.method}, {args.arch} at {view.size} px, batch {batch}, {queue}, {images.name}; "
-         f"{distributed.summary()}, {torch.get_num_threads()} threads, torch {torch.__version__}")  # fmt: skip
+         f"{distributed.processes()}, {torch.get_num_threads()} threads, torch {torch.__version__}")  # fmt: skip
     loads = parts = {}
     if args.what in ("data", "all"):
         loads = data_rows(images, view, args, batch)

@@ -29,9 +29,9 @@ DONE = (
 def begin_run(resume: str, folder: str, seed: int | None, name: str | None = None) -> tuple[str | None, dict, int]:
     """The checkpoint to go on from, if any, what is in it, and the run's seed, on every process the same.
 
-    name: as in :func:`moco.files.resolve`.
+    name: as in :func:`moco.files.resolve_path`.
     """
-    path = distributed.from_main(files.resolve(resume, folder, name))
+    path = distributed.from_main(files.resolve_path(resume, folder, name))
     state = files.read(path) if path else {}
     return path, state, distributed.from_main(seeding.choose_seed(seed, state))
 

@@ -21,7 +21,14 @@ from moco import data, files
 from moco.errors import UserError
 from moco.models.encoder import backbone_keys
 from moco.models.inputs import normalise
-from moco.weights.read import Backbone, describe_changes, fill_backbone, open_backbone, recorded_changes, settle
+from moco.weights.read import (
+    Backbone,
+    describe_changes,
+    fill_backbone,
+    open_backbone,
+    recorded_changes,
+    settle_from_file,
+)
 from moco.weights.settings import Settled
 
 _CHECKPOINTS = re.compile(r"checkpoint_((?:semisup|lincls)_)?\d{4,}\.pth\.tar$")  # of ends of epochs, of each main
@@ -31,7 +38,7 @@ _PREFIXES = ("module.encoder_ema.", "module.encoder_q.")  # of a pretraining, th
 # ------------------------------------------------------------------------------------------------ which files
 
 
-def choose(folder: str, last: int | None, best: int | None) -> list[str]:
+def choose_checkpoints(folder: str, last: int | None, best: int | None) -> list[str]:
     """Paths of a run's ``last`` checkpoints, or of its ``best`` by accuracy, oldest first.
 
     A fine-tuning's and a probe's files hold their own accuracy; of a pretraining's log it is the k-NN accuracy.
@@ -145,7 +152,7 @@ def _weights(state: dict, path: str) -> dict[str, Tensor]:
     return weights
 
 
-def has_batchnorm(weights: dict[str, Tensor]) -> bool:
+def has_running_statistics(weights: dict[str, Tensor]) -> bool:
     """Whether there are running statistics to measure anew."""
     return any(name.endswith("running_mean") for name in weights)
 
@@ -192,20 +199,20 @@ def _batches(args: Namespace, like: Backbone, settled: Settled) -> tuple[Iterato
     return (normalise(found["q"], mean, std) for found in loader), summary
 
 
-def run(args: Namespace) -> None:
+def run_average(args: Namespace) -> None:
     paths = args.checkpoints
     folder = paths[0] if len(paths) == 1 and os.path.isdir(paths[0]) else ""
     if folder:
-        paths = choose(folder, args.last, args.best)
+        paths = choose_checkpoints(folder, args.last, args.best)
     state, stale = average(paths)
     summary = "no BatchNorm to measure anew"
-    if not stale and has_batchnorm(state["state_dict"]):
+    if not stale and has_running_statistics(state["state_dict"]):
         summary = "BatchNorm's statistics are those of every file"
     elif stale and args.refresh:
         if args.data is None and args.dataset is None:
             raise UserError("BatchNorm's statistics are to be measured anew: give training images by --data or "
                             "--dataset, or --no-refresh to keep the mean of the old ones.")  # fmt: skip
-        settled = settle(args, paths[-1])
+        settled = settle_from_file(args, paths[-1])
         like = open_backbone(paths[-1], args.arch, args.stem, args.size)
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         batches, summary = _batches(args, like, settled)

@@ -38,7 +38,7 @@ class Line(NamedTuple):
     ok: bool = True
 
 
-def describe(path: str) -> list[Line]:
+def describe_file(path: str) -> list[Line]:
     """All that can be told of a file without data.
 
     Raises:
@@ -239,9 +239,9 @@ def _optimizer(file: File) -> Iterator[Line]:
         yield Line(f"{bad} tensors of the optimizer hold NaN or infinity", ok=False)
 
 
-def run(args: Namespace) -> int:
+def run_describe(args: Namespace) -> int:
     """Print what a file is; the exit code, 1 where there is a warning."""
-    lines = describe(args.checkpoint)
+    lines = describe_file(args.checkpoint)
     odd = [line for line in lines if not line.ok]
     for line in lines:
         print(line.text if line.ok else f"warning: {line.text}")

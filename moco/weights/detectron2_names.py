@@ -78,7 +78,7 @@ def renamed(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     return {detectron2_name(name): value for name, value in tensors.items() if "num_batches" not in name}
 
 
-def write(tensors: dict[str, Tensor], path: str) -> None:
+def write_pickle(tensors: dict[str, Tensor], path: str) -> None:
     """Write detectron2's weight file: a pickle of arrays; an older file stays whole until the new one is.
 
     Raises:

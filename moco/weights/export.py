@@ -35,7 +35,7 @@ from moco.weights.read import (
     bare_names,
     describe_changes,
     open_backbone,
-    settle,
+    settle_from_file,
     sound_head_entries,
 )
 
@@ -47,12 +47,12 @@ SUFFIXES = {
     "onnx": ".onnx",
     "features": ".features.pt",
 }
-TOLERANCE = 1e-5  # of features, relative to their largest
+FEATURE_TOLERANCE = 1e-5  # of features, relative to their largest
 ONNX_TOLERANCE = 1e-4  # other kernels add in another order
 
 # torchvision's ViT by timm's names: a pure renaming (timm's qkv is torchvision's in_proj).
-VITS = {f"vit_{word[0]}_{p}": f"vit_{word}_patch{p}_224" for word in ("base", "large") for p in (16, 32)}
-VITS["vit_h_14"] = "vit_huge_patch14_224"
+TORCHVISION_VITS = {f"vit_{word[0]}_{p}": f"vit_{word}_patch{p}_224" for word in ("base", "large") for p in (16, 32)}
+TORCHVISION_VITS["vit_h_14"] = "vit_huge_patch14_224"
 _VIT_NAMES = (
     (r"^class_token$", "cls_token"),
     (r"^conv_proj\.", "patch_embed.proj."),
@@ -150,13 +150,13 @@ def library_arch(arch: str, to: str) -> str:
     """
     bare = arch.removeprefix("timm/")
     if to == "torchvision":
-        name = {theirs: ours for ours, theirs in VITS.items()}.get(bare, bare)
+        name = {theirs: ours for ours, theirs in TORCHVISION_VITS.items()}.get(bare, bare)
         if name in torchvision_names():
             return name
     else:
         import timm
 
-        name = VITS.get(bare, bare)
+        name = TORCHVISION_VITS.get(bare, bare)
         if timm.is_model(name):
             return f"timm/{name}"
     raise UserError(f"{to} has no network {bare}; export it to another kind, such as safetensors.")
@@ -185,7 +185,7 @@ def _to_library(source: Backbone, to: str, out: str, card: dict[str, Any], keep_
     _load_strictly(target, tensors, keep_head)
     apply_changes(target, source.changes)
     gap = _gap(_compute(source.encoder, source, keep_head), _compute(target, source, keep_head))
-    if not gap <= TOLERANCE:
+    if not gap <= FEATURE_TOLERANCE:
         raise UserError(f"{to}'s {arch} computes other features (relative difference {gap:.1e}); nothing was written.")
     plain = {name.removeprefix(wrapped): value for name, value in tensors.items()}
     paths = _write_with_card(plain, out, {**card, "arch": arch})
@@ -281,7 +281,7 @@ def _to_detectron2(source: Backbone, out: str, card: dict[str, Any]) -> Exported
                         f"{source.arch} with {source.stem} stem and {source.channels} channels.")  # fmt: skip
     detectron2_names.refuse_changes(source.encoder, source.file.path)
     tensors = detectron2_names.renamed(_own_tensors(source, keep_head=False))
-    detectron2_names.write(tensors, out)
+    detectron2_names.write_pickle(tensors, out)
     pixels = detectron2_names.pixel_options(card["mean"], card["std"])
     return Exported([out], [f"{len(tensors)} arrays; give the file as {' '.join(['MODEL.WEIGHTS', *pixels])}"])
 
@@ -403,10 +403,10 @@ def _destination(args: Namespace) -> str:
     return out
 
 
-def run(args: Namespace) -> None:
+def run_export(args: Namespace) -> None:
     if args.head == "keep" and args.to in ("detectron2", "safetensors", "features"):
         raise UserError(f"--head keep has no meaning for --to {args.to}; leave it out.")
-    settled = settle(args, args.checkpoint, args.dataset)
+    settled = settle_from_file(args, args.checkpoint, args.dataset)
     source = open_backbone(args.checkpoint, args.arch, args.stem, args.size)
     out = _destination(args)
     mean, std = settled.statistics(source.channels, source.size)

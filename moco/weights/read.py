@@ -35,7 +35,7 @@ from moco import files
 from moco.errors import UserError
 from moco.models.encoder import backbone_keys, build_encoder, head_of, use_heads
 from moco.weights import settings
-from moco.weights.settings import TENSORS, Setting, Settled
+from moco.weights.settings import FROM_TENSORS, Setting, Settled
 
 PUBLISHED = "torchvision:"  # followed by a name such as IMAGENET1K_V2
 SAFETENSORS = ".safetensors"
@@ -59,7 +59,7 @@ RESNETS = {
     ((3, 4, 23, 3), (256, 8), True): "resnext101_32x8d",
     ((3, 4, 23, 3), (256, 4), True): "resnext101_64x4d",
 }
-VITS = {192: "tiny", 384: "small", 768: "base", 1024: "large", 1280: "huge"}  # timm's words for a ViT's width
+VIT_WIDTHS = {192: "tiny", 384: "small", 768: "base", 1024: "large", 1280: "huge"}  # timm's words for a ViT's width
 # What no tensor tells, by the names under which cards and checkpoints keep it, see apply_changes.
 CHANGES = {
     "num_heads": "{} attention heads as MoCo v3's and solo-learn's ViT has",
@@ -67,7 +67,9 @@ CHANGES = {
     "bare_stem": "neither ReLU nor max-pool after bn1, as lightly's own ResNet by position has none",
 }
 _OWN_RESNET = "2.0.conv1.weight"  # where layer1 follows bn1: of lightly's own ResNet, ReLU and max-pool are no modules
-ALIASES = {f"vit_{word}": f"vit_{word}_patch{14 if word == 'huge' else 16}_224" for word in VITS.values()}  # MoCo v3's
+MOCO_V3_NAMES = {
+    f"vit_{word}": f"vit_{word}_patch{14 if word == 'huge' else 16}_224" for word in VIT_WIDTHS.values()
+}  # MoCo v3's
 
 
 class File(NamedTuple):
@@ -191,7 +193,7 @@ def outline(
     return Backbone(encoder.eval(), arch, stem, size, channels, _changes(encoder, file), file, summary), tensors
 
 
-def settle(args: Namespace, path: str, dataset: str | None = None) -> Settled:
+def settle_from_file(args: Namespace, path: str, dataset: str | None = None) -> Settled:
     """Complete the flags of an evaluation from the file that it evaluates, see :func:`moco.weights.settings.settle`.
 
     Args:
@@ -203,7 +205,7 @@ def settle(args: Namespace, path: str, dataset: str | None = None) -> Settled:
     """
     known: dict[str, Setting] = {}
     if path.startswith(PUBLISHED):
-        known = {"stem": Setting("imagenet", TENSORS), "channels": Setting(3, TENSORS)}
+        known = {"stem": Setting("imagenet", FROM_TENSORS), "channels": Setting(3, FROM_TENSORS)}
     elif path:
         known = settings_of(open_file(path), args.arch or "", args.size)
     return settings.settle(args, path, known, dataset)
@@ -222,14 +224,14 @@ def settings_of(file: File, arch: str = "", size: int | None = None) -> dict[str
     """
     found = settings.recorded(file.state, file.settings, file.beside)
     side, name = _size_of(_first_part(file).entries), arch_of(file)
-    if side and found.get("size", Setting(side, "")).origin != settings.CHECKPOINT:
-        found["size"] = Setting(side, TENSORS)
+    if side and found.get("size", Setting(side, "")).origin != settings.FROM_CHECKPOINT:
+        found["size"] = Setting(side, FROM_TENSORS)
     if name:
-        here = settings.CARD if file.beside == settings.CARD else settings.CHECKPOINT
-        found["arch"] = Setting(name, here if named_arch(file) else TENSORS)
+        here = settings.FROM_CARD if file.beside == settings.FROM_CARD else settings.FROM_CHECKPOINT
+        found["arch"] = Setting(name, here if named_arch(file) else FROM_TENSORS)
     if (arch or name) and not {"stem", "channels"} <= set(found):
         found = _shape_of(file, arch or name, size or found.get("size", Setting(224, "")).value) | found
-    return {name: found[name] for name in settings.KEYS if name in found}
+    return {name: found[name] for name in settings.SETTING_NAMES if name in found}
 
 
 def _shape_of(file: File, arch: str, size: int) -> dict[str, Setting]:
@@ -239,7 +241,7 @@ def _shape_of(file: File, arch: str, size: int) -> dict[str, Setting]:
     own, theirs = encoder.state_dict().get("conv1.weight"), _part_for(encoder, file).entries
     small = _has_small_stem(theirs) and own is not None and own.shape[2:] != theirs["conv1.weight"].shape[2:]
     values = {"stem": "cifar" if small else "imagenet", "channels": _channels_of(encoder, file)}
-    return {name: Setting(value, TENSORS) for name, value in values.items()}
+    return {name: Setting(value, FROM_TENSORS) for name, value in values.items()}
 
 
 # ------------------------------------------------------------------------------------------------ what a file holds
@@ -266,7 +268,7 @@ def _open_safetensors(path: str) -> File:
             card = json.loads((opened.metadata() or {}).get("card", "{}"))
     except (SafetensorError, OSError, ValueError) as error:
         raise UserError(f"{path} is no readable safetensors file: truncated, damaged or something else.") from error
-    return File(path, tensors, _tensors(tensors, path), card, settings.CARD)
+    return File(path, tensors, _tensors(tensors, path), card, settings.FROM_CARD)
 
 
 def _settings(path: str, state: dict) -> tuple[dict[str, Any], str]:
@@ -281,7 +283,7 @@ def _settings(path: str, state: dict) -> tuple[dict[str, Any], str]:
         except (OSError, ValueError):
             continue
         if isinstance(found, dict) and (found.get("kind") == CARD or found.get("arch") == state.get("arch", "")):
-            return found, settings.CARD if found.get("kind") == CARD else os.path.basename(name)
+            return found, settings.FROM_CARD if found.get("kind") == CARD else os.path.basename(name)
     return {}, ""
 
 
@@ -334,7 +336,7 @@ def named_arch(file: File) -> str:
     named = file.settings.get("arch") or file.state.get("arch")
     if not isinstance(named, str):
         named = getattr(file.state.get("opt"), "model", "")  # SupContrast keeps its flags
-    return ALIASES.get(named, named)
+    return MOCO_V3_NAMES.get(named, named)
 
 
 def _deduced(entries: dict[str, Tensor]) -> str:
@@ -349,8 +351,8 @@ def _deduced(entries: dict[str, Tensor]) -> str:
         return RESNETS.get((tuple(blocks), tuple(shape[:2]), wide), "")  # type: ignore[arg-type]
     for patches, prefix in (("patch_embed.proj.weight", "timm"), ("conv_proj.weight", "torchvision")):
         weight = entries.get(patches)
-        if weight is not None and weight.ndim == 4 and weight.shape[0] in VITS:
-            word, pixels = VITS[weight.shape[0]], weight.shape[-1]
+        if weight is not None and weight.ndim == 4 and weight.shape[0] in VIT_WIDTHS:
+            word, pixels = VIT_WIDTHS[weight.shape[0]], weight.shape[-1]
             return f"vit_{word}_patch{pixels}_224" if prefix == "timm" else f"vit_{word[0]}_{pixels}"
     return ""
 

@@ -18,8 +18,14 @@ from moco.data import Source
 from moco.data_registry import channel_statistics, dataset_of, statistics
 from moco.models.encoder import SMALL
 
-KEYS = ("arch", "stem", "size", "channels", "mean", "std")
-DEFAULT, TYPED, CHECKPOINT, CARD, TENSORS = "default", "given", "checkpoint", "card", "its tensors"  # where it is from
+SETTING_NAMES = ("arch", "stem", "size", "channels", "mean", "std")
+FROM_DATA, FROM_FLAGS, FROM_CHECKPOINT, FROM_CARD, FROM_TENSORS = (
+    "default",
+    "given",
+    "checkpoint",
+    "card",
+    "its tensors",
+)  # where it is from
 ARCH = "resnet50"  # upstream's, where neither the flags nor a file name one
 
 
@@ -65,13 +71,13 @@ def recorded(state: dict, flags: dict[str, Any], name: str) -> dict[str, Setting
     found = _named(_resolved(flags), name) if ours else {}
     tuned = run.get("settings")  # an older fine-tuning's, whose flags name no size where it was the data's
     if isinstance(tuned, dict) and isinstance(tuned.get("--size"), int):
-        found["size"] = Setting(tuned["--size"], CHECKPOINT)
+        found["size"] = Setting(tuned["--size"], FROM_CHECKPOINT)
     images = run.get("images")
-    return found | _named(images if isinstance(images, dict) else {}, CHECKPOINT)
+    return found | _named(images if isinstance(images, dict) else {}, FROM_CHECKPOINT)
 
 
 def _named(values: dict[str, Any], origin: str) -> dict[str, Setting]:
-    return {name: Setting(values[name], origin) for name in KEYS if values.get(name) is not None}
+    return {name: Setting(values[name], origin) for name in SETTING_NAMES if values.get(name) is not None}
 
 
 def _resolved(flags: dict[str, Any]) -> dict[str, Any]:
@@ -102,15 +108,15 @@ class Settled(NamedTuple):
         Raises:
             UserError: --mean or --std has not one number a channel.
         """
-        small = self.taken.get("stem") == Setting("cifar", TENSORS)
+        small = self.taken.get("stem") == Setting("cifar", FROM_TENSORS)
         size = self.args.size or source.native_size or (SMALL // 2 if small else 224)
         return size, *self.statistics(source.channels, size)
 
     def statistics(self, channels: int, size: int) -> tuple[list[float], list[float]]:
         """Mean and deviation of the channels, as :meth:`of` has them."""
         mean, std = channel_statistics(self.args.dataset, channels, self.args.mean, self.args.std)
-        for name, value in zip(KEYS[2:], (size, channels, mean, std), strict=True):
-            self.taken.setdefault(name, Setting(value, DEFAULT))
+        for name, value in zip(SETTING_NAMES[2:], (size, channels, mean, std), strict=True):
+            self.taken.setdefault(name, Setting(value, FROM_DATA))
         return mean, std
 
     @property
@@ -132,10 +138,10 @@ def settle(args: Namespace, path: str, known: dict[str, Setting], dataset: str |
     """
     taken: dict[str, Setting] = {}
     warnings = []
-    for name in KEYS:
+    for name in SETTING_NAMES:
         asked = getattr(args, name, None)
         if asked is None and dataset and name in ("mean", "std"):
-            channels = taken.get("channels", Setting(3, DEFAULT)).value
+            channels = taken.get("channels", Setting(3, FROM_DATA)).value
             asked = list(statistics(dataset, channels)[name == "std"])
             setattr(args, name, asked)
         if asked in (None, "", "auto"):
@@ -143,12 +149,12 @@ def settle(args: Namespace, path: str, known: dict[str, Setting], dataset: str |
                 taken[name] = known[name]
                 setattr(args, name, known[name].value)
             continue
-        taken[name] = Setting(asked, TYPED)
+        taken[name] = Setting(asked, FROM_FLAGS)
         if name in known and _differ(known[name], asked):
             warnings.append(_warning(name, asked, known[name].value, path))
     if args.arch is None:
-        args.arch, taken["arch"] = ARCH, Setting(ARCH, DEFAULT)
-    return Settled(args, path, {name: taken[name] for name in KEYS if name in taken}, warnings)
+        args.arch, taken["arch"] = ARCH, Setting(ARCH, FROM_DATA)
+    return Settled(args, path, {name: taken[name] for name in SETTING_NAMES if name in taken}, warnings)
 
 
 def _fits(name: str, known: dict[str, Setting], taken: dict[str, Setting]) -> bool:
@@ -160,7 +166,7 @@ def _fits(name: str, known: dict[str, Setting], taken: dict[str, Setting]) -> bo
 
 def _differ(known: Setting, asked: Any) -> bool:
     """Whether a typed value is another; what the tensors tell is checked when they are loaded."""
-    if known.origin == TENSORS:
+    if known.origin == FROM_TENSORS:
         return False
     if isinstance(asked, str):
         return known.value.removeprefix("timm/") != asked.removeprefix("timm/")

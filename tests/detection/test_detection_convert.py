@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from moco.errors import UserError
 from moco.models.encoder import build_encoder
-from moco.weights.detectron2_names import convert, detectron2_name, pixels_of, write
+from moco.weights.detectron2_names import convert, detectron2_name, pixels_of, write_pickle
 
 SCRIPT = ROOT / "detection" / "convert-pretrain-to-detectron2.py"
 
@@ -110,7 +110,7 @@ def test_what_is_no_resnet_50_is_a_sentence(resnet50, tmp_path):
     with pytest.raises(UserError, match="r18.pth is a resnet18; detectron2 gets a resnet50 or a resnet101 from here"):
         convert(str(small))
     with pytest.raises(UserError, match="cannot be written"):
-        write({}, str(small / "below a file" / "x.pkl"))
+        write_pickle({}, str(small / "below a file" / "x.pkl"))
 
 
 def test_what_detectron2s_resnet_cannot_compute_is_a_sentence(resnet50, tmp_path):

@@ -75,7 +75,7 @@ def checkpoint(resnet50, tmp_path_factory) -> Path:
 @pytest.fixture(scope="module")
 def backbone(checkpoint) -> Path:
     path = checkpoint.with_name("r50.pkl")
-    detectron2_names.write(detectron2_names.convert(str(checkpoint)), str(path))
+    detectron2_names.write_pickle(detectron2_names.convert(str(checkpoint)), str(path))
     return path
 
 
@@ -312,9 +312,13 @@ def test_wrong_weights_are_refused_before_anything_is_built(checkpoint, backbone
     deep = refused(capsys, COCO, "MODEL.RESNETS.DEPTH", 101, *words)
     assert "lacks backbone.bottom_up.res4.6.conv1.weight" in deep and "and 150 more" in deep
     state = detectron2_names.convert(str(checkpoint))
-    detectron2_names.write({**state, "res4.6.conv1.weight": state["res4.5.conv1.weight"]}, str(tmp_path / "deeper.pkl"))
+    detectron2_names.write_pickle(
+        {**state, "res4.6.conv1.weight": state["res4.5.conv1.weight"]}, str(tmp_path / "deeper.pkl")
+    )
     assert "has besides res4.6.conv1.weight" in refused(capsys, VOC, "MODEL.WEIGHTS", tmp_path / "deeper.pkl")
-    detectron2_names.write({n: v for n, v in state.items() if not n.startswith("res5.1")}, str(tmp_path / "part.pkl"))
+    detectron2_names.write_pickle(
+        {n: v for n, v in state.items() if not n.startswith("res5.1")}, str(tmp_path / "part.pkl")
+    )
     assert "lacks roi_heads.res5.1.conv1.weight" in refused(capsys, VOC, "MODEL.WEIGHTS", tmp_path / "part.pkl")
     assert not (tmp_path / "none").exists()
 

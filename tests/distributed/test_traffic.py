@@ -13,7 +13,7 @@ from conftest import ROOT, TINY
 
 import main_pretrain
 from moco import cli, distributed
-from moco.distributed.traffic import per_step, table, upstreams
+from moco.distributed.traffic import per_step, traffic_table, upstreams
 from moco.models.encoder import build_encoder
 from moco.train.pretraining import Trainer
 
@@ -110,7 +110,7 @@ def test_the_documents_table_is_the_computed_one():
     with torch.device("meta"):
         P = sum(p.numel() for p in build_encoder("resnet50", 128, mlp=True).parameters())
     text = (ROOT / "docs" / "scaling.md").read_text(encoding="utf-8")
-    assert table((2, 4, 8, 64, 1024), N=32, v=3 * 224**2, C=128, P=P, K=65536) in text
+    assert traffic_table((2, 4, 8, 64, 1024), N=32, v=3 * 224**2, C=128, P=P, K=65536) in text
 
 
 @pytest.mark.parametrize("script", sorted((ROOT / "docs" / "launch").glob("*.sh")), ids=lambda path: path.name)

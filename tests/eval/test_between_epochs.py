@@ -136,7 +136,7 @@ def share(n: int) -> Features:
 
 
 def test_of_many_images_a_part_is_measured_and_said(monkeypatch):
-    monkeypatch.setattr(retrieval, "MOST", 20)
+    monkeypatch.setattr(retrieval, "MOST_IMAGES", 20)
     given, asked, original = share(50), [], retrieval.measure_retrieval
     monkeypatch.setattr(retrieval, "measure_retrieval", lambda x, *more: asked.append(x) or original(x, *more))
     first, words = retrieval.both_ways(given, seed=7)

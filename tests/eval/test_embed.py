@@ -164,9 +164,9 @@ def test_images_without_labels_and_unreadable_ones(pretrained, image_folder, tmp
 
 def test_held_out_images_come_first_and_one_set_is_taken_whole(image_folder):
     pair, one = open_sources(path=str(image_folder)), open_sources(path=str(image_folder / "val"))
-    assert embed.choose(pair, None) is embed.choose(pair, "val") is pair.val
-    assert embed.choose(pair, "train") is pair.train
-    assert embed.choose(one, None) is embed.choose(one, "train") is one.pretrain
+    assert embed.choose_source(pair, None) is embed.choose_source(pair, "val") is pair.val
+    assert embed.choose_source(pair, "train") is pair.train
+    assert embed.choose_source(one, None) is embed.choose_source(one, "train") is one.pretrain
 
 
 # ------------------------------------------------------------------------------------------------ two dimensions
@@ -199,7 +199,7 @@ def test_an_extra_gets_unit_rows_and_the_seed(method, module, maker, monkeypatch
     setattr(fake, maker, Reducer)
     monkeypatch.setitem(sys.modules, module, fake)
     x = np.random.default_rng(0).standard_normal((12, 5))
-    assert embed.METHODS[method](x, 7).shape == (12, 2)
+    assert embed.PROJECTIONS[method](x, 7).shape == (12, 2)
     assert seen["random_state"] == 7
     assert 0 < seen["n_neighbors"] < 12
 

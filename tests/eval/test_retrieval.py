@@ -138,7 +138,7 @@ def test_the_command_measures_before_and_behind_the_head(pretrained, listed, tmp
 
 
 def measured(words: list[str], args: object) -> int:
-    return retrieval.worker(commands.parse_retrieval(words))
+    return retrieval.retrieval_worker(commands.parse_retrieval(words))
 
 
 @pytest.mark.dist

@@ -23,7 +23,7 @@ from moco.config import MoCoV3Config, ScheduleConfig
 from moco.data.augment.by_numpy import finish
 from moco.data.augment.by_pil import apply, draw, get_preset
 from moco.data.augment.by_torch import finish as finish_batch
-from moco.data.augment.by_torch import pack
+from moco.data.augment.by_torch import pack_params
 from moco.errors import UserError
 from moco.methods import losses, moco_v3
 from moco.methods.registry import METHODS, Method
@@ -223,7 +223,7 @@ def test_a_vits_checkpoint_is_described_and_read_with_its_heads(image_folder, tm
     words = [*OWN, "-a", "vit_tiny_patch16_224", "--size", "32", "--steps", "2", "--opt", "adamw", "--lr", "0.001"]
     assert in_process(*words, image_folder, "--knn-every", "1", "--save-dir", tmp_path) == 0
     path = str(next(tmp_path.glob("*.pth.tar")))
-    assert all(line.ok for line in describe.describe(path)), describe.describe(path)
+    assert all(line.ok for line in describe.describe_file(path)), describe.describe_file(path)
     state = load(tmp_path)
     assert state["run"]["changes"] == {"num_heads": 12}
     encoder = build_encoder("vit_tiny_patch16_224", 3, size=32)
@@ -316,7 +316,7 @@ def test_solarizing_is_pils_on_every_path():
     assert torch.equal(apply(Image.fromarray(pixels), params, 20), want)
     plain = torch.from_numpy(pixels.transpose(2, 0, 1).copy())
     assert torch.equal(finish(plain, params, ("solarize",)), want)
-    rows = torch.stack([pack(None, False, None, False, solarize) for solarize in (True, False)])
+    rows = torch.stack([pack_params(None, False, None, False, solarize) for solarize in (True, False)])
     assert torch.equal(finish_batch(torch.stack([plain, plain]), rows, ("solarize",)), torch.stack([want, plain]))
 
 

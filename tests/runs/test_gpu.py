@@ -175,7 +175,7 @@ def test_the_host_waits_for_nothing_in_a_step(name, tmp_path):
 def test_views_are_finished_without_a_wait():
     order = ("jitter", "grey", "blur", "flip")
     images = torch.randint(256, (4, 3, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
-    rows = torch.stack([by_torch.pack([("contrast", 0.7), ("hue", 0.1)], False, 1.5, n % 2 == 0) for n in range(4)])
+    rows = torch.stack([by_torch.pack_params([("contrast", 0.7), ("hue", 0.1)], False, 1.5, n % 2 == 0) for n in range(4)])
     expected = by_torch.finish(images, rows, order)
     there = images.to(DEVICE)
     assert torch.equal(

@@ -265,12 +265,12 @@ def test_newest_follows_the_pointer_and_does_without(tmp_path):
 
 def test_what_resume_means(tmp_path):
     folder = str(tmp_path)
-    assert files.resolve("", folder) is None
-    assert files.resolve("auto", folder) is None
-    assert files.resolve("x.pth.tar", folder) == "x.pth.tar"
+    assert files.resolve_path("", folder) is None
+    assert files.resolve_path("auto", folder) is None
+    assert files.resolve_path("x.pth.tar", folder) == "x.pth.tar"
     save(tmp_path, 1)
-    assert files.resolve("auto", folder) == str(tmp_path / "checkpoint_0000.pth.tar")
-    assert files.resolve("", folder) is None
+    assert files.resolve_path("auto", folder) == str(tmp_path / "checkpoint_0000.pth.tar")
+    assert files.resolve_path("", folder) is None
 
 
 def test_a_folder_belongs_to_one_run(tmp_path):

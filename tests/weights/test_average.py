@@ -60,7 +60,7 @@ def test_weights_are_the_mean_and_batchnorm_is_measured_anew(folder, tuned, caps
     torch.testing.assert_close(found["module.conv1.1.running_mean"], wanted.detach(), rtol=1e-4, atol=1e-5)
     assert int(found["module.conv1.1.num_batches_tracked"]) == 3
     tune(folder, tuned, "--evaluate", "--resume", out, "--train-percent", 50, result="evaluate.json")
-    assert not any(line.text.startswith("warning") for line in describe.describe(str(out)))
+    assert not any(line.text.startswith("warning") for line in describe.describe_file(str(out)))
 
 
 def test_the_best_are_chosen_by_their_accuracy(tuned, tmp_path):
@@ -69,9 +69,9 @@ def test_the_best_are_chosen_by_their_accuracy(tuned, tmp_path):
         state = disk.read(str(path))
         torch.save({**state, "acc1": acc1}, tmp_path / path.name)
     best = [finetune.KEPT.format(epoch) for epoch in (0, 2)]
-    assert average.choose(str(tmp_path), None, 2) == [str(tmp_path / name) for name in best]
+    assert average.choose_checkpoints(str(tmp_path), None, 2) == [str(tmp_path / name) for name in best]
     with pytest.raises(UserError, match="holds 3 checkpoints of epochs with a known accuracy and 4 are asked for"):
-        average.choose(str(tmp_path), None, 4)
+        average.choose_checkpoints(str(tmp_path), None, 4)
 
 
 def test_a_pretrainings_query_encoder_alone_is_averaged(image_folder, in_process, tmp_path, capsys):
@@ -86,7 +86,7 @@ def test_a_pretrainings_query_encoder_alone_is_averaged(image_folder, in_process
     (tmp_path / "old" / "log.jsonl").write_text("\n".join(map(json.dumps, earlier)))
     assert average._logged(str(tmp_path / "old")) == logged
     best = [name for _, name in sorted((knn, f"checkpoint_{epoch - 1:04d}.pth.tar") for epoch, knn in logged.items())]
-    chosen = average.choose(str(tmp_path), None, 2)
+    chosen = average.choose_checkpoints(str(tmp_path), None, 2)
     assert {logged[int(path[-12:-8]) + 1] for path in chosen} == {logged[int(name[11:15]) + 1] for name in best[1:]}
     assert average_door.main([str(tmp_path), "--last", "3", "--data", str(image_folder), "-b", "8", "-j", "0"]) == 0
     assert "views crop and flip" in capsys.readouterr().out
@@ -138,7 +138,7 @@ def test_a_probes_classifiers_are_averaged_and_its_encoder_stays(folder, tmp_pat
         mean = (files[1]["state_dict"][name] + files[2]["state_dict"][name]) / 2
         torch.testing.assert_close(value, mean if name.startswith("module.fc") else files[0]["state_dict"][name])
     assert not torch.equal(found["module.fc.weight"], files[2]["state_dict"]["module.fc.weight"])
-    best = average.choose(str(tmp_path), None, 2)
+    best = average.choose_checkpoints(str(tmp_path), None, 2)
     scores = sorted((file["acc1"], linear_checkpoint.KEPT.format(epoch)) for epoch, file in enumerate(files))
     assert best == sorted(str(tmp_path / name) for _, name in scores[1:])
     words = ["--resume", tmp_path / "averaged.pth.tar", "--seed", 3]
@@ -149,7 +149,7 @@ def test_a_probes_classifiers_are_averaged_and_its_encoder_stays(folder, tmp_pat
         probe_once(folder, tmp_path, "--epochs", 4, *words)
     (tmp_path / finetune.KEPT.format(0)).write_bytes(b"")
     with pytest.raises(UserError, match="holds checkpoints of several programs"):
-        average.choose(str(tmp_path), 2, None)
+        average.choose_checkpoints(str(tmp_path), 2, None)
     torch.save({**files[1], "run": {**files[1]["run"], "classes": ["a", "b", "c"]}}, tmp_path / "other")
     with pytest.raises(UserError, match=r"the outputs of .* are other classes: average checkpoints of one run"):
         average.average([str(tmp_path / linear_checkpoint.KEPT.format(0)), str(tmp_path / "other")])

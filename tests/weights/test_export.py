@@ -143,7 +143,7 @@ def test_lightlys_own_resnet_stays_without_its_relu_or_is_refused(tmp_path, caps
 
 def test_vits_of_the_two_libraries_are_renamings():
     with torch.device("meta"):
-        for ours, theirs in export.VITS.items():
+        for ours, theirs in export.TORCHVISION_VITS.items():
             one = torchvision.models.get_model(ours).state_dict()
             other = timm.create_model(theirs, num_classes=1000).state_dict()
             assert {export.timm_name(n): v.shape for n, v in one.items()} == {n: v.shape for n, v in other.items()}

@@ -17,7 +17,7 @@ from moco.cli.commands import parse_embed
 from moco.eval import embed
 from moco.models.encoder import build_encoder
 from moco.weights import describe, settings
-from moco.weights.read import File, open_backbone, open_file, settings_of, settle
+from moco.weights.read import File, open_backbone, open_file, settings_of, settle_from_file
 
 pytestmark = pytest.mark.usefixtures("restored")
 REST = TINY[4:]  # without -a and --size
@@ -133,9 +133,11 @@ def test_features_and_exports_take_them(runs, image_folder, tmp_path, capsys, al
         assert json.loads((tmp_path / "f.json").read_text())["mean"] == mean
     said = capsys.readouterr().out
     assert f"--mean 0.4914 0.4822 0.4465 differs from the 0 0 0 that {runs['statistics']} has; 0.4914" in said
-    again = embed.read(parse_embed([str(tmp_path / "f.pt"), str(image_folder), "-j", "0"]))  # the card's, of the export
+    again = embed.read_features(
+        parse_embed([str(tmp_path / "f.pt"), str(image_folder), "-j", "0"])
+    )  # the card's, of the export
     assert "--mean 0.4914 0.4822 0.4465" in again.summary and "(card)" in again.summary
-    lines = [line.text for line in describe.describe(str(runs["statistics"]))]
+    lines = [line.text for line in describe.describe_file(str(runs["statistics"]))]
     assert any(line.startswith("settings: ") and "--mean 0 0 0 --std 1 1 1" in line for line in lines)
 
 
@@ -153,13 +155,13 @@ def test_a_typed_flag_wins_and_says_what_it_differs_from(runs, image_folder, tmp
     assert json.loads((tmp_path / "result.json").read_text())["size"] == 32
     (tmp_path / "c.yml").write_text("size: 32\n")
     args = cli.parse_lincls([str(image_folder), "--pretrained", path, "--config", str(tmp_path / "c.yml")])
-    assert settle(args, path).warnings and args.size == 32  # a file of flags is typed, too
+    assert settle_from_file(args, path).warnings and args.size == 32  # a file of flags is typed, too
 
 
 def test_without_a_file_the_defaults_are_upstreams():
     for parse in (cli.parse_lincls, cli.parse_semisup):
         args = parse(["DIR"])
-        settled = settle(args, "")
+        settled = settle_from_file(args, "")
         assert (args.arch, args.stem, args.size, args.channels, settled.summary) == ("resnet50", "auto", None, None, "")
 
 
@@ -167,7 +169,7 @@ def test_what_a_file_does_not_say_is_the_datas_own_and_called_default(image_fold
     torch.manual_seed(0)
     path = str(save_pretrained(tmp_path / "theirs.pth", build_encoder("resnet18", 16, size=16), "resnet18"))
     args = cli.parse_lincls(["--dataset", "mnist5k", "--pretrained", path])
-    settled = settle(args, path)
+    settled = settle_from_file(args, path)
     source = data.open_sources("mnist5k", channels=args.channels).train
     assert source.load(0).mode == "RGB"  # the file's network takes colours
     assert settled.of(source) == (28, [0.1307] * 3, [0.3081] * 3)
@@ -179,7 +181,7 @@ def test_what_a_file_does_not_say_is_the_datas_own_and_called_default(image_fold
 
 
 def test_grey_networks_get_grey_images(runs, image_folder):
-    found = embed.read(parse_embed([str(runs["channels"]), str(image_folder), "-j", "0", "--split", "val"]))
+    found = embed.read_features(parse_embed([str(runs["channels"]), str(image_folder), "-j", "0", "--split", "val"]))
     assert found.source.channels == 1
     assert "--channels 1 --mean 0.449 --std 0.226 (checkpoint)" in found.summary
 
@@ -187,7 +189,7 @@ def test_grey_networks_get_grey_images(runs, image_folder):
 def test_wrong_counts_are_a_sentence(runs, image_folder, tmp_path, capsys):
     for words in (["--mean", "0.5"], ["--channels", "1"]):
         args = cli.parse_lincls([str(image_folder), "--pretrained", str(runs["size"]), *words])
-        settled = settle(args, str(runs["size"]))
+        settled = settle_from_file(args, str(runs["size"]))
         source = data.open_sources(path=str(image_folder), channels=args.channels).train
         if "--mean" in words:
             with pytest.raises(Exception, match="one value a channel, and these images have 3"):
@@ -199,7 +201,7 @@ def test_wrong_counts_are_a_sentence(runs, image_folder, tmp_path, capsys):
 
 def test_published_weights_take_colours_at_the_datas_size():
     args = cli.parse_lincls(["--dataset", "mnist5k", "--pretrained", "torchvision:IMAGENET1K_V2"])
-    settled = settle(args, args.pretrained)
+    settled = settle_from_file(args, args.pretrained)
     assert (args.arch, args.stem, args.channels) == ("resnet50", "imagenet", 3)
     assert settled.of(data.open_sources("mnist5k", channels=3).train) == (28, [0.1307] * 3, [0.3081] * 3)
 

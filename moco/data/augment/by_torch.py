@@ -31,7 +31,7 @@ _GREY, _SIGMA, _FLIP, _SOLARIZE, WIDTH = 8, 9, 10, 11, 12
 RED, GREEN, BLUE = 19595.0, 38470.0, 7471.0
 
 
-def pack(
+def pack_params(
     jitter: Sequence[tuple[str, float]] | None, grey: bool, sigma: float | None, flip: bool, solarize: bool = False
 ) -> Tensor:
     """(P,) float32, one view's parameters as :func:`finish` reads them.
@@ -312,7 +312,7 @@ def triton_agrees(device: torch.device, shape: tuple[int, ...]) -> bool:
     noise = torch.randint(256, (4, *shape), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
     jitter = [(name, 0.1 if name == "hue" else 0.7) for name in OPERATIONS]
     choices = ((False, None, True), (True, None, False), (False, 2.0, True), (True, 0.5, False))
-    rows = [pack(jitter[step:] + jitter[:step], *chosen) for step, chosen in enumerate(choices)]
+    rows = [pack_params(jitter[step:] + jitter[:step], *chosen) for step, chosen in enumerate(choices)]
     rows = torch.stack(rows).numpy()
 
     def compare() -> str:

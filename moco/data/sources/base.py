@@ -19,7 +19,7 @@ from PIL import Image
 from moco.data.sources.decode import contents, decode, reading, to_eight_bits
 from moco.errors import UserError
 
-LOOKED_AT = 1000  # files, spread over the set, whose size is a part of a fingerprint: a million would take minutes
+FINGERPRINTED = 1000  # files, spread over the set, whose size is a part of a fingerprint: a million would take minutes
 HASHED = 10_000  # images in memory, likewise, whose pixels are
 
 
@@ -83,7 +83,7 @@ class Source(abc.ABC):
         return digest.hexdigest()[:16]
 
 
-def spread(count: int, most: int) -> list[int]:
+def spread_indices(count: int, most: int) -> list[int]:
     """Numbers of ``most`` of ``count`` things at most, the first and the last among them."""
     return np.linspace(0, count - 1, min(most, count)).astype(int).tolist()
 
@@ -149,7 +149,7 @@ class FileSource(Source):
 
     def identity(self) -> Iterator[bytes]:
         yield self.paths.relative()
-        for index in spread(len(self), LOOKED_AT):
+        for index in spread_indices(len(self), FINGERPRINTED):
             size = -1
             with contextlib.suppress(OSError):  # a file that is not there is a bad image
                 size = os.stat(self.paths[index]).st_size
@@ -190,7 +190,7 @@ class ArraySource(Source):
 
     def identity(self) -> Iterator[bytes]:
         yield str(tuple(self.images.shape)).encode()
-        for index in spread(len(self), HASHED):
+        for index in spread_indices(len(self), HASHED):
             yield np.ascontiguousarray(self.images[index]).tobytes()
 
 

@@ -26,13 +26,13 @@ import torchvision
 from PIL import Image
 from tqdm import tqdm
 
-from moco.data.sources.base import Source
+from moco.data.sources.base import Source, spread_indices
 from moco.data.sources.decode import BadImageError
 from moco.errors import UserError
 from moco.files import replace
 
 LIMIT = 20e9  # bytes of decoded images: more than this and the memory of an ordinary machine does not keep them
-LOOKED_AT = 64  # images, spread over the set, from which the size of a cache is guessed before it is made
+SIZED = 64  # images, spread over the set, from which the size of a cache is guessed before it is made
 MAGIC = b"moco images 1\n\0\0"
 HEADER = 64
 
@@ -172,7 +172,7 @@ def fits(source: Source) -> bool:
 def _decoded_bytes(source: Source) -> float:
     """About how many bytes the decoded images are together, from a few of them."""
     sizes = []
-    for index in np.linspace(0, len(source) - 1, min(LOOKED_AT, len(source))).astype(int).tolist():
+    for index in spread_indices(len(source), SIZED):
         with contextlib.suppress(BadImageError):
             width, height = source.load(index).size
             sizes.append(width * height * source.channels)

@@ -22,7 +22,7 @@ try:
 except ImportError:  # deprecated since torchvision 0.29, to be removed
     ImageReadMode = decode_jpeg = None
 
-T = TypeVar("T")
+Read = TypeVar("Read")
 
 
 class BadImageError(Exception):
@@ -62,7 +62,7 @@ def _from_floats(values: np.ndarray) -> Image.Image:
     return Image.fromarray(np.clip(np.rint(values), 0, 255).astype(np.uint8))
 
 
-def reading(name: str, work: Callable[[], T]) -> T:
+def reading(name: str, work: Callable[[], Read]) -> Read:
     """``work()``; BadImageError with ``name`` for whatever goes wrong: decoders of broken files raise any exception.
 
     Warnings of the decoder (odd EXIF, very large images) are not passed on.

@@ -171,7 +171,7 @@ def _take(tar: tarfile.TarFile, member: tarfile.TarInfo, images: list, labels: d
         labels[_key(member.name)] = int(content.read())
 
 
-def pack(source: FileSource, out: str, seed: int = 0, megabytes: float = MEGABYTES) -> list[str]:
+def pack_shards(source: FileSource, out: str, seed: int = 0, megabytes: float = MEGABYTES) -> list[str]:
     """Write the images of ``source`` to ``out``/shard-000000.tar and on, in random order; returns their paths.
 
     The files' bytes are copied, not decoded. In random order, because later they are read in order. UserError when

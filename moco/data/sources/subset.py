@@ -197,7 +197,7 @@ def published_list(percent: float, cache: str) -> str:
 # ---------------------------------------------------------------------------------------------------- together
 
 
-def choose(
+def choose_subset(
     whole: Source, percent: float | None, files: str, val_share: float, seed: int, cache: str
 ) -> tuple[Subset, Subset | None, str]:
     """What to train on, what to validate on (None without a share), and where the choice comes from, in words.

@@ -32,7 +32,7 @@ def stacked(images):
 
 
 def table(rows):
-    return torch.stack([by_torch.pack(*row) for row in rows])
+    return torch.stack([by_torch.pack_params(*row) for row in rows])
 
 
 @pytest.mark.parametrize("name", by_torch.OPERATIONS)

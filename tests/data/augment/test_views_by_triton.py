@@ -54,7 +54,7 @@ def test_no_product_is_fused_with_the_sum_after_it(resources, tmp_path, monkeypa
 
 
 def table(*rows):
-    return torch.stack([by_torch.pack(*row) for row in rows])
+    return torch.stack([by_torch.pack_params(*row) for row in rows])
 
 
 PLAIN, JITTERED = (None, False, None, True), ([("contrast", 0.6), ("hue", 0.1)], True, None, False)

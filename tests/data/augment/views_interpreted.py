@@ -37,7 +37,7 @@ def noise(*shape, seed=0):
 
 
 def assert_pils(images, rows, order=ORDER):
-    table = torch.stack([by_torch.pack(*row) for row in rows]).numpy()
+    table = torch.stack([by_torch.pack_params(*row) for row in rows]).numpy()
     assert by_torch.suits_triton(table, order)
     found = by_torch.by_triton(images.to(DEVICE), table, order)
     assert found.dtype == torch.uint8
@@ -102,7 +102,7 @@ def test_a_batch_that_needs_nothing_is_copied():
     images = noise(2, 3, 5, 4).to(DEVICE)
     strided = images.transpose(2, 3)
     for given in (images, strided):
-        found = by_torch.by_triton(given, torch.stack([by_torch.pack(None, True, 1.0, True)] * 2).numpy(), ())
+        found = by_torch.by_triton(given, torch.stack([by_torch.pack_params(None, True, 1.0, True)] * 2).numpy(), ())
         assert torch.equal(found, given)
         assert found.data_ptr() != given.data_ptr()
 

@@ -15,7 +15,7 @@ from moco.data.__main__ import main
 from moco.data.loader import WINDOW
 from moco.data.sources.decode import BadImageError
 from moco.data.sources.files import open_path
-from moco.data.sources.shards import INDEX, open_shards, pack
+from moco.data.sources.shards import INDEX, open_shards, pack_shards
 from moco.errors import UserError
 
 
@@ -61,7 +61,7 @@ def test_a_fingerprint_of_shards_is_theirs_wherever_they_lie(folder, shards, tmp
     assert open_shards(str(tmp_path / "moved")).fingerprint() == first
     (tmp_path / "moved" / INDEX).unlink()
     assert open_shards(str(tmp_path / "moved")).fingerprint() == first  # found by a scan
-    pack(open_path(str(folder / "train")), str(tmp_path / "other order"), seed=9)
+    pack_shards(open_path(str(folder / "train")), str(tmp_path / "other order"), seed=9)
     assert open_shards(str(tmp_path / "other order")).fingerprint() != first
 
 
@@ -160,7 +160,7 @@ def error_of(call):
 
 
 def test_faults(folder, shards, tmp_path, capsys):
-    assert "is not empty: give" in error_of(lambda: pack(open_path(str(folder / "val")), str(shards / "val")))
+    assert "is not empty: give" in error_of(lambda: pack_shards(open_path(str(folder / "val")), str(shards / "val")))
     with tarfile.open(tmp_path / "none.tar", "w") as tar:
         add(tar, "readme.md", b"nothing")
     assert "hold no image" in error_of(lambda: open_shards(str(tmp_path / "none.tar")))

@@ -212,7 +212,7 @@ def test_a_cache_that_cannot_be_written_is_a_sentence(server, tmp_path):
 
 def test_only_imagenet_takes_the_published_lists(photographs, server, tmp_path):
     def origin(source, percent, files="") -> str:
-        return subset.choose(source, percent, files, 0.0, 0, str(tmp_path))[2]
+        return subset.choose_subset(source, percent, files, 0.0, 0, str(tmp_path))[2]
 
     assert origin(photographs, 1.0) == "a balanced draw, seed 0"
     assert origin(photographs, 100.0) == "all images"
