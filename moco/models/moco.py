@@ -100,20 +100,27 @@ class MoCo(Momentum):
 
     def encode_queries(self, images: Tensor) -> Tensor:
         """Unit features (N, C) with a gradient."""
-        return F.normalize(self.forward_q(images).float(), dim=1)
+        z = self.forward_q(images)
+        with self.timer("q forward"):
+            return F.normalize(z.float(), dim=1)
 
     @torch.no_grad()
     def encode_keys(self, images: Tensor, draw: int) -> Tensor:
         """Unit features (N, C) of the key encoder, computed in a shuffled order and put back."""
         if not self.config.shuffle:
-            return F.normalize(self.forward_k(images).float(), dim=1)
+            return self._unit_keys(images)
         with self.timer("shuffle"):
             rows = images.shape[0] * distributed.world_size()
             permutation = torch.randperm(rows, generator=seeding.torch_generator("shuffle", self.seed, draw))
             shuffled = distributed.exchange_rows(images, permutation)
-        k = F.normalize(self.forward_k(shuffled).float(), dim=1)
+        k = self._unit_keys(shuffled)
         with self.timer("shuffle"):
             return distributed.exchange_rows(k, torch.argsort(permutation))
+
+    def _unit_keys(self, images: Tensor) -> Tensor:
+        z = self.forward_k(images)
+        with self.timer("k forward"):
+            return F.normalize(z.float(), dim=1)
 
     def contrast(self, q: Tensor, k: Tensor, ids: Tensor, epoch: int, draw: int, step: int = 0) -> LossOutput:
         """InfoNCE of q against its key, the queue and the extra negatives."""
