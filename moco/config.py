@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 Flags = dict[str, Any]  # plain values by flag, such as {"--lr": 0.03, "--schedule": [120, 160]}
 
@@ -34,7 +34,7 @@ def typed(value: Any) -> str:
     if isinstance(value, bool):
         return "on" if value else "off"
     if isinstance(value, list):
-        return " ".join(map(typed, value)) or "none"
+        return " ".join(map(typed, cast("list[Any]", value))) or "none"
     return "none" if value is None or value == "" else f"{value:.12g}" if isinstance(value, float) else str(value)
 
 
@@ -80,8 +80,8 @@ class NegativesConfig:
     recipe: MoCHiConfig | SynCoConfig | None = None
     start_epoch: int = 0
     stop_epoch: int | None = None
-    kind_epochs: Mapping[str, int] = field(default_factory=dict)
-    kind_steps: Mapping[str, int] = field(default_factory=dict)
+    kind_epochs: Mapping[str, int] = field(default_factory=dict[str, int])
+    kind_steps: Mapping[str, int] = field(default_factory=dict[str, int])
 
     def changes(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
         """Epochs and steps from which a loss cannot be compared with those before: negatives begin or stop."""

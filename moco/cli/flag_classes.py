@@ -82,7 +82,7 @@ SEMISUP = Classes(
 
 def dests(parser: Parser) -> dict[str, str]:
     """Where the settings have each flag, by its first long spelling, or by what the help calls an argument."""
-    found = {}
+    found: dict[str, str] = {}
     for action in parser.actions():
         longs = [word for word in action.option_strings if word.startswith("--")]
         found[longs[0] if longs else str(action.metavar)] = action.dest

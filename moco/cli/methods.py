@@ -121,14 +121,14 @@ def choose_method(args: argparse.Namespace, typed: dict[str, Any]) -> None:
 def choose_family(args: argparse.Namespace, typed: dict[str, Any], filed: frozenset[str]) -> None:
     """What follows from the method: whether there is a queue, and its defaults."""
     method, queue = METHODS[args.method], args.family == "queue"
-    asked = set(typed) | (filed if "method" not in typed else set())
+    asked = set(typed) | (filed if "method" not in typed else frozenset[str]())
     if (queue and not (method.family == "queue" or method.queue)) or (not queue and "moco_k" in asked):
         raise UserError(f"--method {args.method} compares the images of a batch and has no queue; leave --moco-k out.")
     if args.negatives != "moco" and not queue:
         raise UserError("synthetic negatives are made from a queue; give --method supcon a --moco-k, such as 8192.")
     args.moco_k = args.moco_k if queue and args.moco_k is not None else 65536
-    idle = {"aug"} if not dataset_of(args.dataset).mirrored or args.aug_plus else set()
-    idle |= {"base_temperature"} if queue else set()
+    idle = {"aug"} if not dataset_of(args.dataset).mirrored or args.aug_plus else set[str]()
+    idle |= {"base_temperature"} if queue else set[str]()
     for name in method.defaults.keys() - idle - typed.keys() - filed:
         setattr(args, name, method.defaults[name])
     args.mlp = bool(args.mlp)

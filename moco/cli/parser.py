@@ -13,7 +13,7 @@ import math
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, NoReturn
+from typing import Any, NoReturn, cast
 
 from moco.errors import USAGE_EXIT, UserError
 from moco.resources import recipe
@@ -224,7 +224,7 @@ def _argv(name: str, value: Any, action: argparse.Action) -> list[str]:
         negative = f"--no-{name}"
         return [f"--{name}"] if value else [negative] if negative in action.option_strings else []
     flag = next(word for word in action.option_strings if word.lstrip("-") == name)
-    return [flag, *map(str, value)] if isinstance(value, list) else [flag, str(value)]
+    return [flag, *map(str, cast("list[Any]", value))] if isinstance(value, list) else [flag, str(value)]
 
 
 def _read_yaml(path: str) -> dict[Any, Any]:
@@ -232,11 +232,11 @@ def _read_yaml(path: str) -> dict[Any, Any]:
 
     try:
         with open(path, encoding="utf-8") as file:
-            entries = yaml.safe_load(file) or {}
+            entries: Any = yaml.safe_load(file) or {}
     except OSError as error:
         raise UserError(f"--config {path} cannot be read: {error.strerror}.") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise UserError(f"--config {path} is not a YAML file: {' '.join(str(error).split())}") from error
     if not isinstance(entries, dict):
         raise UserError(f"--config {path} must be a list of FLAG: VALUE lines.")
-    return entries
+    return cast("dict[Any, Any]", entries)

@@ -52,7 +52,7 @@ class Method:
     file: str
     supervised: bool = False
     queue: bool = False
-    defaults: Mapping[str, Any] = field(default_factory=dict)
+    defaults: Mapping[str, Any] = field(default_factory=dict[str, Any])
 
     @property
     def hooks(self) -> Any:

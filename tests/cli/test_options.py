@@ -267,3 +267,13 @@ def test_a_wrong_flag_is_answered_before_torch_is_imported(name, capsys, monkeyp
     with pytest.raises(SystemExit, match="2"):
         runpy.run_path(str(ROOT / f"{name}.py"), run_name="__main__")
     assert "unrecognized arguments: --batch-sise 8; did you mean --batch-size?" in capsys.readouterr().err
+
+
+@pytest.mark.filterwarnings("ignore:.*found in sys.modules:RuntimeWarning")  # of runpy: other tests import the doors
+@pytest.mark.parametrize("name", ["average", "bench", "demo", "describe", "embed", "export", "retrieval"])
+def test_so_does_every_command(name, capsys, monkeypatch):
+    monkeypatch.setattr(sys, "argv", [name, "--no-such-flag"])
+    monkeypatch.setitem(sys.modules, "torch", None)
+    with pytest.raises(SystemExit, match="2"):
+        runpy.run_module(f"moco.{name}", run_name="__main__")
+    assert "error: " in capsys.readouterr().err
