@@ -30,7 +30,7 @@ from moco.train.plan import Progress, count_epochs
 from moco.train.resume import DONE, about_run, begin_run, changes, describe_resume, describe_stop
 from moco.train.runlog import RunLog
 from moco.train.stop import StopRequest
-from moco.weights.read import PUBLISHED, fill_backbone, read_backbone, settle_from_file
+from moco.weights.read import load_pretrained, settle_from_file
 
 AMP = {"off": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -59,9 +59,7 @@ def worker(args: Namespace) -> int:
     encoder = build_encoder(args.arch, classes, stem=args.stem, size=size, in_chans=train.channels)
     weights, summary = {}, "" if path else f"no --pretrained: random initialisation by seed {seed}, a baseline"
     if args.pretrained:
-        reading = partial(read_backbone, encoder, args.pretrained, args.arch)
-        weights, summary = distributed.first_on_node(reading, wait=args.pretrained.startswith(PUBLISHED))
-        fill_backbone(encoder, weights)
+        weights, summary = load_pretrained(encoder, args.pretrained, args.arch)
     model = linear.Probe(encoder, device, mean, std, seed, AMP[args.amp])
 
     # optimizer

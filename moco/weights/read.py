@@ -25,13 +25,14 @@ import os
 import re
 from argparse import Namespace
 from collections.abc import Iterator
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
 import torchvision
 from torch import Tensor, nn
 
-from moco import files
+from moco import distributed, files
 from moco.errors import UserError
 from moco.models.encoder import backbone_keys, build_encoder, head_of, use_heads
 from moco.weights import settings
@@ -114,9 +115,16 @@ def load_backbone(encoder: nn.Module, path: str, arch: str = "") -> str:
         UserError: unreadable, no such weights, or anything but the head is missing, unknown, of another shape or odd
             (:func:`moco.train.checkpoint.odd_tensors`).
     """
-    tensors, sentence = read_backbone(encoder, path, arch)
+    return load_pretrained(encoder, path, arch)[1]
+
+
+def load_pretrained(encoder: nn.Module, path: str, arch: str) -> tuple[dict[str, Tensor], str]:
+    """:func:`load_backbone` by every process; published weights are fetched by one of each node first. Also returns
+    what was loaded."""
+    reading = partial(read_backbone, encoder, path, arch)
+    tensors, sentence = distributed.first_on_node(reading, wait=path.startswith(PUBLISHED))
     fill_backbone(encoder, tensors)
-    return sentence
+    return tensors, sentence
 
 
 def read_backbone(encoder: nn.Module, path: str, arch: str = "") -> tuple[dict[str, Tensor], str]:

@@ -25,7 +25,7 @@ from moco import distributed
 from moco.errors import UserError
 from moco.models.encoder import backbone_keys, build_encoder, features
 from moco.weights import read
-from moco.weights.read import RESNETS, File, arch_of, load_backbone, open_backbone, open_file
+from moco.weights.read import RESNETS, File, arch_of, load_backbone, load_pretrained, open_backbone, open_file
 
 K, C = 12, 128
 
@@ -189,6 +189,19 @@ def test_published_weights_by_name(monkeypatch, encoder):
     assert asked == [(torchvision.models.ResNet18_Weights.IMAGENET1K_V1.url, True, True)]
     assert "it has IMAGENET1K_V1" in refusal(encoder, "torchvision:V9")
     assert "no weights for -a vit_tiny" in refusal(encoder, "torchvision:IMAGENET1K_V1", "vit_tiny_patch16_224")
+
+
+@pytest.mark.parametrize("path", ["torchvision:IMAGENET1K_V1", "file"])
+def test_published_weights_are_fetched_by_one_of_each_node_first(monkeypatch, tmp_path, encoder, path):
+    network, waits, first = resnet(nn.Linear(512, 1000)), [], distributed.first_on_node
+    monkeypatch.setattr(torch.hub, "load_state_dict_from_url", lambda url, **options: dict(network.state_dict()))
+    monkeypatch.setattr(distributed, "first_on_node", lambda make, wait: [waits.append(wait), first(make, wait)][1])
+    torch.save(network.state_dict(), tmp_path / "file")
+    given = path if path != "file" else str(tmp_path / path)
+    weights, words = load_pretrained(encoder, given, "resnet18")
+    assert_same_backbone(encoder, network)
+    assert waits == [path != "file"] and given in words
+    assert set(weights) == set(network.state_dict()) - {"fc.weight", "fc.bias"}
 
 
 def test_a_failed_download_is_one_sentence(monkeypatch, encoder):
