@@ -28,7 +28,7 @@ from moco.models.encoder import strided_point
 from moco.train import checkpoint, optimizers
 from moco.train import pretraining as engine
 from moco.train.plan import Progress, batch_shape, make_plan
-from moco.train.resume import DONE, about_run, begin_run, changes, head_of
+from moco.train.resume import DONE, about_run, begin_run, changes, loss_choice_of
 from moco.train.runlog import RunLog
 from moco.train.setup import build_model, view_settings
 from moco.train.stop import StopRequest
@@ -60,7 +60,7 @@ def worker(args: Namespace) -> int:
 
     # model
     each = batch // distributed.world_size()
-    model, summary = build_model(config, view, seed, len(images), each, labels, head_of(state))
+    model, summary = build_model(config, view, seed, len(images), each, labels, loss_choice_of(state))
 
     # optimizer: over all parameters and in their order, as upstream's, so that its checkpoints resume here
     own = config.optimizer

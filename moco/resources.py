@@ -18,7 +18,7 @@ RECIPES = HERE / "recipes" if INSTALLED else HERE.parent / "configs"
 MAINS = HERE / "mains" if INSTALLED else HERE.parent
 
 
-def main(name: str) -> str:
+def script(name: str) -> str:
     """The path of one of the three mains, such as main_pretrain.py."""
     return str(MAINS / name)
 
@@ -28,7 +28,7 @@ def extra(name: str) -> str:
     return f"pip install {'moco-hard-negatives' if INSTALLED else '.'}[{name}]"
 
 
-def recipe(name: str, kind: str = "") -> str:
+def find_recipe(name: str, kind: str = "") -> str:
     """The path of a YAML file: ``name`` itself where there is such a file, else the recipe of that name, which is told.
 
     Args:

@@ -14,7 +14,7 @@ from moco.errors import UserError
 from moco.methods.registry import ALIASES, FAMILIES, METHODS
 
 SYNCO_COUNTS = {"n1": 256, "n2": 256, "n3": 256, "n4": 64, "n5": 64, "n6": 64}  # SynCo's defaults
-KINDS = ("mixup", "interpolation", "extrapolation", "noise", "perturbation", "adversarial")
+TYPES = ("mixup", "interpolation", "extrapolation", "noise", "perturbation", "adversarial")
 SYNCO_KINDS = ("interpolation", "extrapolation", "mixup", "noise", "perturbation", "adversarial")  # of n1 .. n6
 
 # ------------------------------------------------------------------------------------------------------ flags
@@ -88,7 +88,7 @@ def add_negatives(p: Parser) -> None:
         help="first epoch, counted from 0, with synthetic negatives (default: 10)")  # fmt: skip
     add("--hard-stop-epoch", default=None, type=int, metavar="E", help="first epoch without them again (default: none)")
     add("--type-starts", default=[], nargs="*", metavar="KIND=E", help="a later first epoch for one kind, such as "
-        "interpolation=20, or optimizer step, mixup=1000steps; kinds: " + " ".join(KINDS))  # fmt: skip
+        "interpolation=20, or optimizer step, mixup=1000steps; kinds: " + " ".join(TYPES))  # fmt: skip
     add("--extrapolation", choices=("code", "paper"), default="code", help="SynCo's released code or its paper's text")
 
 
@@ -171,8 +171,8 @@ def read_type_starts(entries: list[str]) -> tuple[dict[str, int], dict[str, int]
     for entry in entries:
         kind, _, start = entry.partition("=")
         number = start.removesuffix("steps")
-        if kind not in KINDS or not number.isdecimal():
-            raise UserError(f"--type-starts {entry}: write KIND=EPOCH or KIND=Nsteps, KIND one of {', '.join(KINDS)}.")
+        if kind not in TYPES or not number.isdecimal():
+            raise UserError(f"--type-starts {entry}: write KIND=EPOCH or KIND=Nsteps, KIND one of {', '.join(TYPES)}.")
         if kind in epochs or kind in steps:
             raise UserError(f"--type-starts {entry}: {kind} has one start, in epochs or in steps; give it once.")
         (epochs if number == start else steps)[kind] = int(number)

@@ -16,11 +16,11 @@ from dataclasses import dataclass
 from typing import Any, NoReturn, cast
 
 from moco.errors import USAGE_EXIT, UserError
-from moco.resources import recipe
+from moco.resources import find_recipe
 
 
 @dataclass(frozen=True)
-class Range:
+class NumberRange:
     """The type of a flag that takes a number, with the numbers that it takes."""
 
     kind: Callable[[str], float]  # int or float
@@ -39,12 +39,12 @@ class Range:
         return value
 
 
-def at_least(low: float) -> Range:
+def at_least(low: float) -> NumberRange:
     """Finite numbers from ``low`` on, whole ones where it is an int."""
-    return Range(type(low), lambda x: low <= x < math.inf, f"must be at least {low:g}")
+    return NumberRange(type(low), lambda x: low <= x < math.inf, f"must be at least {low:g}")
 
 
-def share(high: float = 1.0, ends: str = "[)") -> Range:
+def share(high: float = 1.0, ends: str = "[)") -> NumberRange:
     """Numbers from 0 to ``high``; ``ends``: whether the two belong to it, as intervals are written."""
     first, last = ("above 0 and", "at most" if ends[1] == "]" else "below")
     sentence = f"is {first} {last} {high:g}"
@@ -54,11 +54,11 @@ def share(high: float = 1.0, ends: str = "[)") -> Range:
     def holds(x: float) -> bool:
         return 0 <= x <= high and (x > 0 or ends[0] == "[") and (x < high or ends[1] == "]")
 
-    return Range(float, holds, sentence)
+    return NumberRange(float, holds, sentence)
 
 
-positive = Range(float, lambda x: 0 < x < math.inf, "must be a number above 0")
-finite = Range(float, math.isfinite, "must be a finite number")
+positive = NumberRange(float, lambda x: 0 < x < math.inf, "must be a number above 0")
+finite = NumberRange(float, math.isfinite, "must be a finite number")
 
 
 class Parser(argparse.ArgumentParser):
@@ -172,7 +172,7 @@ def end_lists(parser: Parser, argv: list[str]) -> list[str]:
     lists = {
         word
         for action in parser.actions()
-        if action.nargs in ("+", "*") and (action.type in (int, float) or isinstance(action.type, Range))
+        if action.nargs in ("+", "*") and (action.type in (int, float) or isinstance(action.type, NumberRange))
         for word in action.option_strings
     }
     kept: list[str] = []
@@ -202,7 +202,7 @@ def take_defaults(parser: Parser, path: str) -> None:
     """Make a YAML file's entries (or a recipe's) the parser's defaults, checked as if they had been typed."""
     flags = {word.lstrip("-"): action for word, action in parser.flags().items()}
     filed: set[str] = set()
-    path = recipe(path)
+    path = find_recipe(path)
     for name, value in _read_yaml(path).items():
         name = str(name).replace("_", "-")
         if name == "data":

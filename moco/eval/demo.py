@@ -46,7 +46,7 @@ def run_demo(asked: argparse.Namespace, settings: argparse.Namespace) -> int:
         *probes(settings, os.path.join(folder, "pretrained"), "--pretrained", weights),
     ]
     for command in commands:
-        script = resources.main(command[0])
+        script = resources.script(command[0])
         print(f"\n$ python {shlex.join([os.path.relpath(script), *command[1:]])}", flush=True)
         code = subprocess.run([sys.executable, script, *command[1:]], check=False).returncode
         if code:

@@ -32,8 +32,8 @@ def main(argv: list[str] | None = None) -> int:
     args = parser.parse_args(argv[:cut])
 
     def work() -> int:
-        sweep = spec.read(
-            resources.recipe(args.spec, "sweeps"), argv[cut + 1 :], args.out, gpus=args.gpus, slots=args.slots
+        sweep = spec.read_spec(
+            resources.find_recipe(args.spec, "sweeps"), argv[cut + 1 :], args.out, gpus=args.gpus, slots=args.slots
         )
         return dry_run(sweep) if args.dry_run else run(sweep)
 
@@ -74,7 +74,7 @@ def run(sweep: spec.Spec) -> int:
     finally:
         for number, handler in earlier.items():
             signal.signal(number, handler)
-    print("\n" + report.write(sweep, chosen), flush=True)
+    print("\n" + report.write_tables(sweep, chosen), flush=True)
     if received:
         print("stopped: run the same command again to go on", flush=True)
         return SIGTERM_EXIT if received[0] == signal.SIGTERM else INTERRUPT_EXIT
@@ -114,7 +114,7 @@ def _run_all(sweep: spec.Spec, stage: spec.Stage, settings: list[dict], began: f
 def _something_is_missing(sweep: spec.Spec, chosen: list[dict]) -> bool:
     groups = set(map(sweep.group, sweep.settings))
     return len(set(map(sweep.group, chosen))) < len(groups) or any(
-        report.unfinished(item, stage) for _, stage, mine in report.stages(sweep, chosen) for item in mine
+        report.why_unfinished(item, stage) for _, stage, mine in report.stages(sweep, chosen) for item in mine
     )
 
 

@@ -14,7 +14,7 @@ from moco import cli
 from moco.cli.parser import Parser, given, spelled
 from moco.errors import UserError
 
-MAINS = {f"main_{name}.py": name for name in ("pretrain", "lincls", "semisup")}
+PROGRAMS = {f"main_{name}.py": name for name in ("pretrain", "lincls", "semisup")}
 
 
 def hyphens(name: Any) -> str:
@@ -25,11 +25,11 @@ def hyphens(name: Any) -> str:
 @functools.cache
 def _parser(main: str) -> Parser | None:
     """Of one of our mains; nothing is known of a script that is not ours."""
-    return getattr(cli, f"{MAINS[main]}_parser")() if main in MAINS else None
+    return getattr(cli, f"{PROGRAMS[main]}_parser")() if main in PROGRAMS else None
 
 
 @functools.cache
-def settings_of(main: str) -> dict[str, str]:
+def dests_of(main: str) -> dict[str, str]:
     """The setting behind every spelling of a flag, by the flag."""
     parser = _parser(main)
     return {word: action.dest for action in parser._actions for word in action.option_strings} if parser else {}
@@ -37,7 +37,7 @@ def settings_of(main: str) -> dict[str, str]:
 
 def setting(main: str, name: str) -> str:
     """One name for all spellings of a flag: ``lr`` of learning-rate."""
-    return settings_of(main).get(f"--{name}", name)
+    return dests_of(main).get(f"--{name}", name)
 
 
 def spoken(name: str, value: Any, known: Container[str]) -> list[str]:
@@ -53,7 +53,7 @@ def plain(value: Any) -> str:
     return " ".join(map(str, value)) if isinstance(value, list) else str(value)
 
 
-def named(main: str, argv: list[str]) -> dict[str, str]:
+def flags_named(main: str, argv: list[str]) -> dict[str, str]:
     """The settings that words of the command line name, each with the word that does it; of a script that is not ours
     by the word alone."""
     found: dict[str, str] = {}
@@ -91,4 +91,4 @@ def parsed(main: str, command: list[str]) -> Namespace:
 @functools.cache
 def _parsed(main: str, argv: tuple[str, ...]) -> Namespace:
     with _told(f"{main} does not take {shlex.join(argv)}"):
-        return getattr(cli, f"parse_{MAINS[main]}")(list(argv))
+        return getattr(cli, f"parse_{PROGRAMS[main]}")(list(argv))

@@ -38,7 +38,7 @@ class Local:
     def _run(self, trial: Trial, since: float) -> None:
         slot = self._free.get()
         try:
-            trials.run(trial, slot, self.minutes, since, self.stop)
+            trials.run_trial(trial, slot, self.minutes, since, self.stop)
         finally:
             self._free.put(slot)
 
@@ -51,7 +51,7 @@ class SlurmTrial:
     """What a SLURM job does. Preempted or near its time limit, submitit queues it again, and the trial resumes."""
 
     def __call__(self, trial: Trial, minutes: float | None, since: float) -> None:
-        trials.run(trial, Slot(), minutes, since)
+        trials.run_trial(trial, Slot(), minutes, since)
 
     def checkpoint(self, *arguments: Any) -> Any:
         """submitit's name for what a requeued job does."""

@@ -88,7 +88,7 @@ def stages(spec: Spec, chosen: list[dict[str, Any]]) -> list[tuple[str, Stage, l
     return [*first, ("report", spec.report, spec.trials(spec.report, chosen))]
 
 
-def write(spec: Spec, chosen: list[dict[str, Any]]) -> str:
+def write_tables(spec: Spec, chosen: list[dict[str, Any]]) -> str:
     """Write results.csv, results.md and results.png into the sweep's folder; returns the Markdown."""
     text = markdown(spec, chosen)
     files.write_text(_csv(spec, chosen), os.path.join(spec.out, CSV), "--out")
@@ -129,11 +129,11 @@ def markdown(spec: Spec, chosen: list[dict[str, Any]]) -> str:
         lines += _row(cells)
     lines += ["", " ".join([_how(spec), *(f"Note: {note}." for note in spec.notes)])]
     for name, stage, mine in stages(spec, chosen):
-        lines += dict.fromkeys(f"- {name}, {why}" for trial in mine if (why := unfinished(trial, stage)))
+        lines += dict.fromkeys(f"- {name}, {why}" for trial in mine if (why := why_unfinished(trial, stage)))
     return "\n".join(lines) + "\n"
 
 
-def unfinished(trial: Trial, stage: Stage) -> str:
+def why_unfinished(trial: Trial, stage: Stage) -> str:
     """What is wrong with a trial, empty when nothing is."""
     record = trials.read_record(trial.folder)
     if record is None:

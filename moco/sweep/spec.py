@@ -27,7 +27,7 @@ from typing import Any
 from moco import resources
 from moco.errors import UserError
 from moco.sweep import figures
-from moco.sweep.commands import MAINS, hyphens, named, parsed, plain, setting, settings_of, spoken
+from moco.sweep.commands import PROGRAMS, dests_of, flags_named, hyphens, parsed, plain, setting, spoken
 
 OURS = ("save-dir", "resume", "seed", "max-minutes")  # flags that the sweep itself gives
 OWN_FOLDER = ("save_dir", "trial")  # settings of our mains that would lead out of a trial's folder
@@ -105,7 +105,7 @@ class Spec:
     @property
     def script(self) -> str:
         """Where the entry point is."""
-        return resources.main(self.main) if self.main in MAINS else self.main
+        return resources.script(self.main) if self.main in PROGRAMS else self.main
 
     def _trial(self, stage: Stage, setting: dict[str, Any], seed: int) -> Trial:
         varied, row = {**setting, "seed": seed}, None
@@ -127,14 +127,14 @@ class Spec:
         return [*self.argv[:at], *self._said(flags), *self.argv[at:]]
 
     def _said(self, flags: dict[str, Any]) -> list[str]:
-        return [word for name in sorted(flags) for word in spoken(name, flags[name], settings_of(self.main))]
+        return [word for name in sorted(flags) for word in spoken(name, flags[name], dests_of(self.main))]
 
     def words_of(self, stage: Stage) -> str:
         """A stage's own flags, as they are typed."""
         return shlex.join(self._said(stage.flags))
 
 
-def read(path: str, argv: list[str] | None = None, out: str | None = None, **run: Any) -> Spec:
+def read_spec(path: str, argv: list[str] | None = None, out: str | None = None, **run: Any) -> Spec:
     """The spec in a file, with every command it will start accepted by the entry point's own parser.
 
     Args:
@@ -176,8 +176,8 @@ def _load(path: str) -> dict[str, Any]:
 
 def _build(path: str, entries: dict[str, Any], argv: list[str], out: str | None, run: dict[str, Any]) -> Spec:
     main = entries.get("main")
-    if main not in MAINS and not (isinstance(main, str) and os.path.isfile(main)):
-        raise UserError(f"main must be one of {', '.join(MAINS)} or the path of a script like them, not {main}.")
+    if main not in PROGRAMS and not (isinstance(main, str) and os.path.isfile(main)):
+        raise UserError(f"main must be one of {', '.join(PROGRAMS)} or the path of a script like them, not {main}.")
     flags, grid, paired = (_flags(entries.get(name), name) for name in ("flags", "grid", "paired"))
     settings = _settings(flags, grid, paired)
     group_by = [hyphens(name) for name in _list(entries.get("group_by", []), "group_by")]
@@ -216,7 +216,7 @@ def _settings(flags: dict, grid: dict, paired: dict) -> list[dict[str, Any]]:
 def _one_run(main: str, entry: Any, grid: dict[str, Any]) -> tuple[str, list[Any]] | None:
     if entry is None:
         return None
-    if main in MAINS and (main, entry) != ("main_lincls.py", "lr"):
+    if main in PROGRAMS and (main, entry) != ("main_lincls.py", "lr"):
         raise UserError(f"one_run is for lr of main_lincls.py, which has a row of figures for each rate, not {entry}.")
     if hyphens(entry) not in grid:
         raise UserError(f"one_run {entry} is not in grid.")
@@ -324,14 +324,14 @@ def _check_spellings(spec: Spec) -> None:
             other = seen.setdefault(setting(spec.main, name), name)
             if other != name:
                 raise UserError(f"{other} and {name} are two spellings of one flag; leave one of them out.")
-            if setting(spec.main, name) in OWN_FOLDER and spec.main in MAINS:
+            if setting(spec.main, name) in OWN_FOLDER and spec.main in PROGRAMS:
                 raise UserError(f"{name}: each trial has a folder of its own; write out.")
 
 
 def _describe_check(spec: Spec) -> None:
     """Words of the command line must leave alone what tells the trials apart, and the two stages."""
-    typed = named(spec.main, spec.argv)
-    varied = [*OURS, *(OWN_FOLDER if spec.main in MAINS else ()), *spec.settings[0]]
+    typed = flags_named(spec.main, spec.argv)
+    varied = [*OURS, *(OWN_FOLDER if spec.main in PROGRAMS else ()), *spec.settings[0]]
     stages = [*(spec.select.flags if spec.select else ()), *spec.report.flags]
     for names, why in ((varied, "would make trials alike"), (stages, "would take the place of a stage's own flag")):
         for name in names:
@@ -341,7 +341,7 @@ def _describe_check(spec: Spec) -> None:
 
 def _check_figures(spec: Spec, stage: Stage) -> None:
     """The entry point takes every command of a stage and writes the stage's metrics then."""
-    if spec.main not in MAINS:
+    if spec.main not in PROGRAMS:
         return
     for trial in spec.trials(stage):
         found = _figures(spec, trial)
@@ -353,7 +353,7 @@ def _check_figures(spec: Spec, stage: Stage) -> None:
 
 
 def _figures(spec: Spec, trial: Trial) -> figures.Figures:
-    return figures.of(MAINS[spec.main], parsed(spec.main, trial.command), trial.row is not None)
+    return figures.of(PROGRAMS[spec.main], parsed(spec.main, trial.command), trial.row is not None)
 
 
 def _notes(spec: Spec) -> list[str]:
@@ -362,7 +362,7 @@ def _notes(spec: Spec) -> list[str]:
     Raises:
         UserError: selected and reported are figures of the same images, where --val-share would hold some out.
     """
-    if spec.main not in MAINS:
+    if spec.main not in PROGRAMS:
         return [f"metrics are taken as they are spelled: nothing is known of what {os.path.basename(spec.main)} writes"]
     if spec.select is None:
         return []

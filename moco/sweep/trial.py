@@ -120,7 +120,9 @@ def running(folder: str) -> bool:
         return mine is None
 
 
-def run(trial: Trial, slot: Slot, minutes: float | None, since: float, stop: threading.Event | None = None) -> None:
+def run_trial(
+    trial: Trial, slot: Slot, minutes: float | None, since: float, stop: threading.Event | None = None
+) -> None:
     """Run a trial to its end and write its record; nothing happens when it is settled or another process runs it.
 
     Args:

@@ -66,9 +66,9 @@ def worker(args: Namespace) -> int:
         tell(f"\n{loader_table(loads, args.views)}")
     if args.what in ("step", "all"):
         parts = step_parts(len(images), view, args, batch, labels)
-        tell(f"\n{table('part of a step', parts)}\n{batch * args.accum / sum(parts.values()):.0f} images/s")
+        tell(f"\n{timing_table('part of a step', parts)}\n{batch * args.accum / sum(parts.values()):.0f} images/s")
     if args.what in ("head", "all"):
-        tell(f"\n{table('the loss alone', head_seconds(args, view, labels), share=False)}")
+        tell(f"\n{timing_table('the loss alone', head_seconds(args, view, labels), share=False)}")
     for line in verdict(loads, parts, batch * args.accum, settings_in_use(args, images, view)):
         tell(f"\n{line}")
     return 0
@@ -78,7 +78,7 @@ def _silent(*_: object) -> None:
     return None
 
 
-def table(what: str, seconds: dict[str, float], share: bool = True) -> str:
+def timing_table(what: str, seconds: dict[str, float], share: bool = True) -> str:
     """Milliseconds by row; with ``share`` also the share of their sum."""
     total = sum(seconds.values()) or 1.0
     lines = [f"| {what} | ms |" + " share |" * share, "| --- | ---: |" + " ---: |" * share]
@@ -159,7 +159,7 @@ def loader_table(loads: dict[str, float], views: int = 2) -> str:
     """Of what :func:`data_rows` returns."""
     parts = {name: value for name, value in loads.items() if name != "loader"}
     alone = 1 / max(sum(parts.values()), 1e-9)
-    rows = table(f"an image, {'two' if views == 2 else views} views, one process", parts)
+    rows = timing_table(f"an image, {'two' if views == 2 else views} views, one process", parts)
     return f"{rows}\n{alone:.0f} images/s a process, {loads['loader']:.0f} from the loader by itself"
 
 
@@ -178,7 +178,7 @@ def step_parts(
         trainer = make_trainer(args.settings, view, log, folder, images, batch, labels)
         source = noise(batch // distributed.world_size(), view, args.seed, torch.device("cpu"), images, args.views)
         if args.aug_device == "gpu":
-            crops: Any = unfinished(source, view, args.seed, args.views)  # as a loader's batches
+            crops: Any = crops_alone(source, view, args.seed, args.views)  # as a loader's batches
             source = iter(data.Finishing(crops, view.preset.order, trainer.device))
         for number in range(WARM_UP + args.bench_steps):
             trainer.look_every = 1  # every step is measured, also on a GPU
@@ -208,7 +208,7 @@ def noise(
         yield {**given, "index": torch.arange(first, first + n, device=device) % images}
 
 
-def unfinished(batches: Iterator[dict], view: Views, seed: int, views: int = 2) -> Iterator[dict]:
+def crops_alone(batches: Iterator[dict], view: Views, seed: int, views: int = 2) -> Iterator[dict]:
     """The batches, their views crops, with drawn parameters of what is left to be done to them."""
     first = next(batches)
     source = data.ArraySource("noise", first["q"].permute(0, 2, 3, 1).squeeze(3).numpy(), channels=view.channels)
@@ -276,7 +276,7 @@ def head_seconds(args: Namespace, view: Views, labels: np.ndarray | None) -> dic
     return {name: statistics.median(values) for name, values in found.items()}
 
 
-Loss = tuple[Tensor, Callable[[], Tensor]]  # what gets a gradient, and a function that returns the loss
+LossCall = tuple[Tensor, Callable[[], Tensor]]  # what gets a gradient, and a function that returns the loss
 
 
 def _both_passes(leaf: Tensor, loss: Callable[[], Tensor]) -> None:
@@ -285,7 +285,7 @@ def _both_passes(leaf: Tensor, loss: Callable[[], Tensor]) -> None:
     leaf.grad = None
 
 
-def _heads_with_queue(args: Namespace, model: MoCo, n: int) -> dict[str, Loss]:
+def _heads_with_queue(args: Namespace, model: MoCo, n: int) -> dict[str, LossCall]:
     device = distributed.device()
     generator = torch.Generator().manual_seed(args.seed)
     q, k = (F.normalize(torch.randn(n, args.moco_dim, generator=generator), dim=1).to(device) for _ in range(2))
@@ -294,7 +294,7 @@ def _heads_with_queue(args: Namespace, model: MoCo, n: int) -> dict[str, Loss]:
 
     impl, own_precision = model.config.loss_impl, model.config.loss_precision
 
-    def head(draws: Draws | None, precision: str) -> Loss:
+    def head(draws: Draws | None, precision: str) -> LossCall:
         n_hard = args.n_hard if draws else 0
         settings = {"temperature": args.moco_t, "n_hard": n_hard, "impl": impl, "precision": precision}
         return q, lambda: contrastive_loss(q, k, model.queue, draws=draws, **settings).loss
@@ -323,7 +323,7 @@ class _Given(nn.Module):
         return self.z
 
 
-def _head_of_batch(args: Namespace, model: Contrast, n: int) -> dict[str, Loss]:
+def _head_of_batch(args: Namespace, model: Contrast, n: int) -> dict[str, LossCall]:
     device = distributed.device()
     rows = n if isinstance(model, Momentum) else args.views * n  # that go through the encoder together
     z = torch.randn(rows, args.moco_dim, generator=torch.Generator().manual_seed(args.seed))

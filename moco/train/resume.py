@@ -42,7 +42,7 @@ def about_run(flags: Flags, images: Source, head: Earlier | None = None) -> dict
     return about if head is None else {**about, "head": head._asdict()}
 
 
-def head_of(state: dict | None) -> Earlier | None:
+def loss_choice_of(state: dict | None) -> Earlier | None:
     """What the run that wrote a checkpoint had chosen for its loss; None for older files and losses without a queue."""
     head = ((state or {}).get("run") or {}).get("head") or {}
     return Earlier(*(head[name] for name in Earlier._fields)) if set(Earlier._fields) <= set(head) else None

@@ -109,7 +109,7 @@ def test_detection_is_typed_as_a_path_in_either_place(site, tmp_path):
 def test_a_checkout_has_the_same_modules(capsys):
     for name in (name.removesuffix(".py") for name in MAINS):
         module = importlib.import_module(f"moco.mains.{name}")
-        assert module.__file__ == str(ROOT / f"{name}.py") == resources.main(f"{name}.py")
+        assert module.__file__ == str(ROOT / f"{name}.py") == resources.script(f"{name}.py")
         with pytest.raises(SystemExit, match="2"):
             module.main(["--no-such-flag"])
     assert capsys.readouterr().err.count("--no-such-flag") == 3
@@ -122,7 +122,7 @@ def test_a_recipe_by_name(name, tmp_path, monkeypatch, capsys):
     assert cli.parse_pretrain(["--config", name, "DIR"]).n_hard == 1024
     assert capsys.readouterr().err == f"{name}: no such file, so the recipe {path} is used\n"
     Path(tmp_path, "synco_in1k_200ep").write_text("n-hard: 7")
-    own = resources.recipe("synco_in1k_200ep")
+    own = resources.find_recipe("synco_in1k_200ep")
     assert (own, capsys.readouterr().err) == ("synco_in1k_200ep", "")  # a file of the user's comes first
 
 
@@ -148,4 +148,4 @@ def test_a_name_that_is_neither_file_nor_recipe(tmp_path, monkeypatch):
         ("nothing", "the recipes are demo, mochi_in100, "),
     ):
         with pytest.raises(UserError, match=f"^{name} is neither a file nor a recipe of this project; {hint}"):
-            resources.recipe(name)
+            resources.find_recipe(name)

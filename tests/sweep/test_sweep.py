@@ -260,7 +260,7 @@ def test_a_figure_that_a_result_says_it_cannot_have_is_not_missing(tmp_path):
     mine = types.SimpleNamespace(folder=str(tmp_path), row=None)
     asked = {("acc1", "acc5"): "", ("acc5",): "finite acc5", ("acc1", "val_acc5"): "finite val_acc5", ("acc1",): ""}
     for metrics, why in asked.items():
-        said = report.unfinished(mine, types.SimpleNamespace(metrics=metrics))
+        said = report.why_unfinished(mine, types.SimpleNamespace(metrics=metrics))
         assert (why in said) and bool(why) == bool(said)
 
 
@@ -373,7 +373,7 @@ def test_a_trial_that_does_not_listen_is_killed_with_all_it_started(tmp_path, mo
     )
     item = spec.Trial({}, 0, str(tmp_path / "trial"), [str(script)])
     stop = threading.Event()
-    worker = threading.Thread(target=trial.run, args=(item, trial.Slot(), None, 0.0, stop))
+    worker = threading.Thread(target=trial.run_trial, args=(item, trial.Slot(), None, 0.0, stop))
     worker.start()
     output = Path(item.folder, "output.txt")
     child = int(_wait_for(lambda: output.read_text().split("child ")[1].split())[0])
@@ -391,7 +391,7 @@ def test_a_trial_that_does_not_listen_is_killed_with_all_it_started(tmp_path, mo
 
 def test_two_sweeps_in_one_folder_share_the_trials(sweep):
     """Also the one that fails, and a trial both want at the same moment."""
-    made = spec.read(sweep(grid={"lr": [1, 2, 3, 4, 5, 6]}, flags={"wait": 0.1, "die": [2]}, **SELECT))
+    made = spec.read_spec(sweep(grid={"lr": [1, 2, 3, 4, 5, 6]}, flags={"wait": 0.1, "die": [2]}, **SELECT))
     said: list[list[str]] = [[], []]
 
     def one(mine: list[str], since: float) -> None:
@@ -413,10 +413,10 @@ def test_two_sweeps_in_one_folder_share_the_trials(sweep):
 def test_a_trial_that_outlives_its_sweep_is_waited_for(sweep):
     import multiprocessing
 
-    made = spec.read(sweep(grid={"lr": [3]}, flags={"wait": 1.0}, **SELECT))
+    made = spec.read_spec(sweep(grid={"lr": [3]}, flags={"wait": 1.0}, **SELECT))
     (item,) = made.trials(made.report)
     sweep_process = multiprocessing.get_context("forkserver").Process(
-        target=trial.run, args=(item, trial.Slot(), None, 0.0)
+        target=trial.run_trial, args=(item, trial.Slot(), None, 0.0)
     )
     sweep_process.start()
     _wait_for(lambda: "begins" in Path(item.folder, "output.txt").read_text())
@@ -431,7 +431,7 @@ def test_a_trial_that_outlives_its_sweep_is_waited_for(sweep):
 
 def test_folders_depend_on_what_a_trial_does_and_on_nothing_else(sweep):
     def folders(words=(), **entries) -> set[str]:
-        made = spec.read(sweep(**{**SELECT, **entries}), list(words))
+        made = spec.read_spec(sweep(**{**SELECT, **entries}), list(words))
         return {item.folder for item in made.trials(made.report)}
 
     one = folders(grid={"lr": [1, 3], "epochs": [2]}, flags={"wait": 1, "percent": 1})
@@ -510,7 +510,7 @@ class FakeExecutor:
 
 
 def test_trials_as_slurm_jobs(sweep):
-    made = spec.read(sweep(grid={"lr": [1, 3]}, run={"slurm": {"timeout_min": 9}}, **SELECT))
+    made = spec.read_spec(sweep(grid={"lr": [1, 3]}, run={"slurm": {"timeout_min": 9}}, **SELECT))
     executor = FakeExecutor(lambda item: "lost" if item.settings["lr"] == 1 else "runs")
     where = pool.Slurm(made.run, made.out, executor)
     where.poll = 0.01
@@ -523,7 +523,7 @@ def test_trials_as_slurm_jobs(sweep):
 
 
 def test_stopping_cancels_jobs_in_the_queue(sweep):
-    made = spec.read(sweep(grid={"lr": [1, 3]}, run={"slots": 1, "slurm": {"timeout_min": 9}}, **SELECT))
+    made = spec.read_spec(sweep(grid={"lr": [1, 3]}, run={"slots": 1, "slurm": {"timeout_min": 9}}, **SELECT))
     executor, stop = FakeExecutor(lambda item: "queued"), threading.Event()
     threading.Timer(0.2, stop.set).start()
     where = pool.Slurm(made.run, made.out, executor)
@@ -625,7 +625,7 @@ def test_a_file_that_is_no_spec(tmp_path, text, words, capsys):
 
 def test_words_of_the_command_line(sweep, capsys):
     path = sweep(grid={"lr": [[1, 3], 5]}, flags={"wait": 0, "val-only": False, "poison": True}, **SELECT)
-    made = spec.read(path, ["DIR", "--pretrained", "X", "--wait", "1"])
+    made = spec.read_spec(path, ["DIR", "--pretrained", "X", "--wait", "1"])
     first, second = (item.command[1:] for item in made.trials(made.report))
     assert first[:9] == ["DIR", "--lr", "1", "3", "--poison", "--seed", "0", "--wait", "0"]
     assert first[9:13] == ["--pretrained", "X", "--wait", "1"]  # the last word of a flag wins
@@ -760,10 +760,10 @@ def test_a_pretraining_sweep_on_one_set_of_images_says_so(sweep, capsys):
     assert main([path, "--dry-run", "--", "DIR"]) == 0
     words = "knn, which selects, and head/map, which is reported, are both of the held-out images of DIR: the reported"
     assert f"# {words} figure is as good as the selection made it" in capsys.readouterr().out
-    made = spec.read(path, ["DIR"])
+    made = spec.read_spec(path, ["DIR"])
     assert f"Note: {words} figure is" in report.markdown(made, made.settings)
     path = sweep(main="main_pretrain.py", grid={"lr": [1]}, **STAGES["main_pretrain.py"])
-    assert spec.read(path, ["DIR"]).notes == ()
+    assert spec.read_spec(path, ["DIR"]).notes == ()
 
 
 def numbers(path: Path) -> set[str]:
@@ -823,12 +823,12 @@ def test_the_figures_of_fine_tuning_are_those_of_its_result(words, image_folder,
 
 
 def test_groups_may_be_lists(sweep):
-    made = spec.read(sweep(paired={"lr": [[1, 3], [5]], "epochs": [1, 2]}, group_by=["lr"], **SELECT))
+    made = spec.read_spec(sweep(paired={"lr": [[1, 3], [5]], "epochs": [1, 2]}, group_by=["lr"], **SELECT))
     assert [made.group(setting) for setting in made.settings] == [("1 3",), ("5",)]
 
 
 def test_an_error_of_the_sweep_itself_stops_what_runs(sweep):
-    made, stop = spec.read(sweep(paired={"lr": [1, 3], "wait": [30, 0]}, **SELECT)), threading.Event()
+    made, stop = spec.read_spec(sweep(paired={"lr": [1, 3], "wait": [30, 0]}, **SELECT)), threading.Event()
 
     def fail(item: spec.Trial, record: trial.Record) -> None:
         raise OSError("the disk is gone")
@@ -861,14 +861,14 @@ TINY = ["-a", "test_resnet", "--size", "16", "-b", "8", "-j", "0", "-p", "100"]
 
 def test_the_published_grids(sweep):
     """SynCo's: five rates at 60 epochs on 1 % and at 30 on 10 %; test images are opened for selected settings alone."""
-    made = spec.read(str(ROOT / "configs" / "sweeps" / "semisup_synco.yml"), ["DIR", "--pretrained", "X"])
+    made = spec.read_spec(str(ROOT / "configs" / "sweeps" / "semisup_synco.yml"), ["DIR", "--pretrained", "X"])
     trials = [cli.parse_semisup(item.command[1:]) for item in made.trials(made.select or made.report)]
     assert {(t.train_percent, t.epochs, t.lr_backbone) for t in trials} == {
         (percent, epochs, lr) for percent, epochs in ((1, 60), (10, 30)) for lr in (0.01, 0.02, 0.05, 0.1, 0.005)
     }
     assert {(t.lr_classifier, t.batch_size, t.weights, t.val_only) for t in trials} == {(0.5, 1024, "finetune", True)}
     assert len(trials) == len({t.save_dir for t in trials}) == 2 * 5 * 3
-    made = spec.read(str(ROOT / "configs" / "sweeps" / "linear.yml"), ["DIR", "--pretrained", "X"])
+    made = spec.read_spec(str(ROOT / "configs" / "sweeps" / "linear.yml"), ["DIR", "--pretrained", "X"])
     assert made.select
     linear = [cli.parse_lincls(item.command[1:]) for item in made.trials(made.select)]
     assert len({t.save_dir for t in linear}) == 3  # one run a seed for all rates
@@ -899,7 +899,7 @@ def test_the_linear_grid_over_the_real_probe(image_folder, tmp_path, restored):
     path = tmp_path / "linear.yml"
     path.write_text(text.replace("seeds: 3", "seeds: [5]").replace("val-share: 0.02", "val-share: 0.25"))
     own = [str(image_folder), *TINY, "--epochs", "2"]
-    made = spec.read(str(path), own, str(tmp_path / "out"))
+    made = spec.read_spec(str(path), own, str(tmp_path / "out"))
     assert made.select
     stopped = cli.parse_lincls([*made.trials(made.select)[0].command[1:], "--max-minutes", "0"])
     assert main_lincls.worker(stopped) == 0

@@ -18,7 +18,7 @@ from moco.cli import commands
 from moco.data.sources.decode import decode
 from moco.models.in_batch import BatchContrast
 from moco.train import bench
-from moco.train.bench import table, verdict
+from moco.train.bench import timing_table, verdict
 
 QUICK = ["--bench-steps", "2", "--bench-images", "4", "--bench-seconds", "0.05"]
 STEP = {"q forward", "q backward", "k forward", "shuffle", "head", "optimizer", "EMA", "enqueue", "transfer", "other"}
@@ -268,8 +268,8 @@ def slowly(function, *arguments):
 
 def test_a_table():
     lines = ["| x | ms | share |", "| --- | ---: | ---: |", "| a | 1500 | 75.0 % |", "| b | 500 | 25.0 % |"]
-    assert table("x", {"a": 1.5, "b": 0.5}) == "\n".join(lines)
-    assert table("x", {"a": 1.5}, share=False) == "| x | ms |\n| --- | ---: |\n| a | 1500 |"
+    assert timing_table("x", {"a": 1.5, "b": 0.5}) == "\n".join(lines)
+    assert timing_table("x", {"a": 1.5}, share=False) == "| x | ms |\n| --- | ---: |\n| a | 1500 |"
 
 
 @pytest.mark.parametrize(

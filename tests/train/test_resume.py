@@ -438,8 +438,8 @@ def test_a_file_of_another_version_may_say_more_or_less_of_its_loss(monkeypatch)
     from moco.train import resume
 
     head = {"impl": "triton", "precision": "tf32x3", "device": "cuda", "asked": ["auto", "auto"]}
-    assert resume.head_of({"run": {"head": {**head, "blocks": 64}}}) == resume.Earlier(**head)
-    assert resume.head_of({"run": {"head": {"impl": "triton"}}}) is None
+    assert resume.loss_choice_of({"run": {"head": {**head, "blocks": 64}}}) == resume.Earlier(**head)
+    assert resume.loss_choice_of({"run": {"head": {"impl": "triton"}}}) is None
     old, words = (
         {"state_dict": {"module.queue": torch.zeros(2, 2)}},
         "written before the loss on a GPU was the fused step",
