@@ -15,6 +15,7 @@ from PIL import Image
 from moco import bench as bench_door
 from moco import cli
 from moco.cli import commands
+from moco.cli.pretrain import pretrain_config
 from moco.data.sources.decode import decode
 from moco.models.in_batch import BatchContrast
 from moco.train import bench
@@ -181,7 +182,8 @@ def test_synthetic_negatives_are_active_although_they_start_late(image_folder, i
 
 
 def two(args) -> int:
-    for name, value in {"what": "step", "bench_steps": 2, "bench_images": 4, "bench_seconds": 0.05}.items():
+    given = {"what": "step", "bench_steps": 2, "bench_images": 4, "bench_seconds": 0.05}
+    for name, value in {**given, "settings": pretrain_config(args)}.items():
         setattr(args, name, value)
     return bench.worker(args)
 
