@@ -2,8 +2,9 @@
 
     python main_pretrain.py [flags] [DIR]        --help lists the flags; without DIR: the built-in demo
 
-Reads in the order of a run: data, model, optimizer, loop, save. Exit codes: 0 done, or stopped by --max-minutes or
-SIGUSR1 with a checkpoint; 2 input that cannot be used; 3 training went wrong; 143 SIGTERM, with a checkpoint.
+Reads in the order of a run: data, model, optimizer, resume, train, save. Exit codes: 0 done, or stopped by
+--max-minutes or SIGUSR1 with a checkpoint; 2 input that cannot be used; 3 training went wrong; 143 SIGTERM, with a
+checkpoint.
 """
 
 import sys
@@ -14,23 +15,18 @@ if __name__ == "__main__":  # a wrong flag is answered before torch is imported;
 
     ARGS = parse_pretrain()
 
-import torch
-
 from moco import cli, data, distributed, seeding
 from moco.cli.flag_classes import PRETRAIN, pretraining
 from moco.cli.pretrain import pretrain_config
 from moco.eval import between_epochs
 from moco.eval.features import EvalData, FeatureExtractor
-from moco.methods import negatives
 from moco.methods.registry import METHODS
-from moco.models import ema
-from moco.models.encoder import strided_point
-from moco.train import checkpoint, optimizers
-from moco.train import pretraining as engine
-from moco.train.plan import Progress, batch_shape, make_plan
-from moco.train.resume import DONE, about_run, begin_run, changes, loss_choice_of
+from moco.train.checkpoint import reserve_run_folder, unpack
+from moco.train.plan import Progress, batch_shape
+from moco.train.pretraining import Trainer
+from moco.train.resume import about_run, begin_run, changes, loss_choice_of
 from moco.train.runlog import RunLog
-from moco.train.setup import build_model, view_settings
+from moco.train.setup import build_model, first_lines, open_batches, prepare_training
 from moco.train.stop import StopRequest
 
 
@@ -47,64 +43,33 @@ def worker(args: Namespace) -> int:
     labels = data.class_labels(images, args.method) if METHODS[args.method].supervised else None
     data.check_classes(images, args.num_classes)
     between_epochs.check(sources, args.retrieval_every)
-    view = view_settings(config.views, images)
-    batch = args.batch_size * distributed.nodes()
-    sampler = data.EpochSampler(
-        len(images), batch, seed, distributed.world_size(), distributed.rank(), drop_last=args.drop_last
-    )
-    workers = distributed.share_of_cores(args.workers)
-    batches = data.two_views(
-        images, view.preset, view.size, seed, sampler, workers, args.aug_device, args.decode, distributed.device(),
-        args.views,
-    )  # fmt: skip
+    given = open_batches(sources, config.views, seed, args.batch_size, args.workers, args.drop_last)
+    view, sampler = given.view, given.sampler
 
-    # model
-    each = batch // distributed.world_size()
+    # model, optimizer and plan
+    each = sampler.batch // sampler.world
     model, summary = build_model(config, view, seed, len(images), each, labels, loss_choice_of(state))
+    optimizer, scaler, plan, evaluated = prepare_training(model, config, view, len(sampler))
 
-    # optimizer: over all parameters and in their order, as upstream's, so that its checkpoints resume here
-    own = config.optimizer
-    groups = optimizers.no_decay_for_bias_and_norm([{"params": list(model.parameters())}], own.exclude_bias_norm)
-    optimizer = optimizers.build_optimizer(own, groups)
-    on_cpu = distributed.device().type == "cpu"
-    broken = strided_point(model.encoder_q, view.channels, view.size) if on_cpu else ""
-    plan = make_plan(len(sampler), engine.pick_amp(args.amp, distributed.device(), broken), config.schedule)
-    scaler = torch.amp.GradScaler(distributed.device().type, enabled=plan.amp is torch.float16)
-    evaluated = ema.attach_ema(model, optimizer, own.ema, own.ema_epoch, plan.steps_per_epoch)
-    done = args.start_epoch * plan.steps_per_epoch
-    progress = Progress(seed, args.start_epoch, 0, done, done * args.accum)
-    about = about_run(pretraining(args, model.encoder_q.built, view, batch, plan.amp), images, model.head)
-    notes = changes(state, path, about, PRETRAIN, args.seed)
-    if path:
-        entries = checkpoint.unpack(state, path, model, optimizer, scaler, args.arch)
-        progress = progress.resumed(entries, progress, batch_shape(sampler, args.accum), plan)
-    checkpoint.reserve_run_folder(args.save_dir, path, args.overwrite)
+    # resume
+    about = about_run(pretraining(args, model.encoder_q.built, view, sampler.batch, plan.amp), images, model.head)
+    notes = [*args.notes, *changes(state, path, about, PRETRAIN, args.seed)]
+    entries = unpack(state, path, model, optimizer, scaler, args.arch) if path else {"epoch": args.start_epoch}
+    progress = Progress.resumed(entries, seed, batch_shape(sampler, args.accum), plan)
+    reserve_run_folder(args.save_dir, path, args.overwrite)
 
-    # loop
-    resume_step = progress.step if path else None
-    with RunLog(args.save_dir, wandb=args.wandb, config=vars(args), resume_step=resume_step) as log:
-        what = "the demo, as no DIR is given: " * args.demo + f"{args.method}, {args.arch} at {view.size} px"
-        log.line(f"{what}, {len(images)} images of {images.name}, seed {seed}")
-        log.line(f"{distributed.processes()}, batch {batch}, {workers} loader workers each, amp {plan.amp or 'off'}")
-        recipe = negatives.sentences(model.extra, plan.total_steps, plan.steps_per_epoch)
-        for sentence in filter(None, (summary, *recipe, data.size_warning(images, view.size), *args.notes, *notes)):
-            log.line(sentence)
-        log.line(f"from epoch {progress.epoch}, step {progress.step} of {plan.total_steps}" + f" ({path})" * bool(path))
-        stop = StopRequest(args.max_minutes)
-        trainer = engine.Trainer(
-            model, distributed.wrap(model), optimizer, scaler, plan, progress, log, stop, args.save_dir, sampler,
-            images, args.max_bad_images, about,
+    # train, save
+    with RunLog(args.save_dir, wandb=args.wandb, config=vars(args), resume_step=progress.step if path else None) as log:
+        lines = first_lines(config, given, model, plan, progress, path, summary, notes)
+        log.line("the demo, as no DIR is given: " * args.demo + lines)
+        trainer = Trainer(
+            model, distributed.wrap(model), optimizer, scaler, plan, progress, log, StopRequest(args.max_minutes),
+            args.save_dir, sampler, images, args.max_bad_images, about,
         )  # fmt: skip
-        if sources.val is None or not args.knn_every:
-            log.line(f"no k-NN accuracy: {sources.no_pair or 'switched off by --knn-every 0'}")
-        if trainer.finished():
-            log.line(DONE)
-        images_to_score = EvalData(view.size, batch, workers=workers)
+        images_to_score = EvalData(view.size, sampler.batch, workers=given.workers)
         extractor = FeatureExtractor(images_to_score, trainer.device, view.mean, view.std, plan.amp)
         while trainer.exit_code is None and not trainer.finished():
-            trainer.run_epoch(batches)
-
-            # save
+            trainer.run_epoch(given.batches)
             if trainer.due(args.save_every):
                 trainer.save(args.arch, args.keep)
             if trainer.exit_code is None:

@@ -32,15 +32,13 @@ from moco.config import MoCoConfig, PretrainConfig
 from moco.data.sources.cache import fits
 from moco.kernels import Draws, contrastive_loss, describe
 from moco.methods.registry import METHODS
-from moco.models import ema
 from moco.models.base import Contrast, Momentum
-from moco.models.encoder import strided_point
 from moco.models.moco import MoCo
 from moco.models.supcon_queue import LabelledMoCo
-from moco.train import optimizers, pretraining
-from moco.train.plan import Progress, make_plan
+from moco.train.plan import Progress
+from moco.train.pretraining import Trainer
 from moco.train.runlog import RunLog
-from moco.train.setup import Views, build_model, view_settings
+from moco.train.setup import Views, build_model, prepare_training, view_settings
 
 WARM_UP = 2  # steps: allocators, libraries and compilers do their work once
 ON_DEVICE = "augmentation"  # the part of a step that finishes views there
@@ -222,30 +220,27 @@ def crops_alone(batches: Iterator[dict], view: Views, seed: int, views: int = 2)
 def make_trainer(
     config: PretrainConfig, view: Views, log: RunLog, folder: str, images: int, batch: int,
     labels: np.ndarray | None = None,
-) -> pretraining.Trainer:  # fmt: skip
+) -> Trainer:  # fmt: skip
     """What main_pretrain.worker makes of the same flags, where all synthetic negatives have started.
 
     labels: of any number of images, repeated for ``images``.
     """
     seed = config.seed or 0
     torch.manual_seed(seed)
-    device, world = distributed.device(), distributed.world_size()
+    world = distributed.world_size()
     classes = None if labels is None else np.resize(labels, images)
     model, _ = build_model(config, view, seed, images, batch // world, classes)
-    own = config.optimizer
-    groups = optimizers.no_decay_for_bias_and_norm([{"params": list(model.parameters())}], own.exclude_bias_norm)
-    optimizer = optimizers.build_optimizer(own, groups)
     sampler = data.EpochSampler(images, batch, seed, world, distributed.rank())
-    broken = strided_point(model.encoder_q, view.channels, view.size) if device.type == "cpu" else ""
-    plan = make_plan(len(sampler), pretraining.pick_amp(config.amp, device, broken), config.schedule)
-    ema.attach_ema(model, optimizer, own.ema, own.ema_epoch, plan.steps_per_epoch)
+    optimizer, scaler, plan, _ = prepare_training(model, config, view, len(sampler))
     epoch, step = config.model.negatives.last_start() if isinstance(config.model, MoCoConfig) else (0, 0)
+    if reason := model.slow_reason(distributed.device()):
+        log.line(reason)
     model.train()
-    return pretraining.Trainer(
+    return Trainer(
         model=model,
         wrapped=distributed.wrap(model),
         optimizer=optimizer,
-        scaler=torch.amp.GradScaler(device.type, enabled=plan.amp is torch.float16),
+        scaler=scaler,
         plan=plan,
         progress=Progress(seed, epoch=epoch, step=step),
         log=log,

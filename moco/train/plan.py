@@ -156,12 +156,13 @@ class Progress:
     best_epoch: int = 0  # finished epochs when it was reached
 
     @classmethod
-    def resumed(cls, entries: dict, fresh: Progress, batches: dict[str, int], plan: TrainPlan) -> Progress:
-        """From ``run`` of our checkpoints; from the epoch alone for upstream's files, which have no ``run``.
+    def resumed(cls, entries: dict, seed: int, batches: dict[str, int], plan: TrainPlan) -> Progress:
+        """From ``run`` of our checkpoints; from the epoch alone for a run that begins, and for upstream's files, which
+        have no ``run``.
 
         Args:
-            entries: what :func:`moco.train.checkpoint.unpack` returned.
-            fresh: the progress of a run that starts anew.
+            entries: what :func:`moco.train.checkpoint.unpack` returned, or the finished epochs as ``epoch``.
+            seed: of this run, where the entries have none.
             batches: what decides which images a batch holds (:func:`batch_shape`).
             plan: this run's.
 
@@ -171,7 +172,7 @@ class Progress:
         epoch, batch = entries["epoch"], entries.get("batch", 0)
         if "step" not in entries:
             steps = epoch * plan.steps_per_epoch
-            return cls(fresh.seed, epoch, 0, steps, steps * plan.accum)
+            return cls(seed, epoch, 0, steps, steps * plan.accum)
         if batch:
             check_batches("the checkpoint", epoch, entries["batches"], batches)
         return cls(**{name: value for name, value in entries.items() if name in cls.__dataclass_fields__})

@@ -52,8 +52,6 @@ class Trainer(Loop):
         rows, rank = self.progress.losses, distributed.rank()
         row = rows[rank] if rank < len(rows) else [0.0, 0.0]
         self.losses = torch.tensor(row, dtype=torch.float64, device=self.device)  # (2,) sum and count in this epoch
-        for summary in filter(None, [self.model.slow_reason(self.device)]):
-            self.log.line(summary)
 
     # ------------------------------------------------------------------------------------------------ an epoch
 

@@ -1,19 +1,27 @@
-"""What the flags of a pretraining come to once its images are open: views and model."""
+"""What the flags of a pretraining come to once its images are open: views, batches, model, optimizer, first lines."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
+from torch import nn
 
 from moco import data, distributed
 from moco.config import PretrainConfig, ViewConfig
 from moco.kernels import Earlier
+from moco.methods import negatives
 from moco.methods.registry import FAMILIES
 from moco.models import build as models
 from moco.models.base import Contrast
-from moco.models.encoder import build_encoder, compile_encoders
+from moco.models.ema import attach_ema
+from moco.models.encoder import build_encoder, compile_encoders, strided_point
+from moco.train.optimizers import build_optimizer, no_decay_for_bias_and_norm
+from moco.train.plan import Progress, TrainPlan, make_plan
+from moco.train.pretraining import pick_amp
+from moco.train.resume import DONE
 
 
 @dataclass(frozen=True)
@@ -36,6 +44,35 @@ def view_settings(config: ViewConfig, images: data.Source) -> Views:
     return Views(size, images.channels, mean, std, preset, data.get_preset(preset))
 
 
+@dataclass(frozen=True)
+class PretrainData:
+    """The images of a pretraining, and this process's ``batches`` of their views by ``workers``, in the order of
+    ``sampler``."""
+
+    sources: data.Sources
+    view: Views
+    sampler: data.EpochSampler
+    workers: int
+    batches: data.Loader | data.Finishing
+
+
+def open_batches(
+    sources: data.Sources, config: ViewConfig, seed: int, batch: int, workers: int, drop_last: bool
+) -> PretrainData:  # fmt: skip
+    """The views of ``sources.pretrain``; ``batch``: images a step on each node."""
+    images, world = sources.pretrain, distributed.world_size()
+    view = view_settings(config, images)
+    sampler = data.EpochSampler(
+        len(images), batch * distributed.nodes(), seed, world, distributed.rank(), drop_last=drop_last
+    )
+    share = distributed.share_of_cores(workers)
+    batches = data.two_views(
+        images, view.preset, view.size, seed, sampler, share, config.device, config.decode, distributed.device(),
+        config.count,
+    )  # fmt: skip
+    return PretrainData(sources, view, sampler, share, batches)
+
+
 def build_model(
     config: PretrainConfig, view: Views, seed: int, images: int, batch: int, labels: np.ndarray | None = None,
     before: Earlier | None = None,
@@ -51,3 +88,43 @@ def build_model(
     if own.compile_mode:
         compile_encoders(encoders, own.compile_mode)
     return model, summary
+
+
+def prepare_training(
+    model: Contrast, config: PretrainConfig, view: Views, batches: int
+) -> tuple[torch.optim.Optimizer, torch.amp.GradScaler, TrainPlan, nn.Module]:
+    """What moves the weights, in epochs of so many ``batches``, and the encoder to evaluate (:func:`attach_ema`)."""
+    own, device = config.optimizer, distributed.device()
+    # over all parameters and in their order, as upstream's, so that its checkpoints resume here
+    groups = no_decay_for_bias_and_norm([{"params": list(model.parameters())}], own.exclude_bias_norm)
+    optimizer = build_optimizer(own, groups)
+    broken = strided_point(model.encoder_q, view.channels, view.size) if device.type == "cpu" else ""
+    plan = make_plan(batches, pick_amp(config.amp, device, broken), config.schedule)
+    scaler = torch.amp.GradScaler(device.type, enabled=plan.amp is torch.float16)
+    return optimizer, scaler, plan, attach_ema(model, optimizer, own.ema, own.ema_epoch, plan.steps_per_epoch)
+
+
+def first_lines(
+    config: PretrainConfig, given: PretrainData, model: Contrast, plan: TrainPlan, at: Progress, path: str | None,
+    summary: str, notes: Sequence[str],
+) -> str:  # fmt: skip
+    """What the log says before the first step.
+
+    path: of the checkpoint that goes on, if any. summary: :func:`build_model`'s. notes: of the flags and the resume.
+    """
+    images, size, sampler, amp = given.sources.pretrain, given.view.size, given.sampler, plan.amp or "off"
+    what = f"{config.method}, {config.encoder.arch} at {size} px"
+    no_knn = given.sources.val is None or not config.validation.knn_every
+    lines = (
+        f"{what}, {len(images)} images of {images.name}, seed {sampler.seed}",
+        f"{distributed.processes()}, batch {sampler.batch}, {given.workers} loader workers each, amp {amp}",
+        summary,
+        *negatives.sentences(model.extra, plan.total_steps, plan.steps_per_epoch),
+        data.size_warning(images, size),
+        *notes,
+        f"from epoch {at.epoch}, step {at.step} of {plan.total_steps}" + f" ({path})" * bool(path),
+        model.slow_reason(distributed.device()),
+        f"no k-NN accuracy: {given.sources.no_pair or 'switched off by --knn-every 0'}" * no_knn,
+        DONE * (plan.steps_left(at) <= 0),
+    )
+    return "\n".join(filter(None, lines))

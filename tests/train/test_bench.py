@@ -181,6 +181,11 @@ def test_synthetic_negatives_are_active_although_they_start_late(image_folder, i
     assert made[0].progress.step == 500 + bench.WARM_UP + 2
 
 
+def test_what_is_slow_is_said_as_a_run_says_it(measured, image_folder, monkeypatch):
+    monkeypatch.setattr(bench.MoCo, "slow_reason", lambda *_: "slow on purpose")
+    assert measured("step", image_folder, *TINY, *QUICK).count("slow on purpose\n") == 1
+
+
 def two(args) -> int:
     given = {"what": "step", "bench_steps": 2, "bench_images": 4, "bench_seconds": 0.05}
     for name, value in {**given, "settings": pretrain_config(args)}.items():

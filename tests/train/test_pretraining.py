@@ -164,7 +164,7 @@ OURS = {
 
 
 def test_progress_is_what_was_saved():
-    at = Progress.resumed(OURS, Progress(1), SHAPE, plan(accum=2))
+    at = Progress.resumed(OURS, 1, SHAPE, plan(accum=2))
     assert at == Progress(5, 7, 4, 72, 144, False, 2, {"seen": [3]})
     assert {**at.entries(), "epoch": 7} == {k: OURS[k] for k in OURS if k != "batches"}
 
@@ -173,9 +173,9 @@ def test_progress_is_what_was_saved():
 def test_the_rest_of_an_epoch_needs_the_same_batches(what):
     now = {**SHAPE, what: 7}
     with pytest.raises(UserError, match=f"inside epoch 7 with .*{SHAPE[what]} {what}.*7 {what}"):
-        Progress.resumed(OURS, Progress(1), now, plan(accum=2))
+        Progress.resumed(OURS, 1, now, plan(accum=2))
     # at an epoch's end all is free
-    assert Progress.resumed({**OURS, "batch": 0}, Progress(1), now, plan(accum=2)).step == 72
+    assert Progress.resumed({**OURS, "batch": 0}, 1, now, plan(accum=2)).step == 72
 
 
 def test_what_decides_a_batch():
@@ -185,7 +185,7 @@ def test_what_decides_a_batch():
 
 
 def test_upstreams_files_know_only_the_epoch():
-    at = Progress.resumed({"epoch": 3}, Progress(8), SHAPE, plan(accum=2))
+    at = Progress.resumed({"epoch": 3}, 8, SHAPE, plan(accum=2))
     assert at == Progress(8, 3, 0, 30, 60)
 
 
