@@ -253,6 +253,34 @@ class ScheduleConfig:
 
 
 @dataclass(frozen=True)
+class SubsetConfig:
+    """Which labelled images fine-tuning trains on, see :func:`moco.data.sources.subset.choose_subset`."""
+
+    percent: float | None = 100.0
+    files: str = ""
+    val_share: float = 0.0
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class ClassifierConfig:
+    """The network of fine-tuning.
+
+    arch, stem, drop_path: see :func:`moco.models.encoder.build_encoder`. pretrained: file of the encoder, empty for
+    none. freeze: keep the encoder. amp: its arithmetic. sync_bn: BatchNorm over the batch of all processes.
+    """
+
+    arch: str
+    stem: str = "auto"
+    drop_path: float = 0.0
+    pretrained: str = ""
+    freeze: bool = False
+    amp: str = "off"
+    sync_bn: bool = False
+    channels_last: bool = True  # memory layout
+
+
+@dataclass(frozen=True)
 class ObjectiveConfig:
     """What fine-tuning minimises, see :mod:`moco.eval.finetune_loss`.
 

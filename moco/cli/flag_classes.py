@@ -114,18 +114,16 @@ def probing(args: argparse.Namespace, built: Any, mean: Any, std: Any, batch: in
     return _kept(lincls_parser(), LINCLS, args, _images(built, mean, std) | chosen)
 
 
-def tuning(
-    args: argparse.Namespace, built: Any, mean: Any, std: Any, epochs: int, batch: int, amp: Any, train: Any, val: Any
-) -> Flags:  # fmt: skip
-    """The flags that a fine-tuning's checkpoint keeps, see :func:`pretraining`; train, val:
-    moco.data.sources.subset.Subset."""
-    chosen = {"--epochs": epochs, "--batch-size": batch, "--amp": _arithmetic(amp)}
-    chosen |= {"training images": train.choice(), "validation images": val.choice() if val else ""}
+def tuning(args: argparse.Namespace, model: Any, images: Any, epochs: int, batch: int) -> Flags:
+    """The flags that a fine-tuning's checkpoint keeps, see :func:`pretraining`; model: moco.eval.finetune.Classifier,
+    images: moco.eval.finetune_setup.Images."""
+    chosen = {"--epochs": epochs, "--batch-size": batch, "--amp": _arithmetic(model.amp)}
+    chosen |= {"training images": images.train.choice(), "validation images": images.val.choice() if images.val else ""}
     idle = _flags(
         "--warm-epochs --warm-from" * (not args.warm), "--lr-decay-rate" * (args.schedule is None),
         "--alpha --temp --estimator --beta" * (args.loss == "ce"),
     )  # fmt: skip
-    kept = _kept(semisup_parser(), SEMISUP, args, _images(built, mean, std) | chosen)
+    kept = _kept(semisup_parser(), SEMISUP, args, _images(model.encoder.built, model.mean, model.std) | chosen)
     return {name: value for name, value in kept.items() if name not in idle}
 
 

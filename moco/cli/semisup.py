@@ -35,7 +35,7 @@ from moco.cli.training import (
     schedule_config,
     with_average,
 )  # fmt: skip
-from moco.config import OptimizerConfig, ScheduleConfig
+from moco.config import ClassifierConfig, OptimizerConfig, ScheduleConfig, SubsetConfig
 from moco.data_registry import DATASETS
 from moco.errors import UserError
 
@@ -213,6 +213,19 @@ def _check_recipe(args: argparse.Namespace) -> None:
 
 
 # ------------------------------------------------------------------------------------------------- typed settings
+
+
+def subset_config(args: argparse.Namespace) -> SubsetConfig:
+    """Which images are trained on."""
+    return SubsetConfig(args.train_percent, args.train_files, args.val_share, args.subset_seed)
+
+
+def classifier_config(args: argparse.Namespace) -> ClassifierConfig:
+    """The network, once what a file says of it is in the flags."""
+    return ClassifierConfig(
+        args.arch, args.stem, args.drop_path, args.pretrained, args.weights == "freeze", args.amp, args.sync_bn,
+        args.channels_last,
+    )  # fmt: skip
 
 
 def semisup_optimizer(args: argparse.Namespace) -> OptimizerConfig:

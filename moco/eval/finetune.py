@@ -76,15 +76,18 @@ def novel_images(sources: Sources, path: str, classes: str) -> Source:
     return fewshot.pool(sources, classes)
 
 
-def reserve_run_folder(save_dir: str, resumed: str | None, overwrite: bool) -> None:
+def reserve_run_folder(save_dir: str, resumed: str | None, overwrite: bool, evaluate: bool = False) -> None:
     """Refuse a folder that holds another run of this program, or a probe's result; see
-    :func:`moco.train.checkpoint.reserve_run_folder`.
+    :func:`moco.train.checkpoint.reserve_run_folder`. To evaluate, any folder will do.
 
     Raises:
         UserError: this run would write over another one.
     """
+    if evaluate:
+        return
     more = (BEST, KEPT.replace("{:04d}", "[0-9]*"))
-    checkpoint.reserve_run_folder(save_dir, resumed, overwrite, (CHECKPOINT,), (RESULT,), more)
+    wanted = (save_dir, resumed, overwrite, (CHECKPOINT,), (RESULT,), more)
+    distributed.first_on_node(partial(checkpoint.reserve_run_folder, *wanted), wait=True)
 
 
 # -------------------------------------------------------------------------------------------------- the network
@@ -209,14 +212,6 @@ def evaluate(model: Classifier, images: LabelledBatches) -> Score:
         if len(own):
             sums += counts(model(batch["image"][own].to(device)), batch["label"][own].to(device))
     return Score.of(distributed.sum_over_ranks(sums), n, model.classes)
-
-
-def describe_images(evaluate: bool, train: Source, whole: Source, origin: str, val: Source | None, test: Any) -> str:
-    """The images of a run, for its log; ``origin``: how those of a training were chosen."""
-    if evaluate:
-        return f"{len(test or ())} images to test on"
-    share = f"{len(train)} of {len(whole)} images ({100 * len(train) / len(whole):.4g} %) to train on, {origin}"
-    return f"{share}; {len(val or ())} to validate on, {len(test or ())} to test on"
 
 
 def last_line(val: Score | None, test: Score | None) -> str:
