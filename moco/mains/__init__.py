@@ -1,4 +1,4 @@
-"""The three mains as modules, for the console commands: moco.mains.main_pretrain and its like.
+"""The three mains as modules, for moco.console: moco.mains.main_pretrain and its like.
 
 A wheel has them in this folder, a checkout at its top: see setup.py.
 """
