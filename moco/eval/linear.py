@@ -63,13 +63,13 @@ def labelled_pair(sources: Sources, val_share: float = 0.0) -> tuple[Source, Sou
     return Subset(sources.train, train, "training part"), Subset(sources.train, val, "held-out part")
 
 
-def choose_images(measure: str, sources: Sources, val_share: float, few_shot_classes: str) -> tuple[Source, Source]:
-    """Images to learn from and held-out ones; one source twice where the ``measure`` (knn, few_shot or none) needs no
+def choose_images(mode: str, sources: Sources, val_share: float, few_shot_classes: str) -> tuple[Source, Source]:
+    """Images to learn from and held-out ones; one source twice where the ``mode`` (knn, few_shot or another) needs no
     more. val_share: see :func:`labelled_pair`. few_shot_classes: see :func:`moco.eval.fewshot.pool`."""
-    if measure == "few_shot":
+    if mode == "few_shot":
         images = fewshot.pool(sources, few_shot_classes)
         return images, images
-    return labelled_sets(sources) if measure == "knn" else labelled_pair(sources, val_share)
+    return labelled_sets(sources) if mode == "knn" else labelled_pair(sources, val_share)
 
 
 def count_classes(train: Source, asked: int | None) -> int:
@@ -115,6 +115,10 @@ class Probe:
         pixels = normalise(images.to(self.device, non_blocking=True), self.mean, self.std)
         with torch.autocast(self.device.type, self.amp, enabled=self.amp is not None):
             return features(self.encoder, pixels).float()
+
+    def extractor(self, images: EvalData) -> FeatureExtractor:
+        """Of features from whole images."""
+        return FeatureExtractor(images, self.device, self.mean, self.std, self.amp)
 
     def frozen(self) -> dict[str, Tensor]:
         """A copy, on the CPU, of every tensor that must not change."""
@@ -305,16 +309,8 @@ def probe_data(
     """
     if not cached:
         return FreshFeatures(probe, images.of(source, training))
-    extractor = FeatureExtractor(images, probe.device, probe.mean, probe.std, probe.amp)
-    found = extractor.whole(probe.encoder, source, unread=True)
+    found = probe.extractor(images).whole(probe.encoder, source, unread=True)
     return CachedFeatures(found, images.sampler(source, training), probe.device)
-
-
-def describe_features(cached: bool) -> str:
-    """Where the training features come from, for the log."""
-    if cached:
-        return "features computed once from whole images, without augmentation"
-    return "features of new random crops in every epoch"
 
 
 # ------------------------------------------------------------------------------------------------- train, validate

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import glob
 import os
+from functools import partial
 from typing import Any
 
 from torch import Tensor
@@ -29,19 +30,20 @@ def check_classifier(path: str | None, needed: bool) -> None:
         raise UserError("--evaluate needs --resume with a classifier's checkpoint (--knn needs no classifier).")
 
 
-def reserve_run_folder(save_dir: str, resumed: str | None, overwrite: bool) -> None:
-    """Refuse a folder that holds another probe, or a fine-tuning's result; see
+def reserve_probe_folder(save_dir: str, resumed: str | None, overwrite: bool) -> None:
+    """Refuse a folder that holds another probe, or a fine-tuning's result, on one process of a node first; see
     :func:`moco.train.checkpoint.reserve_run_folder`.
 
     Raises:
         UserError: this run would write over another one.
     """
-    checkpoint.reserve_run_folder(save_dir, resumed, overwrite, (CHECKPOINT,), (RESULT,), (BEST, _ALL_KEPT))
+    own = (CHECKPOINT,), (RESULT,), (BEST, _ALL_KEPT)
+    distributed.first_on_node(partial(checkpoint.reserve_run_folder, save_dir, resumed, overwrite, *own), wait=True)
 
 
 def save(
-    probe: Probe, heads: list[LinearClassifier], save_dir: str, at: Progress, *, arch: str, run: dict[str, Any],
-    new_best: LinearClassifier | None = None, keep_every: int = 0,
+    probe: Probe, heads: list[LinearClassifier], save_dir: str, at: Progress, arch: str, run: dict[str, Any],
+    keep_every: int = 0, new_best: LinearClassifier | None = None,
 ) -> None:  # fmt: skip
     """Write upstream's dictionary as ``checkpoint.pth.tar``, and as ``model_best.pth.tar`` if there is a ``new_best``;
     every ``keep_every`` epochs, if any, once more with its accuracy, without the other heads.

@@ -15,8 +15,8 @@ from sklearn.metrics import confusion_matrix
 
 from moco import distributed, files
 from moco.data import Source
-from moco.eval.features import describe_unread
-from moco.eval.linear import LinearClassifier, Score, leader, named
+from moco.eval.features import EvalData, describe_unread
+from moco.eval.linear import LinearClassifier, Score, leader, named, write_result
 from moco.train.metrics import describe_top5, without_top5
 from moco.train.runlog import RunLog
 
@@ -91,14 +91,44 @@ def _led(heads: list[LinearClassifier]) -> tuple[LinearClassifier, Score]:
     return first, first.score
 
 
-def describe_images(train: Source, val: Source, mode: str) -> str:
-    """The images of a run, for its log; one source twice where a measure needs no more."""
+def describe_run(mode: str, train: Source, val: Source, images: EvalData, cached: bool) -> str:
+    """What a run reads, by what processes, and where the features come from that it trains on, for its log."""
+    once, anew = "computed once from whole images, without augmentation", "of new random crops in every epoch"
+    views = f"; features {once if cached else anew}" if mode in ("lincls", "lr_find") else ""
+    return (
+        f"{_describe_images(mode, train, val)}, {len(train.classes or ())} classes; {distributed.world_size()} "
+        f"process(es) on {distributed.device().type}, {images.batch} images a step in all, {images.workers} loaders "
+        f"each{views}"
+    )
+
+
+def _describe_images(mode: str, train: Source, val: Source) -> str:
+    """One source twice where a measure needs no more."""
     if mode == "evaluate":
         return f"{len(val)} images held out"
     if val is not train:
         return f"{len(train)} images to learn from and {len(val)} held out"
     what = "from which episodes are drawn" if mode == "few_shot" else "each against the others"
     return f"{len(val)} images, {what}"
+
+
+def begin_result(mode: str, arch: str, pretrained: str, train: Source, val: Source, images: EvalData) -> dict[str, Any]:
+    """What every result file says of its run."""
+    return {"mode": mode, "arch": arch, "pretrained": pretrained, "size": images.size, "seed": images.seed,
+            "classes": len(train.classes or ()), "train_images": len(train), "val_images": len(val)}  # fmt: skip
+
+
+def write_measure(
+    mode: str, found: tuple[dict[str, float], dict[str, Any], str], result: dict[str, Any], save_dir: str, log: RunLog
+) -> None:
+    """Numbers, settings and words of a measure that trains nothing: a record, a result file and the last line.
+
+    result: what the file says of the run besides.
+    """
+    values, asked, text = found
+    log.scalars(0, values)
+    write_result({**result, **asked, **values}, save_dir, f"{mode}.json")
+    log.line(text)
 
 
 # ------------------------------------------------------------------------------------------------- classes

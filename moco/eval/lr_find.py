@@ -17,6 +17,7 @@ from moco.errors import TrainingError
 from moco.eval.linear import LinearClassifier, ProbeData, write_result
 from moco.eval.linear_report import write_csv
 from moco.files import write_figure
+from moco.train.runlog import RunLog
 from moco.train.timers import Stopwatch
 
 LOWEST_RATE, HIGHEST_RATE = 1e-3, 1e3  # 30 is right for ImageNet features, 0.3 for some small ones
@@ -83,6 +84,15 @@ class Sweep:
         """The last line of a range test."""
         warning = f"; warning: {self.warning()}" if self.warning() else ""
         return f" * lr-find suggests --lr {self.suggestion():g} ({len(self.rates)} steps in lr_find.png{warning})"
+
+
+def find_rate(
+    head: LinearClassifier, data: ProbeData, steps: int | None, result: dict[str, Any], save_dir: str, log: RunLog
+) -> None:
+    """:func:`sweep`, its files (:func:`write_sweep`) and the log's last line."""
+    found = sweep(head, data, steps)
+    write_sweep(found, result, save_dir)
+    log.line(found.summary())
 
 
 def sweep(head: LinearClassifier, data: ProbeData, steps: int | None) -> Sweep:

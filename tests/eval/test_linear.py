@@ -573,8 +573,8 @@ def test_resume_with_other_rates_is_refused(hard_folder, tmp_path):
 def test_a_buffer_that_changes_in_the_second_epoch_ends_the_run(hard_folder, pretrained, tmp_path, monkeypatch):
     train_epoch = linear.train_epoch
 
-    def tampering(heads, data, at, *others):
-        train_epoch(heads, data, at, *others)
+    def tampering(heads, data, plan, at, *others):
+        train_epoch(heads, data, plan, at, *others)
         if at.epoch == 1:
             data.probe.encoder.bn1.running_var[2] += 1e-3
 
