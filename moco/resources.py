@@ -25,7 +25,8 @@ def script(name: str) -> str:
 
 def extra(name: str) -> str:
     """The command that installs what an extra of pyproject.toml names."""
-    return f"pip install {'moco-hard-negatives' if INSTALLED else '.'}[{name}]"
+    package = "moco-hard-negatives" if INSTALLED else "."
+    return f"pip install '{package}[{name}]'"  # unquoted, zsh would take the brackets for a pattern
 
 
 def find_recipe(name: str, kind: str = "") -> str:

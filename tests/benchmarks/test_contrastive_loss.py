@@ -170,7 +170,7 @@ def test_stages_count_what_the_tensors_hold(counts, bench):
 
 def test_launches_count_what_the_programs_ask_for(counts):
     n, k, c, hard, drawn = 32, 65536, 128, 1024, (256, 256, 64, 64)
-    plan = counts.Plan(n, k, c, hard, sum(drawn))
+    plan = counts.GridPlan(n, k, c, hard, sum(drawn))
     asked = counts.launches(plan, drawn)
     matrix, queue = 4 * n * k, 4 * k * c
     tiles, chunks, maxima = 1024, 8, 4096

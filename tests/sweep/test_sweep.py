@@ -549,7 +549,7 @@ def test_submitit_gets_the_specs_parameters(sweep, monkeypatch):
     wanted = {"cluster": "slurm", "slurm_partition": "gpu", "gpus_per_node": 1, "timeout_min": 95, "name": "sweep"}
     assert given == {"folder": os.path.join(sweep.out, "slurm"), **wanted}
     monkeypatch.setitem(sys.modules, "submitit", None)  # type: ignore
-    with pytest.raises(UserError, match=r"pip install \.\[slurm\]"):
+    with pytest.raises(UserError, match=r"pip install '\.\[slurm\]'"):
         pool.Slurm(spec.Run(slurm={}), "x")
 
 

@@ -120,7 +120,7 @@ def test_a_folder_that_cannot_be_written_is_one_sentence(tmp_path):
 
 def test_wandb_is_optional_and_a_resumed_run_keeps_its_page(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "wandb", None)
-    with pytest.raises(UserError, match=r"pip install \.\[wandb\]"):
+    with pytest.raises(UserError, match=r"pip install '\.\[wandb\]'"):
         RunLog(str(tmp_path), tensorboard=False, wandb="project")
 
     calls: list = []

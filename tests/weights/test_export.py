@@ -354,7 +354,7 @@ def test_the_gap_sees_a_small_difference():
 
 def test_a_missing_extra_is_named(tiny, capsys, monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "onnxscript", None)
-    assert "pip install .[export]" in refused(capsys, tiny, "DIR/tiny.pth.tar", "--to", "onnx")
+    assert "pip install '.[export]'" in refused(capsys, tiny, "DIR/tiny.pth.tar", "--to", "onnx")
 
 
 @pytest.mark.parametrize("to", ["timm", "features", "safetensors", "detectron2"])

