@@ -135,7 +135,7 @@ def test_a_recipe_by_name(name, tmp_path, monkeypatch, capsys):
 def test_extras_are_installed_where_this_project_came_from(monkeypatch):
     assert resources.extra("demo") == "pip install '.[demo]'"
     monkeypatch.setattr(resources, "INSTALLED", True)
-    assert resources.extra("demo") == "pip install moco-hard-negatives[demo]"
+    assert resources.extra("demo") == "pip install 'moco-hard-negatives[demo]'"
 
 
 def test_a_sweep_by_name(tmp_path, monkeypatch, capsys):
