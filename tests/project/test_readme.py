@@ -257,7 +257,7 @@ def test_files_that_the_readme_names_exist_and_no_room_or_page_is_left_out():
 
 PLACES = {  # what a reader looks for: the words of the tree, and the definition that is in the file they name
     "losses.py: SupCon": "def supcon",
-    "pretraining.py: the training loop": "class Trainer",
+    "loop.py: the training loop": "class Loop",
     "batchnorm.py: BatchNorm split": "def split_batchnorm",
     "by_pil.py (presets": "PRESETS",
     "checkpoint.py: a run's checkpoint": "def save",
