@@ -1,4 +1,4 @@
-"""Images a second of whole training on CIFAR-10, loader included: ours rung by rung against the released SynCo code,
+"""Images a second of whole training on CIFAR-10, loader included: ours row by row against the released SynCo code,
 MoCo v2 of lightly's building blocks, and the encoders alone.
 
     python -m benchmarks.speed.whole_step [--synco CHECKOUT] [--lightly] [--rounds 7] [flags of main_pretrain.py]
@@ -6,7 +6,7 @@ MoCo v2 of lightly's building blocks, and the encoders alone.
 CHECKOUT is a clone of github.com/giakoumoglou/synco; --lightly needs `pip install lightly`. Without flags: ResNet-18
 with the 3x3 stem at 32 px, batch 128, K 16,384, SynCo's published counts, MoCo v2's views, two threads, one loader
 process each, BatchNorm over the whole batch and no row masked, as in the others' code; the row "defaults" is the last
-rung with both left to main_pretrain.py's own choice. Each rung is the one above it and one thing more.
+row with both left to main_pretrain.py's own choice. Each row is the one above it and one thing more.
 
 In every round each row makes one step, in a new order; ratios are taken within rounds, and their median is printed. A
 loader process begins the next batch when one is taken and is done long before the step is, so a step carries the cost
@@ -172,13 +172,13 @@ def ratios(found: dict[str, list[float]], name: str, base: str) -> list[float]:
 
 def report(found: dict[str, list[float]], batch: int) -> str:
     """The table, and what became of the goals."""
-    lines = ["| row | median ms | images/s | quartiles | x rung above | x released | of encoders alone |",
+    lines = ["| row | median ms | images/s | quartiles | speed-up over the row above | x released | of encoders |",
              "| --- | ---: | ---: | ---: | ---: | ---: | ---: |"]  # fmt: skip
-    rungs = [name for name in (RELEASED, *LADDER) if name in found]
+    ladder = [name for name in (RELEASED, *LADDER) if name in found]
     for name, taken in found.items():
         middle = statistics.median(taken)
         slow, _, fast = (1e3 * batch / x for x in reversed(statistics.quantiles(taken, n=4, method="inclusive")))
-        above = rungs[rungs.index(name) - 1] if name in rungs[1:] else None
+        above = ladder[ladder.index(name) - 1] if name in ladder[1:] else None
         cells = [name, f"{middle:.0f}", f"{1e3 * batch / middle:.1f}", f"{slow:.1f} to {fast:.1f}"]
         cells += [f"{ratios(found, name, base)[1]:.2f}" if base in found else "" for base in (above, RELEASED, BOUND)]
         lines.append("| " + " | ".join(cells) + " |")
