@@ -92,12 +92,13 @@ def replacing(path: str, choose: str = "--save-dir") -> Iterator[str]:
         with open(beside, "rb") as file:
             os.fsync(file.fileno())
         replace(beside, path)
-    except (OSError, RuntimeError) as error:  # torch reports a full disk as RuntimeError
-        reason = " ".join(str(error).split())[:200]
-        raise UserError(f"{path} cannot be written ({reason}); make room or choose another {choose}.") from error
-    finally:
+    except BaseException as error:
         with contextlib.suppress(OSError):
             os.remove(beside)
+        if not isinstance(error, (OSError, RuntimeError)):  # torch reports a full disk as RuntimeError
+            raise
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(f"{path} cannot be written ({reason}); make room or choose another {choose}.") from error
 
 
 def replace(beside: str, path: str) -> None:

@@ -153,7 +153,9 @@ def _check_family(args: argparse.Namespace, asked: set[str]) -> None:
     if args.sync_bn and queue:
         raise UserError("--syncBN is for the methods without a queue; with one, --shuffle-bn keeps BatchNorm honest.")
     labelled = queue and METHODS[args.method].queue
-    refused = {"mask_same_image", "head_impl"} if labelled else set(FAMILIES[args.family].refuses)
+    refused = set(FAMILIES[args.family].refuses)
+    if labelled:
+        refused |= {"mask_same_image", "head_impl"}
     if idle := [name for name in sorted(refused & asked) if getattr(args, name)]:
         flag = f"--{idle[0].replace('_', '-')}"
         raise UserError(f"--method {args.method} does not use {flag}; leave one of them out.")

@@ -165,6 +165,8 @@ def _finish(parser: Parser, argv: list[str], any_demo: bool = False) -> argparse
     check_images(args)
     choose_plateau(args, typed, parser.filed)
     check_min_lr(args, args.lr, args.cos or args.plateau is not None)
+    if args.rise and not args.cos and args.plateau is None:
+        raise UserError("--rise-epochs goes with --cos or --plateau, not with --schedule; give one of them.")
     check_average(args)
     methods.check_negatives(args)
     if args.compile_mode != "default" and not args.compile:

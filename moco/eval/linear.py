@@ -309,8 +309,8 @@ def probe_data(
     """
     if not cached:
         return FreshFeatures(probe, images.of(source, training))
-    found = probe.extractor(images).whole(probe.encoder, source, unread=True)
-    return CachedFeatures(found, images.sampler(source, training), probe.device)
+    sampler = images.sampler(source, training)  # first: it refuses a batch that cannot be divided
+    return CachedFeatures(probe.extractor(images).whole(probe.encoder, source, unread=True), sampler, probe.device)
 
 
 # ------------------------------------------------------------------------------------------------- train, validate

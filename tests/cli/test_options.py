@@ -277,3 +277,17 @@ def test_so_does_every_command(name, capsys, monkeypatch):
     with pytest.raises(SystemExit, match="2"):
         runpy.run_module(f"moco.{name}", run_name="__main__")
     assert "error: " in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("argv", "sentence"),
+    [
+        ("--rise-epochs 1", "--rise-epochs goes with --cos or --plateau, not with --schedule"),
+        ("--method moco --moco-mlp-dim 99", "--method moco does not use --moco-mlp-dim"),
+        ("--method simclr --moco-m-cos", "--method simclr does not use --moco-m-cos"),
+    ],
+)
+def test_a_flag_that_would_change_nothing_is_refused(argv, sentence, capsys):
+    with pytest.raises(SystemExit, match="2"):
+        cli.parse_pretrain(["DIR", *argv.split()])
+    assert sentence in capsys.readouterr().err

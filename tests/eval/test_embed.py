@@ -210,8 +210,8 @@ def test_an_extra_gets_unit_rows_and_the_seed(method, module, maker, monkeypatch
 @pytest.mark.parametrize(
     ("words", "sentence"),
     [
-        (["--picture", "umap"], "needs the package umap-learn: run `pip install .\\[umap\\]`"),
-        (["--picture", "pacmap"], "needs the package pacmap: run `pip install .\\[pacmap\\]`"),
+        (["--picture", "umap"], "needs the package umap-learn: run `pip install '.\\[umap\\]'`"),
+        (["--picture", "pacmap"], "needs the package pacmap: run `pip install '.\\[pacmap\\]'`"),
         (["-a", "resnet18"], "does not fit the encoder"),
         (["--out", "{file}/x"], "cannot be made .* choose another"),
         ([], "a picture needs 10 images, not 8; --picture none writes features alone"),

@@ -275,7 +275,7 @@ def test_a_new_loss_is_a_file_and_a_row(image_folder, tmp_path, in_process, monk
 
     monkeypatch.setitem(sys.modules, "moco.methods.squared", types.SimpleNamespace(loss=loss))
     monkeypatch.setitem(METHODS, "squared", Method("batch", "moco.methods.squared"))
-    words = [word for word in OWN if word not in ("--method", "moco_v3")]
+    words = [word for word in OWN if word not in ("--method", "moco_v3", "--moco-mlp-dim", "24")]
     assert in_process(*words, "--method", "squared", "--steps", "2", image_folder, "--save-dir", tmp_path) == 0
     assert seen == ["squared"] and load(tmp_path)["run"]["step"] == 2
     assert re.search(r"--method \{[^}]*squared", cli.pretrain_parser().format_help())

@@ -106,10 +106,10 @@ def decode_bytes(data: bytes, channels: int, shrink: int = 1) -> Image.Image:
 def colour_jpeg_size(data: bytes) -> tuple[int, int] | None:
     """(width, height) of a JPEG of three 8-bit components, from its header; None for any other file."""
     try:
-        image = Image.open(io.BytesIO(data))  # reads the header alone
+        image = JpegImageFile(io.BytesIO(data))  # reads the header alone; Image.open would limit the size
     except Exception:  # a damaged header can raise anything; who decodes the file says so
         return None
-    return image.size if isinstance(image, JpegImageFile) and image.mode == "RGB" else None
+    return image.size if image.mode == "RGB" else None
 
 
 def decode_colour_jpeg(data: bytes) -> Tensor:
