@@ -13,7 +13,7 @@ test: $(VENV)/installed-test
 	$(MAKE) lint
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 
-# What takes no processes of its own and at most two seconds a test: TESTFAST.
+# What takes no processes of its own and at most two seconds a test: under two minutes.
 test-fast: $(VENV)/installed-test
 	$(MAKE) lint
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal -m "not gpu and not slow and not dist"
