@@ -1,4 +1,4 @@
-"""Two-way validation: how well features find and group their classes, before the projection head and behind it.
+"""Retrieval and clustering metrics: how well features find and group classes, before and behind the projection head.
 
     python -m moco.retrieval CHECKPOINT DIR [flags]        --help lists the flags
 

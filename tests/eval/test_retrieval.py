@@ -1,4 +1,4 @@
-"""Two-way validation: the measures against their definitions and a peer, the head of a file, the command."""
+"""Retrieval and clustering metrics: the measures against definitions and a peer, the head of a file, the command."""
 
 import functools
 import json
