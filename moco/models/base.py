@@ -5,6 +5,7 @@ Legend: N images of this process, C feature width, h x w pixels.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from typing import NamedTuple
@@ -30,7 +31,7 @@ class StepOutput(NamedTuple):
     keys: Tensor  # unit rows (.., C) to be enqueued, none without a queue
 
 
-class Contrast(nn.Module):
+class Contrast(nn.Module, ABC):
     """An encoder and hooks for the training loop that do nothing; a model overrides what it needs, and ``forward``:
     (views, ids, epoch, draw, step) -> StepOutput, changing nothing but BatchNorm's running statistics.
 
@@ -62,9 +63,9 @@ class Contrast(nn.Module):
         self.register_buffer("std", torch.tensor(config.std), persistent=False)
 
     @property
+    @abstractmethod
     def chance(self) -> float:
         """The loss of features that all look alike."""
-        raise NotImplementedError
 
     @property
     def chance_formula(self) -> str:

@@ -7,6 +7,7 @@ became of the steps later, at the log lines; on a CPU, where reading costs nothi
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import islice
@@ -27,7 +28,7 @@ from moco.train.timers import StepTimer, Stopwatch
 
 
 @dataclass
-class Loop:
+class Loop(ABC):
     """The objects that a step needs, and the steps.
 
     A subclass says what it is fed with, what the loss of a batch is and what is reported: the methods of the last
@@ -186,47 +187,47 @@ class Loop:
     # ---------------------------------------------------------------------------------- what a subclass decides
 
     @property
+    @abstractmethod
     def position(self) -> int:
         """The number of the next step in the log."""
-        raise NotImplementedError
 
     def settle_optimizer(self) -> None:
         """Choose the optimizer's form on this device."""
         use_fused_optimizer_step(self.optimizer)
 
-    def before_step(self) -> None:
+    def before_step(self) -> None:  # noqa: B027 (a hook)
         """Called first in a step."""
 
     def noted(self, batch: dict) -> dict:
         """The batch that has come, after what is to be said of it."""
         return batch
 
+    @abstractmethod
     def to_device(self, batch: dict) -> dict[str, Tensor]:
         """What of a batch the device needs, ``index`` among it."""
-        raise NotImplementedError
 
+    @abstractmethod
     def forward(self, here: dict[str, Tensor]) -> StepOutput:
         """The loss of a batch."""
-        raise NotImplementedError
 
-    def after_batch(self, here: dict[str, Tensor]) -> None:
+    def after_batch(self, here: dict[str, Tensor]) -> None:  # noqa: B027 (a hook)
         """Called after each of a step's batches."""
 
-    def after_move(self) -> None:
+    def after_move(self) -> None:  # noqa: B027 (a hook)
         """Called after the optimizer's step, which was called off where ``bad``."""
 
+    @abstractmethod
     def count(self, norm: Tensor) -> None:
         """Add ``last_outputs`` and the gradient's norm to what the next report says."""
-        raise NotImplementedError
 
+    @abstractmethod
     def after_step(self, before: int) -> None:
         """Report, if it is due; ``before``: batches of the epoch that were done before the step."""
-        raise NotImplementedError
 
+    @abstractmethod
     def note_bad_step(self, step: int, newest: bool, bad_loss: bool) -> None:
         """The ``step`` was not finite and has changed nothing; ``newest``: ``last_outputs`` are its.
 
         Raises:
             TrainingError: the run cannot go on.
         """
-        raise NotImplementedError

@@ -31,7 +31,7 @@ NUMBERS = [
         "eval": "between_epochs embed fewshot finetune_loss finetune_recipes knn retrieval",
         "kernels": "draws images norm threads trial",
         "methods": "losses negatives",
-        "models": "buffers encoder in_batch moco more_views supcon_queue",
+        "models": "buffers encoder in_batch moco moco_v3 more_views supcon_queue",
         "train": "queue_and_schedule schedules step",
         "weights": "average export read settings",
     }.items() for name in names.split()),
