@@ -156,6 +156,8 @@ def _check_family(args: argparse.Namespace, asked: set[str]) -> None:
     refused = set(FAMILIES[args.family].refuses)
     if labelled:
         refused |= {"mask_same_image", "head_impl"}
+    if "base_temperature" not in METHODS[args.method].defaults:  # the loss is not scaled, so the log must not say so
+        refused.add("base_temperature")
     if idle := [name for name in sorted(refused & asked) if getattr(args, name)]:
         flag = f"--{idle[0].replace('_', '-')}"
         raise UserError(f"--method {args.method} does not use {flag}; leave one of them out.")

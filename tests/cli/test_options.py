@@ -284,6 +284,8 @@ def test_so_does_every_command(name, capsys, monkeypatch):
     [
         ("--rise-epochs 1", "--rise-epochs goes with --cos or --plateau, not with --schedule"),
         ("--method moco --moco-mlp-dim 99", "--method moco does not use --moco-mlp-dim"),
+        ("--method hcl --base-temperature 0.07", "--method hcl does not use --base-temperature"),
+        ("--method synco --base-temperature 0.07", "--method synco does not use --base-temperature"),
         ("--method simclr --moco-m-cos", "--method simclr does not use --moco-m-cos"),
     ],
 )
