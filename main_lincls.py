@@ -124,7 +124,7 @@ def measure(
 
 
 def fit(
-    args: Namespace, probe: linear_fit.ProbeRun, features: linear_fit.Features, train: Source, val: Source,
+    args: Namespace, probe: linear_fit.ProbeRun, features: linear_fit.ProbeFeatures, train: Source, val: Source,
     result: dict[str, Any],
 ) -> int:  # fmt: skip
     """Train what epochs are left, or with --evaluate none, and report; returns the exit code."""

@@ -42,7 +42,7 @@ def worker(args: Namespace) -> int:
     sources = data.open_on_nodes(args.dataset, args.data, **settings)
     whole, test = finetune.labelled_images(sources, test=not args.val_only)
     numbered = data.number_as_in(state, str(path), not args.evaluate, whole, test)
-    images = setup.choose_images(whole, test, subset_config(args), args.evaluate)
+    images = setup.choose_labelled(whole, test, subset_config(args), args.evaluate)
     epochs = args.epochs or finetune.epochs_for(args.train_percent or images.percent)
     novel = finetune.novel_images(sources, args.few_shot_data, args.few_shot_classes) if args.few_shot else None
 
@@ -66,7 +66,7 @@ def worker(args: Namespace) -> int:
         workers, flip = distributed.share_of_cores(args.workers), data.dataset_of(args.dataset).mirrored
         note, preset = bad_image_notes(log.line), data.get_preset(args.aug) if args.aug else None
         views = EvalData(size, batch, seed, workers, flip, note, preset, args.aa, objective.views)
-        training, selecting = setup.open_batches(images, views, model, log)
+        training, selecting = setup.open_sets(images, views, model, log)
         tuner = parts.tuner(log, StopRequest(args.max_minutes), about, objective, whole.classes)
         # loop
         while not (tuner.finished() or args.evaluate or tuner.exit_code is not None):
@@ -78,8 +78,8 @@ def worker(args: Namespace) -> int:
         scores = setup.last_scores(tuner, score, selecting, images, views)
         result = {"mode": mode, "arch": args.arch, "pretrained": args.pretrained, "seed": seed, "origin": images.origin,
                   "train_images": len(images.train), **tuner.result(*scores)}  # fmt: skip
-        result |= setup.measure_few_shot(tuner, novel, views, few_shot_config(args, seed)) if novel else {}
-        setup.report(log, scores, {**result, "settings": {**vars(args), "epochs": epochs}}, args.save_dir)
+        result |= setup.measure_novel(tuner, novel, views, few_shot_config(args, seed)) if novel else {}
+        setup.write_report(log, scores, {**result, "settings": {**vars(args), "epochs": epochs}}, args.save_dir)
     return 0
 
 

@@ -54,7 +54,7 @@ class Images(NamedTuple):
         return f"{share}; {len(self.val or ())} to validate on, {len(self.test or ())} to test on"
 
 
-def choose_images(whole: Source, test: Source | None, config: SubsetConfig, evaluate: bool) -> Images:
+def choose_labelled(whole: Source, test: Source | None, config: SubsetConfig, evaluate: bool) -> Images:
     """The images of a run that may ``test``; a published list is fetched by one process of each node first."""
     cache = os.path.join(torch.hub.get_dir(), "imagenet_subsets")
     wanted = (config.percent, config.files, config.val_share, config.seed, cache)
@@ -145,7 +145,7 @@ def build_parts(
     return Parts(model, optimizer, scaler, ema, lrs, plan, Progress(seed, epoch), model.backbone())
 
 
-def open_batches(
+def open_sets(
     images: Images, views: EvalData, model: Classifier, log: RunLog
 ) -> tuple[LabelledBatches, LabelledBatches]:
     """Batches to train on and to evaluate each epoch on."""
@@ -167,7 +167,7 @@ def last_scores(
     return score, finetune.evaluate(tuner.evaluated, views.of(images.test)) if images.test else None
 
 
-def measure_few_shot(tuner: Tuner, novel: Source, images: EvalData, config: FewShotConfig) -> dict[str, Any]:
+def measure_novel(tuner: Tuner, novel: Source, images: EvalData, config: FewShotConfig) -> dict[str, Any]:
     """Few-shot accuracy of the encoder's features, told in the log: entries of result.json."""
     model = tuner.evaluated
     extractor = FeatureExtractor(images, distributed.device(), model.mean, model.std, model.amp)
@@ -176,7 +176,7 @@ def measure_few_shot(tuner: Tuner, novel: Source, images: EvalData, config: FewS
     return values | {"few_shot": asked}
 
 
-def report(log: RunLog, scores: tuple[Score | None, Score | None], result: dict[str, Any], save_dir: str) -> None:
+def write_report(log: RunLog, scores: tuple[Score | None, Score | None], result: dict[str, Any], save_dir: str) -> None:
     """The result as a file, whose name goes by its ``mode``, then the last line."""
     write_result(result, save_dir, "evaluate.json" if result["mode"] == "evaluate" else finetune.RESULT)
     log.line(finetune.last_line(*scores))

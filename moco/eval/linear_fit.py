@@ -13,7 +13,7 @@ from moco.train.resume import describe_stop
 from moco.train.runlog import RunLog
 from moco.train.stop import StopRequest
 
-Features = Callable[..., ProbeData]
+ProbeFeatures = Callable[..., ProbeData]
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,13 @@ class ProbeRun:
 
 
 def fit(
-    run: ProbeRun, features: Features, train: Source, val: Source, end: int, details: bool, max_minutes: float | None
+    run: ProbeRun,
+    features: ProbeFeatures,
+    train: Source,
+    val: Source,
+    end: int,
+    details: bool,
+    max_minutes: float | None,
 ) -> int | None:
     """The epochs that are left until ``end``; where none is, one validation. Returns an exit code when the run was
     stopped before.
