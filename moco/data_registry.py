@@ -1,6 +1,6 @@
 """Which data sets there are: a row here and a reader in :mod:`moco.data.sources.named` each. No torch here.
 
-Beside :mod:`moco.data` and not in it, as the flags are made from it and that package imports torch.
+Beside :mod:`moco.data` and not in it: the flags are made from it, and they know nothing of data.
 """
 
 from __future__ import annotations

@@ -7,9 +7,6 @@ import os
 import sys
 
 from moco.cli import commands
-from moco.data.sources.files import open_path
-from moco.data.sources.index import write_index
-from moco.data.sources.shards import pack_shards
 from moco.errors import exit_code
 
 
@@ -20,11 +17,16 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _index(args: argparse.Namespace) -> None:
+    from moco.data.sources.index import write_index
+
     for path, images in write_index(args.folder, args.out):
         print(f"wrote {path}: {images} images")
 
 
 def _pack(args: argparse.Namespace) -> None:
+    from moco.data.sources.files import open_path
+    from moco.data.sources.shards import pack_shards
+
     splits = [name for name in ("train", "val", "test") if os.path.isdir(os.path.join(args.source, name))]
     for name in splits if "train" in splits else [""]:
         images = open_path(os.path.join(args.source, name) if name else args.source)
