@@ -14,12 +14,12 @@ import pickle
 import re
 import warnings
 from collections.abc import Iterator
-from typing import Any
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING, Any
 
 from moco.errors import UserError
+
+if TYPE_CHECKING:  # otherwise in the functions that use it: a wrong flag is answered before a second of imports
+    from torch import Tensor
 
 POINTER = "latest"
 # Containers of plain values in other projects' files (SupContrast's flags, Lightning's hyper-parameters), none of which
@@ -32,7 +32,7 @@ _CONTAINERS = [
     )),
 ]  # fmt: skip
 _NAME = re.compile(r"checkpoint_(\d{4,})(?:_step_(\d+))?\.pth\.tar$")
-_FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+_FLOATS = ("float16", "bfloat16", "float32", "float64")
 # of the entries of a network, those that must be floats
 _WEIGHT = re.compile(r"(weight|bias|running_mean|running_var|_token|pos_embed|pos_embedding)$")
 
@@ -48,15 +48,15 @@ def read(path: str) -> dict:
     """
     if not os.path.isfile(path):
         raise UserError(f"no checkpoint at {path}.")
+    import torch
+
     try:
         with warnings.catch_warnings(), torch.serialization.safe_globals(_CONTAINERS):
             warnings.simplefilter("ignore")  # a foreign file's oddities are reported below, in one sentence
             state = torch.load(path, map_location="cpu", weights_only=True)
-    except OSError as error:
-        if error.errno == errno.EINVAL:  # torch seeks before the start of a file that is cut very short
-            raise UserError(f"{path} {_why_unreadable(error)}") from error
-        raise UserError(f"{path} cannot be read: {error.strerror or error}.") from error
-    except Exception as error:  # a damaged pickle can raise anything
+    except Exception as error:  # a damaged pickle can raise anything; torch seeks before the start of a very short file
+        if isinstance(error, OSError) and error.errno != errno.EINVAL:
+            raise UserError(f"{path} cannot be read: {error.strerror or error}.") from error
         raise UserError(f"{path} {_why_unreadable(error)}") from error
     if not isinstance(state, dict):
         raise UserError(f"{path} holds a {type(state).__name__}, not a checkpoint dictionary.")
@@ -95,7 +95,7 @@ def replacing(path: str, choose: str = "--save-dir") -> Iterator[str]:
     except BaseException as error:
         with contextlib.suppress(OSError):
             os.remove(beside)
-        if not isinstance(error, (OSError, RuntimeError)):  # torch reports a full disk as RuntimeError
+        if not isinstance(error, OSError):
             raise
         reason = " ".join(str(error).split())[:200]
         raise UserError(f"{path} cannot be written ({reason}); make room or choose another {choose}.") from error
@@ -114,7 +114,17 @@ def replace(beside: str, path: str) -> None:
 def write(state: dict, path: str, choose: str = "--save-dir") -> None:
     """Write a checkpoint as :func:`replacing` does."""
     with replacing(path, choose) as beside, open(beside, "wb") as file:
-        torch.save(_of_own_size(state), file)
+        torch_save(_of_own_size(state), file)
+
+
+def torch_save(value: Any, file: Any) -> None:
+    """torch.save, with an OSError where ``file`` cannot be written: torch raises RuntimeError."""
+    import torch
+
+    try:
+        torch.save(value, file)
+    except RuntimeError as error:
+        raise OSError(*error.args) from error
 
 
 def write_text(text: str, path: str, choose: str = "--save-dir") -> None:
@@ -141,6 +151,8 @@ def write_figure(figure: Any, path: str, choose: str = "--save-dir") -> None:
 
 def _of_own_size(value: Any) -> Any:
     """The same, where a view of a larger memory is a tensor of its own: torch would write the whole memory."""
+    from torch import Tensor
+
     if isinstance(value, Tensor):
         return value.clone() if value.untyped_storage().nbytes() > value.nbytes else value
     if type(value) is dict:
@@ -166,8 +178,10 @@ def odd_tensors(tensors: dict[str, Tensor], like: dict[str, Tensor] | None = Non
 
 
 def _diagnose_tensor(name: str, value: Tensor, weight: bool) -> str:
-    if value.dtype not in _FLOATS or value.layout != torch.strided:
-        kind = str(value.dtype).removeprefix("torch.") if value.layout == torch.strided else "sparse"
+    import torch
+
+    kind = str(value.dtype).removeprefix("torch.") if value.layout == torch.strided else "sparse"
+    if kind not in _FLOATS:
         return f"{kind} numbers" if weight else ""
     if not torch.isfinite(value.float()).all():  # as float32, in which it will be computed with
         return "NaN or infinity"
@@ -186,20 +200,12 @@ def refuse_odd(tensors: dict[str, Tensor], path: str, like: dict[str, Tensor] | 
 # ------------------------------------------------------------------------------------------- a run's folder
 
 
-def _position(name: str) -> tuple[int, int] | None:
-    """(finished epochs, steps of the file's name): orders a folder's checkpoints by progress."""
-    match = _NAME.match(name)
-    if not match:
-        return None
-    epoch, step = int(match.group(1)), match.group(2)
-    return (epoch + 1, 0) if step is None else (epoch, int(step))
-
-
 def runs_checkpoints(folder: str) -> list[str]:
-    """Names of the checkpoints in a run's folder, oldest first."""
-    if not os.path.isdir(folder):
-        return []
-    return sorted((n for n in os.listdir(folder) if _position(n)), key=lambda n: _position(n) or (0, 0))
+    """Names of the checkpoints in a run's folder, oldest first: by finished epochs, then by steps."""
+    names = os.listdir(folder) if os.path.isdir(folder) else []
+    found = [match for match in map(_NAME.match, names) if match]
+    found.sort(key=lambda match: (int(match[1]) + (match[2] is None), int(match[2] or 0)))
+    return [match.string for match in found]
 
 
 def newest(folder: str) -> str | None:

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from argparse import Namespace
 
-from moco.eval.retrieval import MEASURES
 from moco.methods.registry import FAMILIES
 
 TRAINING, PART, NOTHING = "the training images", "the held-out part of the training images", ""
@@ -39,6 +38,8 @@ def _pretrain(args: Namespace) -> Figures:
     found |= _all(FAMILIES[args.family].figure, TRAINING)
     names = ["knn", *(f"knn_{k}" for k in args.knn_k if len(args.knn_k) > 1)] if args.knn_every else []
     if args.retrieval_every:
+        from moco.eval.retrieval import MEASURES  # with torch, which a wrong flag does not wait for
+
         names += [f"{where}/{name}" for where in ("features", "head") for name in MEASURES]
     return found | dict.fromkeys(names, _held_out(args)) | (_all("finished_epochs", NOTHING) if names else {})
 

@@ -375,7 +375,7 @@ def _write_with_card(tensors: dict[str, Tensor], out: str, card: dict[str, Any])
     if beside == out or (os.path.exists(beside) and not _is_card(beside)):
         raise UserError(f"the card goes to {beside}, which is something else; choose another --out.")
     with files.replacing(out, "--out") as path:
-        torch.save(tensors, path)
+        files.torch_save(tensors, path)
     files.write_text(json.dumps(card, indent=1) + "\n", beside, "--out")
     return [out, beside]
 

@@ -270,7 +270,9 @@ def test_a_wrong_flag_is_answered_before_torch_is_imported(name, capsys, monkeyp
 
 
 @pytest.mark.filterwarnings("ignore:.*found in sys.modules:RuntimeWarning")  # of runpy: other tests import the doors
-@pytest.mark.parametrize("name", ["average", "bench", "data", "demo", "describe", "embed", "export", "retrieval"])
+@pytest.mark.parametrize(
+    "name", ["average", "bench", "data", "demo", "describe", "embed", "export", "retrieval", "sweep"]
+)
 def test_so_does_every_command(name, capsys, monkeypatch):
     monkeypatch.setattr(sys, "argv", [name, "--no-such-flag"])
     monkeypatch.setitem(sys.modules, "torch", None)

@@ -186,11 +186,25 @@ def test_a_failed_write_leaves_the_older_file_of_that_name(tmp_path, monkeypatch
 
     path = str(tmp_path / "x")
     files.write({"epoch": 1}, path)
-    monkeypatch.setattr(files.torch, "save", torn)
+    monkeypatch.setattr(torch, "save", torn)
     with pytest.raises(UserError, match="cannot be written .PytorchStreamWriter"):
         files.write({"epoch": 2}, path)
     assert files.read(path) == {"epoch": 1}
     assert os.listdir(tmp_path) == ["x"]
+
+
+def test_an_error_that_is_not_the_writers_is_no_full_disk(tmp_path):
+    path = tmp_path / "x"
+    path.write_text("older")
+
+    def wrong() -> None:
+        with files.replacing(str(path)) as beside, open(beside, "w") as file:
+            file.write("half")
+            raise RuntimeError("sizes of tensors differ")
+
+    with pytest.raises(RuntimeError, match="^sizes of tensors differ$"):
+        wrong()
+    assert [(file.name, file.read_text()) for file in tmp_path.iterdir()] == [("x", "older")]
 
 
 def test_a_full_disk_at_the_pointer_is_a_sentence_too(tmp_path, monkeypatch):
