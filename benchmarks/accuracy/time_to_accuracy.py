@@ -56,8 +56,9 @@ Epoch = Callable[[int], None]
 def ours(run: Namespace, view: Namespace, source: data.Source, log: RunLog, folder: str) -> tuple[nn.Module, Epoch]:
     """The encoder, and a call that trains an epoch, as main_pretrain.py does."""
     trainer = make_trainer(pretrain_config(run), view, log, folder, len(source), run.batch_size)
-    how = (trainer.sampler, 0, run.aug_device, run.decode, distributed.device())
-    batches = data.two_views(source, view.preset, view.size, run.seed, *how)
+    on_device, fast = run.aug_device == "gpu", run.decode == "fast"
+    views = data.TwoViews(source, view.preset, view.size, run.seed, on_device, fast)
+    batches = data.two_views(views, trainer.sampler, 0, distributed.device())
 
     def epoch(number: int) -> None:
         with contextlib.redirect_stdout(io.StringIO()):

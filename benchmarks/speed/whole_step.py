@@ -88,10 +88,8 @@ def ours(
     """A step of main_pretrain.py's trainer, with its own loader or with torchvision's views."""
     batches = endless(loader(Numbered(source, view.size), setting))
     if own_loader:
-        seed, device = trainer.progress.seed, distributed.device()
-        made = data.two_views(
-            source, view.preset, view.size, seed, trainer.sampler, setting.workers, "auto", "exact", device
-        )
+        views = data.TwoViews(source, view.preset, view.size, trainer.progress.seed)
+        made = data.two_views(views, trainer.sampler, setting.workers, distributed.device())
         batches = epochs(made, trainer.sampler)
     return functools.partial(trainer.step, batches)
 

@@ -27,7 +27,6 @@ from moco.data.augment.by_pil import (
     crop_tensor,
     draw,
     eval_view,
-    probe_preset,
     shrink_for,
     split_order,
     to_tensor,
@@ -51,18 +50,15 @@ def _stride(n: int) -> int:
     return stride
 
 
-def load_or_replace(
-    source: Source, index: int, tries: int = MAX_TRIES, load: Callable[[int], Any] | None = None
-) -> tuple[Any, int, int]:
+def load_or_replace(source: Source, index: int, load: Callable[[int], Any] | None = None) -> tuple[Any, int, int]:
     """(image, its index, bad): image ``index``, or the same other one every time when it cannot be read.
 
     ``load`` makes something of an image's number, its BadImageErrors are answered; None: the image itself.
 
-    bad is -1, or ``index`` when it had to be replaced. Raises UserError when ``tries`` images cannot be read.
+    bad is -1, or ``index`` when it had to be replaced. Raises UserError when ``MAX_TRIES`` images cannot be read.
     """
     n, first = len(source), None
-    tries = min(tries, n)
-    stride = _stride(n)
+    tries, stride = min(MAX_TRIES, n), _stride(n)
     for attempt in range(tries):
         other = (index + attempt * stride) % n
         try:
@@ -75,18 +71,13 @@ def load_or_replace(
 class _Images(Dataset):
     """Images of ``source`` as views of ``size`` pixels, the randomness keyed on ``seed``."""
 
-    def __init__(self, source: Source, size: int, seed: int, max_tries: int) -> None:
+    def __init__(self, source: Source, size: int, seed: int) -> None:
         self.source = source
         self.size = size
         self.seed = seed
-        self.max_tries = max_tries
 
     def __len__(self) -> int:
         return len(self.source)
-
-    def drawn(self, size: tuple[int, int], preset: Preset, stream: str, *where: int) -> ViewParams:
-        """The parameters of the random view, of an image of ``size``, that belong to a place in a stream."""
-        return draw(preset, *size, numpy_generator(stream, self.seed, *where))
 
 
 class TwoViews(_Images):
@@ -108,12 +99,11 @@ class TwoViews(_Images):
         preset: Preset,
         size: int,
         seed: int,
-        max_tries: int = MAX_TRIES,
         crop_only: bool = False,
         fast: bool = False,
         views: int = 2,
     ) -> None:
-        super().__init__(source, size, seed, max_tries)
+        super().__init__(source, size, seed)
         self.preset = preset
         self.crop_only = crop_only
         self.views = views
@@ -121,22 +111,26 @@ class TwoViews(_Images):
         self.by_pil = size < TENSORS_FROM and not crop_only  # all operations of a view
         self.fast = fast and self.before == ("crop",) and source.channels == 3
 
+    def _drawn(self, size: tuple[int, int], epoch: int, index: int) -> list[ViewParams]:
+        """The V views' parameters, of an image of ``size``, that belong to the place of ``index``."""
+        return [
+            draw(self.preset.of_view(view), *size, numpy_generator("view", self.seed, epoch, index, view))
+            for view in range(self.views)
+        ]
+
     def _cropped(self, epoch: int, index: int, other: int) -> tuple[list[ViewParams], list[torch.Tensor]]:
         """The V views' parameters and crops (C, s, s) from image ``other``, in the place of ``index``."""
-
-        def params_for(size: tuple[int, int]) -> list[ViewParams]:
-            return [
-                self.drawn(size, self.preset.of_view(view), "view", epoch, index, view) for view in range(self.views)
-            ]
-
         data = self.source.read(other) if self.fast else None
-        size = colour_jpeg_size(data) if data else None
-        if data is None or size is None:
-            image = self.source.load(other)
-            views = params_for(image.size)
-            order = self.preset.order if self.by_pil else self.before
-            return views, [apply(image, view._replace(order=order), self.size) for view in views]
-        views, name = params_for(size), self.source.name_of(other)
+        if data is not None and (size := colour_jpeg_size(data)):
+            views = self._drawn(size, epoch, index)
+            return views, self._from_jpeg(data, self.source.name_of(other), views)
+        image = self.source.load(other)
+        views = self._drawn(image.size, epoch, index)
+        order = self.preset.order if self.by_pil else self.before
+        return views, [apply(image, view._replace(order=order), self.size) for view in views]
+
+    def _from_jpeg(self, data: bytes, name: str, views: list[ViewParams]) -> list[torch.Tensor]:
+        """Crops, or with ``by_pil`` the whole views, from a file of colour JPEG called ``name``."""
 
         @functools.cache
         def decoded(shrink: int) -> Any:
@@ -146,21 +140,18 @@ class TwoViews(_Images):
         crops = []
         for some in filter(None, (views[:2], views[2:])):  # how finely the first two are decoded is theirs to say
             shrink = shrink_for([view.box for view in some], self.size)
-            crops += [self._from_jpeg(decoded(shrink), view, shrink) for view in some]
-        return views, crops
-
-    def _from_jpeg(self, image: Any, view: ViewParams, shrink: int) -> torch.Tensor:
-        """A crop, or with ``by_pil`` the whole view, from a PIL image at 1 / shrink or a tensor (3, H, W)."""
-        if shrink > 1:
-            crop = crop_shrunk(image, view.box, shrink, self.size)
-            rest = view._replace(order=self.after)
-            return apply(Image.fromarray(crop.permute(1, 2, 0).numpy()), rest, self.size) if self.by_pil else crop
-        return apply(image, view, self.size) if self.by_pil else crop_tensor(image, view.box, self.size)
+            for view in some:
+                if shrink > 1:
+                    crop = crop_shrunk(decoded(shrink), view.box, shrink, self.size)
+                    crops.append(apply(crop, view._replace(order=self.after if self.by_pil else ()), self.size))
+                elif self.by_pil:
+                    crops.append(apply(decoded(1), view, self.size))
+                else:
+                    crops.append(crop_tensor(decoded(1), view.box, self.size))
+        return crops
 
     def __getitem__(self, key: Key) -> dict[str, Any]:
-        epoch, index = key
-        load = functools.partial(self._cropped, epoch, index)
-        (views, crops), used, bad = load_or_replace(self.source, index, self.max_tries, load)
+        (views, crops), used, bad = load_or_replace(self.source, key[1], functools.partial(self._cropped, *key))
         item: dict[str, Any] = {"index": used, "bad": bad}
         if self.crop_only:
             rows = [pack_params(view.jitter, view.grey, view.blur, view.flip, view.solarize) for view in views]
@@ -177,59 +168,44 @@ def _by_name(views: list[torch.Tensor], ending: str = "") -> dict[str, torch.Ten
 
 
 class Labelled(_Images):
-    """Views of each image of a labelled ``source``: random ones with ``train``, else one ``eval_view``.
+    """Views of each image of a labelled ``source``: random ones of ``preset``, without one an ``eval_view``.
 
     Item (epoch, index) is a dict: image (C, s, s) uint8, or (views, C, s, s) of several; label, index, bad (as
     TwoViews). Raises UserError at once when ``source`` has no labels.
 
     Args:
-        flip: the probe's random crops are mirrored half of the time.
-        preset: of random views, in place of the probe's crop and flip.
         auto: timm's words for a policy such as ``rand-m9-mstd0.5-inc1``, applied to each random view; empty for none.
         views: random views an image.
     """
 
     def __init__(
-        self,
-        source: Source,
-        size: int,
-        train: bool,
-        seed: int = 0,
-        flip: bool = True,
-        max_tries: int = MAX_TRIES,
-        *,
-        preset: Preset | None = None,
-        auto: str = "",
-        views: int = 1,
+        self, source: Source, size: int, seed: int = 0, preset: Preset | None = None, auto: str = "", views: int = 1
     ) -> None:
-        super().__init__(source, size, seed, max_tries)
+        super().__init__(source, size, seed)
         if source.labels is None:
             raise UserError(f"{source.name} has no labels: give class folders, or a list with a label a line")
         self.labels = source.labels
-        self.preset = (preset or probe_preset(flip)) if train else None
-        self.auto, self.views = auto, views
+        self.preset, self.auto, self.views = preset, auto, views
         if auto:
             if source.channels != 3:
                 raise UserError("--aa is for colour images: leave it out, or read them as colour by --channels 3.")
             auto_augment(auto, size)
 
     def __getitem__(self, key: Key) -> dict[str, Any]:
-        epoch, index = key
-        image, used, bad = load_or_replace(self.source, index, self.max_tries)
+        image, used, bad = load_or_replace(self.source, key[1])
         if self.preset is None:
             view = eval_view(image, self.size)
-        elif self.views == 1:
-            view = self._random_view(image, self.preset, epoch, index)
         else:  # the first view is that of a run with one
-            more = [() if number == 0 else (number,) for number in range(self.views)]
-            view = torch.stack([self._random_view(image, self.preset, epoch, index, *which) for which in more])
+            places = [key, *((*key, number) for number in range(1, self.views))]
+            views = [self._random_view(image, self.preset, place) for place in places]
+            view = views[0] if self.views == 1 else torch.stack(views)
         return {"image": view, "label": int(self.labels[used]), "index": used, "bad": bad}
 
-    def _random_view(self, image: Image.Image, preset: Preset, *where: int) -> torch.Tensor:
-        view = apply(image, self.drawn(image.size, preset, "probe", *where), self.size)
+    def _random_view(self, image: Image.Image, preset: Preset, place: tuple[int, ...]) -> torch.Tensor:
+        view = apply(image, draw(preset, *image.size, numpy_generator("probe", self.seed, *place)), self.size)
         if not self.auto:
             return view
-        with library_randomness("augment", self.seed, *where):
+        with library_randomness("augment", self.seed, *place):
             changed = auto_augment(self.auto, self.size)(Image.fromarray(view.permute(1, 2, 0).numpy()))
         return to_tensor(changed)
 

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from moco.data.augment.by_pil import Preset, split_order
+from moco.data.augment.by_pil import split_order
 from moco.data.augment.by_torch import finish
 from moco.data.datasets import Key, TwoViews
 from moco.data.sources.base import Source
@@ -192,27 +192,10 @@ class Finishing:
             yield batch
 
 
-def two_views(
-    source: Source,
-    preset: Preset,
-    size: int,
-    seed: int,
-    sampler: EpochSampler,
-    workers: int,
-    aug_device: str,
-    decode: str,
-    device: torch.device,
-    views: int = 2,
-) -> Loader | Finishing:
-    """Batches of :class:`moco.data.TwoViews`; ``aug_device`` says who makes a view after its crop.
-
-    "cpu": the workers. "gpu": ``device``, whatever it is; the numbers are the same. "auto": the workers, until the
-    other way has run on a GPU. decode: "exact" or "fast", see TwoViews. views: V of each image.
-    """
-    on_device = aug_device == "gpu"
-    dataset = TwoViews(source, preset, size, seed, crop_only=on_device, fast=decode == "fast", views=views)
-    loader = make_loader(dataset, sampler.in_shards(source.starts), workers, pin_memory=True)
-    return Finishing(loader, preset.order, device) if on_device else loader
+def two_views(dataset: TwoViews, sampler: EpochSampler, workers: int, device: torch.device) -> Loader | Finishing:
+    """Batches of ``dataset``, shards in their order; what it leaves to be done to its crops is done on ``device``."""
+    loader = make_loader(dataset, sampler.in_shards(dataset.source.starts), workers, pin_memory=True)
+    return Finishing(loader, dataset.preset.order, device) if dataset.crop_only else loader
 
 
 class BadImages:

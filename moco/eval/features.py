@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from moco import distributed
-from moco.data import BadImages, EpochSampler, Labelled, Loader, Preset, Source, make_loader
+from moco.data import BadImages, EpochSampler, Labelled, Loader, Preset, Source, make_loader, probe_preset
 from moco.models.encoder import around_head, features
 from moco.models.inputs import normalise
 from moco.train.timers import Stopwatch
@@ -92,10 +92,8 @@ class EvalData:
     def of(self, source: Source, training: bool = False) -> LabelledBatches:
         """Batches of a set: shuffled random crops when ``training``, else whole images in order."""
         sampler = self.sampler(source, training)
-        views = Labelled(
-            source, self.size, train=training, seed=self.seed, flip=self.flip, preset=self.preset, auto=self.auto,
-            views=self.views,
-        )  # fmt: skip
+        preset = (self.preset or probe_preset(self.flip)) if training else None
+        views = Labelled(source, self.size, self.seed, preset, self.auto, self.views)
         return LabelledBatches(make_loader(views, sampler, self.workers, pin_memory=True), sampler, self.note)
 
 

@@ -110,7 +110,7 @@ def data_rows(images: data.Source, view: Views, args: Namespace, batch: int) -> 
     if on_device:
         del found["augment"]
     world = distributed.world_size()
-    return {**found, "loader": world * loader_rate(images, view, args, batch // world)}
+    return {**found, "loader": world * loader_rate(whole, args, batch // world)}
 
 
 def _readable(images: data.Source, numbers: range) -> Iterator[int]:
@@ -130,14 +130,11 @@ def seconds_of(call: Callable[[], object], tries: int = 1) -> float:
     return min(found)
 
 
-def loader_rate(images: data.Source, view: Views, args: Namespace, batch: int) -> float:
+def loader_rate(views: data.TwoViews, args: Namespace, batch: int) -> float:
     """Images a second from the loader by itself: ``bench_seconds`` long, after what the workers had in store."""
-    sampler = data.EpochSampler(len(images), min(batch, len(images)), args.seed)
+    sampler = data.EpochSampler(len(views), min(batch, len(views)), args.seed)
     workers = distributed.share_of_cores(args.workers)
-    loader = data.two_views(
-        images, view.preset, view.size, args.seed, sampler, workers, args.aug_device, args.decode, distributed.device(),
-        args.views,
-    )  # fmt: skip
+    loader = data.two_views(views, sampler, workers, distributed.device())
     batches = _endless(loader.loader if isinstance(loader, data.Finishing) else loader, sampler)
     for _ in range(1 + 2 * workers):  # torch's loader prepares two batches a worker in advance
         next(batches)

@@ -66,11 +66,9 @@ def open_batches(
         len(images), batch * distributed.nodes(), seed, world, distributed.rank(), drop_last=drop_last
     )
     share = distributed.share_of_cores(workers)
-    batches = data.two_views(
-        images, view.preset, view.size, seed, sampler, share, config.device, config.decode, distributed.device(),
-        config.count,
-    )  # fmt: skip
-    return PretrainData(sources, view, sampler, share, batches)
+    on_device, fast = config.device == "gpu", config.decode == "fast"
+    views = data.TwoViews(images, view.preset, view.size, seed, on_device, fast, config.count)
+    return PretrainData(sources, view, sampler, share, data.two_views(views, sampler, share, distributed.device()))
 
 
 def build_model(

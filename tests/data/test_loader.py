@@ -94,15 +94,15 @@ def test_an_image_is_decoded_once_for_both_views():
 
 def test_labelled():
     source = digits(channels=3)
-    item = Labelled(source, 12, train=False)[(4, 3)]
+    item = Labelled(source, 12)[(4, 3)]
     assert torch.equal(item["image"], eval_view(source.load(3), 12))
     assert (item["label"], item["index"], item["bad"]) == (1, 3, -1)
-    item = Labelled(source, 8, train=True, seed=2, flip=False)[(4, 3)]
+    item = Labelled(source, 8, 2, probe_preset(False))[(4, 3)]
     rng = numpy_generator("probe", 2, 4, 3)
     assert torch.equal(item["image"], apply(source.load(3), draw(probe_preset(False), 12, 12, rng), 8))
     unlabelled = ArraySource("bare", source.images)
     with pytest.raises(UserError, match="bare has no labels: give class folders"):
-        Labelled(unlabelled, 8, train=False)
+        Labelled(unlabelled, 8)
 
 
 def test_bad_images_are_replaced_the_same_way_every_time():
@@ -111,7 +111,7 @@ def test_bad_images_are_replaced_the_same_way_every_time():
     assert item["bad"] == again["bad"] == 4
     assert item["index"] == again["index"] not in (4, 5, 22)
     assert torch.equal(item["q"], again["q"])
-    labelled = Labelled(Holes(30, [4]), 4, train=False)[(0, 4)]
+    labelled = Labelled(Holes(30, [4]), 4)[(0, 4)]
     assert labelled["label"] == labelled["index"] == labelled["image"].max().item() != 4
     assert labelled["bad"] == 4
 
@@ -127,12 +127,13 @@ def test_replacement_tries_every_image_before_it_gives_up(n):
         assert image.getpixel((0, 0)) == only
 
 
-def test_giving_up_is_a_sentence():
+def test_giving_up_is_a_sentence(monkeypatch):
     with pytest.raises(UserError, match=r"none of 5 images tried in holes can be read, first holes\[3\] \(broken\)"):
         load_or_replace(Holes(5, range(5)), 3)
     source = Holes(90, range(90))
+    monkeypatch.setattr("moco.data.datasets.MAX_TRIES", 7)
     with pytest.raises(UserError, match="none of 7 images"):
-        TwoViews(source, get_preset("digits"), 4, 0, max_tries=7)[(0, 3)]
+        TwoViews(source, get_preset("digits"), 4, 0)[(0, 3)]
     assert len(source.loads) == 7
 
 

@@ -59,7 +59,7 @@ def test_features_are_the_encoders_and_carry_their_names(done, encoder, image_fo
     source = open_sources(path=str(image_folder)).train
     assert source is not None
     names = [source.name_of(i) for i in range(24)]
-    images = torch.stack([Labelled(source, 16, train=False)[0, i]["image"] for i in range(24)]) / 255
+    images = torch.stack([Labelled(source, 16)[0, i]["image"] for i in range(24)]) / 255
     mean, std = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
     with torch.no_grad():
         expected = features(encoder, (images - mean.view(3, 1, 1)) / std.view(3, 1, 1))

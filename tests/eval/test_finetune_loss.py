@@ -13,7 +13,7 @@ from torch import nn
 
 from moco import distributed
 from moco.config import ObjectiveConfig
-from moco.data import ArraySource, Labelled
+from moco.data import ArraySource, Labelled, probe_preset
 from moco.errors import UserError
 from moco.eval.finetune_loss import Objective
 from moco.models.inputs import normalise
@@ -167,7 +167,7 @@ def source():
 
 
 def test_the_first_of_two_views_is_that_of_a_run_with_one(source):
-    one, two = (Labelled(source, 16, train=True, seed=5, views=v)[(3, 2)]["image"] for v in (1, 2))
+    one, two = (Labelled(source, 16, 5, probe_preset(True), views=v)[(3, 2)]["image"] for v in (1, 2))
     assert two.shape == (2, 3, 16, 16)
     assert torch.equal(two[0], one)
     assert not torch.equal(two[1], one)
@@ -175,34 +175,34 @@ def test_the_first_of_two_views_is_that_of_a_run_with_one(source):
 
 def test_a_policy_is_a_function_of_seed_epoch_image_and_view(source):
     def view(epoch, index, seed=5, number=0):
-        data = Labelled(source, 16, train=True, seed=seed, auto="rand-m9-mstd0.5-inc1", views=2)
+        data = Labelled(source, 16, seed, probe_preset(True), auto="rand-m9-mstd0.5-inc1", views=2)
         return data[(epoch, index)]["image"][number]
 
-    plain = Labelled(source, 16, train=True, seed=5, views=2)
+    plain = Labelled(source, 16, 5, probe_preset(True), views=2)
     first = [view(e, 1) for e in range(6)]
     assert all(torch.equal(a, view(e, 1)) for e, a in reversed(list(enumerate(first))))
     assert (
         sum(torch.equal(a, plain[(e, 1)]["image"][0]) for e, a in enumerate(first)) <= 2
     )  # some operations do nothing
     assert not torch.equal(view(0, 1), view(0, 1, number=1))
-    assert torch.equal(Labelled(source, 16, train=False, auto="original")[(0, 1)]["image"],
-                       Labelled(source, 16, train=False)[(0, 1)]["image"])  # fmt: skip
+    assert torch.equal(Labelled(source, 16, auto="original")[(0, 1)]["image"],
+                       Labelled(source, 16)[(0, 1)]["image"])  # fmt: skip
 
 
 def test_a_strong_policy_reaches_the_end_of_every_operation(source):
     """timm's posterize with no bits left, which Pillow refuses."""
     for policy in ("rand-m10-n4-inc1", "original", "augmix-m10-w2-d2"):
-        data = Labelled(source, 16, train=True, auto=policy)
+        data = Labelled(source, 16, preset=probe_preset(True), auto=policy)
         assert len({data[(epoch, 0)]["image"].sum() for epoch in range(40)}) > 1
 
 
 def test_a_policy_that_does_not_exist_is_one_sentence(source):
     for policy in ("rand-q9", "nonsense"):
         with pytest.raises(UserError, match=f"--aa {policy} is no policy"):
-            Labelled(source, 16, train=True, auto=policy)
+            Labelled(source, 16, preset=probe_preset(True), auto=policy)
     grey = ArraySource("grey", np.zeros((2, 9, 9), np.uint8), classes=["a"], labels=np.zeros(2, int))
     with pytest.raises(UserError, match="--aa is for colour images"):
-        Labelled(grey, 8, train=True, auto="original")
+        Labelled(grey, 8, preset=probe_preset(True), auto="original")
     assert isinstance(source.load(0), Image.Image)
 
 

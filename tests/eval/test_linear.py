@@ -439,9 +439,7 @@ def test_padding_is_not_counted():
     right = 0.0
     for rank in (0, 1):
         sampler = EpochSampler(5, 4, 0, 2, rank, drop_last=False, shuffle=False)
-        images = linear.FreshFeatures(
-            model, LabelledBatches(make_loader(Labelled(source, 16, train=False), sampler), sampler)
-        )
+        images = linear.FreshFeatures(model, LabelledBatches(make_loader(Labelled(source, 16), sampler), sampler))
         head = one_head(model)
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(linear.distributed, "world_size", lambda: 2)

@@ -40,10 +40,10 @@ def test_the_others_are_drawn_like_the_first_two_and_change_nothing_about_them(s
 
 
 def test_views_finished_on_the_device_are_the_workers():
-    source = noise(12)
+    source, cpu = noise(12), torch.device("cpu")
     loaders = [
-        two_views(source, PRESETS["v2"], 16, 7, EpochSampler(12, 4, 7), 0, where, "exact", torch.device("cpu"), 4)
-        for where in ("cpu", "gpu")
+        two_views(TwoViews(source, PRESETS["v2"], 16, 7, crop_only, views=4), EpochSampler(12, 4, 7), 0, cpu)
+        for crop_only in (False, True)
     ]
     for whole, finished in zip(*loaders, strict=True):
         assert whole.keys() == finished.keys() == {"q", "k", "more", "index", "bad"}

@@ -162,7 +162,7 @@ def test_fast_decoding_is_measured_with_its_crops_and_advised(measured, photogra
     text = measured(*words, "--decode", "fast")
     assert set(rows(text)) >= {"decode and crop", "augment"}
     assert "decode" not in rows(text)
-    assert seen[0][6:8] == ("auto", "fast")
+    assert (seen[0][0].crop_only, seen[0][0].fast) == (False, True)
 
 
 def test_synthetic_negatives_are_active_although_they_start_late(image_folder, in_process, monkeypatch):

@@ -263,8 +263,8 @@ def crop_tensor(pixels: torch.Tensor, box: Box, size: int) -> torch.Tensor:
     return functional.interpolate(part, (size, size), mode="bilinear", antialias=True, align_corners=False)[0]
 
 
-def crop_shrunk(image: Image.Image, box: Box, shrink: int, size: int) -> torch.Tensor:
-    """(C, s, s) uint8: ``box`` of the full image, cut out of one decoded at 1 / ``shrink``, at the same place exactly.
+def crop_shrunk(image: Image.Image, box: Box, shrink: int, size: int) -> Image.Image:
+    """s x s: ``box`` of the full image, cut out of one decoded at 1 / ``shrink``, at the same place exactly.
 
     A box that begins or ends inside a pixel of the shrunk image takes that pixel's share.
     """
@@ -272,7 +272,7 @@ def crop_shrunk(image: Image.Image, box: Box, shrink: int, size: int) -> torch.T
     i, j = int(top), int(left)
     part = image.crop((j, i, min(math.ceil(right), image.width), min(math.ceil(bottom), image.height)))
     inside = (left - j, top - i, min(right - j, part.width), min(bottom - i, part.height))
-    return to_tensor(part.resize((size, size), Image.Resampling.BILINEAR, box=inside))
+    return part.resize((size, size), Image.Resampling.BILINEAR, box=inside)
 
 
 def split_order(order: tuple[str, ...]) -> tuple[tuple[str, ...], tuple[str, ...]]:

@@ -110,5 +110,5 @@ def test_two_views_are_the_same_from_either_side_of_the_size_that_decides(size):
     for index in range(6):
         item = views[(3, index)]
         for number, name in enumerate(("q", "k")):
-            drawn = views.drawn((150, 140), PRESETS["v2"], "view", 3, index, number)
+            drawn = draw(PRESETS["v2"], 150, 140, numpy_generator("view", 7, 3, index, number))
             assert torch.equal(item[name], apply(source.load(index), drawn, size))

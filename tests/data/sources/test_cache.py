@@ -10,7 +10,17 @@ import torch
 from conftest import SYNCO, TINY, differences, load
 from PIL import Image
 
-from moco.data import ArraySource, BadImageError, FileSource, Labelled, get_preset, open_sources, two_views
+from moco.data import (
+    ArraySource,
+    BadImageError,
+    FileSource,
+    Labelled,
+    TwoViews,
+    get_preset,
+    open_sources,
+    probe_preset,
+    two_views,
+)
 from moco.data.__main__ import main
 from moco.data.loader import EpochSampler
 from moco.data.sources import cache
@@ -40,17 +50,17 @@ def folder(made, tmp_path):
     return shutil.copytree(made, tmp_path / "in")  # with the times of its files
 
 
-def batches(source, aug_device="cpu", decode="exact", workers=0):
+def batches(source, crop_only=False, fast=False, workers=0):
     sampler = EpochSampler(len(source), 7, seed=5)
     sampler.set_position(2)
-    device = torch.device("cpu")
-    loader = two_views(source, get_preset("v2"), 12, 5, sampler, workers, aug_device, decode, device)
+    views = TwoViews(source, get_preset("v2"), 12, 5, crop_only, fast)
+    loader = two_views(views, sampler, workers, torch.device("cpu"))
     return [{name: value.clone() for name, value in batch.items()} for batch in loader]
 
 
 @pytest.mark.parametrize("channels", [3, 1])
-@pytest.mark.parametrize("aug_device", ["cpu", "gpu"])
-def test_views_are_those_of_the_files(folder, tmp_path, aug_device, channels):
+@pytest.mark.parametrize("crop_only", [False, True])
+def test_views_are_those_of_the_files(folder, tmp_path, crop_only, channels):
     plain = open_sources(None, str(folder), channels=channels)
     kept = open_sources(None, str(folder), channels=channels, cache=str(tmp_path / "kept"))
     assert kept.pretrain is kept.train
@@ -59,14 +69,14 @@ def test_views_are_those_of_the_files(folder, tmp_path, aug_device, channels):
         assert isinstance(b, cache.CachedSource)
         assert np.array_equal(a.labels, b.labels)
         assert [a.name_of(i) for i in range(len(a))] == [b.name_of(i) for i in range(len(b))]
-    exact = batches(plain.train, aug_device)
+    exact = batches(plain.train, crop_only)
     assert sum(int((batch["bad"] >= 0).sum()) for batch in exact) == 2
-    for decode in ("exact", "fast"):  # a cache holds exact pixels
-        assert differences(exact, batches(kept.train, aug_device, decode)) == []
+    for fast in (False, True):  # a cache holds exact pixels
+        assert differences(exact, batches(kept.train, crop_only, fast)) == []
     probe = [
-        [Labelled(source.val, 12, train, 5)[(1, i)] for i in range(14)]
+        [Labelled(source.val, 12, 5, preset)[(1, i)] for i in range(14)]
         for source in (plain, kept)
-        for train in (True, False)
+        for preset in (probe_preset(True), None)
     ]
     assert differences(probe[:2], probe[2:]) == []
 

@@ -252,5 +252,5 @@ def test_an_unreadable_image_is_replaced_from_within_the_subset():
             return super().load(index)
 
     whole = Broken("whole", np.zeros((9, 8, 8), np.uint8), labels=np.arange(9))
-    item = Labelled(subset.Subset(whole, np.array([1, 4]), "part"), 8, train=False)[(0, 0)]
+    item = Labelled(subset.Subset(whole, np.array([1, 4]), "part"), 8)[(0, 0)]
     assert (item["label"], item["index"], item["bad"]) == (4, 1, 0)
