@@ -132,20 +132,14 @@ def choose_family(args: argparse.Namespace, typed: dict[str, Any], filed: frozen
     for name in method.defaults.keys() - idle - typed.keys() - filed:
         setattr(args, name, method.defaults[name])
     args.mlp = bool(args.mlp)
-    if args.warm_steps is not None:
-        _check_warm_steps(args)
+    if args.warm and args.warm_steps:
+        raise UserError("--warm counts epochs and --warm-steps steps; give one of them.")
     if args.warm is None:
-        enough = args.epochs > args.warm_epochs and not args.steps
+        enough = args.epochs > args.warm_epochs and not (args.steps or args.warm_steps)
         args.warm = method.family == "batch" and args.batch_size > 256 and enough
     if args.rise and (args.warm or args.warm_steps):
         raise UserError("--rise-epochs and --warm are two warm-ups; give one of them.")
     _check_family(args, asked)
-
-
-def _check_warm_steps(args: argparse.Namespace) -> None:
-    if args.warm:
-        raise UserError("--warm counts epochs and --warm-steps steps; give one of them.")
-    args.warm = False
 
 
 def _check_family(args: argparse.Namespace, asked: set[str]) -> None:

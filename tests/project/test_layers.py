@@ -153,6 +153,8 @@ def test_entry_points_are_short():
         assert len(MODULES[name].read_text(encoding="utf-8").splitlines()) < 150
     for name in DOORS[:8]:
         assert len(MODULES[f"moco.{name}"].read_text(encoding="utf-8").splitlines()) < 30
+    for path in (MODULES[name] for name in MODULES if room(name) == "moco.cli"):
+        assert len(path.read_text(encoding="utf-8").splitlines()) <= 250, path.name
 
 
 @pytest.mark.parametrize(("name", "lines"), [("main_pretrain", 45), ("main_semisup", 50)])
