@@ -17,7 +17,7 @@ import torch
 from numpy.typing import NDArray
 
 from moco.data.augment.by_pil import ViewParams
-from moco.data.augment.by_torch import BLUE, GREEN, RED, box_weights, hue_table
+from moco.data.augment.by_torch import BLUE, GREEN, RED, box_weights, hue_tables
 
 Bytes = NDArray[np.uint8]
 Floats = NDArray[np.float32]
@@ -60,8 +60,8 @@ def _saturation(view: Bytes, factor: float) -> Bytes:
 
 @functools.cache
 def _hues() -> torch.Tensor:
-    """(8 * 65536,) uint8: ``hue_table`` by the three bits of ``_turned``, of which two combinations never occur."""
-    rg, rb, gr, gb, br, bg = hue_table().view(6, -1)
+    """(8 * 65536,) uint8: PIL's hue by the three bits of ``_turned``, of which two combinations never occur."""
+    rg, rb, gr, gb, br, bg = hue_tables(torch.device("cpu"))[0].view(6, -1)
     return torch.cat([br, bg, gr, gr, br, rg, gb, rb])
 
 
@@ -144,7 +144,7 @@ def blur(view: Bytes, sigma: float) -> Bytes:
 
     Levels are counted from 128, so that a sum with its weights of 24 bits just fits 32 bits with a sign.
     """
-    weights = box_weights([sigma])[0]
+    weights = box_weights(sigma)
     reach, inner, outer = len(weights) - 1, weights[0], weights[-1]
     missing = (1 << 24) - inner * (2 * reach - 1) - 2 * outer  # 0 or 1, as weights are cut off
     half = torch.tensor((1 << 23) - 128 * missing, dtype=torch.int32)

@@ -87,7 +87,6 @@ _TRIES = 10
 _SOLARIZE = _FIRST_TRY + 2 * _TRIES
 _COUNT = _SOLARIZE + 1
 
-_JITTER_OPERATIONS = ("brightness", "contrast", "saturation", "hue")
 _JITTER_ORDERS = tuple(itertools.permutations(range(4)))  # 24
 
 
@@ -116,13 +115,12 @@ def _draw_box(preset: Preset, width: int, height: int, u: list[float]) -> Box:
 def _draw_jitter(preset: Preset, u: list[float]) -> tuple[tuple[str, float], ...] | None:
     if u[_JITTER] >= preset.jitter_p:
         return None
-    strengths = (preset.brightness, preset.contrast, preset.saturation, preset.hue)
-    operations = []
+    names, operations = tuple(JITTER), []
     for index in _JITTER_ORDERS[int(u[_ORDER] * 24)]:
-        strength = strengths[index]
+        strength = getattr(preset, names[index])
         if strength > 0:
-            low, high = (-strength, strength) if index == 3 else (max(0.0, 1 - strength), 1 + strength)
-            operations.append((_JITTER_OPERATIONS[index], _between(low, high, u[_BRIGHTNESS + index])))
+            low, high = (-strength, strength) if names[index] == "hue" else (max(0.0, 1 - strength), 1 + strength)
+            operations.append((names[index], _between(low, high, u[_BRIGHTNESS + index])))
     return tuple(operations)
 
 
@@ -209,12 +207,12 @@ def _hue(image: Image.Image, factor: float) -> Image.Image:
     return ImageChops.add_modulo(image.convert("HSV"), turn).convert("RGB")
 
 
-_FACTORS = {"brightness": _brightness, "contrast": _contrast, "saturation": _saturation, "hue": _hue}
+JITTER = {"brightness": _brightness, "contrast": _contrast, "saturation": _saturation, "hue": _hue}
 
 
 def _jitter(image: Image.Image, params: ViewParams, size: int) -> Image.Image:
     for name, factor in params.jitter or ():
-        image = _FACTORS[name](image, factor)
+        image = JITTER[name](image, factor)
     return image
 
 

@@ -10,6 +10,7 @@ Legend: N images, C channels (1 or 3), h x w pixels, P numbers a view (``WIDTH``
 from __future__ import annotations
 
 import functools
+import itertools
 import math
 from collections.abc import Callable, Sequence
 
@@ -19,12 +20,12 @@ from PIL import Image, ImageFilter
 from torch import Tensor
 
 from moco.data.augment import by_triton as triton_views
+from moco.data.augment.by_pil import JITTER, to_tensor
+from moco.data.augment.by_triton import NONE, OPERATIONS
 from moco.kernels import by_triton as fused
 
 # A row of parameters: four steps of jitter, each an operation's number and its factor, then grey, sigma of the blur
 # (0: none), flip and solarize.
-OPERATIONS = ("brightness", "contrast", "saturation", "hue")
-NONE = -1
 _GREY, _SIGMA, _FLIP, _SOLARIZE, WIDTH = 8, 9, 10, 11, 12
 
 # PIL's luminance: ITU-R 601-2 in 16-bit fixed point.
@@ -78,10 +79,10 @@ def saturation(images: Tensor, factor: Tensor) -> Tensor:
 
 
 @functools.cache
-def _hue_tables(device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
+def hue_tables(device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
     """PIL's conversions as tables, computed in its own mixture of float and double.
 
-    hue: (6 * 256 * 256,) by which channel is largest and which smallest, by largest - smallest (chroma) and by
+    hue: (6 * 256 * 256,) uint8 by which channel is largest and which smallest, by largest - smallest (chroma) and by
     largest - middle. saturation: (256 * 256,) by largest and chroma. weights: (3 * 256,) by channel and hue: how many
     85ths of (value x saturation / 255) a channel lies below the value.
     """
@@ -103,16 +104,11 @@ def _hue_tables(device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
     return tuple(torch.from_numpy(table).to(device) for table in tables)  # pyright: ignore[reportReturnType]
 
 
-def hue_table() -> Tensor:
-    """(6 * 256 * 256,) uint8 on the CPU: PIL's hue, by sector * 65536 + chroma * 256 + (largest - middle)."""
-    return _hue_tables(torch.device("cpu"))[0]
-
-
 def hue(images: Tensor, turn: Tensor) -> Tensor:
     """A turn by ``turn`` 255ths of a circle, by way of 8-bit HSV; grey images stay."""
     if images.shape[1] == 1:
         return images
-    hues, saturations, weights = _hue_tables(images.device)
+    hues, saturations, weights = hue_tables(images.device)
     n, _, h, w = images.shape
     r, g, b = to_bytes(images).unbind(1)  # (n, h, w) each
     largest, smallest = torch.maximum(torch.maximum(r, g), b), torch.minimum(torch.minimum(r, g), b)
@@ -140,42 +136,26 @@ def hue(images: Tensor, turn: Tensor) -> Tensor:
     return out
 
 
-_JITTER: tuple[Callable[[Tensor, Tensor], Tensor], ...] = (brightness, contrast, saturation, hue)
+_JITTER: tuple[Callable[[Tensor, Tensor], Tensor], ...] = (brightness, contrast, saturation, hue)  # of OPERATIONS
 
 
-def grey(images: Tensor) -> Tensor:
-    """Every channel the luminance."""
-    return luminance(images).expand_as(images).clone()
-
-
-def box_weights(sigmas: Sequence[float]) -> list[list[int]]:
-    """For each sigma the weights of PIL's box filter, centre to edge, in 2^-24; three boxes in a row are its Gaussian.
+def box_weights(sigma: float) -> list[int]:
+    """The weights of PIL's box filter, centre to edge, in 2^-24; three boxes in a row are its Gaussian.
 
     PIL's BoxBlur.c: a box of radius r + a, whose outermost pixels count by the share a that keeps the variance.
     """
-    found = []
-    for sigma in sigmas:
-        variance = np.float32(sigma) * np.float32(sigma) / np.float32(3)
-        length = np.float32(math.sqrt(12.0 * float(variance) + 1.0))
-        whole = np.float32(math.floor((float(length) - 1.0) / 2.0))
-        edge = (2 * whole + 1) * (whole * (whole + 1) - 3 * variance)
-        radius = whole + edge / (6 * (variance - (whole + 1) * (whole + 1)))
-        inner = int(np.float32(1 << 24) / (np.float32(radius) * 2 + 1))
-        outer = ((1 << 24) - (int(radius) * 2 + 1) * inner) // 2
-        found.append([inner] * (int(radius) + 1) + [outer])
-    return found
-
-
-def blur_columns(sigmas: Sequence[float], device: torch.device) -> Tensor:
-    """(D, n, 1, 1, 1) int32: ``box_weights`` of n images, filled with zeros."""
-    rows = box_weights(sigmas)
-    depth = max(map(len, rows))
-    weights = np.array([row + [0] * (depth - len(row)) for row in rows], dtype=np.int32).T.copy()  # (D, n)
-    return torch.from_numpy(weights).to(device, non_blocking=True).view(depth, -1, 1, 1, 1)
+    variance = np.float32(sigma) * np.float32(sigma) / np.float32(3)
+    length = np.float32(math.sqrt(12.0 * float(variance) + 1.0))
+    whole = np.float32(math.floor((float(length) - 1.0) / 2.0))
+    edge = (2 * whole + 1) * (whole * (whole + 1) - 3 * variance)
+    radius = whole + edge / (6 * (variance - (whole + 1) * (whole + 1)))
+    inner = int(np.float32(1 << 24) / (np.float32(radius) * 2 + 1))
+    outer = ((1 << 24) - (int(radius) * 2 + 1) * inner) // 2
+    return [inner] * (int(radius) + 1) + [outer]
 
 
 def _boxes(images: Tensor, weights: Tensor) -> Tensor:
-    """Three box filters in a row along dimension 2 of (n, C, h, w) int32. weights: as ``blur``."""
+    """Three box filters in a row along dimension 2 of (n, C, h, w) int32. weights: (D, n, 1, 1, 1), centre to edge."""
     n, channels, height, width = images.shape
     reach = len(weights) - 1
     padded = images.new_empty(n, channels, height + 2 * reach, width)
@@ -194,19 +174,18 @@ def _boxes(images: Tensor, weights: Tensor) -> Tensor:
     return inside
 
 
-def blur(images: Tensor, weights: Tensor) -> Tensor:
-    """PIL's GaussianBlur; weights (D, n, 1, 1, 1) by ``blur_columns``."""
+def blur(images: Tensor, sigmas: Sequence[float]) -> Tensor:
+    """PIL's GaussianBlur of (n, C, h, w), each image by a sigma of its own."""
+    boxes = itertools.zip_longest(*map(box_weights, sigmas), fillvalue=0)
+    weights = torch.tensor(list(boxes), dtype=torch.int32).to(images.device, non_blocking=True)[..., None, None, None]
     rows = _boxes(images.transpose(2, 3).int().contiguous(), weights)
     return _boxes(rows.transpose(2, 3), weights).float()
 
 
-def _blurred_by_pil(images: Tensor, sigmas: Sequence[float]) -> Tensor:
-    out = torch.empty_like(images)
-    for image, sigma, to in zip(to_bytes(images).permute(0, 2, 3, 1), sigmas, out.permute(0, 2, 3, 1), strict=True):
-        pixels = image.squeeze(-1).contiguous().numpy()  # (h, w, 3), or (h, w) if grey
-        blurred = np.asarray(Image.fromarray(pixels).filter(ImageFilter.GaussianBlur(sigma)))
-        to.copy_(torch.from_numpy(blurred.astype(np.float32)).view(to.shape))
-    return out
+def _blur_by_pil(images: Tensor, sigmas: Sequence[float]) -> Tensor:
+    pixels = to_bytes(images).permute(0, 2, 3, 1).squeeze(-1).contiguous().numpy()  # (n, h, w, 3), or (n, h, w) if grey
+    filters = map(ImageFilter.GaussianBlur, sigmas)
+    return torch.stack([to_tensor(Image.fromarray(p).filter(f)) for p, f in zip(pixels, filters, strict=True)]).float()
 
 
 def to_bytes(images: Tensor) -> Tensor:
@@ -224,35 +203,25 @@ def _at(images: Tensor, chosen: np.ndarray, change: Callable[[Tensor], Tensor]) 
     return images.index_copy_(0, rows, change(images.index_select(0, rows)))
 
 
-def _column(values: np.ndarray, device: torch.device) -> Tensor:
-    """(n, 1, 1, 1)."""
-    return torch.from_numpy(values).to(device, non_blocking=True).view(-1, 1, 1, 1)
-
-
 def _jittered(images: Tensor, table: np.ndarray) -> Tensor:
     for step in range(0, 8, 2):
         numbers = table[:, step]
         for number in set(numbers.tolist()) - {NONE}:
             chosen = np.flatnonzero(numbers == number)
-            factors = _column(table[chosen, step + 1], images.device)
+            factors = torch.from_numpy(table[chosen, step + 1]).to(images.device, non_blocking=True).view(-1, 1, 1, 1)
             operation = _JITTER[int(number)]
             images = _at(images, chosen, lambda some, op=operation, by=factors: op(some, by))
     return images
 
 
 def _greyed(images: Tensor, table: np.ndarray) -> Tensor:
-    return images if images.shape[1] == 1 else _at(images, np.flatnonzero(table[:, _GREY]), grey)
+    return _at(images, np.flatnonzero(table[:, _GREY]), lambda some: luminance(some).expand_as(some).clone())
 
 
 def _blurred(images: Tensor, table: np.ndarray) -> Tensor:
     chosen = np.flatnonzero(table[:, _SIGMA])
-    if len(chosen) == 0:
-        return images
-    sigmas = table[chosen, _SIGMA].tolist()
-    if images.device.type == "cpu":  # where PIL's own loop is faster
-        return _at(images, chosen, lambda some: _blurred_by_pil(some, sigmas))
-    columns = blur_columns(sigmas, images.device)
-    return _at(images, chosen, lambda some: blur(some, columns))
+    change = _blur_by_pil if images.device.type == "cpu" else blur  # PIL's own loop is faster there
+    return _at(images, chosen, lambda some: change(some, table[chosen, _SIGMA].tolist()))
 
 
 def _solarized(images: Tensor, table: np.ndarray) -> Tensor:
@@ -288,18 +257,16 @@ def suits_triton(rows: np.ndarray, order: Sequence[str]) -> bool:
 
 def by_triton(views: Tensor, rows: np.ndarray, order: Sequence[str]) -> Tensor:
     """``finish`` by the launches of moco/data/augment/by_triton.py."""
-    jitter = rows[:, :8].reshape(-1, 4, 2)
-    grey = np.where(rows[:, _GREY] != 0, triton_views.OPERATIONS.index("grey"), NONE)[:, None, None].repeat(2, axis=2)
-    steps = np.full((len(rows), 0, 2), NONE, dtype=np.float32)
-    for name in order:
-        if name in ("jitter", "grey"):
-            steps = np.concatenate([steps, jitter if name == "jitter" else grey], axis=1, dtype=np.float32)
+    grey = np.where(rows[:, _GREY] != 0, OPERATIONS.index("grey"), NONE)[:, None, None].repeat(2, axis=2)
+    steps = {"jitter": rows[:, :8].reshape(-1, 4, 2), "grey": grey}
+    taken = [np.empty((len(rows), 0, 2)), *(steps[name] for name in order if name in steps)]
     boxes = np.zeros((len(rows), 1 + triton_views.REACH), dtype=np.float32)
-    blurred = np.flatnonzero(rows[:, _SIGMA] * ("blur" in order))
-    for image, weights in zip(blurred, box_weights(rows[blurred, _SIGMA].tolist()), strict=True):
+    for image in np.flatnonzero(rows[:, _SIGMA] * ("blur" in order)):
+        weights = box_weights(rows[image, _SIGMA])
         boxes[image, : len(weights)] = weights
     flips = (rows[:, _FLIP] != 0) & ("flip" in order)
-    return triton_views.finish(views, steps, boxes, flips, _hue_tables(views.device))
+    joined = np.concatenate(taken, axis=1, dtype=np.float32)
+    return triton_views.finish(views, joined, boxes, flips, hue_tables(views.device))
 
 
 @functools.cache
@@ -310,10 +277,10 @@ def triton_agrees(device: torch.device, shape: tuple[int, ...]) -> bool:
     """
     order = ("jitter", "grey", "blur", "flip")
     noise = torch.randint(256, (4, *shape), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
-    jitter = [(name, 0.1 if name == "hue" else 0.7) for name in OPERATIONS]
+    jitter = [(name, 0.1 if name == "hue" else 0.7) for name in JITTER]
     choices = ((False, None, True), (True, None, False), (False, 2.0, True), (True, 0.5, False))
-    rows = [pack_params(jitter[step:] + jitter[:step], *chosen) for step, chosen in enumerate(choices)]
-    rows = torch.stack(rows).numpy()
+    packed = [pack_params(jitter[step:] + jitter[:step], *chosen) for step, chosen in enumerate(choices)]
+    rows = torch.stack(packed).numpy()
 
     def compare() -> str:
         found = by_triton(noise.to(device), rows, order).cpu()
@@ -326,8 +293,8 @@ def triton_agrees(device: torch.device, shape: tuple[int, ...]) -> bool:
 def finish(views: Tensor, table: Tensor, order: Sequence[str]) -> Tensor:
     """(N, C, h, w) uint8: ``views`` (N, C, h, w) uint8 with the rest of their operations made, on their device.
 
-    table: (N, P) on the CPU, rows of :func:`pack`; which image takes which operation is decided there, so nothing waits
-    for the device. order: the preset's operations; those before and including the crop are left out.
+    table: (N, P) on the CPU, rows of :func:`pack_params`; which image takes which operation is decided there, so
+    nothing waits for the device. order: the preset's operations; those before and including the crop are left out.
     On a CUDA device by Triton where it can; the numbers are the same by either way.
     """
     rows = table.numpy()

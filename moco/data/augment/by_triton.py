@@ -21,7 +21,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-OPERATIONS = ("brightness", "contrast", "saturation", "hue", "grey")
+from moco.data.augment.by_pil import JITTER
+
+OPERATIONS = (*JITTER, "grey")
 STEPS = 5  # S
 NONE = -1
 REACH = 2  # pixels on each side of a box at most, which is enough for SIGMA

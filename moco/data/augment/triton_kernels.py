@@ -26,7 +26,7 @@ COUNT = tl.constexpr(by_triton.COUNT)
 AT_CONTRAST = tl.constexpr(by_triton.AT_CONTRAST)
 FLIP = tl.constexpr(by_triton.FLIP)
 BOXES = tl.constexpr(by_triton.BOXES)
-REACH = tl.constexpr(3 * by_triton.REACH)
+MARGIN = tl.constexpr(3 * by_triton.REACH)
 SIXTEEN_BITS = tl.constexpr(2.0**-16)
 SCALE = tl.constexpr(255 * 85)  # of a saturation and of a weight
 
@@ -212,13 +212,13 @@ def blur(
     r1 = tl.zeros((BLOCK,), tl.uint32)
     r2, r3, g1, g2, g3, b1, b2, b3 = r1, r1, r1, r1, r1, r1, r1, r1
     stop = tl.minimum(start + SEGMENT, width)
-    for x in range(start - REACH, stop + REACH):
+    for x in range(start - MARGIN, stop + MARGIN):
         here = tl.minimum(tl.maximum(x, 0), width - 1)
         r, g, b = _planes(image, lane * width + here, pixels, mask, COLOUR)
         if FIRST:
             r, g, b = _changed(r, g, b, row, count, mean, hues, saturations, weights)
-        to = target + (x - REACH) * height + kept
-        ours = mask & (x - REACH >= start)
+        to = target + (x - MARGIN) * height + kept
+        ours = mask & (x - MARGIN >= start)
         r1, r2, r3, found = _filtered(r1, r2, r3, r.to(tl.uint32), x, width, centre, near, far)
         tl.store(to, found.to(tl.uint8), mask=ours)
         if COLOUR:

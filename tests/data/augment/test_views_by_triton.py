@@ -80,7 +80,7 @@ def test_a_batch_is_at_most_four_launches_and_the_host_waits_for_none(rows, expe
 
     monkeypatch.setattr(triton_views, "_launch", note)
     monkeypatch.setattr(torch.cuda, "device", lambda device: contextlib.nullcontext())
-    monkeypatch.setattr(by_torch, "_hue_tables", lambda device: (None, None, None))
+    monkeypatch.setattr(by_torch, "hue_tables", lambda device: (None, None, None))
     monkeypatch.setattr(by_torch, "triton_agrees", lambda device, shape: shape == (3, 8, 6))
     numbers = table(*rows).numpy()
     parameters: Any = SimpleNamespace(numpy=lambda: numbers)  # a tensor's numbers are not to be had in this mode

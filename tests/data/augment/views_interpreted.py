@@ -16,6 +16,7 @@ from conftest import DEVICE, assert_runs_there, mend_interpreter
 from moco.data import PRESETS, ArraySource, TwoViews
 from moco.data.augment import by_torch
 from moco.data.augment import by_triton as triton_views
+from moco.data.augment.by_pil import JITTER
 
 ORDER = ("jitter", "grey", "blur", "flip")
 
@@ -45,7 +46,7 @@ def assert_pils(images, rows, order=ORDER):
 
 
 @pytest.mark.parametrize("channels", [1, 3])
-@pytest.mark.parametrize("name", by_torch.OPERATIONS)
+@pytest.mark.parametrize("name", JITTER)
 def test_each_jitter(name, channels):
     factors = np.linspace(-0.5, 0.5, 6) if name == "hue" else np.linspace(0, 1.9, 6)
     assert_pils(noise(6, channels, 13, 11), [([(name, factor)], False, None, False) for factor in factors.tolist()])
