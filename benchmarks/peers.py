@@ -28,7 +28,7 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms as T
 
 from benchmarks.accuracy.cifar10_methods import TAR, subset
-from moco.data import ArraySource, Source, Sources, statistics
+from moco.data import ArraySource, Source, Sources, channel_statistics
 from moco.errors import UserError
 from moco.models.encoder import build_encoder, head_of
 
@@ -98,7 +98,7 @@ class InMemory(Dataset):
 
 def published(size: int, blur: Views) -> Views:
     """MoCo v2's view as main_moco.py and main_synco.py compose it, at another size. blur: with a random sigma."""
-    mean, std = statistics(None, 3)
+    mean, std = channel_statistics(None, 3)
     jitter = T.RandomApply([T.ColorJitter(0.4, 0.4, 0.4, 0.1)], p=0.8)
     crop, grey = T.RandomResizedCrop(size, scale=(0.2, 1.0)), T.RandomGrayscale(p=0.2)
     ending = [T.RandomHorizontalFlip(), T.ToTensor(), T.Normalize(mean, std)]

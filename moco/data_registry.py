@@ -63,25 +63,22 @@ def dataset_of(name: str | None) -> DataSet:
     return DATASETS.get(name or "folder", DATASETS["folder"])
 
 
-def statistics(name: str | None, channels: int) -> tuple[Channels, Channels]:
-    """Mean and standard deviation, ``channels`` numbers each, for a data set.
-
-    Colour statistics asked for as one channel are averaged; grey ones asked for as three are repeated.
-    """
-    mean, std = dataset_of(name).mean, dataset_of(name).std
-    if len(mean) == channels:
-        return mean, std
-    if channels == 1:
-        return (round(sum(mean) / 3, 4),), (round(sum(std) / 3, 4),)
-    return mean * channels, std * channels
-
-
 def channel_statistics(
     name: str | None, channels: int, mean: Sequence[float] | None = None, std: Sequence[float] | None = None
 ) -> tuple[list[float], list[float]]:
-    """Mean and deviation of the channels: those asked for, else the data set's; UserError for a wrong count."""
-    own = statistics(name, channels)
-    chosen = [list(known if asked is None else asked) for asked, known in zip((mean, std), own, strict=True)]
+    """Mean and deviation, a number a channel: those asked for, else the data set's; UserError for a wrong count.
+
+    The data set's colour statistics for one channel are averaged; grey ones for three are repeated.
+    """
+    row = dataset_of(name)
+    asked = ((mean, row.mean), (std, row.std))
+    chosen = [list(_fitted(own, channels) if given is None else given) for given, own in asked]
     if any(len(numbers) != channels for numbers in chosen):
         raise UserError(f"--mean and --std take one value a channel, and these images have {channels}.")
     return chosen[0], chosen[1]
+
+
+def _fitted(values: Channels, channels: int) -> Channels:
+    if len(values) == channels:
+        return values
+    return (round(sum(values) / 3, 4),) if channels == 1 else values * channels

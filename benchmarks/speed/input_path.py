@@ -28,8 +28,7 @@ from torch.utils.data import Dataset
 from torchvision import transforms as T
 
 from benchmarks.timing import rounds
-from moco.data import EpochSampler, Source, TwoViews, get_preset, make_loader, open_sources
-from moco.data import statistics as channel_numbers
+from moco.data import EpochSampler, Source, TwoViews, channel_statistics, get_preset, make_loader, open_sources
 
 SAMPLE = Path(__file__).resolve().parents[3] / "shared" / "data" / "imagenet-sample-250.tar"
 BASE = "torchvision"
@@ -45,7 +44,7 @@ class Published(Dataset):
     """Two views by torchvision: MoCo v2's recipe (or v1's), float32 and normalised."""
 
     def __init__(self, source: Source, aug: str, size: int) -> None:
-        mean, std = channel_numbers(None, 3)
+        mean, std = channel_statistics(None, 3)
         jitter = T.ColorJitter(0.4, 0.4, 0.4, 0.1 if aug == "v2" else 0.4)
         crop, grey = T.RandomResizedCrop(size, scale=(0.2, 1.0)), T.RandomGrayscale(p=0.2)
         middle = [grey, jitter]

@@ -24,13 +24,12 @@ def _index(args: argparse.Namespace) -> None:
 
 
 def _pack(args: argparse.Namespace) -> None:
-    from moco.data.sources.files import open_path
+    from moco.data.sources.files import open_path, splits
     from moco.data.sources.shards import pack_shards
 
-    splits = [name for name in ("train", "val", "test") if os.path.isdir(os.path.join(args.source, name))]
-    for name in splits if "train" in splits else [""]:
-        images = open_path(os.path.join(args.source, name) if name else args.source)
-        out = os.path.join(args.out, name) if name else args.out
+    found = splits(args.source)
+    for name, path in (found if "train" in found else {"": args.source}).items():
+        images, out = open_path(path), os.path.join(args.out, name) if name else args.out
         print(f"{len(images)} images in {len(pack_shards(images, out, args.seed, args.shard_mb))} shards: {out}")
 
 

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from functools import partial
 from typing import Any
 
 from moco import distributed
 from moco.data.sources.base import Source, Sources, paired
 from moco.data.sources.cache import cached
-from moco.data.sources.files import open_path
+from moco.data.sources.files import open_path, splits
 from moco.data.sources.shards import open_shards, shards_in
 from moco.data_registry import DATASETS
 from moco.errors import UserError
@@ -56,12 +55,10 @@ def _open_files(path: str | None, val_path: str | None, channels: int, cache: st
     if path is None:
         named = ", ".join(name for name, row in DATASETS.items() if row.reader)
         raise UserError(f"give an image folder, a list of image paths, or --dataset ({named})")
-    train_path = os.path.join(path, "train")
-    split = os.path.isdir(train_path)
-    train = _open(train_path if split else path, channels, cache)
-    if val_path is None and split:
-        folders = (os.path.join(path, name) for name in ("val", "test"))
-        val_path = next((folder for folder in folders if os.path.isdir(folder)), None)
+    found = splits(path)
+    train = _open(found.get("train", path), channels, cache)
+    if val_path is None and "train" in found:
+        val_path = found.get("val", found.get("test"))
     if val_path is None:
         return Sources(train, no_pair=f"{path} has no held-out images (a folder val or test beside train)")
     return paired(train, train, _open(val_path, channels, cache))

@@ -8,4 +8,4 @@ from moco.data.loader import BadImages, EpochSampler, Finishing, Loader, make_lo
 from moco.data.open import open_on_nodes, open_sources
 from moco.data.sources.base import ArraySource, FileSource, Source, Sources
 from moco.data.sources.decode import BadImageError
-from moco.data_registry import DATASETS, channel_statistics, dataset_of, statistics
+from moco.data_registry import DATASETS, channel_statistics, dataset_of

@@ -13,7 +13,7 @@ import re
 
 from torch import Tensor, nn
 
-from moco.data import statistics
+from moco.data import channel_statistics
 from moco.errors import UserError
 from moco.files import replacing
 from moco.models.encoder import build_encoder
@@ -53,7 +53,7 @@ def pixel_options(mean: list[float], std: list[float]) -> list[str]:
     """detectron2's settings, ``KEY VALUE`` pairs, for images in 0 to 255 that are normalised by other statistics than
     the configurations', which are ImageNet's; else none."""
     summary = []
-    for key, found, own in zip(("MEAN", "STD"), (mean, std), statistics(None, 3), strict=True):
+    for key, found, own in zip(("MEAN", "STD"), (mean, std), channel_statistics(None, 3), strict=True):
         if not all(math.isclose(x, y, rel_tol=1e-6) for x, y in zip(found, own, strict=True)):
             summary += [f"MODEL.PIXEL_{key}", str([round(255 * x, 6) for x in found])]
     return summary

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from moco.data import Source
-from moco.data_registry import channel_statistics, dataset_of, statistics
+from moco.data_registry import channel_statistics, dataset_of
 from moco.models.encoder import SMALL
 
 SETTING_NAMES = ("arch", "stem", "size", "channels", "mean", "std")
@@ -142,7 +142,7 @@ def settle(args: Namespace, path: str, known: dict[str, Setting], dataset: str |
         asked = getattr(args, name, None)
         if asked is None and dataset and name in ("mean", "std"):
             channels = taken.get("channels", Setting(3, FROM_DATA)).value
-            asked = list(statistics(dataset, channels)[name == "std"])
+            asked = channel_statistics(dataset, channels)[name == "std"]
             setattr(args, name, asked)
         if asked in (None, "", "auto"):
             if _fits(name, known, taken):

@@ -19,6 +19,7 @@ import numpy as np
 import torch
 from PIL import Image, ImageChops, ImageFilter, ImageOps
 from torch.nn import functional
+from torchvision.transforms.functional import center_crop, resize
 
 from moco.errors import UserError
 
@@ -229,9 +230,7 @@ _OPERATIONS: dict[str, Callable[[Image.Image, ViewParams, int], Image.Image]] = 
 
 def to_tensor(image: Image.Image) -> torch.Tensor:
     """(C, h, w) uint8 of an image in mode "L" or "RGB"."""
-    pixels = np.asarray(image)  # (h, w) or (h, w, 3), read-only
-    if pixels.ndim == 2:
-        return torch.from_numpy(pixels[None].copy())
+    pixels = np.atleast_3d(np.asarray(image))  # (h, w, C), read-only
     return torch.from_numpy(pixels.transpose(2, 0, 1).copy())
 
 
@@ -287,16 +286,7 @@ def eval_view(image: Image.Image, size: int) -> torch.Tensor:
     the central s x s. Below, images are taken whole: short side to s, centre.
     """
     short = round(size * 256 / 224) if size >= 64 else size
-    width, height = image.size
-    if min(width, height) != short:
-        # The long side is truncated, as torchvision's Resize does.
-        if width <= height:
-            width, height = short, int(short * height / width)
-        else:
-            width, height = int(short * width / height), short
-        image = image.resize((width, height), Image.Resampling.BILINEAR)
-    top, left = round((height - size) / 2), round((width - size) / 2)
-    return to_tensor(image.crop((left, top, left + size, top + size)))
+    return to_tensor(center_crop(resize(image, short), size))  # pyright: ignore[reportArgumentType]
 
 
 _MOCO_V2 = Preset(

@@ -121,47 +121,29 @@ def _map(path: str, digest: bytes) -> tuple[np.ndarray, np.ndarray] | None:
 
 def _make(source: Source, path: str, digest: bytes) -> None:
     """Write the cache beside ``path``, flush it to the disk, then replace: a kill leaves the old file or none."""
-    _check_size(source)
-    beside = f"{path}.{secrets.token_hex(4)}.part"  # two runs may make it at once; both make the same
-    try:
-        os.makedirs(os.path.dirname(path) or ".", exist_ok=True)
-        with _removed_on_failure(beside), open(beside, "xb") as file:
-            bad = _write(source, file, digest)
-            file.flush()
-            os.fsync(file.fileno())
-            _put_in_place(beside, path, digest)
-    except OSError as error:
-        raise UserError(f"--cache: {path} cannot be written ({error.strerror}): choose another folder") from error
-    without = f", {bad} could not be decoded" * bool(bad)
-    size = os.path.getsize(path) / 1e6
-    print(f"decoded {len(source)} images of {source.name} into {path}: {size:.0f} MB{without}", file=sys.stderr)
-
-
-def _put_in_place(beside: str, path: str, digest: bytes) -> None:
-    """Rename, unless another run was first with the same images: over NFS what it has mapped would be gone."""
-    if _map(path, digest) is None:
-        replace(beside, path)
-    else:
-        os.remove(beside)
-
-
-@contextlib.contextmanager
-def _removed_on_failure(path: str) -> Iterator[None]:
-    try:
-        yield
-    except BaseException:
-        with contextlib.suppress(OSError):
-            os.remove(path)
-        raise
-
-
-def _check_size(source: Source) -> None:
     expected = _decoded_bytes(source)
     if expected > LIMIT:
         raise UserError(
             f"--cache is for small images, and those of {source.name} are about {expected / 1e9:.0f} GB decoded, above "
             f"{LIMIT / 1e9:.0f} GB: leave it out, or store the images smaller"
         )
+    beside = f"{path}.{secrets.token_hex(4)}.part"  # two runs may make it at once; both make the same
+    try:
+        os.makedirs(os.path.dirname(path) or ".", exist_ok=True)
+        with open(beside, "xb") as file:
+            bad = _write(source, file, digest)
+            file.flush()
+            os.fsync(file.fileno())
+        if _map(path, digest) is None:  # the first run's file stays: over NFS what it has mapped would be gone
+            replace(beside, path)
+    except OSError as error:
+        raise UserError(f"--cache: {path} cannot be written ({error.strerror}): choose another folder") from error
+    finally:
+        with contextlib.suppress(OSError):
+            os.remove(beside)
+    without = f", {bad} could not be decoded" * bool(bad)
+    size = os.path.getsize(path) / 1e6
+    print(f"decoded {len(source)} images of {source.name} into {path}: {size:.0f} MB{without}", file=sys.stderr)
 
 
 def fits(source: Source) -> bool:

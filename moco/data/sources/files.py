@@ -15,6 +15,12 @@ IMAGE_EXTENSIONS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".t
 LIST_EXTENSIONS = (".txt", ".lst", ".jsonl")
 
 
+def splits(folder: str) -> dict[str, str]:
+    """The folders train, val and test in ``folder``, by name, of those that there are."""
+    paths = {name: os.path.join(folder, name) for name in ("train", "val", "test")}
+    return {name: path for name, path in paths.items() if os.path.isdir(path)}
+
+
 def _list_directory(directory: str) -> tuple[list[str], list[str]]:
     """Names of the image files and of the folders directly in ``directory``, sorted; hidden ones are left out."""
     images, folders = [], []
@@ -116,8 +122,8 @@ def open_list(path: str, channels: int = 3) -> FileSource:
     """A text file with one image a line: its path (relative to the list's folder, or absolute), then TAB and label.
 
     The label is a class name or an integer, on every line or on none. A name that ends in .jsonl is BEiT-3's index,
-    :mod:`moco.data.sources.index`. Files that do not exist are bad images when
-    they are loaded. Raises UserError for an empty list, one that names no existing file, or uneven labels.
+    :mod:`moco.data.sources.index`. Files that do not exist are bad images when they are loaded. Raises UserError for an
+    empty list, one that names no existing file, or uneven labels.
     """
     rows = _read_index(path) if path.lower().endswith(".jsonl") else _read_lines(path)
     if not rows:
@@ -135,14 +141,11 @@ def open_list(path: str, channels: int = 3) -> FileSource:
 
 def open_path(path: str, channels: int = 3) -> FileSource:
     """An image folder or a list of paths (.txt, .lst, .jsonl); UserError when it is neither."""
+    lists = ", ".join(LIST_EXTENSIONS)
     if not os.path.exists(path):
-        raise UserError(f"{path} does not exist: give an image folder or a list of image paths ({_lists()})")
+        raise UserError(f"{path} does not exist: give an image folder or a list of image paths ({lists})")
     if os.path.isdir(path):
         return open_folder(path, channels)
     if not path.lower().endswith(LIST_EXTENSIONS):
-        raise UserError(f"{path} is neither a folder nor a list of image paths ({_lists()}): unpack or rename it")
+        raise UserError(f"{path} is neither a folder nor a list of image paths ({lists}): unpack or rename it")
     return open_list(path, channels)
-
-
-def _lists() -> str:
-    return ", ".join(LIST_EXTENSIONS)

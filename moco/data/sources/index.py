@@ -9,7 +9,7 @@ import json
 import os
 
 from moco import files
-from moco.data.sources.files import open_folder
+from moco.data.sources.files import open_folder, splits
 from moco.errors import UserError
 
 NAME = "imagenet.{}.index.jsonl"  # BEiT-3's, whatever the data set is
@@ -25,14 +25,13 @@ def write_index(folder: str, out: str | None = None) -> list[tuple[str, int]]:
     Raises:
         UserError: no such splits, a split without classes or with others than ``train``, or nothing can be written.
     """
-    splits = [name for name in ("train", "val", "test") if os.path.isdir(os.path.join(folder, name))]
-    if not splits:
+    sources = {name: open_folder(path) for name, path in splits(folder).items()}
+    if not sources:
         raise UserError(f"{folder} has no folder train, val or test to index: give the one that holds them.")
-    sources = {name: open_folder(os.path.join(folder, name)) for name in splits}
-    first = sources[splits[0]].classes
+    first = next(iter(sources.values()))
     for source in sources.values():
-        if source.labels is None or source.classes != first:
-            raise UserError(f"{source.name} has no class folders, or others than {sources[splits[0]].name}.")
+        if source.labels is None or source.classes != first.classes:
+            raise UserError(f"{source.name} has no class folders, or others than {first.name}.")
     out = out or folder
     written = []
     for name, source in sources.items():

@@ -6,12 +6,12 @@ belongs to them are rows of :mod:`moco.data_registry`.
 
 from __future__ import annotations
 
+import functools
 import gzip
 import importlib.util
 import math
 import os
 import zlib
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -34,50 +34,37 @@ def hold_out_fifth(labels: np.ndarray) -> np.ndarray:
     return held_out
 
 
-def _from_torchvision(title: str, directory: str, download: bool, build: Callable[[], Any]) -> Any:
-    """``build()``, with torchvision's errors turned into a sentence."""
-    try:
-        return build()
-    except (RuntimeError, OSError) as error:
-        if download:
-            raise UserError(f"{title} could not be downloaded to {directory}: {error}") from error
-        raise UserError(f"{title} is not in {directory}, or not whole: --download fetches it") from error
-
-
-def _cifar(title: str, directory: str, download: bool, channels: int | None) -> Triple:
+def _from_torchvision(name: str, root: str, download: bool, *which: Any) -> Any:
+    """torchvision's data set, or the part ``which`` of it; its errors become a sentence."""
     from torchvision import datasets
 
-    kind = {"cifar10": datasets.CIFAR10, "cifar100": datasets.CIFAR100}[title]
+    try:
+        return getattr(datasets, name)(root, *which, download=download)
+    except (RuntimeError, OSError) as error:
+        if download:
+            raise UserError(f"{name.lower()} could not be downloaded to {root}: {error}") from error
+        raise UserError(f"{name.lower()} is not in {root}, or not whole: --download fetches it") from error
+
+
+def _cifar(name: str, directory: str | None, download: bool, channels: int | None) -> Triple:
     halves = []
-    for is_train in (True, False):
-        read = _from_torchvision(
-            title, directory, download, lambda part=is_train: kind(directory, train=part, download=download)
-        )
-        name = f"{title}/{'train' if is_train else 'test'}"
-        halves.append(ArraySource(name, read.data, channels, list(read.classes), np.array(read.targets)))
+    for half in ("train", "test"):
+        read = _from_torchvision(name, directory or DEFAULT_DIRECTORY, download, half == "train")
+        title, labels = f"{name.lower()}/{half}", np.array(read.targets)
+        halves.append(ArraySource(title, read.data, channels, list(read.classes), labels))
     return halves[0], halves[0], halves[1]
 
 
-def cifar10(directory: str | None, download: bool, channels: int | None) -> Triple:
-    return _cifar("cifar10", directory or DEFAULT_DIRECTORY, download, channels)
-
-
-def cifar100(directory: str | None, download: bool, channels: int | None) -> Triple:
-    return _cifar("cifar100", directory or DEFAULT_DIRECTORY, download, channels)
+cifar10, cifar100 = (functools.partial(_cifar, name) for name in ("CIFAR10", "CIFAR100"))
 
 
 def caltech256(directory: str | None, download: bool, channels: int | None) -> Triple:
     """Caltech-256 has no split of its own: every fifth image of a class is held out."""
-    from torchvision import datasets
-
     directory = directory or DEFAULT_DIRECTORY
-    # torchvision makes the folder before it looks, so look first.
-    if not download and not os.path.isdir(os.path.join(directory, "caltech256", "256_ObjectCategories")):
-        raise UserError(f"caltech256 is not in {directory}: --download fetches it")
-    read = _from_torchvision(
-        "caltech256", directory, download, lambda: datasets.Caltech256(directory, download=download)
-    )
     folder = os.path.join(directory, "caltech256", "256_ObjectCategories")
+    if not download and not os.path.isdir(folder):  # torchvision makes the folder before it looks
+        raise UserError(f"caltech256 is not in {directory}: --download fetches it")
+    read = _from_torchvision("Caltech256", directory, download)
     labels = np.array(read.y, dtype=np.int64)
     paths = [
         os.path.join(folder, read.categories[label], f"{label + 1:03d}_{number:04d}.jpg")
@@ -115,11 +102,8 @@ class StlImages:
 
 
 def stl10(directory: str | None, download: bool, channels: int | None) -> Triple:
-    from torchvision import datasets
-
     root = directory or DEFAULT_DIRECTORY
-    read = _from_torchvision("stl10", root, download, lambda: datasets.STL10(root, "train", download=download))
-    classes = list(read.classes)
+    classes = list(_from_torchvision("STL10", root, download, "train").classes)
     folder = os.path.join(root, "stl10_binary")
 
     def part(name: str, *files: str) -> ArraySource:
@@ -162,9 +146,7 @@ def _fashion_mnist_files(directory: str | None, download: bool) -> list[str]:
     root = directory or DEFAULT_DIRECTORY
     below = os.path.join(root, "FashionMNIST", "raw")
     if download:
-        from torchvision import datasets
-
-        _from_torchvision("fashionmnist", root, True, lambda: datasets.FashionMNIST(root, download=True))
+        _from_torchvision("FashionMNIST", root, True)
     for place in (root, below) if directory or download else (root, below, DEBIAN_FASHION_MNIST):
         found = [path for stem in _IDX_STEMS if (path := _find_idx(place, stem))]
         if len(found) == len(_IDX_STEMS):

@@ -37,7 +37,7 @@ class Index:
     offset: np.ndarray  # bytes from the shard's start
     size: np.ndarray  # bytes
     label: np.ndarray  # -1: none
-    keys: list[str]
+    keys: Paths
 
 
 class ShardSource(Source):
@@ -51,24 +51,23 @@ class ShardSource(Source):
         super().__init__(name, channels, classes if labelled else None, labels)
         self.shards = shards
         self.starts = np.searchsorted(index.shard, np.arange(len(shards)))
-        self._shard, self._offset, self._size = index.shard, index.offset, index.size
-        self._keys = Paths(index.keys)
+        self.index = index
         self._open: dict[int, int] = {}  # shard, file descriptor
 
     def __len__(self) -> int:
-        return len(self._shard)
+        return len(self.index.shard)
 
     def __getstate__(self) -> dict:
         return {**self.__dict__, "_open": {}}
 
     def _contents(self, index: int) -> bytes:
-        shard, size = int(self._shard[index]), int(self._size[index])
+        shard, size = int(self.index.shard[index]), int(self.index.size[index])
         if shard not in self._open:
             while len(self._open) >= 16:
                 os.close(self._open.pop(next(iter(self._open))))
             self._open[shard] = os.open(self.shards[shard], os.O_RDONLY)
         # pread, so that processes which share a descriptor do not move each other's place.
-        data = os.pread(self._open[shard], size, int(self._offset[index]))
+        data = os.pread(self._open[shard], size, int(self.index.offset[index]))
         if len(data) < size:
             raise OSError(f"the shard ends after {len(data)} of {size} bytes of this image")
         return data
@@ -83,11 +82,11 @@ class ShardSource(Source):
         return self.shards
 
     def name_of(self, index: int) -> str:
-        return f"{self.shards[int(self._shard[index])]}:{self._keys[index]}"
+        return f"{self.shards[int(self.index.shard[index])]}:{self.index.keys[index]}"
 
     def identity(self) -> Iterator[bytes]:
         yield "\n".join(map(os.path.basename, self.shards)).encode(errors="surrogateescape")
-        for array in (self._shard, self._offset, self._size):
+        for array in (self.index.shard, self.index.offset, self.index.size):
             yield array.astype("<i8").tobytes()
 
 
@@ -104,8 +103,7 @@ def open_shards(path: str, channels: int = 3) -> ShardSource:
     """The shards of the folder ``path``, or the one shard ``path``; UserError when they hold no image."""
     shards = shards_in(path)
     folder = path if os.path.isdir(path) else os.path.dirname(path)
-    index = _stored_index(folder, shards) if folder == path else None
-    index = index or _scanned(shards)
+    index = (_stored_index(path, shards) if folder == path else None) or _scanned(shards)
     if not index.keys:
         raise UserError(f"the shards of {path} hold no image ({' '.join(IMAGE_EXTENSIONS)}): check the path")
     classes = None
@@ -126,7 +124,7 @@ def _stored_index(folder: str, shards: list[str]) -> Index | None:
         with np.load(file, allow_pickle=False) as arrays:
             found = {name: arrays[name] for name in arrays.files}
         keys = bytes(found["keys"]).decode().split("\n")
-        index = Index(found["shard"], found["offset"], found["size"], found["label"], keys)
+        index = Index(found["shard"], found["offset"], found["size"], found["label"], Paths(keys))
         names = bytes(found["names"]).decode().split("\n")
     except (OSError, ValueError, KeyError) as error:
         raise UserError(f"{file} cannot be read ({error}): delete it, and the shards are scanned instead") from error
@@ -141,34 +139,26 @@ def _scanned(shards: list[str]) -> Index:
     rows, keys = [], []
     for number, shard in enumerate(shards):
         labels: dict[str, int] = {}
-        images: list[tuple[str, int, int]] = []
+        images: list[tarfile.TarInfo] = []
         try:
             with tarfile.open(shard, "r:") as tar:
-                for member in tar:
-                    _take(tar, member, images, labels)
+                for member in filter(tarfile.TarInfo.isfile, tar):
+                    if member.name.lower().endswith(IMAGE_EXTENSIONS):
+                        images.append(member)
+                    elif member.name.endswith(".cls") and (content := tar.extractfile(member)):
+                        labels[_key(member.name)] = int(content.read())
         except (tarfile.TarError, OSError, ValueError) as error:
             raise UserError(f"{shard} cannot be read as an uncompressed tar file ({error})") from error
-        rows += [(number, offset, size, labels.get(_key(name), -1)) for name, offset, size in images]
-        keys += [name for name, _, _ in images]
+        rows += [(number, image.offset_data, image.size, labels.get(_key(image.name), -1)) for image in images]
+        keys += [image.name for image in images]
     table = np.array(rows, dtype=np.int64).reshape(-1, 4)
     shard, offset, size, label = table.T.copy()
-    return Index(shard, offset, size, label, keys)
+    return Index(shard, offset, size, label, Paths(keys))
 
 
 def _key(name: str) -> str:
     folder, _, file = name.rpartition("/")
     return f"{folder}/{file.partition('.')[0]}"
-
-
-def _take(tar: tarfile.TarFile, member: tarfile.TarInfo, images: list, labels: dict[str, int]) -> None:
-    if not member.isfile():
-        return
-    if member.name.lower().endswith(IMAGE_EXTENSIONS):
-        images.append((member.name, member.offset_data, member.size))
-    elif member.name.endswith(".cls"):
-        content = tar.extractfile(member)
-        assert content is not None  # it is a file
-        labels[_key(member.name)] = int(content.read())
 
 
 def pack_shards(source: FileSource, out: str, seed: int = 0, megabytes: float = MEGABYTES) -> list[str]:
@@ -184,9 +174,13 @@ def pack_shards(source: FileSource, out: str, seed: int = 0, megabytes: float = 
     shards, rows, keys = [], [], []
     for number, members in enumerate(_filled(source, order, megabytes * 1e6)):
         shards.append(os.path.join(out, f"shard-{number:06d}.tar"))
-        for key, offset, size, label in _write(shards[-1], members):
-            rows.append((number, offset, size, label))
-            keys.append(key)
+        with tarfile.open(shards[-1], "w", format=tarfile.USTAR_FORMAT) as tar:
+            for key, data, label in members:
+                rows.append((number, tar.offset + tarfile.BLOCKSIZE, len(data), label))  # behind a header of one block
+                keys.append(key)
+                _add(tar, key, data)
+                if label >= 0:
+                    _add(tar, f"{key.partition('.')[0]}.cls", str(label).encode())
     if source.classes is not None:
         with open(os.path.join(out, CLASSES), "w", encoding="utf-8") as file:
             file.writelines(f"{name}\n" for name in source.classes)
@@ -205,7 +199,7 @@ def _packed(texts: list[str]) -> np.ndarray:
 Member = tuple[str, bytes, int]  # name, content, label
 
 
-def _filled(source: FileSource, order: np.ndarray, limit: float) -> Iterator[Iterator[Member]]:
+def _filled(source: FileSource, order: np.ndarray, limit: float) -> Iterator[list[Member]]:
     """Runs of images of at most ``limit`` bytes together, or of one image."""
     members: list[Member] = []
     total = 0
@@ -215,23 +209,13 @@ def _filled(source: FileSource, order: np.ndarray, limit: float) -> Iterator[Ite
         except BadImageError as error:
             raise UserError(f"{error} cannot be packed: repair it or remove it from the folder or list") from error
         if members and total + len(data) > limit:
-            yield iter(members)
+            yield members
             members, total = [], 0
         extension = os.path.splitext(source.name_of(index))[1].lower()
         label = -1 if source.labels is None else int(source.labels[index])
         members.append((f"{place:09d}{extension}", data, label))
         total += len(data)
-    yield iter(members)
-
-
-def _write(path: str, members: Iterator[Member]) -> Iterator[tuple[str, int, int, int]]:
-    """(name, offset of the content, size, label) of each image written to the shard ``path``."""
-    with tarfile.open(path, "w", format=tarfile.USTAR_FORMAT) as tar:
-        for name, data, label in members:
-            _add(tar, name, data)
-            yield name, tar.offset - -(-len(data) // tarfile.BLOCKSIZE) * tarfile.BLOCKSIZE, len(data), label
-            if label >= 0:
-                _add(tar, f"{name.partition('.')[0]}.cls", str(label).encode())
+    yield members
 
 
 def _add(tar: tarfile.TarFile, name: str, data: bytes) -> None:

@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 from torchvision import datasets
 
-from moco.data import dataset_of, open_sources, statistics
+from moco.data import channel_statistics, dataset_of, open_sources
 from moco.data.sources import named as named_sets
 from moco.data.sources.named import StlImages, hold_out_fifth, read_idx
 from moco.errors import UserError
@@ -186,7 +186,7 @@ def test_mnist5k():
     assert train.classes == val.classes == list("0123456789")
     assert set(train.rows.tolist()).isdisjoint(val.rows.tolist())
     assert (val.name_of(0), val.name_of(1), train.name_of(4)) == ("mnist5k[4]", "mnist5k[9]", "mnist5k[5]")
-    mean, std = statistics("mnist5k", 1)
+    mean, std = channel_statistics("mnist5k", 1)
     assert train.images.mean() / 255 == pytest.approx(mean[0], abs=0.01)
     assert train.images.std() / 255 == pytest.approx(std[0], abs=0.01)
     assert sources.val.load(0).mode == "L"
@@ -228,10 +228,10 @@ def test_every_fifth_of_a_class_is_held_out():
 
 
 def test_statistics():
-    assert statistics("cifar10", 3) == ((0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010))
-    assert statistics("cifar100", 3) == ((0.5071, 0.4867, 0.4408), (0.2675, 0.2565, 0.2761))
+    assert channel_statistics("cifar10", 3) == ([0.4914, 0.4822, 0.4465], [0.2023, 0.1994, 0.2010])
+    assert channel_statistics("cifar100", 3) == ([0.5071, 0.4867, 0.4408], [0.2675, 0.2565, 0.2761])
     for name in (None, "folder", "caltech256"):
-        assert statistics(name, 3) == ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
-    assert statistics(None, 1) == ((0.449,), (0.226,))
-    assert statistics("mnist5k", 1) == ((0.1307,), (0.3081,))
-    assert statistics("fashionmnist", 3) == ((0.286,) * 3, (0.353,) * 3)
+        assert channel_statistics(name, 3) == ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225])
+    assert channel_statistics(None, 1) == ([0.449], [0.226])
+    assert channel_statistics("mnist5k", 1) == ([0.1307], [0.3081])
+    assert channel_statistics("fashionmnist", 3) == ([0.286] * 3, [0.353] * 3)
