@@ -10,7 +10,7 @@ Legend: C channels (1 or 3), h x w pixels, n = h w.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -126,12 +126,7 @@ def _hue(view: Bytes, factor: float) -> Bytes:
     return out
 
 
-_JITTER: dict[str, Callable[[Bytes, float], Bytes]] = {
-    "brightness": _brightness,
-    "contrast": _contrast,
-    "saturation": _saturation,
-    "hue": _hue,
-}
+_JITTER = {"brightness": _brightness, "contrast": _contrast, "saturation": _saturation, "hue": _hue}
 
 
 def _grey(view: Bytes) -> Bytes:
