@@ -33,6 +33,7 @@ import sys
 import tarfile
 import time
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -158,8 +159,7 @@ def report(trainer: Any, encoder: Any, sources: Any, extractor: Any, seed: int, 
     found, classes = {}, len(sources.train.classes)
     for name, rows, asked in (("knn", bank.x, queries.x), ("knn_output", bank.z, queries.z)):
         predicted = knn_predict(
-            rows,
-            bank.labels,
+            replace(bank, x=rows),
             asked,
             k=config.k,
             temperature=config.temperature,

@@ -21,6 +21,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from moco.eval.features import Features
 from moco.eval.knn import knn_predict
 
 CLASSES, T = 1000, 0.1
@@ -28,7 +29,8 @@ CLASSES, T = 1000, 0.1
 
 def ours(bank: Tensor, labels: Tensor, queries: Tensor, k: int) -> Tensor:
     """(m,) classes, the similarities of a part of the bank at a time."""
-    return knn_predict(bank, labels, queries, k=[k], temperature=T, num_classes=CLASSES)[0]
+    features = Features(bank, labels, torch.arange(len(bank)), torch.ones(len(bank), dtype=torch.bool))
+    return knn_predict(features, queries, k=[k], temperature=T, num_classes=CLASSES)[0]
 
 
 def naive(bank: Tensor, labels: Tensor, queries: Tensor, k: int) -> Tensor:

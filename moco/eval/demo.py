@@ -40,12 +40,9 @@ def run_demo(asked: argparse.Namespace, settings: argparse.Namespace) -> int:
     if asked.epochs:
         pretraining += ["--config", asked.config, "--epochs", str(asked.epochs)]
     weights = os.path.join(folder, f"checkpoint_{(asked.epochs or settings.epochs) - 1:04d}.pth.tar")
-    commands = [
-        *probes(settings, os.path.join(folder, "untrained")),
-        pretraining,
-        *probes(settings, os.path.join(folder, "pretrained"), "--pretrained", weights),
-    ]
-    for command in commands:
+    before = probes(settings, os.path.join(folder, "untrained"))
+    after = probes(settings, os.path.join(folder, "pretrained"), "--pretrained", weights)
+    for command in (*before, pretraining, *after):
         script = resources.script(command[0])
         print(f"\n$ python {shlex.join([os.path.relpath(script), *command[1:]])}", flush=True)
         code = subprocess.run([sys.executable, script, *command[1:]], check=False).returncode
@@ -83,12 +80,9 @@ def expected(results: dict[str, float]) -> str:
     """What a whole demo gives on any processor, and whether the pretrained network's ``results`` do."""
     (low, high), (lowest, highest) = BAND.values()
     summary = f"expected             {low:g} to {high:g} %, {lowest:g} to {highest:g} %, by processor"
-    inside = all(low <= results[name] <= high for name, (low, high) in BAND.items())
-    return (
-        summary
-        if inside
-        else f"{summary}\nwarning: this run is outside of it; please report it with the processor's name"
-    )
+    if all(low <= results[name] <= high for name, (low, high) in BAND.items()):
+        return summary
+    return f"{summary}\nwarning: this run is outside of it; please report it with the processor's name"
 
 
 def draw_embeddings(settings: argparse.Namespace, weights: str, path: str) -> None:

@@ -72,11 +72,8 @@ class Found(NamedTuple):
 def read_features(args: Namespace) -> Found:
     """Features of the images that the flags of this command name; every process has to call."""
     settled = settle_from_file(args, args.checkpoint)
-    opening = partial(
-        data.open_sources, args.dataset, args.data,
-        download=args.download, val_path=args.val_data, channels=args.channels, cache=args.cache,
-    )  # fmt: skip
-    source = choose_source(distributed.first_on_node(opening, wait=bool(args.download or args.cache)), args.split)
+    settings = {"download": args.download, "val_path": args.val_data, "channels": args.channels, "cache": args.cache}
+    source = choose_source(data.open_on_nodes(args.dataset, args.data, **settings), args.split)
     size, mean, std = settled.of(source)
 
     # The head's width is of no account: features are what enters it.
@@ -122,22 +119,17 @@ def save_features(share: Features, source: Source, folder: str, kind: str) -> st
     list. Names are as :meth:`moco.data.Source.name_of` has them.
     """
     names = [source.name_of(int(i)) for i in share.ids]
-    classes = list(source.classes or ())
-
-    def npz(path: str) -> None:
-        with open(path, "wb") as file:
-            np.savez(file, features=share.x.numpy(), labels=share.labels.numpy(), names=names, classes=classes)
-
-    def safetensors(path: str) -> None:
-        from safetensors.torch import save_file
-
-        text = torch.frombuffer(bytearray(b"\0".join(map(os.fsencode, names))), dtype=torch.uint8)
-        tensors = {"features": share.x, "labels": share.labels, "names": text}
-        save_file(tensors, path, {"classes": json.dumps(classes)})
-
-    path = os.path.join(folder, f"features.{kind}")
+    classes, path = list(source.classes or ()), os.path.join(folder, f"features.{kind}")
     with files.replacing(path, "--out") as beside:
-        {"npz": npz, "safetensors": safetensors}[kind](beside)
+        if kind == "npz":
+            with open(beside, "wb") as file:
+                np.savez(file, features=share.x.numpy(), labels=share.labels.numpy(), names=names, classes=classes)
+        else:
+            from safetensors.torch import save_file
+
+            text = torch.frombuffer(bytearray(b"\0".join(map(os.fsencode, names))), dtype=torch.uint8)
+            tensors = {"features": share.x, "labels": share.labels, "names": text}
+            save_file(tensors, beside, {"classes": json.dumps(classes)})
     return path
 
 
@@ -181,17 +173,15 @@ def tsne(features: np.ndarray, seed: int = 0) -> np.ndarray:
 
 def umap_points(features: np.ndarray, seed: int = 0) -> np.ndarray:
     """(N, F) features to (N, 2) by UMAP (arXiv 1802.03426) on unit rows, with its defaults."""
-    umap = _extra("umap")
     neighbours = min(15, len(features) - 1)
     # A seed makes it run in one thread; said here, it need not warn of that.
-    return umap.UMAP(n_neighbors=neighbours, random_state=seed, n_jobs=1).fit_transform(_unit(features))
+    return _extra("umap").UMAP(n_neighbors=neighbours, random_state=seed, n_jobs=1).fit_transform(_unit(features))
 
 
 def pacmap_points(features: np.ndarray, seed: int = 0) -> np.ndarray:
     """(N, F) features to (N, 2) by PaCMAP (arXiv 2012.04456) on unit rows, with its defaults."""
-    pacmap = _extra("pacmap")
     neighbours = min(10, (len(features) - 1) // 2)
-    return pacmap.PaCMAP(n_neighbors=neighbours, random_state=seed).fit_transform(_unit(features))
+    return _extra("pacmap").PaCMAP(n_neighbors=neighbours, random_state=seed).fit_transform(_unit(features))
 
 
 PROJECTIONS = {"tsne": tsne, "umap": umap_points, "pacmap": pacmap_points}
@@ -224,21 +214,17 @@ def picture(panels: list[tuple[str, np.ndarray, np.ndarray]], classes: list[str]
         classes: names for the legend, by label.
         path: of the PNG.
     """
-    import matplotlib
+    from matplotlib.figure import Figure  # not pyplot's: no screen is needed
 
-    matplotlib.use("Agg")  # no screen is needed
-    from matplotlib import pyplot as plt
-
-    figure, axes = plt.subplots(1, len(panels), figsize=(6 * len(panels), 6), squeeze=False)
-    for axis, (title, points, labels) in zip(axes[0], panels, strict=True):
+    figure = Figure(figsize=(6 * len(panels), 6))
+    axes = figure.subplots(1, len(panels), squeeze=False)[0]
+    for axis, (title, points, labels) in zip(axes, panels, strict=True):
         for label, name in enumerate(classes):
             mine = points[labels == label]
             axis.scatter(mine[:, 0], mine[:, 1], s=8, color=_colour(label, len(classes)), label=name)
-        axis.set_title(title)
-        axis.set_xticks([])
-        axis.set_yticks([])
+        axis.set(title=title, xticks=[], yticks=[])
     if len(classes) <= 20:
-        axes[0][-1].legend(markerscale=2, loc="center left", bbox_to_anchor=(1, 0.5))
+        axes[-1].legend(markerscale=2, loc="center left", bbox_to_anchor=(1, 0.5))
     files.write_figure(figure, path, "--out")
 
 

@@ -186,7 +186,7 @@ def gathered(share: Features, device: torch.device) -> Features:
     if world == 1:
         return share
     most = int(distributed.max_over_ranks(torch.tensor(len(share.ids), device=device)))
-    ids = distributed.all_gather(_padded(share.ids, most, -1).to(device)).cpu()  # (W * most,)
+    ids = distributed.all_gather(padded(share.ids, most, -1).to(device)).cpu()  # (W * most,)
     real = ids >= 0
     place = torch.full_like(ids, -1)
     place[real] = ids[real].argsort().argsort()
@@ -195,7 +195,7 @@ def gathered(share: Features, device: torch.device) -> Features:
     def gather(x: Tensor) -> Tensor:
         out = x.new_empty(int(real.sum()), *x.shape[1:])
         for start in range(0, most, GATHERED_ROWS):
-            part = _padded(x[start : start + GATHERED_ROWS], min(GATHERED_ROWS, most - start), 0)
+            part = padded(x[start : start + GATHERED_ROWS], min(GATHERED_ROWS, most - start))
             rows, where = distributed.all_gather(part.to(device)).cpu(), place[:, start : start + len(part)].flatten()
             out[where[where >= 0]] = rows[where >= 0]
         return out
@@ -204,7 +204,8 @@ def gathered(share: Features, device: torch.device) -> Features:
     return Features(gather(share.x), gather(share.labels), ids[real].sort().values, gather(share.readable), z)
 
 
-def _padded(x: Tensor, rows: int, value: int) -> Tensor:
+def padded(x: Tensor, rows: int, value: int = 0) -> Tensor:
+    """``x`` with rows of ``value`` behind its own, ``rows`` in all: what processes exchange has one size on all."""
     out = x.new_full((rows, *x.shape[1:]), value)
     out[: len(x)] = x
     return out

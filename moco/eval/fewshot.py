@@ -96,19 +96,16 @@ def _read_rows(path: str) -> list[list[str]]:
 
 
 def _by_class(parts: list[Source], names: list[str], path: str) -> Pool:
-    names = list(dict.fromkeys(names))
-    number = {name: label for label, name in enumerate(names)}
+    number = {name: label for label, name in enumerate(dict.fromkeys(names))}
     picks, known = [], set()
     for part, source in enumerate(parts):
         if source.labels is None or source.classes is None:
             raise UserError(f"{source.name} has no class folders; give a CSV of filename,label instead of {path}.")
         known.update(source.classes)
-        for row, label in enumerate(source.labels):
-            name = source.classes[label]
-            if name in number:
-                picks.append((part, row, number[name]))
-    _complain(path, "class", [name for name in names if name not in known], parts[0].name)
-    return Pool(parts, picks, names)
+        labels = [number.get(name) for name in source.classes]
+        picks += [(part, row, labels[old]) for row, old in enumerate(source.labels) if labels[old] is not None]
+    _complain(path, "class", [name for name in number if name not in known], parts[0].name)
+    return Pool(parts, picks, list(number))
 
 
 def _by_filename(parts: list[Source], rows: list[list[str]], path: str) -> Pool:
@@ -129,9 +126,8 @@ def _by_filename(parts: list[Source], rows: list[list[str]], path: str) -> Pool:
         if not found:
             missing.append(file.strip())
         elif len(found) > 1:
-            raise UserError(
-                f"{path}: {len(found)} images are called {os.path.basename(file)}; give one folder of them."
-            )
+            name = os.path.basename(file)
+            raise UserError(f"{path}: {len(found)} images are called {name}; give one folder of them.")
         else:
             picks.append((*found[0], number[label.strip()]))
     _complain(path, "image", missing, parts[0].name)
@@ -162,12 +158,11 @@ def episode(by_class: list[np.ndarray], setting: FewShotConfig, number: int) -> 
 
 def episode_accuracy(x: np.ndarray, queries: np.ndarray, support: np.ndarray) -> float:
     """Percent of ``queries`` (way, Q) that a classifier of ``support`` (way, shot) gets right; x (n, F), unit rows."""
-    way = len(support)
     from sklearn.linear_model import LogisticRegression  # a second of imports that no other run needs
 
+    asked, labels = (np.arange(len(support)).repeat(rows.shape[1]) for rows in (queries, support))
     model = LogisticRegression(C=1.0, max_iter=1000)  # lbfgs; multinomial from three classes on
-    model.fit(x[support.ravel()], np.repeat(np.arange(way), support.shape[1]))
-    return 100.0 * model.score(x[queries.ravel()], np.repeat(np.arange(way), queries.shape[1]))
+    return 100.0 * model.fit(x[support.ravel()], labels).score(x[queries.ravel()], asked)
 
 
 def few_shot(
@@ -212,12 +207,11 @@ def interval95(accuracies: np.ndarray) -> float:
 
 def leak(classes: Sequence[str]) -> str:
     """A warning when the classes are ImageNet's; empty otherwise."""
-    if not any(_WORDNET.match(name) for name in classes):
-        return ""
-    return (
+    warning = (
         "these classes are ImageNet's (miniImageNet lies inside it): an encoder pretrained on ImageNet has seen these "
         "images, so for it this is no accuracy on new classes"
     )
+    return warning if any(_WORDNET.match(name) for name in classes) else ""
 
 
 def measure_few_shot(
@@ -233,11 +227,9 @@ def measure_few_shot(
         mean, half = float(accuracies.mean()), interval95(accuracies)
         values.update({f"acc_{shot}shot": mean, f"ci95_{shot}shot": half})
         summary.append(f" * {setting.way}-way {shot}-shot {mean:.2f} +- {half:.2f}")
-    asked = {"way": setting.way, "shots": list(setting.shots), "queries": setting.queries}
-    unread = len(source) - len(share.ids)
-    asked |= {"episodes": setting.episodes, "warning": leak(classes)}
-    asked |= {"val_images": len(share.ids), "unreadable": unread}
-    warning = f"warning: {asked['warning']}\n" if asked["warning"] else ""
+    unread, warning = len(source) - len(share.ids), leak(classes)
+    asked = {"way": setting.way, "shots": list(setting.shots), "queries": setting.queries, "episodes": setting.episodes,
+             "warning": warning, "val_images": len(share.ids), "unreadable": unread}  # fmt: skip
     tail = f" ({setting.episodes} episodes, {setting.queries} queries a class, encoder features)"
     tail += describe_unread(unread, len(source))
-    return values, asked, warning + "\n".join(line + tail for line in summary)
+    return values, asked, f"warning: {warning}\n" * bool(warning) + "\n".join(line + tail for line in summary)

@@ -5,7 +5,7 @@ each of them finds nearest is merged. A shard is never compared at once either. 
 
 - RAM of each process: its shares of the bank and of the queries, (n + m) / W rows (:mod:`moco.eval.features`);
 - memory of the device: QUERY_ROWS + 2 BANK_ROWS rows of 4 F bytes (at F = 2048: 134 MB and twice 268 MB), and
-  ``chunk`` similarities (67 MB) with the largest of them.
+  SIMILARITIES numbers (67 MB) with the largest of them.
 
 Legend: n bank images, m queries, F feature width, C classes, k neighbours, T temperature, r rows of this process.
 """
@@ -22,10 +22,11 @@ from torch import Tensor, nn
 from moco import distributed
 from moco.data import Source, Sources
 from moco.errors import UserError
-from moco.eval.features import FeatureExtractor, Features, describe_unread
+from moco.eval.features import FeatureExtractor, Features, describe_unread, padded
 
 BANK_ROWS = 32768  # a shard of the bank is compared in parts of this many rows
 QUERY_ROWS = 16384  # queries of all processes that are answered in one pass over the bank
+SIMILARITIES = 1 << 24  # that exist at one time: bounds the memory, not the result
 
 
 def labelled_sets(sources: Sources) -> tuple[Source, Source]:
@@ -65,11 +66,10 @@ def evaluate_knn(
         raise UserError(f"{train.name} holds one image, which has no neighbour; give more, or held-out ones.")
     queries = extractor.shard(encoder, val) if queries is None else queries
     bank = queries if train is val else extractor.shard(encoder, train)
+    classes, own = int(max(train.labels.max(), val.labels.max())) + 1, bank.ids if train is val else None
     predicted = knn_predict(
-        bank.x, bank.labels, queries.x, k=k, temperature=temperature,
-        num_classes=int(max(train.labels.max(), val.labels.max())) + 1,
-        ids=bank.ids, own=bank.ids if train is val else None, device=extractor.device,
-    )  # fmt: skip
+        bank, queries.x, k=k, temperature=temperature, num_classes=classes, own=own, device=extractor.device
+    )
     hits = (predicted == queries.labels).sum(1)
     counts = torch.cat([hits, torch.tensor([len(queries.labels)])]).to(extractor.device)
     *right, m = distributed.sum_over_ranks(counts).tolist()
@@ -99,18 +99,9 @@ def measure_knn(
 
 @torch.no_grad()
 def knn_predict(
-    bank: Tensor,
-    labels: Tensor,
-    queries: Tensor,
-    *,
-    k: Sequence[int],
-    temperature: float,
-    num_classes: int,
-    ids: Tensor | None = None,
-    own: Tensor | None = None,
-    device: torch.device | None = None,
-    chunk: int = 1 << 24,
-) -> Tensor:
+    bank: Features, queries: Tensor, *, k: Sequence[int], temperature: float, num_classes: int,
+    own: Tensor | None = None, device: torch.device | None = None,
+) -> Tensor:  # fmt: skip
     """The weighted vote of the k most similar bank images, (len(k), m) int64 on the CPU.
 
     Cosine similarity s on l2-normalised features; each neighbour gives exp(s / T) to its class, the class with the most
@@ -121,50 +112,45 @@ def knn_predict(
     its queries.
 
     Args:
-        bank, labels: (n, F), (n,) int64.
+        bank: n images; their ids are numbers over all processes, and ascend.
         queries: (m, F).
         k: numbers of neighbours; a smaller bank votes as a whole.
         num_classes: C; labels are below it.
-        ids: (n,) ascending numbers of the bank's images over all processes; None for 0..n-1.
-        own: (m,) numbers of the queries where they are in the bank themselves: those do not vote on themselves.
+        own: (m,) ids of the queries where they are in the bank themselves: those do not vote on themselves.
         device: where to compute, by default where the queries are.
-        chunk: similarities that exist at one time; bounds the memory, not the result.
     """
     device = queries.device if device is None else device
-    ids = torch.arange(len(bank)) if ids is None else ids
-    codes = (ids * num_classes + labels.to(ids.device)).to(device)  # one number for image and class
+    codes = (bank.ids * num_classes + bank.labels).to(device)  # one number for image and class
     wanted = max(k) + (own is not None)
     rows = -(-QUERY_ROWS // distributed.world_size())
-    most = int(distributed.all_gather(torch.tensor([len(queries)], device=device)).max())
+    most = int(distributed.max_over_ranks(torch.tensor(len(queries), device=device)))
     answers = [torch.empty(len(k), 0, dtype=torch.int64)]
     for start in range(0, most, rows):
         mine = queries[start : start + rows]
-        padded = torch.zeros(min(rows, most - start), queries.shape[1], device=device)
-        padded[: len(mine)] = F.normalize(mine.to(device), dim=1)
-        s, code = _nearest(distributed.all_gather(padded), bank, codes, wanted, chunk)
-        s, code = _merged(s, code)
+        asked = padded(F.normalize(mine.to(device), dim=1), min(rows, most - start))
+        s, code = _merged(*_nearest(distributed.all_gather(asked), bank.x, codes, wanted))
         if own is not None:
-            me = torch.zeros(len(s), 1, dtype=torch.int64)
-            me[: len(mine), 0] = own[start : start + rows]
-            s = s.masked_fill(code // num_classes == me.to(device), -torch.inf)
+            me = padded(own[start : start + rows, None], len(s)).to(device)
+            s = s.masked_fill(code // num_classes == me, -torch.inf)
             s, code = _first(s, code, max(k))
         answers.append(_vote(s, code % num_classes, k, temperature, num_classes)[:, : len(mine)].cpu())
     return torch.cat(answers, 1)
 
 
-def _nearest(queries: Tensor, bank: Tensor, codes: Tensor, k: int, chunk: int) -> tuple[Tensor, Tensor]:
+def _nearest(queries: Tensor, bank: Tensor, codes: Tensor, k: int) -> tuple[Tensor, Tensor]:
     """Similarities and codes of each query's k nearest rows of the bank, (m, k) each, the nearest first.
 
     A smaller bank leaves similarities of minus infinity at the end.
     """
     best = queries.new_full((len(queries), k), -torch.inf)
     code = torch.zeros(len(queries), k, dtype=torch.int64, device=queries.device)
-    rows = max(1, min(len(bank), BANK_ROWS, chunk))
+    rows = max(1, min(len(bank), BANK_ROWS, SIMILARITIES))
+    step = max(1, SIMILARITIES // rows)
     for start in range(0, len(bank), rows):
         part = F.normalize(bank[start : start + rows].to(queries.device), dim=1)
         numbers = codes[start : start + rows]
-        for mine in torch.arange(len(queries)).split(max(1, chunk // rows)):
-            here = slice(int(mine[0]), int(mine[-1]) + 1)
+        for first in range(0, len(queries), step):
+            here = slice(first, first + step)
             near, where = _top(queries[here] @ part.T, k)
             near, found = torch.cat([best[here], near], 1), torch.cat([code[here], numbers[where]], 1)
             best[here], code[here] = _first(near, found, k)

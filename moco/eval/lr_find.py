@@ -89,9 +89,15 @@ class Sweep:
 def find_rate(
     head: LinearClassifier, data: ProbeData, steps: int | None, result: dict[str, Any], save_dir: str, log: RunLog
 ) -> None:
-    """:func:`sweep`, its files (:func:`write_sweep`) and the log's last line."""
+    """:func:`sweep`, the log's last line, and lr_find.csv, lr_find.png and lr_find.json in ``save_dir``; ``result``:
+    what the last says of the run besides."""
     found = sweep(head, data, steps)
-    write_sweep(found, result, save_dir)
+    write_result({**result, **found.result()}, save_dir, "lr_find.json")
+    if distributed.is_main():
+        rows = zip(found.rates, found.losses, found.smoothed, strict=True)
+        table: list[list] = [["step", "lr", "loss", "smoothed"], *([i, *row] for i, row in enumerate(rows))]
+        write_csv(os.path.join(save_dir, "lr_find.csv"), table)
+        draw_sweep(found, os.path.join(save_dir, "lr_find.png"))
     log.line(found.summary())
 
 
@@ -109,24 +115,16 @@ def sweep(head: LinearClassifier, data: ProbeData, steps: int | None) -> Sweep:
     return found
 
 
-def write_sweep(found: Sweep, result: dict[str, Any], save_dir: str) -> None:
-    """lr_find.csv, lr_find.png and lr_find.json in ``save_dir``; ``result``: what the last says of the run besides."""
-    write_result({**result, **found.result()}, save_dir, "lr_find.json")
-    if not distributed.is_main():
-        return
-    rows = zip(found.rates, found.losses, found.smoothed, strict=True)
-    table: list[list] = [["step", "lr", "loss", "smoothed"], *([i, *row] for i, row in enumerate(rows))]
-    write_csv(os.path.join(save_dir, "lr_find.csv"), table)
-    import matplotlib
+def draw_sweep(found: Sweep, path: str) -> None:
+    """A picture of the losses over the rates."""
+    from matplotlib.figure import Figure  # not pyplot's: no screen is needed
 
-    matplotlib.use("Agg")  # no screen is needed
-    from matplotlib import pyplot as plt
-
-    figure, axis = plt.subplots(figsize=(7, 5))
+    figure = Figure(figsize=(7, 5))
+    axis = figure.subplots()
     axis.plot(found.rates, found.losses, linewidth=0.7, alpha=0.5, label="loss")
     axis.plot(found.rates, found.smoothed, label="smoothed")
     axis.axvline(found.suggestion(), linestyle="--", label=f"suggested: {found.suggestion():g}")
     low, start = min(found.smoothed), found.smoothed[0]
     axis.set(xscale="log", xlabel="learning rate", ylabel="training loss", ylim=(0.9 * low, 1.5 * start))
     axis.legend()
-    write_figure(figure, os.path.join(save_dir, "lr_find.png"))
+    write_figure(figure, path)

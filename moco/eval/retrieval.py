@@ -49,24 +49,20 @@ def retrieval_worker(args: Namespace) -> int:
     found = embed.read_features(args)
     x, labels = found.share.x, found.share.labels
     check_labels(labels, found.source.name)
-    tell = print if distributed.is_main() else _silent
+    tell = print if distributed.is_main() else lambda _: None
     tell(f"{len(x)} images of {found.source.name}, {args.arch} at {found.size} px: {found.summary}")
     head = None if args.checkpoint.startswith(PUBLISHED) else read_head(found.encoder, args.checkpoint)
     result = {"features": measure_retrieval(x, labels, args.seed)}
-    if head is not None:
+    if head is None:
+        tell("the file has no projection head of linear layers: features alone are measured")
+    else:
         with torch.no_grad():
             result["head"] = measure_retrieval(head(x), labels, args.seed)
-    else:
-        tell("the file has no projection head of linear layers: features alone are measured")
     settings = {"arch": args.arch, "checkpoint": args.checkpoint, "images": len(x), "seed": args.seed}
     linear.write_result({**settings, **result}, args.out, "retrieval.json")
     for where, values in result.items():
         tell(f" * {where}: " + describe_measures(values))
     return 0
-
-
-def _silent(*_: object) -> None:
-    return None
 
 
 def describe_measures(values: dict[str, float]) -> str:
@@ -77,8 +73,8 @@ def describe_measures(values: dict[str, float]) -> str:
 def both_ways(share: Features, seed: int) -> tuple[dict[str, float], str]:
     """The measures of held-out images before the head and behind it, ``features/ami`` and so on, and lines to read.
 
-    Of more than ``MOST`` images a drawn part is measured, the same one every time. Features that are not finite give
-    NaN: a measure ends no run.
+    Of more than MOST_IMAGES images a drawn part is measured, the same one every time. Features that are not finite
+    give NaN: a measure ends no run.
 
     Args:
         share: this process's images, with z, of :meth:`moco.eval.features.FeatureExtractor.shard`; every process has
@@ -134,23 +130,24 @@ def measure_retrieval(x: Tensor, labels: Tensor, seed: int) -> dict[str, float]:
         return clusters(x, labels, seed) if distributed.is_main() else None, rankings(x, labels)
 
     grouped, sums = distributed.wait_without_timeout(own)
-    return {**shares(sums, labels), **distributed.from_main(grouped)}
+    sums = distributed.sum_over_ranks(sums.to(distributed.device()))
+    queries = (torch.bincount(labels)[labels] > 1).sum()
+    ranked = dict(zip(MEASURES, (100 * sums / queries).tolist(), strict=False))
+    return {**ranked, **distributed.from_main(grouped)}
 
 
 @torch.no_grad()
-def rankings(x: Tensor, labels: Tensor, chunk: int = CHUNK) -> Tensor:
+def rankings(x: Tensor, labels: Tensor) -> Tensor:
     """Sums of precision@1, R-precision, AP@R and AP, (4,), see the module, over this process's share of the queries.
 
-    Args:
-        x: (n, F), of any length but zero. labels: (n,) int64. Some class has two images.
-        chunk: similarities in memory at a time.
+    x: (n, F), of any length but zero. labels: (n,) int64. Some class has two images.
     """
     x = F.normalize(x, dim=1)
     others = torch.bincount(labels)[labels] - 1  # (n,) R
     queries = (others > 0).nonzero()[:, 0]
     place = torch.arange(1, len(x)).double()
     sums = torch.zeros(4, dtype=torch.float64)
-    for rows in queries[distributed.rank() :: distributed.world_size()].split(max(1, chunk // len(x))):
+    for rows in queries[distributed.rank() :: distributed.world_size()].split(max(1, CHUNK // len(x))):
         s = x[rows] @ x.T  # (r, n)
         s[torch.arange(len(rows)), rows] = -torch.inf
         order = torch.from_numpy(np.argsort(-s.numpy(), axis=1))[:, :-1]  # numpy sorts in a quarter of torch's time
@@ -163,21 +160,13 @@ def rankings(x: Tensor, labels: Tensor, chunk: int = CHUNK) -> Tensor:
     return sums
 
 
-def shares(sums: Tensor, labels: Tensor) -> dict[str, float]:
-    """The means in percent, over the queries of all processes, of what :func:`rankings` summed; all have to call."""
-    sums = distributed.sum_over_ranks(sums.to(distributed.device()))
-    queries = (torch.bincount(labels)[labels] > 1).sum()
-    return dict(zip(MEASURES, (100 * sums / queries).tolist(), strict=False))
-
-
 def clusters(x: Tensor, labels: Tensor, seed: int) -> dict[str, float]:
     """AMI and NMI in percent between the classes and k-means clusters of (n, F) features, the best of 3 starts."""
     from sklearn.metrics import adjusted_mutual_info_score, normalized_mutual_info_score  # two seconds of imports
 
-    found = kmeans(x, len(labels.unique()), seed)
-    truth = labels.numpy()
-    ami, nmi = adjusted_mutual_info_score(truth, found), normalized_mutual_info_score(truth, found)
-    return {"ami": 100.0 * float(ami), "nmi": 100.0 * float(nmi)}
+    found, truth = kmeans(x, len(labels.unique()), seed), labels.numpy()
+    measures = {"ami": adjusted_mutual_info_score, "nmi": normalized_mutual_info_score}
+    return {name: 100.0 * float(measure(truth, found)) for name, measure in measures.items()}
 
 
 def kmeans(x: Tensor, k: int, seed: int) -> np.ndarray:

@@ -7,7 +7,7 @@ another: the host spends a tenth of a millisecond on it where a list of them cos
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import torch
@@ -74,6 +74,22 @@ def _lay_out(buffers: list[Tensor]) -> Tensor:
     return flat
 
 
+Places = list[tuple[dict[str, Any], str]]  # a module's buffers or parameters, and a name in them
+
+
+@contextlib.contextmanager
+def _exchanged(places: Places, others: Iterable[Any]) -> Iterator[list[Tensor]]:
+    """With ``others`` in these places; yields what is back in them afterwards."""
+    own = [owner[name] for owner, name in places]
+    for (owner, name), other in zip(places, others, strict=True):
+        owner[name] = other
+    try:
+        yield own
+    finally:
+        for (owner, name), tensor in zip(places, own, strict=True):
+            owner[name] = tensor
+
+
 class Counts:
     """Lets an encoder's BatchNorm layers count their batches by one operator on a GPU, where each would launch its own.
 
@@ -83,7 +99,7 @@ class Counts:
 
     def __init__(self, encoder: nn.Module) -> None:
         self._encoder = encoder
-        self._layers: list[dict[str, Any]] | None = None  # their buffers; found late: layers may be exchanged at first
+        self._places: Places | None = None  # found late: layers may be exchanged at first
 
     @contextlib.contextmanager
     def at_once(self, device: torch.device) -> Iterator[None]:
@@ -91,24 +107,17 @@ class Counts:
         if device.type == "cpu" or self._encoder._compiled_call_impl is not None:
             yield
             return
-        layers = self._found()
-        kept = [buffers[COUNTER] for buffers in layers]
-        tallies = [_Tally() for _ in layers]
-        for buffers, tally in zip(layers, tallies, strict=True):
-            buffers[COUNTER] = tally
-        try:
-            yield
-        finally:
-            for buffers, counter in zip(layers, kept, strict=True):
-                buffers[COUNTER] = counter
-        _add([(counter, tally.batches) for counter, tally in zip(kept, tallies, strict=True) if tally.batches])
-
-    def _found(self) -> list[dict[str, Any]]:
-        if self._layers is None:
+        if self._places is None:
             norms = [m for m in self._encoder.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
             own = [m for m in norms if not isinstance(m, SplitBatchNorm2d) and m.momentum is not None]
-            self._layers = [m._buffers for m in own if m._buffers.get(COUNTER) is not None]
-        return self._layers
+            self._places = [(m._buffers, COUNTER) for m in own if m._buffers.get(COUNTER) is not None]
+        tallies = [_Tally() for _ in self._places]
+        with _exchanged(self._places, tallies) as counters:
+            yield
+        batches = [tally.batches for tally in tallies]
+        if any(batches):
+            with torch.no_grad():
+                torch._foreach_add_(counters, batches)  # pyright: ignore[reportPrivateImportUsage, reportCallIssue]
 
 
 class _Tally:
@@ -118,13 +127,6 @@ class _Tally:
 
     def add_(self, batches: int) -> None:
         self.batches += batches
-
-
-@torch.no_grad()
-def _add(counted: list[tuple[Tensor, int]]) -> None:
-    counters, batches = [counter for counter, _ in counted], [n for _, n in counted]
-    if counted:
-        torch._foreach_add_(counters, batches)  # pyright: ignore[reportPrivateImportUsage, reportCallIssue]
 
 
 class Rounded:
@@ -137,7 +139,7 @@ class Rounded:
 
     def __init__(self, network: nn.Module) -> None:
         self._network = network
-        self._places: list[tuple[dict[str, Any], str]] | None = None  # found late: layers may be exchanged at first
+        self._places: Places | None = None  # found late: layers may be exchanged at first
         self._kept: list[Tensor] = []
 
     @contextlib.contextmanager
@@ -147,27 +149,17 @@ class Rounded:
         if idle or self._network._compiled_call_impl is not None:
             yield
             return
-        places = self._found()
-        weights = [owner[name] for owner, name in places]
-        for (owner, name), rounded in zip(places, self._rounded(weights, device.type), strict=True):
-            owner[name] = rounded
-        try:
-            yield
-        finally:
-            for (owner, name), weight in zip(places, weights, strict=True):
-                owner[name] = weight
-
-    def _found(self) -> list[tuple[dict[str, Any], str]]:
         if self._places is None:
             layers = [m for m in self._network.modules() if type(m) in (nn.Conv2d, nn.Linear) and _plain(m)]
             own = [m._parameters for m in layers]
             self._places = [(ps, name) for ps in own for name, p in ps.items() if p is not None]
-        return self._places
+        weights = [owner[name] for owner, name in self._places]
+        with _exchanged(self._places, self._rounded(weights, torch.get_autocast_dtype(device.type))):
+            yield
 
     @torch.no_grad()
-    def _rounded(self, weights: list[Tensor], device_type: str) -> list[Tensor]:
-        """The weights in autocast's type, in memory that is kept."""
-        dtype = torch.get_autocast_dtype(device_type)
+    def _rounded(self, weights: list[Tensor], dtype: torch.dtype) -> list[Tensor]:
+        """The weights in ``dtype``, in memory that is kept."""
         like = [(x.shape, x.stride(), x.device, dtype) for x in weights]
         if like != [(x.shape, x.stride(), x.device, x.dtype) for x in self._kept]:
             self._kept = [torch.empty_like(x, dtype=dtype) for x in weights]

@@ -5,6 +5,7 @@ import json
 import subprocess
 import sys
 import tarfile
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -157,7 +158,7 @@ def test_knn_is_of_the_features_and_of_the_output(bench):
     bench.report(trainer, encoder, Sources(train, train, val), extractor, 0, ValidationConfig(1, 0, (9,), 0.1))
     bank, asked = (extractor.whole(encoder, source, head=True) for source in (train, val))
     assert bank.z.shape == (60, 16)
-    found = knn.knn_predict(bank.z, bank.labels, asked.z, k=(9,), temperature=0.1, num_classes=3)[0]
+    found = knn.knn_predict(replace(bank, x=bank.z), asked.z, k=(9,), temperature=0.1, num_classes=3)[0]
     assert seen["knn_output"] == pytest.approx(100 * float((found == asked.labels).double().mean()))
     assert seen["knn"] == pytest.approx(knn.evaluate_knn(encoder, train, val, extractor, k=(9,))[9])
     assert seen["knn"] != seen["knn_output"] and seen["finished_epochs"] == 2

@@ -21,7 +21,7 @@ from moco.data import ArraySource, BadImageError
 from moco.errors import UserError
 from moco.eval import features as extraction
 from moco.eval import knn
-from moco.eval.features import EvalData, FeatureExtractor
+from moco.eval.features import EvalData, FeatureExtractor, Features
 from moco.eval.knn import evaluate_knn, knn_predict, measure_knn
 from moco.models.encoder import build_encoder, features, head_of
 from moco.train.metrics import alignment, uniformity
@@ -50,8 +50,14 @@ def loops(bank: torch.Tensor, bank_labels: torch.Tensor, queries: torch.Tensor, 
     return found
 
 
-def predict(bank, bank_labels, queries, k=5, T=0.1, C=5, **more) -> list[int]:
-    return knn_predict(bank, bank_labels, queries, k=[k], temperature=T, num_classes=C, **more)[0].tolist()
+def bank_of(x, labels, ids=None) -> Features:
+    ids = torch.arange(len(x)) if ids is None else ids
+    return Features(x, labels, ids, torch.ones(len(x), dtype=torch.bool))
+
+
+def predict(bank, bank_labels, queries, k=5, T=0.1, C=5, ids=None, **more) -> list[int]:
+    bank = bank_of(bank, bank_labels, ids)
+    return knn_predict(bank, queries, k=[k], temperature=T, num_classes=C, **more)[0].tolist()
 
 
 @pytest.mark.parametrize(("k", "T"), [(1, 0.1), (7, 0.1), (20, 0.07), (60, 1.0), (500, 0.1)])
@@ -75,7 +81,7 @@ def test_agrees_with_scikit_learn():
 def test_several_k_in_one_pass_are_those_of_one_pass_each():
     bank, bank_labels, queries, _ = clusters(120, 70, seed=5)
     ks = [20, 1, 500, 7, 20]  # neither sorted nor unique, one above the bank
-    found = knn_predict(bank, bank_labels, queries, k=ks, temperature=0.07, num_classes=5)
+    found = knn_predict(bank_of(bank, bank_labels), queries, k=ks, temperature=0.07, num_classes=5)
     assert found.tolist() == [predict(bank, bank_labels, queries, k, 0.07) for k in ks]
     assert found[1].tolist() != found[3].tolist()
 
@@ -89,11 +95,12 @@ def small_parts(monkeypatch):
 
 @pytest.mark.parametrize("chunk", [1, 7, 64, 333, 1 << 24])
 @pytest.mark.parametrize("k", [1, 12, 40, 200])
-def test_chunks_bound_the_memory_and_not_the_result(chunk, k, request):
+def test_chunks_bound_the_memory_and_not_the_result(chunk, k, request, monkeypatch):
     bank, bank_labels, queries, _ = clusters(90, 31, seed=2)
     whole = predict(bank, bank_labels, queries, k)
     request.getfixturevalue("small_parts")
-    assert predict(bank, bank_labels, queries, k, chunk=chunk) == whole == loops(bank, bank_labels, queries, k, 0.1, 5)
+    monkeypatch.setattr(knn, "SIMILARITIES", chunk)
+    assert predict(bank, bank_labels, queries, k) == whole == loops(bank, bank_labels, queries, k, 0.1, 5)
 
 
 def signs(n: int, width: int, seed: int) -> torch.Tensor:
@@ -103,13 +110,14 @@ def signs(n: int, width: int, seed: int) -> torch.Tensor:
 
 @pytest.mark.parametrize("chunk", [1, 29, 1 << 24])
 @pytest.mark.parametrize("k", [1, 3, 10, 50])
-def test_of_equally_similar_images_the_first_vote_however_the_bank_is_cut(chunk, k, small_parts):
+def test_of_equally_similar_images_the_first_vote_however_the_bank_is_cut(chunk, k, small_parts, monkeypatch):
+    monkeypatch.setattr(knn, "SIMILARITIES", chunk)
     bank, queries = signs(70, 4, 0), signs(40, 4, 1)
     labels = torch.randint(5, (70,), generator=torch.Generator().manual_seed(2))
     # The loops sort stably, so that of equals they also take the first.
-    first = predict(bank, labels, queries, k, T=1.0, chunk=chunk)
+    first = predict(bank, labels, queries, k, T=1.0)
     assert first == loops(bank, labels, queries, k, 1.0, 5)
-    last = predict(bank.flip(0), labels.flip(0), queries, k, T=1.0, chunk=chunk)
+    last = predict(bank.flip(0), labels.flip(0), queries, k, T=1.0)
     assert last != first  # the choice among equals matters here
 
 
