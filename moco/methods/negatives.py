@@ -10,8 +10,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, replace
-from typing import NamedTuple
+from dataclasses import dataclass, fields, replace
 
 import torch
 from torch import Tensor
@@ -42,7 +41,12 @@ KINDS = {
     "perturbation": Kind("query", lambda c: (c, torch.ones_like(c)), 0.01, 0.01, 5),  # n + c q: d(q.n)/dn = q
     "adversarial": Kind("sign", lambda c: (c,), 0.01, 0.01, 6),  # n + c sgn(q)
 }
-GROUPS = ("query", "pair", "sign", "noise")  # the column order of Draws
+GROUPS = {  # in the column order of Draws, with the names of their weights there
+    "query": ("query_x", "query_y"),
+    "pair": ("pair_y", "pair_z"),
+    "sign": ("sign_v",),
+    "noise": ("noise_w",),
+}
 
 
 @dataclass(frozen=True)
@@ -70,18 +74,15 @@ Recipe = tuple[Synthetic, ...]
 
 def group_counts(recipe: Recipe) -> tuple[int, int, int, int]:
     """Negatives a query in each group of ``Draws``, all rows active."""
-    of = {group: sum(row.count for row in recipe if KINDS[row.kind].group == group) for group in GROUPS}
-    return of["query"], of["pair"], of["sign"], of["noise"]
+    return by_counters.counts(counted(recipe))
 
 
-def synthetic(
-    kind: str, count: int, low: float | None = None, high: float | None = None, start_epoch: int = 0
-) -> Synthetic:
+def synthetic(kind: str, count: int, low: float | None = None, high: float | None = None) -> Synthetic:
     """A row of a recipe with the published range of its kind; only ``low`` given means that constant."""
     if kind in KINDS and low is None:
         low, high = KINDS[kind].low, KINDS[kind].high if high is None else high
     low = 0.0 if low is None else low
-    return Synthetic(kind, count, low, low if high is None else high, start_epoch)
+    return Synthetic(kind, count, low, low if high is None else high)
 
 
 def starting_at(recipe: Recipe, epochs: Mapping[str, int], steps: Mapping[str, int]) -> Recipe:
@@ -110,39 +111,20 @@ def draw(
     others the same coefficients, parents and noise: an ablation is paired. Both extrapolations are one kind here.
     Tensors are float32; inside a group the columns follow the recipe's order.
     """
-    rows = [row for row in recipe if row.count > 0]
+    rows = tuple(row for row in recipe if row.count > 0)
     if not rows:
         return None
     if by_counter(device):
-        key = seeding.key("kind", key) >> 1
-        return by_counters.draw(counted(tuple(rows)), n, hard, dim, key, torch.device(device))
-    numbers = [KINDS[row.kind].stream for row in rows]
-    parts: dict[str, list[_Drawn]] = {group: [] for group in GROUPS}
-    for i, row in enumerate(rows):
-        again = numbers[:i].count(numbers[i])  # a second row of a kind draws anew
-        generator = seeding.torch_generator("kind", key, numbers[i], again, device=device)
-        parts[KINDS[row.kind].group].append(_draw_row(row, n, hard, dim, generator))
-
-    def joined(tensors: list[Tensor], dtype: torch.dtype = torch.float32, last: tuple[int, ...] = ()) -> Tensor:
-        if len(tensors) == 1:
-            return tensors[0]
-        return torch.cat([torch.empty(n, 0, *last, dtype=dtype, device=device), *tensors], dim=1)
-
-    def weights(group: str, which: int) -> Tensor:
-        return joined([part.weights[which] for part in parts[group]])
-
-    ordered = [part for group in GROUPS for part in parts[group]]
-    return Draws(
-        slots_a=joined([part.slots_a for part in ordered], torch.int64),
-        slots_b=joined([part.slots_b for part in ordered if part.slots_b is not None], torch.int64),
-        query_x=weights("query", 0),
-        query_y=weights("query", 1),
-        pair_y=weights("pair", 0),
-        pair_z=weights("pair", 1),
-        sign_v=weights("sign", 0),
-        noise_w=weights("noise", 0),
-        noise=joined([part.noise for part in ordered if part.noise is not None], last=(dim,)),
-    )
+        return by_counters.draw(counted(rows), n, hard, dim, seeding.key("kind", key) >> 1, torch.device(device))
+    parts = {field.name: [torch.empty(n, 0, device=device)] for field in fields(Draws)}
+    parts |= {name: [torch.empty(n, 0, dtype=torch.int64, device=device)] for name in ("slots_a", "slots_b")}
+    parts["noise"] = [torch.empty(n, 0, dim, device=device)]
+    of_group = [list(GROUPS).index(KINDS[row.kind].group) for row in rows]
+    for _, row, stream in sorted(zip(of_group, rows, streams(rows), strict=True), key=lambda entry: entry[0]):
+        generator = seeding.torch_generator("kind", key, *stream, device=device)
+        for name, drawn in _draw_row(row, n, hard, dim, generator).items():
+            parts[name].append(drawn)
+    return Draws(**{name: found[1] if len(found) == 2 else torch.cat(found, 1) for name, found in parts.items()})
 
 
 def by_counter(device: torch.device | str) -> bool:
@@ -150,38 +132,35 @@ def by_counter(device: torch.device | str) -> bool:
     return torch.device(device).type == "cuda"
 
 
+def streams(recipe: Recipe) -> list[tuple[int, int]]:
+    """The stream of each row's randomness, and which of its rows this is: a second row of a kind draws anew."""
+    numbers = [KINDS[row.kind].stream for row in recipe]
+    return [(number, numbers[:i].count(number)) for i, number in enumerate(numbers)]
+
+
 @functools.lru_cache(64)
 def counted(recipe: Recipe) -> tuple[by_counters.Row, ...]:
     """The rows of a recipe as numbers; their weights are straight lines in the coefficient."""
     found: list[by_counters.Row] = []
-    seen: list[int] = []
-    for row in recipe:
+    for row, (stream, again) in zip(recipe, streams(recipe), strict=True):
         kind = KINDS[row.kind]
-        stream = kind.stream << 16 | seen.count(kind.stream)  # a second row of a kind draws anew
-        seen.append(kind.stream)
         lines = tuple((float(w[1] - w[0]), float(w[0])) for w in kind.weights(torch.tensor([0.0, 1.0])))
-        found.append(by_counters.Row(GROUPS.index(kind.group), stream, row.count, row.low, row.high, lines))
+        group = list(GROUPS).index(kind.group)
+        found.append(by_counters.Row(group, stream << 16 | again, row.count, row.low, row.high, lines))
     return tuple(found)
 
 
-class _Drawn(NamedTuple):
-    """The draws of one row of a recipe."""
-
-    weights: tuple[Tensor, ...]  # each (N, count)
-    slots_a: Tensor  # (N, count)
-    slots_b: Tensor | None  # the same, of pairs
-    noise: Tensor | None  # (N, count, C), of noise
-
-
-def _draw_row(row: Synthetic, n: int, hard: int, dim: int, generator: torch.Generator) -> _Drawn:
-    kind, shape, device = KINDS[row.kind], (n, row.count), generator.device
-    slots = [torch.randint(hard, shape, generator=generator, device=device) for _ in range(1 + (kind.group == "pair"))]
+def _draw_row(row: Synthetic, n: int, hard: int, dim: int, generator: torch.Generator) -> dict[str, Tensor]:
+    """The draws of one row of a recipe by their names in ``Draws``, each (N, count), noise (N, count, C)."""
+    kind, shape, like = KINDS[row.kind], (n, row.count), {"generator": generator, "device": generator.device}
+    drawn = {name: torch.randint(hard, shape, **like) for name in ("slots_a", "slots_b")[: 1 + (kind.group == "pair")]}
     if row.low == row.high:
-        c = torch.full(shape, row.low, device=device)
+        c = torch.full(shape, row.low, device=generator.device)
     else:
-        c = torch.rand(shape, generator=generator, device=device).mul_(row.high - row.low).add_(row.low)
-    noise = torch.randn(*shape, dim, generator=generator, device=device) if kind.group == "noise" else None
-    return _Drawn(kind.weights(c), slots[0], slots[1] if slots[1:] else None, noise)
+        c = torch.rand(shape, **like).mul_(row.high - row.low).add_(row.low)
+    if kind.group == "noise":
+        drawn["noise"] = torch.randn(*shape, dim, **like)
+    return drawn | dict(zip(GROUPS[kind.group], kind.weights(c), strict=True))
 
 
 @dataclass(frozen=True)

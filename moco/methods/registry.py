@@ -83,8 +83,3 @@ METHODS = {
     "moco_v3": Method("momentum", "moco.methods.moco_v3", defaults=_MOCO_V3),
 }
 ALIASES = {"mocov3": "moco_v3"}
-
-
-def of_family(family: str) -> tuple[str, ...]:
-    """The names of its methods."""
-    return tuple(name for name, row in METHODS.items() if row.family == family)

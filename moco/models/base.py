@@ -144,17 +144,14 @@ class Momentum(Contrast):
             due: () bool, nothing moves where it is false. On a GPU it is not read by the host.
         """
         k, q = self._pairs()
-        # few launches for all tensors instead of two a tensor
-        if due is None or due.device.type == "cpu":
-            if due is None or bool(due):
-                torch._foreach_lerp_(k, q, 1.0 - self.m)  # pyright: ignore[reportPrivateImportUsage, reportCallIssue]
-            return
-        self._follow_where(due, k, q)
+        if due is not None and due.device.type != "cpu":
+            self._follow_where(due, k, q)
+        elif due is None or bool(due):  # few launches for all tensors instead of two a tensor
+            torch._foreach_lerp_(k, q, 1.0 - self.m)  # pyright: ignore[reportPrivateImportUsage, reportCallIssue]
 
     def _pairs(self) -> tuple[list[Tensor], list[Tensor]]:
         return list(self.encoder_k.parameters()), list(self.encoder_q.parameters())
 
-    @torch.no_grad()
     def _follow_where(self, due: Tensor, k: list[Tensor], q: list[Tensor]) -> None:
         """k <- m k + (1 - m) q where ``due`` in one pass over the parameters, decided by the device."""
         called_off = torch.logical_not(due, out=torch.empty_like(due, dtype=torch.float32))

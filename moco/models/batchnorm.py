@@ -5,6 +5,8 @@ Legend: N images, C channels, H, W height and width, S parts of a batch.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -29,43 +31,49 @@ def split_batchnorm(encoder: nn.Module, splits: int) -> nn.Module:
     if splits > 1:
         for name, module in list(encoder.named_modules()):
             if isinstance(module, nn.BatchNorm2d):
-                replace_module(encoder, name, _as_split(module, splits))
+                replace_module(encoder, name, SplitBatchNorm2d(module, splits))
     return encoder
 
 
-def _as_split(norm: nn.BatchNorm2d, splits: int) -> nn.BatchNorm2d:
-    return _take_over(SplitBatchNorm2d(norm.num_features, splits, norm.eps, norm.momentum), norm)
+class _Replacement(nn.BatchNorm2d):
+    """A layer with the tensors of the one it replaces: a copy would have to know each library's constructor."""
+
+    running_mean: Any
+    running_var: Any
+    num_batches_tracked: Any
+    momentum: Any
+
+    def __init__(self, norm: nn.BatchNorm1d | nn.BatchNorm2d) -> None:
+        super().__init__(norm.num_features, norm.eps, norm.momentum)
+        self.affine, self.weight, self.bias = norm.affine, norm.weight, norm.bias
+        self.running_mean, self.running_var = norm.running_mean, norm.running_var
+        self.num_batches_tracked = norm.num_batches_tracked
+        after = [getattr(norm, name) for name in ("drop", "act") if isinstance(getattr(norm, name, None), nn.Module)]
+        self.after = nn.Sequential(*after)  # timm keeps the activation in the norm layer
+
+    @torch.no_grad()
+    def _follow(self, mean: Tensor, variance: Tensor) -> None:
+        """Count a batch with these statistics, (C,) each, the variance unbiased."""
+        self.num_batches_tracked.add_(1)
+        self.running_mean.lerp_(mean, self.momentum)
+        self.running_var.lerp_(variance, self.momentum)
 
 
-def _take_over(made: nn.BatchNorm2d, norm: nn.BatchNorm1d | nn.BatchNorm2d) -> nn.BatchNorm2d:
-    # The class changes and the tensors stay: a copy would have to know each library's constructor.
-    after = [getattr(norm, name) for name in ("drop", "act") if isinstance(getattr(norm, name, None), nn.Module)]
-    made.eps, made.momentum, made.affine = norm.eps, norm.momentum, norm.affine
-    made.weight, made.bias = norm.weight, norm.bias
-    made.running_mean, made.running_var = norm.running_mean, norm.running_var
-    made.num_batches_tracked = norm.num_batches_tracked
-    made.after = nn.Sequential(*after)  # timm keeps the activation in the norm layer
-    return made
-
-
-class SplitBatchNorm2d(nn.BatchNorm2d):
+class SplitBatchNorm2d(_Replacement):
     """BatchNorm over each of S equal parts of the batch; running statistics are the mean over the parts.
 
     A batch that S does not divide is normalised in its largest number of equal parts (its greatest divisor up to S).
     On a GPU all parts at once (:mod:`moco.kernels.norm`), elsewhere a part after another.
     """
 
-    def __init__(self, num_features: int, splits: int, eps: float, momentum: float | None):
-        super().__init__(num_features, eps=eps, momentum=momentum)
+    def __init__(self, norm: nn.BatchNorm2d, splits: int) -> None:
+        super().__init__(norm)
         self.splits = splits
-        self.after: nn.Module = nn.Sequential()
 
     def forward(self, input: Tensor) -> Tensor:
         parts = largest_divisor(input.shape[0], self.splits)
         if not self.training or parts == 1:
             return self.after(super().forward(input))
-        assert self.running_mean is not None and self.running_var is not None
-        assert self.num_batches_tracked is not None and self.momentum is not None
         if not torch.compiler.is_compiling() and norm.suits(input, self.weight, parts):
             running = (self.running_mean, self.running_var, self.num_batches_tracked)
             made = norm.split_batch_norm(input, self.weight, self.bias, running, parts, self.momentum, self.eps)
@@ -73,15 +81,11 @@ class SplitBatchNorm2d(nn.BatchNorm2d):
         # A compiler fuses one formula over all parts; S calls one after another cost it minutes.
         compute = self._in_one_formula if torch.compiler.is_compiling() else self._part_by_part
         normed, means, variances = compute(input, parts)
-        with torch.no_grad():
-            self.num_batches_tracked.add_(1)
-            self.running_mean.lerp_(means.mean(0), self.momentum)
-            self.running_var.lerp_(variances.mean(0), self.momentum)
+        self._follow(means.mean(0), variances.mean(0))
         return self.after(normed)
 
     def _part_by_part(self, input: Tensor, parts: int) -> tuple[Tensor, Tensor, Tensor]:
         """The normalised batch, and the mean and the unbiased variance of each part, (S, C)."""
-        assert self.running_mean is not None
         means, variances = self.running_mean.new_zeros(2, parts, self.num_features)
         # momentum 1 writes each part's own statistics into its row
         normed = [
@@ -113,31 +117,24 @@ def sync_batchnorm(encoder: nn.Module) -> nn.Module:
         return convert_sync_batchnorm(encoder)
     for name, module in list(encoder.named_modules()):
         if isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d):
-            replace_module(encoder, name, _take_over(SyncBatchNorm(module.num_features), module))
+            replace_module(encoder, name, SyncBatchNorm(module))
     return encoder
 
 
-class SyncBatchNorm(nn.BatchNorm2d):
+class SyncBatchNorm(_Replacement):
     """BatchNorm over the equal parts of a batch that the processes hold, with the gradient of one process."""
-
-    after: nn.Module
 
     def forward(self, input: Tensor) -> Tensor:
         world = distributed.world_size()
         if not self.training or world == 1:
             return self.after(super().forward(input))
-        assert self.running_mean is not None and self.running_var is not None
-        assert self.num_batches_tracked is not None and self.momentum is not None
         x = input.to(torch.promote_types(input.dtype, torch.float32))  # (N, C, ..)
         others, column = (0, *range(2, x.ndim)), (-1,) + (1,) * (x.ndim - 2)
         mean = distributed.all_reduce_sum_with_grad(x.mean(others)) / world  # (C,)
         centred = x - mean.view(column)
         variance = distributed.all_reduce_sum_with_grad(centred.square().mean(others)) / world  # (C,)
         count = world * x.numel() // self.num_features
-        with torch.no_grad():
-            self.num_batches_tracked.add_(1)
-            self.running_mean.lerp_(mean, self.momentum)
-            self.running_var.lerp_(variance * (count / max(count - 1, 1)), self.momentum)
+        self._follow(mean, variance * (count / max(count - 1, 1)))
         scale = torch.rsqrt(variance + self.eps)
         out = centred * (scale * self.weight if self.affine else scale).view(column)
         return self.after((out + self.bias.view(column) if self.affine else out).to(input.dtype))

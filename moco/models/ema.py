@@ -55,11 +55,10 @@ def moving_average(network: nn.Module, decay: float | None, decay_epoch: float |
 
 def update_unless(called_off: Tensor | None, average: Any, network: nn.Module) -> None:
     """The moving average's step, but not where ``called_off``, () float, is 1: a GPU decides that itself."""
-    if called_off is None or called_off.device.type == "cpu":
-        if called_off is None or not bool(called_off):
-            average.update(network)
-    else:
+    if called_off is not None and called_off.device.type != "cpu":
         _update_where(called_off, average, network)
+    elif called_off is None or not bool(called_off):
+        average.update(network)
 
 
 def _update_where(called_off: Tensor, average: Any, network: nn.Module) -> None:

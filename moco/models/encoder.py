@@ -55,8 +55,8 @@ def build_encoder(
     if stem == "cifar" and not changed:
         raise UserError(f"--stem cifar is for ResNet-like networks with conv1 and maxpool; {arch} has none.")
     encoder.head_name = head  # type: ignore[assignment]
-    shape = {"stem": "cifar" if changed else "imagenet", "size": size, "channels": in_chans}
-    encoder.built = shape  # type: ignore[assignment]
+    built = {"stem": "cifar" if changed else "imagenet", "size": size, "channels": in_chans}
+    encoder.built = built  # type: ignore[assignment]
     if mlp:
         replace_module(encoder, head, _mlp_head(encoder.get_submodule(head)))
     return encoder
@@ -123,15 +123,8 @@ class Headed(nn.Module):
 
 
 def _conv_like(conv: nn.Conv2d, **changes) -> nn.Conv2d:
-    settings = {
-        "in_channels": conv.in_channels,
-        "out_channels": conv.out_channels,
-        "kernel_size": conv.kernel_size,
-        "stride": conv.stride,
-        "padding": conv.padding,
-        "bias": conv.bias is not None,
-    }
-    made = nn.Conv2d(**{**settings, **changes})
+    same = {name: getattr(conv, name) for name in ("in_channels", "out_channels", "kernel_size", "stride", "padding")}
+    made = nn.Conv2d(**{**same, "bias": conv.bias is not None, **changes})
     nn.init.kaiming_normal_(made.weight, mode="fan_out", nonlinearity="relu")  # as torchvision's ResNets are
     return made
 
@@ -148,11 +141,9 @@ def _use_small_stem(encoder: nn.Module, in_chans: int) -> bool:
 
 def _mlp_head(last: nn.Module) -> nn.Sequential:
     """MoCo v2's head: Linear(F, F) ReLU Linear(F, C); 1x1 convolutions where the network's classifier is one."""
-    if isinstance(last, nn.Conv2d):
-        hidden: nn.Module = nn.Conv2d(last.in_channels, last.in_channels, 1)
-    else:
-        assert isinstance(last, nn.Linear)
-        hidden = nn.Linear(last.in_features, last.in_features)
+    assert isinstance(last, (nn.Linear, nn.Conv2d))
+    width = last.weight.shape[1]
+    hidden = nn.Conv2d(width, width, 1) if isinstance(last, nn.Conv2d) else nn.Linear(width, width)
     return nn.Sequential(hidden, nn.ReLU(), last)
 
 

@@ -17,8 +17,7 @@ from torch import Tensor, nn
 
 from moco import distributed, seeding
 from moco.config import MoCoConfig
-from moco.kernels import LossOutput, contrastive_loss
-from moco.kernels.spec import Draws
+from moco.kernels import Draws, LossOutput, contrastive_loss
 from moco.models.base import Momentum, StepOutput
 from moco.models.key_queue import EMPTY, enqueue_, new_queue, next_rows
 
@@ -123,15 +122,18 @@ class MoCo(Momentum):
             return F.normalize(z.float(), dim=1)
 
     def contrast(self, q: Tensor, k: Tensor, ids: Tensor, epoch: int, draw: int, step: int = 0) -> LossOutput:
-        """InfoNCE of q against its key, the queue and the extra negatives."""
+        """The loss of q against its key, the queue and the extra negatives."""
         with self.timer("head"):
-            draws = self.extra(q.shape[0], epoch, draw, step) if self.extra else None
-            mask = {"ids": ids, "queue_ids": self.queue_ids} if self.config.mask_same_image else {}
-            n_hard = self.config.n_hard if draws is not None else 0
-            return contrastive_loss(
-                q, k, self.queue, temperature=self.T, n_hard=n_hard, draws=draws,
-                impl=self.config.loss_impl, precision=self.config.loss_precision, shadow=self.shadow, **mask,
-            )  # fmt: skip
+            return self.compute_loss(q, k, ids, self.extra(q.shape[0], epoch, draw, step) if self.extra else None)
+
+    def compute_loss(self, q: Tensor, k: Tensor, ids: Tensor, draws: Draws | None) -> LossOutput:
+        """InfoNCE."""
+        mask = {"ids": ids, "queue_ids": self.queue_ids} if self.config.mask_same_image else {}
+        n_hard = self.config.n_hard if draws is not None else 0
+        return contrastive_loss(
+            q, k, self.queue, temperature=self.T, n_hard=n_hard, draws=draws,
+            impl=self.config.loss_impl, precision=self.config.loss_precision, shadow=self.shadow, **mask,
+        )  # fmt: skip
 
     @torch.no_grad()
     def enqueue(self, keys: Tensor, ids: Tensor) -> None:

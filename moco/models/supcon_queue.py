@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from moco import distributed
 from moco.config import MoCoConfig
-from moco.kernels import LossOutput, labelled_loss
+from moco.kernels import Draws, LossOutput, labelled_loss
 from moco.models.key_queue import next_rows
 from moco.models.moco import ExtraNegatives, MoCo
 
@@ -41,14 +41,10 @@ class LabelledMoCo(MoCo):
         self.queue_labels: Tensor
         self.register_buffer("queue_labels", torch.full((self.K,), UNLABELLED))
 
-    def contrast(self, q: Tensor, k: Tensor, ids: Tensor, epoch: int, draw: int, step: int = 0) -> LossOutput:
-        """SupCon of q against its key, the queue and the extra negatives."""
-        with self.timer("head"):
-            draws = self.extra(q.shape[0], epoch, draw, step) if self.extra else None
-            head = labelled_loss(
-                q, k, self.queue, self.labels[ids], self.queue_labels, temperature=self.T, n_hard=self.config.n_hard,
-                draws=draws,
-            )  # fmt: skip
+    def compute_loss(self, q: Tensor, k: Tensor, ids: Tensor, draws: Draws | None) -> LossOutput:
+        """SupCon."""
+        rows, n_hard = (self.queue, self.labels[ids], self.queue_labels), self.config.n_hard
+        head = labelled_loss(q, k, *rows, temperature=self.T, n_hard=n_hard, draws=draws)
         return head._replace(loss=head.loss * self.scale)
 
     @torch.no_grad()

@@ -32,7 +32,7 @@ NAMES = ("out", "x", "weight", "bias", "mean", "variance")
 
 
 def layer(channels, parts, momentum=0.1):
-    made = SplitBatchNorm2d(channels, parts, 1e-5, momentum)
+    made = SplitBatchNorm2d(nn.BatchNorm2d(channels, 1e-5, momentum), parts)
     noise = torch.Generator().manual_seed(1)
     for tensor in (made.weight.data, made.bias.data, made.running_mean):
         tensor.normal_(generator=noise)

@@ -88,7 +88,7 @@ def launched(monkeypatch):
 @pytest.mark.parametrize("dtype", norm.DTYPES)
 def test_it_is_two_launches_each_way_and_the_host_waits_for_none(dtype, memory, launched):
     """Whatever asks for a value, so that no graph could capture it, raises."""
-    made = SplitBatchNorm2d(6, 2, 1e-5, 0.1)
+    made = SplitBatchNorm2d(nn.BatchNorm2d(6, 1e-5, 0.1), 2)
     with FakeTensorMode(allow_non_fake_inputs=True):
         made = made.to("cuda")
         x = torch.empty(8, 6, 5, 5, dtype=dtype, device="cuda").to(memory_format=memory).requires_grad_()
@@ -132,7 +132,7 @@ def test_what_it_cannot_do_is_left_to_torch(launched):
 
 
 def test_a_compiler_is_still_given_one_formula(launched):
-    made, graphs = SplitBatchNorm2d(6, 2, 1e-5, 0.1), []
+    made, graphs = SplitBatchNorm2d(nn.BatchNorm2d(6, 1e-5, 0.1), 2), []
     call = torch.compile(made, backend=lambda graph, _: graphs.append(graph) or graph, fullgraph=True)
     call(torch.randn(8, 6, 5, 5))
     assert len(graphs) == 1
@@ -143,7 +143,7 @@ def test_where_triton_cannot_run_one_sentence_says_so_and_the_numbers_are_todays
     norm.agrees.cache_clear()
     monkeypatch.setattr(norm, "on_gpu", lambda x: True)  # a CPU, on which triton launches nothing
     x = torch.randn(4, 3, 5, 5)
-    plain, asked = (nn.Sequential(SplitBatchNorm2d(3, 2, 1e-5, 0.1)) for _ in range(2))
+    plain, asked = (nn.Sequential(SplitBatchNorm2d(nn.BatchNorm2d(3, 1e-5, 0.1), 2)) for _ in range(2))
     with pytest.warns(RuntimeWarning, match="computed on cpu part by part, not by triton: .+") as caught:
         found = [asked(x) for _ in range(2)]
     assert len(caught) == 1

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from conftest import ROOT, differences, load, records
 from PIL import Image
 from sklearn.linear_model import RidgeClassifier
-from support.networks import LABELS, MEAN, OWN, STD, batch, batch_contrast, step_inputs
+from support.networks import IN_BATCH, LABELS, MEAN, OWN, STD, batch, batch_contrast, step_inputs
 from support.workers import noting
 from torch import nn
 
@@ -23,7 +23,7 @@ from moco.data import open_sources, size_warning
 from moco.data.sources.base import ArraySource
 from moco.eval.features import EvalData, FeatureExtractor
 from moco.methods import losses
-from moco.methods.registry import METHODS, of_family
+from moco.methods.registry import METHODS
 from moco.models.batchnorm import sync_batchnorm
 from moco.models.encoder import build_encoder
 from moco.models.inputs import normalise
@@ -33,7 +33,7 @@ from moco.weights.read import load_backbone
 # ------------------------------------------------------------------------------------------------------- a step
 
 
-@pytest.mark.parametrize("method", of_family("batch"))
+@pytest.mark.parametrize("method", IN_BATCH)
 def test_the_step_is_the_loss_of_both_views_through_one_forward(method):
     im_q, im_k, ids = batch()
     net = batch_contrast(method)

@@ -7,11 +7,10 @@ import pytest
 import torch
 from conftest import TINY, differences, load
 from PIL import Image
-from support.networks import LABELS, MEAN, OWN, STD, Tiny, batch, batch_contrast
+from support.networks import IN_BATCH, LABELS, MEAN, OWN, STD, Tiny, batch, batch_contrast
 
 from moco.config import InBatchConfig
 from moco.data import PRESETS, ArraySource, EpochSampler, TwoViews, apply, draw, open_sources, two_views
-from moco.methods.registry import of_family
 from moco.models import build
 from moco.models.inputs import normalise
 from moco.seeding import numpy_generator
@@ -72,7 +71,7 @@ def test_fast_decoding_of_the_first_two_is_theirs_alone(tmp_path):
 # --------------------------------------------------------------------------------------------------------- a step
 
 
-@pytest.mark.parametrize("method", of_family("batch"))
+@pytest.mark.parametrize("method", IN_BATCH)
 def test_the_step_is_the_papers_loop_over_all_views(method):
     """Three views, every sum written out, from the features of one forward pass."""
     (im_q, im_k, ids), (third, *_) = batch(), batch(seed=9)
@@ -102,7 +101,7 @@ def one(method: str, positive: float, negatives: list[float], positives: list[fl
 
 
 @pytest.mark.parametrize("views", [2, 3, 6])
-@pytest.mark.parametrize("method", [name for name in of_family("batch") if name != "supcon"])
+@pytest.mark.parametrize("method", [name for name in IN_BATCH if name != "supcon"])
 def test_chance_is_the_loss_of_features_that_all_look_alike(method, views):
     encoder = Tiny()
     torch.nn.init.zeros_(encoder.fc.weight)

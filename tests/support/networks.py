@@ -48,6 +48,7 @@ def step_inputs():
     return [im_q, im_k], ids
 
 
+IN_BATCH = tuple(name for name, row in METHODS.items() if row.family == "batch")
 OWN = [word for word in TINY if word not in ("--moco-k", "20")]  # naming a queue would ask for one
 LABELS = torch.tensor([0, 1, 0, 2, 1, 0])
 
