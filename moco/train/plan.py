@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
-from typing import Any
+from functools import partial
 
 import torch
 
@@ -35,25 +35,6 @@ def learning_rate(
     return base * decay ** sum(progress >= m for m in milestones)
 
 
-def warmed(
-    base: float, progress: float, total: float, *, first: float, done: float, length: float, end: float, **shape: Any
-) -> float:
-    """:func:`learning_rate`, but a line from ``first`` while ``done`` is below ``length``: SupContrast's warm-up.
-
-    It ends where the cosine is then, and without a cosine at the full rate: a milestone that lies inside it lowers the
-    rate once it is over (warmup_to of main_supcon.py, which knows no milestones).
-
-    Args:
-        done, length: of the warm-up, both in the same unit; length 0: none.
-        end: the ``progress`` that the schedule has when the warm-up is over.
-        shape: of the schedule, as :func:`learning_rate`'s.
-    """
-    if done >= length:
-        return learning_rate(base, progress, total, **shape)
-    top = learning_rate(base, end, total, **{**shape, "milestones": []})
-    return first + (top - first) * done / length
-
-
 def warm_up(progress: float, length: float) -> float:
     """A factor on the learning rate that rises linearly from 0 over the first ``length``, in the unit of ``progress``.
 
@@ -77,15 +58,22 @@ class TrainPlan(ScheduleConfig):
         return self.steps is not None
 
     def lr_at(self, epoch: int, done: float) -> float:
-        """The learning rate in an ``epoch`` once so many steps are ``done``, or epochs where they are counted."""
+        """The learning rate in an ``epoch`` once so many steps are ``done``, or epochs where they are counted.
+
+        :func:`learning_rate`, but SupContrast's warm-up while that lasts: a line from ``warm_from`` to where the cosine
+        is then, and without a cosine to the full rate. A milestone that lies inside it lowers the rate once it is over
+        (warmup_to of main_supcon.py, which knows no milestones).
+        """
         per_epoch, last = (1, self.epochs) if self.batches else (self.steps_per_epoch, self.total_steps)
-        warm = self.warm_steps or self.warm_epochs * per_epoch
         progress, total = (done, last) if self.by_step or self.rise else (epoch, self.epochs)
         if self.cosine:
             progress, total = max(0.0, progress - self.rise), total - self.rise
-        end = warm if self.by_step else warm // per_epoch
-        shape = {"cosine": self.cosine, "milestones": self.milestones, "decay": self.decay, "floor": self.min_lr}
-        return warmed(self.lr, progress, total, first=self.warm_from, done=done, length=warm, end=end, **shape)
+        rate = partial(learning_rate, self.lr, total=total, cosine=self.cosine, decay=self.decay, floor=self.min_lr)
+        warm = self.warm_steps or self.warm_epochs * per_epoch
+        if done >= warm:
+            return rate(progress, milestones=self.milestones)
+        top = rate(warm if self.by_step else warm // per_epoch, milestones=())
+        return self.warm_from + (top - self.warm_from) * done / warm
 
     def as_shares(self, highest: float) -> TrainPlan:
         """The same for rates that are shares of a group's own, of which ``highest`` is the highest."""
@@ -125,11 +113,10 @@ def make_plan(batches: int, amp: torch.dtype | None, config: ScheduleConfig) -> 
     rise = config.rise * per_epoch
     if rise >= total:
         raise UserError(f"--rise-epochs must end before the run's {total} steps do, {total / per_epoch:g} epochs.")
+    if config.warm_steps >= total:
+        raise UserError(f"--warm-steps {config.warm_steps} must end before the run's {total} steps do.")
     own = vars(replace(config, epochs=last, rise=rise))
-    plan = TrainPlan(**own, steps_per_epoch=per_epoch, total_steps=total, amp=amp)
-    if plan.warm_steps >= total:
-        raise UserError(f"--warm-steps {plan.warm_steps} must end before the run's {total} steps do.")
-    return plan
+    return TrainPlan(**own, steps_per_epoch=per_epoch, total_steps=total, amp=amp)
 
 
 def count_epochs(batches: int, config: ScheduleConfig) -> TrainPlan:
