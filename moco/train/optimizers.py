@@ -176,15 +176,11 @@ def step_unless(bad: Tensor, optimizer: torch.optim.Optimizer) -> None:
     if optimizer.param_groups[0].get("fused"):
         _called_off(optimizer, bad.float())
     elif _on_device.get(optimizer):
-        _take_and_put_back(optimizer, bad)
+        restore = _kept(optimizer)
+        _called_off(optimizer, bad.float())
+        restore(bad)
     elif not bool(bad):
         _observed(optimizer, bad.device)
-
-
-def _take_and_put_back(optimizer: torch.optim.Optimizer, bad: Tensor) -> None:
-    restore = _kept(optimizer)
-    _called_off(optimizer, bad.float())
-    restore(bad)
 
 
 def _observed(optimizer: torch.optim.Optimizer, device: torch.device) -> None:
@@ -194,9 +190,10 @@ def _observed(optimizer: torch.optim.Optimizer, device: torch.device) -> None:
         return
     before = _numbers(optimizer)
     optimizer.step()
-    there = all(v.device == device for state in optimizer.state.values() for v in state.values() if _is_tensor(v))
-    there = there and not any(_is_tensor(v) for group in optimizer.param_groups for v in group.values())  # LAMB's count
-    _on_device[optimizer] = there and inner_optimizer(optimizer) is optimizer and before == _numbers(optimizer)
+    kept = [v for state in optimizer.state.values() for v in state.values() if isinstance(v, Tensor)]
+    there = all(v.device == device for v in kept) and inner_optimizer(optimizer) is optimizer
+    counts = any(isinstance(v, Tensor) for group in optimizer.param_groups for v in group.values())  # LAMB does
+    _on_device[optimizer] = there and not counts and before == _numbers(optimizer)
 
 
 def waits(optimizer: torch.optim.Optimizer) -> bool:
@@ -215,11 +212,7 @@ def _numbers(optimizer: torch.optim.Optimizer) -> list[Any]:
     """What of the groups and of the state is no tensor."""
     states = (state.items() for state in optimizer.state.values())
     kept = [entry for entries in (*(g.items() for g in optimizer.param_groups), *states) for entry in entries]
-    return [(name, value) for name, value in kept if name not in ("params", "lr") and not _is_tensor(value)]
-
-
-def _is_tensor(value: Any) -> bool:
-    return isinstance(value, Tensor)
+    return [(name, value) for name, value in kept if name not in ("params", "lr") and not isinstance(value, Tensor)]
 
 
 @torch.no_grad()
