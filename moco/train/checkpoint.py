@@ -36,8 +36,7 @@ def save(state: dict, folder: str, keep: int) -> str:
         name = f"checkpoint_{done:04d}_step_{run['step']:08d}.pth.tar"
     path = os.path.join(folder, name)
     write(state, path)
-    pointer = os.path.join(folder, POINTER)
-    write_text(name + "\n", pointer)
+    write_text(name + "\n", os.path.join(folder, POINTER))
     _prune(folder, keep, name)
     return path
 
@@ -158,8 +157,7 @@ def _unit(queue: Tensor, dim: int) -> Tensor:
 
 def square_queue(state: dict) -> str:
     """How another project's queue with K equal to C is read, a sentence; empty where the shape says it."""
-    entries = state.get("state_dict")
-    entries = entries if isinstance(entries, dict) else {}
+    entries = state["state_dict"] if isinstance(state.get("state_dict"), dict) else {}
     queue = entries.get("module.queue")
     if queue is None or "module.queue_ids" in entries or len(set(queue.shape)) > 1:
         return ""

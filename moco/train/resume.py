@@ -38,7 +38,11 @@ def begin_run(resume: str, folder: str, seed: int | None, name: str | None = Non
 
 def about_run(flags: Flags, images: Source, head: Earlier | None = None) -> dict[str, Any]:
     """What a checkpoint says of this run: plain values, those of the main process on every process."""
-    about = distributed.from_main(_about(flags, images) if distributed.is_main() else None)
+    about = None
+    if distributed.is_main():
+        data = {"name": images.name, "images": len(images), "fingerprint": images.fingerprint()}
+        about = {"flags": flags, "data": data, "torch": _machine(), "processes": distributed.world_size()}
+    about = distributed.from_main(about)
     return about if head is None else {**about, "head": head._asdict()}
 
 
@@ -48,25 +52,17 @@ def loss_choice_of(state: dict | None) -> Earlier | None:
     return Earlier(*(head[name] for name in Earlier._fields)) if set(Earlier._fields) <= set(head) else None
 
 
-def _about(flags: Flags, images: Source) -> dict[str, Any]:
-    data = {"name": images.name, "images": len(images), "fingerprint": images.fingerprint()}
-    return {"flags": flags, "data": data, "torch": _machine(), "processes": distributed.world_size()}
-
-
 def _machine() -> dict[str, Any]:
-    machine: dict[str, Any] = {"version": str(torch.__version__), "processor": _processor()}
-    return machine if distributed.device().type == "cuda" else {**machine, "threads": torch.get_num_threads()}
-
-
-def _processor() -> str:
-    """The GPU, or the CPU and the instructions that torch uses of it."""
+    """torch, and the GPU, or the CPU with the instructions and the threads that torch uses of it."""
+    version = str(torch.__version__)
     if distributed.device().type == "cuda":
-        return torch.cuda.get_device_name()
+        return {"version": version, "processor": torch.cuda.get_device_name()}
     name = platform.processor() or platform.machine()
     with contextlib.suppress(OSError), open("/proc/cpuinfo", encoding="utf-8", errors="replace") as file:
         found = (line.partition(":")[2].strip() for line in file if line.startswith("model name"))
         name = next(found, name)
-    return f"{name} ({torch.backends.cpu.get_cpu_capability()})"
+    processor = f"{name} ({torch.backends.cpu.get_cpu_capability()})"
+    return {"version": version, "processor": processor, "threads": torch.get_num_threads()}
 
 
 def changes(state: dict | None, path: str | None, own: dict[str, Any], classes: Classes, seed: int | None) -> list[str]:
