@@ -63,8 +63,8 @@ def worker(args: Namespace) -> int:
         lines = first_lines(config, given, model, plan, progress, path, summary, notes)
         log.line("the demo, as no DIR is given: " * args.demo + lines)
         trainer = Trainer(
-            model, distributed.wrap(model), optimizer, scaler, plan, progress, log, StopRequest(args.max_minutes),
-            args.save_dir, sampler, images, args.max_bad_images, about,
+            model, optimizer, scaler, plan, progress, log, StopRequest(args.max_minutes), args.save_dir, sampler,
+            images, args.max_bad_images, about,
         )  # fmt: skip
         images_to_score = EvalData(view.size, sampler.batch, workers=given.workers)
         extractor = FeatureExtractor(images_to_score, trainer.device, view.mean, view.std, plan.amp)

@@ -324,7 +324,7 @@ class Tuner(Loop):
             self.sync_outcomes()
             self._report()
             self.meters = {}
-            self.restart_watch()
+            self.watch.restart()
 
     def note_bad_step(self, step: int, newest: bool, bad_loss: bool) -> None:
         """Always raises a TrainingError: the published protocols have no such steps."""

@@ -127,8 +127,8 @@ class Parts:
     def tuner(self, log: RunLog, stop: StopRequest, about: dict, objective: Objective, classes: Any) -> Tuner:
         """The training, see :class:`moco.eval.finetune.Tuner`."""
         return Tuner(
-            self.model, distributed.wrap(self.model), self.optimizer, self.scaler, self.plan, self.progress, log, stop,
-            about, objective, self.lrs, self.ema, classes,
+            self.model, self.optimizer, self.scaler, self.plan, self.progress, log, stop, about, objective, self.lrs,
+            self.ema, classes,
         )  # fmt: skip
 
 

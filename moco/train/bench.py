@@ -235,7 +235,6 @@ def make_trainer(
     model.train()
     return Trainer(
         model=model,
-        wrapped=distributed.wrap(model),
         optimizer=optimizer,
         scaler=scaler,
         plan=plan,

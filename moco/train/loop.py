@@ -10,7 +10,6 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import islice
 from typing import Any
 
 import torch
@@ -36,7 +35,6 @@ class Loop(ABC):
     """
 
     model: Any
-    wrapped: nn.Module  # the model with gradient averaging
     optimizer: torch.optim.Optimizer
     scaler: torch.amp.GradScaler
     plan: TrainPlan
@@ -48,10 +46,11 @@ class Loop(ABC):
 
     def __post_init__(self) -> None:
         self.device = distributed.device()
+        self.wrapped: nn.Module = distributed.wrap(self.model)  # with gradient averaging
         self.pending_flags: list[tuple[int, Tensor]] = []  # position and outcome of the steps since the last look
         self.look_every = steps_between_looks(self.device, self.plan.print_freq)
         self.timer = StepTimer(self.device)
-        self.watch, self.timed = Stopwatch(), 0  # steps since the watch was restarted
+        self.watch = Stopwatch()
         self.exit_code: int | None = None  # set when the run must stop early
         self.parameters = [p for p in self.model.parameters() if p.requires_grad]
         self.scales = [1.0] * len(self.optimizer.param_groups)  # of the plan's rate, by group
@@ -69,7 +68,7 @@ class Loop(ABC):
         """Train to the end of the current epoch, or to a step after which the run must stop (see ``exit_code``)."""
         at, plan = self.progress, self.plan
         self.model.train()
-        self.restart_watch()  # what happened between epochs is not training time
+        self.watch.restart()  # what happened between epochs is not training time
         done = -(-at.batch // plan.accum)
         with self.log.bar(plan.steps_per_epoch, done, f"epoch {at.epoch}") as bar:
             for _ in range(done, plan.steps_per_epoch):
@@ -80,11 +79,6 @@ class Loop(ABC):
                 if self.exit_code is not None or self.finished():
                     break
         self.sync_outcomes()
-
-    def restart_watch(self) -> None:
-        """Measure speed from here on."""
-        self.watch.restart()
-        self.timed = 0
 
     # ------------------------------------------------------------------------------------------------- a step
 
@@ -97,7 +91,7 @@ class Loop(ABC):
             self._step(batches)
         at.step += 1
         at.batch += self.plan.batches_at(at.batch)
-        self.timed += 1
+        self.watch.steps += 1
         if looks:
             self.sync_outcomes()
         self.optimizer.zero_grad(set_to_none=True)
@@ -107,7 +101,9 @@ class Loop(ABC):
         self._set_rates()
         self.before_step()
         self.last_outputs: list[StepOutput] = []
-        for number, batch in enumerate(islice(self._timed(batches), count)):
+        for number in range(count):
+            with self.watch.waiting(), self.timer("waiting for images"):
+                batch = next(batches)
             with self.timer("transfer"):
                 here = self.to_device(batch)
             self.last_outputs.append(self._forward_backward(here, number, count))
@@ -129,13 +125,6 @@ class Loop(ABC):
         factor = warm_up(done, self.plan.rise) * self.plateau.factor
         for group, scale in zip(self.optimizer.param_groups, self.scales, strict=True):
             group["lr"] = scale * lr * factor
-
-    def _timed(self, batches: Iterator[dict]) -> Iterator[dict]:
-        """Batches, with the time spent waiting for them measured."""
-        while True:
-            with self.watch.waiting(), self.timer("waiting for images"):
-                batch = next(batches)
-            yield self.noted(batch)
 
     def _forward_backward(self, here: dict[str, Tensor], number: int, count: int) -> StepOutput:
         """The output of the ``number``-th of ``count`` batches of a step, its gradients added to the others'."""
@@ -197,10 +186,6 @@ class Loop(ABC):
 
     def before_step(self) -> None:  # noqa: B027 (a hook)
         """Called first in a step."""
-
-    def noted(self, batch: dict) -> dict:
-        """The batch that has come, after what is to be said of it."""
-        return batch
 
     @abstractmethod
     def to_device(self, batch: dict) -> dict[str, Tensor]:

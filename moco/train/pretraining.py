@@ -68,11 +68,18 @@ class Trainer(Loop):
         at = self.progress
         self.check_queues()
         self.sampler.set_position(at.epoch, at.batch)
-        self.train_epoch(prefetch(iter(loader), self.device))
+        self.train_epoch(self._noted(prefetch(iter(loader), self.device)))
         self.log.line(f"epoch {at.epoch}, step time: {self.timer.summary()}")
         if at.batch // self.plan.accum >= self.plan.steps_per_epoch:
             self._follow_plateau()
             at.close_epoch()
+
+    def _noted(self, batches: Iterator[dict]) -> Iterator[dict]:
+        """The batches; of each the unreadable images are named."""
+        for batch in batches:
+            for name in self.bad_images.note(batch, self.source):
+                self.log.line(f"unreadable image replaced by another: {name}")
+            yield batch
 
     def _follow_plateau(self) -> None:
         """Where the plan has a plateau: judge the mean loss of the epoch that has ended."""
@@ -120,12 +127,6 @@ class Trainer(Loop):
         self.model.begin_step(self.progress.step, self.plan.total_steps)
         with self.timer("EMA"):
             self.model.update_key_encoder(self.step_ok)
-
-    def noted(self, batch: dict) -> dict:
-        """Names unreadable images."""
-        for name in self.bad_images.note(batch, self.source):
-            self.log.line(f"unreadable image replaced by another: {name}")
-        return batch
 
     def to_device(self, batch: dict) -> dict[str, Tensor]:
         """Views and the numbers of their images."""
@@ -203,7 +204,7 @@ class Trainer(Loop):
         values["alignment"] = float(alignment(self.last.q, self.last.paired))
         values["uniformity"] = float(uniformity(self.last.q))
         values["feature_std"] = float(self.last.q.std(0).mean() * math.sqrt(self.last.q.shape[1]))
-        eta = plan.steps_left(at) * self.watch.seconds_per_step(self.timed)
+        eta = plan.steps_left(at) * self.watch.seconds_per_step()
         values["eta_seconds"] = round(eta)
         done = at.batch // plan.accum
         text = (
@@ -218,7 +219,7 @@ class Trainer(Loop):
         if odd and at.epoch > 0:  # a first epoch may look like anything
             self.log.line(f"warning: {odd}")
         self.sums.zero_()
-        self.restart_watch()
+        self.watch.restart()
 
     def report_measured(self, values: dict[str, float], summary: str) -> None:
         """Log what was measured of the encoder; ``finished_epochs`` is a checkpoint's ``epoch``, as upstream's."""

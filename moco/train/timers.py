@@ -25,6 +25,7 @@ class Stopwatch:
     def restart(self) -> None:
         """Begin to count anew."""
         self._start, self._waited, self._images = self._clock(), 0.0, 0
+        self.steps = 0  # counted by the caller
 
     @contextlib.contextmanager
     def waiting(self) -> Iterator[None]:
@@ -49,18 +50,14 @@ class Stopwatch:
         """So many images are done."""
         self._images += images
 
-    def seconds(self) -> float:
-        """Since the last restart."""
-        return self._clock() - self._start
-
     def rates(self) -> tuple[float, float]:
         """(images per second, share of the time spent waiting in 0..1)."""
-        seconds = max(self.seconds(), 1e-9)
+        seconds = max(self._clock() - self._start, 1e-9)
         return self._images / seconds, self._waited / seconds
 
-    def seconds_per_step(self, steps: float) -> float:
-        """The mean over ``steps`` steps since the last restart."""
-        return self.seconds() / max(steps, 1)
+    def seconds_per_step(self) -> float:
+        """The mean over ``steps`` since the last restart."""
+        return (self._clock() - self._start) / max(self.steps, 1)
 
 
 class StepTimer:

@@ -157,7 +157,7 @@ def test_a_frozen_tensor_that_moved_is_noticed():
     sgd = torch.optim.SGD(model.groups(0.1, 0.1))
     scaler = torch.amp.GradScaler("cpu", enabled=False)
     plan, objective = count_epochs(1, ScheduleConfig(1)), Objective(ObjectiveConfig("ce"), 3)
-    tuner = finetune.Tuner(model, model, sgd, scaler, plan, Progress(0), None, None, {}, objective, [0.1])  # type: ignore
+    tuner = finetune.Tuner(model, sgd, scaler, plan, Progress(0), None, None, {}, objective, [0.1])  # type: ignore
     tuner.check_frozen(reference)
     model.encoder.bn1.running_mean[0] += 1e-3
     with pytest.raises(TrainingError, match=r"1 tensors that --weights freeze keeps .* the first bn1.running_mean"):

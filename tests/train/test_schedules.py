@@ -111,7 +111,7 @@ def tuner_of(plan: TrainPlan, lr: float) -> finetune.Tuner:
     model: Any = nn.Linear(3, 2)
     none: Any = None
     optimizer = torch.optim.SGD(model.parameters(), lr)
-    return finetune.Tuner(model, model, optimizer, none, plan, Progress(0), none, none, {}, none, [lr])
+    return finetune.Tuner(model, optimizer, none, plan, Progress(0), none, none, {}, none, [lr])
 
 
 def test_a_milestone_where_the_warm_up_ends():
