@@ -12,14 +12,15 @@ Legend: N images of a step, V views an image, C feature width, K queue rows, h x
 from __future__ import annotations
 
 import contextlib
-import functools
 import statistics
 import tempfile
 import time
 from argparse import Namespace
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import partial
 from itertools import count
+from timeit import repeat, timeit
 from typing import Any
 
 import numpy as np
@@ -47,33 +48,31 @@ ON_DEVICE = "augmentation"  # the part of a step that finishes views there
 def worker(args: Namespace) -> int:
     """One process of a benchmark; returns its exit code."""
     settings = {"download": args.download, "channels": args.channels, "cache": args.cache}
-    opening = functools.partial(data.open_sources, args.dataset, args.data, **settings)
-    images = distributed.first_on_node(opening, wait=bool(args.download or args.cache)).pretrain
-    config: PretrainConfig = args.settings
-    view = view_settings(config.views, images)
+    images = data.open_on_nodes(args.dataset, args.data, **settings).pretrain
+    view = view_settings(args.settings.views, images)
     labels = data.class_labels(images, args.method) if args.method == "supcon" else None
     args.seed = args.seed or 0
-    tell = functools.partial(print, flush=True) if distributed.is_main() else _silent
     batch = args.batch_size * distributed.nodes()
     queue = f"K {args.moco_k}" if args.family == "queue" else "no queue"
-    tell(f"{args.method}, {args.arch} at {view.size} px, batch {batch}, {queue}, {images.name}; "
-         f"{distributed.processes()}, {torch.get_num_threads()} threads, torch {torch.__version__}")  # fmt: skip
+    _tell(f"{args.method}, {args.arch} at {view.size} px, batch {batch}, {queue}, {images.name}; "
+          f"{distributed.processes()}, {torch.get_num_threads()} threads, torch {torch.__version__}")  # fmt: skip
     loads = parts = {}
     if args.what in ("data", "all"):
         loads = data_rows(images, view, args, batch)
-        tell(f"\n{loader_table(loads, args.views)}")
+        _tell(f"\n{loader_table(loads, args.views)}")
     if args.what in ("step", "all"):
         parts = step_parts(len(images), view, args, batch, labels)
-        tell(f"\n{timing_table('part of a step', parts)}\n{batch * args.accum / sum(parts.values()):.0f} images/s")
+        _tell(f"\n{timing_table('part of a step', parts)}\n{batch * args.accum / sum(parts.values()):.0f} images/s")
     if args.what in ("head", "all"):
-        tell(f"\n{timing_table('the loss alone', head_seconds(args, view, labels), share=False)}")
+        _tell(f"\n{timing_table('the loss alone', head_seconds(args, view, labels), share=False)}")
     for line in verdict(loads, parts, batch * args.accum, settings_in_use(args, images, view)):
-        tell(f"\n{line}")
+        _tell(f"\n{line}")
     return 0
 
 
-def _silent(*_: object) -> None:
-    return None
+def _tell(text: str) -> None:
+    if distributed.is_main():
+        print(text, flush=True)
 
 
 def timing_table(what: str, seconds: dict[str, float], share: bool = True) -> str:
@@ -104,7 +103,9 @@ def data_rows(images: data.Source, view: Views, args: Namespace, batch: int) -> 
     if whole.fast:
         calls = {"decode and crop": calls["crop"], "augment": calls["augment"]}
     # of three: the first reading would measure the disk
-    sums = {name: sum(seconds_of(lambda i=i, c=call: c(i), 3) for i in chosen) for name, call in calls.items()}
+    sums = {
+        name: sum(min(repeat(partial(call, i), number=1, repeat=3)) for i in chosen) for name, call in calls.items()
+    }
     before = [0.0, *sums.values()]
     found = {name: max(0.0, (sums[name] - b) / max(1, len(chosen))) for name, b in zip(sums, before, strict=False)}
     if on_device:
@@ -118,16 +119,6 @@ def _readable(images: data.Source, numbers: range) -> Iterator[int]:
         with contextlib.suppress(data.BadImageError):
             images.load(number)
             yield number
-
-
-def seconds_of(call: Callable[[], object], tries: int = 1) -> float:
-    """Of one call on the host, the fastest of ``tries``."""
-    found = []
-    for _ in range(tries):
-        start = time.perf_counter()
-        call()
-        found.append(time.perf_counter() - start)
-    return min(found)
 
 
 def loader_rate(views: data.TwoViews, args: Namespace, batch: int) -> float:
@@ -233,19 +224,9 @@ def make_trainer(
     if reason := model.slow_reason(distributed.device()):
         log.line(reason)
     model.train()
-    return Trainer(
-        model=model,
-        optimizer=optimizer,
-        scaler=scaler,
-        plan=plan,
-        progress=Progress(seed, epoch=epoch, step=step),
-        log=log,
-        stop=Namespace(flags=lambda: (False, False)),  # type: ignore[arg-type]  # a signal ends a benchmark at once
-        save_dir=folder,
-        sampler=sampler,
-        source=Namespace(name="noise"),  # type: ignore[arg-type]
-        max_bad_images=0,
-    )
+    progress, source = Progress(seed, epoch=epoch, step=step), data.ArraySource("noise", np.empty((0, 1, 1)))
+    never: Any = Namespace(flags=lambda: (False, False))  # a signal ends a benchmark at once
+    return Trainer(model, optimizer, scaler, plan, progress, log, never, folder, sampler, source, max_bad_images=0)
 
 
 # ---------------------------------------------------------------------------------------------------- the head
@@ -259,12 +240,10 @@ def head_seconds(args: Namespace, view: Views, labels: np.ndarray | None) -> dic
     model, _ = build_model(args.settings, view, args.seed, 1 << 20 if classes is None else len(classes), n, classes)
     calls = _heads_with_queue(args, model, n) if isinstance(model, MoCo) else _head_of_batch(args, model, n)
     found: dict[str, list[float]] = {name: [] for name in calls}
-    for number in range(WARM_UP + args.bench_steps):
-        for name, (leaf, loss) in calls.items():
-            seconds = seconds_of(lambda x=leaf, y=loss: _both_passes(x, y))
-            if number >= WARM_UP:
-                found[name].append(seconds)
-    return {name: statistics.median(values) for name, values in found.items()}
+    for _ in range(WARM_UP + args.bench_steps):
+        for name, call in calls.items():
+            found[name].append(timeit(partial(_both_passes, *call), number=1))
+    return {name: statistics.median(values[WARM_UP:]) for name, values in found.items()}
 
 
 LossCall = tuple[Tensor, Callable[[], Tensor]]  # what gets a gradient, and a function that returns the loss
