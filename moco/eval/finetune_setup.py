@@ -21,7 +21,7 @@ from moco.eval.finetune_loss import Objective
 from moco.eval.linear import Score, write_result
 from moco.models.ema import moving_average
 from moco.models.encoder import build_encoder, strided_point
-from moco.train.optimizers import build_optimizer, no_decay_for_bias_and_norm
+from moco.train.optimizers import build_optimizer
 from moco.train.plan import Progress, TrainPlan
 from moco.train.pretraining import pick_amp
 from moco.train.resume import describe_resume
@@ -138,7 +138,7 @@ def build_parts(
 ) -> Parts:  # fmt: skip
     """Optimizer, scaler and moving average of a run that begins in ``epoch``; ``config`` has the layer's rate."""
     groups = model.groups(config.lr, lr_backbone, config.weight_decay, layer_decay)
-    optimizer = build_optimizer(config, no_decay_for_bias_and_norm(groups, config.exclude_bias_norm))
+    optimizer = build_optimizer(config, groups)
     scaler = torch.amp.GradScaler(distributed.device().type, enabled=model.amp is torch.float16)
     ema = moving_average(model, config.ema, config.ema_epoch, plan.steps_per_epoch)
     lrs = [group["lr"] for group in optimizer.param_groups]

@@ -30,13 +30,14 @@ def build_optimizer(config: OptimizerConfig, groups: Any) -> torch.optim.Optimiz
     """``sgd`` is torch's, as upstream's; every other name is timm's: adamw, lars, lookahead_adamw, lamb and the like.
 
     Args:
-        groups: parameters, or dictionaries with ``params`` and optionally ``lr`` and ``weight_decay``.
+        groups: dictionaries with ``params`` and optionally ``lr`` and ``weight_decay``, or parameters where biases and
+            norms are not excluded from weight decay.
 
     Raises:
         UserError: no such optimizer, or not one with so many betas.
         ValueError: later, when the state of another optimizer is loaded into it.
     """
-    optimizer = _named(config, list(groups))
+    optimizer = _named(config, no_decay_for_bias_and_norm(groups) if config.exclude_bias_norm else list(groups))
     inner = inner_optimizer(optimizer)
     inner.register_load_state_dict_pre_hook(_with_own_settings)
     if inner is not optimizer:
@@ -102,14 +103,12 @@ def _check_betas(name: str, betas: tuple[float, ...] | None, count: int) -> None
         raise UserError(f"--opt-betas gives {len(betas)} numbers and --opt {name} {has}{example}.")
 
 
-def no_decay_for_bias_and_norm(groups: list[dict[str, Any]], spare: bool) -> list[dict[str, Any]]:
-    """The groups, or with ``spare`` each as two: what has more than one dimension, and vectors without weight decay.
+def no_decay_for_bias_and_norm(groups: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The groups, each as two: what has more than one dimension, and vectors without weight decay.
 
     Vectors are biases and the scales and shifts of norms. timm's LARS, as BYOL's (arXiv 2006.07733) and MoCo v3's, does
     not adapt the rate of what is not decayed.
     """
-    if not spare:
-        return groups
     made = []
     for group in groups:
         params = list(group["params"])

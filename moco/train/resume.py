@@ -46,9 +46,9 @@ def about_run(flags: Flags, images: Source, head: Earlier | None = None) -> dict
     return about if head is None else {**about, "head": head._asdict()}
 
 
-def loss_choice_of(state: dict | None) -> Earlier | None:
+def loss_choice_of(state: dict) -> Earlier | None:
     """What the run that wrote a checkpoint had chosen for its loss; None for older files and losses without a queue."""
-    head = ((state or {}).get("run") or {}).get("head") or {}
+    head = (state.get("run") or {}).get("head") or {}
     return Earlier(*(head[name] for name in Earlier._fields)) if set(Earlier._fields) <= set(head) else None
 
 
@@ -65,20 +65,20 @@ def _machine() -> dict[str, Any]:
     return {"version": version, "processor": processor, "threads": torch.get_num_threads()}
 
 
-def changes(state: dict | None, path: str | None, own: dict[str, Any], classes: Classes, seed: int | None) -> list[str]:
+def changes(state: dict, path: str | None, own: dict[str, Any], classes: Classes, seed: int | None) -> list[str]:
     """What this run has otherwise than the one that wrote a checkpoint: a sentence each, for the log.
 
     Where the images are others, what the checkpoint knows of single images is forgotten, in ``state``.
 
     Args:
-        state: the checkpoint; nothing is compared without one.
+        state: the checkpoint; nothing is compared without its ``path``.
         own: :func:`about_run` of this run.
         seed: that was asked for, if any.
 
     Raises:
         UserError: what differs cannot change.
     """
-    if not state or path is None:
+    if path is None:
         return []
     run = state.get("run") or {}
     before = run.get("flags") or run.get("settings")  # of fine-tuning before there were flags

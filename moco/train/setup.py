@@ -18,7 +18,7 @@ from moco.models import build as models
 from moco.models.base import Contrast
 from moco.models.ema import attach_ema
 from moco.models.encoder import build_encoder, compile_encoders, strided_point
-from moco.train.optimizers import build_optimizer, no_decay_for_bias_and_norm
+from moco.train.optimizers import build_optimizer
 from moco.train.plan import Progress, TrainPlan, make_plan
 from moco.train.pretraining import pick_amp
 from moco.train.resume import DONE
@@ -94,8 +94,7 @@ def prepare_training(
     """What moves the weights, in epochs of so many ``batches``, and the encoder to evaluate (:func:`attach_ema`)."""
     own, device = config.optimizer, distributed.device()
     # over all parameters and in their order, as upstream's, so that its checkpoints resume here
-    groups = no_decay_for_bias_and_norm([{"params": list(model.parameters())}], own.exclude_bias_norm)
-    optimizer = build_optimizer(own, groups)
+    optimizer = build_optimizer(own, [{"params": list(model.parameters())}])
     broken = strided_point(model.encoder_q, view.channels, view.size) if device.type == "cpu" else ""
     plan = make_plan(batches, pick_amp(config.amp, device, broken), config.schedule)
     scaler = torch.amp.GradScaler(device.type, enabled=plan.amp is torch.float16)

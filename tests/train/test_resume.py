@@ -18,7 +18,7 @@ from moco.cli import flag_classes
 from moco.cli.flag_classes import LINCLS, PRETRAIN, SEMISUP
 from moco.config import OptimizerConfig, typed
 from moco.errors import UserError
-from moco.train.optimizers import build_optimizer, no_decay_for_bias_and_norm
+from moco.train.optimizers import build_optimizer
 
 ABOUT = ("flags", "data", "torch")
 
@@ -60,8 +60,8 @@ def test_a_loaded_optimizer_has_its_own_runs_decay_and_momentum():
     def made(wd: float, momentum: float):
         torch.manual_seed(0)
         layer = nn.Linear(3, 2)
-        groups = no_decay_for_bias_and_norm([{"params": list(layer.parameters())}], True)
-        return layer, build_optimizer(OptimizerConfig("sgd", 0.1, momentum, wd), groups)
+        config = OptimizerConfig("sgd", 0.1, momentum, wd, exclude_bias_norm=True)
+        return layer, build_optimizer(config, [{"params": list(layer.parameters())}])
 
     one, before = made(0.5, 0.9)
     one.weight.grad, one.bias.grad = torch.ones(2, 3), torch.ones(2)

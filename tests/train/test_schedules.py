@@ -409,31 +409,32 @@ def test_vectors_are_spared_as_if_decay_were_0_for_them(name):
     network = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(16, 2))
     images, decayed = torch.randn(5, 3, 4, 4), {"0.weight", "3.weight"}
 
-    def moved(groups: Callable) -> dict[str, torch.Tensor]:
+    def moved(groups: Callable, exclude: bool = False) -> dict[str, torch.Tensor]:
         own = copy.deepcopy(network)
-        optimizer = build_optimizer(OptimizerConfig(name, 0.1, 0.9, 0.5), groups(own))
+        config = OptimizerConfig(name, 0.1, 0.9, 0.5, exclude_bias_norm=exclude)
+        optimizer = build_optimizer(config, groups(own))
         for _ in range(3):
             optimizer.zero_grad()
             own(images).square().mean().backward()
             optimizer.step()
         return {name: value.detach() for name, value in own.named_parameters()}
 
-    with_all = [moved(lambda own: [{"params": list(own.parameters())}])]
-    with_all.append(moved(lambda own: no_decay_for_bias_and_norm([{"params": list(own.parameters())}], False)))
+    def one_group(own: nn.Module) -> list[dict[str, Any]]:
+        return [{"params": list(own.parameters())}]
+
+    with_all, spared = moved(one_group), moved(one_group, exclude=True)
     by_hand = moved(lambda own: [
         {"params": [p], "weight_decay": 0.5 if n in decayed else 0.0} for n, p in own.named_parameters()
     ])  # fmt: skip
-    spared = moved(lambda own: no_decay_for_bias_and_norm([{"params": list(own.parameters())}], True))
     for entry in spared:
         torch.testing.assert_close(spared[entry], by_hand[entry], rtol=0, atol=0)
-        assert torch.equal(*(given[entry] for given in with_all))
-    assert not torch.equal(spared["0.bias"], with_all[0]["0.bias"])
+    assert not torch.equal(spared["0.bias"], with_all["0.bias"])
 
 
 def test_each_groups_rate_is_kept_when_its_vectors_are_spared():
     layer, rest = nn.Linear(2, 3), nn.Linear(3, 4, bias=False)
     given = [{"params": list(layer.parameters()), "lr": 0.5}, {"params": list(rest.parameters()), "lr": 0.1}]
-    assert no_decay_for_bias_and_norm(given, True) == [
+    assert no_decay_for_bias_and_norm(given) == [
         {"params": [layer.weight], "lr": 0.5}, {"params": [layer.bias], "lr": 0.5, "weight_decay": 0.0},
         {"params": [rest.weight], "lr": 0.1},
     ]  # fmt: skip
