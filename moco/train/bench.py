@@ -19,7 +19,7 @@ from argparse import Namespace
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
-from itertools import count
+from itertools import count, pairwise
 from timeit import repeat, timeit
 from typing import Any
 
@@ -103,11 +103,9 @@ def data_rows(images: data.Source, view: Views, args: Namespace, batch: int) -> 
     if whole.fast:
         calls = {"decode and crop": calls["crop"], "augment": calls["augment"]}
     # of three: the first reading would measure the disk
-    sums = {
-        name: sum(min(repeat(partial(call, i), number=1, repeat=3)) for i in chosen) for name, call in calls.items()
-    }
-    before = [0.0, *sums.values()]
-    found = {name: max(0.0, (sums[name] - b) / max(1, len(chosen))) for name, b in zip(sums, before, strict=False)}
+    sums = [sum(min(repeat(partial(call, i), number=1, repeat=3)) for i in chosen) for call in calls.values()]
+    steps = zip(calls, pairwise([0.0, *sums]), strict=True)
+    found = {name: max(0.0, (after - before) / max(1, len(chosen))) for name, (before, after) in steps}
     if on_device:
         del found["augment"]
     world = distributed.world_size()
@@ -141,7 +139,7 @@ def _endless(loader: data.Loader, sampler: data.EpochSampler) -> Iterator[dict]:
         yield from loader
 
 
-def loader_table(loads: dict[str, float], views: int = 2) -> str:
+def loader_table(loads: dict[str, float], views: int) -> str:
     """Of what :func:`data_rows` returns."""
     parts = {name: value for name, value in loads.items() if name != "loader"}
     alone = 1 / max(sum(parts.values()), 1e-9)

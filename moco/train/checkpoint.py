@@ -87,8 +87,7 @@ def reserve_run_folder(
 
 
 def _matching(folder: str, patterns: Sequence[str]) -> list[str]:
-    found = (glob.glob(os.path.join(glob.escape(folder), pattern)) for pattern in patterns)
-    return [os.path.basename(path) for paths in found for path in sorted(paths)]
+    return [name for pattern in patterns for name in sorted(glob.glob(pattern, root_dir=folder))]
 
 
 # ------------------------------------------------------------------------------------------ a training state

@@ -167,7 +167,7 @@ class Trainer(Loop):
     def note_bad_step(self, step: int, newest: bool, bad_loss: bool) -> None:
         """Say so; raise a TrainingError, with a dump, after too many in a row."""
         at = self.progress
-        where, names = self._culprit(bad_loss) if newest else ("the loss" if bad_loss else "a gradient", [])
+        where, names = self._culprit() if newest else ("the loss" if bad_loss else "a gradient", [])
         self.log.line(f"step {step}: {where} is not finite; nothing was changed ({at.bad_steps} in a row)")
         if at.bad_steps < self.plan.max_bad_steps:
             return
@@ -181,7 +181,7 @@ class Trainer(Loop):
             f"See {path}; usual causes: --lr too high, --amp fp16 (try bf16), --moco-t too low."
         )
 
-    def _culprit(self, bad_loss: bool) -> tuple[str, list[str]]:
+    def _culprit(self) -> tuple[str, list[str]]:
         """What was not finite in the last step on this process, and the names of the gradients that were not."""
         own = not all(bool(o.loss.isfinite()) for o in self.last_outputs)
         names = [n for n, p in self.model.named_parameters() if p.grad is not None and not p.grad.isfinite().all()]
