@@ -9,11 +9,15 @@ SIGTERM_EXIT = 143  # 128 + SIGTERM: saved and stopped because the system asked 
 
 
 class UserError(Exception):
-    """Input that cannot be used: one sentence that says what to do, exit code 2."""
+    """Input that cannot be used: one sentence that says what to do."""
+
+    exit_code = USAGE_EXIT
 
 
 class TrainingError(Exception):
-    """Training cannot go on (for example non-finite losses): one sentence, exit code 3."""
+    """Training cannot go on (for example non-finite losses): one sentence."""
+
+    exit_code = DIVERGED_EXIT
 
 
 def exit_code(work: Callable[[], int | None]) -> int:
@@ -23,3 +27,8 @@ def exit_code(work: Callable[[], int | None]) -> int:
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return USAGE_EXIT
+
+
+def one_line(error: BaseException, most: int = 300) -> str:
+    """What an error of a library says, as part of a sentence."""
+    return " ".join(str(error).split())[:most]

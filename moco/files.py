@@ -16,7 +16,7 @@ import warnings
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
-from moco.errors import UserError
+from moco.errors import UserError, one_line
 
 if TYPE_CHECKING:  # otherwise in the functions that use it: a wrong flag is answered before a second of imports
     from torch import Tensor
@@ -97,7 +97,7 @@ def replacing(path: str, choose: str = "--save-dir") -> Iterator[str]:
             os.remove(beside)
         if not isinstance(error, OSError):
             raise
-        reason = " ".join(str(error).split())[:200]
+        reason = one_line(error, 200)
         raise UserError(f"{path} cannot be written ({reason}); make room or choose another {choose}.") from error
 
 

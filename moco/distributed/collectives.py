@@ -6,7 +6,6 @@ Legend: B rows on this process, G = B * world_size rows over all processes.
 from __future__ import annotations
 
 import contextlib
-import inspect
 import os
 import threading
 import time
@@ -19,6 +18,35 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from moco.errors import UserError
+
+__all__ = [
+    "all_gather",
+    "all_gather_with_grad",
+    "all_reduce_sum_with_grad",
+    "all_to_all_blocks",
+    "any_rank",
+    "broadcast_buffers",
+    "by_main",
+    "cores",
+    "device",
+    "exchange_rows",
+    "first_on_node",
+    "from_main",
+    "hold_gradients",
+    "is_main",
+    "local_size",
+    "max_over_ranks",
+    "mean_over_ranks",
+    "nodes",
+    "processes",
+    "rank",
+    "same_on_all_ranks",
+    "share_of_cores",
+    "sum_over_ranks",
+    "wait_without_timeout",
+    "world_size",
+    "wrap",
+]
 
 T = TypeVar("T")
 BEAT_SECONDS = 5.0  # between the signs of life of a process that others wait for
@@ -88,12 +116,6 @@ def device() -> torch.device:
 # ------------------------------------------------------------------------------------------------- exchanges
 
 
-def barrier() -> None:
-    """Wait until every process is here."""
-    if world_size() > 1:
-        dist.barrier()
-
-
 def wait_without_timeout(work: Callable[[], T]) -> T:
     """``work()`` on every process; each returns when all are done, however long that takes.
 
@@ -123,7 +145,7 @@ def wait_without_timeout(work: Callable[[], T]) -> T:
         with contextlib.suppress(RuntimeError):  # a store that is gone must not hide why the work failed
             store.add(f"{key}/{outcome}", 1)
     _wait_for_all(store, key)
-    barrier()  # the process that holds the store must not leave while others ask it
+    dist.barrier()  # the process that holds the store must not leave while others ask it
     return made
 
 
@@ -196,34 +218,26 @@ def all_gather_with_grad(z: Tensor) -> Tensor:
     A row's gradient is the sum of what the losses of all processes send to it. With gradients averaged over the
     processes, as :func:`wrap` does, the mean of their losses trains as one process with the whole batch would.
     """
-    return z if world_size() == 1 else _GatherFeatures.apply(z)  # pyright: ignore[reportReturnType]
-
-
-class _GatherFeatures(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, z: Tensor) -> Tensor:
-        ctx.rows = len(z)
-        return all_gather(z)
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> Tensor:
-        total = sum_over_ranks(grads[0].contiguous())  # gloo has no reduce-scatter
-        return total[rank() * ctx.rows : (rank() + 1) * ctx.rows]
+    mine = slice(rank() * len(z), (rank() + 1) * len(z))
+    return z if world_size() == 1 else _Exchange.apply(z, all_gather, mine)  # pyright: ignore[reportReturnType]
 
 
 def all_reduce_sum_with_grad(values: Tensor) -> Tensor:
     """The sum of each entry over the processes, WITH a gradient: for statistics that a network is normalised by."""
-    return values if world_size() == 1 else _AddOverRanks.apply(values)  # pyright: ignore[reportReturnType]
+    return values if world_size() == 1 else _Exchange.apply(values, sum_over_ranks, ...)  # pyright: ignore[reportReturnType]
 
 
-class _AddOverRanks(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, values: Tensor) -> Tensor:
-        return sum_over_ranks(values)
+class _Exchange(torch.autograd.Function):
+    """``exchange(x)``; the gradient of ``x`` is the part ``mine`` of the sum over the processes."""
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> Tensor:
-        return sum_over_ranks(grads[0].contiguous())
+    def forward(ctx: Any, x: Tensor, exchange: Callable[[Tensor], Tensor], mine: Any) -> Tensor:
+        ctx.mine = mine
+        return exchange(x)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
+        return sum_over_ranks(grads[0].contiguous())[ctx.mine], None, None  # gloo has no reduce-scatter
 
 
 @torch.no_grad()
@@ -272,7 +286,7 @@ def any_rank(*flags: bool) -> list[bool]:
     """For each flag, whether it is set on any process: one small reduction for all of them."""
     if world_size() == 1:
         return list(flags)
-    x = torch.tensor([int(f) for f in flags], device=device(), dtype=torch.int32)
+    x = torch.tensor(flags, device=device(), dtype=torch.int32)
     return [bool(v) for v in max_over_ranks(x).tolist()]
 
 
@@ -287,11 +301,7 @@ def max_over_ranks(values: Tensor) -> Tensor:
 
 def mean_over_ranks(values: Tensor) -> Tensor:
     """The mean of each entry over the processes."""
-    if world_size() == 1:
-        return values
-    values = values.clone()
-    dist.all_reduce(values)
-    return values / world_size()
+    return sum_over_ranks(values) / world_size()
 
 
 def sum_over_ranks(values: Tensor) -> Tensor:
@@ -323,10 +333,10 @@ def same_on_all_ranks(x: Tensor) -> bool:
     """Whether ``x`` has the same bits everywhere, by two checksums of its words (one weighs positions)."""
     if world_size() == 1:
         return True
-    processes = x.contiguous().flatten()
-    processes = processes.view(torch.int32 if processes.element_size() % 4 == 0 else torch.uint8).to(torch.int64)
-    weights = torch.arange(processes.numel(), device=x.device) % 65521 + 1
-    sums = torch.stack([processes.sum(), (processes * weights).sum()])
+    numbers = x.contiguous().flatten()
+    numbers = numbers.view(torch.int32 if numbers.element_size() % 4 == 0 else torch.uint8).to(torch.int64)
+    weights = torch.arange(numbers.numel(), device=x.device) % 65521 + 1
+    sums = torch.stack([numbers.sum(), (numbers * weights).sum()])
     return bool((all_gather(sums[None]) == sums).all())
 
 
@@ -338,13 +348,10 @@ def wrap(model: nn.Module) -> nn.Module:
     again with every forward, and BatchNorm's running statistics are those of the main process in checkpoints."""
     if world_size() == 1:
         return model
-    broadcast_buffers(list(model.buffers()))
     ids = [torch.cuda.current_device()] if torch.cuda.is_available() else None
-    ddp = nn.parallel.DistributedDataParallel
-    named = inspect.signature(ddp.__init__).parameters
-    resend = "forward_sync_buffers" if "forward_sync_buffers" in named else "broadcast_buffers"  # its older name
-    never: dict[str, Any] = {resend: False}
-    return ddp(model, device_ids=ids, gradient_as_bucket_view=True, **never)
+    wrapped = nn.parallel.DistributedDataParallel(model, device_ids=ids, gradient_as_bucket_view=True)
+    wrapped.broadcast_buffers = False  # from now on; as an argument it has two names
+    return wrapped
 
 
 def hold_gradients(model: nn.Module, hold: bool) -> contextlib.AbstractContextManager:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import linecache
 import os
 import re
 import signal
@@ -23,7 +24,7 @@ import torch.multiprocessing as mp
 
 from moco import files
 from moco.distributed import collectives
-from moco.errors import DIVERGED_EXIT, SIGTERM_EXIT, USAGE_EXIT, TrainingError, UserError
+from moco.errors import DIVERGED_EXIT, SIGTERM_EXIT, USAGE_EXIT, TrainingError, UserError, exit_code, one_line
 
 EXIT_GRACE_SECONDS = 20  # how long the other processes may take to end after one has failed
 INTERRUPTED_EXIT = 130  # Ctrl-C
@@ -46,27 +47,19 @@ class LaunchPlan:
     local_size: int = 1  # processes of this node, among which --batch-size is divided
 
 
-def plan_launch(
-    *,
-    multiprocessing: bool,
-    nproc: int | None,
-    world_size: int,
-    rank: int,
-    url: str | None,
-    gpus: int,
-    env: Mapping[str, str],
-) -> LaunchPlan:
+def plan_launch(args: Any, gpus: int, env: Mapping[str, str]) -> LaunchPlan:
     """Decide from the flags (upstream's meaning) and a scheduler's variables; flags win over the environment.
 
     Args:
-        multiprocessing, nproc, world_size, rank, url: the flags; ``world_size`` and ``rank`` count nodes when
-            ``multiprocessing`` is on and processes when it is off, as upstream has it; -1 means not given.
+        args: multiprocessing_distributed, nproc, world_size, rank and dist_url; ``world_size`` and ``rank`` count nodes
+            when processes are started here and processes otherwise, as upstream has it; -1 means not given.
         gpus: GPUs of this machine.
         env: the environment.
     """
+    nproc, world_size, rank, url = args.nproc, args.world_size, args.rank, args.dist_url
     if nproc is not None and nproc < 1:
         raise UserError(f"--nproc is the number of processes and must be at least 1, not {nproc}.")
-    if multiprocessing or nproc is not None:
+    if args.multiprocessing_distributed or nproc is not None:
         return _plan_spawn(nproc or gpus or 1, world_size, rank, url)
     if "RANK" in env and "WORLD_SIZE" in env:
         rank, size, local = int(env["RANK"]), int(env["WORLD_SIZE"]), int(env.get("LOCAL_RANK", 0))
@@ -94,39 +87,35 @@ def _plan_slurm(env: Mapping[str, str]) -> LaunchPlan | None:
     if tasks < 2 or "SLURM_PROCID" not in env:
         return None
     nodes = env.get("SLURM_STEP_NODELIST") or env.get("SLURM_JOB_NODELIST") or env.get("SLURM_NODELIST", "")
-    host = env.get("MASTER_ADDR") or first_host(nodes)
-    port = env.get("MASTER_PORT") or str(20000 + int(env.get("SLURM_JOB_ID", 0)) % 20000)
     rank, local = int(env["SLURM_PROCID"]), int(env.get("SLURM_LOCALID", 0))
     machines = int(env.get("SLURM_STEP_NUM_NODES") or env.get("SLURM_NNODES") or 1)
-    return LaunchPlan("SLURM", rank, tasks, local, 0, f"tcp://{host}:{port}", max(1, tasks // machines))
+    url = _scheduled_url(env, first_host(nodes), env.get("SLURM_JOB_ID", ""))
+    return LaunchPlan("SLURM", rank, tasks, local, 0, url, max(1, tasks // machines))
 
 
 def _plan_mpi(env: Mapping[str, str]) -> LaunchPlan | None:
-    for rank_name, size_name, local_name, local_size_name in (
+    for names in (
         ("OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_LOCAL_RANK", "OMPI_COMM_WORLD_LOCAL_SIZE"),
         ("PMI_RANK", "PMI_SIZE", "MPI_LOCALRANKID", "MPI_LOCALNRANKS"),
     ):
-        if int(env.get(size_name, 1)) > 1 and rank_name in env:
-            host = env.get("MASTER_ADDR") or _first_line(env.get("PBS_NODEFILE")) or "127.0.0.1"
-            job = re.sub(r"\D.*", "", env.get("PBS_JOBID", "")) or "0"
-            port = env.get("MASTER_PORT") or str(20000 + int(job) % 20000)
-            rank, size, local = int(env[rank_name]), int(env[size_name]), int(env.get(local_name, 0))
-            local_size = int(env.get(local_size_name, size))
-            return LaunchPlan("PBS/MPI", rank, size, local, 0, f"tcp://{host}:{port}", local_size)
+        rank, size, local, local_size = map(env.get, names)
+        if rank and size and int(size) > 1:
+            host = linecache.getline(env.get("PBS_NODEFILE", ""), 1).strip()  # empty where there is no such file
+            url = _scheduled_url(env, host or "127.0.0.1", env.get("PBS_JOBID", ""))
+            return LaunchPlan("PBS/MPI", int(rank), int(size), int(local or 0), 0, url, int(local_size or size))
     return None
+
+
+def _scheduled_url(env: Mapping[str, str], host: str, job: str) -> str:
+    """Where the processes of a job meet: at its first host and a port of its number, unless the user chose."""
+    number = int(re.sub(r"\D.*", "", job) or 0)
+    return f"tcp://{env.get('MASTER_ADDR') or host}:{env.get('MASTER_PORT') or 20000 + number % 20000}"
 
 
 def first_host(nodelist: str) -> str:
     """The first host of a SLURM node list: ``node[03-05,9],gpu1`` gives ``node03``."""
     match = re.match(r"([^\[,]+)(?:\[([^\],-]+))?", nodelist)
     return (match.group(1) + (match.group(2) or "")) if match else "127.0.0.1"
-
-
-def _first_line(path: str | None) -> str:
-    if not path or not os.path.isfile(path):
-        return ""
-    with open(path, encoding="utf-8") as lines:
-        return lines.readline().strip()
 
 
 def free_port() -> int:
@@ -146,32 +135,19 @@ def launch(worker: Callable[[Any], int | None], args: Any) -> int:
     :class:`UserError` becomes one sentence on standard error and exit code 2. With max_restarts above 0 it also needs
     save_dir, resume and overwrite.
     """
-    restarts = getattr(args, "max_restarts", 0)
-    try:
-        plan = _plan(args)
-        if restarts and not plan.spawn:
-            raise UserError(
-                "--max-restarts needs --nproc: a process that was killed cannot start itself again. Under torchrun "
-                "give --max-restarts to torchrun and --resume auto here."
-            )
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return USAGE_EXIT
-    if not plan.spawn:
-        return _run(worker, args, plan)
-    return _spawn_again(worker, args, plan, restarts) if restarts else _spawn(worker, args, plan, [])
+    return exit_code(lambda: _start(worker, args, getattr(args, "max_restarts", 0)))
 
 
-def _plan(args: Any) -> LaunchPlan:
-    return plan_launch(
-        multiprocessing=args.multiprocessing_distributed,
-        nproc=args.nproc,
-        world_size=args.world_size,
-        rank=args.rank,
-        url=args.dist_url,
-        gpus=torch.cuda.device_count(),
-        env=os.environ,
-    )
+def _start(worker: Callable[[Any], int | None], args: Any, restarts: int) -> int:
+    plan = plan_launch(args, torch.cuda.device_count(), os.environ)
+    if plan.spawn:
+        return _spawn_again(worker, args, plan, restarts) if restarts else _spawn(worker, args, plan, [])
+    if restarts:
+        raise UserError(
+            "--max-restarts needs --nproc: a process that was killed cannot start itself again. Under torchrun "
+            "give --max-restarts to torchrun and --resume auto here."
+        )
+    return _run(worker, args, plan)
 
 
 def _spawn_again(worker: Callable, args: Any, plan: LaunchPlan, restarts: int) -> int:
@@ -188,7 +164,7 @@ def _spawn_again(worker: Callable, args: Any, plan: LaunchPlan, restarts: int) -
             args = type(args)(**{**vars(args), "resume": path, "overwrite": False})
         where = path or "where this run began, it had saved nothing yet"
         print(f"restart {restart} of {restarts}, from {where}", file=sys.stderr, flush=True)
-        plan = _plan(args)  # another free port
+        plan = plan_launch(args, torch.cuda.device_count(), os.environ)  # another free port
     return _spawn(worker, args, plan, signals)
 
 
@@ -199,7 +175,7 @@ def _run(worker: Callable[[Any], int | None], args: Any, plan: LaunchPlan) -> in
     except (UserError, TrainingError) as error:
         who = "error" if plan.world_size == 1 else f"error (rank {plan.rank})"
         print(f"{who}: {error}", file=sys.stderr, flush=True)
-        return _exit_code(error)
+        return error.exit_code
 
 
 def _work(worker: Callable[[Any], int | None], args: Any, plan: LaunchPlan) -> int:
@@ -213,10 +189,6 @@ def _work(worker: Callable[[Any], int | None], args: Any, plan: LaunchPlan) -> i
             time.sleep(0.05)
             with contextlib.suppress(Exception):  # a peer that died must not hide this process's own reason
                 dist.destroy_process_group()
-
-
-def _exit_code(error: Exception) -> int:
-    return USAGE_EXIT if isinstance(error, UserError) else DIVERGED_EXIT
 
 
 def _join(plan: LaunchPlan, backend: str | None, gpu: int | None) -> None:
@@ -235,17 +207,11 @@ def _join(plan: LaunchPlan, backend: str | None, gpu: int | None) -> None:
     # NCCL connects now, not in the first exchange, where a mistake would hang, and no barrier guesses the device
     on_gpu = "nccl" in backend and torch.cuda.is_available()
     bound: dict[str, Any] = {"device_id": collectives.device()} if on_gpu else {}
-    meeting: dict[str, Any] = (
-        {"init_method": plan.url, "rank": plan.rank, "world_size": plan.world_size} if plan.url else {}
-    )
+    url = plan.url or "env://"
     try:
-        dist.init_process_group(backend, **meeting, **bound)
+        dist.init_process_group(backend, url, rank=plan.rank, world_size=plan.world_size, **bound)
     except (RuntimeError, ValueError) as error:  # a port in use: DistNetworkError, in torch 2.6 only its base class
-        raise UserError(f"the processes cannot meet at {plan.url or 'env://'}: {_one_line(error)}") from error
-
-
-def _one_line(error: BaseException) -> str:
-    return " ".join(str(error).split())[:300]
+        raise UserError(f"the processes cannot meet at {url}: {one_line(error)}") from error
 
 
 def _child(worker: Callable, args: Any, plan: LaunchPlan, threads: int, reports: Any) -> None:
@@ -254,8 +220,8 @@ def _child(worker: Callable, args: Any, plan: LaunchPlan, threads: int, reports:
     try:
         sys.exit(_work(worker, args, plan))
     except (UserError, TrainingError) as error:
-        reports.put((_exit_code(error), str(error)))
-        sys.exit(_exit_code(error))
+        reports.put((error.exit_code, str(error)))
+        sys.exit(error.exit_code)
     except Exception:
         # A peer's mistake breaks the connection here too: the parent prints this only if no one knows better.
         reports.put((1, traceback.format_exc()[-8000:]))

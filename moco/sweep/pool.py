@@ -12,7 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from moco import resources
-from moco.errors import UserError
+from moco.errors import UserError, one_line
 from moco.sweep import trial as trials
 from moco.sweep.spec import Run, Trial
 from moco.sweep.trial import Record, Slot
@@ -77,7 +77,7 @@ class Slurm:
         try:
             return self._executor.submit(SlurmTrial(), trial, self.minutes, since)
         except (RuntimeError, OSError, subprocess.SubprocessError) as error:
-            raise UserError(f"SLURM does not take the job: {_one_line(error)}") from error
+            raise UserError(f"SLURM does not take the job: {one_line(error)}") from error
 
     def close(self, jobs: list[Any]) -> None:
         """Cancel jobs that have not ended; the next sweep resumes what they had begun."""
@@ -94,12 +94,8 @@ def _submitit(parameters: dict[str, Any], folder: str) -> Any:
         executor = submitit.AutoExecutor(folder, cluster=parameters.pop("cluster", "slurm"))
         executor.update_parameters(**{"name": "sweep", **parameters})
     except (TypeError, ValueError, RuntimeError, NameError) as error:
-        raise UserError(f"run: slurm is not what submitit takes: {_one_line(error)}") from error
+        raise UserError(f"run: slurm is not what submitit takes: {one_line(error)}") from error
     return executor
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())[:300]
 
 
 def local_slots(run: Run) -> list[Slot]:
@@ -174,4 +170,4 @@ def _collect(job: Any, trial: Trial, since: float) -> None:
     except Exception as error:
         if not trials.settled(trial.folder, since):
             os.makedirs(trial.folder, exist_ok=True)
-            trials.write_record(trial, Record(trials.FAILED, None, 0.0, f"the job failed: {_one_line(error)}"))
+            trials.write_record(trial, Record(trials.FAILED, None, 0.0, f"the job failed: {one_line(error)}"))

@@ -1,16 +1,19 @@
 """How flags and schedulers' variables become processes, decided without starting any."""
 
+from argparse import Namespace
+
 import pytest
 import torch
 
-from moco.distributed import LaunchPlan, collectives, first_host, launcher, plan_launch
+from moco.distributed import collectives, launcher
+from moco.distributed.launcher import LaunchPlan, first_host, plan_launch
 from moco.errors import UserError
 
-NOTHING = {"multiprocessing": False, "nproc": None, "world_size": -1, "rank": -1, "url": None, "gpus": 0, "env": {}}
+NOTHING = {"multiprocessing_distributed": False, "nproc": None, "world_size": -1, "rank": -1, "dist_url": None}
 
 
-def plan(**changes):
-    return plan_launch(**{**NOTHING, **changes})
+def plan(gpus=0, env=None, **flags):
+    return plan_launch(Namespace(**{**NOTHING, **flags}), gpus, env or {})
 
 
 def test_no_flags_is_one_process():
@@ -19,17 +22,17 @@ def test_no_flags_is_one_process():
 
 
 def test_upstreams_flags_start_one_process_a_gpu():
-    p = plan(multiprocessing=True, world_size=1, rank=0, url="tcp://localhost:10001", gpus=8)
+    p = plan(multiprocessing_distributed=True, world_size=1, rank=0, dist_url="tcp://localhost:10001", gpus=8)
     assert (p.spawn, p.world_size, p.rank, p.local_size, p.url) == (8, 8, 0, 8, "tcp://localhost:10001")
 
 
 def test_upstreams_flags_on_the_second_node_of_two():
-    p = plan(multiprocessing=True, world_size=2, rank=1, url="tcp://first:1", gpus=8)
+    p = plan(multiprocessing_distributed=True, world_size=2, rank=1, dist_url="tcp://first:1", gpus=8)
     assert (p.spawn, p.world_size, p.rank) == (8, 16, 8)
 
 
 def test_upstreams_flags_without_a_gpu_run_as_typed():
-    p = plan(multiprocessing=True, world_size=1, rank=0)
+    p = plan(multiprocessing_distributed=True, world_size=1, rank=0)
     assert (p.spawn, p.world_size) == (1, 1)
 
 
@@ -82,7 +85,7 @@ def test_pbs_with_open_mpi(tmp_path):
 
 
 def test_one_process_per_call_with_flags():
-    p = plan(world_size=2, rank=1, url="tcp://h:1")
+    p = plan(world_size=2, rank=1, dist_url="tcp://h:1")
     assert (p.how, p.rank, p.world_size, p.spawn) == ("flags", 1, 2, 0)
 
 
@@ -90,8 +93,8 @@ def test_one_process_per_call_with_flags():
     ("changes", "words"),
     [
         ({"nproc": 0}, "--nproc"),
-        ({"multiprocessing": True, "world_size": 2, "rank": 0}, "--dist-url"),
-        ({"multiprocessing": True, "world_size": 2, "rank": 2, "url": "tcp://h:1"}, "--rank 2"),
+        ({"multiprocessing_distributed": True, "world_size": 2, "rank": 0}, "--dist-url"),
+        ({"multiprocessing_distributed": True, "world_size": 2, "rank": 2, "dist_url": "tcp://h:1"}, "--rank 2"),
         ({"world_size": 2}, "--rank"),
     ],
 )
@@ -129,13 +132,14 @@ def test_nccl_is_started_with_its_device(backend, gpus, url, expected, monkeypat
     monkeypatch.setattr(torch.cuda, "set_device", chosen.append)
     monkeypatch.setattr(torch.cuda, "current_device", lambda: chosen[-1])
     monkeypatch.setattr(
-        torch.distributed, "init_process_group", lambda backend, **how: asked.append({"backend": backend, **how})
+        torch.distributed,
+        "init_process_group",
+        lambda backend, url, **how: asked.append({"backend": backend, "url": url, **how}),
     )
     for name in ("_local_size", "_local_rank"):
         monkeypatch.setattr(collectives, name, getattr(collectives, name))
     launcher._join(LaunchPlan("spawn", 6, 8, 2, 0, url, 4), backend, None)
-    where = {"init_method": url, "rank": 6, "world_size": 8} if url else {}
-    assert asked == [{**expected, **where}]
+    assert asked == [{**expected, "url": url or "env://", "rank": 6, "world_size": 8}]
 
 
 def test_one_process_joins_nobody(monkeypatch):
