@@ -5,7 +5,7 @@ Beside :mod:`moco.data` and not in it: the flags are made from it, and they know
 
 from __future__ import annotations
 
-import importlib
+import pkgutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -40,8 +40,7 @@ class DataSet:
     @property
     def read(self) -> Callable[..., Any]:
         """The reader, imported now."""
-        module, _, name = self.reader.partition(":")
-        return getattr(importlib.import_module(module), name)
+        return pkgutil.resolve_name(self.reader)
 
 
 # Statistics of CIFAR-10: MoCo's CIFAR-10 notebook. CIFAR-100: SupCon's code. The others are the values in general use

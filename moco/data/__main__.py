@@ -17,7 +17,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _index(args: argparse.Namespace) -> None:
-    from moco.data.sources.index import write_index
+    from moco.data.sources.files import write_index
 
     for path, images in write_index(args.folder, args.out):
         print(f"wrote {path}: {images} images")

@@ -12,7 +12,7 @@ from moco import average as average_door
 from moco import data
 from moco import files as disk
 from moco.data.__main__ import main as data_main
-from moco.data.sources.index import NAME
+from moco.data.sources.files import INDEX_NAME
 from moco.errors import UserError
 from moco.eval import finetune, linear_checkpoint
 from moco.models.inputs import normalise
@@ -204,10 +204,12 @@ def test_an_average_is_of_one_encoder_and_keeps_its_changes(tuned, tmp_path):
 
 def test_an_index_is_made_and_read(folder, tmp_path, capsys):
     assert data_main(["index", str(folder), "--out", str(tmp_path)]) == 0
-    assert f"{NAME.format('train')}: 60 images" in capsys.readouterr().out
-    lines = (tmp_path / NAME.format("val")).read_text().splitlines()
+    assert f"{INDEX_NAME.format('train')}: 60 images" in capsys.readouterr().out
+    lines = (tmp_path / INDEX_NAME.format("val")).read_text().splitlines()
     assert [json.loads(line)["label"] for line in lines] == [0] * 5 + [1] * 5 + [2] * 5
-    read = data.open_sources(path=str(tmp_path / NAME.format("train")), val_path=str(tmp_path / NAME.format("val")))
+    read = data.open_sources(
+        path=str(tmp_path / INDEX_NAME.format("train")), val_path=str(tmp_path / INDEX_NAME.format("val"))
+    )
     direct = data.open_sources(path=str(folder))
     assert read.train is not None and read.val is not None and direct.val is not None
     assert read.train.labels.tolist() == direct.train.labels.tolist()

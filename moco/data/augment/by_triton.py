@@ -59,7 +59,7 @@ def _launch(program, grid: tuple[int, ...], *arguments, **constants) -> None:
         program[grid](*arguments, **constants, **options(constants))
 
 
-def plan(steps: np.ndarray, boxes: np.ndarray, flips: np.ndarray) -> tuple[np.ndarray, tuple[int, int, int]]:
+def plan_views(steps: np.ndarray, boxes: np.ndarray, flips: np.ndarray) -> tuple[np.ndarray, tuple[int, int, int]]:
     """(N, P) float32, what the programs read, and how many images draw contrast, have no blur, have one.
 
     Arguments as of :func:`finish`.
@@ -95,7 +95,7 @@ def finish(
         zeros: none. flips: (N,) bool. tables: PIL's conversions to HSV and back, of moco.data.augment.by_torch, on the
         images' device.
     """
-    numbers, (contrasted, sharp, blurred) = plan(steps, boxes, flips)
+    numbers, (contrasted, sharp, blurred) = plan_views(steps, boxes, flips)
     with torch.cuda.device(images.device) if images.is_cuda else contextlib.nullcontext():
         images = images.contiguous()
         _, channels, height, width = images.shape

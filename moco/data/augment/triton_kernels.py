@@ -1,6 +1,6 @@
 """The Triton programs that finish views after a crop. by_triton.py launches them and needs no triton to be imported.
 
-Legend: N images, C channels (1 or 3), h x w pixels, B pixels or rows at a time, P numbers an image (``views.plan``).
+Legend: N images, C channels (1 or 3), h x w pixels, B pixels or rows at a time, P numbers an image (``plan_views``).
 
 The operations are PIL's, number by number, as moco/data/augment/by_torch.py has them; values are whole, 0..255, in
 float32 until they are filtered. A product and the sum after it are rounded each: who launches forbids the compiler to

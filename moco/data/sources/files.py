@@ -1,4 +1,4 @@
-"""Image folders and lists of image paths."""
+"""Image folders and lists of image paths, among them BEiT-3's index, which is read and written here."""
 
 from __future__ import annotations
 
@@ -10,9 +10,11 @@ import numpy as np
 
 from moco.data.sources.base import FileSource
 from moco.errors import UserError
+from moco.files import write_text
 
 IMAGE_EXTENSIONS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")  # torchvision's
 LIST_EXTENSIONS = (".txt", ".lst", ".jsonl")
+INDEX_NAME = "imagenet.{}.index.jsonl"  # BEiT-3's, whatever the data set is
 
 
 def splits(folder: str) -> dict[str, str]:
@@ -122,8 +124,8 @@ def open_list(path: str, channels: int = 3) -> FileSource:
     """A text file with one image a line: its path (relative to the list's folder, or absolute), then TAB and label.
 
     The label is a class name or an integer, on every line or on none. A name that ends in .jsonl is BEiT-3's index,
-    :mod:`moco.data.sources.index`. Files that do not exist are bad images when they are loaded. Raises UserError for an
-    empty list, one that names no existing file, or uneven labels.
+    see :func:`write_index`. Files that do not exist are bad images when they are loaded. Raises UserError for an empty
+    list, one that names no existing file, or uneven labels.
     """
     rows = _read_index(path) if path.lower().endswith(".jsonl") else _read_lines(path)
     if not rows:
@@ -149,3 +151,35 @@ def open_path(path: str, channels: int = 3) -> FileSource:
     if not path.lower().endswith(LIST_EXTENSIONS):
         raise UserError(f"{path} is neither a folder nor a list of image paths ({lists}): unpack or rename it")
     return open_list(path, channels)
+
+
+def write_index(folder: str, out: str | None = None) -> list[tuple[str, int]]:
+    """Write BEiT-3's index of every split of an image folder (train, val, test); returns (path, images) of each.
+
+    One JSON object a line, ``{"image_path": "train/cat/1.jpg", "label": 0}``: paths are relative to the folder of the
+    index, labels are numbers of the sorted class folders.
+
+    Args:
+        folder: with class folders in ``train`` and the others.
+        out: the folder of the index; by default ``folder`` itself, where BEiT-3 looks for it.
+
+    Raises:
+        UserError: no such splits, a split without classes or with others than ``train``, or nothing can be written.
+    """
+    sources = {name: open_folder(path) for name, path in splits(folder).items()}
+    if not sources:
+        raise UserError(f"{folder} has no folder train, val or test to index: give the one that holds them.")
+    first = next(iter(sources.values()))
+    for source in sources.values():
+        if source.labels is None or source.classes != first.classes:
+            raise UserError(f"{source.name} has no class folders, or others than {first.name}.")
+    out = out or folder
+    written = []
+    for name, source in sources.items():
+        assert source.labels is not None
+        paths = (os.path.relpath(path, out).replace(os.sep, "/") for path in source.paths)
+        lines = [json.dumps({"image_path": p, "label": int(n)}) for p, n in zip(paths, source.labels, strict=True)]
+        path = os.path.join(out, INDEX_NAME.format(name))
+        write_text("\n".join(lines) + "\n", path, "--out")
+        written.append((path, len(lines)))
+    return written
