@@ -21,9 +21,10 @@ if __name__ == "__main__":  # a wrong flag is answered before torch is imported;
 
 import torch
 
-from moco import cli, data, distributed, seeding
+from moco import data, distributed, seeding
+from moco.cli.common import few_shot_config
 from moco.cli.flag_classes import LINCLS, probing
-from moco.cli.lincls import few_shot_config, lincls_schedule, optimizer_config
+from moco.cli.training import optimizer_config, schedule_config
 from moco.data import Source
 from moco.eval import fewshot, knn, linear, linear_checkpoint, linear_fit, linear_report, lr_find
 from moco.eval.features import EvalData, bad_image_notes
@@ -61,7 +62,8 @@ def worker(args: Namespace) -> int:
     # optimizer
     lrs = linear_checkpoint.rates(state, args.lrs, args.epochs, training=trained)
     heads = linear.make_classifiers(model, lrs, optimizer_config(args, args.lr), args.label_smoothing)
-    plan, at = count_epochs(-(-len(train) // batch), lincls_schedule(args)), Progress(seed, args.start_epoch)
+    plan = count_epochs(-(-len(train) // batch), schedule_config(args, args.epochs))
+    at = Progress(seed, args.start_epoch)
 
     # resume
     about = about_run(probing(args, encoder.built, mean, std, batch), train)
@@ -138,11 +140,6 @@ def fit(
     linear_report.write_details(probe.heads, train.classes or [], args.per_class, confusion, probe.log)
     probe.log.line(linear_report.describe_last(probe.heads))
     return 0
-
-
-def main(argv: list[str] | None = None) -> int:
-    """The command moco-lincls; its exit code."""
-    return distributed.launch(worker, cli.parse_lincls(argv))
 
 
 if __name__ == "__main__":

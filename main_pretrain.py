@@ -15,7 +15,7 @@ if __name__ == "__main__":  # a wrong flag is answered before torch is imported;
 
     ARGS = parse_pretrain()
 
-from moco import cli, data, distributed, seeding
+from moco import data, distributed, seeding
 from moco.cli.flag_classes import PRETRAIN, pretraining
 from moco.cli.pretrain import pretrain_config
 from moco.eval import between_epochs
@@ -75,11 +75,6 @@ def worker(args: Namespace) -> int:
             if trainer.exit_code is None:
                 between_epochs.report(trainer, evaluated, sources, extractor, seed, config.validation)
     return trainer.exit_code or 0
-
-
-def main(argv: list[str] | None = None) -> int:
-    """The command moco-pretrain; its exit code."""
-    return distributed.launch(worker, cli.parse_pretrain(argv))
 
 
 if __name__ == "__main__":

@@ -15,11 +15,12 @@ if __name__ == "__main__":  # a wrong flag is answered before torch is imported;
 
     ARGS = parse_semisup()
 
-from moco import cli, data, distributed, seeding
+from moco import data, distributed, seeding
 from moco.cli.common import few_shot_config
 from moco.cli.flag_classes import SEMISUP, tuning
 from moco.cli.objective import objective_config
-from moco.cli.semisup import classifier_config, semisup_optimizer, semisup_schedule, subset_config
+from moco.cli.semisup import classifier_config, semisup_schedule, subset_config
+from moco.cli.training import encoder_optimizer
 from moco.eval import finetune
 from moco.eval import finetune_setup as setup
 from moco.eval.features import EvalData, bad_image_notes
@@ -47,13 +48,13 @@ def worker(args: Namespace) -> int:
     novel = finetune.novel_images(sources, args.few_shot_data, args.few_shot_classes) if args.few_shot else None
 
     # model
-    size, mean, std = settled.of(whole)
+    (size, mean, std), batch = settled.of(whole), args.batch_size * distributed.nodes()
     model, read = setup.build_classifier(classifier_config(args), whole, size, mean, std, seed, bool(path))
 
     # optimizer
-    batch, objective = args.batch_size * distributed.nodes(), Objective(objective_config(args), model.classes)
-    plan, start = count_epochs(-(-len(images.train) // batch), semisup_schedule(args, epochs)), args.start_epoch
-    parts = setup.build_parts(model, semisup_optimizer(args), args.lr_backbone, args.layer_decay, plan, seed, start)
+    optimizer, objective = encoder_optimizer(args, args.lr_classifier), Objective(objective_config(args), model.classes)
+    plan = count_epochs(-(-len(images.train) // batch), semisup_schedule(args, epochs))
+    parts = setup.build_parts(model, optimizer, args.lr_backbone, args.layer_decay, plan, seed, args.start_epoch)
     about = about_run(tuning(args, model, images, epochs, batch), whole)
     notes = [] if args.evaluate else changes(state, path, about, SEMISUP, args.seed)
     resumed = parts.resume(state, path, args.arch, args.evaluate, bool(args.pretrained)) if path else ""
@@ -81,11 +82,6 @@ def worker(args: Namespace) -> int:
         result |= setup.measure_novel(tuner, novel, views, few_shot_config(args, seed)) if novel else {}
         setup.write_report(log, scores, {**result, "settings": {**vars(args), "epochs": epochs}}, args.save_dir)
     return 0
-
-
-def main(argv: list[str] | None = None) -> int:
-    """The command moco-semisup; its exit code."""
-    return distributed.launch(worker, cli.parse_semisup(argv))
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ from moco.errors import exit_code
 
 def main(argv: list[str] | None = None) -> int:
     """The command; its exit code."""
-    args = commands.parse_describe(argv)
+    args = commands.describe_parser().parse_args(argv)
     from moco.weights import describe
 
     return exit_code(lambda: describe.run_describe(args))

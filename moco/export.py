@@ -8,7 +8,7 @@ from moco.errors import exit_code
 
 def main(argv: list[str] | None = None) -> int:
     """The command; its exit code."""
-    args = commands.parse_export(argv)
+    args = commands.export_parser().parse_args(argv)
     from moco.weights import export
 
     return exit_code(lambda: export.run_export(args))

@@ -6,7 +6,7 @@ import argparse
 import os
 
 from moco.cli.common import add_batch_size, add_data, add_launch, add_statistics, add_workers, check_images
-from moco.cli.parser import Parser, at_least, end_lists, parse, positive, with_config
+from moco.cli.parser import Parser, at_least, parse, positive, with_config
 from moco.cli.pretrain import DEMO_CONFIG, parse_pretrain, pretrain_config
 from moco.data_registry import DATASETS
 from moco.errors import UserError
@@ -14,24 +14,9 @@ from moco.errors import UserError
 EXPORTS = ("torchvision", "timm", "detectron2", "safetensors", "onnx", "features")
 
 
-def parse_export(argv: list[str] | None = None) -> argparse.Namespace:
-    """The arguments of python -m moco.export."""
-    return export_parser().parse_args(argv)
-
-
-def parse_describe(argv: list[str] | None = None) -> argparse.Namespace:
-    """The arguments of python -m moco.describe."""
-    return describe_parser().parse_args(argv)
-
-
 def parse_average(argv: list[str] | None = None) -> argparse.Namespace:
     """The arguments of python -m moco.average."""
     return parse(average_parser(), argv, _finish_average)
-
-
-def parse_data(argv: list[str] | None = None) -> argparse.Namespace:
-    """The arguments of python -m moco.data."""
-    return data_parser().parse_args(argv)
 
 
 def parse_embed(argv: list[str] | None = None) -> argparse.Namespace:
@@ -48,7 +33,8 @@ def parse_bench(argv: list[str] | None = None) -> argparse.Namespace:
 
 def parse_demo(argv: list[str] | None = None) -> argparse.Namespace:
     """The flags of python -m moco.demo, and the configuration that it follows."""
-    p = Parser(prog="python -m moco.demo", description="Pretrain SynCo on 5,000 real digits, and show that it learned.")
+    text = "Pretrain SynCo on 5,000 real digits, and show that it learned."
+    p = Parser("python -m moco.demo", text, allow_abbrev=True)
     p.add_argument("--save-dir", default="runs/demo", help="where everything goes (default: runs/demo)")
     p.add_argument("--epochs", type=at_least(1), help="of the pretraining (default: those of configs/demo.yml)")
     p.set_defaults(config=DEMO_CONFIG)
@@ -65,14 +51,14 @@ def parse_retrieval(argv: list[str] | None = None) -> argparse.Namespace:
 
 def export_parser() -> Parser:
     """The parser of python -m moco.export."""
-    p = Parser(prog="moco.export", allow_abbrev=False, description="Write a checkpoint's backbone for other tools.")
+    p = Parser("moco.export", "Write a checkpoint's backbone for other tools.")
     add = p.add_argument
     add("checkpoint", metavar="CKPT", help="of ours, MoCo v1 to v3, SynCo, SupContrast, Barlow Twins, lightly, "
         "solo-learn, torchvision or timm")  # fmt: skip
     add("--to", required=True, choices=EXPORTS, help="what to write")
     add("--out", metavar="FILE", help="where to (default: beside CKPT, named after it)")
-    add("--head", choices=("drop", "keep"), default="drop", help="keep: logits of the file's linear classifier "
-        "instead of features (torchvision, timm, onnx; default: drop)")  # fmt: skip
+    add("--head", choices=("drop", "keep"), default="drop", help="keep: logits of the file's linear classifier instead "
+        "of features (torchvision, timm, onnx; default: drop)")  # fmt: skip
     add("-a", "--arch", default="", metavar="ARCH", help="torchvision or timm network (default: the file's)")
     add("--stem", choices=("auto", "imagenet", "cifar"), default="auto", help="(default: the file's)")
     add("--size", type=at_least(8), metavar="PX", help="side of the images (default: the file's)")
@@ -84,14 +70,14 @@ def export_parser() -> Parser:
 def describe_parser() -> Parser:
     """The parser of python -m moco.describe."""
     text = "Say what a checkpoint is and whether it is ok: exit code 0 if so, 1 if not, 2 if it cannot be read."
-    p = Parser(prog="moco.describe", allow_abbrev=False, description=text)
+    p = Parser("moco.describe", text)
     p.add_argument("checkpoint", metavar="CKPT", help="any checkpoint that moco.export reads")
     return p
 
 
 def average_parser() -> Parser:
     """The parser of python -m moco.average."""
-    p = Parser(prog="moco.average", allow_abbrev=False, description="Average the weights of several checkpoints.")
+    p = Parser("moco.average", "Average the weights of several checkpoints.")
     add = p.add_argument
     add("checkpoints", metavar="CKPT", nargs="+", help="checkpoints of one network, or the folder of a run")
     add("--last", type=at_least(2), metavar="N", help="of a folder: the newest N of its epochs")
@@ -103,8 +89,8 @@ def average_parser() -> Parser:
     add("--data", metavar="DIR", help="training images: a folder, a list, or the root of --dataset")
     add("--dataset", choices=DATASETS, help="a known data set instead of a folder")
     add("--download", action="store_true", help="let --dataset fetch its files")
-    add("--aug", choices=("v1", "v2", "cifar", "supcon", "digits"),
-        help="its views (default: the run's, else crop and flip)")  # fmt: skip
+    add("--aug", choices=("v1", "v2", "cifar", "supcon", "digits"), help="its views (default: the run's, else crop and "
+        "flip)")  # fmt: skip
     add("-a", "--arch", default="", metavar="ARCH", help="torchvision or timm network (default: the file's)")
     add("--size", type=at_least(8), metavar="PX", help="side of the images (default: the run's)")
     add_statistics(p, "(default: the run's)")
@@ -115,12 +101,12 @@ def average_parser() -> Parser:
 
 def data_parser() -> Parser:
     """The parser of python -m moco.data."""
-    p = Parser(prog="moco.data", allow_abbrev=False, description="Work on data sets.")
+    p = Parser("moco.data", "Work on data sets.")
     commands = p.add_subparsers(dest="command", required=True, parser_class=Parser)
-    index = commands.add_parser("index", allow_abbrev=False, help="write BEiT-3's index of an image folder")
+    index = commands.add_parser("index", help="write BEiT-3's index of an image folder")
     index.add_argument("folder", metavar="DIR", help="with train and val, each with class folders")
     index.add_argument("--out", metavar="FOLDER", help="where the index goes (default: DIR)")
-    pack = commands.add_parser("pack", allow_abbrev=False, help="write an image folder or list as tar shards")
+    pack = commands.add_parser("pack", help="write an image folder or list as tar shards")
     pack.add_argument("source", metavar="DIR", help="image folder (with or without train/ and val/) or list of paths")
     pack.add_argument("out", metavar="OUT", help="new or empty folder; train/ and val/ become folders in it")
     pack.add_argument("--shard-mb", type=positive, default=200, metavar="MB", help="size of a shard (default: 200)")
@@ -130,11 +116,8 @@ def data_parser() -> Parser:
 
 def embed_parser() -> Parser:
     """The parser of moco.embed."""
-    p = Parser(
-        prog="python -m moco.embed",
-        allow_abbrev=False,
-        description="Features of a set of images as a file, and a picture of them in two dimensions.",
-    )
+    text = "Features of a set of images as a file, and a picture of them in two dimensions."
+    p = Parser("python -m moco.embed", text)
     add = p.add_argument
     _add_read(p)
     add("--out", default="embedding", metavar="DIR", help="where the files go (default: embedding)")
@@ -150,28 +133,20 @@ def embed_parser() -> Parser:
 def bench_parser() -> Parser:
     """The parser of moco.bench; what it does not know is main_pretrain.py's."""
     text = "Where the time of a run would go on this machine. Takes DIR and the flags of main_pretrain.py."
-    p = Parser(prog="python -m moco.bench", allow_abbrev=False, description=text)
+    p = Parser("python -m moco.bench", text)
     add = p.add_argument
     add("what", choices=("data", "step", "head", "all"), help="what to measure")
     add("--bench-steps", default=10, type=at_least(1), metavar="N", help="measured steps, after two (default: 10)")
-    add(
-        "--bench-images",
-        default=64,
-        type=at_least(1),
-        metavar="N",
-        help="images to decode, crop and augment (default: 64)",
-    )
+    add("--bench-images", default=64, type=at_least(1), metavar="N", help="images to decode, crop and augment "
+        "(default: 64)")  # fmt: skip
     add("--bench-seconds", default=5.0, type=positive, metavar="S", help="how long the loader is watched (default: 5)")
     return p
 
 
 def retrieval_parser() -> Parser:
     """The parser of moco.retrieval."""
-    p = Parser(
-        prog="python -m moco.retrieval",
-        allow_abbrev=False,
-        description="How well features find and group their classes, before the projection head and behind it.",
-    )
+    text = "How well features find and group their classes, before the projection head and behind it."
+    p = Parser("python -m moco.retrieval", text)
     _add_read(p)
     p.add_argument("--out", default="./", metavar="DIR", help="where retrieval.json goes (default ./)")
     p.add_argument("--seed", default=0, type=int, help="of k-means (default: 0)")
@@ -194,7 +169,7 @@ def _add_read(p: Parser) -> None:
 
 
 def _finish_average(parser: Parser, argv: list[str]) -> argparse.Namespace:
-    args = parser.parse_intermixed_args(end_lists(parser, argv))
+    args = parser.parse_intermixed_args(argv)
     if args.last is not None and args.best is not None:
         raise UserError("--last and --best are two choices of checkpoints; give one of them.")
     counts = [name for name in ("last", "best") if getattr(args, name) is not None]

@@ -26,9 +26,8 @@ def add_data(p: Parser, of_file: bool = False) -> None:
     add("--download", action="store_true", help="let --dataset fetch its files")
     add("--cache", metavar="DIR", help="keep decoded images in this folder, for sets of small images: decoded once "
         "instead of in every epoch, then mapped into memory (20 GB at most)")  # fmt: skip
-    add("--val-data", "--test-folder", metavar="PATH", dest="val_data", help="labelled validation images when DIR does "
-        "not hold them")  # fmt: skip
-    add("--size", "--input-size", type=at_least(8), metavar="PX", dest="size",
+    add("--val-data", "--test-folder", metavar="PATH", help="labelled validation images when DIR does not hold them")
+    add("--size", "--input-size", type=at_least(8), metavar="PX",
         help=f"side of the square views (default: {files}224, small sets their own size)")  # fmt: skip
     add("--channels", type=int, choices=(1, 3), help="read images as grey (1) or colour (3; default: "
         f"{files}the data set's)")  # fmt: skip
@@ -69,32 +68,31 @@ def add_resume(p: Parser, which: str, seed: str) -> None:
     add = p.group("run")
     add("-p", "--print-freq", default=10, type=at_least(1), metavar="N", help="steps between log lines (default: 10)")
     add("--resume", default="", metavar="PATH", help=f"continue this checkpoint; auto: the {which} in --save-dir")
-    add("--seed", default=None, type=int, help=seed)
+    add("--seed", type=int, help=seed)
 
 
 def add_stop(p: Parser) -> None:
     """--overwrite and --max-minutes."""
     add = p.group("run")
     add("--overwrite", action="store_true", help="start afresh in a folder that holds another run")
-    add("--max-minutes", default=None, type=at_least(0.0), metavar="M",
-        help="save and stop (exit code 0) after M minutes")  # fmt: skip
+    add("--max-minutes", type=at_least(0.0), metavar="M", help="save and stop (exit code 0) after M minutes")
 
 
 def add_sync_bn(p: Parser) -> None:
     """--sync-bn."""
-    p.group("model")("--sync-bn", "--syncBN", action="store_true", dest="sync_bn",
-                     help="BatchNorm over the batch of all processes")  # fmt: skip
+    p.group("model")("--sync-bn", "--syncBN", action="store_true", help="BatchNorm over the batch of all processes")
 
 
 def add_trial(p: Parser) -> None:
     """SupContrast's --trial."""
-    p.group("run")("--trial", default=None, metavar="NAME", help="put the run into --save-dir/trial_NAME")
+    p.group("run")("--trial", metavar="NAME", help="put the run into --save-dir/trial_NAME")
 
 
-def add_num_classes(p: Parser) -> None:
-    """SupContrast's --num-classes."""
-    p.group("data")("--num-classes", default=None, type=at_least(1), metavar="C",
-                    help="checked against the data, which decides by itself")  # fmt: skip
+def add_folder(p: Parser, help: str, *spellings: str) -> None:
+    """SupContrast's DIR and --num-classes."""
+    add = p.group("data")
+    add(*spellings, dest="train_folder", metavar="DIR", help=help)
+    add("--num-classes", type=at_least(1), metavar="C", help="checked against the data, which decides by itself")
 
 
 def add_launch(p: Parser) -> None:
@@ -102,11 +100,11 @@ def add_launch(p: Parser) -> None:
     add = p.group("processes")
     add("--world-size", default=-1, type=int, help="nodes (with --multiprocessing-distributed) or processes")
     add("--rank", default=-1, type=int, help="this node's or process's number")
-    add("--dist-url", default=None, metavar="URL", help="where processes meet (default: a free port of this machine)")
+    add("--dist-url", metavar="URL", help="where processes meet (default: a free port of this machine)")
     add("--dist-backend", default="nccl", help="nccl, or gloo without GPUs (chosen by itself)")
-    add("--gpu", default=None, type=int, help="use this GPU")
+    add("--gpu", type=int, help="use this GPU")
     add("--multiprocessing-distributed", action="store_true", help="one process a GPU (or --nproc) on each node")
-    add("--nproc", default=None, type=int, metavar="N", help="processes on this node; without GPUs they use gloo")
+    add("--nproc", type=int, metavar="N", help="processes on this node; without GPUs they use gloo")
 
 
 def add_knn(p: Parser) -> None:
@@ -120,9 +118,8 @@ def add_knn(p: Parser) -> None:
 def add_few_shot(p: Parser) -> None:
     """Few-shot episodes; one class is no question, one episode has no interval."""
     add = p.group("evaluation")
-    add("--few-shot", "--eval-fewshot", action="store_true", dest="few_shot",
-        help="few-shot accuracy of the frozen features: logistic regression on few images a class, mean and 95 %% "
-        "interval over episodes")  # fmt: skip
+    add("--few-shot", "--eval-fewshot", action="store_true", help="few-shot accuracy of the frozen features: logistic "
+        "regression on few images a class, mean and 95 %% interval over episodes")  # fmt: skip
     add("--few-shot-classes", default="", metavar="FILE", help="the classes to draw from, one a line, or "
         "miniImageNet's CSV of filename,label (default: all, held-out images only)")  # fmt: skip
     add("--few-shot-way", default=5, type=at_least(2), metavar="N", help="classes an episode (default: 5)")

@@ -3,33 +3,10 @@
 from __future__ import annotations
 
 import argparse
-from dataclasses import replace
 
-from moco.cli.common import (
-    add_data,
-    add_few_shot,
-    add_knn,
-    add_launch,
-    add_num_classes,
-    add_stop,
-    check_images,
-    few_shot_config,
-    one_folder,
-)  # fmt: skip
+from moco.cli import common, training
 from moco.cli.parser import Parser, at_least, parse, share, with_config
-from moco.cli.training import (
-    add_optimizer,
-    add_training,
-    add_warm,
-    check_min_lr,
-    check_warm,
-    optimizer_config,
-    schedule_config,
-)  # fmt: skip
-from moco.config import ScheduleConfig
 from moco.errors import UserError
-
-__all__ = ["few_shot_config", "lincls_parser", "lincls_schedule", "optimizer_config", "parse_lincls"]
 
 
 def parse_lincls(argv: list[str] | None = None) -> argparse.Namespace:
@@ -39,43 +16,37 @@ def parse_lincls(argv: list[str] | None = None) -> argparse.Namespace:
 
 def lincls_parser() -> Parser:
     """The parser of main_lincls.py."""
-    p = Parser(
-        prog="main_lincls.py",
-        allow_abbrev=False,
-        description="Train a linear classifier on frozen features (MoCo's protocol), or evaluate them by k-NN.",
-    )
-    add_data(p, of_file=True)
-    p.group("data")("--train-folder", "--data-folder", default=None, metavar="DIR", help="the labelled images to train "
-                    "on, as DIR")  # fmt: skip
-    add_num_classes(p)
+    text = "Train a linear classifier on frozen features (MoCo's protocol), or evaluate them by k-NN."
+    p = Parser("main_lincls.py", text)
+    common.add_data(p, of_file=True)
+    common.add_folder(p, "the labelled images to train on, as DIR", "--train-folder", "--data-folder")
     add = p.group("model")
-    add("--pretrained", "--ckpt", default="", metavar="PATH", dest="pretrained", help="checkpoint of ours or of nine "
-        "other projects; torchvision:NAME for its published weights")  # fmt: skip
+    add("--pretrained", "--ckpt", default="", metavar="PATH", help="checkpoint of ours or of nine other projects; "
+        "torchvision:NAME for its published weights")  # fmt: skip
     add("--amp", choices=("off", "bf16", "fp16"), default="off", help="arithmetic of the frozen encoder (default: off)")
     add("--features", choices=("views", "cached"), default="views", help="views: augmented anew every epoch, the "
         "published protocol; cached: computed once, without augmentation, then epochs cost seconds")  # fmt: skip
-    add_training(p, epochs=100, lr=[30.0], schedule=[60, 80], wd=0.0)
-    add_warm(p, "default: off")
-    add_optimizer(p)
+    training.add_training(p, epochs=100, lr=[30.0], schedule=[60, 80], wd=0.0)
+    training.add_warm(p, "default: off")
+    training.add_optimizer(p)
     p.group("optimizer")("--label-smoothing", default=0.0, type=share(), metavar="E", help="of the training loss, in "
-                         "0..1 (default: 0)")  # fmt: skip
+        "0..1 (default: 0)")  # fmt: skip
     _add_run(p)
     _add_evaluation(p)
-    add_launch(p)
+    common.add_launch(p)
     return p
 
 
 def _add_run(p: Parser) -> None:
     add = p.group("run")
     add("--save-dir", default="./", metavar="DIR", help="where checkpoint.pth.tar and the log go (default ./)")
-    add_stop(p)
-    add("--save-freq", default=None, type=int, metavar="E", help="SupContrast's: changes nothing, every epoch is saved")
+    common.add_stop(p)
+    add("--save-freq", type=int, metavar="E", help="SupContrast's: changes nothing, every epoch is saved")
     add("--save-ckpt-freq", default=0, type=at_least(0), metavar="E", help="also keep the checkpoint of every E-th "
         "epoch, as checkpoint_lincls_NNNN.pth.tar, for moco.average (default: 0, none)")  # fmt: skip
     add("--lr-find", action="store_true", help="learning-rate range test: raise the rate step by step, write "
         "lr_find.csv and lr_find.png, suggest a --lr, stop")  # fmt: skip
-    add("--lr-find-steps", default=None, type=at_least(10), metavar="N", help="steps of --lr-find (default: one epoch, "
-        "at least 100)")  # fmt: skip
+    add("--lr-find-steps", type=at_least(10), metavar="N", help="steps of --lr-find (default: one epoch, at least 100)")
 
 
 def _add_evaluation(p: Parser) -> None:
@@ -83,12 +54,11 @@ def _add_evaluation(p: Parser) -> None:
     add("-e", "--evaluate", action="store_true", help="evaluate on the validation set and stop")
     add("--val-share", default=0.0, type=share(), metavar="X", help="evaluate on this share of every class's training "
         "images, held out, and leave the validation images alone: to choose settings by (default: 0)")  # fmt: skip
-    add("--per-class", default=None, metavar="FILE.csv", help="also write top-1, top-5 and the likeliest mistake of "
-        "each class")  # fmt: skip
+    add("--per-class", metavar="FILE.csv", help="also write top-1, top-5 and the likeliest mistake of each class")
     add("--confusion", action="store_true", help="also write confusion.csv and confusion.png into --save-dir")
     add("--knn", action="store_true", help="k-NN accuracy of the frozen features instead of a linear classifier")
-    add_knn(p)
-    add_few_shot(p)
+    common.add_knn(p)
+    common.add_few_shot(p)
 
 
 # ------------------------------------------------------------------------------------------------- after parsing
@@ -96,16 +66,16 @@ def _add_evaluation(p: Parser) -> None:
 
 def _finish(parser: Parser, argv: list[str]) -> argparse.Namespace:
     args = with_config(parser, argv)
-    args.data = one_folder(args)
+    args.data = common.one_folder(args)
     if args.data is None and args.dataset is None:
         raise UserError("give an image folder or --dataset NAME to classify.")
     args.lrs, args.lr = args.lr, args.lr[0]  # all that were asked for; upstream's one
     if len(set(args.lrs)) < len(args.lrs):
         raise UserError("--lr has the same rate twice; the two classifiers would be one.")
-    check_images(args)
+    common.check_images(args)
     _check_modes(args)
-    check_min_lr(args, min(args.lrs), args.cos)
-    check_warm(args, args.epochs)
+    training.check_min_lr(args, min(args.lrs), args.cos)
+    training.check_warm(args, args.epochs)
     if args.few_shot_classes and not args.few_shot:
         raise UserError("--few-shot-classes is for --few-shot; give both.")
     return args
@@ -122,8 +92,3 @@ def _check_modes(args: argparse.Namespace) -> None:
         raise UserError("--lr-find starts a new classifier; leave --resume out and give the encoder by --pretrained.")
     if (args.per_class or args.confusion) and modes not in ([], ["--evaluate"]):
         raise UserError(f"--per-class and --confusion show a trained classifier; {modes[-1]} has none.")
-
-
-def lincls_schedule(args: argparse.Namespace) -> ScheduleConfig:
-    """How long and how fast the classifiers of a probe are trained."""
-    return replace(schedule_config(args, args.epochs), milestones=tuple(args.schedule))

@@ -29,29 +29,27 @@ def add_moco(p: Parser) -> None:
         "with the keys of the batch")  # fmt: skip
     add("--moco-dim", default=128, type=at_least(1), help="feature dimension C (default: 128; moco_v3: 256)")
     add("--moco-mlp-dim", default=4096, type=at_least(1), help="moco_v3: width inside of its MLPs (default: 4096)")
-    add("--moco-k", default=None, type=at_least(1), help="queue size K (default: 65536; supcon: no queue)")
+    add("--moco-k", type=at_least(1), help="queue size K (default: 65536; supcon: no queue)")
     add("--moco-m", default=0.999, type=share(ends="[]"), help="momentum of the key encoder (default: 0.999; moco_v3: "
         "0.99)")  # fmt: skip
     add("--moco-m-cos", action=SWITCH, default=True, help="moco_v3: raise the momentum to 1 over the run by half a "
         "cosine (default: on)")  # fmt: skip
-    add("--moco-t", "--temp", default=0.07, type=positive, dest="moco_t", help="temperature T (default: 0.07; "
-        "moco_v3: 1)")  # fmt: skip
-    add("--mlp", action=SWITCH, default=None, help="MoCo v2's head (default: on for simclr, supcon, hcl, dcl)")
+    add("--moco-t", "--temp", default=0.07, type=positive, help="temperature T (default: 0.07; moco_v3: 1)")
+    add("--mlp", action=SWITCH, help="MoCo v2's head (default: on for simclr, supcon, hcl, dcl)")
     add("--stop-grad-conv1", action=SWITCH, default=True, help="moco_v3: keep a ViT's patch embedding as it was drawn "
         "(default: on)")  # fmt: skip
     add("--symmetric", action=SWITCH, default=False, help="each view is query once; the two losses are added")
-    add("--bn-splits", default=None, type=at_least(1), metavar="S", help="parts of the batch that BatchNorm sees alone "
+    add("--bn-splits", type=at_least(1), metavar="S", help="parts of the batch that BatchNorm sees alone "
         "(default: 8 or what the batch allows with one process, 1 with several)")  # fmt: skip
     add("--shuffle-bn", action=SWITCH, default=True, help="shuffle keys between processes (or splits) for BatchNorm")
-    add("--mask-same-image", action=SWITCH, default=None, help="leave out queue rows of the query's own image "
+    add("--mask-same-image", action=SWITCH, help="leave out queue rows of the query's own image "
         "(default: on when the queue holds more than a tenth of the data set)")  # fmt: skip
-    add("--head-impl", "--loss-impl", choices=("auto", "reference", "cpu", "triton"), default="auto", dest="head_impl",
+    add("--head-impl", "--loss-impl", choices=("auto", "reference", "cpu", "triton"), default="auto",
         help="loss implementation; auto: triton (fused) on a GPU where it is right and not slower, else cpu (closed "
         "forms, any device)")  # fmt: skip
     add("--head-precision", "--loss-precision", choices=("auto", "fp32", "tf32", "tf32x3", "bf16"), default="auto",
-        dest="head_precision", help="operands of the loss's two matrix products with the queue, summed in fp32; auto: "
-        "tf32x3 (three products, as exact as fp32) with triton, bf16 on a CPU that is faster with it, else "
-        "fp32")  # fmt: skip
+        help="operands of the loss's two matrix products with the queue, summed in fp32; auto: tf32x3 (three products, "
+        "as exact as fp32) with triton, bf16 on a CPU that is faster with it, else fp32")  # fmt: skip
 
 
 def _method_name(text: str) -> str:
@@ -61,7 +59,7 @@ def _method_name(text: str) -> str:
 def add_batch(p: Parser) -> None:
     """The methods that compare the images of a batch."""
     add = p.group("method")
-    add("--base-temperature", default=None, type=positive, metavar="T0", help="multiply the loss by T / T0 (default: "
+    add("--base-temperature", type=positive, metavar="T0", help="multiply the loss by T / T0 (default: "
         "0.07 for simclr and supcon without a queue, as SupContrast does; others: not multiplied)")  # fmt: skip
     add("--contrast-mode", choices=("all", "one"), default="all", help="anchors: all views, or the first of each image")
     add("--views", default=2, type=at_least(2), metavar="V", help="random views an image, for the methods without a "
@@ -78,15 +76,15 @@ def add_negatives(p: Parser) -> None:
     add = p.group("negatives")
     add("--n-hard", default=1024, type=at_least(1), help="hardest queue rows that a query mixes (default: 1024)")
     for (name, count), text in zip(SYNCO_COUNTS.items(), SYNCO_KINDS, strict=True):
-        add(f"--{name}", default=None, type=at_least(0), help=f"SynCo: negatives by {text} (default: {count})")
+        add(f"--{name}", type=at_least(0), help=f"SynCo: negatives by {text} (default: {count})")
     add("--sigma", default=0.01, type=at_least(0.0), help="SynCo: deviation of the noise (default: 0.01)")
     add("--delta", default=0.01, type=finite, help="SynCo: step of the perturbation (default: 0.01)")
     add("--eta", default=0.01, type=finite, help="SynCo: step of the adversarial sign (default: 0.01)")
-    add("--mochi", default=None, nargs=3, type=at_least(0), metavar=("N", "S", "S2"),
+    add("--mochi", nargs=3, type=at_least(0), metavar=("N", "S", "S2"),
         help="MoCHi: N hardest rows, S negatives of type 1, S2 of type 2")  # fmt: skip
-    add("--hard-start-epoch", "--warmup-epochs", default=10, type=at_least(0), dest="hard_start_epoch", metavar="E",
+    add("--hard-start-epoch", "--warmup-epochs", default=10, type=at_least(0), metavar="E",
         help="first epoch, counted from 0, with synthetic negatives (default: 10)")  # fmt: skip
-    add("--hard-stop-epoch", default=None, type=int, metavar="E", help="first epoch without them again (default: none)")
+    add("--hard-stop-epoch", type=int, metavar="E", help="first epoch without them again (default: none)")
     add("--type-starts", default=[], nargs="*", metavar="KIND=E", help="a later first epoch for one kind, such as "
         "interpolation=20, or optimizer step, mixup=1000steps; kinds: " + " ".join(TYPES))  # fmt: skip
     add("--extrapolation", choices=("code", "paper"), default="code", help="SynCo's released code or its paper's text")

@@ -16,12 +16,11 @@ def add_objective(p: Parser) -> None:
     add = p.group("objective")
     add("--loss", type=str.lower, choices=TUNING_LOSSES, default="ce", help="ce: cross-entropy; the others: (1 - "
         "alpha) cross-entropy + alpha times the contrastive loss of two views an image (default: ce)")  # fmt: skip
-    add("--alpha", default=None, type=share(ends="[]"), metavar="A", help="weight of the contrastive loss (default: "
-        "0.9)")  # fmt: skip
-    add("--temp", default=None, type=positive, metavar="T", help="temperature of the contrastive loss (default: 0.5)")
+    add("--alpha", type=share(ends="[]"), metavar="A", help="weight of the contrastive loss (default: 0.9)")
+    add("--temp", type=positive, metavar="T", help="temperature of the contrastive loss (default: 0.5)")
     add("--estimator", choices=("hard", "easy"), help="schane: weigh hard negatives, or all alike, which is supcon "
         "(default: hard)")  # fmt: skip
-    add("--beta", default=None, type=at_least(0.0), metavar="B", help="schane: how much more hard negatives weigh (1)")
+    add("--beta", type=at_least(0.0), metavar="B", help="schane: how much more hard negatives weigh (1)")
     add("--smoothing", "--label-smoothing", default=0.0, type=share(), metavar="E", help="of cross-entropy (default: "
         "0)")  # fmt: skip
     add("--mixup", default=0.0, type=at_least(0.0), metavar="A", help="of cross-entropy's images, timm's (default: 0, "

@@ -11,7 +11,7 @@ import copy
 import difflib
 import math
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, NoReturn, cast
 
@@ -46,15 +46,11 @@ def at_least(low: float) -> NumberRange:
 
 def share(high: float = 1.0, ends: str = "[)") -> NumberRange:
     """Numbers from 0 to ``high``; ``ends``: whether the two belong to it, as intervals are written."""
-    first, last = ("above 0 and", "at most" if ends[1] == "]" else "below")
-    sentence = f"is {first} {last} {high:g}"
-    if ends[0] == "[":
-        sentence = "is a share from 0 to " + "below " * (ends[1] == ")") + f"{high:g}"
-
-    def holds(x: float) -> bool:
-        return 0 <= x <= high and (x > 0 or ends[0] == "[") and (x < high or ends[1] == "]")
-
-    return NumberRange(float, holds, sentence)
+    excluded = [end for end, bracket in zip((0.0, high), ends, strict=True) if bracket in "()"]
+    sentence = f"is above 0 and {'below' if high in excluded else 'at most'} {high:g}"
+    if 0 not in excluded:
+        sentence = f"is a share from 0 to {'below ' * (high in excluded)}{high:g}"
+    return NumberRange(float, lambda x: 0 <= x <= high and x not in excluded, sentence)
 
 
 positive = NumberRange(float, lambda x: 0 < x < math.inf, "must be a number above 0")
@@ -65,6 +61,9 @@ class Parser(argparse.ArgumentParser):
     """One sentence and exit code 2 instead of the whole usage text. ``filed``: what ``--config`` has set, by name."""
 
     filed: frozenset[str] = frozenset()
+
+    def __init__(self, prog: str = "", description: str = "", allow_abbrev: bool = False, **more: Any):
+        super().__init__(prog, description=description, allow_abbrev=allow_abbrev, **more)
 
     def error(self, message: str) -> NoReturn:
         if message.startswith("unrecognized arguments: "):
@@ -109,27 +108,24 @@ def spelling(action: argparse.Action) -> str:
     return own if own in longs else longs[0]
 
 
-def close_to(flag: str, known: Sequence[str] | dict[str, Any]) -> str:
+def close_to(flag: str, known: Iterable[str]) -> str:
     """; did you mean --moco-k? Empty where nothing is close."""
     found = difflib.get_close_matches(flag.partition("=")[0].replace("_", "-"), list(known), 1)
     return f"; did you mean {found[0]}?" if found else ""
 
 
-Finish = Callable[["Parser", list[str]], argparse.Namespace]
-
-
-def parse(parser: Parser, argv: list[str] | None, finish: Finish) -> argparse.Namespace:
-    """``finish(parser, argv)`` of the arguments as the parser spells them; a mistake ends the program, exit code 2."""
-    argv = list(sys.argv[1:] if argv is None else argv)
+def parse(
+    parser: Parser, argv: list[str] | None, finish: Callable[[Parser, list[str]], argparse.Namespace]
+) -> argparse.Namespace:
+    """``finish(parser, argv)`` of the arguments as the parser reads them; a mistake ends the program, exit code 2."""
     try:
-        return finish(parser, spelled(argv))
+        return finish(parser, end_lists(parser, spelled(sys.argv[1:] if argv is None else argv)))
     except UserError as error:
         parser.error(str(error))
 
 
 def with_config(parser: Parser, argv: list[str]) -> argparse.Namespace:
     """The settings, with the entries of the file that ``--config`` names as defaults."""
-    argv = end_lists(parser, argv)
     args = parser.parse_intermixed_args(argv)
     if args.config:
         take_defaults(parser, args.config)
@@ -139,8 +135,7 @@ def with_config(parser: Parser, argv: list[str]) -> argparse.Namespace:
 
 def given(parser: Parser, argv: list[str]) -> dict[str, Any]:
     """The settings that words of the command line name, whatever their spelling; no defaults, nothing of a file."""
-    bare = parser.without_defaults()
-    return vars(bare.parse_intermixed_args(end_lists(bare, argv)))
+    return vars(parser.without_defaults().parse_intermixed_args(argv))
 
 
 def spelled(argv: list[str]) -> list[str]:
@@ -208,7 +203,7 @@ def take_defaults(parser: Parser, path: str) -> None:
         if name == "data":
             parser.set_defaults(data=str(value))
         elif name not in flags or name in ("config", "help"):
-            raise UserError(f"{path}: {name} is no flag of {parser.prog}{close_to(name, list(flags)) or '.'}")
+            raise UserError(f"{path}: {name} is no flag of {parser.prog}{close_to(name, flags) or '.'}")
         elif isinstance(value, list) and flags[name].nargs in (None, 0, "?"):
             raise UserError(f"{path}: {name} takes one value, not the list {value}.")
         elif value is not None:

@@ -10,32 +10,8 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
-from moco.cli import methods
-from moco.cli.common import (
-    SWITCH,
-    add_data,
-    add_knn,
-    add_launch,
-    add_num_classes,
-    add_stop,
-    add_trial,
-    check_images,
-    one_folder,
-    place,
-)  # fmt: skip
+from moco.cli import common, methods, training
 from moco.cli.parser import Parser, at_least, given, parse, take_defaults, with_config
-from moco.cli.training import (
-    add_average,
-    add_plateau,
-    add_training,
-    add_warm,
-    check_average,
-    check_min_lr,
-    choose_plateau,
-    optimizer_config,
-    schedule_config,
-    with_average,
-)  # fmt: skip
 from moco.config import EncoderConfig, PretrainConfig, ScheduleConfig, ValidationConfig, ViewConfig
 from moco.errors import UserError
 from moco.resources import RECIPES
@@ -54,48 +30,46 @@ def parse_pretrain(argv: list[str] | None = None, any_demo: bool = False) -> arg
 def pretrain_parser() -> Parser:
     """The parser of main_pretrain.py; without DIR, --dataset and a training's flags it runs the built-in demo."""
     p = Parser(
-        prog="main_pretrain.py",
-        allow_abbrev=False,
-        description="Pretrain an image encoder with a momentum encoder, a queue and synthetic hard negatives "
+        "main_pretrain.py",
+        "Pretrain an image encoder with a momentum encoder, a queue and synthetic hard negatives "
         "(MoCo, MoCHi, SynCo, SupCon with a queue), or by the other images of its batch (SimCLR, SupCon, HCL, DCL). "
         "Without DIR, --dataset and flags of a training: the built-in demo on 5,000 digits.",
     )
-    add_data(p)
+    common.add_data(p)
     _add_views(p)
-    p.group("data")("--data-folder", "--train-folder", default=None, metavar="DIR", dest="train_folder",
-                    help="SupContrast's DIR")  # fmt: skip
-    add_num_classes(p)
+    common.add_folder(p, "SupContrast's DIR", "--data-folder", "--train-folder")
     methods.add_moco(p)
     methods.add_batch(p)
     methods.add_negatives(p)
-    add_training(p, epochs=200, lr=0.03, schedule=[120, 160], wd=1e-4)
+    training.add_training(p, epochs=200, lr=0.03, schedule=[120, 160], wd=1e-4)
     _add_steps(p)
-    add_average(p)
+    training.add_average(p)
     _add_arithmetic(p)
     _add_run(p)
-    add_trial(p)
-    add_launch(p)
+    common.add_trial(p)
+    common.add_launch(p)
     return p
 
 
 def _add_views(p: Parser) -> None:
     add = p.group("data")
-    add("--aug-plus", action=SWITCH, default=False, help="MoCo v2's augmentation (same as --aug v2)")
+    add("--aug-plus", action=common.SWITCH, default=False, help="MoCo v2's augmentation (same as --aug v2)")
     add("--aug", choices=("v1", "v2", "v3", "v3-wide", "cifar", "supcon", "digits"), help="augmentation preset "
         "(default v1; small sets their own; simclr, supcon, hcl, dcl: supcon; moco_v3: v3)")  # fmt: skip
     add("--aug-device", choices=("cpu", "gpu", "auto"), default="auto", help="where views are made after their crop: "
         "by the loader's processes, or in batches on the run's device (default: auto, the loader's)")  # fmt: skip
     add("--decode", choices=("exact", "fast"), default="exact", help="fast: JPEG decoded only as finely as the crops "
         "need, crops within two levels of PIL's (default: exact)")  # fmt: skip
-    add("--drop-last", action=SWITCH, default=True, help="drop an epoch's last short batch (default: on)")
+    add("--drop-last", action=common.SWITCH, default=True, help="drop an epoch's last short batch (default: on)")
 
 
 def _add_steps(p: Parser) -> None:
     add = p.group("schedule")
-    add("--steps", default=None, type=at_least(1), metavar="N", help="train N optimizer steps instead of --epochs")
-    add_plateau(p, "--schedule: lr drops 10x when the mean loss of an epoch has not fallen for more than E epochs")
-    add_warm(p, "default: on for simclr, supcon, hcl, dcl at batches above 256")
-    add("--warm-steps", default=None, type=at_least(1), metavar="N", help="in place of --warm: raise the rate from "
+    add("--steps", type=at_least(1), metavar="N", help="train N optimizer steps instead of --epochs")
+    training.add_plateau(p, "--schedule: lr drops 10x when the mean loss of an epoch has not fallen for more than E "
+        "epochs")  # fmt: skip
+    training.add_warm(p, "default: on for simclr, supcon, hcl, dcl at batches above 256")
+    add("--warm-steps", type=at_least(1), metavar="N", help="in place of --warm: raise the rate from "
         "--warm-from over N steps, also of a run that counts --steps")  # fmt: skip
     add("--rise-epochs", default=0.0, type=at_least(0.0), metavar="E", dest="rise", help="in place of --warm: raise "
         "the rate from 0 over E epochs, then the cosine takes the rest; both move every step (default: 0; MoCo v3's "
@@ -108,7 +82,7 @@ def _add_arithmetic(p: Parser) -> None:
     add = p.group("arithmetic")
     add("--amp", choices=("auto", "off", "bf16", "fp16"), default="auto", help="encoder arithmetic (default: bf16 "
         "where the device has it; the loss is always fp32)")  # fmt: skip
-    add("--channels-last", action=SWITCH, default=True, help="memory layout of convolutions (default: on)")
+    add("--channels-last", action=common.SWITCH, default=True, help="memory layout of convolutions (default: on)")
     add("--compile", action="store_true", help="torch.compile the two encoders")
     add("--compile-mode", choices=("default", "reduce-overhead", "max-autotune"), default="default", help="torch's "
         "modes; the last two replay the encoders as CUDA graphs (default: default)")  # fmt: skip
@@ -117,12 +91,12 @@ def _add_arithmetic(p: Parser) -> None:
 
 def _add_run(p: Parser) -> None:
     add = p.group("run")
-    add("--save-dir", default=None, metavar="DIR", help="checkpoints and logs (default ./; the demo: runs/demo)")
-    add("--save-every", "--save-freq", default=1, type=at_least(1), metavar="E", dest="save_every",
+    add("--save-dir", metavar="DIR", help="checkpoints and logs (default ./; the demo: runs/demo)")
+    add("--save-every", "--save-freq", default=1, type=at_least(1), metavar="E",
         help="epochs between checkpoints (default: 1)")  # fmt: skip
     add("--keep", default=0, type=at_least(0), metavar="N", help="keep only the newest N checkpoints (default: 0 = "
         "all)")  # fmt: skip
-    add_stop(p)
+    common.add_stop(p)
     add("--max-restarts", default=0, type=at_least(0), metavar="N", help="with --nproc: start again from the newest "
         "good checkpoint when a process dies, at most N times (default: 0; torchrun has its own)")  # fmt: skip
     add("--max-bad-steps", default=5, type=at_least(1), metavar="N", help="stop after N non-finite steps in a row "
@@ -131,14 +105,14 @@ def _add_run(p: Parser) -> None:
         "(100)")  # fmt: skip
     add("--check-every", default=1000, type=at_least(1), metavar="N", help="steps between checks that all queues are "
         "equal")  # fmt: skip
-    add("--wandb", default=None, metavar="PROJECT", help="also log to Weights & Biases (extra: wandb)")
+    add("--wandb", metavar="PROJECT", help="also log to Weights & Biases (extra: wandb)")
     add = p.group("evaluation")
     add("--knn-every", default=10, type=at_least(0), metavar="E", help="epochs between k-NN evaluations (default: 10; "
         "0: off)")  # fmt: skip
     add("--retrieval-every", default=0, type=at_least(0), metavar="E", help="epochs between measures of held-out "
         "images before the projection head and behind it: precision@1, R-precision, mAP@R, mAP, AMI, NMI (default: 0, "
         "never)")  # fmt: skip
-    add_knn(p)
+    common.add_knn(p)
 
 
 # ------------------------------------------------------------------------------------------------- after parsing
@@ -146,7 +120,7 @@ def _add_run(p: Parser) -> None:
 
 def _finish(parser: Parser, argv: list[str], any_demo: bool = False) -> argparse.Namespace:
     args = with_config(parser, argv)
-    args.data = one_folder(args)
+    args.data = common.one_folder(args)
     typed = given(parser, argv)
     methods.read_type_starts(args.type_starts)  # which takes a DIR behind it for one of its own
     args.demo = args.data is None and args.dataset is None
@@ -157,17 +131,17 @@ def _finish(parser: Parser, argv: list[str], any_demo: bool = False) -> argparse
         args = with_config(parser, argv)
         args.demo = True
     args.save_dir = args.save_dir or ("runs/demo" if args.demo else "./")
-    args.save_dir = place(args)
+    args.save_dir = common.place(args)
     args.notes = []  # sentences for the log
     methods.choose_method(args, typed)
     methods.choose_family(args, typed, parser.filed)
     args.type_starts, args.type_start_steps = methods.read_type_starts(args.type_starts)
-    check_images(args)
-    choose_plateau(args, typed, parser.filed)
-    check_min_lr(args, args.lr, args.cos or args.plateau is not None)
+    common.check_images(args)
+    training.choose_plateau(args, typed, parser.filed)
+    training.check_min_lr(args, args.lr, args.cos or args.plateau is not None)
     if args.rise and not args.cos and args.plateau is None:
         raise UserError("--rise-epochs goes with --cos or --plateau, not with --schedule; give one of them.")
-    check_average(args)
+    training.check_average(args)
     methods.check_negatives(args)
     if args.compile_mode != "default" and not args.compile:
         raise UserError(f"--compile-mode {args.compile_mode} says how to --compile; give both.")
@@ -179,7 +153,7 @@ def _check_demo(typed: dict[str, Any]) -> None:
     """UserError where flags of a training, perhaps another program's, came without images. The demo takes what says
     where a run writes, how it is started, watched and stopped."""
     p = Parser()
-    for add in (add_launch, add_trial, _add_run):
+    for add in (common.add_launch, common.add_trial, _add_run):
         add(p)
     known = {action.dest for action in p.actions()}
     known |= {"resume", "seed", "workers", "print_freq", "download", "cache"}
@@ -205,7 +179,7 @@ def pretrain_config(args: argparse.Namespace) -> PretrainConfig:
         views=ViewConfig(args.dataset, args.size, mean, std, aug, args.decode, args.aug_device, args.views),
         encoder=EncoderConfig(args.arch, args.moco_dim, args.mlp, args.stem, compiled),
         model=methods.model_config(args),
-        optimizer=with_average(optimizer_config(args, args.lr), args),
+        optimizer=training.encoder_optimizer(args, args.lr),
         schedule=pretrain_schedule(args),
         validation=ValidationConfig(args.knn_every, args.retrieval_every, tuple(args.knn_k), args.knn_t),
         amp=args.amp,
@@ -218,7 +192,7 @@ def pretrain_schedule(args: argparse.Namespace) -> ScheduleConfig:
     epochs, steps = methods.negatives_config(args).changes()
     milestones = () if args.plateau is not None else tuple(args.schedule)
     return replace(
-        schedule_config(args, args.epochs), steps=args.steps, lr=args.lr, milestones=milestones, patience=args.plateau,
-        warm_steps=args.warm_steps or 0, changes=epochs, change_steps=steps, accum=args.accum,
+        training.schedule_config(args, args.epochs), steps=args.steps, lr=args.lr, milestones=milestones,
+        patience=args.plateau, warm_steps=args.warm_steps or 0, changes=epochs, change_steps=steps, accum=args.accum,
         max_bad_steps=args.max_bad_steps, check_every=args.check_every, rise=args.rise,
     )  # fmt: skip

@@ -5,37 +5,10 @@ from __future__ import annotations
 import argparse
 from dataclasses import replace
 
-from moco.cli.common import (
-    SWITCH,
-    add_batch_size,
-    add_data,
-    add_few_shot,
-    add_launch,
-    add_resume,
-    add_stop,
-    add_sync_bn,
-    add_trial,
-    check_images,
-    place,
-)  # fmt: skip
+from moco.cli import common, training
 from moco.cli.objective import add_objective, choose_objective
 from moco.cli.parser import Parser, at_least, given, parse, positive, share, with_config
-from moco.cli.training import (
-    add_average,
-    add_milestones,
-    add_plateau,
-    add_sgd,
-    add_start,
-    add_warm,
-    check_average,
-    check_min_lr,
-    check_warm,
-    choose_plateau,
-    optimizer_config,
-    schedule_config,
-    with_average,
-)  # fmt: skip
-from moco.config import ClassifierConfig, OptimizerConfig, ScheduleConfig, SubsetConfig
+from moco.config import ClassifierConfig, ScheduleConfig, SubsetConfig
 from moco.data_registry import DATASETS
 from moco.errors import UserError
 
@@ -49,29 +22,25 @@ def parse_semisup(argv: list[str] | None = None) -> argparse.Namespace:
 
 def semisup_parser() -> Parser:
     """The parser of main_semisup.py."""
-    p = Parser(
-        prog="main_semisup.py",
-        allow_abbrev=False,
-        description="Fine-tune a pretrained encoder and a linear classifier on a share of the labels.",
-    )
-    add_data(p, of_file=True)
+    text = "Fine-tune a pretrained encoder and a linear classifier on a share of the labels."
+    p = Parser("main_semisup.py", text)
+    common.add_data(p, of_file=True)
     _add_subset(p)
     _add_model(p)
     _add_schedule(p)
     add_objective(p)
     _add_run(p)
-    add_few_shot(p)
+    common.add_few_shot(p)
     p.group("evaluation")("--few-shot-data", default="", metavar="PATH", help="images of new classes for --few-shot, a "
                           "folder or list (default: the test images, whose classes were trained on)")  # fmt: skip
-    add_launch(p)
+    common.add_launch(p)
     return p
 
 
 def _add_subset(p: Parser) -> None:
     add = p.group("data")
-    add("--train-percent", default=None, type=share(100, "(]"), metavar="P", help="train on P percent of the labelled "
-        "images (default: 100): of ImageNet at 1 and 10 SimCLR's lists, fetched once, else a class-balanced "
-        "draw")  # fmt: skip
+    add("--train-percent", type=share(100, "(]"), metavar="P", help="train on P percent of the labelled images "
+        "(default: 100): of ImageNet at 1 and 10 SimCLR's lists, fetched once, else a class-balanced draw")  # fmt: skip
     add("--train-files", default="", metavar="PATH", help="train on the images named in this file, one a line "
         "(n01440764_18.JPEG, or FOLDER/NAME); balanced: a draw, also of ImageNet at 1 and 10 percent")  # fmt: skip
     add("--subset-seed", default=0, type=int, metavar="N", help="of the draw and of the validation part (default: 0); "
@@ -80,22 +49,20 @@ def _add_subset(p: Parser) -> None:
         "out, evaluate each epoch on it, and the test images once, at the end (default: 0, each epoch on the test "
         "images)")  # fmt: skip
     add("--val-only", action="store_true", help="with --val-share: leave the test images alone")
-    add("--task", default=None, metavar="NAME", help="BEiT-3's: imagenet for an image folder, or a --dataset's name")
-    add("--data-path", "--data-folder", "--train-folder", default=None, metavar="DIR", dest="data_path",
-        help="BEiT-3's and SupContrast's DIR")  # fmt: skip
+    add("--task", metavar="NAME", help="BEiT-3's: imagenet for an image folder, or a --dataset's name")
+    add("--data-path", "--data-folder", "--train-folder", metavar="DIR", help="BEiT-3's and SupContrast's DIR")
 
 
 def _add_model(p: Parser) -> None:
     add = p.group("model")
     add("pretrained_file", metavar="FILE", nargs="?", help="Barlow Twins' spelling of --pretrained FILE")
-    add("--pretrained", "--finetune", default="", metavar="PATH", dest="pretrained", help="checkpoint of ours, of nine "
-        "other projects or of BEiT-3; torchvision:NAME for its published weights (default: random weights, a "
-        "baseline)")  # fmt: skip
+    add("--pretrained", "--finetune", default="", metavar="PATH", help="checkpoint of ours, of nine other projects or "
+        "of BEiT-3; torchvision:NAME for its published weights (default: random weights, a baseline)")  # fmt: skip
     add("--weights", choices=("finetune", "freeze"), default="finetune", help="train the encoder, or keep it")
     add("--drop-path", default=0.0, type=share(), metavar="P", help="stochastic depth of timm's networks (default: 0)")
-    add_sync_bn(p)
+    common.add_sync_bn(p)
     add("--amp", choices=("auto", "off", "bf16", "fp16"), default="off", help="encoder arithmetic (default: off)")
-    add("--channels-last", action=SWITCH, default=True, help="memory layout of convolutions (default: on)")
+    add("--channels-last", action=common.SWITCH, default=True, help="memory layout of convolutions (default: on)")
 
 
 def _add_schedule(p: Parser) -> None:
@@ -103,38 +70,33 @@ def _add_schedule(p: Parser) -> None:
     add("--lr-backbone", default=0.01, type=at_least(0.0), metavar="LR", help="of the encoder (default: 0.01; SynCo's "
         "grid: 0.01 0.02 0.05 0.1 0.005)")  # fmt: skip
     add("--lr-classifier", default=0.5, type=positive, metavar="LR", help="of the linear layer (default: 0.5)")
-    add("--lr", "--learning-rate", default=None, type=positive, metavar="LR", dest="lr", help="of both, in place of "
-        "the two")  # fmt: skip
-    add_milestones(p, None, "epochs at which rates drop 10x, in place of the cosine")
-    add("--cos", "--cosine", action="store_true", dest="cos", help="the cosine also where --schedule is given")
-    add("--epochs", default=None, type=at_least(1), metavar="N", help="epochs to run (default: 60 below 10 percent, 30 "
-        "below 100, 90 for all images)")  # fmt: skip
-    add_start(p)
-    add_batch_size(p, 1024)
+    add("--lr", "--learning-rate", type=positive, metavar="LR", help="of both, in place of the two")
+    training.add_milestones(p, None, "epochs at which rates drop 10x, in place of the cosine")
+    add("--cos", "--cosine", action="store_true", help="the cosine also where --schedule is given")
+    training.add_epochs(p, None, "60 below 10 percent, 30 below 100, 90 for all images", 1024)
     add("--update-freq", default=1, type=at_least(1), metavar="A", help="batches a step: gradients are averaged over "
         "A, each with its own contrastive loss (default: 1)")  # fmt: skip
     add("--warmup-epochs", default=0.0, type=at_least(0.0), metavar="E", help="raise the rates from 0 over E epochs; "
         "then the cosine moves every step (default: 0, every epoch)")  # fmt: skip
-    add_warm(p, "default: on, as in SupContrast's main_ce.py, for --lr with --cos or --schedule and without "
+    training.add_warm(p, "default: on, as in SupContrast's main_ce.py, for --lr with --cos or --schedule and without "
              "--pretrained at batches above 256")  # fmt: skip
-    add_plateau(p, "the cosine: rates drop 10x when the accuracy has not risen for more than E epochs")
-    add_sgd(p, 1e-6, "(default: 1e-6)")
-    add_average(p)
+    training.add_plateau(p, "the cosine: rates drop 10x when the accuracy has not risen for more than E epochs")
+    training.add_sgd(p, 1e-6, "(default: 1e-6)")
+    training.add_average(p)
     add = p.group("optimizer")
-    add("--layer-decay", default=None, type=share(ends="()"), metavar="D", help="each layer's rate is D times that of "
+    add("--layer-decay", type=share(ends="()"), metavar="D", help="each layer's rate is D times that of "
         "the layer above; biases and norms are not decayed (default: off)")  # fmt: skip
 
 
 def _add_run(p: Parser) -> None:
     add = p.group("run")
-    add("--save-dir", "--checkpoint-dir", "--output-dir", default="./", metavar="DIR", dest="save_dir",
+    add("--save-dir", "--checkpoint-dir", "--output-dir", default="./", metavar="DIR",
         help="where checkpoint_semisup.pth.tar, result.json and the log go (default ./)")  # fmt: skip
-    add_trial(p)
-    add("--save-ckpt-freq", "--save-freq", default=0, type=at_least(0), metavar="E", dest="save_ckpt_freq",
-        help="also keep the checkpoint of every E-th epoch, as checkpoint_semisup_NNNN.pth.tar (default: 0, "
-        "none)")  # fmt: skip
-    add_resume(p, "one", "of all randomness but the draw (default: drawn, logged and kept)")
-    add_stop(p)
+    common.add_trial(p)
+    add("--save-ckpt-freq", "--save-freq", default=0, type=at_least(0), metavar="E", help="also keep the checkpoint of "
+        "every E-th epoch, as checkpoint_semisup_NNNN.pth.tar (default: 0, none)")  # fmt: skip
+    common.add_resume(p, "one", "of all randomness but the draw (default: drawn, logged and kept)")
+    common.add_stop(p)
     add = p.group("evaluation")
     add("-e", "--evaluate", action="store_true", help="evaluate --resume on the test images and stop")
     add("--dist-eval", action="store_true", help="BEiT-3's: changes nothing, processes always share the evaluation")
@@ -155,14 +117,14 @@ def _finish(parser: Parser, argv: list[str]) -> argparse.Namespace:
         args.train_percent = 100.0
     if args.lr is not None:
         args.lr_backbone = args.lr_classifier = args.lr
-    args.save_dir = place(args)
+    args.save_dir = common.place(args)
     args.notes = []  # sentences for the log
-    choose_plateau(args, given(parser, argv), parser.filed)
+    training.choose_plateau(args, given(parser, argv), parser.filed)
     _choose_schedule(args)
     _check_run(args)
     choose_objective(args)
     _check_recipe(args)
-    check_images(args)
+    common.check_images(args)
     return args
 
 
@@ -174,7 +136,7 @@ def _choose_schedule(args: argparse.Namespace) -> None:
         args.warm = as_main_ce and args.batch_size > 256 and enough and not args.warmup_epochs
     if args.warm and args.warmup_epochs:
         raise UserError("--warm and --warmup-epochs are two warm-ups; give one of them.")
-    check_warm(args, args.epochs or SHORTEST_TUNING)
+    training.check_warm(args, args.epochs or SHORTEST_TUNING)
     if args.cos:
         args.schedule = None
 
@@ -204,8 +166,8 @@ def _check_run(args: argparse.Namespace) -> None:
 
 def _check_recipe(args: argparse.Namespace) -> None:
     rates = [args.lr_classifier] + [args.lr_backbone] * (args.weights == "finetune")
-    check_min_lr(args, max(rates), lowered=args.schedule is None)
-    check_average(args)
+    training.check_min_lr(args, max(rates), lowered=args.schedule is None)
+    training.check_average(args)
     if args.warmup_epochs >= (args.epochs or SHORTEST_TUNING):
         raise UserError("--warmup-epochs must end before --epochs do; give more --epochs.")
     if (args.few_shot_data or args.few_shot_classes) and not args.few_shot:
@@ -228,14 +190,9 @@ def classifier_config(args: argparse.Namespace) -> ClassifierConfig:
     )  # fmt: skip
 
 
-def semisup_optimizer(args: argparse.Namespace) -> OptimizerConfig:
-    """How a fine-tuning steps; its groups have rates of their own."""
-    return with_average(optimizer_config(args, args.lr_classifier), args)
-
-
 def semisup_schedule(args: argparse.Namespace, epochs: int) -> ScheduleConfig:
     """How long and how fast to fine-tune."""
     return replace(
-        schedule_config(args, epochs), cosine=args.schedule is None and args.plateau is None, rise=args.warmup_epochs,
-        accum=args.update_freq, patience=args.plateau, keep_every=args.save_ckpt_freq,
+        training.schedule_config(args, epochs), cosine=args.schedule is None and args.plateau is None,
+        rise=args.warmup_epochs, accum=args.update_freq, patience=args.plateau, keep_every=args.save_ckpt_freq,
     )  # fmt: skip

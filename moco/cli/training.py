@@ -17,23 +17,24 @@ DECAY = 0.1  # of a rate at a milestone
 def add_training(p: Parser, epochs: int, lr: float | list[float], schedule: list[int], wd: float) -> None:
     """How long and how fast, of main_pretrain.py and main_lincls.py."""
     add, several = p.group("schedule"), isinstance(lr, list)
-    add("--epochs", default=epochs, type=at_least(1), metavar="N", help=f"epochs to run (default: {epochs})")
-    add_start(p)
-    add_batch_size(p)
+    add_epochs(p, epochs, f"{epochs}")
     more = "; several, such as 30 10 3: a classifier each, on the same features" if several else ""
     add("--lr", "--learning-rate", default=lr, type=positive, nargs="+" if several else None,
-        metavar="LR", dest="lr", help=f"learning rate ({lr}){more}")  # fmt: skip
+        metavar="LR", help=f"learning rate ({lr}){more}")  # fmt: skip
     add_milestones(p, schedule, f"epochs at which lr drops 10x ({schedule})")
-    add("--cos", "--cosine", action=SWITCH, dest="cos", default=False, help="cosine learning "
+    add("--cos", "--cosine", action=SWITCH, default=False, help="cosine learning "
         "rate instead, one value an epoch (with pretraining's --steps, a step)")  # fmt: skip
     add_sgd(p, wd, f"({wd})")
     add_resume(p, "newest", "of all randomness (default: drawn, logged and kept in checkpoints)")
 
 
-def add_start(p: Parser) -> None:
-    """--start-epoch."""
-    p.group("schedule")("--start-epoch", default=0, type=at_least(0), metavar="N",
-                        help="number of the first epoch, for restarts by hand")  # fmt: skip
+def add_epochs(p: Parser, default: int | None, text: str, batch: int = 256) -> None:
+    """--epochs, --start-epoch and the batch."""
+    add = p.group("schedule")
+    add("--epochs", default=default, type=at_least(1), metavar="N", help=f"epochs to run (default: {text})")
+    add("--start-epoch", default=0, type=at_least(0), metavar="N", help="number of the first epoch, for restarts by "
+        "hand")  # fmt: skip
+    add_batch_size(p, batch)
 
 
 def add_sgd(p: Parser, wd: float, text: str) -> None:
@@ -60,7 +61,7 @@ def _epoch_list(text: str) -> list[int]:
 def add_warm(p: Parser, when: str) -> None:
     """SupContrast's warm-up: a line from a rate, not from 0, to what the schedule says at its end."""
     add = p.group("schedule")
-    add("--warm", action=SWITCH, default=None, help=f"raise the rate from --warm-from over --warm-epochs ({when})")
+    add("--warm", action=SWITCH, help=f"raise the rate from --warm-from over --warm-epochs ({when})")
     add("--warm-epochs", default=10, type=at_least(1), metavar="E", help="of --warm (default: 10)")
     add("--warm-from", default=0.01, type=at_least(0.0), metavar="LR", help="of --warm (default: 0.01)")
 
@@ -70,10 +71,9 @@ def add_optimizer(p: Parser) -> None:
     add = p.group("optimizer")
     add("--opt", default="sgd", metavar="NAME", help="sgd, or an optimizer of timm: adamw, lars, lookahead_adamw .. "
         "(default: sgd)")  # fmt: skip
-    add("--opt-betas", default=None, nargs="+", type=share(), metavar="B", help="of optimizers that have betas "
+    add("--opt-betas", nargs="+", type=share(), metavar="B", help="of optimizers that have betas "
         "(default: timm's, for adamw 0.9 0.999)")  # fmt: skip
-    add("--clip-grad", default=None, type=positive, metavar="X", help="largest norm of the gradient (default: no "
-        "limit)")  # fmt: skip
+    add("--clip-grad", type=positive, metavar="X", help="largest norm of the gradient (default: no limit)")
     add("--min-lr", default=0.0, type=at_least(0.0), metavar="LR", help="where the cosine ends, and what no plateau "
         "goes below (0)")  # fmt: skip
 
@@ -84,14 +84,14 @@ def add_average(p: Parser) -> None:
     add = p.group("optimizer")
     add("--exclude-bias-norm", action="store_true", help="no weight decay of biases and norms, and with --opt lars no "
         "adaptation of their rates (default: off; --layer-decay has it already)")  # fmt: skip
-    add("--ema", default=None, type=share(ends="()"), metavar="D", help="evaluate and save an average of the weights "
+    add("--ema", type=share(ends="()"), metavar="D", help="evaluate and save an average of the weights "
         "that keeps a share D of itself at every step")  # fmt: skip
-    add("--ema-epoch", default=None, type=share(ends="()"), metavar="D", help="the same, D an epoch")
+    add("--ema-epoch", type=share(ends="()"), metavar="D", help="the same, D an epoch")
 
 
 def add_plateau(p: Parser, text: str) -> None:
     """--plateau."""
-    p.group("schedule")("--plateau", default=None, type=at_least(0), metavar="E", help=f"in place of {text}")
+    p.group("schedule")("--plateau", type=at_least(0), metavar="E", help=f"in place of {text}")
 
 
 # ------------------------------------------------------------------------------- what several flags say together
@@ -151,13 +151,14 @@ def _refuse_beside_plateau(name: str) -> None:
 
 
 def optimizer_config(args: argparse.Namespace, lr: float) -> OptimizerConfig:
-    """``lr``: the rate of groups that have none of their own."""
+    """The flags of :func:`add_optimizer`; ``lr``: the rate of groups that have none of their own."""
     betas = None if args.opt_betas is None else tuple(args.opt_betas)
     return OptimizerConfig(args.opt, lr, args.momentum, args.weight_decay, args.clip_grad, betas)
 
 
-def with_average(config: OptimizerConfig, args: argparse.Namespace) -> OptimizerConfig:
+def encoder_optimizer(args: argparse.Namespace, lr: float) -> OptimizerConfig:
     """The same with the flags of :func:`add_average`."""
+    config = optimizer_config(args, lr)
     return replace(config, exclude_bias_norm=args.exclude_bias_norm, ema=args.ema, ema_epoch=args.ema_epoch)
 
 

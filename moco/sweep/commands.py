@@ -11,7 +11,7 @@ from collections.abc import Container, Iterator
 from typing import Any
 
 from moco import cli
-from moco.cli.parser import Parser, given, spelled
+from moco.cli.parser import Parser, end_lists, given, spelled
 from moco.errors import UserError
 
 PROGRAMS = {f"main_{name}.py": name for name in ("pretrain", "lincls", "semisup")}
@@ -59,7 +59,7 @@ def flags_named(main: str, argv: list[str]) -> dict[str, str]:
     found: dict[str, str] = {}
     if parser := _parser(main):
         with contextlib.suppress(UserError), _told(main):  # what it does not take, the trials' own commands will tell
-            found = {name: f"--{hyphens(name)}" for name in given(parser, spelled(argv))}
+            found = {name: f"--{hyphens(name)}" for name in given(parser, end_lists(parser, spelled(argv)))}
     for word in (word.split("=")[0] for word in argv if word.startswith("--")):
         name = hyphens(word.removeprefix("--"))
         found[setting(main, name)] = word

@@ -164,7 +164,7 @@ def test_a_command_of_the_readme_runs(command, image_folder, checkpoint, cifar_l
 
 
 def export_or_parse(words: list[str]) -> int:
-    return int(command_options.parse_export(words).to not in EXPORTS_PARSED and export_door.main(words))
+    return int(command_options.export_parser().parse_args(words).to not in EXPORTS_PARSED and export_door.main(words))
 
 
 @pytest.fixture

@@ -18,9 +18,9 @@ from support.probing import state_of as probe_state
 from torch import nn
 
 from moco import cli
-from moco.cli.lincls import lincls_schedule
 from moco.cli.methods import negatives_config
 from moco.cli.pretrain import pretrain_schedule
+from moco.cli.training import schedule_config
 from moco.config import OptimizerConfig, ScheduleConfig
 from moco.data import EpochSampler
 from moco.errors import UserError
@@ -58,7 +58,7 @@ def test_milestones_of_a_decay_of_ones_own():
     """main_linear.py of SupContrast: x0.2 at 60, 75 and 90."""
     args = cli.parse_lincls(["DIR", "--lr_decay_epochs", "60,75,90", "--lr_decay_rate", "0.2"])
     heads = [linear.LinearClassifier(nn.Linear(3, 2), OptimizerConfig(lr=lr)) for lr in (5.0, 1.0)]
-    plan = count_epochs(1, lincls_schedule(args))
+    plan = count_epochs(1, schedule_config(args, args.epochs))
     for epoch, share in ((0, 1), (59, 1), (60, 0.2), (75, 0.04), (99, 0.008)):
         linear.set_rates(heads, plan, Progress(0, epoch))
         assert [head.rate for head in heads] == pytest.approx([5 * share, share])
