@@ -42,10 +42,10 @@ class Mean:
         self.total: float | Tensor = 0.0
         self.count = 0
 
-    def add(self, value: float | Tensor, n: int = 1) -> None:
-        """``value`` is the mean over ``n`` items."""
-        self.total = (value.detach() if isinstance(value, Tensor) else value) * n + self.total
-        self.count += n
+    def add(self, value: float | Tensor) -> None:
+        """One number more."""
+        self.total = (value.detach() if isinstance(value, Tensor) else value) + self.total
+        self.count += 1
 
     @property
     def value(self) -> float:

@@ -82,35 +82,28 @@ def changes(state: dict, path: str | None, own: dict[str, Any], classes: Classes
         return []
     run = state.get("run") or {}
     before = run.get("flags") or run.get("settings")  # of fine-tuning before there were flags
-    _refuse(path, before or {}, own["flags"], classes)
-    said = [_changed(before or _of_groups(state), own["flags"], classes)]
+    said = [_other_flags(path, state, before or {}, own["flags"], classes)]
     said += [_other_images(state, path, run, own["data"], classes), _other_seed(run, seed)]
-    said += [_other_machine(run.get("torch"), own["torch"]), _other_processes(run, own["processes"])]
-    said += [_other_head(state, run), checkpoint.square_queue(state)]
+    said += [*_other_place(run, own), _other_head(state, run), checkpoint.square_queue(state)]
     if not before:
         said.append(f"{path} does not say what its run's settings were: those of this command are used")
     return [sentence for sentence in said if sentence]
 
 
-def _differ(before: Flags, now: Flags) -> list[str]:
-    return [name for name, value in now.items() if name in before and before[name] != value]
-
-
-def _refuse(path: str, before: Flags, now: Flags, classes: Classes) -> None:
-    names = [name for name in _differ(before, now) if name in classes.fixed]
-    if not names:
-        return
-    first = f"{names[0]} {typed(before[names[0]])} and this one has {typed(now[names[0]])}"
-    others = "".join(f", {name} {typed(before[name])} and {typed(now[name])}" for name in names[1:])
-    raise UserError(
-        f"{path} is of a run with {first}{others}: give the same to continue it, or begin another --save-dir."
-    )
-
-
-def _changed(before: Flags, now: Flags, classes: Classes) -> str:
-    names = [name for name in _differ(before, now) if name in classes.free]
-    shown = (f"{name} {typed(now[name])} (was {typed(before[name])})" for name in names)
-    return f"resumed with {', '.join(shown)}" if names else ""
+def _other_flags(path: str, state: dict, before: Flags, now: Flags, classes: Classes) -> str:
+    """What differs and is free; UserError where what is fixed does. ``before``: empty for files that do not say it."""
+    known = before or _of_groups(state)
+    names = [name for name, value in now.items() if name in known and known[name] != value]
+    differ = [(name, typed(known[name]), typed(now[name])) for name in names]
+    if before and (fixed := [entry for entry in differ if entry[0] in classes.fixed]):
+        name, was, is_ = fixed[0]
+        others = "".join(f", {name} {was} and {is_}" for name, was, is_ in fixed[1:])
+        raise UserError(
+            f"{path} is of a run with {name} {was} and this one has {is_}{others}: give the same to continue it, or "
+            "begin another --save-dir."
+        )
+    shown = [f"{name} {is_} (was {was})" for name, was, is_ in differ if name in classes.free]
+    return f"resumed with {', '.join(shown)}" if shown else ""
 
 
 def _of_groups(state: dict) -> Flags:
@@ -154,11 +147,17 @@ def _other_seed(run: dict, seed: int | None) -> str:
     return "" if seed is None or kept in (None, seed) else f"--seed {seed} is not used: the file's run has {kept}"
 
 
-def _other_machine(before: dict[str, Any] | None, now: dict[str, Any]) -> str:
-    if before is None or before == now:
-        return ""
-    was, is_ = describe_machine(before), describe_machine(now)
-    return f"written by {was}; this is {is_}: the rest is equal to rounding, not bit for bit"
+def _other_place(run: dict, own: dict[str, Any]) -> list[str]:
+    """Of another torch, processor or number of processes, with which bits are others."""
+    said, machine, now = [], run.get("torch"), own["torch"]
+    if machine not in (None, now):
+        was, is_ = describe_machine(machine), describe_machine(now)
+        said.append(f"written by {was}; this is {is_}: the rest is equal to rounding, not bit for bit")
+    count, now = run.get("processes") or (run.get("batches") or {}).get("processes"), own["processes"]  # older files'
+    if count not in (None, now):
+        by = f"written by {count} process{'es' * (count > 1)}; this run has {now}"
+        said.append(f"{by}: not bit for bit the uninterrupted run")
+    return said
 
 
 def _other_head(state: dict, run: dict) -> str:
@@ -184,15 +183,6 @@ def describe_stop(epoch: int, done: int, steps: int) -> str:
 
 def _count(number: int, what: str) -> str:
     return f"{number} {what}{'s' * (number != 1)}"
-
-
-def _other_processes(run: dict, now: int) -> str:
-    before = run.get("processes") or (run.get("batches") or {}).get("processes") or now  # older: only pretraining's
-    if before == now:
-        return ""
-    return (
-        f"written by {before} process{'es' * (before > 1)}; this run has {now}: not bit for bit the uninterrupted run"
-    )
 
 
 def describe_machine(machine: dict[str, Any]) -> str:

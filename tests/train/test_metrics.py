@@ -28,11 +28,11 @@ def test_broken_logits_are_not_counted_as_right():
     assert int(hits[0]) < 10
 
 
-def test_mean_weighs_parts_and_takes_tensors():
+def test_mean_takes_numbers_and_tensors():
     mean = Mean()
     assert math.isnan(mean.value)
-    mean.add(1.0, 3)
-    mean.add(torch.tensor(5.0, requires_grad=True), 1)
+    for number in (1.0, 0.5, 1.5, torch.tensor(5.0, requires_grad=True)):
+        mean.add(number)
     assert mean.value == 2.0
 
 
