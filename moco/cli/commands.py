@@ -8,7 +8,7 @@ import os
 from moco.cli.common import add_batch_size, add_data, add_launch, add_statistics, add_workers, check_images
 from moco.cli.parser import Parser, at_least, parse, positive, with_config
 from moco.cli.pretrain import DEMO_CONFIG, parse_pretrain, pretrain_config
-from moco.data_registry import DATASETS
+from moco.data.registry import DATASETS
 from moco.errors import UserError
 
 EXPORTS = ("torchvision", "timm", "detectron2", "safetensors", "onnx", "features")

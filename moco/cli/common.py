@@ -7,7 +7,7 @@ import os
 
 from moco.cli.parser import Parser, at_least, finite, positive
 from moco.config import FewShotConfig
-from moco.data_registry import DATASETS
+from moco.data.registry import DATASETS
 from moco.errors import UserError
 
 SWITCH = argparse.BooleanOptionalAction

@@ -9,7 +9,7 @@ from moco.cli.common import SWITCH, add_sync_bn
 from moco.cli.parser import Parser, at_least, finite, positive, share
 from moco.cli.training import check_warm
 from moco.config import InBatchConfig, MoCHiConfig, MoCoConfig, MoCoV3Config, NegativesConfig, SynCoConfig
-from moco.data_registry import dataset_of
+from moco.data.registry import dataset_of
 from moco.errors import UserError
 from moco.methods.registry import ALIASES, FAMILIES, METHODS
 

@@ -9,7 +9,7 @@ from moco.cli import common, training
 from moco.cli.objective import add_objective, choose_objective
 from moco.cli.parser import Parser, at_least, given, parse, positive, share, with_config
 from moco.config import ClassifierConfig, ScheduleConfig, SubsetConfig
-from moco.data_registry import DATASETS
+from moco.data.registry import DATASETS
 from moco.errors import UserError
 
 SHORTEST_TUNING = 30  # epochs of main_semisup.py without --epochs, at least

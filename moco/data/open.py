@@ -6,11 +6,11 @@ from functools import partial
 from typing import Any
 
 from moco import distributed
+from moco.data.registry import DATASETS
 from moco.data.sources.base import Source, Sources, paired
 from moco.data.sources.cache import cached
 from moco.data.sources.files import open_path, splits
 from moco.data.sources.shards import open_shards, shards_in
-from moco.data_registry import DATASETS
 from moco.errors import UserError
 
 

@@ -6,6 +6,6 @@ from moco.data.checks import check_classes, class_labels, number_as_in, size_war
 from moco.data.datasets import Labelled, TwoViews
 from moco.data.loader import BadImages, EpochSampler, Finishing, Loader, make_loader, two_views
 from moco.data.open import open_on_nodes, open_sources
+from moco.data.registry import DATASETS, channel_statistics, dataset_of
 from moco.data.sources.base import ArraySource, FileSource, Source, Sources
 from moco.data.sources.decode import BadImageError
-from moco.data_registry import DATASETS, channel_statistics, dataset_of

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from moco.data import Source
-from moco.data_registry import channel_statistics, dataset_of
+from moco.data.registry import channel_statistics, dataset_of
 from moco.models.encoder import SMALL
 
 SETTING_NAMES = ("arch", "stem", "size", "channels", "mean", "std")

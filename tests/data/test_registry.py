@@ -9,7 +9,7 @@ import pytest
 from conftest import load
 
 from moco.data import ArraySource, open_sources, probe_preset
-from moco.data_registry import DATASETS, DataSet, channel_statistics, dataset_of
+from moco.data.registry import DATASETS, DataSet, channel_statistics, dataset_of
 from moco.errors import UserError
 
 

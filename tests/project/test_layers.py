@@ -20,7 +20,7 @@ FLOORS = [
         "moco.config",
         "moco.resources",
         "moco.methods.registry",
-        "moco.data_registry",
+        "moco.data.registry",
     ),
     ("moco.distributed", "moco.kernels", "moco.cli"),
     ("moco.data", "moco.methods"),
@@ -133,7 +133,7 @@ def raw_imports(module: str) -> set[str]:
 
 
 def test_flags_need_no_torch():
-    plain = ("moco.config", "moco.errors", "moco.methods.registry", "moco.data_registry")
+    plain = ("moco.config", "moco.errors", "moco.methods.registry", "moco.data.registry")
     for name in (n for n in MODULES if n.startswith("moco.cli") or n in plain):
         assert "torch" not in raw_imports(name), name
 

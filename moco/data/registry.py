@@ -1,7 +1,4 @@
-"""Which data sets there are: a row here and a reader in :mod:`moco.data.sources.named` each. No torch here.
-
-Beside :mod:`moco.data` and not in it: the flags are made from it, and they know nothing of data.
-"""
+"""Which data sets there are: a row here and a reader in :mod:`moco.data.sources.named` each. No torch here."""
 
 from __future__ import annotations
 
