@@ -18,7 +18,7 @@ from pathlib import Path
 import torch
 
 from moco import data, distributed, resources
-from moco.eval.embed import picture, tsne
+from moco.eval.embed import picture, project
 from moco.eval.features import EvalData, FeatureExtractor
 from moco.models.encoder import build_encoder
 from moco.weights.read import load_backbone
@@ -98,5 +98,5 @@ def draw_embeddings(settings: argparse.Namespace, weights: str, path: str) -> No
         if title == "pretrained":
             load_backbone(encoder, weights)
         features = extractor.whole(encoder, source)
-        panels.append((title, tsne(features.x.numpy()), features.labels.numpy()))
+        panels.append((title, project(features.x.numpy()), features.labels.numpy()))
     picture(panels, source.classes or [], path)

@@ -143,7 +143,7 @@ def draw_points(share: Features, source: Source, folder: str, method: str, most:
     rows = np.arange(len(share.x))
     if len(rows) > most:
         rows = np.sort(numpy_generator("sample", seed).choice(len(rows), most, replace=False))
-    points = PROJECTIONS[method](share.x.numpy()[rows], seed)  # (N, 2)
+    points = project(share.x.numpy()[rows], method, seed)  # (N, 2)
     ids, labels = share.ids.numpy()[rows], share.labels.numpy()[rows]
     classes = list(source.classes or ())
     title = f"{source.name}: {len(rows)} of {len(share.x)} images, {method}"
@@ -153,38 +153,27 @@ def draw_points(share: Features, source: Source, folder: str, method: str, most:
     picture([(title, points, labels)], classes, image)
     names, thumbnails = zip(*((source.name_of(int(i)), thumbnail(source.load(int(i)))) for i in ids), strict=True)
     text = page(title, points, labels, classes, names, thumbnails)
-    html = os.path.join(folder, "embedding.html")
-    files.write_text(text.encode(errors="replace").decode(), html, "--out")  # a file's name can be any bytes
-    print(f"{len(rows)} of them by {method}: {image}, {html}")
+    shown = os.path.join(folder, "embedding.html")
+    files.write_text(text.encode(errors="replace").decode(), shown, "--out")  # a file's name can be any bytes
+    print(f"{len(rows)} of them by {method}: {image}, {shown}")
 
 
-def _unit(features: np.ndarray) -> np.ndarray:
-    return features / np.maximum(np.linalg.norm(features, axis=1, keepdims=True), 1e-12)
+def project(features: np.ndarray, method: str = "tsne", seed: int = 0) -> np.ndarray:
+    """(N, F) features to (N, 2), on unit rows, N of at least 4: by t-SNE (van der Maaten and Hinton, 2008), or with
+    their defaults by UMAP (arXiv 1802.03426) or PaCMAP (arXiv 2012.04456)."""
+    unit = features / np.maximum(np.linalg.norm(features, axis=1, keepdims=True), 1e-12)
+    others = len(unit) - 1
+    if method == "umap":  # a seed makes it run in one thread; said here, it need not warn of that
+        model = _extra("umap").UMAP(n_neighbors=min(15, others), random_state=seed, n_jobs=1)
+    elif method == "pacmap":
+        model = _extra("pacmap").PaCMAP(n_neighbors=min(10, others // 2), random_state=seed)
+    else:
+        from sklearn.manifold import TSNE
+
+        model = TSNE(init="pca", perplexity=min(30.0, others / 3), random_state=seed)
+    return model.fit_transform(unit)
 
 
-def tsne(features: np.ndarray, seed: int = 0) -> np.ndarray:
-    """(N, F) features to (N, 2) by t-SNE (van der Maaten and Hinton, 2008) on cosine distances; N of at least 4."""
-    from sklearn.manifold import TSNE
-
-    unit = _unit(features)
-    perplexity = min(30.0, (len(unit) - 1) / 3)
-    return TSNE(init="pca", perplexity=perplexity, random_state=seed).fit_transform(unit)
-
-
-def umap_points(features: np.ndarray, seed: int = 0) -> np.ndarray:
-    """(N, F) features to (N, 2) by UMAP (arXiv 1802.03426) on unit rows, with its defaults."""
-    neighbours = min(15, len(features) - 1)
-    # A seed makes it run in one thread; said here, it need not warn of that.
-    return _extra("umap").UMAP(n_neighbors=neighbours, random_state=seed, n_jobs=1).fit_transform(_unit(features))
-
-
-def pacmap_points(features: np.ndarray, seed: int = 0) -> np.ndarray:
-    """(N, F) features to (N, 2) by PaCMAP (arXiv 2012.04456) on unit rows, with its defaults."""
-    neighbours = min(10, (len(features) - 1) // 2)
-    return _extra("pacmap").PaCMAP(n_neighbors=neighbours, random_state=seed).fit_transform(_unit(features))
-
-
-PROJECTIONS = {"tsne": tsne, "umap": umap_points, "pacmap": pacmap_points}
 EXTRAS = {"umap": "umap-learn", "pacmap": "pacmap"}  # module and extra: package
 
 

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from moco import distributed
@@ -206,6 +207,4 @@ def gathered(share: Features, device: torch.device) -> Features:
 
 def padded(x: Tensor, rows: int, value: int = 0) -> Tensor:
     """``x`` with rows of ``value`` behind its own, ``rows`` in all: what processes exchange has one size on all."""
-    out = x.new_full((rows, *x.shape[1:]), value)
-    out[: len(x)] = x
-    return out
+    return F.pad(x, (0, 0) * (x.ndim - 1) + (0, rows - len(x)), value=value)

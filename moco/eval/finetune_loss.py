@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from moco import distributed, seeding
+from moco import seeding
 from moco.config import ObjectiveConfig
 from moco.methods.losses import compare, schane, supcon
 from moco.models.base import StepOutput
@@ -94,10 +94,7 @@ class Objective:
         anchors without a positive."""
         # an image that fills up the last batch may come twice: it is the same image, not a negative of itself
         groups = batch["index"] if self.config.loss == "simclr" else batch["label"]
-        pairs = compare(
-            features, groups, everyone=distributed.all_gather_with_grad(features),
-            everyones_groups=distributed.all_gather(groups), first=distributed.rank() * len(features),
-        )  # fmt: skip
+        pairs = compare(features, groups)
         if self.config.loss == "schane" and self.config.estimator == "hard":
             losses = schane(pairs, self.config.T, self.config.beta)
         else:

@@ -19,9 +19,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from moco import distributed
+
 Loss = Callable[["Pairs", float], Tensor]  # pairs, temperature -> (A,)
 CONTRAST_MODES = ("all", "one")
-INF = torch.inf
 
 
 class Pairs(NamedTuple):
@@ -52,8 +53,8 @@ def compare(
         z: (N, V, C) features, of any length and dtype.
         groups: (N,) int64. Rows of one group are positives of each other: labels for supervised losses, the images'
             own numbers for SimCLR.
-        everyone, everyones_groups: (G, V, C) and (G,) of all processes, with a gradient; by default z and groups.
-        first: where z begins in ``everyone``.
+        everyone, everyones_groups: (G, V, C) and (G,) to compare with, of which z begins at row ``first``; by default
+            those of all processes, with a gradient.
         contrast_mode: all: every view is an anchor, the published setting; one: the first view of each image is.
 
     Returns Pairs with A = N V (N with "one") anchors, image by image, and M = G V candidates.
@@ -63,8 +64,9 @@ def compare(
     """
     if z.dim() != 3 or groups.shape != z.shape[:1] or contrast_mode not in CONTRAST_MODES:
         raise ValueError(f"z {tuple(z.shape)}, groups {tuple(groups.shape)}, {contrast_mode}: want (N,V,C) (N,) all")
-    everyone = z if everyone is None else everyone
-    everyones_groups = groups if everyones_groups is None else everyones_groups
+    if everyone is None or everyones_groups is None:
+        everyone, everyones_groups = distributed.all_gather_with_grad(z), distributed.all_gather(groups)
+        first = distributed.rank() * len(z)
     V = z.shape[1]
     anchors_an_image = V if contrast_mode == "all" else 1
     with torch.autocast(z.device.type, enabled=False):
@@ -96,7 +98,7 @@ def supcon(pairs: Pairs, temperature: float, base_temperature: float | None = No
     logits, positive, negative = _logits(pairs, temperature)
     loss = _log_sum(logits, positive | negative) - _mean(logits, positive)
     scale = 1.0 if base_temperature is None else temperature / base_temperature
-    return _or_zero(scale * loss, ~pairs.alone)
+    return torch.where(pairs.alone, 0.0, scale * loss)
 
 
 def dcl(pairs: Pairs, temperature: float) -> Tensor:
@@ -106,7 +108,7 @@ def dcl(pairs: Pairs, temperature: float) -> Tensor:
     """
     logits, positive, negative = _logits(pairs, temperature)
     loss = _log_sum(logits, negative) - _mean(logits, positive)
-    return _or_zero(loss, ~pairs.alone & negative.any(1))
+    return torch.where(~pairs.alone & negative.any(1), loss, 0.0)
 
 
 def hcl(pairs: Pairs, temperature: float, beta: float = 1.0, tau_plus: float = 0.1, estimator: str = "hard") -> Tensor:
@@ -121,7 +123,7 @@ def hcl(pairs: Pairs, temperature: float, beta: float = 1.0, tau_plus: float = 0
         log_ng = _log_sum(logits, negative)[:, None]  # (A, 1)
     else:
         log_ng = _log_debiased(logits, negative, temperature, beta, tau_plus)  # (A, M)
-    return _or_zero(_mean(-F.logsigmoid(logits - log_ng), positive), ~pairs.alone)
+    return _mean(-F.logsigmoid(logits - log_ng), positive)
 
 
 def schane(pairs: Pairs, temperature: float, beta: float = 1.0, estimator: str = "hard") -> Tensor:
@@ -135,9 +137,9 @@ def schane(pairs: Pairs, temperature: float, beta: float = 1.0, estimator: str =
         log_negatives = _log_sum(logits, negative)
     else:
         log_negatives = _log_weighed(logits, negative, beta)
-    log_positives = _or_zero(_log_sum(logits, positive), ~pairs.alone)
+    log_positives = torch.where(pairs.alone, 0.0, _log_sum(logits, positive))
     loss = torch.logaddexp(log_positives, log_negatives) - _mean(logits, positive)
-    return _or_zero(loss, ~pairs.alone)
+    return torch.where(pairs.alone, 0.0, loss)
 
 
 # ------------------------------------------------------------------------------------------------------- parts
@@ -153,8 +155,8 @@ def _log_sum(x: Tensor, among: Tensor) -> Tensor:
     Masked before the maximum: an anchor's own row is the largest of all, and at T = .01 nothing else would be left.
     """
     some = among.any(1)
-    kept = x.masked_fill(~among, -INF).masked_fill(~some[:, None], 0.0)
-    return torch.where(some, kept.logsumexp(1), -INF)
+    kept = x.masked_fill(~among, -torch.inf).masked_fill(~some[:, None], 0.0)
+    return torch.where(some, kept.logsumexp(1), -torch.inf)
 
 
 def _mean(x: Tensor, among: Tensor) -> Tensor:
@@ -162,14 +164,10 @@ def _mean(x: Tensor, among: Tensor) -> Tensor:
     return torch.where(among, x, 0.0).sum(1) / among.sum(1).clamp(min=1)
 
 
-def _or_zero(x: Tensor, where: Tensor) -> Tensor:
-    return torch.where(where, x, 0.0)
-
-
 def _log_weighed(s: Tensor, negative: Tensor, beta: float) -> Tensor:
     """(A,) log of sum_n w_n e^{s_n} with weights w_n = e^{beta s_n} of mean 1; -inf without negatives."""
     some = negative.any(1)
-    mean = _or_zero(_log_sum(beta * s, negative), some) - negative.sum(1).clamp(min=1).to(s.dtype).log()
+    mean = torch.where(some, _log_sum(beta * s, negative), 0.0) - negative.sum(1).clamp(min=1).to(s.dtype).log()
     return _log_sum((1 + beta) * s, negative) - mean
 
 

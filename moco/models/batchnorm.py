@@ -14,7 +14,6 @@ from torch import Tensor, nn
 from moco import distributed
 from moco.errors import UserError
 from moco.kernels import norm
-from moco.models.encoder import replace_module
 
 
 def has_batchnorm(encoder: nn.Module) -> bool:
@@ -31,7 +30,7 @@ def split_batchnorm(encoder: nn.Module, splits: int) -> nn.Module:
     if splits > 1:
         for name, module in list(encoder.named_modules()):
             if isinstance(module, nn.BatchNorm2d):
-                replace_module(encoder, name, SplitBatchNorm2d(module, splits))
+                encoder.set_submodule(name, SplitBatchNorm2d(module, splits))
     return encoder
 
 
@@ -117,7 +116,7 @@ def sync_batchnorm(encoder: nn.Module) -> nn.Module:
         return convert_sync_batchnorm(encoder)
     for name, module in list(encoder.named_modules()):
         if isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d):
-            replace_module(encoder, name, SyncBatchNorm(module))
+            encoder.set_submodule(name, SyncBatchNorm(module))
     return encoder
 
 

@@ -58,7 +58,7 @@ def build_encoder(
     built = {"stem": "cifar" if changed else "imagenet", "size": size, "channels": in_chans}
     encoder.built = built  # type: ignore[assignment]
     if mlp:
-        replace_module(encoder, head, _mlp_head(encoder.get_submodule(head)))
+        encoder.set_submodule(head, _mlp_head(encoder.get_submodule(head)))
     return encoder
 
 
@@ -79,7 +79,7 @@ def _from_torchvision(arch: str, dim: int, in_chans: int, size: int) -> tuple[nn
         raise UserError(f"{arch} has no linear classifier to replace by a projection head; choose another -a.")
     if in_chans != 3:
         name, conv = next((n, m) for n, m in encoder.named_modules() if isinstance(m, nn.Conv2d))
-        replace_module(encoder, name, _conv_like(conv, in_channels=in_chans))
+        encoder.set_submodule(name, _conv_like(conv, in_channels=in_chans))
     return encoder, heads[-1]
 
 
@@ -145,12 +145,6 @@ def _mlp_head(last: nn.Module) -> nn.Sequential:
     width = last.weight.shape[1]
     hidden = nn.Conv2d(width, width, 1) if isinstance(last, nn.Conv2d) else nn.Linear(width, width)
     return nn.Sequential(hidden, nn.ReLU(), last)
-
-
-def replace_module(root: nn.Module, name: str, new: nn.Module) -> None:
-    """Put ``new`` in the place of the submodule called ``name``."""
-    parent, _, leaf = name.rpartition(".")
-    root.get_submodule(parent)._modules[leaf] = new  # also right for names that are numbers (Sequential)
 
 
 def use_heads(encoder: nn.Module, heads: int) -> None:

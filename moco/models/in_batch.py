@@ -14,7 +14,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from moco import distributed
 from moco.config import InBatchConfig
 from moco.kernels.spec import mean_hardest
 from moco.methods.losses import Loss, Pairs, compare
@@ -37,13 +36,7 @@ class BatchContrast(Contrast):
     STATS = ("loss", "top1", "top5", "hardest", "no_positive")
 
     def __init__(
-        self,
-        encoder: nn.Module,
-        loss: Loss,
-        config: InBatchConfig,
-        *,
-        chance: float,
-        labels: Tensor | None = None,
+        self, encoder: nn.Module, loss: Loss, config: InBatchConfig, *, chance: float, labels: Tensor | None = None
     ):
         super().__init__(encoder, config)
         self.config, self.loss, self.labels = config, loss, labels
@@ -68,11 +61,7 @@ class BatchContrast(Contrast):
             z = z.float().unflatten(0, (len(views), -1)).transpose(0, 1)  # (N, V, C)
         with self.timer("head"):
             groups = ids if self.labels is None else self.labels[ids]
-            pairs = compare(
-                z, groups, everyone=distributed.all_gather_with_grad(z),
-                everyones_groups=distributed.all_gather(groups), first=distributed.rank() * len(z),
-                contrast_mode=self.config.contrast_mode,
-            )  # fmt: skip
+            pairs = compare(z, groups, contrast_mode=self.config.contrast_mode)
             loss = self.loss(pairs, self.T).mean()
             found = statistics(pairs)
         unit = F.normalize(z.detach(), dim=2)

@@ -30,8 +30,7 @@ def enqueue_(
         shadow: (K, C) the queue in another dtype, changed in place alike.
     """
     K, n = queue.shape[0], keys.shape[0]
-    start = pointer + max(0, n - K)
-    rows = (start + torch.arange(min(n, K), device=queue.device)) % K
+    rows = next_rows(queue, pointer + max(0, n - K), n)
     kept = keys[-K:].to(queue.dtype)
     for rounded in (queue,) if shadow is None else (queue, shadow):
         rounded.index_copy_(0, rows, kept.to(rounded.dtype))

@@ -70,7 +70,6 @@ class MoCo(Momentum):
 
     @property
     def chance_formula(self) -> str:
-        """The same for the log."""
         return "ln(1+K)" if self._terms == 1 else f"{self._terms:.4g} ln(1+K)"
 
     @property
@@ -144,7 +143,6 @@ class MoCo(Momentum):
             enqueue_(self.queue, self.queue_ids, self.queue_ptr, gathered, ids, self.shadow)
 
     def shared(self) -> tuple[Tensor, ...]:
-        """What must be equal on all processes besides the parameters."""
         return self.queue, self.queue_ids, self.queue_ptr
 
     def snapshot(self, keys: int) -> Callable[[Tensor], None]:

@@ -22,7 +22,7 @@ from moco.methods.losses import unit
 from moco.models.base import Momentum, StepOutput
 from moco.models.batchnorm import sync_batchnorm
 from moco.models.build import Context
-from moco.models.encoder import head_of, replace_module, use_heads
+from moco.models.encoder import head_of, use_heads
 from moco.models.in_batch import statistics
 
 
@@ -39,7 +39,7 @@ class MoCoV3(Momentum):
             last = encoder.get_submodule(head_of(encoder))
             if not isinstance(last, nn.Linear):
                 raise UserError("--method moco_v3 puts its MLP in the place of one linear layer; choose another -a.")
-            replace_module(encoder, head_of(encoder), mlp([last.in_features, *hidden, config.C]))
+            encoder.set_submodule(head_of(encoder), mlp([last.in_features, *hidden, config.C]))
             sync_batchnorm(encoder)
         super().__init__(encoder_q, encoder_k, config, config.m)
         self.config, self.batch = config, batch

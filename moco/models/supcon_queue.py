@@ -55,5 +55,4 @@ class LabelledMoCo(MoCo):
         self.queue_labels.index_copy_(0, rows, self.labels[self.queue_ids[rows]])
 
     def shared(self) -> tuple[Tensor, ...]:
-        """Keys, ids, labels and pointer."""
         return (*super().shared(), self.queue_labels)

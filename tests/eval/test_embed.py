@@ -176,10 +176,10 @@ def test_tsne_keeps_classes_together_and_repeats_itself():
     rng = np.random.default_rng(0)
     labels = np.arange(60) % 3
     x = 4 * np.eye(8)[labels] + rng.standard_normal((60, 8)) * rng.uniform(0.1, 1)
-    points = embed.tsne(x * rng.uniform(0.5, 2, (60, 1)), seed=1)  # lengths do not matter
+    points = embed.project(x * rng.uniform(0.5, 2, (60, 1)), seed=1)  # lengths do not matter
     apart = np.linalg.norm(points[:, None] - points[None], axis=2) + 1e9 * np.eye(60)
     assert (labels[apart.argmin(1)] == labels).all()
-    assert np.array_equal(embed.tsne(x, 1), embed.tsne(3.0 * x, 1))
+    assert np.array_equal(embed.project(x, seed=1), embed.project(3.0 * x, seed=1))
 
 
 @pytest.mark.parametrize(("method", "module", "maker"), [("umap", "umap", "UMAP"), ("pacmap", "pacmap", "PaCMAP")])
@@ -199,7 +199,7 @@ def test_an_extra_gets_unit_rows_and_the_seed(method, module, maker, monkeypatch
     setattr(fake, maker, Reducer)
     monkeypatch.setitem(sys.modules, module, fake)
     x = np.random.default_rng(0).standard_normal((12, 5))
-    assert embed.PROJECTIONS[method](x, 7).shape == (12, 2)
+    assert embed.project(x, method, 7).shape == (12, 2)
     assert seen["random_state"] == 7
     assert 0 < seen["n_neighbors"] < 12
 
