@@ -139,14 +139,9 @@ def write_json(value: Any, path: str, choose: str = "--save-dir") -> None:
 
 
 def write_figure(figure: Any, path: str, choose: str = "--save-dir") -> None:
-    """Write a matplotlib figure as PNG as :func:`replacing` does, and close it."""
-    from matplotlib import pyplot as plt
-
-    try:
-        with replacing(path, choose) as beside:
-            figure.savefig(beside, format="png", dpi=110, bbox_inches="tight")
-    finally:
-        plt.close(figure)
+    """Write a matplotlib figure as PNG as :func:`replacing` does."""
+    with replacing(path, choose) as beside:
+        figure.savefig(beside, format="png", dpi=110, bbox_inches="tight")
 
 
 def _of_own_size(value: Any) -> Any:

@@ -38,7 +38,7 @@ USAGE_GRACE_SECONDS = 3  # the same after a user's mistake: there is nothing to 
 class LaunchPlan:
     """How this program becomes processes. ``spawn`` > 0: start that many here; else be one of ``world_size``."""
 
-    how: str  # "one process", "spawn", "torchrun", "SLURM", "PBS/MPI" or "flags", for the log
+    how: str  # "one process", "spawn", "torchrun", "SLURM", "PBS/MPI" or "flags"
     rank: int = 0
     world_size: int = 1
     local_rank: int = 0
@@ -202,14 +202,13 @@ def _join(plan: LaunchPlan, backend: str | None, gpu: int | None) -> None:
         raise UserError(f"--gpu {gpu}: this machine has no GPU; leave the flag out to run on the CPU.")
     if plan.world_size == 1:
         return
-    fits = "nccl" if torch.cuda.is_available() else "gloo"
-    backend = fits if backend in (None, "nccl") else backend
+    if backend in (None, "nccl"):
+        backend = "nccl" if torch.cuda.is_available() else "gloo"
     # NCCL connects now, not in the first exchange, where a mistake would hang, and no barrier guesses the device
-    on_gpu = "nccl" in backend and torch.cuda.is_available()
-    bound: dict[str, Any] = {"device_id": collectives.device()} if on_gpu else {}
+    bound = collectives.device() if "nccl" in backend and torch.cuda.is_available() else None
     url = plan.url or "env://"
     try:
-        dist.init_process_group(backend, url, rank=plan.rank, world_size=plan.world_size, **bound)
+        dist.init_process_group(backend, url, rank=plan.rank, world_size=plan.world_size, device_id=bound)
     except (RuntimeError, ValueError) as error:  # a port in use: DistNetworkError, in torch 2.6 only its base class
         raise UserError(f"the processes cannot meet at {url}: {one_line(error)}") from error
 

@@ -42,8 +42,7 @@ def main(argv: list[str] | None = None) -> int:
 
 def dry_run(sweep: spec.Spec) -> int:
     """Print the command of every trial."""
-    first = sweep.select or sweep.report
-    for command in dict.fromkeys(shlex.join(["python", *item.command]) for item in sweep.trials(first)):
+    for command in dict.fromkeys(shlex.join(["python", *item.command]) for item in sweep.trials(sweep.first)):
         print(command)  # once for all settings of one run
     if sweep.select and sweep.select.flags != sweep.report.flags:
         without, instead = (sweep.words_of(stage) for stage in (sweep.select, sweep.report))

@@ -7,14 +7,14 @@ import functools
 import io
 import shlex
 from argparse import Namespace
-from collections.abc import Container, Iterator
+from collections.abc import Container
 from typing import Any
 
 from moco import cli
 from moco.cli.parser import Parser, end_lists, given, spelled
 from moco.errors import UserError
 
-PROGRAMS = {f"main_{name}.py": name for name in ("pretrain", "lincls", "semisup")}
+MAINS = {f"main_{name}.py": name for name in ("pretrain", "lincls", "semisup")}
 
 
 def hyphens(name: Any) -> str:
@@ -25,14 +25,14 @@ def hyphens(name: Any) -> str:
 @functools.cache
 def _parser(main: str) -> Parser | None:
     """Of one of our mains; nothing is known of a script that is not ours."""
-    return getattr(cli, f"{PROGRAMS[main]}_parser")() if main in PROGRAMS else None
+    return getattr(cli, f"{MAINS[main]}_parser")() if main in MAINS else None
 
 
 @functools.cache
 def dests_of(main: str) -> dict[str, str]:
     """The setting behind every spelling of a flag, by the flag."""
     parser = _parser(main)
-    return {word: action.dest for action in parser._actions for word in action.option_strings} if parser else {}
+    return {word: action.dest for word, action in parser.flags().items()} if parser else {}
 
 
 def setting(main: str, name: str) -> str:
@@ -58,7 +58,8 @@ def flags_named(main: str, argv: list[str]) -> dict[str, str]:
     by the word alone."""
     found: dict[str, str] = {}
     if parser := _parser(main):
-        with contextlib.suppress(UserError), _told(main):  # what it does not take, the trials' own commands will tell
+        # what it does not take, the trials' own commands will tell
+        with contextlib.suppress(UserError, SystemExit), contextlib.redirect_stderr(io.StringIO()):
             found = {name: f"--{hyphens(name)}" for name in given(parser, end_lists(parser, spelled(argv)))}
     for word in (word.split("=")[0] for word in argv if word.startswith("--")):
         name = hyphens(word.removeprefix("--"))
@@ -68,27 +69,17 @@ def flags_named(main: str, argv: list[str]) -> dict[str, str]:
     return found
 
 
-@contextlib.contextmanager
-def _told(what: str) -> Iterator[None]:
-    """A parser's complaint as a UserError."""
-    said = io.StringIO()
-    try:
-        with contextlib.redirect_stderr(said):
-            yield
-    except SystemExit as error:
-        raise UserError(f"{what}: {said.getvalue().strip().removeprefix('error: ')}") from error
-
-
-def parsed(main: str, command: list[str]) -> Namespace:
-    """What one of our mains understands by a command.
+@functools.cache
+def parsed(main: str, argv: tuple[str, ...]) -> Namespace:
+    """What one of our mains understands by its arguments.
 
     Raises:
-        UserError: it does not take it; with its own sentence.
+        UserError: it does not take them; with its own sentence.
     """
-    return _parsed(main, tuple(command[1:]))
-
-
-@functools.cache
-def _parsed(main: str, argv: tuple[str, ...]) -> Namespace:
-    with _told(f"{main} does not take {shlex.join(argv)}"):
-        return getattr(cli, f"parse_{PROGRAMS[main]}")(list(argv))
+    told = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(told):
+            return getattr(cli, f"parse_{MAINS[main]}")(list(argv))
+    except SystemExit as error:
+        sentence = told.getvalue().strip().removeprefix("error: ")
+        raise UserError(f"{main} does not take {shlex.join(argv)}: {sentence}") from error

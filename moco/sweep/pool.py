@@ -24,12 +24,11 @@ class Local:
     poll = 0.1
 
     def __init__(self, run: Run, stop: threading.Event) -> None:
-        slots = local_slots(run)
-        self.size, self.minutes, self.stop = len(slots), run.minutes, stop
-        self._threads = ThreadPoolExecutor(self.size)
         self._free: queue.SimpleQueue[Slot] = queue.SimpleQueue()
-        for slot in slots:
+        for slot in local_slots(run):
             self._free.put(slot)
+        self.size, self.minutes, self.stop = self._free.qsize(), run.minutes, stop
+        self._threads = ThreadPoolExecutor(self.size)
 
     def submit(self, trial: Trial, since: float) -> Any:
         """Begin; the returned job has ``done`` and ``result``."""

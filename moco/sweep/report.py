@@ -15,6 +15,7 @@ from typing import Any
 
 from moco import files
 from moco.sweep import trial as trials
+from moco.sweep.commands import plain
 from moco.sweep.spec import Spec, Stage, Trial
 
 CSV, TABLE, PLOT = "results.csv", "results.md", "results.png"
@@ -118,15 +119,16 @@ def markdown(spec: Spec, chosen: list[dict[str, Any]]) -> str:
     """A table with a row a setting, what was selected and how, and the trials that did not finish."""
     names, tests = list(spec.settings[0]), spec.report.metrics
     choice = [f"{spec.select.metrics[0]} (selection)", "selected"] if spec.select else []
-    lines = [f"# {os.path.basename(spec.main)}: {os.path.basename(spec.path)}", "", *_row([*names, *choice, *tests]),
-             *_row(["---"] * (len(names) + len(choice) + len(tests)))]  # fmt: skip
+    title = f"# {os.path.basename(spec.main)}: {os.path.basename(spec.path)}"
+    head = [*names, *choice, *tests]
+    lines = [title, "", _row(head), _row(["---"] * len(head))]
     for setting in spec.settings:
         cells = [_cell(setting[name]) for name in names]
         mine = setting in chosen
         if spec.select:
             cells += [figure(spec, spec.select, setting, spec.select.metrics[0]).summary(), "yes" if mine else ""]
         cells += [figure(spec, spec.report, setting, test).summary() if mine else "" for test in tests]
-        lines += _row(cells)
+        lines.append(_row(cells))
     lines += ["", " ".join([_how(spec), *(f"Note: {note}." for note in spec.notes)])]
     for name, stage, mine in stages(spec, chosen):
         lines += dict.fromkeys(f"- {name}, {why}" for trial in mine if (why := why_unfinished(trial, stage)))
@@ -160,29 +162,27 @@ def _how(spec: Spec) -> str:
     )
 
 
-def _row(cells: list[str]) -> list[str]:
-    return ["| " + " | ".join(cells) + " |"]
+def _row(cells: list[str]) -> str:
+    return "| " + " | ".join(cells) + " |"
 
 
 def _cell(setting: Any) -> str:
-    return (" ".join(map(str, setting)) if isinstance(setting, list) else str(setting)).replace("|", "\\|")
+    return plain(setting).replace("|", "\\|")
 
 
 def _plot(spec: Spec, chosen: list[dict[str, Any]], path: str) -> None:
     """A line a group over the other settings: mean and standard deviation, each seed a dot, reported figures stars."""
-    import matplotlib
+    from matplotlib.figure import Figure as Picture  # not pyplot's: no screen is needed
 
-    matplotlib.use("Agg")  # no screen is needed
-    from matplotlib import pyplot as plt
-
-    stage = spec.select or spec.report
-    metric, test = stage.metrics[0], spec.report.metrics[0]
+    metric, test = spec.first.metrics[0], spec.report.metrics[0]
     inner = _inner_names(spec)
-    ticks = list(dict.fromkeys(_label(setting, inner) for setting in sorted(spec.settings, key=_in_order(inner))))
-    plot, axis = plt.subplots(figsize=(max(5.0, 1.0 + 0.7 * len(ticks)), 4.0))
+    ordered = sorted(spec.settings, key=lambda setting: [_in_order(setting[name]) for name in inner])
+    ticks = list(dict.fromkeys(_label(setting, inner) for setting in ordered))
+    picture = Picture(figsize=(max(5.0, 1.0 + 0.7 * len(ticks)), 4.0))
+    axis = picture.subplots()
     for i, group in enumerate(dict.fromkeys(map(spec.group, spec.settings))):
-        mine = sorted((s for s in spec.settings if spec.group(s) == group), key=_in_order(inner))
-        found = [(ticks.index(_label(s, inner)), figure(spec, stage, s, metric)) for s in mine]
+        mine = [setting for setting in ordered if spec.group(setting) == group]
+        found = [(ticks.index(_label(s, inner)), figure(spec, spec.first, s, metric)) for s in mine]
         found = [(x, y) for x, y in found if y.values]
         name = "".join(f"{n} {v}: " for n, v in zip(spec.group_by, group, strict=True))
         axis.errorbar([x for x, _ in found], [y.mean for _, y in found], [y.std for _, y in found],
@@ -198,7 +198,7 @@ def _plot(spec: Spec, chosen: list[dict[str, Any]], path: str) -> None:
     axis.set_xlabel(", ".join(inner))
     axis.set_ylabel(metric)
     axis.legend(loc="center left", bbox_to_anchor=(1, 0.5))
-    files.write_figure(plot, path, "--out")
+    files.write_figure(picture, path, "--out")
 
 
 def _inner_names(spec: Spec) -> list[str]:
@@ -214,8 +214,6 @@ def _label(setting: dict[str, Any], names: list[str]) -> str:
     return ", ".join(f"{name} {_cell(setting[name])}" for name in names)
 
 
-def _in_order(names: list[str]) -> Any:
-    def key(setting: dict[str, Any]) -> list:
-        return [(0, v, "") if isinstance(v := setting[name], (int, float)) else (1, 0, _cell(v)) for name in names]
-
-    return key
+def _in_order(value: Any) -> tuple:
+    """Numbers by size, before words."""
+    return (0, value, "") if isinstance(value, (int, float)) else (1, 0, _cell(value))

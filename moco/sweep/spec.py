@@ -27,9 +27,10 @@ from typing import Any
 from moco import resources
 from moco.errors import UserError
 from moco.sweep import figures
-from moco.sweep.commands import PROGRAMS, dests_of, flags_named, hyphens, parsed, plain, setting, spoken
+from moco.sweep.commands import MAINS, dests_of, flags_named, hyphens, parsed, plain, setting, spoken
 
-OURS = ("save-dir", "resume", "seed", "max-minutes")  # flags that the sweep itself gives
+# flags that the sweep itself gives, and the entry of the file that says with which value
+OURS = {"save-dir": "out", "resume": "", "seed": "seeds", "max-minutes": "run: {minutes: ..}"}
 OWN_FOLDER = ("save_dir", "trial")  # settings of our mains that would lead out of a trial's folder
 KEYS = ("main", "flags", "grid", "paired", "one_run", "seeds", "group_by", "select", "report", "run", "out")
 RUN_KEYS = ("gpus", "gpus_per_trial", "slots", "minutes", "slurm")
@@ -52,14 +53,13 @@ class Trial:
 class Stage:
     """What one pass over settings looks at: ``metrics`` of result.json, with ``flags`` added to every command.
 
-    mode: whether the best is the max or the min. together: the values of ``one_run`` go into one command. resume: go on
-    from the checkpoints of the selection's trials instead of training again.
+    mode: whether the best is the max or the min. resume: go on from the checkpoints of the selection's trials instead
+    of training again.
     """
 
     metrics: list[str]
     flags: dict[str, Any]
     mode: str = "max"
-    together: bool = False
     resume: bool = False
 
 
@@ -83,7 +83,7 @@ class Spec:
     main: str
     flags: dict[str, Any]
     settings: list[dict[str, Any]]
-    one_run: tuple[str, list[Any]] | None  # a flag that takes all its values at once
+    one_run: tuple[str, list[Any]] | None  # a flag that takes all its values at once, in the first stage
     seeds: list[int]
     group_by: list[str]
     select: Stage | None  # None: nothing is chosen, every setting is reported
@@ -103,13 +103,13 @@ class Spec:
         return tuple(plain(setting[name]) for name in self.group_by)
 
     @property
-    def script(self) -> str:
-        """Where the entry point is."""
-        return resources.script(self.main) if self.main in PROGRAMS else self.main
+    def first(self) -> Stage:
+        """The stage that runs every setting."""
+        return self.select or self.report
 
     def _trial(self, stage: Stage, setting: dict[str, Any], seed: int) -> Trial:
         varied, row = {**setting, "seed": seed}, None
-        if self.one_run and stage.together:
+        if self.one_run and stage is self.first:
             name, values = self.one_run
             varied[name], row = values, (name, setting[name]) if len(values) > 1 else None
         argv = self._argv({**self.flags, **stage.flags, **varied})
@@ -117,7 +117,8 @@ class Spec:
         named = ",".join(f"{name}={plain(value)}" for name, value in varied.items())
         folder = os.path.join(self.out, "trials", re.sub(r"[^\w.,=+-]", "_", named)[:120] + "-" + code)
         parent = self._trial(self.select, setting, seed).folder if stage.resume and self.select else ""
-        command = [self.script, *argv, "--save-dir", folder, "--resume", "auto"]
+        script = resources.script(self.main) if self.main in MAINS else self.main
+        command = [script, *argv, "--save-dir", folder, "--resume", "auto"]
         return Trial(setting, seed, folder, command, parent, row)
 
     def _argv(self, flags: dict[str, Any]) -> list[str]:
@@ -139,7 +140,7 @@ def read_spec(path: str, argv: list[str] | None = None, out: str | None = None, 
 
     Args:
         path: of the YAML file.
-        words: for every trial, put behind the file's flags.
+        argv: for every trial, put behind the file's flags.
         out: the sweep's folder instead of the file's.
         run: entries that take the place of the file's ``run``; None leaves the file's.
 
@@ -149,7 +150,7 @@ def read_spec(path: str, argv: list[str] | None = None, out: str | None = None, 
     try:
         spec = _build(path, _load(path), argv or [], out, {k: v for k, v in run.items() if v is not None})
         _check_spellings(spec)
-        _describe_check(spec)
+        _check_argv(spec)
         for stage in filter(None, (spec.select, spec.report)):
             _check_figures(spec, stage)
         spec = replace(spec, notes=tuple(_notes(spec)))
@@ -176,8 +177,8 @@ def _load(path: str) -> dict[str, Any]:
 
 def _build(path: str, entries: dict[str, Any], argv: list[str], out: str | None, run: dict[str, Any]) -> Spec:
     main = entries.get("main")
-    if main not in PROGRAMS and not (isinstance(main, str) and os.path.isfile(main)):
-        raise UserError(f"main must be one of {', '.join(PROGRAMS)} or the path of a script like them, not {main}.")
+    if main not in MAINS and not (isinstance(main, str) and os.path.isfile(main)):
+        raise UserError(f"main must be one of {', '.join(MAINS)} or the path of a script like them, not {main}.")
     flags, grid, paired = (_flags(entries.get(name), name) for name in ("flags", "grid", "paired"))
     settings = _settings(flags, grid, paired)
     group_by = [hyphens(name) for name in _list(entries.get("group_by", []), "group_by")]
@@ -216,7 +217,7 @@ def _settings(flags: dict, grid: dict, paired: dict) -> list[dict[str, Any]]:
 def _one_run(main: str, entry: Any, grid: dict[str, Any]) -> tuple[str, list[Any]] | None:
     if entry is None:
         return None
-    if main in PROGRAMS and (main, entry) != ("main_lincls.py", "lr"):
+    if main in MAINS and (main, entry) != ("main_lincls.py", "lr"):
         raise UserError(f"one_run is for lr of main_lincls.py, which has a row of figures for each rate, not {entry}.")
     if hyphens(entry) not in grid:
         raise UserError(f"one_run {entry} is not in grid.")
@@ -228,8 +229,8 @@ def _stages(entries: dict[str, Any], taken: set[str]) -> tuple[Stage | None, Sta
         raise UserError("report is missing: write report: {metrics: [acc1]}.")
     report = _stage(entries["report"], "report", ("metrics", "flags", "resume"), taken)
     if entries.get("select") is None:
-        return None, replace(report, together=True, resume=False)
-    select = replace(_stage(entries["select"], "select", ("metric", "mode", "flags"), taken), together=True)
+        return None, replace(report, resume=False)
+    select = _stage(entries["select"], "select", ("metric", "mode", "flags"), taken)
     if select.flags == report.flags and set(select.metrics) & set(report.metrics):
         raise UserError(
             f"{select.metrics[0]} is both selected on and reported: such a figure is too good; select on a validation "
@@ -307,8 +308,8 @@ def _list(entry: Any, where: str) -> list:
 def _flags(entry: Any, where: str) -> dict[str, Any]:
     flags = {hyphens(name): value for name, value in _mapping(entry or {}, where).items()}
     if ours := [name for name in flags if name in OURS]:
-        instead = {"seed": "seeds", "max-minutes": "run: {minutes: ..}", "save-dir": "out"}.get(ours[0])
-        raise UserError(f"{where} {ours[0]}: the sweep gives this flag" + (f"; write {instead}." if instead else "."))
+        instead = f"; write {OURS[ours[0]]}" if OURS[ours[0]] else ""
+        raise UserError(f"{where} {ours[0]}: the sweep gives this flag{instead}.")
     return flags
 
 
@@ -324,14 +325,14 @@ def _check_spellings(spec: Spec) -> None:
             other = seen.setdefault(setting(spec.main, name), name)
             if other != name:
                 raise UserError(f"{other} and {name} are two spellings of one flag; leave one of them out.")
-            if setting(spec.main, name) in OWN_FOLDER and spec.main in PROGRAMS:
+            if setting(spec.main, name) in OWN_FOLDER and spec.main in MAINS:
                 raise UserError(f"{name}: each trial has a folder of its own; write out.")
 
 
-def _describe_check(spec: Spec) -> None:
+def _check_argv(spec: Spec) -> None:
     """Words of the command line must leave alone what tells the trials apart, and the two stages."""
     typed = flags_named(spec.main, spec.argv)
-    varied = [*OURS, *(OWN_FOLDER if spec.main in PROGRAMS else ()), *spec.settings[0]]
+    varied = [*OURS, *(OWN_FOLDER if spec.main in MAINS else ()), *spec.settings[0]]
     stages = [*(spec.select.flags if spec.select else ()), *spec.report.flags]
     for names, why in ((varied, "would make trials alike"), (stages, "would take the place of a stage's own flag")):
         for name in names:
@@ -341,7 +342,7 @@ def _describe_check(spec: Spec) -> None:
 
 def _check_figures(spec: Spec, stage: Stage) -> None:
     """The entry point takes every command of a stage and writes the stage's metrics then."""
-    if spec.main not in PROGRAMS:
+    if spec.main not in MAINS:
         return
     for trial in spec.trials(stage):
         found = _figures(spec, trial)
@@ -353,7 +354,7 @@ def _check_figures(spec: Spec, stage: Stage) -> None:
 
 
 def _figures(spec: Spec, trial: Trial) -> figures.Figures:
-    return figures.of(PROGRAMS[spec.main], parsed(spec.main, trial.command), trial.row is not None)
+    return figures.of(MAINS[spec.main], parsed(spec.main, tuple(trial.command[1:])), trial.row is not None)
 
 
 def _notes(spec: Spec) -> list[str]:
@@ -362,7 +363,7 @@ def _notes(spec: Spec) -> list[str]:
     Raises:
         UserError: selected and reported are figures of the same images, where --val-share would hold some out.
     """
-    if spec.main not in PROGRAMS:
+    if spec.main not in MAINS:
         return [f"metrics are taken as they are spelled: nothing is known of what {os.path.basename(spec.main)} writes"]
     if spec.select is None:
         return []

@@ -231,5 +231,5 @@ def _last_logged(path: str, name: str) -> Any:
 def _last_line(path: str, start: int) -> str:
     with open(path, "rb") as file:
         file.seek(max(start, os.path.getsize(path) - 10_000))
-        lines = [line.strip() for line in file.read().decode(errors="replace").splitlines()]
-    return next((line for line in reversed(lines) if line), "")[:500]
+        lines = file.read().decode(errors="replace").strip().splitlines()
+    return lines[-1].strip()[:500] if lines else ""

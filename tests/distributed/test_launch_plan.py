@@ -139,7 +139,7 @@ def test_nccl_is_started_with_its_device(backend, gpus, url, expected, monkeypat
     for name in ("_local_size", "_local_rank"):
         monkeypatch.setattr(collectives, name, getattr(collectives, name))
     launcher._join(LaunchPlan("spawn", 6, 8, 2, 0, url, 4), backend, None)
-    assert asked == [{**expected, "url": url or "env://", "rank": 6, "world_size": 8}]
+    assert asked == [{"device_id": None, **expected, "url": url or "env://", "rank": 6, "world_size": 8}]
 
 
 def test_one_process_joins_nobody(monkeypatch):
