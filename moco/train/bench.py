@@ -164,12 +164,11 @@ def step_parts(
         if args.aug_device == "gpu":
             crops: Any = crops_alone(source, view, args.seed, args.views)  # as a loader's batches
             source = iter(data.Finishing(crops, view.preset.order, trainer.device))
-        for number in range(WARM_UP + args.bench_steps):
-            trainer.look_every = 1  # every step is measured, also on a GPU
-            trainer.step(source)
-            if number == WARM_UP - 1:
-                trainer.timer.take()
-        parts = trainer.timer.take()
+        trainer.look_every = 1  # every step is measured, also on a GPU
+        for steps in (WARM_UP, args.bench_steps):
+            for _ in range(steps):
+                trainer.step(source)
+            parts = trainer.timer.take()
     waited = parts.pop("waiting for images", 0.0)  # noise is always there
     if args.aug_device == "gpu":
         parts[ON_DEVICE] = waited

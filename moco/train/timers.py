@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any, TypeVar
 
 import torch
@@ -13,28 +13,24 @@ X = TypeVar("X")
 
 
 class Stopwatch:
-    """Images per second since the last restart, and the share of that time that was spent waiting for data.
+    """Images per second since the last restart, and the share of that time that was spent waiting for data."""
 
-    ``clock`` returns seconds.
-    """
-
-    def __init__(self, clock: Callable[[], float] = time.perf_counter) -> None:
-        self._clock = clock
+    def __init__(self) -> None:
         self.restart()
 
     def restart(self) -> None:
         """Begin to count anew."""
-        self._start, self._waited, self._images = self._clock(), 0.0, 0
+        self._start, self._waited, self._images = time.perf_counter(), 0.0, 0
         self.steps = 0  # counted by the caller
 
     @contextlib.contextmanager
     def waiting(self) -> Iterator[None]:
         """Time in here is waiting for data."""
-        start = self._clock()
+        start = time.perf_counter()
         try:
             yield
         finally:
-            self._waited += self._clock() - start
+            self._waited += time.perf_counter() - start
 
     def waiting_for(self, items: Iterable[X]) -> Iterator[X]:
         """The items; the time until each of them is there is waiting for data."""
@@ -52,12 +48,12 @@ class Stopwatch:
 
     def rates(self) -> tuple[float, float]:
         """(images per second, share of the time spent waiting in 0..1)."""
-        seconds = max(self._clock() - self._start, 1e-9)
+        seconds = max(time.perf_counter() - self._start, 1e-9)
         return self._images / seconds, self._waited / seconds
 
     def seconds_per_step(self) -> float:
         """The mean over ``steps`` since the last restart."""
-        return (self._clock() - self._start) / max(self.steps, 1)
+        return (time.perf_counter() - self._start) / max(self.steps, 1)
 
 
 class StepTimer:
@@ -110,10 +106,11 @@ class StepTimer:
 
     def take(self) -> dict[str, float]:
         """Seconds a step by part, the longest first, "other" what no part had; begins anew. Empty without a step."""
+        if not self.steps:
+            return {}
         found = dict(sorted(self._seconds.items(), key=lambda item: -item[1]))
-        if self.steps:
-            found["other"] = max(0.0, self._total - sum(found.values()))
-        means = {name: seconds / self.steps for name, seconds in found.items()} if self.steps else {}
+        found["other"] = max(0.0, self._total - sum(found.values()))
+        means = {name: seconds / self.steps for name, seconds in found.items()}
         self._seconds, self._total, self.steps = {}, 0.0, 0
         return means
 
