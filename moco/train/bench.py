@@ -50,7 +50,7 @@ def worker(args: Namespace) -> int:
     settings = {"download": args.download, "channels": args.channels, "cache": args.cache}
     images = data.open_on_nodes(args.dataset, args.data, **settings).pretrain
     view = view_settings(args.settings.views, images)
-    labels = data.class_labels(images, args.method) if args.method == "supcon" else None
+    labels = data.class_labels(images, args.method) if METHODS[args.method].supervised else None
     args.seed = args.seed or 0
     batch = args.batch_size * distributed.nodes()
     queue = f"K {args.moco_k}" if args.family == "queue" else "no queue"
@@ -258,7 +258,6 @@ def _heads_with_queue(args: Namespace, model: MoCo, n: int) -> dict[str, LossCal
     q, k = (F.normalize(torch.randn(n, args.moco_dim, generator=generator), dim=1).to(device) for _ in range(2))
     q.requires_grad_()
     epoch, step = model.config.negatives.last_start()
-
     impl, own_precision = model.config.loss_impl, model.config.loss_precision
 
     def head(draws: Draws | None, precision: str) -> LossCall:
@@ -267,16 +266,15 @@ def _heads_with_queue(args: Namespace, model: MoCo, n: int) -> dict[str, LossCal
         return q, lambda: contrastive_loss(q, k, model.queue, draws=draws, **settings).loss
 
     named = describe(impl, own_precision, device)
-    plain = {f"plain moco, {named}": head(None, own_precision)}
     if isinstance(model, LabelledMoCo):
         classes = torch.randint(len(model.labels), (args.moco_k,), generator=generator)
         model.queue_labels.copy_(model.labels[classes.to(device)])
         ids = torch.arange(n, device=device)
         own = {f"{args.method} with a queue, in fp32": (q, lambda: model.contrast(q, k, ids, epoch, 0, step).loss)}
-        return {**own, **plain}
-    draws = model.extra(n, epoch, 0, step) if model.extra else None
-    own = {f"{args.method}, {named}": head(draws, own_precision), f"{args.method}, in fp32": head(draws, "fp32")}
-    return {**own, **plain}
+    else:
+        draws = model.extra(n, epoch, 0, step) if model.extra else None
+        own = {f"{args.method}, {named}": head(draws, own_precision), f"{args.method}, in fp32": head(draws, "fp32")}
+    return {**own, f"plain moco, {named}": head(None, own_precision)}
 
 
 class _Given(nn.Module):

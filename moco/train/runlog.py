@@ -68,8 +68,11 @@ class RunLog:
             settings = json.dumps(config, indent=1, default=str)
             files.write_text(settings + "\n", os.path.join(save_dir, f"{name}_settings.json"))
         if tensorboard:
+            from torch.utils.tensorboard import SummaryWriter  # half a second that other processes do not need
+
+            # TensorBoard hides older events from purge_step on: a resumed run's curve does not double back.
             first = 0 if resume_step is None else resume_step + 1
-            self._events = _event_writer(os.path.join(save_dir, "tensorboard", name), first)
+            self._events = SummaryWriter(os.path.join(save_dir, "tensorboard", name), purge_step=first)
 
     def line(self, text: str) -> None:
         """One line on the console, above the bar if there is one."""
@@ -129,13 +132,6 @@ def _records_until(path: str, step: int) -> str:
                 if json.loads(line)["step"] <= step:
                     kept.append(line if line.endswith("\n") else line + "\n")
     return "".join(kept)
-
-
-def _event_writer(folder: str, first_step: int) -> Any:
-    from torch.utils.tensorboard import SummaryWriter  # half a second of imports that other processes do not need
-
-    # TensorBoard hides older events from first_step on: a resumed run's curve does not double back.
-    return SummaryWriter(folder, purge_step=first_step)
 
 
 def _wandb_run(project: str, save_dir: str, name: str, config: dict[str, Any] | None, resumed: bool) -> Any:
