@@ -99,7 +99,9 @@ def others() -> dict[str, tuple[Any, ...]]:
 
 def of_views() -> dict[str, tuple[Any, ...]]:
     """Every program that finishes views, for colour."""
-    code, block = views.programs(), {"COLOUR": True, "BLOCK": views.BLOCK}
+    from moco.data.augment import triton_kernels as code
+
+    block = {"COLOUR": True, "BLOCK": views.BLOCK}
     walk = {"COLOUR": True, "LIST": views.BLURRED, "BLOCK": views.ROWS, "SEGMENT": views.SEGMENT}
     return {
         "views: luminances": (code.luminances, {"LIST": views.CONTRASTED, **block}),

@@ -12,6 +12,7 @@ import functools
 import itertools
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -68,19 +69,8 @@ def load_or_replace(source: Source, index: int, load: Callable[[int], Any] | Non
     raise UserError(f"none of {tries} images tried in {source.name} can be read, first {first}: check the files")
 
 
-class _Images(Dataset):
-    """Images of ``source`` as views of ``size`` pixels, the randomness keyed on ``seed``."""
-
-    def __init__(self, source: Source, size: int, seed: int) -> None:
-        self.source = source
-        self.size = size
-        self.seed = seed
-
-    def __len__(self) -> int:
-        return len(self.source)
-
-
-class TwoViews(_Images):
+@dataclass(eq=False)
+class TwoViews(Dataset):
     """Two random views of each image of ``source``, or V of them; the image is decoded once.
 
     Item (epoch, index) is a dict: q, k (C, s, s) uint8; index, the image really used; bad, -1 or the index of the
@@ -93,23 +83,21 @@ class TwoViews(_Images):
     here of less than ``TENSORS_FROM`` pixels is PIL's.
     """
 
-    def __init__(
-        self,
-        source: Source,
-        preset: Preset,
-        size: int,
-        seed: int,
-        crop_only: bool = False,
-        fast: bool = False,
-        views: int = 2,
-    ) -> None:
-        super().__init__(source, size, seed)
-        self.preset = preset
-        self.crop_only = crop_only
-        self.views = views
-        self.before, self.after = split_order(preset.order)
-        self.by_pil = size < TENSORS_FROM and not crop_only  # all operations of a view
-        self.fast = fast and self.before == ("crop",) and source.channels == 3
+    source: Source
+    preset: Preset
+    size: int
+    seed: int
+    crop_only: bool = False
+    fast: bool = False
+    views: int = 2
+
+    def __post_init__(self) -> None:
+        self.before, self.after = split_order(self.preset.order)
+        self.by_pil = self.size < TENSORS_FROM and not self.crop_only  # all operations of a view
+        self.fast = self.fast and self.before == ("crop",) and self.source.channels == 3
+
+    def __len__(self) -> int:
+        return len(self.source)
 
     def _drawn(self, size: tuple[int, int], epoch: int, index: int) -> list[ViewParams]:
         """The V views' parameters, of an image of ``size``, that belong to the place of ``index``."""
@@ -167,7 +155,8 @@ def _by_name(views: list[torch.Tensor], ending: str = "") -> dict[str, torch.Ten
     return {name + ending: value for name, value in named.items()}
 
 
-class Labelled(_Images):
+@dataclass(eq=False)
+class Labelled(Dataset):
     """Views of each image of a labelled ``source``: random ones of ``preset``, without one an ``eval_view``.
 
     Item (epoch, index) is a dict: image (C, s, s) uint8, or (views, C, s, s) of several; label, index, bad (as
@@ -178,18 +167,24 @@ class Labelled(_Images):
         views: random views an image.
     """
 
-    def __init__(
-        self, source: Source, size: int, seed: int = 0, preset: Preset | None = None, auto: str = "", views: int = 1
-    ) -> None:
-        super().__init__(source, size, seed)
-        if source.labels is None:
-            raise UserError(f"{source.name} has no labels: give class folders, or a list with a label a line")
-        self.labels = source.labels
-        self.preset, self.auto, self.views = preset, auto, views
-        if auto:
-            if source.channels != 3:
+    source: Source
+    size: int
+    seed: int = 0
+    preset: Preset | None = None
+    auto: str = ""
+    views: int = 1
+
+    def __post_init__(self) -> None:
+        if self.source.labels is None:
+            raise UserError(f"{self.source.name} has no labels: give class folders, or a list with a label a line")
+        self.labels = self.source.labels
+        if self.auto:
+            if self.source.channels != 3:
                 raise UserError("--aa is for colour images: leave it out, or read them as colour by --channels 3.")
-            auto_augment(auto, size)
+            auto_augment(self.auto, self.size)
+
+    def __len__(self) -> int:
+        return len(self.source)
 
     def __getitem__(self, key: Key) -> dict[str, Any]:
         image, used, bad = load_or_replace(self.source, key[1])

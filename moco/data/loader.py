@@ -10,6 +10,7 @@ import os
 import signal
 import threading
 from collections.abc import Iterator
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -26,6 +27,7 @@ from moco.seeding import torch_generator
 WINDOW = 8192  # images, of shards read in order, that are shuffled together: four or five shards of photographs
 
 
+@dataclass(eq=False)
 class EpochSampler(Sampler[list[Key]]):
     """Batches of (epoch, index) keys for one rank, a function of (n, batch, seed, epoch, world, rank) alone.
 
@@ -36,30 +38,23 @@ class EpochSampler(Sampler[list[Key]]):
     Raises UserError when B is not a multiple of ``world`` or no batch would be left.
     """
 
-    def __init__(
-        self,
-        n: int,
-        batch: int,
-        seed: int,
-        world: int = 1,
-        rank: int = 0,
-        drop_last: bool = True,
-        shuffle: bool = True,
-    ) -> None:
+    n: int
+    batch: int
+    seed: int
+    world: int = 1
+    rank: int = 0
+    drop_last: bool = True
+    shuffle: bool = True
+    epoch: int = field(default=0, init=False)
+    first_batch: int = field(default=0, init=False)
+    starts: np.ndarray | None = field(default=None, init=False)
+
+    def __post_init__(self) -> None:
+        n, batch, world = self.n, self.batch, self.world
         if batch < 1 or batch % world:
             raise UserError(f"--batch-size {batch} cannot be divided among {world} processes: choose a multiple of it")
-        if n < 1 or (drop_last and n < batch):
+        if n < 1 or (self.drop_last and n < batch):
             raise UserError(f"the data set has {n} images, fewer than one batch: lower --batch-size {batch}")
-        self.n = n
-        self.batch = batch
-        self.seed = seed
-        self.world = world
-        self.rank = rank
-        self.drop_last = drop_last
-        self.shuffle = shuffle
-        self.epoch = 0
-        self.first_batch = 0
-        self.starts: np.ndarray | None = None
 
     def in_shards(self, starts: np.ndarray | None) -> EpochSampler:
         """Read in the order of files of several images, ``starts`` (shards,) their first images; None: any order.
@@ -171,23 +166,24 @@ def make_loader(dataset: Dataset, sampler: EpochSampler, workers: int = 0, pin_m
     )
 
 
+@dataclass(eq=False)
 class Finishing:
     """Batches of a loader over ``TwoViews(crop_only=True)``, their views, also more than two, finished on ``device``.
 
     order: the preset's operations. The numbers are those that the workers would have computed.
     """
 
-    def __init__(self, loader: Loader, order: tuple[str, ...], device: torch.device) -> None:
-        self.loader = loader
-        self.order = split_order(order)[1]
-        self.device = device
+    loader: Loader
+    order: tuple[str, ...]
+    device: torch.device
 
     def __iter__(self) -> Iterator[dict[str, torch.Tensor]]:
+        after = split_order(self.order)[1]
         for batch in self.loader:
             for name in (n for n in ("q", "k", "more") if n in batch):
                 views = batch[name].to(self.device, non_blocking=True)  # (N, C, h, w); more: (N, V - 2, C, h, w)
                 table = batch.pop(f"{name}_params")
-                finished = finish(views.flatten(0, -4), table.flatten(0, -2), self.order)
+                finished = finish(views.flatten(0, -4), table.flatten(0, -2), after)
                 batch[name] = finished.view(views.shape)
             yield batch
 

@@ -14,8 +14,6 @@ Importing this file does not import triton; the first call does.
 from __future__ import annotations
 
 import contextlib
-import functools
-from types import ModuleType
 
 import numpy as np
 import torch
@@ -38,14 +36,6 @@ NUMBERS = BLURRED + 1
 BLOCK = 1024  # pixels a program
 ROWS = 64  # rows a program of ``blur``, a row a thread
 SEGMENT = 64  # and columns
-
-
-@functools.cache
-def programs() -> ModuleType:
-    """The compiled part. Raises ImportError without triton."""
-    from moco.data.augment import triton_kernels
-
-    return triton_kernels
 
 
 def options(constants: dict[str, int]) -> dict[str, int]:
@@ -95,11 +85,13 @@ def finish(
         zeros: none. flips: (N,) bool. tables: PIL's conversions to HSV and back, of moco.data.augment.by_torch, on the
         images' device.
     """
+    from moco.data.augment import triton_kernels as code  # ImportError without triton
+
     numbers, (contrasted, sharp, blurred) = plan_views(steps, boxes, flips)
     with torch.cuda.device(images.device) if images.is_cuda else contextlib.nullcontext():
         images = images.contiguous()
         _, channels, height, width = images.shape
-        code, pixels, colour = programs(), height * width, channels == 3
+        pixels, colour = height * width, channels == 3
         on_device = torch.from_numpy(numbers).to(images.device, non_blocking=True)
         blocks = -(-pixels // BLOCK)
         partial = images.new_empty(len(images), blocks, dtype=torch.int32)

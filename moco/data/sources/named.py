@@ -186,8 +186,7 @@ def mnist5k(directory: str | None, download: bool, channels: int | None) -> Trip
 
     def part(chosen: np.ndarray) -> ArraySource:
         rows = np.flatnonzero(chosen)
-        classes = [str(digit) for digit in range(10)]
-        return ArraySource("mnist5k", images[rows], channels, classes, labels[rows], rows)
+        return ArraySource("mnist5k", images[rows], channels, [*"0123456789"], labels[rows], rows)
 
     train = part(~held_out)
     return train, train, part(held_out)
