@@ -32,8 +32,8 @@ from moco.models.encoder import build_encoder
 from moco.train.plan import Progress, count_epochs
 from moco.train.resume import DONE, about_run, begin_run, changes, describe_resume
 from moco.train.runlog import RunLog
-from moco.weights.read import load_pretrained, settle_from_file
-from moco.weights.settings import Settled
+from moco.weights.read import load_backbone
+from moco.weights.settings import Settled, settle_from_file
 
 AMP = {"off": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 MEASURES = ("knn", "few_shot")  # what needs no training
@@ -56,7 +56,7 @@ def worker(args: Namespace) -> int:
     torch.manual_seed(seeding.key("init", seed) >> 1)
     encoder = build_encoder(args.arch, classes, stem=args.stem, size=size, in_chans=train.channels)
     fresh = {}, "" if path else f"no --pretrained: random initialisation by seed {seed}, a baseline"
-    weights, summary = load_pretrained(encoder, args.pretrained, args.arch) if args.pretrained else fresh
+    weights, summary = load_backbone(encoder, args.pretrained, args.arch) if args.pretrained else fresh
     model = linear.Probe(encoder, distributed.device(), mean, std, seed, AMP[args.amp])
 
     # optimizer

@@ -29,7 +29,7 @@ from moco.train.plan import count_epochs
 from moco.train.resume import about_run, begin_run, changes
 from moco.train.runlog import RunLog
 from moco.train.stop import StopRequest
-from moco.weights.read import settle_from_file
+from moco.weights.settings import settle_from_file
 
 
 def worker(args: Namespace) -> int:

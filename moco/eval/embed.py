@@ -33,7 +33,8 @@ from moco.errors import UserError
 from moco.eval.features import EvalData, FeatureExtractor, Features, bad_image_notes
 from moco.models.encoder import build_encoder
 from moco.seeding import numpy_generator
-from moco.weights.read import load_pretrained, settle_from_file
+from moco.weights.read import load_backbone
+from moco.weights.settings import settle_from_file
 
 AMP = {"off": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 FEWEST = 10  # images that a picture needs; the methods look at neighbourhoods
@@ -78,7 +79,7 @@ def read_features(args: Namespace) -> Found:
 
     # The head's width is of no account: features are what enters it.
     encoder = build_encoder(args.arch, 2, stem=args.stem, size=size, in_chans=source.channels)
-    summary = load_pretrained(encoder, args.checkpoint, args.arch)[1]
+    summary = load_backbone(encoder, args.checkpoint, args.arch)[1]
     device = distributed.device()
     images = EvalData(
         size, args.batch_size * distributed.nodes(), workers=distributed.share_of_cores(args.workers),

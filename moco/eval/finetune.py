@@ -35,7 +35,8 @@ from moco.train.metrics import Mean, describe_top5, without_top5
 from moco.train.optimizers import layer_groups
 from moco.train.plan import Progress
 from moco.train.resume import describe_stop
-from moco.weights.read import changes_of, fill_network, restore_changes
+from moco.weights.changes import restore_changes
+from moco.weights.read import fill_network
 from moco.weights.settings import images_of
 
 # The released code's names; they lie beside a probe's files and a pretraining's without harm.
@@ -438,7 +439,6 @@ class Tuner(Loop):
                 **self.about,
                 "classes": self.classes,
                 "plateau": self.plateau.state_dict(),
-                **changes_of(self.model.encoder),
                 **images_of(self.model.encoder, self.model.mean, self.model.std),
             },  # fmt: skip
         }

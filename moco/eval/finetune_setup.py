@@ -27,7 +27,7 @@ from moco.train.pretraining import pick_amp
 from moco.train.resume import describe_resume
 from moco.train.runlog import RunLog
 from moco.train.stop import StopRequest
-from moco.weights.read import load_pretrained
+from moco.weights.read import load_backbone
 
 
 class Images(NamedTuple):
@@ -80,7 +80,7 @@ def build_classifier(
     encoder = build_encoder(config.arch, len(whole.classes or ()), **shape)
     summary = "" if resumed else f"no --pretrained: random initialisation by seed {seed}, a baseline"
     if config.pretrained:
-        _, summary = load_pretrained(encoder, config.pretrained, config.arch)
+        _, summary = load_backbone(encoder, config.pretrained, config.arch)
     device = distributed.device()
     broken = "" if device.type != "cpu" or config.freeze else strided_point(encoder, whole.channels, size)
     amp = pick_amp(config.amp, device, broken)

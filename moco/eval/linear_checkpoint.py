@@ -15,7 +15,8 @@ from moco.eval.linear import LinearClassifier, Probe, leader
 from moco.models.encoder import head_of
 from moco.train import checkpoint
 from moco.train.plan import Progress, check_batches
-from moco.weights.read import changes_of, fill_network, restore_changes
+from moco.weights.changes import restore_changes
+from moco.weights.read import fill_network
 from moco.weights.settings import images_of
 
 CHECKPOINT, BEST, RESULT = "checkpoint.pth.tar", "model_best.pth.tar", "result.json"
@@ -94,7 +95,6 @@ def _state_of(probe: Probe, head: LinearClassifier, at: Progress, arch: str, run
             **run,
             "lr": head.lr,
             "batch": at.batch,
-            **changes_of(probe.encoder),
             **images_of(probe.encoder, probe.mean, probe.std),
         },  # fmt: skip
     }

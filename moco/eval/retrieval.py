@@ -35,7 +35,7 @@ from moco.errors import UserError
 from moco.eval import embed, linear
 from moco.eval.features import Features, gathered
 from moco.seeding import torch_generator
-from moco.weights.read import PUBLISHED, open_file, sound_head_entries
+from moco.weights.layouts import PUBLISHED, head_entries, open_file
 
 MEASURES = ("precision_at_1", "r_precision", "map_at_r", "map", "ami", "nmi")
 CHUNK = 1 << 22  # similarities at a time, 17 MB, and six times that beside them
@@ -102,7 +102,7 @@ def read_head(encoder: nn.Module, path: str) -> nn.Sequential | None:
     Raises:
         UserError: unreadable, or odd tensors.
     """
-    entries = sound_head_entries(encoder, open_file(path))
+    entries = head_entries(encoder, open_file(path))
     layers: list[nn.Module] = []
     for name in sorted(entries, key=lambda name: (len(name), name)):
         value = entries[name]

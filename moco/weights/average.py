@@ -21,17 +21,19 @@ from moco import data, files
 from moco.errors import UserError
 from moco.models.encoder import backbone_keys
 from moco.models.inputs import normalise
-from moco.weights.read import (
-    Backbone,
-    describe_changes,
-    fill_backbone,
-    open_backbone,
-    recorded_changes,
-    settle_from_file,
-)
-from moco.weights.settings import Settled
+from moco.weights.changes import describe_changes, recorded_changes
+from moco.weights.layouts import run_of
+from moco.weights.read import Backbone, differing, fill_backbone, open_backbone
+from moco.weights.settings import Settled, settle_from_file
 
 _CHECKPOINTS = re.compile(r"checkpoint_((?:semisup|lincls)_)?\d{4,}\.pth\.tar$")  # of ends of epochs, of each main
+_MIXED = {  # traits that differ, each with a file that has it
+    "lr": "{first} leads with the classifier of --lr {one} and {second} with that of --lr {other}: average "
+    "checkpoints of one --lr.",
+    "classes": "the outputs of {first} and of {second} are other classes: average checkpoints of one run.",
+    "changes": "{first} is of an encoder with {one} and {second} of one with {other}: average checkpoints of one "
+    "encoder.",
+}
 _PREFIXES = ("module.encoder_ema.", "module.encoder_q.")  # of a pretraining, the first that is there
 
 
@@ -49,14 +51,12 @@ def choose_checkpoints(folder: str, last: int | None, best: int | None) -> list[
     found = {name: match.group(1) for name in os.listdir(folder) if (match := _CHECKPOINTS.match(name))}
     if len(set(found.values())) > 1:
         raise UserError(f"{folder} holds checkpoints of several programs: name those to average.")
-    names = sorted(found)
-    paths = [os.path.join(folder, name) for name in names]
+    paths = [os.path.join(folder, name) for name in sorted(found)]
     count = last or best or len(paths)
     if best:
         known = _logged(folder)
-        scores = {path: _score(path, known) for path in paths}
-        ranked = sorted((path for path in paths if scores[path] is not None), key=lambda path: scores[path] or 0.0)
-        paths = sorted(ranked[-count:])
+        scored = sorted((score, path) for path in paths if (score := _score(path, known)) is not None)
+        paths = sorted(path for _, path in scored[-count:])
     if not paths or len(paths) < count:
         kind = "with a known accuracy " if best else ""
         raise UserError(f"{folder} holds {len(paths)} checkpoints of epochs {kind}and {count} are asked for: lower it.")
@@ -100,46 +100,41 @@ def average(paths: list[str]) -> tuple[dict[str, Any], bool]:
     sums: dict[str, Tensor] = {}
     state: dict[str, Any] = {}
     weights: dict[str, Tensor] = {}
-    statistics: list[Tensor] = []
-    rates, changes, classes = {}, {}, {}
-    stale = False
+    traits, stale = [], False
     for path in paths:
         state = files.read(path)
-        before, weights = statistics, _weights(state, path)
-        statistics = [value for name, value in weights.items() if name.endswith(("running_mean", "running_var"))]
-        rates[_run_of(state).get("lr")] = path
-        classes.update({tuple(names): path for names in [_run_of(state).get("classes")] if names})
-        changes[describe_changes(recorded_changes(state) or {}) or "no change"] = path
+        before, weights = weights, _weights(state, path)
+        traits.append(_traits(state))
         sums = sums or {name: torch.zeros_like(value, dtype=torch.float64) for name, value in weights.items()}
-        odd = [n for n in {**sums, **weights} if n not in sums or n not in weights or sums[n].shape != weights[n].shape]
-        if odd:
+        if odd := differing(sums, weights):
             raise UserError(f"{path} is of another network than {paths[0]}: {odd[0]} differs ({len(odd)} entries do).")
         for name, value in weights.items():
             sums[name] += value
-        stale = stale or any(not torch.equal(*pair) for pair in zip(before, statistics, strict=False))
-    if len(rates) > 1:
-        first, other = list(rates.items())[:2]
-        raise UserError(f"{first[1]} leads with the classifier of --lr {first[0]} and {other[1]} with that of --lr "
-                        f"{other[0]}: average checkpoints of one --lr.")  # fmt: skip
-    if len(classes) > 1:
-        first, other = list(classes.values())[:2]
-        raise UserError(f"the outputs of {first} and of {other} are other classes: average checkpoints of one run.")
-    if len(changes) > 1:
-        first, other = list(changes.items())[:2]
-        raise UserError(f"{first[1]} is of an encoder with {first[0]} and {other[1]} of one with {other[0]}: average "
-                        "checkpoints of one encoder.")  # fmt: skip
+        measured = (name for name in before if name.endswith(("running_mean", "running_var")))
+        stale = stale or any(not torch.equal(before[name], weights[name]) for name in measured)
+    for name, sentence in _MIXED.items():
+        kinds = {found[name]: path for found, path in zip(traits, paths, strict=True) if found[name] != ()}
+        if len(kinds) > 1:
+            (one, first), (other, second) = list(kinds.items())[:2]
+            raise UserError(sentence.format(one=one, first=first, other=other, second=second))
     mean = {n: (sums[n] / len(paths)).to(v.dtype) if v.is_floating_point() else v for n, v in weights.items()}
-    kept = {name: state[name] for name in ("epoch", "arch", "best_acc1") if name in state}
-    run = {name: value for name, value in _run_of(state).items() if name in ("lr", "classes", "images")}
-    kept_changes = recorded_changes(state)
-    run |= {} if kept_changes is None else {"changes": kept_changes}
-    run["averaged"] = [os.path.basename(path) for path in paths]
-    return {**kept, "state_dict": mean, "run": run}, stale
+    return _packed(mean, state, paths), stale
 
 
-def _run_of(state: dict) -> dict[str, Any]:
-    run = state.get("run")
-    return run if isinstance(run, dict) else {}
+def _traits(state: dict) -> dict[str, Any]:
+    """What files that are averaged have in common."""
+    run = run_of(state)
+    changes = describe_changes(recorded_changes(state) or {}) or "no change"
+    return {"lr": run.get("lr"), "classes": tuple(run.get("classes") or ()), "changes": changes}
+
+
+def _packed(mean: dict[str, Tensor], last: dict, paths: list[str]) -> dict[str, Any]:
+    """A checkpoint of the mean with the last file's other entries."""
+    kept = {name: last[name] for name in ("epoch", "arch", "best_acc1") if name in last}
+    run = {name: value for name, value in run_of(last).items() if name in ("lr", "classes", "images")}
+    changes = recorded_changes(last)
+    run |= {} if changes is None else {"changes": changes}
+    return {**kept, "state_dict": mean, "run": {**run, "averaged": [os.path.basename(path) for path in paths]}}
 
 
 def _weights(state: dict, path: str) -> dict[str, Tensor]:
@@ -150,11 +145,6 @@ def _weights(state: dict, path: str) -> dict[str, Tensor]:
     weights = next(filter(None, chosen), found)
     files.refuse_odd(weights, path)
     return weights
-
-
-def has_running_statistics(weights: dict[str, Tensor]) -> bool:
-    """Whether there are running statistics to measure anew."""
-    return any(name.endswith("running_mean") for name in weights)
 
 
 def refresh(weights: dict[str, Tensor], like: Backbone, batches: Iterator[Tensor], device: torch.device) -> None:
@@ -206,7 +196,7 @@ def run_average(args: Namespace) -> None:
         paths = choose_checkpoints(folder, args.last, args.best)
     state, stale = average(paths)
     summary = "no BatchNorm to measure anew"
-    if not stale and has_running_statistics(state["state_dict"]):
+    if not stale and any(name.endswith("running_mean") for name in state["state_dict"]):
         summary = "BatchNorm's statistics are those of every file"
     elif stale and args.refresh:
         if args.data is None and args.dataset is None:
@@ -214,9 +204,8 @@ def run_average(args: Namespace) -> None:
                             "--dataset, or --no-refresh to keep the mean of the old ones.")  # fmt: skip
         settled = settle_from_file(args, paths[-1])
         like = open_backbone(paths[-1], args.arch, args.stem, args.size)
-        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         batches, summary = _batches(args, like, settled)
-        refresh(state["state_dict"], like, batches, device)
+        refresh(state["state_dict"], like, batches, torch.device("cuda" if torch.cuda.is_available() else "cpu"))
     elif stale:
         summary = "BatchNorm's statistics are the mean of the old ones, which fit no network"
     out = args.out or os.path.join(folder or os.path.dirname(paths[-1]), "averaged.pth.tar")

@@ -21,8 +21,9 @@ from moco.errors import UserError
 from moco.models.key_queue import EMPTY
 from moco.train import checkpoint
 from moco.train.resume import describe_machine
-from moco.weights.read import File, arch_of, head_entries, named_arch, open_file, outline, settings_of
-from moco.weights.settings import listed
+from moco.weights.layouts import File, arch_of, head_entries, named_arch, open_file, run_of
+from moco.weights.read import differing, open_backbone
+from moco.weights.settings import listed, settings_of
 
 UNIT = 1e-3  # a queue row's length may differ so much from 1 (keys of 16-bit encoders do by 4e-4)
 FLAT = 1e-8  # a channel whose variance is below carries no signal; BatchNorm's own epsilon is 1e-5
@@ -90,11 +91,11 @@ def _architecture(file: File) -> Iterator[Line]:
         return
     how = "named in the file" if named_arch(file) else "found by the shapes of the tensors"
     try:
-        source, _ = outline(file.path)
+        source = open_backbone(file.path, fill=False)
     except UserError as error:
         yield Line(f"architecture: {arch}, {how}, but {error}", ok=False)
         return
-    head = [tuple(value.shape) for value in head_entries(source.encoder, file).values() if value.ndim > 1]
+    head = [tuple(value.shape) for value in head_entries(source.encoder, file, sound=False).values() if value.ndim > 1]
     summary = "head " + "-".join(map(str, [head[0][1], *(shape[0] for shape in head)])) if head else "no head"
     built = f"{source.stem} stem, {source.channels} channels, {source.size} px, {summary}"
     yield Line(f"architecture: {arch}, {how}; {built}")
@@ -103,25 +104,22 @@ def _architecture(file: File) -> Iterator[Line]:
 
 
 def _progress(file: File) -> Iterator[Line]:
-    known = {name: file.settings[name] for name in ("method", "dataset", "data") if file.settings.get(name)}
+    run, beside = run_of(file.state), file.settings
     entries: dict[str, Any] = {"epoch": file.state.get("epoch", "not recorded")}
-    run = file.state.get("run") or {}
-    known = {name: word for name in ("method",) if (word := (run.get("flags") or {}).get(f"--{name}"))} | known
-    entries.update({name: run[name] for name in ("step", "batch", "seed") if name in run})
+    entries |= {name: run[name] for name in ("step", "batch", "seed") if name in run}
     if "best_acc1" in file.state:
         entries["best top-1"] = f"{float(file.state['best_acc1']):.2f}"
-    method = known.pop("method", "not recorded")
-    yield Line(", ".join(f"{name} {value}" for name, value in {**entries, "method": method, **known}.items()))
+    entries["method"] = beside.get("method") or (run.get("flags") or {}).get("--method") or "not recorded"
+    entries |= {name: beside[name] for name in ("dataset", "data") if beside.get(name)}
+    yield Line(", ".join(f"{name} {value}" for name, value in entries.items()))
 
 
 def _run(file: File) -> Iterator[Line]:
     """The settings that are not off, the images and the machine of the run that wrote it, where the file says them."""
-    run = file.state.get("run") or {}
-    shown = {name: typed(value) for name, value in (run.get("flags") or run.get("settings") or {}).items()}
-    if shown:
-        yield Line(
-            "flags of its run: " + ", ".join(f"{n} {text}" for n, text in shown.items() if text not in ("none", "off"))
-        )
+    run = run_of(file.state)
+    if flags := run.get("flags") or run.get("settings"):
+        shown = ((name, typed(value)) for name, value in flags.items())
+        yield Line("flags of its run: " + ", ".join(f"{n} {text}" for n, text in shown if text not in ("none", "off")))
     if "data" in run:
         data = run["data"]
         yield Line(f"data: {data['images']} images of {data['name']}, fingerprint {data['fingerprint']}")
@@ -144,9 +142,9 @@ def _keys(file: File) -> Iterator[Line]:
 
 def _numbers(file: File) -> Iterator[Line]:
     odd = files.odd_tensors(file.tensors)
-    for summary, count in Counter(odd.values()).items():
-        first = next(name for name, found in odd.items() if found == summary)
-        yield Line(f"{count} tensors hold {summary}, the first is {first}", ok=False)
+    for summary in dict.fromkeys(odd.values()):
+        names = [name for name, found in odd.items() if found == summary]
+        yield Line(f"{len(names)} tensors hold {summary}, the first is {names[0]}", ok=False)
     if not odd:
         yield Line("all weights are finite")
 
@@ -161,16 +159,10 @@ def _batchnorm(file: File) -> Iterator[Line]:
     yield Line(f"{len(variances)} BatchNorm layers, {channels} channels without variance")
     if flat:
         yield Line(f"BatchNorm {flat[0]} has no channel with variance ({len(flat)} layers): collapsed", ok=False)
-    untouched = [name for name, value in variances.items() if _untouched(file, name, value)]
-    if untouched and file.state.get("epoch"):
-        summary = f"BatchNorm {untouched[0]} never saw a batch ({len(untouched)} layers) though training went on"
-        yield Line(summary, ok=False)
-
-
-def _untouched(file: File, name: str, variance: Tensor) -> bool:
-    """Statistics as they were born."""
-    mean = file.tensors.get(f"{name}.running_mean")
-    return mean is not None and not mean.any() and bool((variance == 1).all())
+    means = {name: file.tensors.get(f"{name}.running_mean") for name in variances}
+    born = [n for n, mean in means.items() if mean is not None and not mean.any() and (variances[n] == 1).all()]
+    if born and file.state.get("epoch"):
+        yield Line(f"BatchNorm {born[0]} never saw a batch ({len(born)} layers) though training went on", ok=False)
 
 
 def _queue(file: File) -> Iterator[Line]:
@@ -194,34 +186,30 @@ def _queue(file: File) -> Iterator[Line]:
 
 
 def _momentum(file: File) -> Iterator[Line]:
-    for q, k in PAIRS:
-        pairs = _parameters(file, q, k)
-        if pairs:
-            break
-    else:
+    present = {name.partition(".")[0] for name in file.tensors}
+    q, k = next((pair for pair in PAIRS if present.issuperset(pair)), ("", ""))
+    own = _parameters(file, q)
+    if not own:
         return
-    lost = [name for name, (_, other) in pairs.items() if other is None or other.shape != pairs[name][0].shape]
-    if lost:
+    keys = {name: file.tensors[f"{k}.{name}"] for name in own if f"{k}.{name}" in file.tensors}
+    if lost := differing(own, keys):
         yield Line(f"{k} lacks {lost[0]} of {q} ({len(lost)} tensors differ)", ok=False)
         return
-    square = sum(float((a.double() - b.double()).square().sum()) for a, b in pairs.values() if b is not None)
-    norm = sum(float(a.double().square().sum()) for a, _ in pairs.values())
+    square = sum(float((own[name].double() - keys[name].double()).square().sum()) for name in own)
+    norm = sum(float(value.double().square().sum()) for value in own.values())
     distance = (square / max(norm, 1e-300)) ** 0.5
-    trained = bool(file.state.get("epoch")) or bool((file.state.get("run") or {}).get("step"))
     yield Line(f"{k} is {distance:.3g} from {q}, relative to its norm")
     if distance >= FAR:
         yield Line(f"{k} no longer follows {q}", ok=False)
-    if distance == 0 and trained:
+    if distance == 0 and (file.state.get("epoch") or run_of(file.state).get("step")):
         yield Line(f"{k} equals {q} after training: there is no momentum between them", ok=False)
 
 
-def _parameters(file: File, q: str, k: str) -> dict[str, tuple[Tensor, Tensor | None]]:
-    """What momentum moves: by name, the query's and the key's tensor; nothing where there is no key encoder."""
-    if not any(name.startswith(f"{k}.") for name in file.tensors):
-        return {}
-    own = {n: v for n, v in file.tensors.items() if n.startswith(f"{q}.") and v.is_floating_point()}
-    own = {n.removeprefix(f"{q}."): v for n, v in own.items() if not n.endswith((".running_mean", ".running_var"))}
-    return {name: (value, file.tensors.get(f"{k}.{name}")) for name, value in own.items()}
+def _parameters(file: File, q: str) -> dict[str, Tensor]:
+    """What momentum moves, by name; nothing where there is no such encoder."""
+    own = {n.removeprefix(f"{q}."): v for n, v in file.tensors.items() if q and n.startswith(f"{q}.")}
+    statistics = (".running_mean", ".running_var")
+    return {n: v for n, v in own.items() if v.is_floating_point() and not n.endswith(statistics)}
 
 
 def _optimizer(file: File) -> Iterator[Line]:

@@ -17,7 +17,10 @@ from moco.data import channel_statistics
 from moco.errors import UserError
 from moco.files import replacing
 from moco.models.encoder import build_encoder
-from moco.weights.read import arch_of, changes_of, describe_changes, open_file, read_backbone, settings_of
+from moco.weights.changes import changes_of, describe_changes
+from moco.weights.layouts import arch_of, open_file
+from moco.weights.read import load_backbone
+from moco.weights.settings import settings_of
 
 ARCHS = ("resnet50", "resnet101")
 
@@ -31,7 +34,7 @@ def detectron2_name(name: str) -> str:
 
 
 def convert(path: str) -> dict[str, Tensor]:
-    """The backbone in a checkpoint (any that moco.weights.read reads), by detectron2's names.
+    """The backbone in a checkpoint (any of moco.weights.layouts), by detectron2's names.
 
     Raises:
         UserError: unreadable, or not the whole backbone of a ResNet-50 or ResNet-101 (the sentence names the keys), or
@@ -40,7 +43,7 @@ def convert(path: str) -> dict[str, Tensor]:
     arch = arch_of(open_file(path)).partition(".")[0]  # timm names its weights behind a dot
     encoder = build_encoder(arch if arch in ARCHS else ARCHS[0], 128)
     try:
-        tensors, _ = read_backbone(encoder, path)
+        tensors, _ = load_backbone(encoder, path)
     except UserError as error:
         if arch and arch not in ARCHS:
             raise UserError(f"{path} is a {arch}; detectron2 gets a {' or a '.join(ARCHS)} from here.") from error
@@ -67,7 +70,7 @@ def pixels_of(path: str) -> list[str]:
 
 def refuse_changes(encoder: nn.Module, path: str) -> None:
     """UserError for an encoder that differs in what no tensor tells: detectron2's ResNet is always the plain one."""
-    if summary := describe_changes(changes_of(encoder).get("changes", {})):
+    if summary := describe_changes(changes_of(encoder)):
         raise UserError(
             f"{path} is of a network with {summary}, which detectron2's ResNet cannot do; use another file."
         )

@@ -19,7 +19,7 @@ import os
 import re
 from argparse import Namespace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -28,16 +28,10 @@ from moco import files, resources
 from moco.errors import UserError
 from moco.models.encoder import build_encoder, features, head_of, torchvision_names
 from moco.weights import detectron2_names
-from moco.weights.read import (
-    CARD,
-    Backbone,
-    apply_changes,
-    bare_names,
-    describe_changes,
-    open_backbone,
-    settle_from_file,
-    sound_head_entries,
-)
+from moco.weights.changes import apply_changes, bare_names, describe_changes
+from moco.weights.layouts import CARD, head_entries, read_json
+from moco.weights.read import Backbone, differing, open_backbone
+from moco.weights.settings import settle_from_file
 
 SUFFIXES = {
     "torchvision": ".torchvision.pth",
@@ -68,14 +62,7 @@ _VIT_NAMES = (
 )
 
 
-class Exported(NamedTuple):
-    """What was written and how it was made sure of."""
-
-    paths: list[str]
-    summary: list[str]  # for the console
-
-
-def export(source: Backbone, to: str, out: str, card: dict[str, Any], keep_head: bool = False) -> Exported:
+def export(source: Backbone, to: str, out: str, card: dict[str, Any], keep_head: bool = False) -> list[str]:
     """Write one backbone for one tool; an older file of that name stays whole until the new one is.
 
     Args:
@@ -84,6 +71,9 @@ def export(source: Backbone, to: str, out: str, card: dict[str, Any], keep_head:
         out: the file's path.
         card: from :func:`make_card`.
         keep_head: write the classifier too.
+
+    Returns:
+        Lines for the console: what was written and how it was made sure of.
 
     Raises:
         UserError: the tool has no such network, or the file cannot be written.
@@ -94,15 +84,14 @@ def export(source: Backbone, to: str, out: str, card: dict[str, Any], keep_head:
         return _to_detectron2(source, out, card)
     if to == "onnx":
         return _to_onnx(source, out, card, keep_head)
-    tensors = _own_tensors(source, keep_head)
-    if to == "safetensors":
-        from safetensors.torch import save
+    tensors = _entries(source.encoder, keep_head)
+    if to == "features":
+        return [_write_with_card(tensors, out, card)]
+    from safetensors.torch import save
 
-        content = save(tensors, {"format": "pt", "card": json.dumps(card)})
-        with files.replacing(out, "--out") as beside:
-            Path(beside).write_bytes(content)
-        return Exported([out], [])
-    return Exported(_write_with_card(tensors, out, card), [])
+    with files.replacing(out, "--out") as beside:
+        Path(beside).write_bytes(save(tensors, {"format": "pt", "card": json.dumps(card)}))
+    return [f"wrote {out}"]
 
 
 def make_card(source: Backbone, mean: list[float], std: list[float]) -> dict[str, Any]:
@@ -130,7 +119,7 @@ def keep_the_head(source: Backbone) -> None:
         UserError: the file's head is not one linear layer, or its tensors are odd.
     """
     head = head_of(source.encoder)
-    entries = sound_head_entries(source.encoder, source.file)
+    entries = head_entries(source.encoder, source.file)
     weight, fresh = entries.get("weight"), source.encoder.get_submodule(head)
     if set(entries) != {"weight", "bias"} or weight is None or weight.ndim != 2 or not isinstance(fresh, nn.Linear):
         raise UserError(f"{source.file.path} has no head of one linear layer to keep; leave out --head keep.")
@@ -169,35 +158,31 @@ def timm_name(name: str) -> str:
     return name
 
 
-def _to_library(source: Backbone, to: str, out: str, card: dict[str, Any], keep_head: bool) -> Exported:
+def _to_library(source: Backbone, to: str, out: str, card: dict[str, Any], keep_head: bool) -> list[str]:
     arch = library_arch(source.arch, to)
     target = build_encoder(arch, 1, stem=source.stem, size=source.size, in_chans=source.channels).eval()
     if keep_head:
         head = source.encoder.get_submodule(head_of(source.encoder))
         assert isinstance(head, nn.Linear)
         target.set_submodule(head_of(target), nn.Linear(head.in_features, head.out_features))
-    wrapped = (
-        "backbone." if hasattr(target, "backbone") else ""
-    )  # moco.models.encoder.Headed: the head is not the library's
+    wrapped = "backbone." if hasattr(target, "backbone") else ""  # moco.models.encoder.Headed: not the library's head
     if wrapped and keep_head:
         raise UserError(f"{arch} has no head of one linear layer; leave out --head keep.")
-    tensors = _renamed(_own_tensors(source, keep_head), target)
-    _load_strictly(target, tensors, keep_head)
+    tensors = _renamed(_entries(source.encoder, keep_head), target)
+    if other := differing(_entries(target, keep_head), tensors):
+        more = f" and {len(other) - 3} more" if len(other) > 3 else ""
+        raise UserError(f"the target's network has other entries: {', '.join(other[:3])}{more}; nothing was written.")
+    target.load_state_dict(tensors, strict=False)
     apply_changes(target, source.changes)
     gap = _gap(_compute(source.encoder, source, keep_head), _compute(target, source, keep_head))
     if not gap <= FEATURE_TOLERANCE:
         raise UserError(f"{to}'s {arch} computes other features (relative difference {gap:.1e}); nothing was written.")
     plain = {name.removeprefix(wrapped): value for name, value in tensors.items()}
-    paths = _write_with_card(plain, out, {**card, "arch": arch})
-    summary = describe_changes(source.changes)
-    told = (
-        f"{to}'s own network differs, and the file cannot say so: the lines below give it {summary}\n"
-        if summary
-        else ""
-    )
-    return Exported(paths, [f"{told}{to} computes the same (relative difference {gap:.0e}); load it with", *_loading(
-        source, to, arch, target, out, keep_head
-    )])  # fmt: skip
+    lines = [_write_with_card(plain, out, {**card, "arch": arch})]
+    if summary := describe_changes(source.changes):
+        lines.append(f"{to}'s own network differs, and the file cannot say so: the lines below give it {summary}")
+    lines.append(f"{to} computes the same (relative difference {gap:.0e}); load it with")
+    return lines + _loading(source, to, arch, target, out, keep_head)
 
 
 def _renamed(tensors: dict[str, Tensor], target: nn.Module) -> dict[str, Tensor]:
@@ -209,17 +194,6 @@ def _renamed(tensors: dict[str, Tensor], target: nn.Module) -> dict[str, Tensor]
         back = {timm_name(name): name for name in names}
         return {back.get(name, name): value for name, value in tensors.items()}
     return tensors
-
-
-def _load_strictly(target: nn.Module, tensors: dict[str, Tensor], keep_head: bool) -> None:
-    head = "" if keep_head else head_of(target) + "."
-    wanted = {name: value.shape for name, value in target.state_dict().items() if not head or not name.startswith(head)}
-    found = {name: value.shape for name, value in tensors.items()}
-    differ = [name for name in {**wanted, **found} if wanted.get(name) != found.get(name)]
-    if differ:
-        more = f" and {len(differ) - 3} more" if len(differ) > 3 else ""
-        raise UserError(f"the target's network has other entries: {', '.join(differ[:3])}{more}; nothing was written.")
-    target.load_state_dict(tensors, strict=False)
 
 
 def _loading(source: Backbone, to: str, arch: str, target: nn.Module, out: str, keep_head: bool) -> list[str]:
@@ -270,20 +244,18 @@ def _stem_lines(source: Backbone, to: str, target: nn.Module) -> list[str]:
     return lines + [f"model.{name} = torch.nn.Identity()" for name in sorted(gone)]
 
 
-def _to_detectron2(source: Backbone, out: str, card: dict[str, Any]) -> Exported:
-    known = " and ".join(detectron2_names.ARCHS)
-    if (
-        source.arch.removeprefix("timm/") not in detectron2_names.ARCHS
-        or source.stem == "cifar"
-        or source.channels != 3
-    ):
-        raise UserError(f"detectron2's configurations are for {known} with a 7x7 stem and colour images, not for "
-                        f"{source.arch} with {source.stem} stem and {source.channels} channels.")  # fmt: skip
+def _to_detectron2(source: Backbone, out: str, card: dict[str, Any]) -> list[str]:
+    known = detectron2_names.ARCHS
+    if source.arch.removeprefix("timm/") not in known or source.stem == "cifar" or source.channels != 3:
+        raise UserError(
+            f"detectron2's configurations are for {' and '.join(known)} with a 7x7 stem and colour images, not for "
+            f"{source.arch} with {source.stem} stem and {source.channels} channels."
+        )
     detectron2_names.refuse_changes(source.encoder, source.file.path)
-    tensors = detectron2_names.renamed(_own_tensors(source, keep_head=False))
+    tensors = detectron2_names.renamed(_entries(source.encoder, keep_head=False))
     detectron2_names.write_pickle(tensors, out)
     pixels = detectron2_names.pixel_options(card["mean"], card["std"])
-    return Exported([out], [f"{len(tensors)} arrays; give the file as {' '.join(['MODEL.WEIGHTS', *pixels])}"])
+    return [f"wrote {out}", f"{len(tensors)} arrays; give the file as {' '.join(['MODEL.WEIGHTS', *pixels])}"]
 
 
 # ------------------------------------------------------------------------------------------------------- onnx
@@ -301,7 +273,7 @@ class FeatureModule(nn.Module):
         return self.encoder(images).flatten(1)
 
 
-def _to_onnx(source: Backbone, out: str, card: dict[str, Any], keep_head: bool) -> Exported:
+def _to_onnx(source: Backbone, out: str, card: dict[str, Any], keep_head: bool) -> list[str]:
     try:
         import onnx
         import onnxscript  # noqa: F401 (torch needs it)
@@ -324,8 +296,9 @@ def _to_onnx(source: Backbone, out: str, card: dict[str, Any], keep_head: bool) 
     checked = _checked(graph, source, model, expected)
     with files.replacing(out, "--out") as beside:
         onnx.save(graph, beside)
-    return Exported([out], [f"input images (batch, {source.channels}, {source.size}, {source.size}), normalised by the "
-                            f"card's mean and std; output {name}; {checked}"])  # fmt: skip
+    shape = f"(batch, {source.channels}, {source.size}, {source.size})"
+    feed = f"input images {shape}, normalised by the card's mean and std; output {name}; {checked}"
+    return [f"wrote {out}", feed]
 
 
 def _checked(graph: Any, source: Backbone, model: nn.Module, expected: Tensor) -> str:
@@ -347,9 +320,9 @@ def _checked(graph: Any, source: Backbone, model: nn.Module, expected: Tensor) -
 # -------------------------------------------------------------------------------------------------- small parts
 
 
-def _own_tensors(source: Backbone, keep_head: bool) -> dict[str, Tensor]:
-    head = head_of(source.encoder) + "."
-    entries = source.encoder.state_dict()
+def _entries(encoder: nn.Module, keep_head: bool) -> dict[str, Tensor]:
+    head = head_of(encoder) + "."
+    entries = encoder.state_dict()
     return {n: value.contiguous() for n, value in entries.items() if keep_head or not n.startswith(head)}
 
 
@@ -369,24 +342,15 @@ def _gap(one: Tensor, other: Tensor) -> float:
     return float((one - other).abs().max() / one.abs().max().clamp_min(1e-12)) if one.shape == other.shape else 1.0
 
 
-def _write_with_card(tensors: dict[str, Tensor], out: str, card: dict[str, Any]) -> list[str]:
-    """The two paths; UserError where the card would replace what is no card."""
+def _write_with_card(tensors: dict[str, Tensor], out: str, card: dict[str, Any]) -> str:
+    """What was written, for the console; UserError where the card would replace what is no card."""
     beside = os.path.splitext(out)[0] + ".json"
-    if beside == out or (os.path.exists(beside) and not _is_card(beside)):
+    if beside == out or (os.path.exists(beside) and read_json(beside).get("kind") != CARD):
         raise UserError(f"the card goes to {beside}, which is something else; choose another --out.")
     with files.replacing(out, "--out") as path:
         files.torch_save(tensors, path)
     files.write_text(json.dumps(card, indent=1) + "\n", beside, "--out")
-    return [out, beside]
-
-
-def _is_card(path: str) -> bool:
-    try:
-        with open(path, encoding="utf-8") as file:
-            found = json.load(file)
-    except (OSError, ValueError):
-        return False
-    return isinstance(found, dict) and found.get("kind") == CARD
+    return f"wrote {out} and {beside}"
 
 
 def _destination(args: Namespace) -> str:
@@ -414,8 +378,5 @@ def run_export(args: Namespace) -> None:
     keep_head = args.head == "keep"
     if keep_head:
         keep_the_head(source)
-    done = export(source, args.to, out, card, keep_head)
-    print(f"{source.arch}, {source.stem} stem, {source.size} px: {source.summary}{settled.summary}")
-    print(f"wrote {' and '.join(done.paths)}")
-    for line in done.summary:
-        print(line)
+    lines = export(source, args.to, out, card, keep_head)
+    print(f"{source.arch}, {source.stem} stem, {source.size} px: {source.summary}{settled.summary}", *lines, sep="\n")

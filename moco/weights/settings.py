@@ -16,45 +16,91 @@ from torch import Tensor, nn
 
 from moco.data import Source
 from moco.data.registry import channel_statistics, dataset_of
-from moco.models.encoder import SMALL
+from moco.models.encoder import SMALL, build_encoder
+from moco.weights.changes import changes_of
+from moco.weights.layouts import (
+    FROM_CARD,
+    PUBLISHED,
+    File,
+    arch_of,
+    has_small_stem,
+    known_part,
+    named_arch,
+    open_file,
+    part_for,
+    run_of,
+    vit_size,
+)
 
 SETTING_NAMES = ("arch", "stem", "size", "channels", "mean", "std")
-FROM_DATA, FROM_FLAGS, FROM_CHECKPOINT, FROM_CARD, FROM_TENSORS = (
-    "default",
-    "given",
-    "checkpoint",
-    "card",
-    "its tensors",
-)  # where it is from
+# where a setting is from, beside FROM_CARD and the name of a file of flags
+FROM_DATA, FROM_FLAGS, FROM_CHECKPOINT, FROM_TENSORS = "default", "given", "checkpoint", "its tensors"
 ARCH = "resnet50"  # upstream's, where neither the flags nor a file name one
 
 
 class Setting(NamedTuple):
-    """One of :data:`KEYS`."""
+    """One of :data:`SETTING_NAMES`."""
 
     value: Any
     origin: str  # words
 
 
-# -------------------------------------------------------------------------------------------------- in checkpoints
+# -------------------------------------------------------------------------------------------------- in a file
 
 
 def images_of(encoder: nn.Module, mean: Any, std: Any) -> dict[str, dict[str, Any]]:
-    """The entry of a checkpoint's ``run``: plain values; none for an encoder that was built elsewhere.
+    """The entries of a checkpoint's ``run`` that build this encoder anew and say how it sees images: plain values.
 
     Args:
-        encoder: from :func:`moco.models.encoder.build_encoder`, which remembers its stem, size and channels.
+        encoder: from :func:`moco.models.encoder.build_encoder`, which remembers its stem, size and channels; of one
+            that was built elsewhere nothing is said.
         mean, std: of the channels, numbers or a tensor.
     """
-    if not hasattr(encoder, "built"):
-        return {}
-    changes = {"changes": encoder.changes} if hasattr(encoder, "changes") else {}  # see moco/weights/read.py
-    return {"images": {**encoder.built, "mean": _numbers(mean), "std": _numbers(std)}, **changes}  # type: ignore
+    entries: dict[str, dict[str, Any]] = {"changes": changes_of(encoder)} if changes_of(encoder) else {}
+    if built := getattr(encoder, "built", {}):
+        entries["images"] = {**built, "mean": _numbers(mean), "std": _numbers(std)}
+    return entries
 
 
 def _numbers(values: Sequence[float] | Tensor) -> list[float]:
     """What was typed: the shortest numbers that are these in float32, in which images are normalised."""
     return [float(str(x)) for x in torch.as_tensor(values, dtype=torch.float32).cpu().numpy()]
+
+
+def settings_of(file: File, arch: str = "", size: int | None = None) -> dict[str, Setting]:
+    """What an encoder in a file was trained at and what says so: the file's own entries or card, else the flags of its
+    run beside it, else its tensors. These tell architecture, stem, channels and a ViT's size, and nothing tells the
+    rest of a foreign file.
+
+    Args:
+        arch, size: where another one is asked for.
+
+    Raises:
+        UserError: an architecture that cannot be built.
+    """
+    found = recorded(file.state, file.settings, file.beside)
+    side, name = vit_size(known_part(file).entries), arch_of(file)
+    if side and found.get("size", Setting(side, "")).origin != FROM_CHECKPOINT:
+        found["size"] = Setting(side, FROM_TENSORS)
+    if name:
+        here = FROM_CARD if file.beside == FROM_CARD else FROM_CHECKPOINT
+        found["arch"] = Setting(name, here if named_arch(file) else FROM_TENSORS)
+    if (arch or name) and not {"stem", "channels"} <= set(found):
+        found = _shape_of(file, arch or name, size or found.get("size", Setting(224, "")).value) | found
+    return {name: found[name] for name in SETTING_NAMES if name in found}
+
+
+def _shape_of(file: File, arch: str, size: int) -> dict[str, Setting]:
+    """Stem and channels, by the first convolution in the file and in the network as its library has it."""
+    with torch.random.fork_rng(devices=[]):  # a run's own first weights stay what they are
+        encoder = build_encoder(arch, 1, stem="imagenet", size=size)
+    own, theirs = encoder.state_dict().get("conv1.weight"), part_for(encoder, file).entries
+    small = has_small_stem(theirs) and own is not None and own.shape[2:] != theirs["conv1.weight"].shape[2:]
+    first = next((name for name, module in encoder.named_modules() if isinstance(module, nn.Conv2d)), "")
+    weight = theirs.get(f"{first}.weight")
+    grey = weight is not None and weight.shape[1:2] == (1,)
+    values = {"stem": "cifar" if small else "imagenet", "channels": 1 if grey else 3}
+    return {name: Setting(value, FROM_TENSORS) for name, value in values.items()}
 
 
 def recorded(state: dict, flags: dict[str, Any], name: str) -> dict[str, Setting]:
@@ -65,8 +111,7 @@ def recorded(state: dict, flags: dict[str, Any], name: str) -> dict[str, Setting
         flags: its card, or the flags of its run.
         name: what to call the latter.
     """
-    run = state.get("run")
-    run = run if isinstance(run, dict) else {}
+    run = run_of(state)
     ours = "kind" in flags or name.endswith("_settings.json")  # any file.json beside file.pth may be another program's
     found = _named(_resolved(flags), name) if ours else {}
     tuned = run.get("settings")  # an older fine-tuning's, whose flags name no size where it was the data's
@@ -95,7 +140,7 @@ def _resolved(flags: dict[str, Any]) -> dict[str, Any]:
 
 
 class Settled(NamedTuple):
-    """The settings of an evaluation: its flags, completed from a file; see :func:`settle`."""
+    """The settings of an evaluation: its flags, completed from a file; see :func:`settle_from_file`."""
 
     args: Namespace
     path: str  # of the file, empty for none
@@ -127,15 +172,19 @@ class Settled(NamedTuple):
         return "".join("\n" + line for line in lines)
 
 
-def settle(args: Namespace, path: str, known: dict[str, Setting], dataset: str | None = None) -> Settled:
+def settle_from_file(args: Namespace, path: str, dataset: str | None = None) -> Settled:
     """Put a file's settings into the flags that were not typed; what neither has stays None (``arch``: resnet50).
 
     Args:
-        args: with the flags of :data:`KEYS`, of which None, an empty word and ``auto`` mean that none was typed.
-        path: of the file, for words.
-        known: what the file has, see :func:`moco.weights.read.settings_of`.
+        args: with the flags of :data:`SETTING_NAMES`, of which None, an empty word and ``auto`` mean that none was
+            typed.
+        path: a checkpoint file, ``torchvision:NAME``, or empty for none.
         dataset: whose statistics were asked for by name.
+
+    Raises:
+        UserError: the file cannot be read.
     """
+    known = _known(args, path)
     taken: dict[str, Setting] = {}
     warnings = []
     for name in SETTING_NAMES:
@@ -144,17 +193,22 @@ def settle(args: Namespace, path: str, known: dict[str, Setting], dataset: str |
             channels = taken.get("channels", Setting(3, FROM_DATA)).value
             asked = channel_statistics(dataset, channels)[name == "std"]
             setattr(args, name, asked)
-        if asked in (None, "", "auto"):
-            if _fits(name, known, taken):
-                taken[name] = known[name]
-                setattr(args, name, known[name].value)
-            continue
-        taken[name] = Setting(asked, FROM_FLAGS)
-        if name in known and _differ(known[name], asked):
-            warnings.append(_warning(name, asked, known[name].value, path))
+        if asked not in (None, "", "auto"):
+            taken[name] = Setting(asked, FROM_FLAGS)
+            if name in known and _differ(known[name], asked):
+                warnings.append(_warning(name, asked, known[name].value, path))
+        elif _fits(name, known, taken):
+            taken[name] = known[name]
+            setattr(args, name, known[name].value)
     if args.arch is None:
         args.arch, taken["arch"] = ARCH, Setting(ARCH, FROM_DATA)
     return Settled(args, path, {name: taken[name] for name in SETTING_NAMES if name in taken}, warnings)
+
+
+def _known(args: Namespace, path: str) -> dict[str, Setting]:
+    if path.startswith(PUBLISHED):
+        return {"stem": Setting("imagenet", FROM_TENSORS), "channels": Setting(3, FROM_TENSORS)}
+    return settings_of(open_file(path), args.arch or "", args.size) if path else {}
 
 
 def _fits(name: str, known: dict[str, Setting], taken: dict[str, Setting]) -> bool:
@@ -171,11 +225,8 @@ def _differ(known: Setting, asked: Any) -> bool:
     if isinstance(asked, str):
         return known.value.removeprefix("timm/") != asked.removeprefix("timm/")
     one, other = (list(x) if isinstance(x, Sequence) else [x] for x in (known.value, asked))
-    return len(one) != len(other) or not all(map(_close, one, other))
-
-
-def _close(one: float, other: float) -> bool:
-    return math.isclose(one, other, rel_tol=1e-6, abs_tol=1e-9)  # float32's rounding
+    close = (math.isclose(x, y, rel_tol=1e-6, abs_tol=1e-9) for x, y in zip(one, other, strict=False))
+    return len(one) != len(other) or not all(close)  # up to float32's rounding
 
 
 def _warning(name: str, asked: Any, value: Any, path: str) -> str:

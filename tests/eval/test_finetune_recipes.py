@@ -281,7 +281,7 @@ def test_an_official_file_loads_with_every_key_of_the_vision_branch(small, tmp_p
     state = official()
     torch.save(state, tmp_path / "beit3.pth")
     encoder = build_encoder(BEIT3, 5)
-    words = load_backbone(encoder, str(tmp_path / "beit3.pth"), BEIT3)
+    _, words = load_backbone(encoder, str(tmp_path / "beit3.pth"), BEIT3)
     assert "BEiT-3's vision branch, its fc_norm is new" in words
     loaded = torch.cat([value.flatten() for name, value in encoder.state_dict().items()
                         if not name.startswith(("head", "fc_norm"))])  # fmt: skip
@@ -302,7 +302,7 @@ def test_an_official_fine_tuned_file_gives_its_norm_and_not_its_head(small, tmp_
                        "head.weight": torch.zeros(1000, 48), "head.bias": torch.zeros(1000)}  # fmt: skip
     torch.save(state, tmp_path / "beit3.pth")
     encoder = build_encoder(BEIT3, 5, size=224)
-    words = load_backbone(encoder, str(tmp_path / "beit3.pth"), BEIT3)
+    _, words = load_backbone(encoder, str(tmp_path / "beit3.pth"), BEIT3)
     assert "its head (2 tensors) is not used; BEiT-3's vision branch" in words
     assert "is new" not in words
     assert float(encoder.fc_norm.bias.detach().mean()) == 3
@@ -373,7 +373,7 @@ def test_a_pretraining_has_the_same_comforts(image_folder, in_process, tmp_path)
     assert differences(whole["state_dict"], parts["state_dict"]) == []
     path = tmp_path / "whole" / "checkpoint_0001.pth.tar"
     encoder = build_encoder(ARCH, 3, size=16)
-    assert "from encoder_ema of" in load_backbone(encoder, str(path), ARCH).replace("tensors from", "from")
+    assert "from encoder_ema of" in load_backbone(encoder, str(path), ARCH)[1].replace("tensors from", "from")
     average = whole["state_dict"]["module.encoder_ema.conv1.0.weight"]
     assert torch.equal(encoder.conv1[0].weight, average)
     assert not torch.equal(average, whole["state_dict"]["module.encoder_q.conv1.0.weight"])

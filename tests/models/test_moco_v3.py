@@ -227,7 +227,7 @@ def test_a_vits_checkpoint_is_described_and_read_with_its_heads(image_folder, tm
     state = load(tmp_path)
     assert state["run"]["changes"] == {"num_heads": 12}
     encoder = build_encoder("vit_tiny_patch16_224", 3, size=32)
-    assert "12 attention heads" in load_backbone(encoder, path)
+    assert "12 attention heads" in load_backbone(encoder, path)[1]
     assert encoder.blocks[0].attn.num_heads == 12
     kept = state["state_dict"]
     assert torch.equal(encoder.pos_embed, kept["module.encoder_q.pos_embed"])

@@ -261,7 +261,7 @@ PLACES = {  # what a reader looks for: the words of the tree, and the definition
     "batchnorm.py: BatchNorm split": "def split_batchnorm",
     "by_pil.py (presets": "PRESETS",
     "checkpoint.py: a run's checkpoint": "def save",
-    "read.py: checkpoints of ten projects": "def load_backbone",
+    "layouts.py: checkpoints of ten projects": "lightly",
     "knn.py: k-NN accuracy": "def knn_predict",
     "methods.py: those of a method, such as --n1": '"n1"',
     "report.py: selection": "def selected",

@@ -16,7 +16,8 @@ from moco import export as export_door
 from moco.models.encoder import build_encoder, features
 from moco.weights import export
 from moco.weights.detectron2_names import convert
-from moco.weights.read import CARD, open_backbone
+from moco.weights.layouts import CARD
+from moco.weights.read import open_backbone
 
 C = 16
 

@@ -24,8 +24,9 @@ from moco import cli as flags
 from moco import distributed
 from moco.errors import UserError
 from moco.models.encoder import backbone_keys, build_encoder, features
-from moco.weights import read
-from moco.weights.read import RESNETS, File, arch_of, load_backbone, load_pretrained, open_backbone, open_file
+from moco.weights.changes import apply_changes, has_fixed_positions, restore_changes
+from moco.weights.layouts import RESNETS, File, Submodule, arch_of, open_file
+from moco.weights.read import load_backbone, open_backbone
 
 K, C = 12, 128
 
@@ -79,7 +80,7 @@ def test_contrastive_checkpoints_give_their_query_encoder(tmp_path, encoder, que
     path = str(tmp_path / "theirs.pth.tar")
     torch.save(state, path)
     before = {name: value.clone() for name, value in encoder.fc.state_dict().items()}
-    words = load_backbone(encoder, path, "resnet18")
+    _, words = load_backbone(encoder, path, "resnet18")
     assert_same_backbone(encoder, q)
     assert all(torch.equal(value, before[name]) for name, value in encoder.fc.state_dict().items())
     assert "read 120 tensors from encoder_q" in words
@@ -183,7 +184,7 @@ def test_published_weights_by_name(monkeypatch, encoder):
         return OrderedDict(network.state_dict())
 
     monkeypatch.setattr(torch.hub, "load_state_dict_from_url", fetched)
-    words = load_backbone(encoder, "torchvision:IMAGENET1K_V1", "resnet18")
+    _, words = load_backbone(encoder, "torchvision:IMAGENET1K_V1", "resnet18")
     assert_same_backbone(encoder, network)
     assert "torchvision:IMAGENET1K_V1" in words
     assert asked == [(torchvision.models.ResNet18_Weights.IMAGENET1K_V1.url, True, True)]
@@ -198,7 +199,7 @@ def test_published_weights_are_fetched_by_one_of_each_node_first(monkeypatch, tm
     monkeypatch.setattr(distributed, "first_on_node", lambda make, wait: [waits.append(wait), first(make, wait)][1])
     torch.save(network.state_dict(), tmp_path / "file")
     given = path if path != "file" else str(tmp_path / path)
-    weights, words = load_pretrained(encoder, given, "resnet18")
+    weights, words = load_backbone(encoder, given, "resnet18")
     assert_same_backbone(encoder, network)
     assert waits == [path != "file"] and given in words
     assert set(weights) == set(network.state_dict()) - {"fc.weight", "fc.bias"}
@@ -332,7 +333,7 @@ def test_features_of_other_projects_files(tmp_path, layout):
         torch.testing.assert_close(features(found.encoder, images), theirs(images).flatten(1), rtol=1e-5, atol=1e-5)
     # the mains build their encoder from flags and get the same
     encoder = build_encoder(found.arch, 10, stem=found.stem, size=32).eval()
-    assert "read " in load_backbone(encoder, path, found.arch)
+    assert "read " in load_backbone(encoder, path, found.arch)[1]
     assert torch.equal(features(encoder, images), features(found.encoder, images))
 
 
@@ -495,8 +496,8 @@ def test_heads_of_tensors_alone_and_of_positions_on_another_grid(tmp_path):
 @pytest.mark.parametrize("word", ["base", "large"])
 def test_where_timm_has_moco_v3s_heads_nothing_is_changed(word):
     width = {"base": 768, "large": 1024}[word]
-    part = read.Submodule("base_encoder", {"pos_embed": fixed(width, True)})
-    assert not read._has_fixed_positions(part)
+    part = Submodule("base_encoder", {"pos_embed": fixed(width, True)})
+    assert not has_fixed_positions(part)
 
 
 def test_a_probe_of_the_old_reading_keeps_it_and_is_not_mixed_with_the_new(tmp_path):
@@ -509,15 +510,15 @@ def test_a_probe_of_the_old_reading_keeps_it_and_is_not_mixed_with_the_new(tmp_p
     torch.save({"model": network.state_dict()}, tmp_path / "theirs.pth")
     load_backbone(encoder, str(tmp_path / "theirs.pth"))
     with pytest.raises(UserError, match="with no change, --pretrained gives one with 12 attention heads .*leave"):
-        read.restore_changes(encoder, state, "probe.pth.tar")
+        restore_changes(encoder, state, "probe.pth.tar")
     fresh = build_encoder("vit_tiny_patch16_224", 10, size=48)
-    read.restore_changes(fresh, {**state, "run": {}}, "upstreams.pth.tar")  # their probe's file says nothing
+    restore_changes(fresh, {**state, "run": {}}, "upstreams.pth.tar")  # their probe's file says nothing
     assert fresh.changes == {"num_heads": 12}
 
 
 def test_a_change_of_a_newer_version_is_refused(encoder):
     with pytest.raises(UserError, match="has the change wings, which this version does not know"):
-        read.apply_changes(encoder, {"wings": 2})
+        apply_changes(encoder, {"wings": 2})
 
 
 # --------------------------------------------------------------------------------------- weights of no use

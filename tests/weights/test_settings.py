@@ -17,7 +17,9 @@ from moco.cli.commands import parse_embed
 from moco.eval import embed
 from moco.models.encoder import build_encoder
 from moco.weights import describe, settings
-from moco.weights.read import File, open_backbone, open_file, settings_of, settle_from_file
+from moco.weights.layouts import File, open_file
+from moco.weights.read import open_backbone
+from moco.weights.settings import settings_of, settle_from_file
 
 pytestmark = pytest.mark.usefixtures("restored")
 REST = TINY[4:]  # without -a and --size

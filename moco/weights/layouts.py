@@ -1,0 +1,260 @@
+"""What a weight file holds, ours or another project's: its tensors by the names of torchvision and timm.
+
+Where the projects keep the encoder that their own evaluations use (names after DataParallel's ``module.``):
+
+    ours, MoCo v1 and v2, SynCo   state_dict  encoder_q.*, of ours with --ema encoder_ema.*
+    MoCo v3                       state_dict  base_encoder.*
+    SupContrast                   model       encoder.*, the projection of a skip connection is ``shortcut``
+    Barlow Twins, VICReg          model       backbone.*, or the backbone alone
+    lightly                       state_dict  backbone.*, of a ResNet often by position: 0 conv1, 1 bn1, 4 layer1 ..,
+                                              of its own ResNet 2 layer1 ..
+    solo-learn                    state_dict  backbone.*, older ones encoder.*
+    BEiT-3                        model       beit3.vision_embed.*, beit3.encoder.* with branches A (vision) and B
+    torchvision, timm, a probe's  all, or state_dict, or model
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import re
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+from torch import Tensor, nn
+
+from moco import files
+from moco.errors import UserError
+from moco.models.encoder import backbone_keys, head_of
+
+SAFETENSORS = ".safetensors"
+CARD = "moco backbone"  # the kind of the card that moco.export writes
+FROM_CARD = "card"
+PUBLISHED = "torchvision:"  # followed by a name such as IMAGENET1K_V2
+_NESTS = ("state_dict", "model")
+# in this order where several fit equally
+_PARTS = ("encoder_ema", "encoder_q", "base_encoder", "backbone", "encoder", "")
+# The flags that lie beside our checkpoints: beside a classifier's, which has an accuracy, and beside a pretraining's.
+_SETTINGS = {True: ("lincls_settings.json", "semisup_settings.json"), False: ("log_settings.json",)}
+# lightly counts modules, and in its own ResNet ReLU and max-pool are none: where layer1 is, and the entry that tells
+OWN_RESNET = "2.0.conv1.weight"
+_BY_POSITION = {OWN_RESNET: 2, "4.0.conv1.weight": 4}
+
+# Blocks of the four stages, shape of a block's 3x3 convolution (outputs, inputs a group), whether it is a bottleneck.
+RESNETS = {
+    ((2, 2, 2, 2), (64, 64), False): "resnet18",
+    ((3, 4, 6, 3), (64, 64), False): "resnet34",
+    ((3, 4, 6, 3), (64, 64), True): "resnet50",
+    ((3, 4, 23, 3), (64, 64), True): "resnet101",
+    ((3, 8, 36, 3), (64, 64), True): "resnet152",
+    ((3, 4, 6, 3), (128, 128), True): "wide_resnet50_2",
+    ((3, 4, 23, 3), (128, 128), True): "wide_resnet101_2",
+    ((3, 4, 6, 3), (128, 4), True): "resnext50_32x4d",
+    ((3, 4, 23, 3), (256, 8), True): "resnext101_32x8d",
+    ((3, 4, 23, 3), (256, 4), True): "resnext101_64x4d",
+}
+VIT_WIDTHS = {192: "tiny", 384: "small", 768: "base", 1024: "large", 1280: "huge"}  # timm's words for a ViT's width
+# Of a ViT of timm and of torchvision: the patches' weights, the positions, and the name by its word and patch.
+_VITS = (
+    ("patch_embed.proj.weight", "pos_embed", "vit_{0}_patch{1}_224"),
+    ("conv_proj.weight", "encoder.pos_embedding", "vit_{0[0]}_{1}"),
+)
+_MOCO_V3_NAMES = {f"vit_{word}": f"vit_{word}_patch{14 if word == 'huge' else 16}_224" for word in VIT_WIDTHS.values()}
+
+
+class File(NamedTuple):
+    """What a weight file holds."""
+
+    path: str
+    state: dict  # all of it
+    tensors: dict[str, Tensor]  # the weights, wherever it keeps them, without the prefixes of wrappers
+    settings: dict[str, Any]  # its card, or the settings of our run that wrote it; empty for other files
+    beside: str = ""  # what the latter are called
+
+
+class Submodule(NamedTuple):
+    """The encoder in a file."""
+
+    name: str  # such as encoder_q, empty for a file that is nothing else
+    entries: dict[str, Tensor]  # by the names of torchvision and timm, the head included
+
+
+# --------------------------------------------------------------------------------------------------- the file
+
+
+def open_file(path: str) -> File:
+    """Read a checkpoint or a safetensors file.
+
+    Raises:
+        UserError: unreadable, or without tensors.
+    """
+    if path.endswith(SAFETENSORS) and os.path.isfile(path):
+        return _open_safetensors(path)
+    state = files.read(path)
+    return File(path, state, tensors_of(state, path), *_settings(path, state))
+
+
+def _open_safetensors(path: str) -> File:
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="pt") as opened:
+            tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118 (no mapping)
+            card = json.loads((opened.metadata() or {}).get("card", "{}"))
+    except (SafetensorError, OSError, ValueError) as error:
+        raise UserError(f"{path} is no readable safetensors file: truncated, damaged or something else.") from error
+    return File(path, tensors, tensors_of(tensors, path), card, FROM_CARD)
+
+
+def _settings(path: str, state: dict) -> tuple[dict[str, Any], str]:
+    """The card that lies beside a file, or the settings of the run that wrote the checkpoint, and what to call them;
+    empty for others."""
+    names = _SETTINGS["best_acc1" in state] if "run" in state else ()
+    beside = [os.path.join(os.path.dirname(path), name) for name in names]
+    for name in [os.path.splitext(path)[0] + ".json", *beside]:
+        found = read_json(name)
+        if found.get("kind") == CARD:
+            return found, FROM_CARD
+        if found and found.get("arch") == state.get("arch", ""):
+            return found, os.path.basename(name)
+    return {}, ""
+
+
+def read_json(path: str) -> dict[str, Any]:
+    """A JSON file's dictionary; empty where there is none."""
+    try:
+        with open(path, encoding="utf-8") as file:
+            found = json.load(file)
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def tensors_of(state: dict, path: str) -> dict[str, Tensor]:
+    """The dictionary of tensors, wherever the file keeps it, without the prefixes of wrappers (DDP, torch.compile).
+
+    Raises:
+        UserError: there is none.
+    """
+    state = next((state[nest] for nest in _NESTS if isinstance(state.get(nest), dict)), state)
+    wrapper = re.compile(r"(?:(?<=\.)|^)(?:module|_orig_mod)\.")
+    named = ((name, value) for name, value in state.items() if isinstance(name, str) and isinstance(value, Tensor))
+    found = {wrapper.sub("", name): value for name, value in named}
+    if not found:
+        raise UserError(f"{path} holds no weights: neither tensors nor a state_dict with tensors.")
+    return found
+
+
+def run_of(state: dict) -> dict[str, Any]:
+    """What a checkpoint of ours says of the run that wrote it; empty for other files."""
+    run = state.get("run")
+    return run if isinstance(run, dict) else {}
+
+
+# ------------------------------------------------------------------------------------------------ the encoder in it
+
+
+def submodules(file: File) -> Iterator[Submodule]:
+    """All that may be the encoder in a file, the most specific first."""
+    for name in _PARTS:
+        prefix = f"{name}." if name else ""
+        chosen = {n.removeprefix(prefix): value for n, value in file.tensors.items() if n.startswith(prefix)}
+        if chosen:
+            yield Submodule(name, _library_names(chosen))
+
+
+def _library_names(entries: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Names of torchvision's ResNets for those that count modules (lightly) and for ``shortcut`` (SupContrast)."""
+    positions: dict[str, str] = {}
+    if first := next((place for name, place in _BY_POSITION.items() if name in entries), 0):
+        positions = {"0": "conv1", "1": "bn1", **{str(first + i): f"layer{i + 1}" for i in range(4)}}
+    renamed = {}
+    for name, value in entries.items():
+        module, _, rest = name.partition(".")
+        name = f"{positions[module]}.{rest}" if module in positions else name
+        renamed[re.sub(r"^(layer\d+\.\d+)\.shortcut\.", r"\1.downsample.", name)] = value
+    return renamed
+
+
+def part_for(encoder: nn.Module, file: File) -> Submodule:
+    """The part with most of the encoder's names; the most specific where several have as many."""
+    wanted = backbone_keys(encoder)
+    return max(submodules(file), key=lambda part: len(wanted & part.entries.keys()))
+
+
+def known_part(file: File) -> Submodule:
+    """The part whose tensors are of a known architecture, else the most specific."""
+    found = list(submodules(file))
+    return next((part for part in found if _deduced(part.entries)), found[0])
+
+
+def head_entries(encoder: nn.Module, file: File, sound: bool = True) -> dict[str, Tensor]:
+    """What the file has for the encoder's head, by names such as ``weight`` and ``0.weight``.
+
+    Raises:
+        UserError: with ``sound``, where they are odd (:func:`moco.files.odd_tensors`).
+    """
+    head = head_of(encoder) + "."
+    entries = {name: value for name, value in part_for(encoder, file).entries.items() if name.startswith(head)}
+    if sound:
+        files.refuse_odd(entries, file.path)
+    return {name.removeprefix(head): value for name, value in entries.items()}
+
+
+def from_beit3(encoder: nn.Module, file: File) -> tuple[File, str]:
+    """An official BEiT-3 file by timm's names and for the encoder's size, and words on what it has beside the vision
+    branch; other files as they are. A pretraining's file has no norm after the pooling, which then starts anew."""
+    vision = {name: value for name, value in file.tensors.items() if re.match(r"beit3\.|fc_norm\.|head\.", name)}
+    if not any(name.startswith("beit3.") for name in vision) or not hasattr(encoder, "patch_embed"):
+        return file, ""
+    from timm.models.vision_transformer import checkpoint_filter_fn
+
+    # timm drops the text's embedding, the mask token and branch B, which pairs of images and texts alone use
+    found = checkpoint_filter_fn(dict(vision), encoder)  # pyright: ignore[reportArgumentType]
+    fresh = {name: value for name, value in encoder.state_dict().items() if name.startswith("fc_norm.")}
+    note = "; BEiT-3's vision branch" + ("" if fresh.keys() <= found.keys() else ", its fc_norm is new")
+    return file._replace(tensors={**fresh, **found}), note
+
+
+# ------------------------------------------------------------------------------------------ which encoder it is
+
+
+def arch_of(file: File) -> str:
+    """The architecture that a file names, else the one its tensors have; empty for an unknown one."""
+    return named_arch(file) or _deduced(known_part(file).entries)
+
+
+def named_arch(file: File) -> str:
+    """What the file itself calls its architecture, in the words of torchvision and timm; empty if it does not."""
+    named = file.settings.get("arch") or file.state.get("arch")
+    if not isinstance(named, str):
+        named = getattr(file.state.get("opt"), "model", "")  # SupContrast keeps its flags
+    return _MOCO_V3_NAMES.get(named, named)
+
+
+def _deduced(entries: dict[str, Tensor]) -> str:
+    stages = [rf"layer{i}\.\d+\.conv1\.weight" for i in range(1, 5)]
+    blocks = tuple(sum(bool(re.fullmatch(stage, name)) for name in entries) for stage in stages)
+    conv = entries.get("layer1.0.conv2.weight", entries.get("layer1.0.conv1.weight"))
+    if all(blocks) and conv is not None:
+        return RESNETS.get((blocks, tuple(conv.shape[:2]), "layer1.0.conv3.weight" in entries), "")  # type: ignore
+    for patches, _, name in _VITS:
+        weight = entries.get(patches)
+        if weight is not None and weight.ndim == 4 and weight.shape[0] in VIT_WIDTHS:
+            return name.format(VIT_WIDTHS[weight.shape[0]], weight.shape[-1])
+    return ""
+
+
+def has_small_stem(entries: dict[str, Tensor]) -> bool:
+    """Whether a ResNet's first convolution is 3x3."""
+    weight = entries.get("conv1.weight")
+    return weight is not None and weight.ndim == 4 and weight.shape[-1] == 3
+
+
+def vit_size(entries: dict[str, Tensor]) -> int | None:
+    """A ViT's image side from its positions, one for each patch and one for the class token; None for others."""
+    for patches, positions, _ in _VITS:
+        if positions in entries and patches in entries:
+            return math.isqrt(entries[positions].shape[1]) * entries[patches].shape[-1]
+    return None
