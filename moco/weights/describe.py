@@ -222,9 +222,8 @@ def _optimizer(file: File) -> Iterator[Line]:
     kept = [v for s in states for entry in s.get("state", {}).values() for v in entry.values() if isinstance(v, Tensor)]
     lr = groups[0].get("lr", "not recorded")
     yield Line(f"optimizer: {len(groups)} groups, lr {lr}, {len(kept)} tensors of state")
-    bad = len(files.odd_tensors({str(place): value for place, value in enumerate(kept)}))
-    if bad:
-        yield Line(f"{bad} tensors of the optimizer hold NaN or infinity", ok=False)
+    if bad := files.odd_tensors({str(place): value for place, value in enumerate(kept)}):
+        yield Line(f"{len(bad)} tensors of the optimizer hold NaN or infinity", ok=False)
 
 
 def run_describe(args: Namespace) -> int:

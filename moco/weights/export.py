@@ -19,14 +19,14 @@ import os
 import re
 from argparse import Namespace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
 from moco import files, resources
 from moco.errors import UserError
-from moco.models.encoder import build_encoder, features, head_of, torchvision_names
+from moco.models.encoder import backbone_keys, build_encoder, features, head_of, torchvision_names
 from moco.weights import detectron2_names
 from moco.weights.changes import apply_changes, bare_names, describe_changes
 from moco.weights.layouts import CARD, head_entries, read_json
@@ -62,35 +62,49 @@ _VIT_NAMES = (
 )
 
 
-def export(source: Backbone, to: str, out: str, card: dict[str, Any], keep_head: bool = False) -> list[str]:
-    """Write one backbone for one tool; an older file of that name stays whole until the new one is.
+def run_export(args: Namespace) -> None:
+    if args.head == "keep" and args.to in ("detectron2", "safetensors", "features"):
+        raise UserError(f"--head keep has no meaning for --to {args.to}; leave it out.")
+    settled = settle_from_file(args, args.checkpoint, args.dataset)
+    source = open_backbone(args.checkpoint, args.arch, args.stem, args.size)
+    out = _destination(args)
+    mean, std = settled.statistics(source.channels, source.size)
+    card = make_card(source, mean, std)
+    if args.head == "keep":
+        keep_the_head(source)
+    lines = _write(source, args.to, out, card, args.head == "keep")
+    print(f"{source.arch}, {source.stem} stem, {source.size} px: {source.summary}{settled.summary}", *lines, sep="\n")
 
-    Args:
-        source: from :func:`moco.weights.read.open_backbone`; with ``keep_head`` from :func:`keep_the_head`.
-        to: a key of :data:`SUFFIXES`.
-        out: the file's path.
-        card: from :func:`make_card`.
-        keep_head: write the classifier too.
 
-    Returns:
-        Lines for the console: what was written and how it was made sure of.
+def _destination(args: Namespace) -> str:
+    """--out, else beside the checkpoint; never the checkpoint itself."""
+    stem = re.sub(r"(\.pth\.tar|\.[A-Za-z]\w*)$", "", args.checkpoint)
+    out = args.out or stem + SUFFIXES[args.to]
+    folder = os.path.dirname(out) or "."
+    if not os.path.isdir(folder):
+        raise UserError(f"there is no folder {folder} to write {os.path.basename(out)} to; make it first.")
+    if os.path.isdir(out):
+        raise UserError(f"--out {out} is a folder; give a file in it.")
+    if os.path.exists(out) and os.path.samefile(out, args.checkpoint):
+        raise UserError(f"--out {out} is the checkpoint itself; choose another --out.")
+    return out
 
-    Raises:
-        UserError: the tool has no such network, or the file cannot be written.
-    """
+
+def _write(source: Backbone, to: str, out: str, card: dict[str, Any], keep_head: bool) -> list[str]:
+    """Write one backbone for one tool; an older file of that name stays whole until the new one is. Returns lines for
+    the console: what was written and how it was made sure of."""
     if to in ("torchvision", "timm"):
         return _to_library(source, to, out, card, keep_head)
     if to == "detectron2":
         return _to_detectron2(source, out, card)
     if to == "onnx":
         return _to_onnx(source, out, card, keep_head)
-    tensors = _entries(source.encoder, keep_head)
     if to == "features":
-        return [_write_with_card(tensors, out, card)]
+        return [_write_with_card(_entries(source.encoder), out, card)]
     from safetensors.torch import save
 
     with files.replacing(out, "--out") as beside:
-        Path(beside).write_bytes(save(tensors, {"format": "pt", "card": json.dumps(card)}))
+        Path(beside).write_bytes(save(_entries(source.encoder), {"format": "pt", "card": json.dumps(card)}))
     return [f"wrote {out}"]
 
 
@@ -198,41 +212,28 @@ def _renamed(tensors: dict[str, Tensor], target: nn.Module) -> dict[str, Tensor]
 
 def _loading(source: Backbone, to: str, arch: str, target: nn.Module, out: str, keep_head: bool) -> list[str]:
     """Lines of Python that build the library's network and load the file strictly."""
-    lines, head = ["import torch", f"import {to}"], head_of(target)
-    summary = [repr(arch.removeprefix("timm/"))]
-    if keep_head:
-        layer = target.get_submodule(head)
-        assert isinstance(layer, nn.Linear)
-        summary.append(f"num_classes={layer.out_features}")
-    elif to == "timm":
-        summary.append("num_classes=0")
-    summary += _describe_size(source.size, to, target)
-    if to == "timm" and source.channels != 3:
-        summary.append(f"in_chans={source.channels}")
-    if to == "timm" and "num_heads" in source.changes:
-        summary.append(f"num_heads={source.changes['num_heads']}")
-    make = "timm.create_model" if to == "timm" else "torchvision.models.get_model"
-    lines.append(f"model = {make}({', '.join(summary)})")
-    lines += _stem_lines(source, to, target)
+    head, core = head_of(target), cast("Any", getattr(target, "backbone", target))
+    classes = core.get_submodule(head).out_features if keep_head else 0
+    if to == "timm":
+        make, options = "timm.create_model", {"num_classes": classes}
+        if core.pretrained_cfg.get("fixed_input_size") and core.pretrained_cfg["input_size"][-1] != source.size:
+            options["img_size"] = source.size
+        if source.channels != 3:
+            options["in_chans"] = source.channels
+        options |= {name: value for name, value in source.changes.items() if name == "num_heads"}
+    else:
+        make, options = "torchvision.models.get_model", {"num_classes": classes} if keep_head else {}
+        if hasattr(target, "image_size") and source.size != 224:
+            options["image_size"] = source.size
+    named = ", ".join([repr(arch.removeprefix("timm/")), *(f"{name}={value}" for name, value in options.items())])
+    lines = ["import torch", f"import {to}", f"model = {make}({named})", *_stem_lines(source, to, target)]
     if to == "torchvision" and not keep_head:
         lines.append(f"model.set_submodule({head!r}, torch.nn.Identity())  # features instead of logits")
-    lines.append(f"model.load_state_dict(torch.load({out!r}, weights_only=True))")
-    return lines
-
-
-def _describe_size(size: int, to: str, target: nn.Module) -> list[str]:
-    """The argument that a network needs whose tensors depend on the size of the images."""
-    if to == "torchvision":
-        return [f"image_size={size}"] if hasattr(target, "image_size") and size != 224 else []
-    core: Any = getattr(target, "backbone", target)
-    fixed = core.pretrained_cfg.get("fixed_input_size") and core.pretrained_cfg["input_size"][-1] != size
-    return [f"img_size={size}"] if fixed else []
+    return [*lines, f"model.load_state_dict(torch.load({out!r}, weights_only=True))"]
 
 
 def _stem_lines(source: Backbone, to: str, target: nn.Module) -> list[str]:
-    first = next(name for name, module in target.named_modules() if isinstance(module, nn.Conv2d))
-    conv = target.get_submodule(first)
-    assert isinstance(conv, nn.Conv2d)
+    first, conv = next((n, module) for n, module in target.named_modules() if isinstance(module, nn.Conv2d))
     lines = []
     if source.stem == "cifar" or (to == "torchvision" and source.channels != 3):
         padding = source.changes.get("stem_padding", conv.padding[0])
@@ -252,7 +253,7 @@ def _to_detectron2(source: Backbone, out: str, card: dict[str, Any]) -> list[str
             f"{source.arch} with {source.stem} stem and {source.channels} channels."
         )
     detectron2_names.refuse_changes(source.encoder, source.file.path)
-    tensors = detectron2_names.renamed(_entries(source.encoder, keep_head=False))
+    tensors = detectron2_names.renamed(_entries(source.encoder))
     detectron2_names.write_pickle(tensors, out)
     pixels = detectron2_names.pixel_options(card["mean"], card["std"])
     return [f"wrote {out}", f"{len(tensors)} arrays; give the file as {' '.join(['MODEL.WEIGHTS', *pixels])}"]
@@ -320,10 +321,10 @@ def _checked(graph: Any, source: Backbone, model: nn.Module, expected: Tensor) -
 # -------------------------------------------------------------------------------------------------- small parts
 
 
-def _entries(encoder: nn.Module, keep_head: bool) -> dict[str, Tensor]:
-    head = head_of(encoder) + "."
-    entries = encoder.state_dict()
-    return {n: value.contiguous() for n, value in entries.items() if keep_head or not n.startswith(head)}
+def _entries(encoder: nn.Module, keep_head: bool = False) -> dict[str, Tensor]:
+    """The tensors to write, all or those of the backbone."""
+    kept = backbone_keys(encoder)
+    return {n: value.contiguous() for n, value in encoder.state_dict().items() if keep_head or n in kept}
 
 
 def _images(source: Backbone) -> Tensor:
@@ -351,32 +352,3 @@ def _write_with_card(tensors: dict[str, Tensor], out: str, card: dict[str, Any])
         files.torch_save(tensors, path)
     files.write_text(json.dumps(card, indent=1) + "\n", beside, "--out")
     return f"wrote {out} and {beside}"
-
-
-def _destination(args: Namespace) -> str:
-    """--out, else beside the checkpoint; never the checkpoint itself."""
-    stem = re.sub(r"(\.pth\.tar|\.[A-Za-z]\w*)$", "", args.checkpoint)
-    out = args.out or stem + SUFFIXES[args.to]
-    folder = os.path.dirname(out) or "."
-    if not os.path.isdir(folder):
-        raise UserError(f"there is no folder {folder} to write {os.path.basename(out)} to; make it first.")
-    if os.path.isdir(out):
-        raise UserError(f"--out {out} is a folder; give a file in it.")
-    if os.path.exists(out) and os.path.samefile(out, args.checkpoint):
-        raise UserError(f"--out {out} is the checkpoint itself; choose another --out.")
-    return out
-
-
-def run_export(args: Namespace) -> None:
-    if args.head == "keep" and args.to in ("detectron2", "safetensors", "features"):
-        raise UserError(f"--head keep has no meaning for --to {args.to}; leave it out.")
-    settled = settle_from_file(args, args.checkpoint, args.dataset)
-    source = open_backbone(args.checkpoint, args.arch, args.stem, args.size)
-    out = _destination(args)
-    mean, std = settled.statistics(source.channels, source.size)
-    card = make_card(source, mean, std)
-    keep_head = args.head == "keep"
-    if keep_head:
-        keep_the_head(source)
-    lines = export(source, args.to, out, card, keep_head)
-    print(f"{source.arch}, {source.stem} stem, {source.size} px: {source.summary}{settled.summary}", *lines, sep="\n")

@@ -17,20 +17,9 @@ from torch import Tensor, nn
 from moco.data import Source
 from moco.data.registry import channel_statistics, dataset_of
 from moco.models.encoder import SMALL, build_encoder
+from moco.weights import layouts
 from moco.weights.changes import changes_of
-from moco.weights.layouts import (
-    FROM_CARD,
-    PUBLISHED,
-    File,
-    arch_of,
-    has_small_stem,
-    known_part,
-    named_arch,
-    open_file,
-    part_for,
-    run_of,
-    vit_size,
-)
+from moco.weights.layouts import FROM_CARD, PUBLISHED, File
 
 SETTING_NAMES = ("arch", "stem", "size", "channels", "mean", "std")
 # where a setting is from, beside FROM_CARD and the name of a file of flags
@@ -79,12 +68,12 @@ def settings_of(file: File, arch: str = "", size: int | None = None) -> dict[str
         UserError: an architecture that cannot be built.
     """
     found = recorded(file.state, file.settings, file.beside)
-    side, name = vit_size(known_part(file).entries), arch_of(file)
+    side, name = layouts.vit_size(layouts.known_part(file).entries), layouts.arch_of(file)
     if side and found.get("size", Setting(side, "")).origin != FROM_CHECKPOINT:
         found["size"] = Setting(side, FROM_TENSORS)
     if name:
         here = FROM_CARD if file.beside == FROM_CARD else FROM_CHECKPOINT
-        found["arch"] = Setting(name, here if named_arch(file) else FROM_TENSORS)
+        found["arch"] = Setting(name, here if layouts.named_arch(file) else FROM_TENSORS)
     if (arch or name) and not {"stem", "channels"} <= set(found):
         found = _shape_of(file, arch or name, size or found.get("size", Setting(224, "")).value) | found
     return {name: found[name] for name in SETTING_NAMES if name in found}
@@ -94,13 +83,16 @@ def _shape_of(file: File, arch: str, size: int) -> dict[str, Setting]:
     """Stem and channels, by the first convolution in the file and in the network as its library has it."""
     with torch.random.fork_rng(devices=[]):  # a run's own first weights stay what they are
         encoder = build_encoder(arch, 1, stem="imagenet", size=size)
-    own, theirs = encoder.state_dict().get("conv1.weight"), part_for(encoder, file).entries
-    small = has_small_stem(theirs) and own is not None and own.shape[2:] != theirs["conv1.weight"].shape[2:]
+    own, theirs = encoder.state_dict().get("conv1.weight"), layouts.part_for(encoder, file).entries
+    small = layouts.has_small_stem(theirs) and own is not None and own.shape[2:] != theirs["conv1.weight"].shape[2:]
     first = next((name for name, module in encoder.named_modules() if isinstance(module, nn.Conv2d)), "")
     weight = theirs.get(f"{first}.weight")
     grey = weight is not None and weight.shape[1:2] == (1,)
-    values = {"stem": "cifar" if small else "imagenet", "channels": 1 if grey else 3}
-    return {name: Setting(value, FROM_TENSORS) for name, value in values.items()}
+    return _told_by_tensors("cifar" if small else "imagenet", 1 if grey else 3)
+
+
+def _told_by_tensors(stem: str, channels: int) -> dict[str, Setting]:
+    return {"stem": Setting(stem, FROM_TENSORS), "channels": Setting(channels, FROM_TENSORS)}
 
 
 def recorded(state: dict, flags: dict[str, Any], name: str) -> dict[str, Setting]:
@@ -111,7 +103,7 @@ def recorded(state: dict, flags: dict[str, Any], name: str) -> dict[str, Setting
         flags: its card, or the flags of its run.
         name: what to call the latter.
     """
-    run = run_of(state)
+    run = layouts.run_of(state)
     ours = "kind" in flags or name.endswith("_settings.json")  # any file.json beside file.pth may be another program's
     found = _named(_resolved(flags), name) if ours else {}
     tuned = run.get("settings")  # an older fine-tuning's, whose flags name no size where it was the data's
@@ -207,8 +199,8 @@ def settle_from_file(args: Namespace, path: str, dataset: str | None = None) -> 
 
 def _known(args: Namespace, path: str) -> dict[str, Setting]:
     if path.startswith(PUBLISHED):
-        return {"stem": Setting("imagenet", FROM_TENSORS), "channels": Setting(3, FROM_TENSORS)}
-    return settings_of(open_file(path), args.arch or "", args.size) if path else {}
+        return _told_by_tensors("imagenet", 3)
+    return settings_of(layouts.open_file(path), args.arch or "", args.size) if path else {}
 
 
 def _fits(name: str, known: dict[str, Setting], taken: dict[str, Setting]) -> bool:
