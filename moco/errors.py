@@ -5,7 +5,9 @@ from collections.abc import Callable
 
 USAGE_EXIT = 2  # the user's input cannot be used; nothing was lost
 DIVERGED_EXIT = 3  # training itself went wrong (non-finite values, queues that differ)
+INTERRUPTED_EXIT = 130  # Ctrl-C
 SIGTERM_EXIT = 143  # 128 + SIGTERM: saved and stopped because the system asked for it
+FINAL_EXITS = (USAGE_EXIT, DIVERGED_EXIT, INTERRUPTED_EXIT, SIGTERM_EXIT)  # another try would end likewise
 
 
 class UserError(Exception):

@@ -22,12 +22,11 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
-from moco import files
+from moco import errors, files
 from moco.distributed import collectives
-from moco.errors import DIVERGED_EXIT, SIGTERM_EXIT, USAGE_EXIT, TrainingError, UserError, exit_code, one_line
+from moco.errors import TrainingError, UserError, exit_code, one_line
 
 EXIT_GRACE_SECONDS = 20  # how long the other processes may take to end after one has failed
-INTERRUPTED_EXIT = 130  # Ctrl-C
 USAGE_GRACE_SECONDS = 3  # the same after a user's mistake: there is nothing to save, only sentences to collect
 
 
@@ -155,7 +154,7 @@ def _spawn_again(worker: Callable, args: Any, plan: LaunchPlan, restarts: int) -
     before, signals = files.written(args.save_dir), []
     for restart in range(1, restarts + 1):
         code = _spawn(worker, args, plan, signals)
-        if code in (0, USAGE_EXIT, DIVERGED_EXIT, SIGTERM_EXIT, INTERRUPTED_EXIT):  # another try would end likewise
+        if code in (0, *errors.FINAL_EXITS):
             return code
         path = files.newest_good(args.save_dir, before)
         if signals:  # who sent one wants the run to end, even if the process it was for is gone
@@ -250,7 +249,7 @@ def _spawn(worker: Callable, args: Any, plan: LaunchPlan, signals: list[int]) ->
     try:
         code = _wait(children)
     except KeyboardInterrupt:
-        code = INTERRUPTED_EXIT
+        code = errors.INTERRUPTED_EXIT
     finally:
         for child in children:
             child.kill()
@@ -267,7 +266,7 @@ def _explain(code: int, reports: Any) -> int:
     if sentences:
         code, text = sentences[0]
         print(f"error: {text}", file=sys.stderr, flush=True)
-    elif code > 128 and code != SIGTERM_EXIT:  # the others' tracebacks only say that it is gone
+    elif code > 128 and code != errors.SIGTERM_EXIT:  # the others' tracebacks only say that it is gone
         why = f"a process was ended by signal {code - 128}" + ", perhaps for want of memory" * (code == 137)
         print(f"error: {why}; go on from the newest checkpoint with --resume auto.", file=sys.stderr, flush=True)
     else:
@@ -292,7 +291,7 @@ def _wait(children: list) -> int:
     """Wait for all; after the first failure the others get EXIT_GRACE_SECONDS. Returns the first failure's code."""
     first, alive = 0, list(children)
     while alive:
-        grace = USAGE_GRACE_SECONDS if first == USAGE_EXIT else EXIT_GRACE_SECONDS
+        grace = USAGE_GRACE_SECONDS if first == errors.USAGE_EXIT else EXIT_GRACE_SECONDS
         ended = wait([child.sentinel for child in alive], timeout=grace if first else None)
         if not ended:
             break

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import itertools
 import os
 import shlex
 import signal
@@ -11,10 +12,10 @@ import threading
 import time
 
 from moco import resources
-from moco.errors import SIGTERM_EXIT, UserError, exit_code
+from moco.errors import INTERRUPTED_EXIT, SIGTERM_EXIT, UserError, exit_code
 from moco.sweep import pool, report, spec, trial
 
-FAILED_EXIT, INTERRUPT_EXIT = 1, 130
+FAILED_EXIT = 1
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -76,7 +77,7 @@ def run(sweep: spec.Spec) -> int:
     print("\n" + report.write_tables(sweep, chosen), flush=True)
     if received:
         print("stopped: run the same command again to go on", flush=True)
-        return SIGTERM_EXIT if received[0] == signal.SIGTERM else INTERRUPT_EXIT
+        return SIGTERM_EXIT if received[0] == signal.SIGTERM else INTERRUPTED_EXIT
     return FAILED_EXIT if _something_is_missing(sweep, chosen) else 0
 
 
@@ -93,18 +94,16 @@ def _stages(sweep: spec.Spec, began: float, stop: threading.Event) -> list[dict]
 
 def _run_all(sweep: spec.Spec, stage: spec.Stage, settings: list[dict], began: float, stop: threading.Event) -> None:
     todo = list({item.folder: item for item in sweep.trials(stage, settings)}.values())
-    count = 0
+    numbers = itertools.count(1)
 
     def say(item: spec.Trial, record: trial.Record) -> None:
-        nonlocal count
-        count += 1
-        name = os.path.basename(item.folder)
+        name = f"[{next(numbers)}/{len(todo)}] {os.path.basename(item.folder)}"
         if record.status != trial.DONE:
-            print(f"[{count}/{len(todo)}] {name} {record.summary()} (folder {item.folder})", flush=True)
+            print(f"{name} {record.summary()} (folder {item.folder})", flush=True)
             return
         when = record.summary() if record.ended >= began else "was done before"
         found = [] if item.row else [f"{metric} {trial.number(item, metric)}" for metric in stage.metrics]
-        print(f"[{count}/{len(todo)}] {name} {when}{': ' * bool(found)}{', '.join(found)}", flush=True)
+        print(f"{name} {when}{': ' * bool(found)}{', '.join(found)}", flush=True)
 
     where = pool.Slurm(sweep.run, sweep.out) if sweep.run.slurm else pool.Local(sweep.run, stop)
     pool.run_all(todo, where, began, stop, say)

@@ -54,14 +54,8 @@ class Figure:
 
 def figure(spec: Spec, stage: Stage, setting: dict[str, Any], metric: str) -> Figure:
     """A metric of a setting, from its finished trials."""
-    found = [value(trial, metric) for trial in spec.trials(stage, [setting])]
+    found = [trials.number(trial, metric) for trial in spec.trials(stage, [setting])]
     return Figure([x for x in found if x is not None], len(found))
-
-
-def value(trial: Trial, metric: str) -> float | None:
-    """A metric of one trial; None unless it is done and has that number."""
-    record = trials.read_record(trial.folder)
-    return trials.number(trial, metric) if record and record.status == trials.DONE else None
 
 
 def selected(spec: Spec) -> list[dict[str, Any]]:
@@ -111,7 +105,7 @@ def _csv(spec: Spec, chosen: list[dict[str, Any]]) -> str:
             record = trials.read_record(trial.folder) or trials.Record("not run")
             entry = {"stage": name, **trial.settings, "seed": trial.seed, "status": record.status}
             entry |= {"exit_code": record.exit_code, "seconds": record.seconds, "folder": trial.folder}
-            rows.writerow({**entry, **{metric: value(trial, metric) for metric in stage.metrics}})
+            rows.writerow({**entry, **{metric: trials.number(trial, metric) for metric in stage.metrics}})
     return file.getvalue()
 
 

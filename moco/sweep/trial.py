@@ -87,12 +87,14 @@ def write_record(trial: Trial, record: Record) -> None:
 
 
 def number(trial: Trial, metric: str) -> float | None:
-    """A figure of a finished trial: ``metric`` in result.json or, for an entry point that writes none, its last value
-    in log.jsonl. None when there is no such finite number.
+    """A figure of a trial: ``metric`` in result.json or, for an entry point that writes none, its last value in
+    log.jsonl. None when the trial is not done or has no such finite number.
 
     A run of many values of a flag keeps each one's figures in a row of ``per_FLAG``.
     """
-    path = os.path.join(trial.folder, RESULT)
+    record, path = read_record(trial.folder), os.path.join(trial.folder, RESULT)
+    if record is None or record.status != DONE:
+        return None
     if not os.path.isfile(path):
         return _finite(_last_logged(os.path.join(trial.folder, LOG), metric))
     found = _json(path) or {}
