@@ -11,7 +11,7 @@ import copy
 import difflib
 import math
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Container, Iterable
 from dataclasses import dataclass
 from typing import Any, NoReturn, cast
 
@@ -207,19 +207,21 @@ def take_defaults(parser: Parser, path: str) -> None:
         elif isinstance(value, list) and flags[name].nargs in (None, 0, "?"):
             raise UserError(f"{path}: {name} takes one value, not the list {value}.")
         elif value is not None:
-            dest = flags[name].dest
-            words = spelled(_argv(name, value, flags[name]))
-            parser.set_defaults(**{dest: getattr(parser.parse_args(words), dest)})
+            dest, spellings = flags[name].dest, flags[name].option_strings
+            flag = next(word for word in spellings if word.lstrip("-") == name)
+            args = parser.parse_args(spelled(typed(flag, value, spellings)))
+            parser.set_defaults(**{dest: getattr(args, dest)})
             filed.add(dest)
     parser.filed |= filed
 
 
-def _argv(name: str, value: Any, action: argparse.Action) -> list[str]:
-    if isinstance(value, bool):
-        negative = f"--no-{name}"
-        return [f"--{name}"] if value else [negative] if negative in action.option_strings else []
-    flag = next(word for word in action.option_strings if word.lstrip("-") == name)
-    return [flag, *map(str, cast("list[Any]", value))] if isinstance(value, list) else [flag, str(value)]
+def typed(flag: str, value: Any, known: Container[str]) -> list[str]:
+    """A flag and its value in a YAML file as they are typed; false is the flag's --no-, where that is ``known``."""
+    if value is None or value is False:
+        negative = "--no-" + flag.lstrip("-")
+        return [negative] if value is False and negative in known else []
+    values = [] if value is True else cast("list[Any]", value) if isinstance(value, list) else [value]
+    return [flag, *map(str, values)]
 
 
 def _read_yaml(path: str) -> dict[Any, Any]:

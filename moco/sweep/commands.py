@@ -7,7 +7,6 @@ import functools
 import io
 import shlex
 from argparse import Namespace
-from collections.abc import Container
 from typing import Any
 
 from moco import cli
@@ -38,14 +37,6 @@ def dests_of(main: str) -> dict[str, str]:
 def setting(main: str, name: str) -> str:
     """One name for all spellings of a flag: ``lr`` of learning-rate."""
     return dests_of(main).get(f"--{name}", name)
-
-
-def spoken(name: str, value: Any, known: Container[str]) -> list[str]:
-    """A flag and its value as words; ``known``: the entry point's flags."""
-    if value is None or value is False:
-        return [f"--no-{name}"] if value is False and f"--no-{name}" in known else []
-    values = [] if value is True else value if isinstance(value, list) else [value]
-    return [f"--{name}", *map(plain, values)]
 
 
 def plain(value: Any) -> str:

@@ -25,9 +25,10 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from moco import resources
+from moco.cli.parser import typed
 from moco.errors import UserError
 from moco.sweep import figures
-from moco.sweep.commands import MAINS, dests_of, flags_named, hyphens, parsed, plain, setting, spoken
+from moco.sweep.commands import MAINS, dests_of, flags_named, hyphens, parsed, plain, setting
 
 # flags that the sweep itself gives, and the entry of the file that says with which value
 OURS = {"save-dir": "out", "resume": "", "seed": "seeds", "max-minutes": "run: {minutes: ..}"}
@@ -128,7 +129,7 @@ class Spec:
         return [*self.argv[:at], *self._said(flags), *self.argv[at:]]
 
     def _said(self, flags: dict[str, Any]) -> list[str]:
-        return [word for name in sorted(flags) for word in spoken(name, flags[name], dests_of(self.main))]
+        return [word for name in sorted(flags) for word in typed(f"--{name}", flags[name], dests_of(self.main))]
 
     def words_of(self, stage: Stage) -> str:
         """A stage's own flags, as they are typed."""
