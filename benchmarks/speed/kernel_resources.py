@@ -41,6 +41,7 @@ EITHER = ("K", "W", "ids", "queue_ids", "slots_a", "slots_b", "stride_a", "strid
 BYTES = ("images", "source", "out", "hues")
 OF_NORM = {"tracked": "*i64", "momentum": "fp32", "eps": "fp32"}  # types of its programs' arguments
 OF_NORM |= dict.fromkeys(("pieces", "pixels", "channels", "parts", "each", "splits", "groups"), "i32")
+OPTIONS = ("num_warps", "num_stages", "enable_fp_fusion")  # among the constants of a program, of its compilation
 MEMORIES = {"contiguous": False, "channels_last": True}
 WIDTHS = (32, 128, 512)
 QUERIES = (32, 256)
@@ -114,8 +115,8 @@ def of_views() -> dict[str, tuple[Any, ...]]:
 def of_norm(last: bool = True, precision: str = "bf16", align: int = 16, merged: int = norm.MOST) -> dict[str, Any]:
     """Every program of BatchNorm over parts; last: channels_last; merged: most splits of a part."""
     shape = (64, 64, 56, 56) if align > 1 else (64, 67, 7, 7)
-    constants = norm.plan(shape, last, 8).constants | {"ALIGN": align, "BLOCK_S": merged}
-    alone = {name: size for name, size in constants.items() if name != "BLOCK_S"}
+    alone = norm.plan(shape, last, 8).constants | {"ALIGN": align}
+    constants = {**alone, "BLOCK_S": merged}
     code = norm.programs()
     return {
         "norm: statistics": (code.statistics, alone, precision),
@@ -143,8 +144,9 @@ def compile_for(
 
     if target == "gfx942" and str(constants.get("PRECISION", "")).startswith("tf32"):
         constants = {**constants, "PRECISION": "ieee"}  # as by_triton.py does there
-    stages = {"num_stages": constants["num_stages"]} if "num_stages" in constants else {}
-    constants = {name: value for name, value in constants.items() if name not in stages}
+    usual = {name: constants[name] for name in OPTIONS if name in constants}
+    usual |= views.options(constants) if "COLOUR" in constants else {}
+    constants = {name: value for name, value in constants.items() if name not in usual}
     types = signature(program, constants, precision)
     open_ = getattr(program, "do_not_specialize", None) or ()
     wide = [
@@ -159,15 +161,7 @@ def compile_for(
         attributes = {(i,): [["tt.divisibility", 16]] for i in wide}
         source = ASTSource(fn=program, signature=types, constexprs=constants, attrs=attributes)
     gpu = compiler.GPUTarget(*TARGETS[target])
-    return triton.compile(source, target=gpu, options={**_usual(program, constants), **stages, **options})
-
-
-def _usual(program: Any, constants: dict[str, Any]) -> dict[str, Any]:
-    if "COLOUR" in constants:
-        return views.options(constants)
-    if "CHANNELS" in constants:
-        return images.OPTIONS
-    return by_triton.options(program.__name__) if program.__name__ in by_triton.WARPS else {"num_warps": norm.WARPS}
+    return triton.compile(source, target=gpu, options={**usual, **options})
 
 
 def cuobjdump() -> str:

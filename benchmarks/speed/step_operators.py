@@ -56,7 +56,7 @@ CHECKED = (
     (trial, "objection", lambda *_: ""),
     (trial, "objection_at", lambda *_: ""),
     (trial, "relative_time", lambda *_: 0.5),
-    (draws, "objection", lambda *_: ""),
+    (draws, "agrees", lambda *_: True),
     (norm, "agrees", lambda *_: True),
     (images, "agrees", lambda *_: True),
 )
@@ -197,6 +197,7 @@ def a_gpu(counting: _Counting) -> Iterator[None]:
             (distributed, "device", lambda: GPU),
             (torch, "clear_autocast_cache", counting.gpu.cached.clear),
             (torch.cuda, "device", contextlib.nullcontext),
+            (torch.cuda, "device_of", contextlib.nullcontext),
             (torch.cuda, "is_available", lambda: True),
             (torch.cuda, "manual_seed_all", lambda seed: None),
             (torch.cuda, "is_bf16_supported", lambda **_: True),

@@ -20,18 +20,16 @@ Importing this file does not import triton; the first call does.
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import importlib.util
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
-from types import ModuleType
 
 import torch
 from torch import Tensor
 
-from moco.kernels.matmul import add_product_, product
+from moco.kernels.matmul import operands, product
 from moco.kernels.spec import LossOutput
 
 # Chosen so that no target and no width spills a register (benchmarks/speed/kernel_resources.py); not yet timed on one.
@@ -46,7 +44,9 @@ MOST_MAXIMA = 16384  # bucket maxima that a program of ``compact`` holds in regi
 LISTED = 2048  # candidates at a time in ``exact``
 ROUNDS = 16  # at most so many blocks in a row in ``compact`` and ``pull``, at 65,536 rows
 FILL = 128  # at least so many programs a launch, for the 108 to 148 multiprocessors of the GPUs that this is for
-WARPS = {"score": 8, "compact": 8, "exact": 8, "draws": 8, "combine": 4, "weigh": 4, "pull": 8, "finish": 4}
+
+DTYPES = (torch.float32, torch.bfloat16, torch.float16)  # of what programs read and write
+programs = functools.partial(importlib.import_module, "moco.kernels.triton_kernels")
 
 
 @functools.cache
@@ -58,6 +58,8 @@ def available() -> bool:
 def fault(compare: Callable[[], str]) -> str:
     """What speaks against Triton programs on a device: what ``compare`` finds, or the first line of what it raises, for
     triton lacks a C compiler, Python's headers, a driver, ... and says so in as many ways."""
+    if not available():
+        return "the package triton is not installed"
     try:
         return compare()
     except Exception as error:
@@ -65,19 +67,22 @@ def fault(compare: Callable[[], str]) -> str:
 
 
 def agrees(compare: Callable[[], str], otherwise: str) -> bool:
-    """Whether triton is installed and ``compare`` finds no ``fault``; warns of one, and of what is done then."""
-    why = fault(compare) if available() else ""
-    if why:
+    """Whether ``compare`` finds no ``fault``; where triton is installed it warns of one, and of what is done then."""
+    why = fault(compare)
+    if why and available():
         warnings.warn(f"{otherwise}, not by triton: {why}", RuntimeWarning, stacklevel=3)
-    return available() and not why
+    return not why
 
 
-@functools.cache
-def programs() -> ModuleType:
-    """The compiled part. Raises ImportError without triton."""
-    from moco.kernels import triton_kernels as programs
+def on_gpu(x: Tensor) -> bool:
+    """Whether x lies where triton runs programs."""
+    return x.is_cuda
 
-    return programs
+
+def launch(program, grid: tuple[int, ...], *arguments, **constants) -> None:
+    """Every launch of a program passes here; with an empty grid there is none."""
+    if all(grid):
+        program[grid](*arguments, **constants)
 
 
 def interpreted() -> bool:
@@ -87,7 +92,7 @@ def interpreted() -> bool:
     return not isinstance(programs().score, JITFunction)
 
 
-def _power(x: int) -> int:
+def power_of_two(x: int) -> int:
     """The least power of two that is no less than x."""
     return 1 << max(0, x - 1).bit_length()
 
@@ -109,7 +114,7 @@ class GridPlan:
     @property
     def block_n(self) -> int:
         """Queries of a tile; the addresses of a width that does not divide 16 take registers."""
-        return min(32 if self.width % 16 else 64, max(16, _power(self.n)))
+        return min(32 if self.width % 16 else 64, max(16, power_of_two(self.n)))
 
     @property
     def stride(self) -> int:
@@ -146,7 +151,7 @@ class GridPlan:
     def chunks(self) -> int:
         """M, the chunks that a query's rows are looked through in: enough to fill the device, or for ROUNDS each."""
         enough = max(2 * FILL / self.n, self.total / (ROUNDS * COMPACT_K))
-        return min(32, _power(-(-self.total // COMPACT_K)), _power(int(-(-enough // 1))))
+        return min(32, power_of_two(-(-self.total // COMPACT_K)), power_of_two(int(-(-enough // 1))))
 
     @property
     def chunk(self) -> int:
@@ -155,7 +160,7 @@ class GridPlan:
     @property
     def room(self) -> int:
         """R, candidates of a chunk that are listed: four times a chunk's share of the set."""
-        return max(16, _power(4 * self.hard) // self.chunks)
+        return max(16, power_of_two(4 * self.hard) // self.chunks)
 
     @property
     def step(self) -> int:
@@ -166,11 +171,11 @@ class GridPlan:
     @property
     def listing(self) -> int:
         """Programs a query of ``exact``: each lists the set's part in some of the chunks."""
-        return min(self.chunks, max(1, _power(FILL // self.n)))
+        return min(self.chunks, max(1, power_of_two(FILL // self.n)))
 
     @property
     def padded(self) -> int:
-        return max(16, _power(self.width))
+        return max(16, power_of_two(self.width))
 
     @property
     def block_s(self) -> int:
@@ -204,8 +209,8 @@ class GridPlan:
         """Rows of one."""
         return _up(-(-self.total // self.splits), PULL_K)
 
-    def grids(self) -> dict[str, tuple[int, ...]]:
-        """Programs of each launch."""
+    def grids(self, gradient: bool = True, pulled: bool = True) -> dict[str, tuple[int, ...]]:
+        """Programs of each launch; pulled: the gradient's product with the queue is no library's."""
         of_query = -(-self.n // self.block_n)
         synthetic = {
             "compact": (self.n, self.chunks),
@@ -215,52 +220,41 @@ class GridPlan:
         return {
             "score": (self.tiles, of_query),
             **(synthetic if self.hard else {}),
-            "combine": (self.n, self.parts),
+            "combine": (self.n, self.parts if gradient else 1),
             "weigh": (self.n, -(-self.total // COMPACT_K)),
             "pull": (of_query, self.splits, -(-self.width // self.pull_c)),
-            "finish": (self.n, self.parts),
+            "finish": (self.n, self.parts) if pulled else (1, 1),
         }
 
     def constants(self, precision: str = "tf32x3", masked: bool = False, gradient: bool = True) -> dict[str, dict]:
-        """What each program knows when it is compiled, and how many blocks of operands are on their way at a time."""
-        product = {"PRECISION": _dot_precision(precision)}
+        """What each program is compiled for, and how: ``num_warps`` where not 4, ``num_stages`` of its loop's loads."""
+        amd = torch.version.hip  # whose GPUs multiply float32 as it is, at a rate that makes parts useless
+        pulled = precision != "fp32"
+        product = {"PRECISION": precision if precision == "bf16" or (pulled and not amd) else "ieee"}
         return {
             "score": {
-                "MASKED": masked, "PRODUCT": precision != "fp32", **product, "BUCKET": self.bucket,
-                "BLOCK_N": self.block_n, "BLOCK_K": SCORE_K, "BLOCK_C": min(BLOCK_C, self.padded),
-                "num_stages": self.stages,
+                "MASKED": masked, "PRODUCT": pulled, **product, "BUCKET": self.bucket, "BLOCK_N": self.block_n,
+                "BLOCK_K": SCORE_K, "BLOCK_C": min(BLOCK_C, self.padded), "num_warps": 8, "num_stages": self.stages,
             },
-            "compact": {"R": self.room, "BLOCK_W": _power(self.maxima), "BLOCK_K": COMPACT_K},
+            "compact": {
+                "R": self.room, "BLOCK_W": power_of_two(self.maxima), "BLOCK_K": COMPACT_K, "num_warps": 8,
+            },
             "exact": {
                 "WHOLE": not self.bucket, "M": self.chunks, "OWN": self.chunks // self.listing, "R": self.room,
-                "STEP": self.step,
+                "STEP": self.step, "num_warps": 8,
             },
-            "draws": {"GRADIENT": gradient, "BLOCK_S": self.block_s, "BLOCK_C": self.padded},
+            "draws": {"GRADIENT": gradient, "BLOCK_S": self.block_s, "BLOCK_C": self.padded, "num_warps": 8},
             "combine": {
-                "GRADIENT": gradient, "BLOCK_T": min(1024, _power(self.tiles)), "BLOCK_S": 32, "BLOCK_C": self.padded,
-                "PART": PART,
+                "GRADIENT": gradient, "BLOCK_T": min(1024, power_of_two(self.tiles)), "BLOCK_S": 32,
+                "BLOCK_C": self.padded, "PART": PART,
             },
             "weigh": {"BLOCK_K": COMPACT_K},
-            "pull": {**product, "BLOCK_N": self.block_n, "BLOCK_K": PULL_K, "BLOCK_C": self.pull_c, "num_stages": 3},
-            "finish": {"GRADIENT": gradient, "BLOCK_N": 256, "BLOCK_M": 64, "PART": PART},
+            "pull": {
+                **product, "BLOCK_N": self.block_n, "BLOCK_K": PULL_K, "BLOCK_C": self.pull_c, "num_warps": 8,
+                "num_stages": 3,
+            },
+            "finish": {"GRADIENT": gradient and pulled, "BLOCK_N": 256, "BLOCK_M": 64, "PART": PART},
         }  # fmt: skip
-
-
-def _dot_precision(precision: str) -> str:
-    """What Triton calls a precision. An AMD GPU multiplies float32 as it is, at a rate that makes parts useless."""
-    if precision == "fp32" or (precision.startswith("tf32") and torch.version.hip):
-        return "ieee"
-    return precision
-
-
-def _launch(program, grid: tuple[int, ...], *arguments, **constants) -> None:
-    """Every launch passes here."""
-    program[grid](*arguments, **constants, **options(program.__name__))
-
-
-def options(name: str) -> dict[str, int]:
-    """How a program is compiled."""
-    return {"num_warps": WARPS[name]}
 
 
 def _by_rows(t: Tensor) -> Tensor:
@@ -274,9 +268,7 @@ def _aligned(t: Tensor) -> Tensor:
     return t.contiguous() if begins_wide else t.clone(memory_format=torch.contiguous_format)
 
 
-def compute(
-    q, k, queue, temperature, n_hard, draws, ids, queue_ids, precision, want_gradient, shadow: Tensor | None = None
-):  # fmt: skip
+def compute(q, k, queue, temperature, n_hard, draws, ids, queue_ids, precision, want_gradient, shadow=None):
     """``reference.contrastive_loss`` on a GPU, in float32: (Head, dloss/dq (N, C) or None).
 
     Same arguments, same numbers up to rounding, and the precision of the products' operands. Without a gradient to
@@ -285,7 +277,7 @@ def compute(
     Args:
         shadow: the queue (K, C) in bfloat16 where the caller keeps it, for products with operands in bf16.
     """
-    with torch.cuda.device(q.device) if q.is_cuda else contextlib.nullcontext():
+    with torch.cuda.device_of(q):
         step = _Step(q, k, queue, temperature, n_hard, draws, precision, want_gradient, ids is not None)
         operand = step.queue if shadow is None or precision != "bf16" else _aligned(shadow)
         return step.run(operand, ids, queue_ids)
@@ -299,15 +291,16 @@ class _Step:
         self.q, self.k, self.queue = _aligned(q), _aligned(k), _aligned(queue.to(torch.float32))
         self.places = self.q, self.q.stride(0), self.k, self.k.stride(0)
         self.draws, self.precision, self.want_gradient = draws, precision, want_gradient
+        self.pulled = want_gradient and precision != "fp32"
         synthetic = 0 if draws is None else draws.slots_a.shape[1]
         self.plan = GridPlan(len(q), len(queue), q.shape[1], n_hard if synthetic else 0, synthetic)
         self.inverse_t, self.scale = 1 / temperature, 1 / (temperature * len(q))
         self.closed = 0 if measured or draws is None else draws.counts[0]
-        self.grids, self.constants = self.plan.grids(), self.plan.constants(precision, masked, want_gradient)
+        self.grids = self.plan.grids(want_gradient, self.pulled)
+        self.constants = self.plan.constants(precision, masked, want_gradient)
 
-    def launch(self, name: str, *arguments, grid: tuple[int, ...] | None = None, **constants: int) -> None:
-        known = {**self.constants[name], **constants}
-        _launch(getattr(programs(), name), self.grids[name] if grid is None else grid, *arguments, **known)
+    def launch(self, name: str, *arguments) -> None:
+        launch(getattr(programs(), name), self.grids[name], *arguments, **self.constants[name])
 
     def run(self, operand: Tensor, ids: Tensor | None, queue_ids: Tensor | None) -> tuple[LossOutput, Tensor | None]:
         """Loss, statistics and gradient. operand (K, C): the queue as the products take it."""
@@ -321,7 +314,6 @@ class _Step:
         self.launch(
             "combine", *self.places, *sums, *negatives, vector, tops, weights, loss, rank, hardest, share, plan.width,
             plan.tiles, plan.blocks, self.inverse_t, self.scale,
-            grid=(plan.n, plan.parts if self.want_gradient else 1),
         )  # fmt: skip
         means = self.finish(sim, operand, vector, per_query)
         return LossOutput(means[0], rank, *means[1:]), vector if self.want_gradient else None
@@ -375,11 +367,10 @@ class _Step:
 
     def finish(self, sim: Tensor, operand: Tensor, vector: Tensor, per_query: tuple[Tensor, ...]) -> list[Tensor]:
         """Adds the product with the queue to ``vector``; returns the three means."""
-        plan, splits, partial = self.plan, 0, vector
+        plan, partial = self.plan, vector
         loss, hardest, share, tops, weights = per_query
-        if self.want_gradient and self.precision != "fp32":
-            splits = plan.splits
-            partial = vector.new_empty(splits, plan.n, plan.width)
+        if self.pulled:
+            partial = vector.new_empty(plan.splits, plan.n, plan.width)
             self.launch(
                 "pull", sim, plan.stride, tops, weights, operand, partial, plan.n, plan.total, plan.width, plan.split,
                 self.inverse_t,
@@ -387,10 +378,8 @@ class _Step:
         elif self.want_gradient:
             self.launch("weigh", sim, plan.stride, tops, weights, plan.total, self.inverse_t)
         means = [vector.new_empty(()) for _ in range(3)]
-        self.launch(
-            "finish", partial, vector, loss, hardest, share, *means, plan.n, plan.width, splits,
-            grid=None if splits else (1, 1), GRADIENT=splits > 0,
-        )  # fmt: skip
-        if self.want_gradient and not splits:
-            add_product_(vector, sim[:, : plan.total], self.queue, "fp32")
+        self.launch("finish", partial, vector, loss, hardest, share, *means, plan.n, plan.width, plan.splits)
+        if self.want_gradient and not self.pulled:
+            with operands("fp32", vector.is_cuda):
+                vector.addmm_(sim[:, : plan.total], self.queue)
         return means

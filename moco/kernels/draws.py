@@ -12,11 +12,10 @@ Importing this file does not import triton; the first call does.
 
 from __future__ import annotations
 
-import contextlib
 import functools
+import importlib
 import math
 import warnings
-from types import ModuleType
 from typing import NamedTuple
 
 import torch
@@ -28,7 +27,9 @@ from moco.kernels.spec import Draws
 WORD = (1 << 32) - 1
 ROUND_A, ROUND_B, KEY_A, KEY_B = 0xD2511F53, 0xCD9E8D57, 0x9E3779B9, 0xBB67AE85  # of Philox-4x32
 BLOCK_S = 128  # negatives a program; not yet timed on a GPU
-TOLERANCE = 1e-4  # of weights and noise, whose logarithm and cosine a GPU approximates
+APPROXIMATION = 1e-4  # of weights and noise, whose logarithm and cosine a GPU approximates
+
+programs = functools.partial(importlib.import_module, "moco.kernels.draws_triton")
 
 
 class Row(NamedTuple):
@@ -47,15 +48,14 @@ def draw(rows: tuple[Row, ...], n: int, hard: int, dim: int, key: int, device: t
 
     Columns of a group stand in the order of the rows. key: 63 bits.
     """
-    compute = by_torch if objection(device) else by_triton
+    compute = by_triton if agrees(device) else by_torch
     return compute(rows, n, hard, dim, key, device)
 
 
 @functools.cache
-def objection(device: torch.device) -> str:
-    """Why ``by_triton`` must not be used on a device, or an empty string; it warns. Asked once a process."""
-    compare = functools.partial(_compared, device)
-    why = fused.fault(compare) if fused.available() else "the package triton is not installed"
+def agrees(device: torch.device) -> bool:
+    """Whether ``by_triton`` runs on a device and gives the defined draws; warns if not. Asked once a process."""
+    why = fused.fault(functools.partial(_difference, device))
     if why:
         warnings.warn(
             f"synthetic negatives are drawn on {device} by torch's operators, not by triton: {why}; the draws are the "
@@ -63,32 +63,16 @@ def objection(device: torch.device) -> str:
             RuntimeWarning,
             stacklevel=2,
         )
-    return why
+    return not why
 
 
-def _compared(device: torch.device) -> str:
+def _difference(device: torch.device) -> str:
     halves = ((-1.0, 1.0), (1.0, 0.5))
     rows = tuple(Row(group, 7 + group, 40, 0.2, 0.7, halves[: 1 + (group < 2)]) for group in range(4))
-    found = [t.cpu() for t in by_triton(rows, 3, 1000, 21, (1 << 62) + 12345, device).tensors()]
+    found = by_triton(rows, 3, 1000, 21, (1 << 62) + 12345, device).to("cpu").tensors()
     right = by_torch(rows, 3, 1000, 21, (1 << 62) + 12345, torch.device("cpu")).tensors()
-    agrees = all(torch.allclose(x, y, rtol=0, atol=TOLERANCE) for x, y in zip(found, right, strict=True))
-    return "" if agrees else "its numbers are not the defined ones"
-
-
-class _Table(NamedTuple):
-    """What is drawn into each column of slots_a, in its order."""
-
-    stream: Tensor  # (S,) int32, as the next four
-    inside: Tensor  # number of the negative in its row
-    base: Tensor  # numbers a query that the weights of groups before it take
-    width: Tensor  # negatives of its group
-    place: Tensor  # and which of them it is
-    low: Tensor  # (S,) float32, as the next five
-    span: Tensor
-    a: Tensor  # first weight
-    b: Tensor
-    a2: Tensor  # second weight; 0 for none
-    b2: Tensor
+    same = all(torch.allclose(x, y, rtol=0, atol=APPROXIMATION) for x, y in zip(found, right, strict=True))
+    return "" if same else "its numbers are not the defined ones"
 
 
 def counts(rows: tuple[Row, ...]) -> tuple[int, int, int, int]:
@@ -99,7 +83,12 @@ def counts(rows: tuple[Row, ...]) -> tuple[int, int, int, int]:
 
 @functools.lru_cache(64)
 def table(rows: tuple[Row, ...], device: torch.device) -> tuple[Tensor, Tensor]:
-    """``_Table`` as the programs read it: (5, S) int32 and (6, S) float32."""
+    """What is drawn into each column of ``slots_a``, in its order: (5, S) int32 and (6, S) float32.
+
+    int32: the stream, the number of the negative in its row, how many numbers a query the weights of groups before it
+    take, how many negatives its group has, and which of them it is. float32: low, high - low, a and b of the first
+    weight, a and b of the second, 0 for none.
+    """
     sizes = counts(rows)
     bases = (0, 2 * sizes[0], 2 * (sizes[0] + sizes[1]), 2 * (sizes[0] + sizes[1]) + sizes[2])
     whole, real = [], []
@@ -115,19 +104,6 @@ def table(rows: tuple[Row, ...], device: torch.device) -> tuple[Tensor, Tensor]:
         torch.tensor(whole, dtype=torch.int32).T.contiguous().to(device),
         torch.tensor(real, dtype=torch.float32).T.contiguous().to(device),
     )
-
-
-def _empty(rows: tuple[Row, ...], n: int, dim: int, device: torch.device) -> tuple[Draws, Tensor]:
-    """Draws to be filled, and the one tensor that all their weights are views of."""
-    n_query, n_pair, n_sign, n_noise = counts(rows)
-    sizes = (n_query, n_query, n_pair, n_pair, n_sign, n_noise)
-    weights = torch.empty(n * sum(sizes), device=device)
-    parts = [part.view(n, size) for part, size in zip(weights.split([n * s for s in sizes]), sizes, strict=True)]
-    slots_a, slots_b = (
-        torch.empty(n, size, dtype=torch.int64, device=device) for size in (n_query + n_pair + n_sign + n_noise, n_pair)
-    )
-    x, y, pair_y, pair_z, v, w = parts
-    return Draws(slots_a, slots_b, x, y, pair_y, pair_z, v, w, torch.empty(n, n_noise, dim, device=device)), weights
 
 
 # ------------------------------------------------------------------------------------------------- the definition
@@ -158,15 +134,15 @@ def by_torch(rows: tuple[Row, ...], n: int, hard: int, dim: int, key: int, devic
     """``draw`` by torch's operators."""
     n_query, n_pair, n_sign, n_noise = counts(rows)
     whole, real = table(rows, device)
-    t = _Table(*whole.long(), *real)
+    (stream, inside, *_), (low, span, a, b, a2, b2) = whole.long(), real  # each (S,)
     query = torch.arange(n, device=device).unsqueeze(1)
-    words = philox(key, t.inside, query, t.stream, query.new_zeros(()))  # each (N, S)
+    words = philox(key, inside, query, stream, query.new_zeros(()))  # each (N, S)
     slots_a, slots_b = ((word * hard) >> 32 for word in words[:2])
-    c = t.low + t.span * ((words[2] >> 8).float() * 2.0**-24)
-    first, second = (w.split([n_query, n_pair, n_sign, n_noise], dim=1) for w in (t.a * c + t.b, t.a2 * c + t.b2))
-    quarter = -(-dim // 4)
-    of_noise = [x[-n_noise:].unsqueeze(1) if n_noise else x[:0].unsqueeze(1) for x in (t.stream, t.inside)]
-    counter = torch.arange(quarter, device=device), query.unsqueeze(2), of_noise[0], 1 + of_noise[1]
+    c = low + span * ((words[2] >> 8).float() * 2.0**-24)
+    first, second = (w.split([n_query, n_pair, n_sign, n_noise], dim=1) for w in (a * c + b, a2 * c + b2))
+    quarter = torch.arange(-(-dim // 4), device=device)
+    of_noise = slice(len(stream) - n_noise, None)
+    counter = quarter, query.unsqueeze(2), stream[of_noise].unsqueeze(1), 1 + inside[of_noise].unsqueeze(1)
     noise = torch.cat(normal(philox(key, *counter)), dim=2)[:, :, :dim]  # (N, Sn, C)
     pairs = slots_b[:, n_query : n_query + n_pair]
     return Draws(
@@ -177,29 +153,22 @@ def by_torch(rows: tuple[Row, ...], n: int, hard: int, dim: int, key: int, devic
 # ------------------------------------------------------------------------------------------------- one launch
 
 
-@functools.cache
-def programs() -> ModuleType:
-    """The compiled part. Raises ImportError without triton."""
-    from moco.kernels import draws_triton
-
-    return draws_triton
-
-
 def by_triton(rows: tuple[Row, ...], n: int, hard: int, dim: int, key: int, device: torch.device) -> Draws:
-    """``draw`` in one launch."""
-    with torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext():
-        n_query, n_pair, n_sign, n_noise = counts(rows)
-        total, blocks = n_query + n_pair + n_sign + n_noise, -(-(n_query + n_pair + n_sign + n_noise) // BLOCK_S)
-        drawn, weights = _empty(rows, n, dim, device)
-        quarter = -(-dim // 4)
-        _launch(
-            programs().draw, (n, blocks + n_noise), *table(rows, device), drawn.slots_a, drawn.slots_b, weights,
-            drawn.noise, key, n, total, n_query, n_pair, n_noise, hard, dim, blocks, quarter,
-            BLOCK_S=BLOCK_S, BLOCK_C=max(16, 1 << (quarter - 1).bit_length()),
+    """``draw`` in one launch, in which all weights are one tensor."""
+    n_query, n_pair, n_sign, n_noise = counts(rows)
+    total, quarter = n_query + n_pair + n_sign + n_noise, -(-dim // 4)
+    sizes = (n_query, n_query, n_pair, n_pair, n_sign, n_noise)
+    weights = torch.empty(n * sum(sizes), device=device)
+    x, y, pair_y, pair_z, v, w = (
+        part.view(n, size) for part, size in zip(weights.split([n * s for s in sizes]), sizes, strict=True)
+    )
+    slots_a, slots_b = (torch.empty(n, size, dtype=torch.int64, device=device) for size in (total, n_pair))
+    noise = torch.empty(n, n_noise, dim, device=device)
+    blocks = -(-total // BLOCK_S)
+    with torch.cuda.device_of(weights):
+        fused.launch(
+            programs().draw, (n, blocks + n_noise), *table(rows, device), slots_a, slots_b, weights, noise, key, n,
+            total, n_query, n_pair, n_noise, hard, dim, blocks, quarter, BLOCK_S=BLOCK_S,
+            BLOCK_C=max(16, fused.power_of_two(quarter)), num_warps=1,
         )  # fmt: skip
-    return drawn
-
-
-def _launch(program, grid: tuple[int, ...], *arguments, **constants) -> None:
-    """Every launch passes here."""
-    program[grid](*arguments, **constants, num_warps=1)
+    return Draws(slots_a, slots_b, x, y, pair_y, pair_z, v, w, noise)

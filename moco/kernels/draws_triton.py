@@ -97,7 +97,7 @@ def draw(
     """Slots (N, S) and (N, Sp) int64, weights, group after group, and noise (N, Sn, C).
 
     Grid (N, blocks + Sn): the first ``blocks`` programs of a query draw slots and weights, each of the others the noise
-    of one negative. whole (5, S), real (6, S): ``draws._Table``.
+    of one negative. whole (5, S), real (6, S): ``draws.table``.
     """
     query = tl.program_id(0)
     part = tl.program_id(1)

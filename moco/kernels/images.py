@@ -9,10 +9,9 @@ GPU yet. Importing this file does not import triton; the first call does.
 
 from __future__ import annotations
 
-import contextlib
 import functools
+import importlib
 import math
-from types import ModuleType
 
 import torch
 from torch import Tensor
@@ -24,28 +23,14 @@ from moco.kernels import by_triton
 HIGH = round(2**23 / 255) / 2**23
 LOW = 1 / 255 - HIGH
 BLOCK = 1024  # values a program, 8 a thread; not yet timed on a GPU
-OPTIONS = {"num_warps": 4, "enable_fp_fusion": False}
-DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
-
-@functools.cache
-def programs() -> ModuleType:
-    """The compiled part. Raises ImportError without triton."""
-    from moco.kernels import images_triton
-
-    return images_triton
-
-
-def _launch(program, size: int, *arguments, **constants) -> None:
-    """Every launch passes here."""
-    if size:
-        program[(size,)](*arguments, **constants, **OPTIONS)
+programs = functools.partial(importlib.import_module, "moco.kernels.images_triton")
 
 
 def constants(channels: int, pixels: int, last: bool) -> dict[str, int]:
     """What the program of images of this shape is compiled for."""
-    walked = pixels * channels if last else pixels
-    return {"LAST": last, "ALIGN": math.gcd(walked, 16), "CHANNELS": channels, "BLOCK": BLOCK}
+    align = math.gcd(pixels * channels if last else pixels, 16)
+    return {"LAST": last, "ALIGN": align, "CHANNELS": channels, "BLOCK": BLOCK, "enable_fp_fusion": False}
 
 
 @torch.no_grad()
@@ -62,20 +47,16 @@ def to_floats(images: Tensor, mean: Tensor, std: Tensor, dtype: torch.dtype, las
     made = torch.empty(images.shape, dtype=dtype, device=images.device, memory_format=memory)
     pixels = height * width
     size = n * -(-pixels * channels // BLOCK) if last else n * channels * -(-pixels // BLOCK)
-    with torch.cuda.device(images.device) if images.is_cuda else contextlib.nullcontext():
-        _launch(programs().to_floats, size, images, made, mean, std, pixels, **constants(channels, pixels, last))
+    known = constants(channels, pixels, last)
+    with torch.cuda.device_of(images):
+        by_triton.launch(programs().to_floats, (size,), images, made, mean, std, pixels, **known)
     return made
-
-
-def on_gpu(x: Tensor) -> bool:
-    """Whether x lies where triton runs programs."""
-    return x.is_cuda
 
 
 def suits(images: Tensor, dtype: torch.dtype, last: bool) -> bool:
     """Whether the program can make these images here: a GPU, its first answer right, bytes of few channels."""
-    known = images.dim() == 4 and images.dtype == torch.uint8 and dtype in DTYPES
-    if not on_gpu(images) or not known or not 0 < images.shape[1] <= 4:
+    known = images.dim() == 4 and images.dtype == torch.uint8 and dtype in by_triton.DTYPES
+    if not by_triton.on_gpu(images) or not known or not 0 < images.shape[1] <= 4:
         return False
     return agrees(images.device, tuple(images.shape[1:]), dtype, last)
 

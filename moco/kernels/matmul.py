@@ -159,12 +159,3 @@ def _for_cpu(a: Tensor, b: Tensor, precision: str) -> tuple[Tensor, Tensor, str]
     if to_onednn and library_rounding(a, b) == NONE:
         return a, b, "bf16"  # a permission that is not used, and the way to oneDNN
     return a, b, "fp32"
-
-
-def add_product_(total: Tensor, a: Tensor, b: Tensor, precision: str) -> None:
-    """total (n, m) += a (n, p) @ b (p, m), see ``product``; one launch on a GPU, two with bf16 operands."""
-    if precision == "bf16":
-        total += product(a, b, precision)
-        return
-    with operands(precision, a.is_cuda):
-        total.addmm_(a, b)

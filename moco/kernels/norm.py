@@ -14,10 +14,9 @@ Importing this file does not import triton; the first call does.
 
 from __future__ import annotations
 
-import contextlib
 import functools
+import importlib
 import math
-from types import ModuleType
 from typing import NamedTuple
 
 import torch
@@ -28,11 +27,11 @@ from moco.kernels import by_triton
 
 # Chosen for what they use of a GPU (benchmarks/speed/kernel_resources.py); not yet timed on one.
 PROGRAMS = 1024  # about as many as a launch has, where the batch is large enough: eight for each of an H100's SMs
-TILE = 2048  # elements at a time, 8 a thread
-WARPS = 8
+TILE = 2048  # elements at a time, 8 a thread of 8 warps
 CHANNELS = 32  # at a time in channels_last: 64 bytes in half precision
 MOST = 64  # splits of a part and block of channels
-DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+
+programs = functools.partial(importlib.import_module, "moco.kernels.norm_triton")
 
 
 class Plan(NamedTuple):
@@ -48,15 +47,22 @@ class Plan(NamedTuple):
     units: int  # blocks that one program walks
     splits: int
     groups: int  # blocks of channels
-    constants: dict[str, int]
+    constants: dict[str, int]  # what programs know when they are compiled
+    merged: int  # splits that are merged at a time
 
+    @property
+    def walk(self) -> tuple[int, ...]:
+        """The arguments that all programs have in common."""
+        return self[:7]
 
-@functools.cache
-def programs() -> ModuleType:
-    """The compiled part. Raises ImportError without triton."""
-    from moco.kernels import norm_triton
+    @property
+    def size(self) -> int:
+        """Programs of a launch."""
+        return self.groups * self.parts * self.splits
 
-    return norm_triton
+    def partial_sums(self, x: Tensor) -> Tensor:
+        """(2, S, splits, C) float32 on the device of x, to be filled."""
+        return x.new_empty(2, self.parts, self.splits, self.channels, dtype=torch.float32)
 
 
 def is_last(x: Tensor) -> bool:
@@ -72,33 +78,19 @@ def plan(shape: tuple[int, ...], last: bool, parts: int) -> Plan:
     images, channels, pixels = shape[0] // parts, shape[1], math.prod(shape[2:])
     if last:
         images, pixels = 1, images * pixels
-        block_c = min(CHANNELS, _power(channels))
+        block_c = min(CHANNELS, by_triton.power_of_two(channels))
         block_p = TILE // block_c
     else:  # the block of pixels that leaves the fewest lanes idle
-        sizes = (256, 128, 64) if pixels > 64 else (_power(pixels),)
+        sizes = (256, 128, 64) if pixels > 64 else (by_triton.power_of_two(pixels),)
         block_p = min(sizes, key=lambda size: (-(-pixels // size) * size, -size))
-        block_c = min(CHANNELS, TILE // block_p, _power(channels))
+        block_c = min(CHANNELS, TILE // block_p, by_triton.power_of_two(channels))
     groups, units = -(-channels // block_c), images * -(-pixels // block_p)
     each = -(-units // min(MOST, max(1, -(-PROGRAMS // (groups * parts)))))
     splits = -(-units // each)
-    constants = {
-        "LAST": last,
-        "ALIGN": math.gcd(channels if last else pixels, 16),
-        "BLOCK_P": block_p,
-        "BLOCK_C": block_c,
-        "BLOCK_S": next(size for size in (4, 16, MOST) if splits <= size),
-    }
-    return Plan(images, pixels, channels, parts, each, splits, groups, constants)
-
-
-def _power(n: int) -> int:
-    """The least power of two that is not below n."""
-    return 1 << (n - 1).bit_length()
-
-
-def _launch(program, size: int, *arguments, **constants) -> None:
-    """Every launch passes here."""
-    program[(size,)](*arguments, **constants, num_warps=WARPS)
+    align = math.gcd(channels if last else pixels, 16)
+    constants = {"LAST": last, "ALIGN": align, "BLOCK_P": block_p, "BLOCK_C": block_c, "num_warps": 8}
+    merged = next(size for size in (4, 16, MOST) if splits <= size)
+    return Plan(images, pixels, channels, parts, each, splits, groups, constants, merged)
 
 
 def _walked(x: Tensor, like: Plan) -> Tensor:
@@ -112,31 +104,27 @@ def forward(x, weight, bias, running, momentum: float, eps: float, how: Plan) ->
 
     running: mean, unbiased variance (C,) and how often they moved (); they move towards the parts' average.
     """
-    c = how.constants
-    partial = x.new_empty(2, how.parts, how.splits, how.channels, dtype=torch.float32)
+    partial = how.partial_sums(x)
     kept = x.new_empty(2, how.parts, how.channels, dtype=torch.float32)
     out = torch.empty_like(x)
-    size = how.groups * how.parts * how.splits
-    walk = (how.images, how.pixels, how.channels, how.parts, how.units, how.splits, how.groups)
-    alone = {name: size for name, size in c.items() if name != "BLOCK_S"}
-    _launch(programs().statistics, size, x, partial, *walk, **alone)
-    moved = size + how.groups  # a few programs more for the running statistics
-    _launch(programs().normalise, moved, x, out, partial, weight, bias, kept, *running, *walk, momentum, eps, **c)
+    by_triton.launch(programs().statistics, (how.size,), x, partial, *how.walk, **how.constants)
+    with_running = how.size + how.groups  # a few programs more for the running statistics
+    by_triton.launch(
+        programs().normalise, (with_running,), x, out, partial, weight, bias, kept, *running, *how.walk,
+        momentum, eps, **how.constants, BLOCK_S=how.merged,
+    )  # fmt: skip
     return out, kept
 
 
 def backward(gradient, x, weight, kept, how: Plan) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of x, weight and bias; ``gradient`` and x lie as ``how`` says."""
-    c = how.constants
-    partial = x.new_empty(2, how.parts, how.splits, how.channels, dtype=torch.float32)
+    partial = how.partial_sums(x)
     of_weight, of_bias = x.new_empty(2, how.channels, dtype=torch.float32).unbind()
     of_x = torch.empty_like(x)
-    size = how.groups * how.parts * how.splits
-    walk = (how.images, how.pixels, how.channels, how.parts, how.units, how.splits, how.groups)
-    alone = {name: size for name, size in c.items() if name != "BLOCK_S"}
-    _launch(programs().gradients, size, x, gradient, kept, partial, *walk, **alone)
-    _launch(
-        programs().spread, size + how.groups, x, gradient, of_x, partial, weight, kept, of_weight, of_bias, *walk, **c
+    by_triton.launch(programs().gradients, (how.size,), x, gradient, kept, partial, *how.walk, **how.constants)
+    by_triton.launch(
+        programs().spread, (how.size + how.groups,), x, gradient, of_x, partial, weight, kept, of_weight, of_bias,
+        *how.walk, **how.constants, BLOCK_S=how.merged,
     )  # fmt: skip
     return of_x, of_weight, of_bias
 
@@ -158,12 +146,8 @@ class _SplitBatchNorm(torch.autograd.Function):
     @once_differentiable
     def backward(ctx, gradient):
         x, weight, kept = ctx.saved_tensors
-        with _device_of(x):
+        with torch.cuda.device_of(x):
             return *backward(_walked(gradient, ctx.how), x, weight, kept, ctx.how), None, None, None, None
-
-
-def _device_of(x: Tensor):
-    return torch.cuda.device(x.device) if x.is_cuda else contextlib.nullcontext()
 
 
 def split_batch_norm(
@@ -177,50 +161,42 @@ def split_batch_norm(
         running: mean (C,) float32, unbiased variance (C,) float32 and count () int64, which move in place as if by
             ``lerp_(the mean over the parts, momentum)``. The host waits for nothing.
     """
-    with _device_of(x):
+    with torch.cuda.device_of(x):
         return _SplitBatchNorm.apply(x, weight, bias, running, parts, momentum, eps)
-
-
-def on_gpu(x: Tensor) -> bool:
-    """Whether x lies where triton runs programs."""
-    return x.is_cuda
 
 
 def suits(x: Tensor, weight: Tensor | None, parts: int) -> bool:
     """Whether the programs can normalise x (N, C, ...) here: a GPU, its first answers right, no float64."""
-    known = x.dtype in DTYPES and weight is not None and weight.dtype == torch.float32
-    if not on_gpu(x) or not known or not 0 < x.numel() // parts < 2**31:
+    known = x.dtype in by_triton.DTYPES and weight is not None and weight.dtype == torch.float32
+    if not by_triton.on_gpu(x) or not known or not 0 < x.numel() // parts < 2**31:
         return False
     last = is_last(x)
-    return agrees(x.device, x.dtype, tuple(x.shape[1:]), last, plan(tuple(x.shape), last, parts).constants["BLOCK_S"])
+    return agrees(x.device, x.dtype, tuple(x.shape[1:]), last, plan(tuple(x.shape), last, parts).merged)
 
 
 @functools.cache
-def agrees(device: torch.device, dtype: torch.dtype, shape: tuple[int, ...], last: bool, block: int) -> bool:
+def agrees(device: torch.device, dtype: torch.dtype, shape: tuple[int, ...], last: bool, merged: int) -> bool:
     """Whether the programs run on a device and give torch's numbers for noise of shape (C, ...); warns if not.
 
     Asked once a process and case, so that a run neither ends where triton cannot compile nor trains on wrong numbers.
     """
-
-    def compare() -> str:
-        with _device_of(torch.empty(0, device=device)):
-            return _difference(device, dtype, shape, last, block)
-
+    compare = functools.partial(_difference, device, dtype, shape, last, merged)
     return by_triton.agrees(compare, f"BatchNorm in parts is computed on {device} part by part")
 
 
 @torch.no_grad()
-def _difference(device: torch.device, dtype: torch.dtype, shape: tuple[int, ...], last: bool, block: int) -> str:
+def _difference(device: torch.device, dtype: torch.dtype, shape: tuple[int, ...], last: bool, merged: int) -> str:
     """Which result is wrong for four images in two parts, or an empty string."""
     noise = torch.Generator().manual_seed(0)
     x, gradient = (torch.randn(4, *shape, generator=noise).add_(i).to(device, dtype) for i in (3, 0))
     weight, bias, mean, variance = torch.rand(4, shape[0], generator=noise).to(device).unbind()
     running = (mean.clone(), variance.clone(), torch.zeros((), dtype=torch.int64, device=device))
     how = plan(tuple(x.shape), last, 2)
-    how = how._replace(constants={**how.constants, "BLOCK_S": max(block, how.constants["BLOCK_S"])})
+    how = how._replace(merged=max(merged, how.merged))
     x, gradient = _walked(x, how), _walked(gradient, how)
-    out, kept = forward(x, weight, bias, running, 0.25, 1e-5, how)
-    found = [out, *running[:2], *backward(gradient, x, weight, kept, how)]
+    with torch.cuda.device_of(x):
+        out, kept = forward(x, weight, bias, running, 0.25, 1e-5, how)
+        found = [out, *running[:2], *backward(gradient, x, weight, kept, how)]
     wanted = _in_float64(*(t.double() for t in (x, gradient, weight, bias, mean, variance)))
     for name, a, b in zip(("output", "mean", "variance", "gradient", "weight's", "bias's"), found, wanted, strict=True):
         digits = 2 * torch.finfo(a.dtype).eps + 1e-5

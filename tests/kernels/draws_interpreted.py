@@ -53,7 +53,7 @@ def test_they_are_the_defined_ones(name, n, hard, dim, key):
     for (field, found), right in pair(RECIPES[name], n, hard, dim, key):
         assert found.dtype == right.dtype, field
         assert found.is_contiguous(), field
-        tolerance = 0 if field.startswith("slots") else draws.TOLERANCE if field == "noise" else 1e-6
+        tolerance = 0 if field.startswith("slots") else draws.APPROXIMATION if field == "noise" else 1e-6
         torch.testing.assert_close(found.cpu(), right, rtol=0, atol=tolerance)
 
 
@@ -66,10 +66,10 @@ def test_blocks_do_not_show(monkeypatch):
 
 
 def test_a_program_that_agrees_is_used_in_one_launch(monkeypatch):
-    launch, launches = draws._launch, []
-    monkeypatch.setattr(draws, "_launch", lambda *given, **more: launches.append(given[1]) or launch(*given, **more))
+    launch, launches = by_triton.launch, []
+    monkeypatch.setattr(by_triton, "launch", lambda *given, **more: launches.append(given[1]) or launch(*given, **more))
     monkeypatch.setattr(negatives, "by_counter", lambda device: True)
-    draws.objection.cache_clear()
+    draws.agrees.cache_clear()
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         found = draw(RECIPES["synco"], 4, 20, 12, 5, DEVICE)

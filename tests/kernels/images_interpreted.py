@@ -10,7 +10,7 @@ import pytest
 import torch
 from conftest import DEVICE, assert_runs_there, mend_interpreter
 
-from moco.kernels import images
+from moco.kernels import by_triton, images
 from moco.models.inputs import normalise
 
 mend_interpreter()
@@ -21,7 +21,7 @@ MEAN, STD = [0.485, 0.456, 0.40821, 0.1], [0.229, 0.224, 0.2675, 0.7]
 def interpreter(monkeypatch):
     assert_runs_there()
     monkeypatch.setattr(images, "BLOCK", 256)
-    monkeypatch.setattr(images, "on_gpu", lambda x: x.device.type == DEVICE)
+    monkeypatch.setattr(by_triton, "on_gpu", lambda x: x.device.type == DEVICE)
     monkeypatch.setattr(images, "agrees", lambda *case: True)
 
 
@@ -30,7 +30,7 @@ def noise(*shape):
 
 
 @pytest.mark.parametrize("layout", [None, torch.contiguous_format, torch.channels_last])
-@pytest.mark.parametrize("dtype", images.DTYPES)
+@pytest.mark.parametrize("dtype", by_triton.DTYPES)
 @pytest.mark.parametrize("shape", [(3, 3, 16, 16), (2, 1, 13, 11), (2, 4, 7, 9), (1, 3, 20, 17), (0, 3, 4, 4)], ids=str)
 def test_the_numbers_are_the_cpus(shape, dtype, layout):
     given, mean, std = noise(*shape), MEAN[: shape[1]], STD[: shape[1]]

@@ -11,6 +11,7 @@ import torch
 from conftest import DEVICE, assert_runs_there, mend_interpreter, rounding
 from torch import nn
 
+from moco.kernels import by_triton as fused
 from moco.kernels import norm
 from moco.models.batchnorm import SplitBatchNorm2d
 from moco.models.encoder import recompute_blocks
@@ -116,7 +117,7 @@ def test_every_size_of_a_merge(last, monkeypatch):
     for programs in (6, 30, 60):
         monkeypatch.setattr(norm, "PROGRAMS", programs)
         norm.plan.cache_clear()
-        blocks.add(norm.plan(tuple(x.shape), last, 3).constants["BLOCK_S"])
+        blocks.add(norm.plan(tuple(x.shape), last, 3).merged)
         assert_near(by_triton(x, towards, 3), x, towards, 3)
     assert blocks == {4, 16, 64}
 
@@ -198,13 +199,13 @@ def test_it_has_one_derivative():
 @pytest.fixture
 def on_a_gpu(monkeypatch):
     """The layer takes a CPU's tensors for a GPU's, whose programs the interpreter runs."""
-    monkeypatch.setattr(norm, "on_gpu", lambda x: True)
+    monkeypatch.setattr(fused, "on_gpu", lambda x: True)
     monkeypatch.setattr(norm, "agrees", lambda *case: True)
 
 
 def test_the_layer_uses_it_and_recomputation_and_autocast_change_nothing(on_a_gpu, monkeypatch):
     called = []
-    monkeypatch.setattr(norm, "_launch", lambda *a, launch=norm._launch, **k: called.append(a[0]) or launch(*a, **k))
+    monkeypatch.setattr(fused, "launch", lambda *a, launch=fused.launch, **k: called.append(a[0]) or launch(*a, **k))
     found = []
     for recompute in (False, True):
         torch.manual_seed(0)

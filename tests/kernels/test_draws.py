@@ -70,7 +70,7 @@ def test_where_triton_cannot_be_used_the_draws_are_the_same_and_it_is_said_once(
         (RuntimeError("Failed to find C compiler\n..."), "Failed to find C compiler;"),
         (None, "its numbers are not the defined ones;"),
     ):
-        draws.objection.cache_clear()
+        draws.agrees.cache_clear()
         recwarn.clear()
 
         def spoiled(*given, fault=fault):
@@ -88,7 +88,7 @@ def test_where_triton_cannot_be_used_the_draws_are_the_same_and_it_is_said_once(
             assert all(torch.equal(x, y) for x, y in zip(found.tensors(), expected.tensors(), strict=True))
         (warning,) = recwarn
         assert f"drawn on cpu by torch's operators, not by triton: {said}" in str(warning.message)
-    draws.objection.cache_clear()
+    draws.agrees.cache_clear()
 
 
 class Operators(TorchDispatchMode):
@@ -109,11 +109,11 @@ class Operators(TorchDispatchMode):
 def test_a_batch_is_drawn_in_one_launch(monkeypatch):
     """On tensors of a GPU that have no data: what asks for a value raises."""
     launched = []
-    monkeypatch.setattr(draws, "_launch", lambda program, grid, *_, **__: launched.append(grid))
+    monkeypatch.setattr(by_triton, "launch", lambda program, grid, *_, **__: launched.append(grid))
     monkeypatch.setattr(draws, "programs", lambda: type("Programs", (), {"draw": None}))
-    monkeypatch.setattr(draws, "objection", lambda device: "")
+    monkeypatch.setattr(draws, "agrees", lambda device: True)
     monkeypatch.setattr(draws, "table", lambda rows, device: (None, None))
-    monkeypatch.setattr(torch.cuda, "device", lambda device: contextlib.nullcontext())
+    monkeypatch.setattr(torch.cuda, "device_of", lambda x: contextlib.nullcontext())
     negatives.counted(synco.recipe())  # once a recipe, on the CPU
     extra = HardNegatives(synco.recipe(), 1024, 128, 3, 0, torch.device("cuda", 0))
     with FakeTensorMode(), Operators() as operators:

@@ -133,7 +133,7 @@ def test_rounded_images_give_the_bits_of_autocast(arch):
 
 def test_where_triton_cannot_run_one_sentence_says_so(monkeypatch):
     images.agrees.cache_clear()
-    monkeypatch.setattr(images, "on_gpu", lambda x: True)  # a CPU, on which triton launches nothing
+    monkeypatch.setattr(by_triton, "on_gpu", lambda x: True)  # a CPU, on which triton launches nothing
     given = torch.randint(256, (2, 3, 5, 7), dtype=torch.uint8)
     with pytest.warns(RuntimeWarning, match="normalised on cpu by torch's operators, not by triton: .+") as caught:
         found = [normalise(given, MEAN, STD) for _ in range(2)]

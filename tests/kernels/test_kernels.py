@@ -341,9 +341,6 @@ def test_a_product_rounds_its_operands_and_nothing_else(shape, turned, bf16_some
         assert matmul.product(a, b, precision, out=out) is out
         assert ((out - exact).abs() <= bound).all()
         assert ((matmul.product(a.to(low), b.to(low), precision) - exact).abs() <= bound).all()
-        total = torch.ones(n, m)
-        matmul.add_product_(total, a, b, precision)
-        assert ((total - 1 - exact).abs() <= 2 * bound + p * 2**-24).all()
     assert float((exact - a.double() @ b.double()).norm()) > 2 * float(bound.norm())  # so the bound tells them apart
     with pytest.raises(RuntimeError):
         matmul.product(torch.ones(2, 3), torch.ones(2, 3), "bf16")

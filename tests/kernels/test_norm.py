@@ -73,7 +73,7 @@ def test_a_launch_fills_a_gpu_and_its_programs_are_short(channels, side, last, b
     how = norm.plan((batch, channels, side, side), last, 8)
     blocks = -(-how.pixels // how.constants["BLOCK_P"])
     assert how.splits * how.units >= how.images * blocks > (how.splits - 1) * how.units  # nothing left out, none idle
-    assert how.splits <= how.constants["BLOCK_S"]
+    assert how.splits <= how.merged
     assert 896 <= how.groups * how.parts * how.splits <= 1024  # 132 SMs, six or seven programs each
     assert how.units <= (13 if batch == 32 else 98)
 
@@ -85,7 +85,7 @@ def launched(monkeypatch):
 
 
 @pytest.mark.parametrize("memory", [torch.contiguous_format, torch.channels_last])
-@pytest.mark.parametrize("dtype", norm.DTYPES)
+@pytest.mark.parametrize("dtype", by_triton.DTYPES)
 def test_it_is_two_launches_each_way_and_the_host_waits_for_none(dtype, memory, launched):
     """Whatever asks for a value, so that no graph could capture it, raises."""
     made = SplitBatchNorm2d(nn.BatchNorm2d(6, 1e-5, 0.1), 2)
@@ -141,7 +141,7 @@ def test_a_compiler_is_still_given_one_formula(launched):
 
 def test_where_triton_cannot_run_one_sentence_says_so_and_the_numbers_are_todays(monkeypatch):
     norm.agrees.cache_clear()
-    monkeypatch.setattr(norm, "on_gpu", lambda x: True)  # a CPU, on which triton launches nothing
+    monkeypatch.setattr(by_triton, "on_gpu", lambda x: True)  # a CPU, on which triton launches nothing
     x = torch.randn(4, 3, 5, 5)
     plain, asked = (nn.Sequential(SplitBatchNorm2d(nn.BatchNorm2d(3, 1e-5, 0.1), 2)) for _ in range(2))
     with pytest.warns(RuntimeWarning, match="computed on cpu part by part, not by triton: .+") as caught:
