@@ -14,7 +14,7 @@ import statistics
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from typing import NamedTuple, TypeVar
+from typing import NamedTuple, ParamSpec, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -24,7 +24,8 @@ from moco.kernels import by_triton, closed_form, reference
 from moco.kernels.matmul import operands
 from moco.kernels.spec import Draws, LossOutput
 
-Result = TypeVar("Result")
+Given = ParamSpec("Given")
+Found = TypeVar("Found")
 
 # Of the compared step: rows and draws that fill no block of a program, two parts of the queue, and every group.
 QUERIES, ROWS, COUNTS, TEMPERATURE = 3, 8459, (24, 16, 8, 8), 0.2
@@ -34,7 +35,7 @@ HARDEST = slice(24, 64)  # among these numbers of hardest rows the one is taken 
 # tf32 does (tests/kernels/test_trial.py).
 TOLERANCE = {"fp32": (8e-4, 5e-6), "tf32x3": (8e-4, 5e-6), "tf32": (2e-2, 2e-4), "bf16": (8e-2, 1e-3)}
 SECONDS = 0.03  # for which each of the two is timed, after a first call, but
-ROUNDS = (5, 50)  # at least and at most so often
+CALLS = (5, 50)  # at least and at most so often
 
 
 class Size(NamedTuple):
@@ -69,87 +70,78 @@ class Problem(NamedTuple):
         return self._replace(q=q, k=k, queue=queue, draws=draws, ids=ids, queue_ids=queue_ids)
 
 
-def apart(work: Callable[[], Result]) -> Result:
-    """``work()`` in a thread of its own."""
-    with ThreadPoolExecutor(1) as pool:
-        return pool.submit(work).result()
+def apart(work: Callable[Given, Found]) -> Callable[Given, Found]:
+    """``work`` in a thread of its own."""
+
+    @functools.wraps(work)
+    def elsewhere(*given: Given.args, **more: Given.kwargs) -> Found:
+        with ThreadPoolExecutor(1) as pool:
+            return pool.submit(work, *given, **more).result()
+
+    return elsewhere
 
 
 # ------------------------------------------------------------------------------------------------- does it agree
 
 
 @functools.cache
+@apart
 def objection(device: torch.device, width: int, masked: bool, precision: str) -> str:
     """Why the fused step must not be used, or an empty string: triton is missing, cannot compile, or differs.
 
     Compared in value and gradient with the reference in float64, on steps of QUERIES queries with a fixed seed: with
     synthetic negatives, without, and with similarities that are equal by the hundred.
     """
-    if not by_triton.available():
-        return "the package triton is not installed"
-    return apart(functools.partial(_objection, device, width, masked, precision))
-
-
-def _objection(device: torch.device, width: int, masked: bool, precision: str) -> str:
     allowed = tolerance(precision, width)
 
     def compare() -> str:
-        errors = [difference(p, by_fused(p, device, precision), allowed) for p in problems(width, masked)]
-        worst = max(error if error == error else torch.inf for error in errors)
+        worst = max(difference(p, by_fused(p, device, precision), allowed) for p in problems(width, masked))
         return "" if worst <= allowed else f"it differs from the reference by {worst:.1g}, and {allowed:g} is allowed"
 
     return by_triton.fault(compare)
 
 
 @functools.cache
+@apart
 def objection_at(device: torch.device, size: Size, precision: str) -> str:
     """The same at the size of a run, for which programs are compiled: compared with the closed forms on the device.
 
     Queries are coordinate axes and the queue's rows are rounded to bf16, so that similarities, and with them the
     hardest set, are the same in every precision. Nothing is said where the closed forms find no memory.
     """
-    return apart(functools.partial(_objection_at, device, size, precision))
 
-
-def _objection_at(device: torch.device, size: Size, precision: str) -> str:
     def compare() -> str:
         problem = _of_size(device, size)
         axes = torch.eye(size.width, device=device)[torch.arange(size.n, device=device) % size.width]
         problem = problem._replace(q=axes, queue=problem.queue.bfloat16().float())
-        more = {"shadow": problem.queue.bfloat16()} if precision == "bf16" else {}
         with torch.no_grad(), operands("fp32", device.type == "cuda"):
-            ours = by_triton.compute(*problem, precision, True, **more)
+            ours = by_triton.compute(*problem, precision, True, problem.queue.bfloat16())
             _wait(device)
             try:
                 theirs = closed_form.compute(*problem, "fp32", True)
             except torch.OutOfMemoryError:
                 return ""
-        return _too_far(_between(ours, theirs), size, precision)
+        same_ranks = (ours[0].rank == theirs[0].rank).float().mean()  # a positive may round to a row's similarity
+        error = _apart(ours, theirs) if same_ranks >= 0.99 else torch.inf
+        allowed = tolerance(precision, size.width) * max(1.0, size.rows / ROWS) ** 0.5  # longer sums round more
+        differs = f"it differs from the closed forms by {error:.1g}, and {allowed:.2g} is allowed"
+        return "" if error <= allowed else f"at {size.n} queries and {size.rows} rows {differs}"
 
     return by_triton.fault(compare)
 
 
-def _too_far(error: float, size: Size, precision: str) -> str:
-    allowed = tolerance(precision, size.width) * max(1.0, size.rows / ROWS) ** 0.5  # longer sums round more
-    if error <= allowed:
-        return ""
-    at = f"at {size.n} queries and {size.rows} rows"
-    return f"{at} it differs from the closed forms by {error:.1g}, and {allowed:.2g} is allowed"
-
-
-def _between(ours: tuple[LossOutput, Tensor | None], theirs: tuple[LossOutput, Tensor | None]) -> float:
-    """As ``difference``, of two that were computed on a device; NaN counts as infinite."""
-    (head, gradient), (right, right_gradient) = ours, theirs
-    assert gradient is not None
-    assert right_gradient is not None
+def _apart(found: tuple[LossOutput, Tensor | None], right: tuple[LossOutput, Tensor | None]) -> float:
+    """The largest difference of two steps: of the loss, relative; of the gradient, in norm; of the statistics.
+    Infinite for what is not a number."""
+    (head, gradient), (head_right, gradient_right) = found, right
+    assert gradient is not None and gradient_right is not None
     errors = torch.stack([
-        (head.loss - right.loss).abs() / right.loss.clamp(min=1e-6),
-        (gradient - right_gradient).norm() / right_gradient.norm().clamp(min=1e-6),
-        (head.hardest - right.hardest).abs(),
-        (head.synthetic_mass - right.synthetic_mass).abs(),
+        (head.loss - head_right.loss).abs() / head_right.loss.clamp(min=1e-6),
+        (gradient - gradient_right).norm() / gradient_right.norm().clamp(min=1e-6),
+        (head.hardest - head_right.hardest).abs(),
+        (head.synthetic_mass - head_right.synthetic_mass).abs(),
     ])  # fmt: skip
-    same_ranks = bool((head.rank == right.rank).float().mean() >= 0.99)  # a positive may round to a row's similarity
-    return float(errors.max()) if same_ranks and bool(errors.isfinite().all()) else torch.inf
+    return float(errors.max()) if bool(errors.isfinite().all()) else torch.inf
 
 
 def _wait(device: torch.device) -> None:
@@ -166,33 +158,20 @@ def tolerance(precision: str, width: int) -> float:
 def by_fused(problem: Problem, device: torch.device, precision: str) -> tuple[LossOutput, Tensor]:
     """Head and gradient (N, C, float64) on the CPU, as the device computes them."""
     p = problem.to(device, torch.float32)
-    more = {"shadow": p.queue.bfloat16()} if precision == "bf16" else {}
     with operands("fp32", p.q.is_cuda):
-        head, gradient = by_triton.compute(*p, precision, True, **more)
+        head, gradient = by_triton.compute(*p, precision, True, p.queue.bfloat16())
     assert gradient is not None
     return LossOutput(*(t.cpu() for t in head)), gradient.cpu().double()
 
 
-def by_definition(problem: Problem) -> tuple[LossOutput, Tensor]:
-    """The same by the reference."""
-    p = problem.to(torch.device("cpu"), torch.float64)
-    q = p.q.requires_grad_()
-    head = reference.contrastive_loss(*p)
-    (gradient,) = torch.autograd.grad(head.loss, q)
-    return LossOutput(head.loss.detach(), *head[1:]), gradient
-
-
 def difference(problem: Problem, found: tuple[LossOutput, Tensor], slack: float) -> float:
-    """The largest of the differences from the reference: of the loss, relative; of the gradient, in norm; of the
-    statistics; infinite where a rank is that of no positive similarity within ``slack`` of the right one."""
-    (head, gradient), (right, right_gradient) = found, by_definition(problem)
-    errors = [
-        (head.loss - right.loss).abs() / right.loss,
-        (gradient - right_gradient).norm() / right_gradient.norm(),
-        (head.hardest - right.hardest).abs(),
-        (head.synthetic_mass - right.synthetic_mass).abs(),
-    ]
-    return float(torch.stack(errors).max()) if _rank_fits(problem, head.rank, slack) else torch.inf
+    """How far ``found`` is from the reference in float64, see ``_apart``; infinite where a rank is that of no positive
+    similarity within ``slack`` of the right one."""
+    p = problem.to(torch.device("cpu"), torch.float64)
+    head = reference.contrastive_loss(p.q.requires_grad_(), *p[1:])
+    (gradient,) = torch.autograd.grad(head.loss, p.q)
+    right = head._replace(loss=head.loss.detach()), gradient
+    return _apart(found, right) if _rank_fits(problem, found[0].rank, slack) else torch.inf
 
 
 def _rank_fits(problem: Problem, rank: Tensor, slack: float) -> bool:
@@ -265,27 +244,22 @@ def some_draws(
 # -------------------------------------------------------------------------------------------- and how long it takes
 
 
+@apart
 def relative_time(device: torch.device, size: Size, precision: str, closed: str) -> float:
     """Time of the fused step in ``precision`` over that of the closed forms in ``closed``, medians, with a gradient.
 
     Infinite where the fused step finds no memory, or fails, 0 where only the closed forms do.
     """
     try:
-        return apart(functools.partial(_relative_time, device, size, precision, closed))
-    except torch.OutOfMemoryError:  # for the inputs alone
+        problem = _of_size(device, size)
+    except torch.OutOfMemoryError:
         return torch.inf
-
-
-def _relative_time(device: torch.device, size: Size, precision: str, closed: str) -> float:
-    problem = _of_size(device, size)
-    calls = [
-        functools.partial(f, *problem, p, True)
-        for f, p in ((by_triton.compute, precision), (closed_form.compute, closed))
-    ]
+    ways = (by_triton.compute, precision), (closed_form.compute, closed)
+    calls = [functools.partial(compute, *problem, operand, True) for compute, operand in ways]
     for call in calls:
         seconds(call, device)  # compiles
     taken: list[list[float]] = [[], []]
-    while len(taken[0]) < ROUNDS[0] or (len(taken[0]) < ROUNDS[1] and sum(map(sum, taken)) < 2 * SECONDS):
+    while len(taken[0]) < CALLS[0] or (len(taken[0]) < CALLS[1] and sum(map(sum, taken)) < 2 * SECONDS):
         for times, call in zip(taken, calls, strict=True):
             times.append(seconds(call, device))
     ours, theirs = map(statistics.median, taken)
@@ -309,9 +283,7 @@ def _of_size(device: torch.device, size: Size) -> Problem:
     """Random unit rows on the device."""
     generator = torch.Generator(device).manual_seed(0)
     q, k, queue = (_unit(n, size.width, generator) for n in (size.n, size.n, size.rows))
-    masks = (None, None)
-    if size.masked:
-        masks = torch.arange(size.n, device=device), torch.arange(size.rows, device=device)
+    ids = (torch.arange(n, device=device) if size.masked else None for n in (size.n, size.rows))
     hard = min(size.hard, size.rows)
     draws = some_draws(size.n, size.counts, hard, size.width, generator)
-    return Problem(q, k, queue, size.temperature, hard if draws is not None else 0, draws, *masks)
+    return Problem(q, k, queue, size.temperature, hard if draws is not None else 0, draws, *ids)

@@ -336,8 +336,8 @@ def test_both_are_timed_at_the_size_of_the_run(gpu, monkeypatch):
     for module in (by_triton, closed_form):
         monkeypatch.setattr(module, "compute", lambda *arguments, m=module: given.append((m, arguments)))
     size = SIZE._replace(masked=True)
-    assert trial._relative_time(CPU, size, "tf32x3", "fp32") < 1  # the clock's steps grow, and the fused one is first
-    assert [module for module, _ in given] == [by_triton, closed_form] * (1 + trial.ROUNDS[0])
+    assert trial.relative_time(CPU, size, "tf32x3", "fp32") < 1  # the clock's steps grow, and the fused one is first
+    assert [module for module, _ in given] == [by_triton, closed_form] * (1 + trial.CALLS[0])
     for module, (q, k, queue, temperature, hard, draws, ids, queue_ids, precision, want) in given:
         assert (q.shape, k.shape, queue.shape, draws.counts) == ((4, 16), (4, 16), (200, 16), size.counts)
         assert (temperature, hard, len(ids), len(queue_ids), want) == (0.2, 9, 4, 200, True)
