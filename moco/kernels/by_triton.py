@@ -22,6 +22,7 @@ from __future__ import annotations
 
 import functools
 import importlib.util
+import math
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -38,7 +39,7 @@ BLOCK_C = 32  # features at a time in its product
 COMPACT_K = 2048  # similarities at a time in ``compact``
 PULL_K = 32  # rows at a time in ``pull``
 PULL_C = 128  # features of one of its programs
-TILE = 4096  # elements of the block of draws, C rounded up times their number
+DRAWS_TILE = 4096  # elements of the block of draws, C rounded up times their number
 PART = 32  # features of a program of ``combine`` and ``finish``
 MOST_MAXIMA = 16384  # bucket maxima that a program of ``compact`` holds in registers
 LISTED = 2048  # candidates at a time in ``exact``
@@ -67,7 +68,11 @@ def fault(compare: Callable[[], str]) -> str:
 
 
 def agrees(compare: Callable[[], str], otherwise: str) -> bool:
-    """Whether ``compare`` finds no ``fault``; where triton is installed it warns of one, and of what is done then."""
+    """Whether ``compare`` finds no ``fault``; where triton is installed it warns of one, and of what is done then.
+
+    A caller asks once a process and case, so that a run neither ends where triton cannot compile nor trains on wrong
+    numbers.
+    """
     why = fault(compare)
     if why and available():
         warnings.warn(f"{otherwise}, not by triton: {why}", RuntimeWarning, stacklevel=3)
@@ -101,7 +106,7 @@ def _up(x: int, step: int) -> int:
     return -(-x // step) * step
 
 
-@dataclass(frozen=True)
+@dataclass
 class GridPlan:
     """How a step of N queries is cut into programs: grids, and the sizes that programs know when they are compiled."""
 
@@ -111,22 +116,42 @@ class GridPlan:
     hard: int  # H, 0 without synthetic negatives
     draws: int  # S
 
-    @property
-    def block_n(self) -> int:
-        """Queries of a tile; the addresses of a width that does not divide 16 take registers."""
-        return min(32 if self.width % 16 else 64, max(16, power_of_two(self.n)))
+    def __post_init__(self) -> None:
+        n, total, width = self.n, self.total, self.width
+        odd = width % 16 > 0  # whose addresses take registers
+        self.block_n = min(32 if odd else 64, max(16, power_of_two(n)))  # queries of a tile
+        # Elements from a query's similarities to the next one's: every row begins at a multiple of 64 bytes.
+        self.stride = _up(total, 16)
+        self.tiles = -(-total // SCORE_K)
+        self.bucket = self._bucket()
+        self.maxima = self.tiles * (SCORE_K // self.bucket) if self.bucket else 0  # W, bucket maxima a query
+        # Blocks of operands on their way in ``score``: one where two would spill on an older GPU (sm_80).
+        self.stages = 1 if odd or self.bucket == 8 else 2
+        # M, the chunks that a query's rows are looked through in: enough to fill the device, or for ROUNDS each.
+        enough = math.ceil(max(2 * FILL / n, total / (ROUNDS * COMPACT_K)))
+        self.chunks = min(32, power_of_two(-(-total // COMPACT_K)), power_of_two(enough))
+        self.chunk = _up(-(-total // self.chunks), COMPACT_K)
+        # R, candidates of a chunk that are listed: four times a chunk's share of the set.
+        self.room = max(16, power_of_two(4 * self.hard) // self.chunks)
+        # Candidates of a chunk at a time in ``exact``; fewer where it would keep 8 bytes on the stack.
+        listed = LISTED // 4 if not self.bucket else LISTED // 2 if self.chunks == 16 else LISTED
+        self.step = min(self.room, listed // self.chunks)
+        # Programs a query of ``exact``: each lists the set's part in some of the chunks.
+        self.listing = min(self.chunks, max(1, power_of_two(FILL // n)))
+        self.padded = max(16, power_of_two(width))
+        self.block_s = max(1, min(64, DRAWS_TILE // self.padded // (1 + odd)))  # draws of a program
+        self.blocks = -(-self.draws // self.block_s)
+        self.parts = -(-width // PART)  # programs a query of ``combine`` and ``finish``
+        # Features of a program of ``pull``: its sums take as many registers for 64 queries as for 32.
+        self.pull_c = min(PULL_C if self.block_n <= 32 else PULL_C // 2, self.padded)
+        # Parts of the rows that ``pull`` multiplies side by side: of ROUNDS blocks at most, or as many as fill a GPU
+        # eight times, whichever is fewer, for partial sums are written and read.
+        tiles = -(-n // self.block_n) * -(-width // self.pull_c)
+        enough = math.ceil(max(FILL / tiles, min(8 * FILL / tiles, total / (ROUNDS * PULL_K))))
+        self.splits = -(-total // _up(-(-total // enough), PULL_K))
+        self.split = _up(-(-total // self.splits), PULL_K)  # rows of one
 
-    @property
-    def stride(self) -> int:
-        """Elements from a query's similarities to the next one's: every row begins at a multiple of 64 bytes."""
-        return _up(self.total, 16)
-
-    @property
-    def tiles(self) -> int:
-        return -(-self.total // SCORE_K)
-
-    @property
-    def bucket(self) -> int:
+    def _bucket(self) -> int:
         """Rows of a bucket, the most that leave 4 H buckets, or 2 H where those are too many; 0 for no buckets.
 
         With 4 H maxima a floor is reached by 1.15 H rows in random order, with 8 H by 1.07 H, with 2 H by 1.39 H.
@@ -136,78 +161,6 @@ class GridPlan:
         while size > 1 and self.total < wanted * size:
             size //= 2
         return size if self.hard and self.tiles * (SCORE_K // size) <= MOST_MAXIMA else 0
-
-    @property
-    def stages(self) -> int:
-        """Blocks of operands on their way in ``score``: one where two would spill on an older GPU (sm_80)."""
-        return 1 if self.width % 16 or self.bucket == 8 else 2
-
-    @property
-    def maxima(self) -> int:
-        """W, bucket maxima a query."""
-        return self.tiles * (SCORE_K // self.bucket) if self.bucket else 0
-
-    @property
-    def chunks(self) -> int:
-        """M, the chunks that a query's rows are looked through in: enough to fill the device, or for ROUNDS each."""
-        enough = max(2 * FILL / self.n, self.total / (ROUNDS * COMPACT_K))
-        return min(32, power_of_two(-(-self.total // COMPACT_K)), power_of_two(int(-(-enough // 1))))
-
-    @property
-    def chunk(self) -> int:
-        return _up(-(-self.total // self.chunks), COMPACT_K)
-
-    @property
-    def room(self) -> int:
-        """R, candidates of a chunk that are listed: four times a chunk's share of the set."""
-        return max(16, power_of_two(4 * self.hard) // self.chunks)
-
-    @property
-    def step(self) -> int:
-        """Candidates of a chunk at a time in ``exact``; fewer where it would keep 8 bytes on the stack."""
-        size = LISTED // 4 if not self.bucket else LISTED // 2 if self.chunks == 16 else LISTED
-        return min(self.room, size // self.chunks)
-
-    @property
-    def listing(self) -> int:
-        """Programs a query of ``exact``: each lists the set's part in some of the chunks."""
-        return min(self.chunks, max(1, power_of_two(FILL // self.n)))
-
-    @property
-    def padded(self) -> int:
-        return max(16, power_of_two(self.width))
-
-    @property
-    def block_s(self) -> int:
-        """Draws of a program."""
-        return max(1, min(64, TILE // self.padded // (2 if self.width % 16 else 1)))
-
-    @property
-    def blocks(self) -> int:
-        return -(-self.draws // self.block_s)
-
-    @property
-    def parts(self) -> int:
-        """Programs a query of ``combine`` and ``finish``."""
-        return -(-self.width // PART)
-
-    @property
-    def pull_c(self) -> int:
-        """Features of a program of ``pull``: its sums take as many registers for 64 queries as for 32."""
-        return min(PULL_C if self.block_n <= 32 else PULL_C // 2, self.padded)
-
-    @property
-    def splits(self) -> int:
-        """Parts of the rows that ``pull`` multiplies side by side: of ROUNDS blocks at most, or as many as fill a GPU
-        eight times, whichever is fewer, for partial sums are written and read."""
-        tiles = -(-self.n // self.block_n) * -(-self.width // self.pull_c)
-        enough = max(FILL / tiles, min(8 * FILL / tiles, self.total / (ROUNDS * PULL_K)))
-        return -(-self.total // _up(-(-self.total // int(-(-enough // 1))), PULL_K))
-
-    @property
-    def split(self) -> int:
-        """Rows of one."""
-        return _up(-(-self.total // self.splits), PULL_K)
 
     def grids(self, gradient: bool = True, pulled: bool = True) -> dict[str, tuple[int, ...]]:
         """Programs of each launch; pulled: the gradient's product with the queue is no library's."""

@@ -63,10 +63,7 @@ def suits(images: Tensor, dtype: torch.dtype, last: bool) -> bool:
 
 @functools.cache
 def agrees(device: torch.device, shape: tuple[int, int, int], dtype: torch.dtype, last: bool) -> bool:
-    """Whether the program runs on a device and gives the CPU's numbers for two images of shape (C, h, w); warns if not.
-
-    Asked once a process and case, so that a run neither ends where triton cannot compile nor trains on wrong pixels.
-    """
+    """Whether the program runs on a device and gives the CPU's numbers for noise of shape (C, h, w); warns if not."""
     noise = torch.randint(256, (2, *shape), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
     mean, std = torch.tensor([[0.485, 0.456, 0.406, 0.5], [0.229, 0.224, 0.225, 0.25]])[:, : shape[0]]
 

@@ -26,7 +26,7 @@ from torch.autograd.function import once_differentiable
 from moco.kernels import by_triton
 
 # Chosen for what they use of a GPU (benchmarks/speed/kernel_resources.py); not yet timed on one.
-PROGRAMS = 1024  # about as many as a launch has, where the batch is large enough: eight for each of an H100's SMs
+ENOUGH = 1024  # about as many as a launch has, where the batch is large enough: eight for each of an H100's SMs
 TILE = 2048  # elements at a time, 8 a thread of 8 warps
 CHANNELS = 32  # at a time in channels_last: 64 bytes in half precision
 MOST = 64  # splits of a part and block of channels
@@ -85,7 +85,7 @@ def plan(shape: tuple[int, ...], last: bool, parts: int) -> Plan:
         block_p = min(sizes, key=lambda size: (-(-pixels // size) * size, -size))
         block_c = min(CHANNELS, TILE // block_p, by_triton.power_of_two(channels))
     groups, units = -(-channels // block_c), images * -(-pixels // block_p)
-    each = -(-units // min(MOST, max(1, -(-PROGRAMS // (groups * parts)))))
+    each = -(-units // min(MOST, max(1, -(-ENOUGH // (groups * parts)))))
     splits = -(-units // each)
     align = math.gcd(channels if last else pixels, 16)
     constants = {"LAST": last, "ALIGN": align, "BLOCK_P": block_p, "BLOCK_C": block_c, "num_warps": 8}
@@ -176,10 +176,7 @@ def suits(x: Tensor, weight: Tensor | None, parts: int) -> bool:
 
 @functools.cache
 def agrees(device: torch.device, dtype: torch.dtype, shape: tuple[int, ...], last: bool, merged: int) -> bool:
-    """Whether the programs run on a device and give torch's numbers for noise of shape (C, ...); warns if not.
-
-    Asked once a process and case, so that a run neither ends where triton cannot compile nor trains on wrong numbers.
-    """
+    """Whether the programs run on a device and give torch's numbers for noise of shape (C, ...); warns if not."""
     compare = functools.partial(_difference, device, dtype, shape, last, merged)
     return by_triton.agrees(compare, f"BatchNorm in parts is computed on {device} part by part")
 

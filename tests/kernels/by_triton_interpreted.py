@@ -41,7 +41,7 @@ def interpreter():
 @pytest.fixture
 def small_blocks(monkeypatch):
     """Several blocks of rows and draws, the last one ragged."""
-    sizes = {"SCORE_K": 16, "BLOCK_C": 16, "COMPACT_K": 64, "PULL_K": 16, "PULL_C": 16, "PART": 16, "TILE": 256}
+    sizes = {"SCORE_K": 16, "BLOCK_C": 16, "COMPACT_K": 64, "PULL_K": 16, "PULL_C": 16, "PART": 16, "DRAWS_TILE": 256}
     for name, size in sizes.items():
         monkeypatch.setattr(by_triton, name, size)
 
@@ -145,7 +145,7 @@ def test_the_hardest_set_is_exact_with_the_blocks_that_a_gpu_gets(monkeypatch):
 def test_blocks_do_not_show(monkeypatch):
     q, k, queue, draws = problem(n=2, rows=100, dtype=torch.float32)
     head, gradient = run(q, k, queue, draws, "triton")
-    for name, size in {"SCORE_K": 32, "COMPACT_K": 32, "PULL_K": 16, "TILE": 64, "FILL": 2}.items():
+    for name, size in {"SCORE_K": 32, "COMPACT_K": 32, "PULL_K": 16, "DRAWS_TILE": 64, "FILL": 2}.items():
         monkeypatch.setattr(by_triton, name, size)
     other, other_gradient = run(q, k, queue, draws, "triton")
     assert_near_in_float32((head, gradient), (other, other_gradient), head_rounding(q, queue, draws))

@@ -24,7 +24,7 @@ def interpreter(monkeypatch):
     assert_runs_there()
     monkeypatch.setattr(norm, "TILE", 256)  # several units, splits and blocks of channels in small batches
     monkeypatch.setattr(norm, "CHANNELS", 16)
-    monkeypatch.setattr(norm, "PROGRAMS", 12)  # each takes the interpreter milliseconds
+    monkeypatch.setattr(norm, "ENOUGH", 12)  # each takes the interpreter milliseconds
     norm.plan.cache_clear()
     norm.agrees.cache_clear()
 
@@ -115,7 +115,7 @@ def test_every_size_of_a_merge(last, monkeypatch):
     x, towards = batch((6, 3, 24, 24), last)
     blocks = set()
     for programs in (6, 30, 60):
-        monkeypatch.setattr(norm, "PROGRAMS", programs)
+        monkeypatch.setattr(norm, "ENOUGH", programs)
         norm.plan.cache_clear()
         blocks.add(norm.plan(tuple(x.shape), last, 3).merged)
         assert_near(by_triton(x, towards, 3), x, towards, 3)
