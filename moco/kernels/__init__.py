@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
+from types import ModuleType
 from typing import NamedTuple
 
 import torch
@@ -67,32 +68,20 @@ def resolve_precision(precision: str, impl: str, device_type: str) -> str:
     name = resolve(impl, device_type)
     if precision not in PRECISIONS:
         raise UserError(f"unknown --head-precision {precision!r}; use one of {', '.join(PRECISIONS)}")
+    if precision == "auto" and name == "triton" and device_type == "cuda":
+        return "tf32x3"
     if precision == "auto":
-        return _best_precision(name, device_type)
+        return "bf16" if name == device_type == "cpu" and matmul.bf16_is_faster() else "fp32"
     if precision != "fp32" and name == "reference":
         raise UserError(f"--head-impl reference has no {precision}; use --head-precision auto or fp32")
-    if precision == "bf16" and not (name == "triton" or _closed_forms_have_bf16(device_type)):
+    has_bf16 = name == "triton" or device_type == "cpu" or (device_type == "cuda" and gpu_has_bf16())
+    if precision == "bf16" and not has_bf16:
         raise UserError(f"--head-precision bf16 on {device_type} needs a GPU and torch 2.8; use auto")
     if precision.startswith("tf32") and device_type != "cuda" and name != "triton":  # which is interpreted there
         raise UserError(f"--head-precision {precision} needs a GPU and this process runs on {device_type}; use auto")
     if precision == "tf32x3" and name != "triton":
         raise UserError("--head-precision tf32x3 is the fused head's, --head-impl triton; use auto, fp32 or tf32")
     return precision
-
-
-def _closed_forms_have_bf16(device_type: str) -> bool:
-    return device_type == "cpu" or (device_type == "cuda" and gpu_has_bf16())
-
-
-def _best_precision(name: str, device_type: str) -> str:
-    if name == "triton" and device_type == "cuda":
-        return "tf32x3"
-    return "bf16" if name == device_type == "cpu" and matmul.bf16_is_faster() else "fp32"
-
-
-def describe(impl: str, precision: str, device: torch.device) -> str:
-    """What the log says about a choice: "cpu in bf16"."""
-    return f"{resolve(impl, device.type)} in {resolve_precision(precision, impl, device.type)}"
 
 
 class Choice(NamedTuple):
@@ -104,6 +93,16 @@ class Choice(NamedTuple):
 
     def __str__(self) -> str:
         return f"{self.impl} in {self.precision}{self.why}"
+
+
+def by_name(impl: str, precision: str, device_type: str) -> Choice:
+    """What names mean on a device, before a trial there: ``resolve`` and ``resolve_precision``."""
+    return Choice(resolve(impl, device_type), resolve_precision(precision, impl, device_type))
+
+
+def describe(impl: str, precision: str, device: torch.device) -> str:
+    """What the log says about a choice: "cpu in bf16"."""
+    return str(by_name(impl, precision, device.type))
 
 
 class Earlier(NamedTuple):
@@ -137,12 +136,12 @@ def choose(
     """
     before = before if before and before.asked == [impl, precision] else None
     if kind(device) != "cuda":
-        chosen = Choice(resolve(impl, device.type), resolve_precision(precision, impl, device.type))
+        chosen = by_name(impl, precision, device.type)
         return chosen._replace(why=_not_as_before(chosen, before))
     before = before if before and before.device == "cuda" else None
     if impl in ("auto", "triton"):
         return _tried(impl, precision, device, size, before, worst)
-    return Choice(resolve(impl, "cuda"), resolve_precision(precision, impl, "cuda"))
+    return by_name(impl, precision, "cuda")
 
 
 def kind(device: torch.device) -> str:
@@ -158,7 +157,7 @@ def _tried(impl: str, precision: str, device, size: Size, before: Earlier | None
     if failed:
         return _without(impl, precision, why or "another process of this run cannot use it", before)
     checked = f"{', as so far' if before else ''}, checked against the reference"
-    alone = precision == "tf32x3" or (precision == "bf16" and not _closed_forms_have_bf16("cuda"))
+    alone = precision == "tf32x3" or (precision == "bf16" and not gpu_has_bf16())
     if before or impl == "triton" or alone:
         return Choice("triton", own, checked)
     closed = resolve_precision(precision, "cpu", "cuda")
@@ -207,15 +206,15 @@ def _at_first_call(precision: str, device: torch.device, size: Size) -> Choice:
     key = (device, size.width, size.masked, precision)
     if key in _chosen:
         return _chosen[key]
-    if _capturing(device) and precision == "tf32x3":
+    if not _capturing(device):
+        chosen = _chosen[key] = choose("auto", precision, device, size)
+    elif precision == "tf32x3":
         raise UserError(
             "call contrastive_loss once before a CUDA graph is captured: its first call checks the fused head, whose "
             "tf32x3 is"
         )
-    if _capturing(device):
-        chosen = _without("auto", precision, "a CUDA graph is captured before any other call", None)
     else:
-        chosen = _chosen[key] = choose("auto", precision, device, size)
+        chosen = _without("auto", precision, "a CUDA graph is captured before any other call", None)
     if chosen.why.startswith(NOT_FUSED):
         warnings.warn(f"loss by {chosen}", RuntimeWarning, stacklevel=2)
     return chosen
@@ -295,25 +294,24 @@ def _compute(q, k, queue, draws, ids, queue_ids, temperature, n_hard, impl, prec
         counts = d.counts if d else (0, 0, 0, 0)
         size = Size(len(q), len(queue), q.shape[1], n_hard, counts, ids is not None, temperature)
         impl, precision, _ = _at_first_call(precision, q.device, size)
-    compute, precision = _choose(impl, precision, q)
-    more = {} if shadow is None or compute is not by_triton.compute or precision != "bf16" else {"shadow": shadow}
+    module, precision = _implementation(impl, precision, q)
     with torch.autocast(q.device.type, enabled=False), operands("fp32", q.is_cuda):
-        head, gradient = compute(
-            q, k, queue, temperature, n_hard, d, ids, queue_ids, precision, wants_gradient, **more
+        head, gradient = module.compute(
+            q, k, queue, temperature, n_hard, d, ids, queue_ids, precision, wants_gradient, shadow
         )  # fmt: skip
     return *head, q.new_empty(0) if gradient is None else gradient
 
 
-def _choose(impl: str, precision: str, q: Tensor):
+def _implementation(impl: str, precision: str, q: Tensor) -> tuple[ModuleType, str]:
     impl = "cpu" if impl == "auto" else impl  # for float64 queries on a GPU; others there are decided
-    name, chosen = resolve(impl, q.device.type), resolve_precision(precision, impl, q.device.type)
+    name, chosen, _ = by_name(impl, precision, q.device.type)
     if q.dtype == torch.float64:
         if name == "triton":
             raise UserError("--head-impl triton computes in float32; use reference or cpu for float64 queries")
         if precision not in ("auto", "fp32"):
             raise UserError(f"float64 queries are computed in float64, not {precision}; use --head-precision auto")
         chosen = "fp32"
-    return {"cpu": closed_form, "triton": by_triton}[name].compute, chosen
+    return by_triton if name == "triton" else closed_form, chosen
 
 
 _operator = torch.library.custom_op(
@@ -328,9 +326,9 @@ _operator = torch.library.custom_op(
 
 @_operator.register_fake
 def _shapes(q, k, queue, draws, ids, queue_ids, temperature, n_hard, impl, precision, wants_gradient, shadow=None):
-    mean = [q.new_empty(()) for _ in range(3)]
+    loss, hardest, mass = (q.new_empty(()) for _ in range(3))
     rank = q.new_empty(q.shape[0], dtype=torch.int64)
-    return mean[0], rank, mean[1], mean[2], q.new_empty(q.shape if wants_gradient else (0,))
+    return loss, rank, hardest, mass, q.new_empty(q.shape if wants_gradient else (0,))
 
 
 def _save(ctx, inputs, output) -> None:

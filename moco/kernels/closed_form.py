@@ -26,7 +26,6 @@ up rows in a fixed order where adding to entries of the matrix would take them i
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
 from typing import NamedTuple
 
 import torch
@@ -35,6 +34,7 @@ from torch import Tensor
 
 from moco.kernels import threads
 from moco.kernels.matmul import product
+from moco.kernels.reference import lacks_a_parent
 from moco.kernels.spec import Draws, LossOutput, mean_hardest
 from moco.kernels.topk import bucket_maxima, by_maxima, hardest, on_host
 
@@ -47,9 +47,8 @@ PIECE = 32  # weighted rows that a program of a GPU sums one after another
 SAFE_TEMPERATURE = 0.03  # e^(1/T) and e^(-1/T), and their sums over a queue, are ordinary float32 numbers above it
 
 
-@dataclass(frozen=True)
-class Synthetic:
-    """Synthetic negatives of a block, in the column order of Draws: [query | pair | sign | noise]."""
+class SyntheticCosines(NamedTuple):
+    """Synthetic negatives of a block of queries, in the column order of Draws: [query | pair | sign | noise]."""
 
     cosine: Tensor  # (n, S) q.h, -inf where a parent is left out
     inverse: Tensor  # (n, S) 1 / |u|
@@ -72,7 +71,9 @@ def _pair_lengths(queue: Tensor, rows_a: Tensor, rows_b: Tensor, y: Tensor, z: T
     return lengths.view_as(y)
 
 
-def synthesize(q: Tensor, queue: Tensor, row_squares: Tensor | None, rows: Tensor, s: Tensor, d: Draws) -> Synthetic:
+def synthetic_cosines(
+    q: Tensor, queue: Tensor, row_squares: Tensor | None, rows: Tensor, s: Tensor, d: Draws
+) -> SyntheticCosines:
     """Cosines with the query and lengths of the draws ``d``, from the hardest rows (n, H) and similarities s (n, H).
 
     row_squares (K,) are the |n_j|^2, None where rows are unit.
@@ -80,7 +81,8 @@ def synthesize(q: Tensor, queue: Tensor, row_squares: Tensor | None, rows: Tenso
     n_query, n_pair, n_sign, n_noise = d.counts
     n_read = n_sign + n_noise
     rows_a, rows_b = rows.gather(1, d.slots_a), rows.gather(1, d.slots_b)
-    left_out = _left_out(s, d)
+    all_there = on_host(s) and bool(s.amin() > -torch.inf)
+    left_out = None if all_there else lacks_a_parent(s, d)
     if left_out is not None:
         s = s.nan_to_num(neginf=0.0)
     s_a, pair_a, _ = s.gather(1, d.slots_a).split([n_query, n_pair, n_read], dim=1)
@@ -109,16 +111,7 @@ def synthesize(q: Tensor, queue: Tensor, row_squares: Tensor | None, rows: Tenso
     cosine = torch.cat([query_dot, pair_dot, read_dot], dim=1).mul_(inverse).clamp_(-bound, bound)
     if left_out is not None:
         cosine.masked_fill_(left_out, -torch.inf)
-    return Synthetic(cosine, inverse, rows_a, rows_b, read, d)
-
-
-def _left_out(s: Tensor, d: Draws) -> Tensor | None:
-    """(n, S) which draws have a parent that is left out, from the hardest similarities (n, H); None for none."""
-    if on_host(s) and bool(s.amin() > -torch.inf):
-        return None
-    absent = s == -torch.inf
-    n_query, n_pair, n_sign, n_noise = d.counts
-    return absent.gather(1, d.slots_a) | F.pad(absent.gather(1, d.slots_b), (n_query, n_sign + n_noise), value=False)
+    return SyntheticCosines(cosine, inverse, rows_a, rows_b, read, d)
 
 
 def _count_above(scores: Tensor, positive: Tensor) -> Tensor:
@@ -148,7 +141,7 @@ def weighted_rows(queue: Tensor, rows: Tensor, weights: Tensor) -> Tensor:
     return summed.view(n, -1, queue.shape[1]).sum(1)
 
 
-def _add_weights(mass: Tensor, q: Tensor, queue: Tensor, of_synthetic: Tensor, syn: Synthetic) -> Tensor:
+def _add_weights(mass: Tensor, q: Tensor, queue: Tensor, of_synthetic: Tensor, syn: SyntheticCosines) -> Tensor:
     """Adds W, from the masses (n, S) of the synthetic negatives, to mass (n, K); returns what has no queue row, (n, C).
 
     The sum of both, mass queue + the result, is sum_j mass_j n_j + sum_s of_synthetic_s h_s. On a GPU W queue is part
@@ -158,15 +151,14 @@ def _add_weights(mass: Tensor, q: Tensor, queue: Tensor, of_synthetic: Tensor, s
     n_query, n_pair, n_sign, n_noise = d.counts
     weight = of_synthetic * syn.inverse  # (n, S) mass of u itself
     of_query, of_pair, of_read = weight.split([n_query, n_pair, n_sign + n_noise], dim=1)
-    rows_a, scattered = syn.rows_a[:, : n_query + n_pair], torch.cat([of_query * d.query_y, of_pair * d.pair_y], dim=1)
-    beside = torch.addcmul(
-        torch.bmm(of_read.unsqueeze(1), syn.read).squeeze(1), (of_query * d.query_x).sum(1, keepdim=True), q
-    )
+    rows_a, weights_a = syn.rows_a[:, : n_query + n_pair], torch.cat([of_query * d.query_y, of_pair * d.pair_y], dim=1)
+    rows_b, weights_b = syn.rows_b, of_pair * d.pair_z
+    along_q = (of_query * d.query_x).sum(1, keepdim=True)
+    beside = torch.addcmul(torch.bmm(of_read.unsqueeze(1), syn.read).squeeze(1), along_q, q)
     if on_host(mass):
-        mass.scatter_add_(1, rows_a, scattered)
-        mass.scatter_add_(1, syn.rows_b, of_pair * d.pair_z)
+        mass.scatter_add_(1, rows_a, weights_a).scatter_add_(1, rows_b, weights_b)
         return beside
-    rows, weights = torch.cat([rows_a, syn.rows_b], dim=1), torch.cat([scattered, of_pair * d.pair_z], dim=1)
+    rows, weights = torch.cat([rows_a, rows_b], dim=1), torch.cat([weights_a, weights_b], dim=1)
     return beside + weighted_rows(queue, rows, weights)
 
 
@@ -180,9 +172,9 @@ class _Columns(NamedTuple):
 
     @staticmethod
     def joined(parts: Sequence[_Columns]) -> _Columns:
-        total, largest, above, maxima = (list(column) for column in zip(*parts, strict=True))
         if len(parts) == 1:
             return parts[0]
+        total, largest, above, maxima = zip(*parts, strict=True)
         return _Columns(
             torch.stack(total).sum(0), torch.stack(largest).amax(0), torch.stack(above).sum(0), torch.cat(maxima, 1)
         )
@@ -206,8 +198,7 @@ def _score(scores: Tensor, left_out: Tensor | None, positive: Tensor | None, ear
     )
 
 
-@dataclass(frozen=True)
-class _Block:
+class _Block(NamedTuple):
     """What a block of queries gives, beside the masses that stand in its part of the (n, K) matrix."""
 
     loss: Tensor  # (n,)
@@ -233,7 +224,7 @@ def _block(scores: Tensor, seen: _Columns, positive: Tensor, q, queue, row_squar
         rank = _rank(scores, hard, positive.exp() if early else positive)
         hard = hard.log_() if early else hard
         largest = hard.amax(1, keepdim=True)
-        syn = synthesize(q, queue, row_squares, rows, hard * temperature, d)
+        syn = synthetic_cosines(q, queue, row_squares, rows, hard * temperature, d)
         synthetic = syn.cosine / temperature  # (n, S)
 
     queue_sum = seen.total
@@ -252,11 +243,11 @@ def _block(scores: Tensor, seen: _Columns, positive: Tensor, q, queue, row_squar
     return _Block(-F.logsigmoid(-odds), rank.long(), largest, synthetic_sum * factor, factor, odds.sigmoid(), beside)
 
 
-def compute(q, k, queue, temperature, n_hard, draws, ids, queue_ids, precision, want_gradient):
+def compute(q, k, queue, temperature, n_hard, draws, ids, queue_ids, precision, want_gradient, shadow=None):
     """``reference.contrastive_loss`` in closed forms, on a CPU group by group: (Head, dloss/dq (N, C) or None).
 
-    Same arguments, same numbers up to rounding, and the precision of the products' operands. Without a gradient to
-    form the second product is left out.
+    Same arguments, same numbers up to rounding, and the precision of the products' operands; ``shadow`` is not read.
+    Without a gradient to form the second product is left out.
     """
     measured = queue.dtype not in (torch.float32, torch.float64)  # rows rounded to half precision are not unit
     queue = queue.to(q.dtype).contiguous()
@@ -302,9 +293,7 @@ def compute(q, k, queue, temperature, n_hard, draws, ids, queue_ids, precision, 
         if want_gradient:
             products.append(sum(team.run(weigh, team.shares(len(queue))), torch.zeros_like(scaled)))
 
-    loss, rank, largest, share, factor, pull, beside = (
-        torch.cat([getattr(block, field.name) for block in blocks]) for field in fields(_Block)
-    )
+    loss, rank, largest, share, factor, pull, beside = map(torch.cat, zip(*blocks, strict=True))
     head = LossOutput(loss.mean(), rank, mean_hardest(largest), share.mean())
     if not want_gradient:
         return head, None

@@ -75,7 +75,7 @@ def _difference(device: torch.device) -> str:
     return "" if same else "its numbers are not the defined ones"
 
 
-def counts(rows: tuple[Row, ...]) -> tuple[int, int, int, int]:
+def group_sizes(rows: tuple[Row, ...]) -> tuple[int, int, int, int]:
     """(Sq, Sp, Ss, Sn)."""
     n_query, n_pair, n_sign, n_noise = (sum(row.count for row in rows if row.group == group) for group in range(4))
     return n_query, n_pair, n_sign, n_noise
@@ -89,7 +89,7 @@ def table(rows: tuple[Row, ...], device: torch.device) -> tuple[Tensor, Tensor]:
     take, how many negatives its group has, and which of them it is. float32: low, high - low, a and b of the first
     weight, a and b of the second, 0 for none.
     """
-    sizes = counts(rows)
+    sizes = group_sizes(rows)
     bases = (0, 2 * sizes[0], 2 * (sizes[0] + sizes[1]), 2 * (sizes[0] + sizes[1]) + sizes[2])
     whole, real = [], []
     for group in range(4):
@@ -132,7 +132,7 @@ def normal(words: list[Tensor]) -> list[Tensor]:
 
 def by_torch(rows: tuple[Row, ...], n: int, hard: int, dim: int, key: int, device: torch.device) -> Draws:
     """``draw`` by torch's operators."""
-    n_query, n_pair, n_sign, n_noise = counts(rows)
+    n_query, n_pair, n_sign, n_noise = group_sizes(rows)
     whole, real = table(rows, device)
     (stream, inside, *_), (low, span, a, b, a2, b2) = whole.long(), real  # each (S,)
     query = torch.arange(n, device=device).unsqueeze(1)
@@ -155,7 +155,7 @@ def by_torch(rows: tuple[Row, ...], n: int, hard: int, dim: int, key: int, devic
 
 def by_triton(rows: tuple[Row, ...], n: int, hard: int, dim: int, key: int, device: torch.device) -> Draws:
     """``draw`` in one launch, in which all weights are one tensor."""
-    n_query, n_pair, n_sign, n_noise = counts(rows)
+    n_query, n_pair, n_sign, n_noise = group_sizes(rows)
     total, quarter = n_query + n_pair + n_sign + n_noise, -(-dim // 4)
     sizes = (n_query, n_query, n_pair, n_pair, n_sign, n_noise)
     weights = torch.empty(n * sum(sizes), device=device)

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from moco.kernels.closed_form import synthesize, weighted_rows
+from moco.kernels.closed_form import synthetic_cosines, weighted_rows
 from moco.kernels.spec import Draws, LossOutput, mean_hardest
 from moco.kernels.topk import hardest, on_host
 
@@ -71,7 +71,7 @@ def labelled_loss(
 def _cosines(q: Tensor, queue: Tensor, s: Tensor, rows: Tensor, values: Tensor, d: Draws) -> Tensor:
     """(N, S) q.h with the gradient of a constant h: that of q, over what is a weighted sum of similarities with it."""
     with torch.no_grad():
-        made = synthesize(q, queue, None, rows, values, d)
+        made = synthetic_cosines(q, queue, None, rows, values, d)
     n_query, n_pair, _, _ = d.counts
     of_query, of_pair = _picked(q, queue, s, made.rows_a[:, : n_query + n_pair]).split([n_query, n_pair], dim=1)
     of_q = torch.linalg.vecdot(q, q.detach()).unsqueeze(1)

@@ -32,13 +32,12 @@ def synthesize(q: Tensor, queue: Tensor, rows: Tensor, draws: Draws) -> Tensor:
     return F.normalize(torch.cat(mixed, dim=1), dim=2, eps=1e-12)
 
 
-def has_parents(values: Tensor, draws: Draws) -> Tensor:
-    """(N, S) bool: no parent of the draw is a left-out row. values (N, H): similarities of the hardest set."""
-    n_query, n_pair, n_sign, n_noise = draws.counts
-    present = values != -torch.inf  # (N, H)
-    a = present.gather(1, draws.slots_a)
-    b = F.pad(present.gather(1, draws.slots_b), (n_query, n_sign + n_noise), value=True)
-    return a & b
+def lacks_a_parent(values: Tensor, draws: Draws) -> Tensor:
+    """(N, S) bool: a parent of the draw is a left-out row. values (N, H): similarities of the hardest set."""
+    n_query, _, n_sign, n_noise = draws.counts
+    absent = values == -torch.inf  # (N, H)
+    of_b = F.pad(absent.gather(1, draws.slots_b), (n_query, n_sign + n_noise), value=False)
+    return absent.gather(1, draws.slots_a) | of_b
 
 
 def contrastive_loss(
@@ -65,7 +64,7 @@ def contrastive_loss(
         rows, values = hardest_rows(similarity.detach(), n_hard)
         h = synthesize(q.detach(), queue, rows, draws)  # (N, S, C): a constant, no gradient flows through it
         synthetic = torch.einsum("nc,nsc->ns", q, h)  # (N, S)
-        cosines.append(synthetic.masked_fill(~has_parents(values, draws), -torch.inf))
+        cosines.append(synthetic.masked_fill(lacks_a_parent(values, draws), -torch.inf))
     logits = torch.cat(cosines, dim=1) / temperature  # (N, 1 + K + S)
     loss = F.cross_entropy(logits, torch.zeros(len(q), dtype=torch.long, device=q.device))
 

@@ -53,14 +53,11 @@ class Draws:
 
     def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> Draws:
         """The same draws elsewhere; ``dtype`` is that of the weights and the noise, slots stay int64."""
-        return self._map(lambda t: t.to(device=device, dtype=dtype if t.is_floating_point() else None))
+        return Draws(*(t.to(device=device, dtype=dtype if t.is_floating_point() else None) for t in self.tensors()))
 
     def rows(self, start: int, stop: int) -> Draws:
         """The draws of queries [start, stop)."""
-        return self._map(lambda t: t[start:stop])
-
-    def _map(self, function) -> Draws:
-        return Draws(**{f.name: function(getattr(self, f.name)) for f in fields(self)})
+        return Draws(*(t[start:stop] for t in self.tensors()))
 
 
 class LossOutput(NamedTuple):

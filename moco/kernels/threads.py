@@ -14,7 +14,6 @@ from typing import TypeVar
 
 import torch
 
-Job = TypeVar("Job")
 Result = TypeVar("Result")
 
 _pools: dict[int, ThreadPoolExecutor] = {}  # by number of workers
@@ -35,7 +34,7 @@ class Team:
         ends = [i * total // count for i in range(count + 1)]
         return [slice(a, b) for a, b in zip(ends, ends[1:], strict=False)]
 
-    def run(self, function: Callable[[Job], Result], jobs: Sequence[Job]) -> list[Result]:
+    def run(self, function: Callable[[slice], Result], jobs: Sequence[slice]) -> list[Result]:
         """[function(job) for job in jobs], in any order of execution and without autograd."""
         function = torch.no_grad()(function)
         if self.size == 1 or len(jobs) == 1:
