@@ -454,7 +454,7 @@ def launched_by(module: Any, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     from moco.kernels import by_triton
 
     found: list[str] = []
-    monkeypatch.setattr(by_triton, "launch", lambda program, *_, **__: found.append(program.fn.__name__))
+    monkeypatch.setattr(by_triton, "run_program", lambda program, *_, **__: found.append(program.fn.__name__))
     monkeypatch.setattr(module, "agrees", lambda *case: True)
     monkeypatch.setattr(torch.cuda, "device_of", lambda x: contextlib.nullcontext())
     return found

@@ -47,7 +47,7 @@ ROUNDS = 16  # at most so many blocks in a row in ``compact`` and ``pull``, at 6
 FILL = 128  # at least so many programs a launch, for the 108 to 148 multiprocessors of the GPUs that this is for
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)  # of what programs read and write
-programs = functools.partial(importlib.import_module, "moco.kernels.triton_kernels")
+programs = functools.cache(functools.partial(importlib.import_module, "moco.kernels.triton_kernels"))
 
 
 @functools.cache
@@ -84,7 +84,7 @@ def on_gpu(x: Tensor) -> bool:
     return x.is_cuda
 
 
-def launch(program, grid: tuple[int, ...], *arguments, **constants) -> None:
+def run_program(program, grid: tuple[int, ...], *arguments, **constants) -> None:
     """Every launch of a program passes here; with an empty grid there is none."""
     if all(grid):
         program[grid](*arguments, **constants)
@@ -253,7 +253,7 @@ class _Step:
         self.constants = self.plan.constants(precision, masked, want_gradient)
 
     def launch(self, name: str, *arguments) -> None:
-        launch(getattr(programs(), name), self.grids[name], *arguments, **self.constants[name])
+        run_program(getattr(programs(), name), self.grids[name], *arguments, **self.constants[name])
 
     def run(self, operand: Tensor, ids: Tensor | None, queue_ids: Tensor | None) -> tuple[LossOutput, Tensor | None]:
         """Loss, statistics and gradient. operand (K, C): the queue as the products take it."""

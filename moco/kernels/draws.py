@@ -29,7 +29,7 @@ ROUND_A, ROUND_B, KEY_A, KEY_B = 0xD2511F53, 0xCD9E8D57, 0x9E3779B9, 0xBB67AE85 
 BLOCK_S = 128  # negatives a program; not yet timed on a GPU
 APPROXIMATION = 1e-4  # of weights and noise, whose logarithm and cosine a GPU approximates
 
-programs = functools.partial(importlib.import_module, "moco.kernels.draws_triton")
+programs = functools.cache(functools.partial(importlib.import_module, "moco.kernels.draws_triton"))
 
 
 class Row(NamedTuple):
@@ -166,7 +166,7 @@ def by_triton(rows: tuple[Row, ...], n: int, hard: int, dim: int, key: int, devi
     noise = torch.empty(n, n_noise, dim, device=device)
     blocks = -(-total // BLOCK_S)
     with torch.cuda.device_of(weights):
-        fused.launch(
+        fused.run_program(
             programs().draw, (n, blocks + n_noise), *table(rows, device), slots_a, slots_b, weights, noise, key, n,
             total, n_query, n_pair, n_noise, hard, dim, blocks, quarter, BLOCK_S=BLOCK_S,
             BLOCK_C=max(16, fused.power_of_two(quarter)), num_warps=1,

@@ -24,7 +24,7 @@ HIGH = round(2**23 / 255) / 2**23
 LOW = 1 / 255 - HIGH
 BLOCK = 1024  # values a program, 8 a thread; not yet timed on a GPU
 
-programs = functools.partial(importlib.import_module, "moco.kernels.images_triton")
+programs = functools.cache(functools.partial(importlib.import_module, "moco.kernels.images_triton"))
 
 
 def constants(channels: int, pixels: int, last: bool) -> dict[str, int]:
@@ -49,7 +49,7 @@ def to_floats(images: Tensor, mean: Tensor, std: Tensor, dtype: torch.dtype, las
     size = n * -(-pixels * channels // BLOCK) if last else n * channels * -(-pixels // BLOCK)
     known = constants(channels, pixels, last)
     with torch.cuda.device_of(images):
-        by_triton.launch(programs().to_floats, (size,), images, made, mean, std, pixels, **known)
+        by_triton.run_program(programs().to_floats, (size,), images, made, mean, std, pixels, **known)
     return made
 
 

@@ -31,7 +31,7 @@ TILE = 2048  # elements at a time, 8 a thread of 8 warps
 CHANNELS = 32  # at a time in channels_last: 64 bytes in half precision
 MOST = 64  # splits of a part and block of channels
 
-programs = functools.partial(importlib.import_module, "moco.kernels.norm_triton")
+programs = functools.cache(functools.partial(importlib.import_module, "moco.kernels.norm_triton"))
 
 
 class Plan(NamedTuple):
@@ -107,9 +107,9 @@ def forward(x, weight, bias, running, momentum: float, eps: float, how: Plan) ->
     partial = how.partial_sums(x)
     kept = x.new_empty(2, how.parts, how.channels, dtype=torch.float32)
     out = torch.empty_like(x)
-    by_triton.launch(programs().statistics, (how.size,), x, partial, *how.walk, **how.constants)
+    by_triton.run_program(programs().statistics, (how.size,), x, partial, *how.walk, **how.constants)
     with_running = how.size + how.groups  # a few programs more for the running statistics
-    by_triton.launch(
+    by_triton.run_program(
         programs().normalise, (with_running,), x, out, partial, weight, bias, kept, *running, *how.walk,
         momentum, eps, **how.constants, BLOCK_S=how.merged,
     )  # fmt: skip
@@ -121,8 +121,8 @@ def backward(gradient, x, weight, kept, how: Plan) -> tuple[Tensor, Tensor, Tens
     partial = how.partial_sums(x)
     of_weight, of_bias = x.new_empty(2, how.channels, dtype=torch.float32).unbind()
     of_x = torch.empty_like(x)
-    by_triton.launch(programs().gradients, (how.size,), x, gradient, kept, partial, *how.walk, **how.constants)
-    by_triton.launch(
+    by_triton.run_program(programs().gradients, (how.size,), x, gradient, kept, partial, *how.walk, **how.constants)
+    by_triton.run_program(
         programs().spread, (how.size + how.groups,), x, gradient, of_x, partial, weight, kept, of_weight, of_bias,
         *how.walk, **how.constants, BLOCK_S=how.merged,
     )  # fmt: skip

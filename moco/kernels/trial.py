@@ -25,7 +25,7 @@ from moco.kernels.matmul import operands
 from moco.kernels.spec import Draws, LossOutput
 
 Given = ParamSpec("Given")
-Found = TypeVar("Found")
+Returned = TypeVar("Returned")
 
 # Of the compared step: rows and draws that fill no block of a program, two parts of the queue, and every group.
 QUERIES, ROWS, COUNTS, TEMPERATURE = 3, 8459, (24, 16, 8, 8), 0.2
@@ -70,11 +70,11 @@ class Problem(NamedTuple):
         return self._replace(q=q, k=k, queue=queue, draws=draws, ids=ids, queue_ids=queue_ids)
 
 
-def apart(work: Callable[Given, Found]) -> Callable[Given, Found]:
+def apart(work: Callable[Given, Returned]) -> Callable[Given, Returned]:
     """``work`` in a thread of its own."""
 
     @functools.wraps(work)
-    def elsewhere(*given: Given.args, **more: Given.kwargs) -> Found:
+    def elsewhere(*given: Given.args, **more: Given.kwargs) -> Returned:
         with ThreadPoolExecutor(1) as pool:
             return pool.submit(work, *given, **more).result()
 

@@ -66,8 +66,10 @@ def test_blocks_do_not_show(monkeypatch):
 
 
 def test_a_program_that_agrees_is_used_in_one_launch(monkeypatch):
-    launch, launches = by_triton.launch, []
-    monkeypatch.setattr(by_triton, "launch", lambda *given, **more: launches.append(given[1]) or launch(*given, **more))
+    run, launches = by_triton.run_program, []
+    monkeypatch.setattr(
+        by_triton, "run_program", lambda *given, **more: launches.append(given[1]) or run(*given, **more)
+    )
     monkeypatch.setattr(negatives, "by_counter", lambda device: True)
     draws.agrees.cache_clear()
     with warnings.catch_warnings():

@@ -205,7 +205,9 @@ def on_a_gpu(monkeypatch):
 
 def test_the_layer_uses_it_and_recomputation_and_autocast_change_nothing(on_a_gpu, monkeypatch):
     called = []
-    monkeypatch.setattr(fused, "launch", lambda *a, launch=fused.launch, **k: called.append(a[0]) or launch(*a, **k))
+    monkeypatch.setattr(
+        fused, "run_program", lambda *a, run=fused.run_program, **k: called.append(a[0]) or run(*a, **k)
+    )
     found = []
     for recompute in (False, True):
         torch.manual_seed(0)

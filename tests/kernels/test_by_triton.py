@@ -174,7 +174,7 @@ def test_a_step_is_at_most_ten_launches_and_the_host_waits_for_none(
 ):
     """On tensors of a GPU that have no data: whatever asks for a value, so that no graph could capture it, raises."""
     launched = []
-    monkeypatch.setattr(by_triton, "launch", lambda program, *_, **__: launched.append(program.fn.__name__))
+    monkeypatch.setattr(by_triton, "run_program", lambda program, *_, **__: launched.append(program.fn.__name__))
     monkeypatch.setattr(torch.cuda, "device_of", lambda x: contextlib.nullcontext())
     monkeypatch.setattr(kernels, "gpu_has_bf16", lambda: True)
     with FakeTensorMode():

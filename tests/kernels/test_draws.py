@@ -109,7 +109,7 @@ class Operators(TorchDispatchMode):
 def test_a_batch_is_drawn_in_one_launch(monkeypatch):
     """On tensors of a GPU that have no data: what asks for a value raises."""
     launched = []
-    monkeypatch.setattr(by_triton, "launch", lambda program, grid, *_, **__: launched.append(grid))
+    monkeypatch.setattr(by_triton, "run_program", lambda program, grid, *_, **__: launched.append(grid))
     monkeypatch.setattr(draws, "programs", lambda: type("Programs", (), {"draw": None}))
     monkeypatch.setattr(draws, "agrees", lambda device: True)
     monkeypatch.setattr(draws, "table", lambda rows, device: (None, None))
