@@ -74,7 +74,7 @@ Recipe = tuple[Synthetic, ...]
 
 def group_counts(recipe: Recipe) -> tuple[int, int, int, int]:
     """Negatives a query in each group of ``Draws``, all rows active."""
-    return by_counters.counts(counted(recipe))
+    return by_counters.group_sizes(counted(recipe))
 
 
 def synthetic(kind: str, count: int, low: float | None = None, high: float | None = None) -> Synthetic:
