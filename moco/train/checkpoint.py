@@ -135,8 +135,7 @@ def unpack(state: dict, path: str, model: Any, optimizer: Any, scaler: Any, arch
 
 def _upstreams_queue(queue: Tensor, own: Tensor) -> Tensor:
     """(K, C) unit rows from MoCo's (C, K), or from SynCo's (K, C) whose first rows are not of unit length."""
-    if is_mocos(queue, own.shape[1]):
-        queue = queue.T
+    queue = queue.T if is_mocos(queue, own.shape[1]) else queue
     if queue.shape != own.shape:
         return queue
     return torch.where(_unit(queue, 1)[:, None], queue, F.normalize(queue, dim=1))

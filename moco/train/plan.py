@@ -52,27 +52,23 @@ class TrainPlan(ScheduleConfig):
     batches: int = 0  # of an epoch, where rates go by epochs done with their fraction; 0: by steps, of accum batches
     amp: torch.dtype | None = None
 
-    @property
-    def by_step(self) -> bool:
-        """Whether the schedule moves every step (for --steps) instead of every epoch; with a rise it does too."""
-        return self.steps is not None
-
     def lr_at(self, epoch: int, done: float) -> float:
-        """The learning rate in an ``epoch`` once so many steps are ``done``, or epochs where they are counted.
+        """The learning rate in an ``epoch`` once so many steps are ``done``, or epochs where they are counted. It moves
+        every epoch, and every step where the plan has ``steps`` or a rise.
 
         :func:`learning_rate`, but SupContrast's warm-up while that lasts: a line from ``warm_from`` to where the cosine
         is then, and without a cosine to the full rate. A milestone that lies inside it lowers the rate once it is over
         (warmup_to of main_supcon.py, which knows no milestones).
         """
         per_epoch, last = (1, self.epochs) if self.batches else (self.steps_per_epoch, self.total_steps)
-        progress, total = (done, last) if self.by_step or self.rise else (epoch, self.epochs)
+        progress, total = (done, last) if self.steps or self.rise else (epoch, self.epochs)
         if self.cosine:
             progress, total = max(0.0, progress - self.rise), total - self.rise
         rate = partial(learning_rate, self.lr, total=total, cosine=self.cosine, decay=self.decay, floor=self.min_lr)
         warm = self.warm_steps or self.warm_epochs * per_epoch
         if done >= warm:
             return rate(progress, milestones=self.milestones)
-        top = rate(warm if self.by_step else warm // per_epoch, milestones=())
+        top = rate(warm if self.steps else warm // per_epoch, milestones=())
         return self.warm_from + (top - self.warm_from) * done / warm
 
     def as_shares(self, highest: float) -> TrainPlan:
@@ -94,7 +90,7 @@ class TrainPlan(ScheduleConfig):
 
     def steps_left(self, at: Progress) -> int:
         """Steps until the run ends. Epochs are counted in epochs: a resumed run may have longer or shorter ones."""
-        if self.by_step:
+        if self.steps:
             return self.total_steps - at.step
         return (self.epochs - at.epoch) * self.steps_per_epoch - at.batch // self.accum
 
