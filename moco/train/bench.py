@@ -341,12 +341,9 @@ def verdict(loads: dict[str, float], parts: dict[str, float], batch: int, settin
 
 def _step_advice(part: str, settings: dict) -> str:
     if part in ("q forward", "q backward", "k forward"):
-        flags = [("--amp auto", not settings["amp"]), ("--channels-last", not settings["channels_last"]),
-                 ("--compile", not settings["compile"])]  # fmt: skip
-        wanted = [flag for flag, missing in flags if missing]
-        if wanted:
-            return f"try {' '.join(wanted)}."
-        return "the encoders are the bound; only a smaller -a or --size is faster."
+        flags = {"--amp auto": "amp", "--channels-last": "channels_last", "--compile": "compile"}
+        wanted = " ".join(flag for flag, name in flags.items() if not settings[name])
+        return f"try {wanted}." if wanted else "the encoders are the bound; only a smaller -a or --size is faster."
     head = "fewer synthetic negatives or --moco-k." if settings["queue"] else "it grows with the square of the batch."
     return {
         "head": "try --head-precision bf16." if settings["exact_head"] else head,
