@@ -20,7 +20,7 @@ from moco import distributed, seeding
 from moco.errors import SIGTERM_EXIT
 from moco.models.base import StepOutput
 from moco.train.optimizers import Plateau, step_unless, use_fused_optimizer_step, waits
-from moco.train.plan import Progress, TrainPlan, warm_up
+from moco.train.plan import Progress, TrainPlan
 from moco.train.runlog import RunLog
 from moco.train.stop import StopRequest, outcome, steps_between_looks
 from moco.train.timers import StepTimer, Stopwatch
@@ -120,9 +120,10 @@ class Loop(ABC):
         self.count(norm)
 
     def _set_rates(self) -> None:
-        done = self.plan.done(self.progress)
-        lr = self.plan.lr_at(self.progress.epoch, done)
-        factor = warm_up(done, self.plan.rise) * self.plateau.factor
+        plan, done = self.plan, self.plan.done(self.progress)
+        lr = plan.lr_at(self.progress.epoch, done)
+        # linearly from 0, as in BEiT's fine-tuning (arXiv 2106.08254), whose cosine then spans the rest
+        factor = (min(1.0, done / plan.rise) if plan.rise else 1.0) * self.plateau.factor
         for group, scale in zip(self.optimizer.param_groups, self.scales, strict=True):
             group["lr"] = scale * lr * factor
 

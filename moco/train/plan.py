@@ -35,14 +35,6 @@ def learning_rate(
     return base * decay ** sum(progress >= m for m in milestones)
 
 
-def warm_up(progress: float, length: float) -> float:
-    """A factor on the learning rate that rises linearly from 0 over the first ``length``, in the unit of ``progress``.
-
-    As BEiT's fine-tuning schedule (arXiv 2106.08254), whose cosine then spans the rest.
-    """
-    return min(1.0, progress / length) if length else 1.0
-
-
 @dataclass(frozen=True)
 class TrainPlan(ScheduleConfig):
     """How long and how to train: a schedule whose epochs have a length."""
