@@ -27,10 +27,8 @@ class Stopwatch:
     def waiting(self) -> Iterator[None]:
         """Time in here is waiting for data."""
         start = time.perf_counter()
-        try:
-            yield
-        finally:
-            self._waited += time.perf_counter() - start
+        yield
+        self._waited += time.perf_counter() - start
 
     def waiting_for(self, items: Iterable[X]) -> Iterator[X]:
         """The items; the time until each of them is there is waiting for data."""
