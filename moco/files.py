@@ -139,7 +139,7 @@ def write_json(value: Any, path: str, choose: str = "--save-dir") -> None:
 
 
 def write_figure(figure: Any, path: str, choose: str = "--save-dir") -> None:
-    """Write a matplotlib figure as PNG as :func:`replacing` does."""
+    """Write a matplotlib figure, not one of pyplot's, which keeps them, as PNG as :func:`replacing` does."""
     with replacing(path, choose) as beside:
         figure.savefig(beside, format="png", dpi=110, bbox_inches="tight")
 

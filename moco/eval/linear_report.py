@@ -185,14 +185,12 @@ def class_rows(matrix: np.ndarray, among5: np.ndarray | None, classes: list[str]
 
 def draw_confusion(matrix: np.ndarray, classes: list[str], path: str) -> None:
     """A picture of the matrix, each row as shares of its class."""
-    import matplotlib
-
-    matplotlib.use("Agg")  # no screen is needed
-    from matplotlib import pyplot as plt
+    from matplotlib.figure import Figure  # not pyplot's: no screen is needed
 
     shares = matrix / np.maximum(matrix.sum(1, keepdims=True), 1)
     side = 5 + 0.2 * min(len(classes), NAMED_CLASSES)
-    figure, axis = plt.subplots(figsize=(side + 1, side))
+    figure = Figure(figsize=(side + 1, side))
+    axis = figure.subplots()
     picture = axis.imshow(shares, vmin=0, vmax=1, cmap="Blues", interpolation="nearest")
     figure.colorbar(picture, label="share of the true class")
     axis.set(xlabel="predicted", ylabel="true")
