@@ -12,7 +12,6 @@ checkpoint.
 import sys
 from argparse import Namespace
 from functools import partial
-from typing import Any
 
 if __name__ == "__main__":  # a wrong flag is answered before torch is imported; spawned children are not __main__
     from moco.cli import parse_lincls
@@ -25,17 +24,20 @@ from moco import data, distributed, seeding
 from moco.cli.common import few_shot_config
 from moco.cli.flag_classes import LINCLS, probing
 from moco.cli.training import optimizer_config, schedule_config
+from moco.config import ClassifierConfig
 from moco.data import Source
-from moco.eval import fewshot, knn, linear, linear_checkpoint, linear_fit, linear_report, lr_find
+from moco.errors import UserError
+from moco.eval import fewshot, knn, linear, linear_checkpoint, linear_report, lr_find
+from moco.eval.classifier import backbone_of, begin_at, begin_encoder, check_frozen
 from moco.eval.features import EvalData, bad_image_notes
-from moco.models.encoder import build_encoder
-from moco.train.plan import Progress, count_epochs
-from moco.train.resume import DONE, about_run, begin_run, changes, describe_resume
+from moco.eval.linear_fit import ProbeFeatures, ProbeRun
+from moco.train.checkpoint import reserve_run_folder
+from moco.train.plan import count_epochs
+from moco.train.pretraining import pick_amp
+from moco.train.resume import DONE, about_run, begin_run, changes
 from moco.train.runlog import RunLog
-from moco.weights.read import load_backbone
 from moco.weights.settings import Settled, settle_from_file
 
-AMP = {"off": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 MEASURES = ("knn", "few_shot")  # what needs no training
 MODES = (*MEASURES, "lr_find", "evaluate")  # else a classifier is trained
 
@@ -45,99 +47,95 @@ def worker(args: Namespace) -> int:
     mode = next((mode for mode in MODES if getattr(args, mode)), "lincls")
     trained = mode == "lincls"
     path, state, seed = begin_run(args.resume, args.save_dir, args.seed, linear_checkpoint.CHECKPOINT)
-    linear_checkpoint.check_classifier(path, needed=mode == "evaluate")
 
     # data
     train, val, settled, numbered = open_images(args, mode, path, state)
-    (size, mean, std), classes = settled.of(train), linear.count_classes(train, args.num_classes)
-    batch = args.batch_size * distributed.nodes()
+    linear.check_classes(train, args.num_classes)
+    (size, mean, std), batch = settled.of(train), args.batch_size * distributed.nodes()
 
     # model
     torch.manual_seed(seeding.key("init", seed) >> 1)
-    encoder = build_encoder(args.arch, classes, stem=args.stem, size=size, in_chans=train.channels)
-    fresh = {}, "" if path else f"no --pretrained: random initialisation by seed {seed}, a baseline"
-    weights, summary = load_backbone(encoder, args.pretrained, args.arch) if args.pretrained else fresh
-    model = linear.Probe(encoder, distributed.device(), mean, std, seed, AMP[args.amp])
+    config = ClassifierConfig(args.arch, args.stem, pretrained=args.pretrained)
+    encoder, weights, read = begin_encoder(config, train, size, seed, resumed=bool(path))
+    model = linear.Probe(encoder, distributed.device(), mean, std, seed, pick_amp(args.amp, distributed.device()))
 
     # optimizer
     lrs = linear_checkpoint.rates(state, args.lrs, args.epochs, training=trained)
     heads = linear.make_classifiers(model, lrs, optimizer_config(args, args.lr), args.label_smoothing)
     plan = count_epochs(-(-len(train) // batch), schedule_config(args, args.epochs))
-    at = Progress(seed, args.start_epoch)
 
     # resume
     about = about_run(probing(args, encoder.built, mean, std, batch), train)
-    notes = compare(args, state, path, about) if trained else []
+    notes = changes(state, path, about, LINCLS, args.seed) if trained else []
+    notes = [DONE] if trained and state.get("epoch", 0) >= args.epochs else notes
     run = {"seed": seed, "classes": train.classes, "batches": {"images": len(train), "images a batch": batch}, **about}
     if path:
-        at = linear_checkpoint.load(model, heads, state, path, args.arch, weights, run if trained else None)
-        summary = "; ".join(filter(None, [summary, describe_resume(path, at.epoch, at.batch), numbered]))
+        linear_checkpoint.load(model, heads, state, path, args.arch, weights, run if trained else None)
+    at, resumed = begin_at(state, path, seed, args.start_epoch)
     if trained:
-        linear_checkpoint.reserve_probe_folder(args.save_dir, path, args.overwrite)
+        reserve_run_folder(args.save_dir, path, args.overwrite, *linear_checkpoint.OWN_FILES)
     done = at.batches(plan.steps_per_epoch) if path else None
     with RunLog(args.save_dir, config=vars(args), resume_step=done, name=mode) as log:
-        images = views(args, size, batch, seed, log)
+        workers, flip = distributed.share_of_cores(args.workers), data.dataset_of(args.dataset).mirrored
+        images = EvalData(size, batch, seed, workers, flip, bad_image_notes(log.line))
         told = linear_report.describe_run(mode, train, val, images, args.features == "cached")
-        log.line("\n".join([f"{args.arch} at {size} px: {summary}{settled.summary}", *notes, told]))
+        summary = "; ".join(filter(None, [read, resumed, numbered])) + settled.summary
+        log.line("\n".join([f"{args.arch} at {size} px: {summary}", *notes, told]))
         result = linear_report.begin_result(mode, args.arch, args.pretrained, train, val, images)
         features = partial(linear.probe_data, model, images, cached=args.features == "cached")
         if mode in MEASURES:
-            linear_report.write_measure(mode, measure(args, model, train, val, images), result, args.save_dir, log)
+            measure(args, model, train, val, images, result, log)
         elif mode == "lr_find":
             lr_find.find_rate(heads[0], features(train, training=True), args.lr_find_steps, result, args.save_dir, log)
         else:
             save = partial(linear_checkpoint.save, model, heads, args.save_dir, at, args.arch, run, args.save_ckpt_freq)
-            frozen = weights or model.frozen(), args.pretrained or path or "the random initialisation"
-            probe = linear_fit.ProbeRun(model, heads, plan, at, log, save, partial(model.check_frozen, *frozen))
-            return fit(args, probe, features, train, val, result)
+            origin = args.pretrained or path or "the random initialisation"
+            check = partial(check_frozen, encoder, weights or backbone_of(encoder), "must stay frozen", origin)
+            return fit(args, ProbeRun(heads, plan, at, log, save, check), features, train, val, result)
     return 0
 
 
 def open_images(args: Namespace, mode: str, path: str | None, state: dict) -> tuple[Source, Source, Settled, str]:
     """Images to learn from, held-out ones, how they are seen, and what the log must say of their classes' numbers."""
+    if mode == "evaluate" and not path:  # a classifier that nobody trained must not be evaluated by mistake
+        raise UserError("--evaluate needs --resume with a classifier's checkpoint (--knn needs no classifier).")
     settled = settle_from_file(args, path or args.pretrained)
     settings = {"download": args.download, "val_path": args.val_data, "channels": args.channels, "cache": args.cache}
     sources = data.open_on_nodes(args.dataset, args.data, **settings)
     state = {} if mode in MEASURES else state
     numbered = data.number_as_in(state, str(path), mode == "lincls", sources.train, sources.val)
-    return *linear.choose_images(mode, sources, args.val_share, args.few_shot_classes), settled, numbered
-
-
-def compare(args: Namespace, state: dict, path: str | None, about: dict[str, Any]) -> list[str]:
-    """What a resumed run has otherwise than its checkpoint's, for the log; of a finished one that it is finished."""
-    notes = changes(state, path, about, LINCLS, args.seed)
-    return [DONE] if state.get("epoch", 0) >= args.epochs else notes
-
-
-def views(args: Namespace, size: int, batch: int, seed: int, log: RunLog) -> EvalData:
-    """How the images are read, with the unreadable ones named in the log."""
-    workers, flip = distributed.share_of_cores(args.workers), data.dataset_of(args.dataset).mirrored
-    return EvalData(size, batch, seed, workers, flip, bad_image_notes(log.line))
+    if mode == "few_shot":
+        train = val = fewshot.pool(sources, args.few_shot_classes)
+    else:
+        train, val = knn.labelled_sets(sources) if mode == "knn" else linear.labelled_pair(sources, args.val_share)
+    return train, val, settled, numbered
 
 
 def measure(
-    args: Namespace, model: linear.Probe, train: Source, val: Source, images: EvalData
-) -> tuple[dict[str, float], dict[str, Any], str]:
-    """k-NN or few-shot accuracy: numbers, settings and words."""
+    args: Namespace, model: linear.Probe, train: Source, val: Source, images: EvalData, result: dict, log: RunLog
+) -> None:
+    """k-NN or few-shot accuracy: a record, a result file and the last line."""
     extractor = model.extractor(images)
     if args.knn:
-        return knn.measure_knn(model.encoder, train, val, extractor, args.knn_k, args.knn_t)
-    return fewshot.measure_few_shot(model.encoder, train, extractor, few_shot_config(args, images.seed))
+        values, asked, text = knn.measure_knn(model.encoder, train, val, extractor, args.knn_k, args.knn_t)
+    else:
+        config = few_shot_config(args, images.seed)
+        values, asked, text = fewshot.measure_few_shot(model.encoder, train, extractor, config)
+    log.scalars(0, values)
+    linear.write_result({**result, **asked, **values}, args.save_dir, f"{result['mode']}.json")
+    log.line(text)
 
 
-def fit(
-    args: Namespace, probe: linear_fit.ProbeRun, features: linear_fit.ProbeFeatures, train: Source, val: Source,
-    result: dict[str, Any],
-) -> int:  # fmt: skip
+def fit(args: Namespace, probe: ProbeRun, features: ProbeFeatures, train: Source, val: Source, result: dict) -> int:
     """Train what epochs are left, or with --evaluate none, and report; returns the exit code."""
     end, details = probe.at.epoch if args.evaluate else args.epochs, bool(args.per_class or args.confusion)
-    code = linear_fit.fit(probe, features, train, val, end, details, args.max_minutes)
+    code = probe.fit(features, train, val, end, details, args.max_minutes)
     if code is not None:
         return code
     result |= {"features": args.features, "epochs": probe.at.epoch, **linear_report.result(probe.heads)}
     linear.write_result(result, args.save_dir, "evaluate.json" if args.evaluate else linear_checkpoint.RESULT)
-    confusion = args.confusion and args.save_dir
-    linear_report.write_details(probe.heads, train.classes or [], args.per_class, confusion, probe.log)
+    wanted = args.per_class, args.confusion and args.save_dir
+    linear_report.write_details(probe.heads, train.classes or [], *wanted, probe.log)
     probe.log.line(linear_report.describe_last(probe.heads))
     return 0
 

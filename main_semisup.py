@@ -21,15 +21,18 @@ from moco.cli.flag_classes import SEMISUP, tuning
 from moco.cli.objective import objective_config
 from moco.cli.semisup import classifier_config, semisup_schedule, subset_config
 from moco.cli.training import encoder_optimizer
+from moco.data import Source
 from moco.eval import finetune
 from moco.eval import finetune_setup as setup
+from moco.eval.classifier import backbone_of, begin_at
 from moco.eval.features import EvalData, bad_image_notes
 from moco.eval.finetune_loss import Objective
+from moco.train.checkpoint import reserve_run_folder
 from moco.train.plan import count_epochs
 from moco.train.resume import about_run, begin_run, changes
 from moco.train.runlog import RunLog
 from moco.train.stop import StopRequest
-from moco.weights.settings import settle_from_file
+from moco.weights.settings import Settled, settle_from_file
 
 
 def worker(args: Namespace) -> int:
@@ -38,50 +41,69 @@ def worker(args: Namespace) -> int:
     seeding.begin(seed, asked=args.seed is not None)
 
     # data
-    settled = settle_from_file(args, path or args.pretrained)
-    settings = {"download": args.download, "val_path": args.val_data, "channels": args.channels, "cache": args.cache}
-    sources = data.open_on_nodes(args.dataset, args.data, **settings)
-    whole, test = finetune.labelled_images(sources, test=not args.val_only)
-    numbered = data.number_as_in(state, str(path), not args.evaluate, whole, test)
-    images = setup.choose_labelled(whole, test, subset_config(args), args.evaluate)
-    epochs = args.epochs or finetune.epochs_for(args.train_percent or images.percent)
-    novel = finetune.novel_images(sources, args.few_shot_data, args.few_shot_classes) if args.few_shot else None
+    images, novel, settled, numbered = open_images(args, path, state)
+    whole, epochs = images.whole, args.epochs or setup.epochs_for(args.train_percent or images.percent)
 
     # model
     (size, mean, std), batch = settled.of(whole), args.batch_size * distributed.nodes()
-    model, read = setup.build_classifier(classifier_config(args), whole, size, mean, std, seed, bool(path))
+    model, weights, read = setup.build_classifier(classifier_config(args), whole, size, mean, std, seed, bool(path))
 
     # optimizer
-    optimizer, objective = encoder_optimizer(args, args.lr_classifier), Objective(objective_config(args), model.classes)
+    config, objective = encoder_optimizer(args, args.lr_classifier), Objective(objective_config(args), model.classes)
     plan = count_epochs(-(-len(images.train) // batch), semisup_schedule(args, epochs))
-    parts = setup.build_parts(model, optimizer, args.lr_backbone, args.layer_decay, plan, seed, args.start_epoch)
-    about = about_run(tuning(args, model, images, epochs, batch), whole)
+    optimizer, lrs, scaler, ema = setup.prepare_tuning(model, config, args.lr_backbone, args.layer_decay, plan)
+
+    # resume
+    about = {**about_run(tuning(args, model, images, epochs, batch), whole), "classes": whole.classes}
     notes = [] if args.evaluate else changes(state, path, about, SEMISUP, args.seed)
-    resumed = parts.resume(state, path, args.arch, args.evaluate, bool(args.pretrained)) if path else ""
-    finetune.reserve_run_folder(args.save_dir, path, args.overwrite, args.evaluate)
-    mode, score, step = "evaluate" if args.evaluate else "semisup", None, parts.position if path else None
+    if path:
+        finetune.load(state, path, args.arch, model, ema, None if args.evaluate else optimizer, scaler)
+    at, resumed = begin_at(state, path, seed, args.start_epoch)
+    if not args.evaluate:
+        reserve_run_folder(args.save_dir, path, args.overwrite, *finetune.OWN_FILES)
+    mode, step = "evaluate" if args.evaluate else "semisup", at.batches(plan.batches) if path else None
     with RunLog(args.save_dir, config=vars(args), resume_step=step, name=mode) as log:
         summary = "; ".join(filter(None, [read, resumed, numbered, *args.notes])) + settled.summary
-        log.line(f"{args.arch} at {size} px, --weights {args.weights}: {summary}\n{images.describe()}")
-        log.line("\n".join([parts.describe(batch, args.evaluate), *notes]))
-        workers, flip = distributed.share_of_cores(args.workers), data.dataset_of(args.dataset).mirrored
-        note, preset = bad_image_notes(log.line), data.get_preset(args.aug) if args.aug else None
-        views = EvalData(size, batch, seed, workers, flip, note, preset, args.aa, objective.views)
+        log.line(f"{args.arch} at {size} px, --weights {args.weights}: {summary}")
+        log.line("\n".join([setup.describe_run(images, model, plan, batch, seed), *notes]))
+        views = how_to_view(args, size, batch, seed, objective.views, log)
         training, selecting = setup.open_sets(images, views, model, log)
-        tuner = parts.tuner(log, StopRequest(args.max_minutes), about, objective, whole.classes)
+        tuner = finetune.Tuner(
+            model, optimizer, scaler, plan, at, log, StopRequest(args.max_minutes), about, objective, lrs, ema,
+            weights or backbone_of(model.encoder),
+        )  # fmt: skip
         # loop
         while not (tuner.finished() or args.evaluate or tuner.exit_code is not None):
-            score = tuner.run_epoch(training, selecting, parts.frozen)
+            tuner.run_epoch(training, selecting)
             tuner.save(args.save_dir, args.arch)
-            tuner.report_epoch(score, "val" if images.val else "test")
+            tuner.report_epoch("val" if images.val else "test")
         if tuner.exit_code is not None:
             return tuner.exit_code
-        scores = setup.last_scores(tuner, score, selecting, images, views)
         result = {"mode": mode, "arch": args.arch, "pretrained": args.pretrained, "seed": seed, "origin": images.origin,
-                  "train_images": len(images.train), **tuner.result(*scores)}  # fmt: skip
+                  "train_images": len(images.train), "settings": {**vars(args), "epochs": epochs}}  # fmt: skip
         result |= setup.measure_novel(tuner, novel, views, few_shot_config(args, seed)) if novel else {}
-        setup.write_report(log, scores, {**result, "settings": {**vars(args), "epochs": epochs}}, args.save_dir)
+        setup.write_report(tuner, selecting, images, views, result, args.save_dir)
     return 0
+
+
+def open_images(args: Namespace, path: str | None, state: dict) -> tuple[setup.Images, Source | None, Settled, str]:
+    """The images of a run and of few-shot episodes, how they are seen, and what the log must say of their classes'
+    numbers."""
+    settled = settle_from_file(args, path or args.pretrained)
+    settings = {"download": args.download, "val_path": args.val_data, "channels": args.channels, "cache": args.cache}
+    sources = data.open_on_nodes(args.dataset, args.data, **settings)
+    whole, test = setup.labelled_images(sources, test=not args.val_only)
+    numbered = data.number_as_in(state, str(path), not args.evaluate, whole, test)
+    images = setup.choose_labelled(whole, test, subset_config(args), args.evaluate)
+    novel = setup.novel_images(sources, args.few_shot_data, args.few_shot_classes) if args.few_shot else None
+    return images, novel, settled, numbered
+
+
+def how_to_view(args: Namespace, size: int, batch: int, seed: int, count: int, log: RunLog) -> EvalData:
+    """How the images are read, with ``count`` training views of each, and the unreadable ones named in the log."""
+    workers, flip = distributed.share_of_cores(args.workers), data.dataset_of(args.dataset).mirrored
+    preset = data.get_preset(args.aug) if args.aug else None
+    return EvalData(size, batch, seed, workers, flip, bad_image_notes(log.line), preset, args.aa, count)
 
 
 if __name__ == "__main__":

@@ -8,8 +8,8 @@ Legend: N images on this process, V views an image, C feature width, K classes, 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol
 
 import torch
 import torch.nn.functional as F
@@ -20,12 +20,6 @@ from moco.config import ObjectiveConfig
 from moco.methods.losses import compare, schane, supcon
 from moco.models.base import StepOutput
 from moco.train.metrics import TOP5_FROM, accuracy
-
-
-class Network(Protocol):
-    """What an objective needs of :class:`moco.eval.finetune.Classifier`."""
-
-    def prepare(self, images: Tensor) -> Tensor: ...
 
 
 @dataclass(frozen=True)
@@ -45,49 +39,40 @@ class Objective:
         """Random views an image that it needs."""
         return 2 if self.contrasts else 1
 
-    @property
-    def mixes(self) -> bool:
-        """Whether images are mixed."""
-        return self.config.mixup > 0 or self.config.cutmix > 0
-
-    def __call__(self, network: Network, wrapped: nn.Module, batch: dict[str, Tensor], *where: int) -> StepOutput:
+    def __call__(
+        self, prepare: Callable[[Tensor], Tensor], wrapped: nn.Module, batch: dict[str, Tensor], *where: int
+    ) -> StepOutput:
         """The loss of a batch: ``image`` (N, V, channels, h, w) or (N, channels, h, w) uint8, ``label``, ``index``.
 
         Args:
-            network: turns uint8 images into the encoder's input.
-            wrapped: the same with gradient averaging; called once, as DistributedDataParallel needs it.
+            prepare: uint8 images to the encoder's input.
+            wrapped: the network with gradient averaging; called once, as DistributedDataParallel needs it.
             batch: on the network's device.
             where: (seed, step, rank), which key mixup and erasing.
         """
-        images, labels = batch["image"], batch["label"]
+        images, labels, config = batch["image"], batch["label"], self.config
         if images.ndim == 4:
             images = images[:, None]
         N, V = images.shape[:2]
-        pixels = network.prepare(images.transpose(0, 1).flatten(0, 1))  # (VN, channels, h, w), first all first views
+        pixels = prepare(images.transpose(0, 1).flatten(0, 1))  # (VN, channels, h, w), first all first views
         views = labels.repeat(V)  # (VN,)
-        target = None
+        target, smoothing = views, config.smoothing
         with seeding.library_randomness("mix", *where):
-            if self.config.erase:
-                pixels = self._erased(pixels)
-            if self.mixes:
-                mixed, target = self._mixed(pixels[:N], labels)
-                pixels = torch.cat([pixels, mixed]) if self.contrasts else mixed
-        if not self.contrasts:
-            logits = wrapped(pixels)
-            loss = F.cross_entropy(logits, views if target is None else target, label_smoothing=self._smooth(target))
-            return _output(loss, logits, views, {})
-        logits, features = wrapped(pixels, True)  # (VN or VN + N, K), (.., C)
-        if target is None:
-            entropy = F.cross_entropy(logits, views, label_smoothing=self.config.smoothing)
-        else:
-            entropy = F.cross_entropy(logits[V * N :], target)
-        contrast, alone = self._contrast(features[: V * N].unflatten(0, (V, N)).transpose(0, 1), batch)
-        loss = (1 - self.config.alpha) * entropy + self.config.alpha * contrast
-        terms = {"cross_entropy": entropy, "contrast": contrast, "alone": alone}
-        return _output(loss, logits[: V * N], views, {name: value.detach() for name, value in terms.items()})
+            if config.erase:
+                from timm.data.random_erasing import RandomErasing
 
-    def _smooth(self, target: Tensor | None) -> float:
-        return self.config.smoothing if target is None else 0.0  # mixed targets are smoothed already
+                pixels = RandomErasing(config.erase, mode="pixel", device=pixels.device.type)(pixels)
+            if config.mixup > 0 or config.cutmix > 0:
+                mixed, target = self._mixed(pixels[:N], labels)
+                smoothing = 0.0  # the targets are smoothed already
+                pixels = torch.cat([pixels, mixed]) if self.contrasts else mixed
+        logits, features = wrapped(pixels, True) if self.contrasts else (wrapped(pixels), None)  # (.., K), (.., C)
+        loss, terms = F.cross_entropy(logits[-len(target) :], target, label_smoothing=smoothing), {}
+        if features is not None:
+            contrast, alone = self._contrast(features[: V * N].unflatten(0, (V, N)).transpose(0, 1), batch)
+            terms = {"cross_entropy": loss.detach(), "contrast": contrast.detach(), "alone": alone.detach()}
+            loss = (1 - config.alpha) * loss + config.alpha * contrast
+        return _output(loss, logits[: V * N], views, terms)
 
     def _contrast(self, features: Tensor, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
         """The contrastive loss of this process's (N, V, C) features against those of all processes, and the share of
@@ -108,19 +93,12 @@ class Objective:
         """
         from timm.data.mixup import Mixup, mixup_target
 
-        mix = Mixup(
-            self.config.mixup, self.config.cutmix, label_smoothing=self.config.smoothing, num_classes=self.classes
-        )
-        even = len(labels) - len(labels) % 2
-        mixed, target = pixels.clone(), mixup_target(labels, self.classes, smoothing=self.config.smoothing)
+        config, even = self.config, len(labels) - len(labels) % 2
+        mix = Mixup(config.mixup, config.cutmix, label_smoothing=config.smoothing, num_classes=self.classes)
+        mixed, target = pixels.clone(), mixup_target(labels, self.classes, smoothing=config.smoothing)
         if even:
             mixed[:even], target[:even] = mix(mixed[:even].clone(), labels[:even])
         return mixed, target
-
-    def _erased(self, pixels: Tensor) -> Tensor:
-        from timm.data.random_erasing import RandomErasing
-
-        return RandomErasing(self.config.erase, mode="pixel", device=pixels.device.type)(pixels)
 
 
 def _output(loss: Tensor, logits: Tensor, labels: Tensor, terms: dict[str, Tensor]) -> StepOutput:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -12,22 +11,47 @@ from torch import Tensor
 
 from moco import distributed
 from moco.config import ClassifierConfig, FewShotConfig, OptimizerConfig, SubsetConfig
-from moco.data import Source
+from moco.data import Source, Sources, open_sources
 from moco.data.sources import subset
+from moco.errors import UserError
 from moco.eval import fewshot, finetune
+from moco.eval.classifier import begin_encoder
 from moco.eval.features import EvalData, FeatureExtractor, LabelledBatches
-from moco.eval.finetune import CHOSEN_ON_TEST, Classifier, Tuner, check_batch, load, progress_of
-from moco.eval.finetune_loss import Objective
-from moco.eval.linear import Score, write_result
+from moco.eval.finetune import Classifier, Tuner
+from moco.eval.linear import labelled_pair, write_result
+from moco.models.batchnorm import has_batchnorm
 from moco.models.ema import moving_average
-from moco.models.encoder import build_encoder, strided_point
+from moco.models.encoder import strided_point
 from moco.train.optimizers import build_optimizer
-from moco.train.plan import Progress, TrainPlan
+from moco.train.plan import TrainPlan
 from moco.train.pretraining import pick_amp
-from moco.train.resume import describe_resume
 from moco.train.runlog import RunLog
-from moco.train.stop import StopRequest
-from moco.weights.read import load_backbone
+
+
+def epochs_for(percent: float) -> int:
+    """SynCo's published lengths: 60 epochs on 1 % of the labels, 30 on 10 %, 90 on all; a share between two takes the
+    smaller one's. A list's share is never round: 12,811 of 1,281,167 names are its 1 %."""
+    return 60 if percent < 9.95 else 30 if percent < 99.95 else 90
+
+
+def labelled_images(sources: Sources, test: bool) -> tuple[Source, Source | None]:
+    """The labelled training images, and with ``test`` the test images too; UserError when the data lacks them."""
+    if test:
+        return labelled_pair(sources)
+    train = sources.train or sources.pretrain
+    if train.labels is None:
+        raise UserError(f"{train.name} has no labels: give class folders, or a list with a TAB and a label a line.")
+    return train, None
+
+
+def novel_images(sources: Sources, path: str, classes: str) -> Source:
+    """The images of few-shot episodes: those at ``path``, else the data's held-out ones, whose classes were trained on.
+
+    ``classes`` is as in :func:`moco.eval.fewshot.pool`.
+    """
+    if path:
+        sources = open_sources(path=path, channels=sources.pretrain.channels)
+    return fewshot.pool(sources, classes)
 
 
 class Images(NamedTuple):
@@ -46,13 +70,6 @@ class Images(NamedTuple):
         """Share of the labelled images that is trained on."""
         return 100.0 * len(self.train) / len(self.whole)
 
-    def describe(self) -> str:
-        """For the log."""
-        if self.evaluate:
-            return f"{len(self.test or ())} images to test on"
-        share = f"{len(self.train)} of {len(self.whole)} images ({self.percent:.4g} %) to train on, {self.origin}"
-        return f"{share}; {len(self.val or ())} to validate on, {len(self.test or ())} to test on"
-
 
 def choose_labelled(whole: Source, test: Source | None, config: SubsetConfig, evaluate: bool) -> Images:
     """The images of a run that may ``test``; a published list is fetched by one process of each node first."""
@@ -64,8 +81,8 @@ def choose_labelled(whole: Source, test: Source | None, config: SubsetConfig, ev
 
 def build_classifier(
     config: ClassifierConfig, whole: Source, size: int, mean: Any, std: Any, seed: int, resumed: bool
-) -> tuple[Classifier, str]:
-    """The network on its device, and what is in its encoder, in words, empty where a checkpoint of the run fills it.
+) -> tuple[Classifier, dict[str, Tensor], str]:
+    """The network on its device, and what :func:`moco.eval.classifier.begin_encoder` put into its encoder.
 
     Args:
         whole: images with the classes and channels.
@@ -76,95 +93,63 @@ def build_classifier(
     Raises:
         UserError: what cannot be built, read or trained in this arithmetic.
     """
-    shape = {"stem": config.stem, "size": size, "in_chans": whole.channels, "drop_path": config.drop_path}
-    encoder = build_encoder(config.arch, len(whole.classes or ()), **shape)
-    summary = "" if resumed else f"no --pretrained: random initialisation by seed {seed}, a baseline"
-    if config.pretrained:
-        _, summary = load_backbone(encoder, config.pretrained, config.arch)
+    encoder, *found = begin_encoder(config, whole, size, seed, resumed)
     device = distributed.device()
     broken = "" if device.type != "cpu" or config.freeze else strided_point(encoder, whole.channels, size)
     amp = pick_amp(config.amp, device, broken)
     model = Classifier(encoder, mean, std, seed, config.freeze, amp, config.sync_bn)
     layout = torch.channels_last if config.channels_last else torch.contiguous_format
-    return model.to(device).to(memory_format=layout), summary  # type: ignore[call-overload]
+    return model.to(device).to(memory_format=layout), *found  # type: ignore[call-overload]
 
 
-@dataclass
-class Parts:
-    """What the steps move and what moves it. lrs: of the optimizer's groups before a step. frozen: see
-    :meth:`moco.eval.finetune.Tuner.check_frozen`."""
-
-    model: Classifier
-    optimizer: torch.optim.Optimizer
-    scaler: torch.amp.GradScaler
-    ema: Any
-    lrs: list[float]
-    plan: TrainPlan
-    progress: Progress
-    frozen: dict[str, Tensor]
-
-    @property
-    def position(self) -> int:
-        """Batches since the start."""
-        return self.progress.batches(self.plan.batches)
-
-    def resume(self, state: dict, path: str, arch: str, evaluate: bool, pretrained: bool) -> str:
-        """Put a checkpoint back, see :func:`moco.eval.finetune.load`, and say where its run goes on.
-
-        pretrained: another file says what a frozen encoder is, so that one which is not its is refused.
-        """
-        load(state, path, arch, self.model, self.ema, None if evaluate else self.optimizer, self.scaler)
-        self.progress = progress_of(state, self.progress.seed)
-        self.frozen = self.frozen if pretrained else self.model.backbone()
-        return describe_resume(path, self.progress.epoch, self.progress.batch)
-
-    def describe(self, batch: int, evaluate: bool) -> str:
-        """For the log; batch: images a step over all processes."""
-        length = f"{self.plan.epochs} epochs of {self.plan.batches} steps, " * (not evaluate)
-        arithmetic = f"amp {self.model.amp or 'off'}, seed {self.progress.seed}"
-        return f"{length}{distributed.processes()}, batch {batch}, {arithmetic}"
-
-    def tuner(self, log: RunLog, stop: StopRequest, about: dict, objective: Objective, classes: Any) -> Tuner:
-        """The training, see :class:`moco.eval.finetune.Tuner`."""
-        return Tuner(
-            self.model, self.optimizer, self.scaler, self.plan, self.progress, log, stop, about, objective, self.lrs,
-            self.ema, classes,
-        )  # fmt: skip
-
-
-def build_parts(
-    model: Classifier, config: OptimizerConfig, lr_backbone: float, layer_decay: float | None, plan: TrainPlan,
-    seed: int, epoch: int,
-) -> Parts:  # fmt: skip
-    """Optimizer, scaler and moving average of a run that begins in ``epoch``; ``config`` has the layer's rate."""
+def prepare_tuning(
+    model: Classifier, config: OptimizerConfig, lr_backbone: float, layer_decay: float | None, plan: TrainPlan
+) -> tuple[torch.optim.Optimizer, list[float], torch.amp.GradScaler, Any]:
+    """What moves the weights, with the rates of its groups, and their moving average, if any; ``config`` has the
+    layer's rate."""
     groups = model.groups(config.lr, lr_backbone, config.weight_decay, layer_decay)
     optimizer = build_optimizer(config, groups)
     scaler = torch.amp.GradScaler(distributed.device().type, enabled=model.amp is torch.float16)
-    ema = moving_average(model, config.ema, config.ema_epoch, plan.steps_per_epoch)
     lrs = [group["lr"] for group in optimizer.param_groups]
-    return Parts(model, optimizer, scaler, ema, lrs, plan, Progress(seed, epoch), model.backbone())
+    return optimizer, lrs, scaler, moving_average(model, config.ema, config.ema_epoch, plan.steps_per_epoch)
+
+
+def describe_run(images: Images, model: Classifier, plan: TrainPlan, batch: int, seed: int) -> str:
+    """What a run reads and how it computes, for the log; batch: images a step over all processes."""
+    where = f"{distributed.processes()}, batch {batch}, amp {model.amp or 'off'}, seed {seed}"
+    if images.evaluate:
+        return f"{len(images.test or ())} images to test on\n{where}"
+    share = f"{len(images.train)} of {len(images.whole)} images ({images.percent:.4g} %) to train on, {images.origin}"
+    return (
+        f"{share}; {len(images.val or ())} to validate on, {len(images.test or ())} to test on\n"
+        f"{plan.epochs} epochs of {plan.batches} steps, {where}"
+    )
 
 
 def open_sets(
     images: Images, views: EvalData, model: Classifier, log: RunLog
 ) -> tuple[LabelledBatches, LabelledBatches]:
-    """Batches to train on and to evaluate each epoch on."""
+    """Batches to train on and to evaluate each epoch on.
+
+    Raises:
+        UserError: some step of an epoch gives each process a single image, with which BatchNorm cannot train: one image
+            has no variance.
+    """
     training = views.of(images.train, training=True)
     selecting = views.of(images.val or images.test or images.train)
-    check_batch(model, training.sampler)
+    n, batch, world = training.sampler.n, training.sampler.batch, training.sampler.world
+    fewest = min(-(-size // world) for size in (min(n, batch), n % batch or batch))
+    if not model.freeze and has_batchnorm(model.encoder) and fewest < 2:
+        raise UserError(
+            f"{n} training images in batches of {batch} leave a step with one image a process, too few for BatchNorm: "
+            "choose another --batch-size."
+        )
     if not images.val and not images.evaluate:
-        log.line(CHOSEN_ON_TEST)
+        log.line(
+            "each epoch is evaluated on the test images: the best one is chosen on them, the last one is not "
+            "(--val-share holds training images out to choose on)"
+        )
     return training, selecting
-
-
-def last_scores(
-    tuner: Tuner, score: Score | None, selecting: LabelledBatches, images: Images, views: EvalData
-) -> tuple[Score | None, Score | None]:
-    """Of the network that is handed on, on the validation and on the test images; ``score``: its last epoch's."""
-    score = score or finetune.evaluate(tuner.evaluated, selecting)
-    if not images.val:
-        return None, score
-    return score, finetune.evaluate(tuner.evaluated, views.of(images.test)) if images.test else None
 
 
 def measure_novel(tuner: Tuner, novel: Source, images: EvalData, config: FewShotConfig) -> dict[str, Any]:
@@ -176,7 +161,18 @@ def measure_novel(tuner: Tuner, novel: Source, images: EvalData, config: FewShot
     return values | {"few_shot": asked}
 
 
-def write_report(log: RunLog, scores: tuple[Score | None, Score | None], result: dict[str, Any], save_dir: str) -> None:
-    """The result as a file, whose name goes by its ``mode``, then the last line."""
-    write_result(result, save_dir, "evaluate.json" if result["mode"] == "evaluate" else finetune.RESULT)
-    log.line(finetune.last_line(*scores))
+def write_report(
+    tuner: Tuner, selecting: LabelledBatches, images: Images, views: EvalData, result: dict[str, Any], save_dir: str
+) -> None:
+    """Score the network that is handed on, on the validation and on the test images; write the result, in a file whose
+    name goes by its ``mode``, then the last line, whose beginning with test images is upstream's."""
+    val, test = tuner.score or finetune.evaluate(tuner.evaluated, selecting), None
+    if not images.val:
+        val, test = None, val
+    elif images.test:
+        test = finetune.evaluate(tuner.evaluated, views.of(images.test))
+    name = "evaluate.json" if result["mode"] == "evaluate" else finetune.RESULT
+    write_result({**result, **tuner.result(val, test)}, save_dir, name)
+    found = [(val, "validation ", "validation"), (test, "", "test")]
+    told = (f" * {of}{score} ({score.images} {kind} images{score.left_out})" for score, of, kind in found if score)
+    tuner.log.line("".join(told))

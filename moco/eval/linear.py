@@ -14,7 +14,6 @@ Legend: N images on this process, F feature width, C classes, n images of the se
 from __future__ import annotations
 
 import copy
-import math
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -28,21 +27,15 @@ from moco import distributed, files
 from moco.config import OptimizerConfig
 from moco.data import EpochSampler, Source, Sources
 from moco.data.sources.subset import Subset, split
-from moco.errors import TrainingError, UserError
-from moco.eval import fewshot
+from moco.errors import UserError
+from moco.eval.classifier import Batch, Score, counted_once, score_sums
 from moco.eval.features import EvalData, FeatureExtractor, Features, LabelledBatches
-from moco.eval.knn import labelled_sets
-from moco.models.encoder import backbone_keys, features, new_classifier
+from moco.models.encoder import features, new_classifier
 from moco.models.inputs import normalise
-from moco.train.metrics import TOP5_FROM, Mean, accuracy
+from moco.train.metrics import accuracy
 from moco.train.optimizers import build_optimizer
 from moco.train.plan import Progress, TrainPlan
-from moco.train.runlog import RunLog
-from moco.train.stop import StopRequest, steps_between_looks
 from moco.train.timers import Stopwatch
-
-Batches = Iterator[tuple[Tensor, Tensor, Tensor]]  # features (N, F), labels (N,), on the CPU which were read (N,) bool
-
 
 # ------------------------------------------------------------------------------------------------ before a run
 
@@ -63,21 +56,11 @@ def labelled_pair(sources: Sources, val_share: float = 0.0) -> tuple[Source, Sou
     return Subset(sources.train, train, "training part"), Subset(sources.train, val, "held-out part")
 
 
-def choose_images(mode: str, sources: Sources, val_share: float, few_shot_classes: str) -> tuple[Source, Source]:
-    """Images to learn from and held-out ones; one source twice where the ``mode`` (knn, few_shot or another) needs no
-    more. val_share: see :func:`labelled_pair`. few_shot_classes: see :func:`moco.eval.fewshot.pool`."""
-    if mode == "few_shot":
-        images = fewshot.pool(sources, few_shot_classes)
-        return images, images
-    return labelled_sets(sources) if mode == "knn" else labelled_pair(sources, val_share)
-
-
-def count_classes(train: Source, asked: int | None) -> int:
-    """C, from the labelled images; UserError when ``asked`` (--num-classes) is another number."""
+def check_classes(train: Source, asked: int | None) -> None:
+    """UserError when the labelled images have another number of classes than ``asked`` (--num-classes)."""
     found = len(train.classes or ())
     if asked not in (None, found):
         raise UserError(f"{train.name} has {found} classes, not {asked}: correct --num-classes or leave it out.")
-    return found
 
 
 # ------------------------------------------------------------------------------------------------------ a probe
@@ -120,55 +103,8 @@ class Probe:
         """Of features from whole images."""
         return FeatureExtractor(images, self.device, self.mean, self.std, self.amp)
 
-    def frozen(self) -> dict[str, Tensor]:
-        """A copy, on the CPU, of every tensor that must not change."""
-        keys = backbone_keys(self.encoder)
-        return {name: value.detach().cpu().clone() for name, value in self.encoder.state_dict().items() if name in keys}
-
-    def changed(self, reference: dict[str, Tensor]) -> list[str]:
-        """Names of the tensors that differ from the ``reference``."""
-        own = self.encoder.state_dict()
-        return [name for name, value in reference.items() if not _same(value, own[name].cpu())]
-
-    def check_frozen(self, reference: dict[str, Tensor], origin: str) -> None:
-        """Upstream's sanity check: every tensor but the linear layer's equals the ``reference`` (the file's).
-
-        Raises:
-            TrainingError: naming the tensors that differ; such a probe measures another encoder.
-        """
-        changed = self.changed(reference)
-        if changed:
-            raise TrainingError(
-                f"{len(changed)} tensors that must stay frozen differ from {origin}, the first {changed[0]}; "
-                "this accuracy would not be that encoder's."
-            )
-
-
-def _same(a: Tensor, b: Tensor) -> bool:
-    a = a.to(b.dtype)
-    return torch.equal(a, b) or torch.allclose(a, b, rtol=0, atol=0, equal_nan=True)
-
 
 # ---------------------------------------------------------------------------------------------------------- heads
-
-
-@dataclass(frozen=True)
-class Score:
-    """What a validation pass found; the same on every process."""
-
-    acc1: float  # percent
-    acc5: float | None  # None of fewer classes than TOP5_FROM
-    loss: float  # never smoothed
-    images: int  # that were counted
-    unread: int = 0  # that could not be read
-    predictions: Tensor | None = None  # (images, 3) int64, CPU: label, predicted class, label among the first five
-
-    @classmethod
-    def of(cls, sums: Tensor, n: int, classes: int, predictions: Tensor | None = None) -> Score:
-        """From (4,) float64 over all processes: hits among the first and the first five, summed loss, images read."""
-        hits1, hits5, loss, count = sums.tolist()
-        acc5 = 100 * hits5 / count if classes >= TOP5_FROM else None
-        return cls(100 * hits1 / count, acc5, loss / count, int(count), n - int(count), predictions)
 
 
 class LinearClassifier:
@@ -182,6 +118,8 @@ class LinearClassifier:
 
     def __init__(self, layer: nn.Linear | nn.Conv2d, config: OptimizerConfig, smoothing: float = 0.0) -> None:
         self.lr, self.layer, self.smoothing = config.lr, layer, smoothing
+        self.name = f"{self.lr:.12g}"  # the base rate as it is typed
+        self.classes = layer.weight.shape[0]  # C
         assert layer.bias is not None
         self.optimizer = build_optimizer(config, [layer.weight, layer.bias])
         self.score: Score | None = None  # of the newest weights
@@ -189,16 +127,6 @@ class LinearClassifier:
         self.diverged = False  # its loss was not finite; it is trained no more
         self._wrapped = distributed.wrap(layer)
         self._pixels = (1, 1) if isinstance(layer, nn.Conv2d) else ()  # some timm classifiers are 1x1 convolutions
-
-    @property
-    def name(self) -> str:
-        """The base rate as it is typed."""
-        return f"{self.lr:.12g}"
-
-    @property
-    def classes(self) -> int:
-        """C."""
-        return self.layer.weight.shape[0]
 
     @property
     def rate(self) -> float:
@@ -254,24 +182,13 @@ def note_best(heads: list[LinearClassifier]) -> LinearClassifier | None:
 # ------------------------------------------------------------------------------------------- batches of features
 
 
-@dataclass(frozen=True)
 class FreshFeatures:
     """Features computed from images as they come: under new random crops in every epoch, or for a held-out set."""
 
-    probe: Probe
-    images: LabelledBatches
+    def __init__(self, probe: Probe, images: LabelledBatches) -> None:
+        self.probe, self.images, self.sampler, self.device = probe, images, images.sampler, probe.device
 
-    @property
-    def sampler(self) -> EpochSampler:
-        """The order of the images."""
-        return self.images.sampler
-
-    @property
-    def device(self) -> torch.device:
-        """Where they are computed."""
-        return self.probe.device
-
-    def batches(self, epoch: int, watch: Stopwatch, first: int = 0) -> Batches:
+    def batches(self, epoch: int, watch: Stopwatch, first: int = 0) -> Iterator[Batch]:
         """This process's batches of an epoch from ``first`` on; time spent waiting for images goes to ``watch``."""
         for batch in self.images.batches(epoch, first, watch):
             yield self.probe.features(batch["image"]), batch["label"].to(self.device), batch["bad"] < 0
@@ -286,7 +203,7 @@ class CachedFeatures:
     sampler: EpochSampler
     device: torch.device
 
-    def batches(self, epoch: int, watch: Stopwatch, first: int = 0) -> Batches:
+    def batches(self, epoch: int, watch: Stopwatch, first: int = 0) -> Iterator[Batch]:
         """This process's batches of an epoch from ``first`` on, the images that :class:`FreshFeatures` would take."""
         self.sampler.set_position(epoch, first)
         for keys in self.sampler:
@@ -313,134 +230,29 @@ def probe_data(
     return CachedFeatures(probe.extractor(images).whole(probe.encoder, source, unread=True), sampler, probe.device)
 
 
-# ------------------------------------------------------------------------------------------------- train, validate
-
-
-def train_epoch(
-    heads: list[LinearClassifier],
-    data: ProbeData,
-    plan: TrainPlan,
-    at: Progress,
-    log: RunLog,
-    stop: StopRequest | None = None,
-) -> int | None:
-    """The rest of the current epoch; a line and a record each ``print_freq`` steps and at the end. Returns an exit code
-    when the run must stop before it goes on.
-
-    A head whose loss is not finite is trained no more; the others cannot notice.
-
-    Raises:
-        TrainingError: no head has a finite loss.
-    """
-    steps, world, looks = len(data.sampler), distributed.world_size(), steps_between_looks(data.device)
-    watch, meters, code = Stopwatch(), _meters(heads), None
-    with log.bar(steps, at.batch, f"epoch {at.epoch}") as bar:
-        for x, labels, _ in data.batches(at.epoch, watch, at.batch):
-            set_rates(heads, plan, at)
-            _step(heads, meters, x, labels)
-            at.batch += 1
-            watch.count(len(labels) * world)
-            bar.update()
-            if stop is not None and (at.batch % looks == 0 or at.batch == steps):
-                code = stop.exit_code()
-            # also what no later line would judge
-            if at.batch % plan.print_freq == 0 or at.batch == steps or code is not None:
-                _report(log, watch, heads, meters, at, steps)
-                watch, meters = Stopwatch(), _meters(heads)
-            if code is not None:
-                break
-    return code
-
-
-def _step(heads: list[LinearClassifier], meters: list[list[Mean]], x: Tensor, labels: Tensor) -> None:
-    for head, means in zip(heads, meters, strict=True):
-        if not head.diverged:
-            for mean, value in zip(means, head.step(x, labels), strict=True):
-                mean.add(value)
-
-
-def _meters(heads: list[LinearClassifier]) -> list[list[Mean]]:
-    return [[Mean(), Mean(), Mean()] for _ in heads]  # loss, top-1, top-5
-
-
-def _report(
-    log: RunLog,
-    watch: Stopwatch,
-    heads: list[LinearClassifier],
-    meters: list[list[Mean]],
-    at: Progress,
-    steps: int,
-) -> None:
-    where, values = f"Epoch: [{at.epoch}][{at.batch:4d}/{steps}]", {}
-    summary = [where]
-    for head, means in zip(heads, meters, strict=True):
-        if head.diverged:
-            continue
-        # One reduction a head: the order of a sum over many processes may depend on what else is in it.
-        here = torch.tensor([mean.value for mean in means], device=distributed.device())
-        loss, acc1, acc5 = distributed.mean_over_ranks(here).tolist()
-        if not math.isfinite(loss):
-            _diverge(head, heads, loss, where, log)
-            continue
-        five = {"acc5": acc5} if head.classes >= TOP5_FROM else {}
-        values.update(named({"loss": loss, "acc1": acc1, **five, "lr": head.rate}, head, heads))
-        top5 = f" Acc@5 {acc5:.2f}" if five else ""
-        summary.append(f"loss {loss:.4f} Acc@1 {acc1:.2f}{top5} lr {head.rate:g}" + " |" * (len(heads) > 1))
-    speed, wait = watch.rates()
-    values.update({"images_per_second": speed, "wait_share": wait})
-    text = f"{' '.join(summary)} {speed:.0f} images/s wait {wait:.0%}"
-    log.scalars(at.batches(steps), values, epoch=at.epoch, text=text)
-
-
-def _diverge(head: LinearClassifier, heads: list[LinearClassifier], loss: float, where: str, log: RunLog) -> None:
-    head.diverged, head.score = True, None
-    if all(other.diverged for other in heads):
-        raise TrainingError(f"{where} the loss is {loss}; lower --lr (30 is for ImageNet features at batch 256).")
-    log.line(f"{where} the loss of lr {head.name} is {loss}: it is trained no more, the other rates go on")
-
-
-def named(values: dict[str, float], head: LinearClassifier, heads: list[LinearClassifier]) -> dict[str, float]:
-    """Names of a record's numbers: plain for one head, with the base rate (``val_acc1/lr30``) for one of several."""
-    return values if len(heads) == 1 else {f"{name}/lr{head.name}": value for name, value in values.items()}
+# ------------------------------------------------------------------------------------------------------- validate
 
 
 @torch.no_grad()
 def validate(heads: list[LinearClassifier], data: ProbeData, predictions: bool = False) -> None:
-    """Give each head its score on the held-out images that can be read, each counted once: the last step's repeats,
-    which make the shares of all processes equal, are left out.
+    """Give each head its score on the held-out images that can be read, each counted once.
 
     Args:
         predictions: also keep what was predicted for each image.
     """
-    n, world, rank = data.sampler.n, distributed.world_size(), distributed.rank()
-    heads = [head for head in heads if not head.diverged]
+    n, heads = data.sampler.n, [head for head in heads if not head.diverged]
     sums = torch.zeros(len(heads), 4, dtype=torch.float64, device=data.device)
-    seen: int = 0
     parts: list[list[Tensor]] = [[] for _ in heads]
-    for x, labels, readable in data.batches(0, Stopwatch()):
-        kept = own_rows(readable, n - seen - rank * len(labels)).to(data.device)
-        seen += world * len(labels)
+    for x, labels, rows in counted_once(data.batches(0, Stopwatch()), n):
+        kept = rows.to(data.device)
         for head, total, part in zip(heads, sums, parts, strict=True):
             logits = head.logits(x)
             if predictions:
                 part.append(distributed.all_gather(_predictions(logits, labels, kept)).cpu())
-            total += counts(logits[kept], labels[kept])
+            total += score_sums(logits[kept], labels[kept])
     for head, total, part in zip(heads, sums, parts, strict=True):
-        rows = torch.cat(part) if part else None
-        rows = rows if rows is None else rows[rows[:, 0] >= 0]
-        head.score = Score.of(distributed.sum_over_ranks(total), n, head.classes, rows)
-
-
-def own_rows(readable: Tensor, left: int) -> Tensor:
-    """(r,) int64: of a batch with ``readable`` (N,) bool, the images that can be read among its first ``left``."""
-    return readable[: max(0, left)].nonzero()[:, 0]
-
-
-def counts(logits: Tensor, labels: Tensor) -> Tensor:
-    """(4,) float64, what :meth:`Score.of` takes: zeros of no image."""
-    loss = F.cross_entropy(logits, labels, reduction="sum")
-    hits = accuracy(logits, labels, (1, 5))
-    return torch.stack([*hits, loss, loss.new_tensor(len(labels))]).double()
+        found = torch.cat(part) if part else None
+        head.score = Score.of(total, n, head.classes, None if found is None else found[found[:, 0] >= 0])
 
 
 def _predictions(logits: Tensor, labels: Tensor, kept: Tensor) -> Tensor:

@@ -4,42 +4,22 @@ from __future__ import annotations
 
 import glob
 import os
-from functools import partial
 from typing import Any
 
 from torch import Tensor
 
 from moco import distributed, files
 from moco.errors import UserError
+from moco.eval.classifier import changed, check_state, fill, filling_optimizer
 from moco.eval.linear import LinearClassifier, Probe, leader
 from moco.models.encoder import head_of
-from moco.train import checkpoint
 from moco.train.plan import Progress, check_batches
-from moco.weights.changes import restore_changes
-from moco.weights.read import fill_network
 from moco.weights.settings import images_of
 
 CHECKPOINT, BEST, RESULT = "checkpoint.pth.tar", "model_best.pth.tar", "result.json"
 KEPT = "checkpoint_lincls_{:04d}.pth.tar"  # of an epoch, counted from 0 as upstream's are
 _ALL_KEPT = KEPT.replace("{:04d}", "[0-9]*")
-
-
-def check_classifier(path: str | None, needed: bool) -> None:
-    """UserError without a checkpoint, though ``needed``: a classifier that nobody trained must not be evaluated by
-    mistake."""
-    if needed and not path:
-        raise UserError("--evaluate needs --resume with a classifier's checkpoint (--knn needs no classifier).")
-
-
-def reserve_probe_folder(save_dir: str, resumed: str | None, overwrite: bool) -> None:
-    """Refuse a folder that holds another probe, or a fine-tuning's result, on one process of a node first; see
-    :func:`moco.train.checkpoint.reserve_run_folder`.
-
-    Raises:
-        UserError: this run would write over another one.
-    """
-    own = (CHECKPOINT,), (RESULT,), (BEST, _ALL_KEPT)
-    distributed.first_on_node(partial(checkpoint.reserve_run_folder, save_dir, resumed, overwrite, *own), wait=True)
+OWN_FILES = (CHECKPOINT,), (RESULT,), (BEST, _ALL_KEPT)  # see moco.train.checkpoint.reserve_run_folder
 
 
 def save(
@@ -60,11 +40,12 @@ def save(
     """
 
     def write() -> None:
-        state = _state_of(probe, leader(heads), at, arch, run)
+        head = leader(heads)
+        state = _state_of(probe, head, at, arch, run)
         if new_best is not None:  # it leads, so the file differs by the other heads alone
             files.write(state, os.path.join(save_dir, BEST))
         if keep_every and not at.batch:
-            _keep(state, leader(heads), save_dir, keep_every)
+            _keep(state, head, save_dir, keep_every)
         if len(heads) > 1:
             state["heads"] = [_entries(head) for head in heads]
         files.write(state, os.path.join(save_dir, CHECKPOINT))
@@ -82,21 +63,15 @@ def _keep(state: dict[str, Any], head: LinearClassifier, save_dir: str, every: i
 
 
 def _state_of(probe: Probe, head: LinearClassifier, at: Progress, arch: str, run: dict[str, Any]) -> dict[str, Any]:
-    prefix = head_of(probe.encoder) + "."
-    layer = {prefix + name: value for name, value in head.layer.state_dict().items()}
-    network = {**probe.encoder.state_dict(), **layer}
+    layer = {f"{head_of(probe.encoder)}.{name}": value for name, value in head.layer.state_dict().items()}
+    network, images = probe.encoder.state_dict() | layer, images_of(probe.encoder, probe.mean, probe.std)
     return {
         "epoch": at.epoch,
         "arch": arch,
         "state_dict": {"module." + name: value for name, value in network.items()},
         "best_acc1": head.best,
         "optimizer": head.optimizer.state_dict(),
-        "run": {
-            **run,
-            "lr": head.lr,
-            "batch": at.batch,
-            **images_of(probe.encoder, probe.mean, probe.std),
-        },  # fmt: skip
+        "run": {**run, "lr": head.lr, "batch": at.batch, **images},
     }
 
 
@@ -134,41 +109,31 @@ def rates(state: dict, asked: list[float], epochs: int, training: bool) -> list[
 def load(
     probe: Probe, heads: list[LinearClassifier], state: dict, path: str, arch: str, weights: dict[str, Tensor],
     run: dict[str, Any] | None = None,
-) -> Progress:  # fmt: skip
-    """Put a classifier's checkpoint, ours or upstream's, back; returns where its run was.
+) -> None:  # fmt: skip
+    """Put a classifier's checkpoint, ours or upstream's, back.
 
     Args:
         weights: of ``--pretrained``, which the checkpoint's encoder must have; empty for any.
         run: what this run saves; None where nothing will be trained, so that an average (:mod:`moco.weights.average`),
-        which
-            has no optimizer, will do.
+            which has no optimizer, will do.
 
     Raises:
         UserError: another kind of file, other rates, another architecture or encoder, entries that do not fit, or
             other batches than those of the epoch inside which the file was written.
     """
-    known, evaluate = state.get("run") or {}, run is None
+    known = state.get("run") or {}
     averaged = "averaged" in known
-    if averaged and not evaluate:
+    if averaged and run is not None:
         raise UserError(f"{path} is an average, which no training goes on from: give it with --evaluate.")
-    needed = {"best_acc1"} if averaged else {"best_acc1", "optimizer"}
-    if not isinstance(state.get("state_dict"), dict) or not needed <= set(state):
-        raise UserError(f"{path} is no checkpoint of this program: give a pretrained encoder by --pretrained.")
-    if state.get("arch", arch) != arch:
-        raise UserError(f"{path} was trained with -a {state['arch']}; this run has -a {arch}.")
+    check_state(state, path, arch, *([] if averaged else ["optimizer"]))
     _check_rates(heads, state, path)
-    fill_network(probe.encoder, state["state_dict"], path)
-    restore_changes(probe.encoder, state, path)
-    try:
+    fill(probe.encoder, state, path)
+    with filling_optimizer(path):
         _load_heads(heads, state, path)
-    except (ValueError, KeyError, RuntimeError) as error:
-        raise UserError(f"{path} does not fit this optimizer: {' '.join(str(error).split())}.") from error
-    if probe.changed(weights):
+    if changed(probe.encoder, weights):
         raise UserError(f"{path} was trained on another encoder than --pretrained; leave one of the two out.")
-    at = Progress(int(known.get("seed", 0)), int(state.get("epoch", 0)), int(known.get("batch", 0)))
-    if run is not None and at.batch:
-        check_batches(path, at.epoch, known.get("batches", {}), run.get("batches", {}))
-    return at
+    if run is not None and known.get("batch"):
+        check_batches(path, state.get("epoch", 0), known.get("batches", {}), run.get("batches", {}))
 
 
 def _check_rates(heads: list[LinearClassifier], state: dict, path: str) -> None:

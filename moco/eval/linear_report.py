@@ -15,12 +15,18 @@ from sklearn.metrics import confusion_matrix
 
 from moco import distributed, files
 from moco.data import Source
-from moco.eval.features import EvalData, describe_unread
-from moco.eval.linear import LinearClassifier, Score, leader, named, write_result
-from moco.train.metrics import describe_top5, without_top5
+from moco.eval.classifier import Score
+from moco.eval.features import EvalData
+from moco.eval.linear import LinearClassifier, leader
+from moco.train.metrics import without_top5
 from moco.train.runlog import RunLog
 
 NAMED_CLASSES = 40  # the picture has room for so many names
+
+
+def named(values: dict[str, float], head: LinearClassifier, heads: list[LinearClassifier]) -> dict[str, float]:
+    """Names of a record's numbers: plain for one head, with the base rate (``val_acc1/lr30``) for one of several."""
+    return values if len(heads) == 1 else {f"{name}/lr{head.name}": value for name, value in values.items()}
 
 
 def values(heads: list[LinearClassifier]) -> dict[str, float]:
@@ -28,23 +34,19 @@ def values(heads: list[LinearClassifier]) -> dict[str, float]:
     found: dict[str, float] = {}
     for head in heads:
         if head.score:
-            here = {"val_acc1": head.score.acc1, "val_loss": head.score.loss, "best_acc1": head.best}
-            five = {} if head.score.acc5 is None else {"val_acc5": head.score.acc5}
-            found.update(named({**here, **five}, head, heads))
+            found |= named({**head.score.values("val"), "best_acc1": head.best}, head, heads)
     return found
 
 
 def summary(heads: list[LinearClassifier]) -> str:
     """Upstream's line; with several heads that of the leading one, and each one's last top-1; images left out."""
     first, score = _led(heads)
-    line = f" * Acc@1 {score.acc1:.3f}{describe_top5(score.acc5)} (best Acc@1 {first.best:.3f})"
+    line = f" * {score} (best Acc@1 {first.best:.3f})"
     if len(heads) > 1:
-        line += f" at lr {first.name}, the best of: {', '.join(_told(head, head is first) for head in heads)}"
-    return line + describe_unread(score.unread, score.images + score.unread)
-
-
-def _told(head: LinearClassifier, leads: bool) -> str:
-    return f"lr {head.name} {f'{head.score.acc1:.3f}' if head.score else 'diverged'}{'*' * leads}"
+        found = (f"lr {head.name} {f'{head.score.acc1:.3f}' if head.score else 'diverged'}" for head in heads)
+        marked = (text + "*" * (head is first) for text, head in zip(found, heads, strict=True))
+        line += f" at lr {first.name}, the best of: {', '.join(marked)}"
+    return line + score.left_out
 
 
 def describe_last(heads: list[LinearClassifier]) -> str:
@@ -92,43 +94,27 @@ def _led(heads: list[LinearClassifier]) -> tuple[LinearClassifier, Score]:
 
 
 def describe_run(mode: str, train: Source, val: Source, images: EvalData, cached: bool) -> str:
-    """What a run reads, by what processes, and where the features come from that it trains on, for its log."""
+    """What a run reads, by what processes, and where the features come from that it trains on, for its log; one source
+    twice where a measure needs no more."""
+    if mode == "evaluate":
+        what = f"{len(val)} images held out"
+    elif val is not train:
+        what = f"{len(train)} images to learn from and {len(val)} held out"
+    else:
+        how = "from which episodes are drawn" if mode == "few_shot" else "each against the others"
+        what = f"{len(val)} images, {how}"
     once, anew = "computed once from whole images, without augmentation", "of new random crops in every epoch"
     views = f"; features {once if cached else anew}" if mode in ("lincls", "lr_find") else ""
     return (
-        f"{_describe_images(mode, train, val)}, {len(train.classes or ())} classes; {distributed.world_size()} "
-        f"process(es) on {distributed.device().type}, {images.batch} images a step in all, {images.workers} loaders "
-        f"each{views}"
+        f"{what}, {len(train.classes or ())} classes; {distributed.world_size()} process(es) on "
+        f"{distributed.device().type}, {images.batch} images a step in all, {images.workers} loaders each{views}"
     )
-
-
-def _describe_images(mode: str, train: Source, val: Source) -> str:
-    """One source twice where a measure needs no more."""
-    if mode == "evaluate":
-        return f"{len(val)} images held out"
-    if val is not train:
-        return f"{len(train)} images to learn from and {len(val)} held out"
-    what = "from which episodes are drawn" if mode == "few_shot" else "each against the others"
-    return f"{len(val)} images, {what}"
 
 
 def begin_result(mode: str, arch: str, pretrained: str, train: Source, val: Source, images: EvalData) -> dict[str, Any]:
     """What every result file says of its run."""
     return {"mode": mode, "arch": arch, "pretrained": pretrained, "size": images.size, "seed": images.seed,
             "classes": len(train.classes or ()), "train_images": len(train), "val_images": len(val)}  # fmt: skip
-
-
-def write_measure(
-    mode: str, found: tuple[dict[str, float], dict[str, Any], str], result: dict[str, Any], save_dir: str, log: RunLog
-) -> None:
-    """Numbers, settings and words of a measure that trains nothing: a record, a result file and the last line.
-
-    result: what the file says of the run besides.
-    """
-    values, asked, text = found
-    log.scalars(0, values)
-    write_result({**result, **asked, **values}, save_dir, f"{mode}.json")
-    log.line(text)
 
 
 # ------------------------------------------------------------------------------------------------- classes
@@ -149,19 +135,19 @@ def write_details(
     """
     if not (per_class or confusion) or not distributed.is_main():
         return
-    rows = _led(heads)[1].predictions
-    assert rows is not None, "validated with predictions"
-    labels, predicted, hit5 = rows.numpy().T
+    first, score = _led(heads)
+    assert score.predictions is not None, "validated with predictions"
+    labels, predicted, hit5 = score.predictions.numpy().T
     matrix = confusion_matrix(labels, predicted, labels=np.arange(len(classes)))  # (C, C): rows are true classes
     if per_class:
-        among5 = None if _led(heads)[1].acc5 is None else np.bincount(labels, weights=hit5, minlength=len(classes))
+        among5 = None if score.acc5 is None else np.bincount(labels, weights=hit5, minlength=len(classes))
         write_csv(per_class, class_rows(matrix, among5, classes))
-        log.line(f"each class at lr {leader(heads).name}, last epoch: {per_class}")
+        log.line(f"each class at lr {first.name}, last epoch: {per_class}")
     if confusion:
         table = [["true / predicted", *classes], *([name, *row] for name, row in zip(classes, matrix, strict=True))]
         path = write_csv(os.path.join(confusion, "confusion.csv"), table)
         draw_confusion(matrix, classes, os.path.join(confusion, "confusion.png"))
-        log.line(f"confusion at lr {leader(heads).name}, last epoch: {path} and confusion.png beside it")
+        log.line(f"confusion at lr {first.name}, last epoch: {path} and confusion.png beside it")
 
 
 def class_rows(matrix: np.ndarray, among5: np.ndarray | None, classes: list[str]) -> list[list]:
@@ -174,9 +160,8 @@ def class_rows(matrix: np.ndarray, among5: np.ndarray | None, classes: list[str]
     table: list[list] = [["class", "images", "top-1", "top-5", "most confused with"]]
     for label, name in enumerate(classes):
         row = matrix[label]
-        images, wrong = int(row.sum()), np.delete(row, label)
-        others = classes[:label] + classes[label + 1 :]
-        mistaken = others[int(wrong.argmax())] if wrong.any() else ""
+        images, wrong = int(row.sum()), np.where(np.arange(len(row)) == label, 0, row)
+        mistaken = classes[int(wrong.argmax())] if wrong.any() else ""
         hit = (row[label], None if among5 is None else among5[label])
         shares = [f"{100 * hits / images:.3f}" if images and hits is not None else "" for hits in hit]
         table.append([name, images, *shares, mistaken])

@@ -11,12 +11,14 @@ import contextlib
 import glob
 import os
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from moco import distributed
 from moco.errors import UserError
 from moco.files import POINTER, refuse_odd, runs_checkpoints, write, write_text
 
@@ -55,7 +57,8 @@ def reserve_run_folder(
     folder: str, resumed: str | None, overwrite: bool, files: Sequence[str] | None = None, results: Sequence[str] = (),
     more: Sequence[str] = (),
 ) -> None:  # fmt: skip
-    """Make a run's folder; refuse one that holds another run's files unless that run goes on.
+    """Make a run's folder, on one process of a node first; refuse one that holds another run's files unless that run
+    goes on.
 
     Args:
         resumed: the checkpoint that this run continues; one from elsewhere does not make this folder its run's.
@@ -67,6 +70,13 @@ def reserve_run_folder(
     Raises:
         UserError: the folder cannot be made, or this run would write over another one.
     """
+    distributed.first_on_node(partial(_reserve, folder, resumed, overwrite, files, results, more), wait=True)
+
+
+def _reserve(
+    folder: str, resumed: str | None, overwrite: bool, files: Sequence[str] | None, results: Sequence[str],
+    more: Sequence[str],
+) -> None:  # fmt: skip
     try:
         os.makedirs(folder, exist_ok=True)
     except OSError as error:
@@ -82,7 +92,7 @@ def reserve_run_folder(
             "start afresh with --overwrite."
         )
     for name in (*names, *ended, *_matching(folder, more)):
-        with contextlib.suppress(FileNotFoundError):  # every process of the run does this
+        with contextlib.suppress(FileNotFoundError):  # another node may do this at the same time
             os.remove(os.path.join(folder, name))
 
 

@@ -30,11 +30,6 @@ def without_top5(classes: int) -> dict[str, dict[str, str]]:
     return {"not_measured": {"acc5": why, "val_acc5": why}} if classes < TOP5_FROM else {}
 
 
-def describe_top5(acc5: float | None) -> str:
-    """A top-5 accuracy behind a top-1; nothing where it says nothing."""
-    return "" if acc5 is None else f" Acc@5 {acc5:.3f}"
-
-
 class Mean:
     """The mean of numbers that arrive in parts. Tensors are added where they are: a step need not wait for them."""
 

@@ -18,10 +18,12 @@ from moco.cli import parse_semisup
 from moco.config import ObjectiveConfig, ScheduleConfig
 from moco.data import open_sources
 from moco.errors import TrainingError, UserError
-from moco.eval import finetune
+from moco.eval import finetune, finetune_setup
+from moco.eval.classifier import backbone_of
 from moco.eval.features import EvalData, LabelledBatches
 from moco.eval.finetune_loss import Objective
 from moco.models.encoder import build_encoder
+from moco.train import checkpoint
 from moco.train.optimizers import use_fused_optimizer_step
 from moco.train.plan import Progress, count_epochs
 
@@ -54,7 +56,7 @@ def test_defaults_are_the_published_recipe():
     assert (args.momentum, args.weight_decay, args.weights, args.amp) == (0.9, 1e-6, "finetune", "off")
     assert (args.train_percent, args.val_share, args.data) == (100, 0, "DIR")
     shares = (1, 100 * 12_811 / 1_281_167, 5, 10, 100 * 128_116 / 1_281_167, 50, 100)
-    assert [finetune.epochs_for(share) for share in shares] == [60, 60, 60, 30, 30, 30, 90]
+    assert [finetune_setup.epochs_for(share) for share in shares] == [60, 60, 60, 30, 30, 30, 90]
 
 
 @pytest.mark.parametrize(
@@ -153,15 +155,15 @@ def test_rates_follow_the_cosine_of_each_epoch(folder, tmp_path):
 
 def test_a_frozen_tensor_that_moved_is_noticed():
     model = finetune.Classifier(build_encoder(ARCH, 3, size=16), MEAN, STD, seed=0, freeze=True)
-    reference = model.backbone()
     sgd = torch.optim.SGD(model.groups(0.1, 0.1))
     scaler = torch.amp.GradScaler("cpu", enabled=False)
     plan, objective = count_epochs(1, ScheduleConfig(1)), Objective(ObjectiveConfig("ce"), 3)
     tuner = finetune.Tuner(model, sgd, scaler, plan, Progress(0), None, None, {}, objective, [0.1])  # type: ignore
-    tuner.check_frozen(reference)
+    tuner.frozen = backbone_of(model.encoder)
+    tuner.check_frozen()
     model.encoder.bn1.running_mean[0] += 1e-3
     with pytest.raises(TrainingError, match=r"1 tensors that --weights freeze keeps .* the first bn1.running_mean"):
-        tuner.check_frozen(reference)
+        tuner.check_frozen()
 
 
 def test_the_checkpoint_is_a_torchvision_network(folder, tmp_path):
@@ -495,7 +497,7 @@ def test_another_runs_folder_is_left_alone(folder, tmp_path):
     with pytest.raises(UserError, match="holds result.json of another run; choose another"):  # as a probe's is
         main_semisup.worker(parse_semisup([str(folder), *TINY, "--save-dir", str(tmp_path)]))
     (tmp_path / "kept").rename(state)
-    finetune.reserve_run_folder(str(tmp_path), None, overwrite=True)
+    checkpoint.reserve_run_folder(str(tmp_path), None, True, *finetune.OWN_FILES)
     assert not (tmp_path / finetune.RESULT).exists()
     assert not (tmp_path / finetune.CHECKPOINT).exists()
     assert not (tmp_path / finetune.BEST).exists()

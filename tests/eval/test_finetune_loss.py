@@ -68,7 +68,7 @@ def naive_contrast(z, groups, T: float, beta: float) -> torch.Tensor:
 def test_the_loss_is_the_weighted_sum_of_its_two_parts(loss, estimator, by, beta):
     network, batch = Tiny(), a_batch(2)
     found = Objective(ObjectiveConfig(loss, 0.3, 0.2, estimator, beta or 0.7), CLASSES)(
-        network, network, batch, 0, 0, 0
+        network.prepare, network, batch, 0, 0, 0
     )
     logits, features = network(network.prepare(batch["image"].flatten(0, 1)), True)
     z = F.normalize(features, dim=1).unflatten(0, (N, 2))
@@ -90,7 +90,7 @@ def test_an_image_that_fills_a_batch_up_is_no_negative_of_itself():
     network, batch = Tiny(), a_batch(2)
     apart = {**batch, "index": torch.arange(N)}
     both = [
-        float(Objective(ObjectiveConfig("simclr", 1.0), CLASSES)(network, network, b, 0, 0, 0).loss.detach())
+        float(Objective(ObjectiveConfig("simclr", 1.0), CLASSES)(network.prepare, network, b, 0, 0, 0).loss.detach())
         for b in (batch, apart)
     ]
     assert both[0] != both[1]
@@ -99,7 +99,8 @@ def test_an_image_that_fills_a_batch_up_is_no_negative_of_itself():
 def test_alpha_ends_at_either_loss():
     network, batch = Tiny(), a_batch(2)
     found = [
-        Objective(ObjectiveConfig("supcon", alpha), CLASSES)(network, network, batch, 0, 0, 0) for alpha in (0.0, 1.0)
+        Objective(ObjectiveConfig("supcon", alpha), CLASSES)(network.prepare, network, batch, 0, 0, 0)
+        for alpha in (0.0, 1.0)
     ]
     assert float(found[0].loss.detach()) == pytest.approx(float(found[0].statistics["cross_entropy"]))
     assert float(found[1].loss.detach()) == pytest.approx(float(found[1].statistics["contrast"]))
@@ -109,8 +110,10 @@ def test_alpha_ends_at_either_loss():
 def test_mixing_is_for_cross_entropy_alone(n):
     """Each mixed image is lam of itself and 1 - lam of its partner in reverse order, and so is its target."""
     network, batch = Tiny(), a_batch(2, n)
-    plain = Objective(ObjectiveConfig("supcon"), CLASSES)(network, network, batch, 5, 6, 0)
-    mixed = Objective(ObjectiveConfig("supcon", mixup=0.8, smoothing=0.1), CLASSES)(network, network, batch, 5, 6, 0)
+    plain = Objective(ObjectiveConfig("supcon"), CLASSES)(network.prepare, network, batch, 5, 6, 0)
+    mixed = Objective(ObjectiveConfig("supcon", mixup=0.8, smoothing=0.1), CLASSES)(
+        network.prepare, network, batch, 5, 6, 0
+    )
     torch.testing.assert_close(mixed.statistics["contrast"], plain.statistics["contrast"])
     torch.testing.assert_close(mixed.q, plain.q)
     pixels, target = Objective(ObjectiveConfig("ce", mixup=0.8, smoothing=0.1), CLASSES)._mixed(
@@ -136,7 +139,7 @@ def test_mixing_and_erasing_belong_to_a_step_and_leave_other_randomness_alone():
 
     def loss(*where):
         torch.manual_seed(0)  # as a training step does: erased rectangles are filled from torch's generator
-        return float(objective(network, network, batch, *where).loss.detach())
+        return float(objective(network.prepare, network, batch, *where).loss.detach())
 
     random.seed(3)
     np.random.seed(3)
@@ -151,7 +154,7 @@ def test_mixing_and_erasing_belong_to_a_step_and_leave_other_randomness_alone():
 
 def test_cross_entropy_alone_is_smoothed_as_torchs():
     network, batch = Tiny(), a_batch(1)
-    found = Objective(ObjectiveConfig("ce", smoothing=0.2), CLASSES)(network, network, batch, 0, 0, 0)
+    found = Objective(ObjectiveConfig("ce", smoothing=0.2), CLASSES)(network.prepare, network, batch, 0, 0, 0)
     wanted = F.cross_entropy(network(network.prepare(batch["image"])), batch["label"], label_smoothing=0.2)
     assert float(found.loss.detach()) == pytest.approx(float(wanted.detach()))
     assert set(found.statistics) == {"train_acc1"}
@@ -216,7 +219,9 @@ def gradients(args, path) -> int:
     share = 8 // distributed.world_size()
     own = slice(distributed.rank() * share, (distributed.rank() + 1) * share)
     batch = {name: value[own] for name, value in a_batch(2, 8).items()}
-    found = Objective(ObjectiveConfig("schane", 0.9, 0.3), CLASSES)(network, wrapped, batch, 0, 0, distributed.rank())
+    found = Objective(ObjectiveConfig("schane", 0.9, 0.3), CLASSES)(
+        network.prepare, wrapped, batch, 0, 0, distributed.rank()
+    )
     found.loss.backward()
     loss = distributed.mean_over_ranks(found.loss.detach())
     if distributed.is_main():

@@ -16,6 +16,7 @@ import main_lincls
 from moco import files
 from moco.cli import parse_lincls, parse_semisup
 from moco.config import OptimizerConfig
+from moco.data import open_sources
 from moco.errors import UserError
 from moco.eval import finetune
 from moco.eval.features import EvalData
@@ -207,7 +208,7 @@ def test_what_is_evaluated_and_saved_is_the_moving_average(folder, tmp_path):
     model = finetune.Classifier(encoder, MEAN, STD, 3, False)
     encoder.load_state_dict({n.removeprefix("module."): v for n, v in states[2]["state_dict"].items()})
     images = EvalData(16, 8, 3)
-    val = finetune.open_sources(path=str(folder)).train
+    val = open_sources(path=str(folder)).train
     assert val is not None
     assert finetune.evaluate(model, images.of(val)).loss > 0
 

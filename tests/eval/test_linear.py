@@ -25,7 +25,8 @@ from moco.cli import parse_lincls
 from moco.config import OptimizerConfig, ScheduleConfig
 from moco.data import ArraySource, BadImages, EpochSampler, Labelled, Sources, make_loader
 from moco.errors import TrainingError, UserError
-from moco.eval import linear, linear_report, lr_find
+from moco.eval import linear, linear_fit, linear_report, lr_find
+from moco.eval.classifier import backbone_of, check_frozen
 from moco.eval.features import MAX_BAD_IMAGES, EvalData, Features, LabelledBatches, bad_image_notes
 from moco.models.encoder import build_encoder
 from moco.train.plan import Progress, count_epochs
@@ -132,11 +133,11 @@ def test_the_checkpoint_is_a_torchvision_network(image_folder, tmp_path):
 @pytest.mark.parametrize("name", ["bn1.running_mean", "layer1.0.conv1.weight", "bn1.num_batches_tracked"])
 def test_a_tensor_that_moved_is_noticed(name):
     model = make_probe()
-    reference = model.frozen()
-    model.check_frozen(reference, "the file")
+    asked = (model.encoder, backbone_of(model.encoder), "must stay frozen", "the file")
+    check_frozen(*asked)
     model.encoder.state_dict()[name].view(-1)[0] += 1
     with pytest.raises(TrainingError, match=f"1 tensors .* the file, the first {name}"):
-        model.check_frozen(reference, "the file")
+        check_frozen(*asked)
 
 
 def test_an_encoder_in_train_mode_ends_the_run_after_an_epoch(hard_folder, pretrained, tmp_path, monkeypatch):
@@ -569,14 +570,14 @@ def test_resume_with_other_rates_is_refused(hard_folder, tmp_path):
 
 
 def test_a_buffer_that_changes_in_the_second_epoch_ends_the_run(hard_folder, pretrained, tmp_path, monkeypatch):
-    train_epoch = linear.train_epoch
+    train_epoch = linear_fit.ProbeRun.train_epoch
 
-    def tampering(heads, data, plan, at, *others):
-        train_epoch(heads, data, plan, at, *others)
-        if at.epoch == 1:
+    def tampering(run, data, stop):
+        train_epoch(run, data, stop)
+        if run.at.epoch == 1:
             data.probe.encoder.bn1.running_var[2] += 1e-3
 
-    monkeypatch.setattr(linear, "train_epoch", tampering)
+    monkeypatch.setattr(linear_fit.ProbeRun, "train_epoch", tampering)
     with pytest.raises(TrainingError, match=r"1 tensors that must stay frozen .* bn1\.running_var"):
         probe_once(hard_folder, tmp_path, "--pretrained", pretrained, "--epochs", 4)
     assert state_of(tmp_path)["epoch"] == 1
