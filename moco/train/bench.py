@@ -277,26 +277,16 @@ def _heads_with_queue(args: Namespace, model: MoCo, n: int) -> dict[str, LossCal
     return {**own, f"plain moco, {named}": head(None, own_precision)}
 
 
-class _Given(nn.Module):
-    """Outputs that are there already, in the place of an encoder."""
-
-    def __init__(self, z: Tensor) -> None:
-        super().__init__()
-        self.z = nn.Parameter(z)
-
-    def forward(self, images: Tensor) -> Tensor:
-        return self.z
-
-
 def _head_of_batch(args: Namespace, model: Contrast, n: int) -> dict[str, LossCall]:
     device = distributed.device()
     rows = n if isinstance(model, Momentum) else args.views * n  # that go through the encoder together
-    z = torch.randn(rows, args.moco_dim, generator=torch.Generator().manual_seed(args.seed))
-    model.encoder_q = given = _Given(z.to(device))
+    z = torch.randn(rows, args.moco_dim, generator=torch.Generator().manual_seed(args.seed)).to(device).requires_grad_()
+    model.encoder_q = given = nn.Identity()
+    given.register_forward_hook(lambda *_: z)  # outputs that are there already, in the place of an encoder's
     if isinstance(model, Momentum):
         model.encoder_k = given
     images, ids = torch.zeros(n, 1, 1, 1, device=device), torch.arange(n, device=device)
-    return {f"{args.method}, in fp32": (given.z, lambda: model([images] * args.views, ids).loss)}
+    return {f"{args.method}, in fp32": (z, lambda: model([images] * args.views, ids).loss)}
 
 
 # -------------------------------------------------------------------------------------------------- the verdict

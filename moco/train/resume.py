@@ -117,6 +117,7 @@ def _of_groups(state: dict) -> Flags:
 
 
 def _other_images(state: dict, path: str, run: dict, now: dict[str, Any], classes: Classes) -> str:
+    """Of other images; what ``state`` knows of single ones is then forgotten."""
     before = run.get("data") or now
     if before["fingerprint"] == now["fingerprint"]:
         return ""
@@ -128,18 +129,12 @@ def _other_images(state: dict, path: str, run: dict, now: dict[str, Any], classe
             f"{path} was written {where} on other images, {shown[1]} (here {shown[0]}; names, labels or sizes differ): "
             f"give the same{end}."
         )
-    queue = _forget_images(state)
-    summary = "; the queue's rows count as of no image and no class" if queue else ""
-    return f"resumed on other images, {shown[0]} (was {shown[1]}){summary}"
-
-
-def _forget_images(state: dict) -> bool:
-    """Returns whether there is a queue."""
     entries = state["state_dict"]
     known = [name for name in ("module.queue_ids", "module.queue_labels") if name in entries]
     entries |= {name: torch.full_like(entries[name], EMPTY) for name in known}
-    state["run"] = {**state["run"], "bad_images": {"seen": []}}
-    return bool(known)
+    state["run"] = {**run, "bad_images": {"seen": []}}
+    summary = "; the queue's rows count as of no image and no class" if known else ""
+    return f"resumed on other images, {shown[0]} (was {shown[1]}){summary}"
 
 
 def _other_seed(run: dict, seed: int | None) -> str:
