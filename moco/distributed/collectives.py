@@ -253,10 +253,9 @@ def exchange_rows(x: Tensor, permutation: Tensor) -> Tensor:
     size, rows = world_size(), x.shape[0]
     if size == 1:
         return x[_beside(permutation, x)]
-    me, owner = rank(), permutation // rows
-    chunks = permutation.view(size, rows)
-    sent = [chunk[chunk // rows == me] - me * rows for chunk in chunks]  # to each process, in its order
-    sources = owner.view(size, rows)[me]
+    me, wanted = rank(), permutation.view(size, rows)  # (size, B) what each process gets
+    sent = [chunk[chunk // rows == me] - me * rows for chunk in wanted]  # to each process, in its order
+    sources = wanted[me] // rows
     arrival = torch.argsort(sources, stable=True)  # received rows are grouped by source
     counts = torch.bincount(sources, minlength=size).tolist()
     outgoing = x[_beside(torch.cat(sent), x)].contiguous()

@@ -13,7 +13,7 @@ from moco import cli
 from moco.cli.parser import Parser, end_lists, given, spelled
 from moco.errors import UserError
 
-MAINS = {f"main_{name}.py": name for name in ("pretrain", "lincls", "semisup")}
+ENTRY_POINTS = {f"main_{name}.py": name for name in ("pretrain", "lincls", "semisup")}
 
 
 def hyphens(name: Any) -> str:
@@ -24,7 +24,7 @@ def hyphens(name: Any) -> str:
 @functools.cache
 def _parser(main: str) -> Parser | None:
     """Of one of our mains; nothing is known of a script that is not ours."""
-    return getattr(cli, f"{MAINS[main]}_parser")() if main in MAINS else None
+    return getattr(cli, f"{ENTRY_POINTS[main]}_parser")() if main in ENTRY_POINTS else None
 
 
 @functools.cache
@@ -70,7 +70,7 @@ def parsed(main: str, argv: tuple[str, ...]) -> Namespace:
     told = io.StringIO()
     try:
         with contextlib.redirect_stderr(told):
-            return getattr(cli, f"parse_{MAINS[main]}")(list(argv))
+            return getattr(cli, f"parse_{ENTRY_POINTS[main]}")(list(argv))
     except SystemExit as error:
         sentence = told.getvalue().strip().removeprefix("error: ")
         raise UserError(f"{main} does not take {shlex.join(argv)}: {sentence}") from error

@@ -28,7 +28,7 @@ from moco import resources
 from moco.cli.parser import typed
 from moco.errors import UserError
 from moco.sweep import figures
-from moco.sweep.commands import MAINS, dests_of, flags_named, hyphens, parsed, plain, setting
+from moco.sweep.commands import ENTRY_POINTS, dests_of, flags_named, hyphens, parsed, plain, setting
 
 # flags that the sweep itself gives, and the entry of the file that says with which value
 OURS = {"save-dir": "out", "resume": "", "seed": "seeds", "max-minutes": "run: {minutes: ..}"}
@@ -118,7 +118,7 @@ class Spec:
         named = ",".join(f"{name}={plain(value)}" for name, value in varied.items())
         folder = os.path.join(self.out, "trials", re.sub(r"[^\w.,=+-]", "_", named)[:120] + "-" + code)
         parent = self._trial(self.select, setting, seed).folder if stage.resume and self.select else ""
-        script = resources.script(self.main) if self.main in MAINS else self.main
+        script = resources.script(self.main) if self.main in ENTRY_POINTS else self.main
         command = [script, *argv, "--save-dir", folder, "--resume", "auto"]
         return Trial(setting, seed, folder, command, parent, row)
 
@@ -178,8 +178,8 @@ def _load(path: str) -> dict[str, Any]:
 
 def _build(path: str, entries: dict[str, Any], argv: list[str], out: str | None, run: dict[str, Any]) -> Spec:
     main = entries.get("main")
-    if main not in MAINS and not (isinstance(main, str) and os.path.isfile(main)):
-        raise UserError(f"main must be one of {', '.join(MAINS)} or the path of a script like them, not {main}.")
+    if main not in ENTRY_POINTS and not (isinstance(main, str) and os.path.isfile(main)):
+        raise UserError(f"main must be one of {', '.join(ENTRY_POINTS)} or the path of a script like them, not {main}.")
     flags, grid, paired = (_flags(entries.get(name), name) for name in ("flags", "grid", "paired"))
     settings = _settings(flags, grid, paired)
     group_by = [hyphens(name) for name in _list(entries.get("group_by", []), "group_by")]
@@ -218,7 +218,7 @@ def _settings(flags: dict, grid: dict, paired: dict) -> list[dict[str, Any]]:
 def _one_run(main: str, entry: Any, grid: dict[str, Any]) -> tuple[str, list[Any]] | None:
     if entry is None:
         return None
-    if main in MAINS and (main, entry) != ("main_lincls.py", "lr"):
+    if main in ENTRY_POINTS and (main, entry) != ("main_lincls.py", "lr"):
         raise UserError(f"one_run is for lr of main_lincls.py, which has a row of figures for each rate, not {entry}.")
     if hyphens(entry) not in grid:
         raise UserError(f"one_run {entry} is not in grid.")
@@ -326,14 +326,14 @@ def _check_spellings(spec: Spec) -> None:
             other = seen.setdefault(setting(spec.main, name), name)
             if other != name:
                 raise UserError(f"{other} and {name} are two spellings of one flag; leave one of them out.")
-            if setting(spec.main, name) in OWN_FOLDER and spec.main in MAINS:
+            if setting(spec.main, name) in OWN_FOLDER and spec.main in ENTRY_POINTS:
                 raise UserError(f"{name}: each trial has a folder of its own; write out.")
 
 
 def _check_argv(spec: Spec) -> None:
     """Words of the command line must leave alone what tells the trials apart, and the two stages."""
     typed = flags_named(spec.main, spec.argv)
-    varied = [*OURS, *(OWN_FOLDER if spec.main in MAINS else ()), *spec.settings[0]]
+    varied = [*OURS, *(OWN_FOLDER if spec.main in ENTRY_POINTS else ()), *spec.settings[0]]
     stages = [*(spec.select.flags if spec.select else ()), *spec.report.flags]
     for names, why in ((varied, "would make trials alike"), (stages, "would take the place of a stage's own flag")):
         for name in names:
@@ -343,7 +343,7 @@ def _check_argv(spec: Spec) -> None:
 
 def _check_figures(spec: Spec, stage: Stage) -> None:
     """The entry point takes every command of a stage and writes the stage's metrics then."""
-    if spec.main not in MAINS:
+    if spec.main not in ENTRY_POINTS:
         return
     for trial in spec.trials(stage):
         found = _figures(spec, trial)
@@ -355,7 +355,7 @@ def _check_figures(spec: Spec, stage: Stage) -> None:
 
 
 def _figures(spec: Spec, trial: Trial) -> figures.Figures:
-    return figures.of(MAINS[spec.main], parsed(spec.main, tuple(trial.command[1:])), trial.row is not None)
+    return figures.of(ENTRY_POINTS[spec.main], parsed(spec.main, tuple(trial.command[1:])), trial.row is not None)
 
 
 def _notes(spec: Spec) -> list[str]:
@@ -364,7 +364,7 @@ def _notes(spec: Spec) -> list[str]:
     Raises:
         UserError: selected and reported are figures of the same images, where --val-share would hold some out.
     """
-    if spec.main not in MAINS:
+    if spec.main not in ENTRY_POINTS:
         return [f"metrics are taken as they are spelled: nothing is known of what {os.path.basename(spec.main)} writes"]
     if spec.select is None:
         return []
