@@ -43,7 +43,7 @@ def main(argv: list[str] | None = None) -> int:
 
 def dry_run(sweep: spec.Spec) -> int:
     """Print the command of every trial."""
-    for command in dict.fromkeys(shlex.join(["python", *item.command]) for item in sweep.trials(sweep.first)):
+    for command in dict.fromkeys(shlex.join(["python", *item.command]) for item in sweep.trials(sweep.stages[0])):
         print(command)  # once for all settings of one run
     if sweep.select and sweep.select.flags != sweep.report.flags:
         without, instead = (sweep.words_of(stage) for stage in (sweep.select, sweep.report))
@@ -112,7 +112,7 @@ def _run_all(sweep: spec.Spec, stage: spec.Stage, settings: list[dict], began: f
 def _something_is_missing(sweep: spec.Spec, chosen: list[dict]) -> bool:
     groups = set(map(sweep.group, sweep.settings))
     return len(set(map(sweep.group, chosen))) < len(groups) or any(
-        report.why_unfinished(item, stage) for _, stage, mine in report.stages(sweep, chosen) for item in mine
+        report.why_unfinished(item, stage) for _, stage, mine in report.passes(sweep, chosen) for item in mine
     )
 
 

@@ -104,7 +104,7 @@ def local_slots(run: Run) -> list[Slot]:
         UserError: fewer GPUs than one trial needs.
     """
     gpus = [] if run.slots else run.gpus or _visible_gpus()
-    if run.gpus_per_trial > max(len(gpus), 1) or (run.gpus_per_trial > 1 and not gpus):
+    if run.gpus_per_trial > max(len(gpus), 1):
         raise UserError(f"run gpus_per_trial is {run.gpus_per_trial}, but there are {len(gpus)} GPUs to use.")
     n = len(gpus) // run.gpus_per_trial or run.slots or 1
     cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else range(os.cpu_count() or 1)

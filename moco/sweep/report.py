@@ -77,7 +77,7 @@ def selected(spec: Spec) -> list[dict[str, Any]]:
     return [setting for _, setting in best.values()]
 
 
-def stages(spec: Spec, chosen: list[dict[str, Any]]) -> list[tuple[str, Stage, list[Trial]]]:
+def passes(spec: Spec, chosen: list[dict[str, Any]]) -> list[tuple[str, Stage, list[Trial]]]:
     """(name, stage, trials) of all that the sweep runs, given the selected settings."""
     first = [("select", spec.select, spec.trials(spec.select))] if spec.select else []
     return [*first, ("report", spec.report, spec.trials(spec.report, chosen))]
@@ -95,12 +95,12 @@ def write_tables(spec: Spec, chosen: list[dict[str, Any]]) -> str:
 def _csv(spec: Spec, chosen: list[dict[str, Any]]) -> str:
     """One row a trial and stage, with that stage's figures alone."""
     names = list(spec.settings[0])
-    metrics = dict.fromkeys([*(spec.select.metrics if spec.select else []), *spec.report.metrics])
+    metrics = dict.fromkeys(metric for stage in spec.stages for metric in stage.metrics)
     file = io.StringIO()
     columns = ["stage", *names, "seed", "status", "exit_code", "seconds", *metrics, "folder"]
     rows = csv.DictWriter(file, columns, lineterminator="\n")
     rows.writeheader()
-    for name, stage, mine in stages(spec, chosen):
+    for name, stage, mine in passes(spec, chosen):
         for trial in mine:
             record = trials.read_record(trial.folder) or trials.Record("not run")
             entry = {"stage": name, **trial.settings, "seed": trial.seed, "status": record.status}
@@ -124,7 +124,7 @@ def markdown(spec: Spec, chosen: list[dict[str, Any]]) -> str:
         cells += [figure(spec, spec.report, setting, test).summary() if mine else "" for test in tests]
         lines.append(_row(cells))
     lines += ["", " ".join([_how(spec), *(f"Note: {note}." for note in spec.notes)])]
-    for name, stage, mine in stages(spec, chosen):
+    for name, stage, mine in passes(spec, chosen):
         lines += dict.fromkeys(f"- {name}, {why}" for trial in mine if (why := why_unfinished(trial, stage)))
     return "\n".join(lines) + "\n"
 
@@ -168,15 +168,15 @@ def _plot(spec: Spec, chosen: list[dict[str, Any]], path: str) -> None:
     """A line a group over the other settings: mean and standard deviation, each seed a dot, reported figures stars."""
     from matplotlib.figure import Figure as Picture  # not pyplot's: no screen is needed
 
-    metric, test = spec.first.metrics[0], spec.report.metrics[0]
-    inner = _inner_names(spec)
+    first, test, inner = spec.stages[0], spec.report.metrics[0], _inner_names(spec)
+    metric = first.metrics[0]
     ordered = sorted(spec.settings, key=lambda setting: [_in_order(setting[name]) for name in inner])
     ticks = list(dict.fromkeys(_label(setting, inner) for setting in ordered))
     picture = Picture(figsize=(max(5.0, 1.0 + 0.7 * len(ticks)), 4.0))
     axis = picture.subplots()
     for i, group in enumerate(dict.fromkeys(map(spec.group, spec.settings))):
         mine = [setting for setting in ordered if spec.group(setting) == group]
-        found = [(ticks.index(_label(s, inner)), figure(spec, spec.first, s, metric)) for s in mine]
+        found = [(ticks.index(_label(s, inner)), figure(spec, first, s, metric)) for s in mine]
         found = [(x, y) for x, y in found if y.values]
         name = "".join(f"{n} {v}: " for n, v in zip(spec.group_by, group, strict=True))
         axis.errorbar([x for x, _ in found], [y.mean for _, y in found], [y.std for _, y in found],

@@ -104,13 +104,13 @@ class Spec:
         return tuple(plain(setting[name]) for name in self.group_by)
 
     @property
-    def first(self) -> Stage:
-        """The stage that runs every setting."""
-        return self.select or self.report
+    def stages(self) -> list[Stage]:
+        """The selection, where there is one, and the report; the first of them runs every setting."""
+        return [stage for stage in (self.select, self.report) if stage]
 
     def _trial(self, stage: Stage, setting: dict[str, Any], seed: int) -> Trial:
         varied, row = {**setting, "seed": seed}, None
-        if self.one_run and stage is self.first:
+        if self.one_run and stage is self.stages[0]:
             name, values = self.one_run
             varied[name], row = values, (name, setting[name]) if len(values) > 1 else None
         argv = self._argv({**self.flags, **stage.flags, **varied})
@@ -152,7 +152,7 @@ def read_spec(path: str, argv: list[str] | None = None, out: str | None = None, 
         spec = _build(path, _load(path), argv or [], out, {k: v for k, v in run.items() if v is not None})
         _check_spellings(spec)
         _check_argv(spec)
-        for stage in filter(None, (spec.select, spec.report)):
+        for stage in spec.stages:
             _check_figures(spec, stage)
         spec = replace(spec, notes=tuple(_notes(spec)))
     except UserError as error:
@@ -319,10 +319,9 @@ def _flags(entry: Any, where: str) -> dict[str, Any]:
 
 def _check_spellings(spec: Spec) -> None:
     """A flag may have several spellings, but one place: of two, the later word of the command would win."""
-    stages = [stage.flags for stage in (spec.select, spec.report) if stage]
-    for names in ([*spec.flags, *spec.settings[0], *flags] for flags in stages):
+    for stage in spec.stages:
         seen: dict[str, str] = {}
-        for name in dict.fromkeys(names):
+        for name in dict.fromkeys([*spec.flags, *spec.settings[0], *stage.flags]):
             other = seen.setdefault(setting(spec.main, name), name)
             if other != name:
                 raise UserError(f"{other} and {name} are two spellings of one flag; leave one of them out.")
@@ -332,12 +331,12 @@ def _check_spellings(spec: Spec) -> None:
 
 def _check_argv(spec: Spec) -> None:
     """Words of the command line must leave alone what tells the trials apart, and the two stages."""
-    typed = flags_named(spec.main, spec.argv)
+    named = flags_named(spec.main, spec.argv)
     varied = [*OURS, *(OWN_FOLDER if spec.main in ENTRY_POINTS else ()), *spec.settings[0]]
-    stages = [*(spec.select.flags if spec.select else ()), *spec.report.flags]
+    stages = [name for stage in spec.stages for name in stage.flags]
     for names, why in ((varied, "would make trials alike"), (stages, "would take the place of a stage's own flag")):
         for name in names:
-            if word := typed.get(setting(spec.main, name)):
+            if word := named.get(setting(spec.main, name)):
                 raise UserError(f"{word} after -- {why}; change it in the file.")
 
 
