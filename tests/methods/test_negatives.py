@@ -19,7 +19,7 @@ from moco.seeding import key
 def way(request, monkeypatch):
     """Both ways to draw have all of these properties; triton's numbers are the definition's: test_draws.py."""
     monkeypatch.setattr(negatives, "by_counter", lambda device: request.param == "as on a GPU")
-    monkeypatch.setattr(by_counters, "objection", lambda device: "on a CPU")
+    monkeypatch.setattr(by_counters, "agrees", lambda device: False)
 
 
 RANGES = {  # hard_negatives: one coefficient a synthetic feature, U(low, high)
