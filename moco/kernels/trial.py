@@ -122,7 +122,7 @@ def objection_at(device: torch.device, size: Size, precision: str) -> str:
             except torch.OutOfMemoryError:
                 return ""
         same_ranks = (ours[0].rank == theirs[0].rank).float().mean()  # a positive may round to a row's similarity
-        error = _apart(ours, theirs) if same_ranks >= 0.99 else torch.inf
+        error = _worst_error(ours, theirs) if same_ranks >= 0.99 else torch.inf
         allowed = tolerance(precision, size.width) * max(1.0, size.rows / ROWS) ** 0.5  # longer sums round more
         differs = f"it differs from the closed forms by {error:.1g}, and {allowed:.2g} is allowed"
         return "" if error <= allowed else f"at {size.n} queries and {size.rows} rows {differs}"
@@ -130,7 +130,7 @@ def objection_at(device: torch.device, size: Size, precision: str) -> str:
     return by_triton.fault(compare)
 
 
-def _apart(found: tuple[LossOutput, Tensor | None], right: tuple[LossOutput, Tensor | None]) -> float:
+def _worst_error(found: tuple[LossOutput, Tensor | None], right: tuple[LossOutput, Tensor | None]) -> float:
     """The largest difference of two steps: of the loss, relative; of the gradient, in norm; of the statistics.
     Infinite for what is not a number."""
     (head, gradient), (head_right, gradient_right) = found, right
@@ -165,13 +165,13 @@ def by_fused(problem: Problem, device: torch.device, precision: str) -> tuple[Lo
 
 
 def difference(problem: Problem, found: tuple[LossOutput, Tensor], slack: float) -> float:
-    """How far ``found`` is from the reference in float64, see ``_apart``; infinite where a rank is that of no positive
-    similarity within ``slack`` of the right one."""
+    """How far ``found`` is from the reference in float64, see ``_worst_error``; infinite where a rank is that of no
+    positive similarity within ``slack`` of the right one."""
     p = problem.to(torch.device("cpu"), torch.float64)
     head = reference.contrastive_loss(p.q.requires_grad_(), *p[1:])
     (gradient,) = torch.autograd.grad(head.loss, p.q)
     right = head._replace(loss=head.loss.detach()), gradient
-    return _apart(found, right) if _rank_fits(problem, found[0].rank, slack) else torch.inf
+    return _worst_error(found, right) if _rank_fits(problem, found[0].rank, slack) else torch.inf
 
 
 def _rank_fits(problem: Problem, rank: Tensor, slack: float) -> bool:
