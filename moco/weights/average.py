@@ -175,17 +175,15 @@ def _batches(args: Namespace, like: Backbone, settled: Settled) -> tuple[Iterato
     """Normalised views of the training images, and words on them."""
     known = like.file.settings
     dataset = args.dataset or known.get("dataset")
-    sources = data.open_sources(dataset, args.data, channels=like.channels, download=args.download)
-    source = sources.pretrain
+    source = data.open_sources(dataset, args.data, channels=like.channels, download=args.download).pretrain
     mean, std = settled.statistics(like.channels, like.size)
     aug = args.aug or known.get("aug") or ("v2" if known.get("aug_plus") else None)
     preset = data.get_preset(aug) if aug else data.probe_preset(data.dataset_of(dataset).mirrored)
     batch = min(args.batch_size, len(source))
     sampler = data.EpochSampler(len(source), batch, seed=0)  # a short last batch would weigh as much as the others
     loader = data.make_loader(data.TwoViews(source, preset, like.size, seed=0), sampler, args.workers)
-    images = len(sampler) * batch
-    summary = f"BatchNorm measured anew on {images} images of {source.name}, views {aug or 'crop and flip'}"
-    summary += settled.summary
+    images = f"{len(sampler) * batch} images of {source.name}, views {aug or 'crop and flip'}"
+    summary = f"BatchNorm measured anew on {images}{settled.summary}"
     return (normalise(found["q"], mean, std) for found in loader), summary
 
 

@@ -48,8 +48,7 @@ def convert(path: str) -> dict[str, Tensor]:
         if arch and arch not in ARCHS:
             raise UserError(f"{path} is a {arch}; detectron2 gets a {' or a '.join(ARCHS)} from here.") from error
         raise
-    refuse_changes(encoder, path)
-    return renamed(tensors)
+    return renamed(tensors, encoder, path)
 
 
 def pixel_options(mean: list[float], std: list[float]) -> list[str]:
@@ -68,16 +67,16 @@ def pixels_of(path: str) -> list[str]:
     return pixel_options(known["mean"].value, known["std"].value) if {"mean", "std"} <= set(known) else []
 
 
-def refuse_changes(encoder: nn.Module, path: str) -> None:
-    """UserError for an encoder that differs in what no tensor tells: detectron2's ResNet is always the plain one."""
+def renamed(tensors: dict[str, Tensor], encoder: nn.Module, path: str) -> dict[str, Tensor]:
+    """A ResNet's tensors by detectron2's names, which has no counters of BatchNorm's steps.
+
+    Raises:
+        UserError: the encoder differs in what no tensor tells: detectron2's ResNet is always the plain one.
+    """
     if summary := describe_changes(changes_of(encoder)):
         raise UserError(
             f"{path} is of a network with {summary}, which detectron2's ResNet cannot do; use another file."
         )
-
-
-def renamed(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """A ResNet's tensors by detectron2's names, which has no counters of BatchNorm's steps."""
     return {detectron2_name(name): value for name, value in tensors.items() if "num_batches" not in name}
 
 

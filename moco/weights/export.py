@@ -68,8 +68,7 @@ def run_export(args: Namespace) -> None:
     settled = settle_from_file(args, args.checkpoint, args.dataset)
     source = open_backbone(args.checkpoint, args.arch, args.stem, args.size)
     out = _destination(args)
-    mean, std = settled.statistics(source.channels, source.size)
-    card = make_card(source, mean, std)
+    card = make_card(source, *settled.statistics(source.channels, source.size))
     if args.head == "keep":
         keep_the_head(source)
     lines = _write(source, args.to, out, card, args.head == "keep")
@@ -252,8 +251,7 @@ def _to_detectron2(source: Backbone, out: str, card: dict[str, Any]) -> list[str
             f"detectron2's configurations are for {' and '.join(known)} with a 7x7 stem and colour images, not for "
             f"{source.arch} with {source.stem} stem and {source.channels} channels."
         )
-    detectron2_names.refuse_changes(source.encoder, source.file.path)
-    tensors = detectron2_names.renamed(_entries(source.encoder))
+    tensors = detectron2_names.renamed(_entries(source.encoder), source.encoder, source.file.path)
     detectron2_names.write_pickle(tensors, out)
     pixels = detectron2_names.pixel_options(card["mean"], card["std"])
     return [f"wrote {out}", f"{len(tensors)} arrays; give the file as {' '.join(['MODEL.WEIGHTS', *pixels])}"]
@@ -309,10 +307,9 @@ def _checked(graph: Any, source: Backbone, model: nn.Module, expected: Tensor) -
     except ImportError:
         return "not run: onnxruntime is not installed"
     session = onnxruntime.InferenceSession(graph.SerializeToString(), providers=["CPUExecutionProvider"])
-    gaps = []
-    for count in (len(expected), 1):
-        got = session.run(None, {"images": _images(source)[:count].numpy()})[0]
-        gaps.append(_gap(expected[:count], torch.from_numpy(got)))
+    images = _images(source).numpy()
+    computed = {count: session.run(None, {"images": images[:count]})[0] for count in (len(expected), 1)}
+    gaps = [_gap(expected[:count], torch.from_numpy(found)) for count, found in computed.items()]
     if not all(gap <= ONNX_TOLERANCE for gap in gaps):  # also false for NaN
         raise UserError(f"onnxruntime computes other values (relative differences {gaps}); nothing was written.")
     return f"onnxruntime computes the same (relative difference {max(gaps):.0e})"

@@ -96,13 +96,7 @@ def _told_by_tensors(stem: str, channels: int) -> dict[str, Setting]:
 
 
 def recorded(state: dict, flags: dict[str, Any], name: str) -> dict[str, Setting]:
-    """What a file's own entries say, and for the rest what lies beside it.
-
-    Args:
-        state: the file's dictionary.
-        flags: its card, or the flags of its run.
-        name: what to call the latter.
-    """
+    """What a file's own entries say, and for the rest its card or the flags of its run, which are called ``name``."""
     run = layouts.run_of(state)
     ours = "kind" in flags or name.endswith("_settings.json")  # any file.json beside file.pth may be another program's
     found = _named(_resolved(flags), name) if ours else {}

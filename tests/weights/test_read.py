@@ -592,6 +592,11 @@ def test_every_resnet_is_known_by_its_tensors(arch):
     assert arch_of(File("weights.pth", {}, dict(tensors), {})) == arch
 
 
+def test_a_resnet_without_its_first_convolutions_is_of_no_known_architecture():
+    tensors = {name: value for name, value in resnet().state_dict().items() if "layer1.0.conv" not in name}
+    assert arch_of(File("weights.pth", {}, tensors, {})) == ""
+
+
 @pytest.mark.parametrize("arch", ["vit_tiny_patch16_224", "vit_base_patch32_224", "vit_b_16", "vit_l_32", "vit_h_14"])
 def test_every_vit_is_known_by_its_tensors(arch):
     with torch.device("meta"):
