@@ -18,8 +18,7 @@ if __name__ == "__main__":  # a wrong flag is answered before torch is imported;
 from moco import data, distributed, seeding
 from moco.cli.common import few_shot_config
 from moco.cli.flag_classes import SEMISUP, tuning
-from moco.cli.objective import objective_config
-from moco.cli.semisup import classifier_config, semisup_schedule, subset_config
+from moco.cli.semisup import classifier_config, objective_config, semisup_schedule, subset_config
 from moco.cli.training import encoder_optimizer
 from moco.data import Source
 from moco.eval import finetune

@@ -1,12 +1,9 @@
 """python -m moco.bench: where a run's time goes on this machine. The work is in moco/train/bench.py."""
 
-import sys
-
 from moco.cli import commands
 
 
 def main(argv: list[str] | None = None) -> int:
-    """The command; its exit code."""
     args = commands.parse_bench(argv)
     from moco import distributed
     from moco.train import bench
@@ -15,4 +12,4 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    raise SystemExit(main())

@@ -1,13 +1,10 @@
 """python -m moco.demo, `make demo`: pretrain on 5,000 real digits and show it. The work is in moco/eval/demo.py."""
 
-import sys
-
 from moco import cli
 from moco.cli import commands
 
 
 def main(argv: list[str] | None = None) -> int:
-    """The command; its exit code."""
     asked = commands.parse_demo(argv)
     settings = cli.parse_pretrain(["--save-dir", asked.save_dir])
     from moco.eval import demo
@@ -16,4 +13,4 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    raise SystemExit(main())

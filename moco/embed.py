@@ -1,12 +1,9 @@
 """python -m moco.embed: features, a picture of them and a page. The work is in moco/eval/embed.py."""
 
-import sys
-
 from moco.cli import commands
 
 
 def main(argv: list[str] | None = None) -> int:
-    """The command; its exit code."""
     args = commands.parse_embed(argv)
     from moco import distributed
     from moco.eval import embed
@@ -15,4 +12,4 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    raise SystemExit(main())

@@ -1,13 +1,10 @@
 """python -m moco.export: a checkpoint's backbone for other tools. The work is in moco/weights/export.py."""
 
-import sys
-
 from moco.cli import commands
 from moco.errors import exit_code
 
 
 def main(argv: list[str] | None = None) -> int:
-    """The command; its exit code."""
     args = commands.export_parser().parse_args(argv)
     from moco.weights import export
 
@@ -15,4 +12,4 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    raise SystemExit(main())

@@ -1,12 +1,9 @@
 """python -m moco.retrieval: retrieval and clustering metrics. The work is in moco/eval/retrieval.py."""
 
-import sys
-
 from moco.cli import commands
 
 
 def main(argv: list[str] | None = None) -> int:
-    """The command; its exit code."""
     args = commands.parse_retrieval(argv)
     from moco import distributed
     from moco.eval import retrieval
@@ -15,4 +12,4 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    raise SystemExit(main())

@@ -14,43 +14,7 @@ from moco.errors import UserError
 EXPORTS = ("torchvision", "timm", "detectron2", "safetensors", "onnx", "features")
 
 
-def parse_average(argv: list[str] | None = None) -> argparse.Namespace:
-    """The arguments of python -m moco.average."""
-    return parse(average_parser(), argv, _finish_average)
-
-
-def parse_embed(argv: list[str] | None = None) -> argparse.Namespace:
-    """The flags of moco.embed."""
-    return parse(embed_parser(), argv, _finish_read)
-
-
-def parse_bench(argv: list[str] | None = None) -> argparse.Namespace:
-    """The arguments of moco.bench: its own, and every flag of main_pretrain.py with what they come to."""
-    asked, rest = bench_parser().parse_known_args(argv)
-    args = parse_pretrain(rest, any_demo=True)
-    return argparse.Namespace(**vars(args), **vars(asked), settings=pretrain_config(args))
-
-
-def parse_demo(argv: list[str] | None = None) -> argparse.Namespace:
-    """The flags of python -m moco.demo, and the configuration that it follows."""
-    text = "Pretrain SynCo on 5,000 real digits, and show that it learned."
-    p = Parser("python -m moco.demo", text, allow_abbrev=True)
-    p.add_argument("--save-dir", default="runs/demo", help="where everything goes (default: runs/demo)")
-    p.add_argument("--epochs", type=at_least(1), help="of the pretraining (default: those of configs/demo.yml)")
-    p.set_defaults(config=DEMO_CONFIG)
-    return p.parse_args(argv)
-
-
-def parse_retrieval(argv: list[str] | None = None) -> argparse.Namespace:
-    """The flags of moco.retrieval."""
-    return parse(retrieval_parser(), argv, _finish_read)
-
-
-# --------------------------------------------------------------------------------------------------- parsers
-
-
 def export_parser() -> Parser:
-    """The parser of python -m moco.export."""
     p = Parser("moco.export", "Write a checkpoint's backbone for other tools.")
     add = p.add_argument
     add("checkpoint", metavar="CKPT", help="of ours, MoCo v1 to v3, SynCo, SupContrast, Barlow Twins, lightly, "
@@ -68,7 +32,6 @@ def export_parser() -> Parser:
 
 
 def describe_parser() -> Parser:
-    """The parser of python -m moco.describe."""
     text = "Say what a checkpoint is and whether it is ok: exit code 0 if so, 1 if not, 2 if it cannot be read."
     p = Parser("moco.describe", text)
     p.add_argument("checkpoint", metavar="CKPT", help="any checkpoint that moco.export reads")
@@ -76,7 +39,6 @@ def describe_parser() -> Parser:
 
 
 def average_parser() -> Parser:
-    """The parser of python -m moco.average."""
     p = Parser("moco.average", "Average the weights of several checkpoints.")
     add = p.add_argument
     add("checkpoints", metavar="CKPT", nargs="+", help="checkpoints of one network, or the folder of a run")
@@ -99,8 +61,24 @@ def average_parser() -> Parser:
     return p
 
 
-def data_parser() -> Parser:
-    """The parser of python -m moco.data."""
+def parse_average(argv: list[str] | None = None) -> argparse.Namespace:
+    """The arguments of python -m moco.average."""
+    return parse(average_parser(), argv, _finish_average)
+
+
+def _finish_average(parser: Parser, argv: list[str]) -> argparse.Namespace:
+    args = parser.parse_intermixed_args(argv)
+    if args.last is not None and args.best is not None:
+        raise UserError("--last and --best are two choices of checkpoints; give one of them.")
+    counts = [name for name in ("last", "best") if getattr(args, name) is not None]
+    if counts and (len(args.checkpoints) > 1 or not os.path.isdir(args.checkpoints[0])):
+        raise UserError(f"--{counts[0]} chooses from the folder of a run; give that alone.")
+    check_images(args)
+    return args
+
+
+def parse_data(argv: list[str] | None = None) -> argparse.Namespace:
+    """The arguments of python -m moco.data."""
     p = Parser("moco.data", "Work on data sets.")
     commands = p.add_subparsers(dest="command", required=True, parser_class=Parser)
     index = commands.add_parser("index", help="write BEiT-3's index of an image folder")
@@ -111,11 +89,11 @@ def data_parser() -> Parser:
     pack.add_argument("out", metavar="OUT", help="new or empty folder; train/ and val/ become folders in it")
     pack.add_argument("--shard-mb", type=positive, default=200, metavar="MB", help="size of a shard (default: 200)")
     pack.add_argument("--seed", type=int, default=0, help="of the order of the images (default: 0)")
-    return p
+    return p.parse_args(argv)
 
 
-def embed_parser() -> Parser:
-    """The parser of moco.embed."""
+def parse_embed(argv: list[str] | None = None) -> argparse.Namespace:
+    """The flags of moco.embed."""
     text = "Features of a set of images as a file, and a picture of them in two dimensions."
     p = Parser("python -m moco.embed", text)
     add = p.add_argument
@@ -127,7 +105,37 @@ def embed_parser() -> Parser:
     add("--points", default=2000, type=at_least(10), metavar="N", help="images in the picture at most (default: 2000)")
     add("--seed", default=0, type=int, help="of the choice of images and of the picture (default: 0)")
     add_launch(p)
-    return p
+    return parse(p, argv, _finish_read)
+
+
+def parse_retrieval(argv: list[str] | None = None) -> argparse.Namespace:
+    """The flags of moco.retrieval."""
+    text = "How well features find and group their classes, before the projection head and behind it."
+    p = Parser("python -m moco.retrieval", text)
+    _add_read(p)
+    p.add_argument("--out", default="./", metavar="DIR", help="where retrieval.json goes (default ./)")
+    p.add_argument("--seed", default=0, type=int, help="of k-means (default: 0)")
+    add_launch(p)
+    return parse(p, argv, _finish_read)
+
+
+def _add_read(p: Parser) -> None:
+    """A checkpoint and the images whose features it makes."""
+    add = p.add_argument
+    add("checkpoint", metavar="CHECKPOINT", nargs="?", help="checkpoint of ours or of nine other projects; "
+        "torchvision:NAME for its published weights")  # fmt: skip
+    add_data(p, of_file=True)
+    add_batch_size(p, where="data")
+    add("--amp", choices=("off", "bf16", "fp16"), default="off", help="arithmetic of the encoder (default: off)")
+    add("--split", choices=("val", "train"), help="which images (default: the held-out ones where there are any)")
+
+
+def _finish_read(parser: Parser, argv: list[str]) -> argparse.Namespace:
+    args = with_config(parser, argv)
+    if args.checkpoint is None or (args.data is None and args.dataset is None):
+        raise UserError("give a checkpoint, and an image folder or --dataset NAME to embed.")
+    check_images(args)
+    return args
 
 
 def bench_parser() -> Parser:
@@ -143,45 +151,18 @@ def bench_parser() -> Parser:
     return p
 
 
-def retrieval_parser() -> Parser:
-    """The parser of moco.retrieval."""
-    text = "How well features find and group their classes, before the projection head and behind it."
-    p = Parser("python -m moco.retrieval", text)
-    _add_read(p)
-    p.add_argument("--out", default="./", metavar="DIR", help="where retrieval.json goes (default ./)")
-    p.add_argument("--seed", default=0, type=int, help="of k-means (default: 0)")
-    add_launch(p)
-    return p
+def parse_bench(argv: list[str] | None = None) -> argparse.Namespace:
+    """The arguments of moco.bench: its own, and every flag of main_pretrain.py with what they come to."""
+    asked, rest = bench_parser().parse_known_args(argv)
+    args = parse_pretrain(rest, any_demo=True)
+    return argparse.Namespace(**vars(args), **vars(asked), settings=pretrain_config(args))
 
 
-def _add_read(p: Parser) -> None:
-    """A checkpoint and the images whose features it makes."""
-    add = p.add_argument
-    add("checkpoint", metavar="CHECKPOINT", nargs="?", help="checkpoint of ours or of nine other projects; "
-        "torchvision:NAME for its published weights")  # fmt: skip
-    add_data(p, of_file=True)
-    add_batch_size(p, where="data")
-    add("--amp", choices=("off", "bf16", "fp16"), default="off", help="arithmetic of the encoder (default: off)")
-    add("--split", choices=("val", "train"), help="which images (default: the held-out ones where there are any)")
-
-
-# --------------------------------------------------------------------------------------------- after parsing
-
-
-def _finish_average(parser: Parser, argv: list[str]) -> argparse.Namespace:
-    args = parser.parse_intermixed_args(argv)
-    if args.last is not None and args.best is not None:
-        raise UserError("--last and --best are two choices of checkpoints; give one of them.")
-    counts = [name for name in ("last", "best") if getattr(args, name) is not None]
-    if counts and (len(args.checkpoints) > 1 or not os.path.isdir(args.checkpoints[0])):
-        raise UserError(f"--{counts[0]} chooses from the folder of a run; give that alone.")
-    check_images(args)
-    return args
-
-
-def _finish_read(parser: Parser, argv: list[str]) -> argparse.Namespace:
-    args = with_config(parser, argv)
-    if args.checkpoint is None or (args.data is None and args.dataset is None):
-        raise UserError("give a checkpoint, and an image folder or --dataset NAME to embed.")
-    check_images(args)
-    return args
+def parse_demo(argv: list[str] | None = None) -> argparse.Namespace:
+    """The flags of python -m moco.demo, and the configuration that it follows."""
+    text = "Pretrain SynCo on 5,000 real digits, and show that it learned."
+    p = Parser("python -m moco.demo", text, allow_abbrev=True)
+    p.add_argument("--save-dir", default="runs/demo", help="where everything goes (default: runs/demo)")
+    p.add_argument("--epochs", type=at_least(1), help="of the pretraining (default: those of configs/demo.yml)")
+    p.set_defaults(config=DEMO_CONFIG)
+    return p.parse_args(argv)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from dataclasses import replace
 from typing import Any
 
 from moco.cli.common import SWITCH, add_sync_bn
@@ -13,9 +14,8 @@ from moco.data.registry import dataset_of
 from moco.errors import UserError
 from moco.methods.registry import ALIASES, FAMILIES, METHODS
 
-SYNCO_COUNTS = {"n1": 256, "n2": 256, "n3": 256, "n4": 64, "n5": 64, "n6": 64}  # SynCo's defaults
 TYPES = ("mixup", "interpolation", "extrapolation", "noise", "perturbation", "adversarial")
-SYNCO_KINDS = ("interpolation", "extrapolation", "mixup", "noise", "perturbation", "adversarial")  # of n1 .. n6
+SYNCO_KINDS = dict(n1="interpolation", n2="extrapolation", n3="mixup", n4="noise", n5="perturbation", n6="adversarial")
 
 # ------------------------------------------------------------------------------------------------------ flags
 
@@ -75,8 +75,9 @@ def add_negatives(p: Parser) -> None:
     """Synthetic negatives and their times."""
     add = p.group("negatives")
     add("--n-hard", default=1024, type=at_least(1), help="hardest queue rows that a query mixes (default: 1024)")
-    for (name, count), text in zip(SYNCO_COUNTS.items(), SYNCO_KINDS, strict=True):
-        add(f"--{name}", type=at_least(0), help=f"SynCo: negatives by {text} (default: {count})")
+    for name, kind in SYNCO_KINDS.items():
+        count = getattr(SynCoConfig, name)
+        add(f"--{name}", type=at_least(0), help=f"SynCo: negatives by {kind} (default: {count})")
     add("--sigma", default=0.01, type=at_least(0.0), help="SynCo: deviation of the noise (default: 0.01)")
     add("--delta", default=0.01, type=finite, help="SynCo: step of the perturbation (default: 0.01)")
     add("--eta", default=0.01, type=finite, help="SynCo: step of the adversarial sign (default: 0.01)")
@@ -98,7 +99,7 @@ def choose_method(args: argparse.Namespace, typed: dict[str, Any]) -> None:
     def asked(name: str) -> bool:
         return getattr(args, name) is not None and ("method" not in typed or name in typed)
 
-    given = [name for name in SYNCO_COUNTS if asked(name)]
+    given = [name for name in SYNCO_KINDS if asked(name)]
     implied = "synco" if given else "mochi" if asked("mochi") else None
     if given and asked("mochi"):
         raise UserError("--mochi and SynCo's --n1..--n6 are two methods; give one of them.")
@@ -111,9 +112,9 @@ def choose_method(args: argparse.Namespace, typed: dict[str, Any]) -> None:
     args.negatives = args.method if method.family == "queue" else implied or "moco"
     if args.negatives == "mochi":
         args.n_hard, args.s, args.s2 = args.mochi or (1024, 512, 256)
-    for name, count in SYNCO_COUNTS.items():
+    for name in SYNCO_KINDS:
         if getattr(args, name) is None:
-            setattr(args, name, count)
+            setattr(args, name, getattr(SynCoConfig, name))
 
 
 def choose_family(args: argparse.Namespace, typed: dict[str, Any], filed: frozenset[str]) -> None:
@@ -144,9 +145,8 @@ def _check_family(args: argparse.Namespace, asked: set[str]) -> None:
     queue = args.family == "queue"
     if args.sync_bn and queue:
         raise UserError("--syncBN is for the methods without a queue; with one, --shuffle-bn keeps BatchNorm honest.")
-    labelled = queue and METHODS[args.method].queue
     refused = set(FAMILIES[args.family].refuses)
-    if labelled:
+    if queue and METHODS[args.method].queue:  # it has labels
         refused |= {"mask_same_image", "head_impl"}
     if "base_temperature" not in METHODS[args.method].defaults:  # the loss is not scaled, so the log must not say so
         refused.add("base_temperature")
@@ -180,7 +180,7 @@ def check_type_starts(args: argparse.Namespace, typed: dict[str, Any]) -> None:
     is drawn."""
     kinds = drawn(args)
     odd = [kind for kind in (*args.type_starts, *args.type_start_steps) if kind not in kinds]
-    if odd and "type_starts" not in typed and typed.keys() & {"method", "mochi", *SYNCO_COUNTS}:
+    if odd and "type_starts" not in typed and typed.keys() & {"method", "mochi", *SYNCO_KINDS}:
         for kind in odd:
             args.type_starts.pop(kind, None)
             args.type_start_steps.pop(kind, None)
@@ -204,7 +204,7 @@ def drawn(args: argparse.Namespace) -> dict[str, int]:
     """Synthetic negatives a query by kind, none of them 0."""
     counts = {"mixup": args.s, "interpolation": args.s2} if args.negatives == "mochi" else {}
     if args.negatives == "synco":
-        counts = {kind: int(getattr(args, name)) for kind, name in zip(SYNCO_KINDS, SYNCO_COUNTS, strict=True)}
+        counts = {kind: int(getattr(args, name)) for name, kind in SYNCO_KINDS.items()}
     return {kind: count for kind, count in counts.items() if count}
 
 
@@ -217,8 +217,10 @@ def negatives_config(args: argparse.Namespace) -> NegativesConfig:
     if args.negatives == "mochi":
         recipe = MoCHiConfig(args.s, args.s2)
     elif args.negatives == "synco":
-        counts = (args.n1, args.n2, args.n3, args.n4, args.n5, args.n6)
-        recipe = SynCoConfig(*counts, args.sigma, args.delta, args.eta, args.extrapolation)
+        counts = [int(getattr(args, name)) for name in SYNCO_KINDS]
+        recipe = SynCoConfig(
+            *counts, sigma=args.sigma, delta=args.delta, eta=args.eta, extrapolation=args.extrapolation
+        )
     return NegativesConfig(
         args.negatives, recipe, args.hard_start_epoch, args.hard_stop_epoch, args.type_starts, args.type_start_steps
     )
@@ -226,21 +228,21 @@ def negatives_config(args: argparse.Namespace) -> NegativesConfig:
 
 def model_config(args: argparse.Namespace) -> MoCoConfig | InBatchConfig | MoCoV3Config:
     """The model, all but the statistics of its channels."""
-    T, base, layout, recompute = args.moco_t, args.base_temperature, args.channels_last, args.recompute
     if args.family == "momentum":
-        return MoCoV3Config(
-            T=T, channels_last=layout, recompute=recompute, method=args.method, C=args.moco_dim,
-            hidden=args.moco_mlp_dim, m=args.moco_m, m_cosine=args.moco_m_cos, freeze_patches=args.stop_grad_conv1,
+        config = MoCoV3Config(
+            method=args.method, C=args.moco_dim, hidden=args.moco_mlp_dim, m=args.moco_m, m_cosine=args.moco_m_cos,
+            freeze_patches=args.stop_grad_conv1,
         )  # fmt: skip
-    if args.family == "batch":
-        return InBatchConfig(
-            T=T, base_temperature=base, channels_last=layout, recompute=recompute, method=args.method,
-            contrast_mode=args.contrast_mode, views=args.views, sync_bn=args.sync_bn, beta=args.beta,
-            tau_plus=args.tau_plus, estimator=args.estimator,
+    elif args.family == "batch":
+        config = InBatchConfig(
+            base_temperature=args.base_temperature, method=args.method, contrast_mode=args.contrast_mode,
+            views=args.views, sync_bn=args.sync_bn, beta=args.beta, tau_plus=args.tau_plus, estimator=args.estimator,
         )  # fmt: skip
-    return MoCoConfig(
-        T=T, base_temperature=base, channels_last=layout, recompute=recompute, C=args.moco_dim, K=args.moco_k,
-        m=args.moco_m, n_hard=args.n_hard, symmetric=args.symmetric, shuffle=args.shuffle_bn, bn_splits=args.bn_splits,
-        mask_same_image=args.mask_same_image, loss_impl=args.head_impl, loss_precision=args.head_precision,
-        negatives=negatives_config(args),
-    )  # fmt: skip
+    else:
+        config = MoCoConfig(
+            base_temperature=args.base_temperature, C=args.moco_dim, K=args.moco_k, m=args.moco_m, n_hard=args.n_hard,
+            symmetric=args.symmetric, shuffle=args.shuffle_bn, bn_splits=args.bn_splits,
+            mask_same_image=args.mask_same_image, loss_impl=args.head_impl, loss_precision=args.head_precision,
+            negatives=negatives_config(args),
+        )  # fmt: skip
+    return replace(config, T=args.moco_t, channels_last=args.channels_last, recompute=args.recompute)

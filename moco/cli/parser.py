@@ -86,13 +86,13 @@ class Parser(argparse.ArgumentParser):
         """The argument of every spelling."""
         return {word: action for action in self._actions for word in action.option_strings}
 
-    def without_defaults(self) -> Parser:
-        """A copy whose result has nothing but what is typed."""
+    def given(self, argv: list[str]) -> dict[str, Any]:
+        """The settings that words of the command line name, whatever their spelling; no defaults, nothing of a file."""
         bare = copy.deepcopy(self)
         bare._defaults.clear()
         for action in bare._actions:
             action.default = argparse.SUPPRESS
-        return bare
+        return vars(bare.parse_intermixed_args(argv))
 
     def _get_value(self, action: argparse.Action, arg_string: str) -> Any:
         try:
@@ -131,11 +131,6 @@ def with_config(parser: Parser, argv: list[str]) -> argparse.Namespace:
         take_defaults(parser, args.config)
         args = parser.parse_intermixed_args(argv)
     return args
-
-
-def given(parser: Parser, argv: list[str]) -> dict[str, Any]:
-    """The settings that words of the command line name, whatever their spelling; no defaults, nothing of a file."""
-    return vars(parser.without_defaults().parse_intermixed_args(argv))
 
 
 def spelled(argv: list[str]) -> list[str]:

@@ -11,7 +11,7 @@ from functools import partial
 from typing import Any
 
 from moco.cli import common, methods, training
-from moco.cli.parser import Parser, at_least, given, parse, take_defaults, with_config
+from moco.cli.parser import Parser, at_least, parse, take_defaults, with_config
 from moco.config import EncoderConfig, PretrainConfig, ScheduleConfig, ValidationConfig, ViewConfig
 from moco.errors import UserError
 from moco.resources import RECIPES
@@ -121,7 +121,7 @@ def _add_run(p: Parser) -> None:
 def _finish(parser: Parser, argv: list[str], any_demo: bool = False) -> argparse.Namespace:
     args = with_config(parser, argv)
     args.data = common.one_folder(args)
-    typed = given(parser, argv)
+    typed = parser.given(argv)
     methods.read_type_starts(args.type_starts)  # which takes a DIR behind it for one of its own
     args.demo = args.data is None and args.dataset is None
     if args.demo:

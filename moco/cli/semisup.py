@@ -6,12 +6,12 @@ import argparse
 from dataclasses import replace
 
 from moco.cli import common, training
-from moco.cli.objective import add_objective, choose_objective
-from moco.cli.parser import Parser, at_least, given, parse, positive, share, with_config
-from moco.config import ClassifierConfig, ScheduleConfig, SubsetConfig
+from moco.cli.parser import Parser, at_least, parse, positive, share, with_config
+from moco.config import ClassifierConfig, ObjectiveConfig, ScheduleConfig, SubsetConfig
 from moco.data.registry import DATASETS
 from moco.errors import UserError
 
+TUNING_LOSSES = ("ce", "supcon", "simclr", "schane")
 SHORTEST_TUNING = 30  # epochs of main_semisup.py without --epochs, at least
 
 
@@ -28,7 +28,7 @@ def semisup_parser() -> Parser:
     _add_subset(p)
     _add_model(p)
     _add_schedule(p)
-    add_objective(p)
+    _add_objective(p)
     _add_run(p)
     common.add_few_shot(p)
     p.group("evaluation")("--few-shot-data", default="", metavar="PATH", help="images of new classes for --few-shot, a "
@@ -88,6 +88,29 @@ def _add_schedule(p: Parser) -> None:
         "the layer above; biases and norms are not decayed (default: off)")  # fmt: skip
 
 
+def _add_objective(p: Parser) -> None:
+    add = p.group("objective")
+    add("--loss", type=str.lower, choices=TUNING_LOSSES, default="ce", help="ce: cross-entropy; the others: (1 - "
+        "alpha) cross-entropy + alpha times the contrastive loss of two views an image (default: ce)")  # fmt: skip
+    add("--alpha", type=share(ends="[]"), metavar="A", help="weight of the contrastive loss (default: 0.9)")
+    add("--temp", type=positive, metavar="T", help="temperature of the contrastive loss (default: 0.5)")
+    add("--estimator", choices=("hard", "easy"), help="schane: weigh hard negatives, or all alike, which is supcon "
+        "(default: hard)")  # fmt: skip
+    add("--beta", type=at_least(0.0), metavar="B", help="schane: how much more hard negatives weigh (1)")
+    add("--smoothing", "--label-smoothing", default=0.0, type=share(), metavar="E", help="of cross-entropy (default: "
+        "0)")  # fmt: skip
+    add("--mixup", default=0.0, type=at_least(0.0), metavar="A", help="of cross-entropy's images, timm's (default: 0, "
+        "off)")  # fmt: skip
+    add("--cutmix", default=0.0, type=at_least(0.0), metavar="A", help="the same by rectangles (default: 0, off)")
+    add("--reprob", default=0.0, type=share(ends="[]"), metavar="P", help="probability of erasing a rectangle "
+        "(default: 0)")  # fmt: skip
+    add = p.group("data")
+    add("--aa", default="", metavar="POLICY", help="timm's AutoAugment or RandAugment, such as rand-m9-mstd0.5-inc1, "
+        "after the random crop (default: none)")  # fmt: skip
+    add("--aug", choices=("v1", "v2", "cifar", "supcon", "digits"),
+        help="a pretraining's views in place of crop and flip")  # fmt: skip
+
+
 def _add_run(p: Parser) -> None:
     add = p.group("run")
     add("--save-dir", "--checkpoint-dir", "--output-dir", default="./", metavar="DIR",
@@ -119,10 +142,10 @@ def _finish(parser: Parser, argv: list[str]) -> argparse.Namespace:
         args.lr_backbone = args.lr_classifier = args.lr
     args.save_dir = common.place(args)
     args.notes = []  # sentences for the log
-    training.choose_plateau(args, given(parser, argv), parser.filed)
+    training.choose_plateau(args, parser.given(argv), parser.filed)
     _choose_schedule(args)
     _check_run(args)
-    choose_objective(args)
+    _choose_objective(args)
     _check_recipe(args)
     common.check_images(args)
     return args
@@ -164,6 +187,19 @@ def _check_run(args: argparse.Namespace) -> None:
         raise UserError("--evaluate takes --resume with a fine-tuned checkpoint, and no --val-only.")
 
 
+def _choose_objective(args: argparse.Namespace) -> None:
+    """The defaults of the loss; UserError for the settings of another."""
+    own = {"alpha": TUNING_LOSSES[1:], "temp": TUNING_LOSSES[1:], "estimator": ("schane",), "beta": ("schane",)}
+    defaults = {"alpha": 0.9, "temp": 0.5, "estimator": "hard", "beta": 1.0}
+    for name, losses in own.items():
+        if getattr(args, name) is None:
+            setattr(args, name, defaults[name])
+        elif args.loss not in losses:
+            raise UserError(f"--{name} is for --loss {', '.join(losses)}; {args.loss} has none.")
+    if args.loss != "ce" and args.weights == "freeze":
+        raise UserError(f"--loss {args.loss} trains the encoder, which --weights freeze keeps; leave one of them out.")
+
+
 def _check_recipe(args: argparse.Namespace) -> None:
     rates = [args.lr_classifier] + [args.lr_backbone] * (args.weights == "finetune")
     training.check_min_lr(args, max(rates), lowered=args.schedule is None)
@@ -187,6 +223,14 @@ def classifier_config(args: argparse.Namespace) -> ClassifierConfig:
     return ClassifierConfig(
         args.arch, args.stem, args.drop_path, args.pretrained, args.weights == "freeze", args.amp, args.sync_bn,
         args.channels_last,
+    )  # fmt: skip
+
+
+def objective_config(args: argparse.Namespace) -> ObjectiveConfig:
+    """What fine-tuning minimises."""
+    return ObjectiveConfig(
+        args.loss, args.alpha, args.temp, args.estimator, args.beta, args.smoothing, args.mixup, args.cutmix,
+        args.reprob,
     )  # fmt: skip
 
 

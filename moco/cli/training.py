@@ -131,7 +131,9 @@ def choose_plateau(args: argparse.Namespace, typed: dict[str, Any], filed: froze
     own = "plateau" in typed
     for name in others:
         if (name in typed) == own:
-            _refuse_beside_plateau(name)
+            last = "--lr-decay-rate is of the epochs of --schedule, and --plateau drops rates 10x; leave it out."
+            two = f"--plateau and --{name} are two schedules; give one of them."
+            raise UserError(last if name == "lr_decay_rate" else two)
     if not others:
         return
     flags = ", ".join(f"--{name.replace('_', '-')}" for name in others)
@@ -139,12 +141,6 @@ def choose_plateau(args: argparse.Namespace, typed: dict[str, Any], filed: froze
     args.notes.append(f"{winner} of the command line, in the place of the file's {loser}")
     for name in dropped:
         setattr(args, name, unused.get(name))
-
-
-def _refuse_beside_plateau(name: str) -> None:
-    if name == "lr_decay_rate":
-        raise UserError("--lr-decay-rate is of the epochs of --schedule, and --plateau drops rates 10x; leave it out.")
-    raise UserError(f"--plateau and --{name} are two schedules; give one of them.")
 
 
 # ------------------------------------------------------------------------------------------------- typed settings

@@ -12,7 +12,7 @@ from moco.errors import exit_code
 
 def main(argv: list[str] | None = None) -> int:
     """Write an index of an image folder, or its images as tar shards; the exit code."""
-    args = commands.data_parser().parse_args(argv)
+    args = commands.parse_data(argv)
     return exit_code(lambda: (_index if args.command == "index" else _pack)(args))
 
 

@@ -10,7 +10,7 @@ from argparse import Namespace
 from typing import Any
 
 from moco import cli
-from moco.cli.parser import Parser, end_lists, given, spelled
+from moco.cli.parser import Parser, end_lists, spelled
 from moco.errors import UserError
 
 ENTRY_POINTS = {f"main_{name}.py": name for name in ("pretrain", "lincls", "semisup")}
@@ -51,7 +51,7 @@ def flags_named(main: str, argv: list[str]) -> dict[str, str]:
     if parser := _parser(main):
         # what it does not take, the trials' own commands will tell
         with contextlib.suppress(UserError, SystemExit), contextlib.redirect_stderr(io.StringIO()):
-            found = {name: f"--{hyphens(name)}" for name in given(parser, end_lists(parser, spelled(argv)))}
+            found = {name: f"--{hyphens(name)}" for name in parser.given(end_lists(parser, spelled(argv)))}
     for word in (word.split("=")[0] for word in argv if word.startswith("--")):
         name = hyphens(word.removeprefix("--"))
         found[setting(main, name)] = word

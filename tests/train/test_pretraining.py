@@ -68,7 +68,7 @@ def test_a_warm_up_counted_in_steps_then_the_cosine_of_timm():
         (["--epochs", 2, "--hard-start-epoch", 1], True),
         (["--epochs", 2, "--hard-start-epoch", 2], False),
         (["--steps", 3, "--hard-start-epoch", 1], False),  # three steps an epoch
-        (["--epochs", 2, "--type-starts", *(f"{kind}=6steps" for kind in SYNCO_KINDS)], False),
+        (["--epochs", 2, "--type-starts", *(f"{kind}=6steps" for kind in SYNCO_KINDS.values())], False),
         (["--method", "supcon", "--epochs", 1, "--hard-start-epoch", 3], False),
     ],
 )
