@@ -18,9 +18,7 @@ if __name__ == "__main__":  # a wrong flag is answered before torch is imported;
 
     ARGS = parse_lincls()
 
-import torch
-
-from moco import data, distributed, seeding
+from moco import data, distributed
 from moco.cli.common import few_shot_config
 from moco.cli.flag_classes import LINCLS, probing
 from moco.cli.training import optimizer_config, schedule_config
@@ -28,12 +26,11 @@ from moco.config import ClassifierConfig
 from moco.data import Source
 from moco.errors import UserError
 from moco.eval import fewshot, knn, linear, linear_checkpoint, linear_report, lr_find
-from moco.eval.classifier import backbone_of, begin_at, begin_encoder, check_frozen
+from moco.eval.classifier import backbone_of, begin_at, check_frozen
 from moco.eval.features import EvalData, bad_image_notes
 from moco.eval.linear_fit import ProbeFeatures, ProbeRun
 from moco.train.checkpoint import reserve_run_folder
 from moco.train.plan import count_epochs
-from moco.train.pretraining import pick_amp
 from moco.train.resume import DONE, about_run, begin_run, changes
 from moco.train.runlog import RunLog
 from moco.weights.settings import Settled, settle_from_file
@@ -50,14 +47,11 @@ def worker(args: Namespace) -> int:
 
     # data
     train, val, settled, numbered = open_images(args, mode, path, state)
-    linear.check_classes(train, args.num_classes)
     (size, mean, std), batch = settled.of(train), args.batch_size * distributed.nodes()
 
     # model
-    torch.manual_seed(seeding.key("init", seed) >> 1)
-    config = ClassifierConfig(args.arch, args.stem, pretrained=args.pretrained)
-    encoder, weights, read = begin_encoder(config, train, size, seed, resumed=bool(path))
-    model = linear.Probe(encoder, distributed.device(), mean, std, seed, pick_amp(args.amp, distributed.device()))
+    config = ClassifierConfig(args.arch, args.stem, pretrained=args.pretrained, amp=args.amp)
+    model, weights, read = linear.build_probe(config, train, size, mean, std, seed, bool(path))
 
     # optimizer
     lrs = linear_checkpoint.rates(state, args.lrs, args.epochs, training=trained)
@@ -65,7 +59,7 @@ def worker(args: Namespace) -> int:
     plan = count_epochs(-(-len(train) // batch), schedule_config(args, args.epochs))
 
     # resume
-    about = about_run(probing(args, encoder.built, mean, std, batch), train)
+    about = about_run(probing(args, model.encoder.built, mean, std, batch), train)
     notes = changes(state, path, about, LINCLS, args.seed) if trained else []
     notes = [DONE] if trained and state.get("epoch", 0) >= args.epochs else notes
     run = {"seed": seed, "classes": train.classes, "batches": {"images": len(train), "images a batch": batch}, **about}
@@ -89,7 +83,7 @@ def worker(args: Namespace) -> int:
             lr_find.find_rate(heads[0], features(train, training=True), args.lr_find_steps, result, args.save_dir, log)
         else:
             save = partial(linear_checkpoint.save, model, heads, args.save_dir, at, args.arch, run, args.save_ckpt_freq)
-            origin = args.pretrained or path or "the random initialisation"
+            origin, encoder = args.pretrained or path or "the random initialisation", model.encoder
             check = partial(check_frozen, encoder, weights or backbone_of(encoder), "must stay frozen", origin)
             return fit(args, ProbeRun(heads, plan, at, log, save, check), features, train, val, result)
     return 0
@@ -108,6 +102,7 @@ def open_images(args: Namespace, mode: str, path: str | None, state: dict) -> tu
         train = val = fewshot.pool(sources, args.few_shot_classes)
     else:
         train, val = knn.labelled_sets(sources) if mode == "knn" else linear.labelled_pair(sources, args.val_share)
+    linear.check_classes(train, args.num_classes)
     return train, val, settled, numbered
 
 

@@ -23,18 +23,19 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from moco import distributed, files
-from moco.config import OptimizerConfig
+from moco import distributed, files, seeding
+from moco.config import ClassifierConfig, OptimizerConfig
 from moco.data import EpochSampler, Source, Sources
 from moco.data.sources.subset import Subset, split
 from moco.errors import UserError
-from moco.eval.classifier import Batch, Score, counted_once, score_sums
+from moco.eval.classifier import Batch, Score, begin_encoder, counted_once, score_sums
 from moco.eval.features import EvalData, FeatureExtractor, Features, LabelledBatches
 from moco.models.encoder import features, new_classifier
 from moco.models.inputs import normalise
 from moco.train.metrics import accuracy
 from moco.train.optimizers import build_optimizer
 from moco.train.plan import Progress, TrainPlan
+from moco.train.pretraining import pick_amp
 from moco.train.timers import Stopwatch
 
 # ------------------------------------------------------------------------------------------------ before a run
@@ -102,6 +103,19 @@ class Probe:
     def extractor(self, images: EvalData) -> FeatureExtractor:
         """Of features from whole images."""
         return FeatureExtractor(images, self.device, self.mean, self.std, self.amp)
+
+
+def build_probe(
+    config: ClassifierConfig, train: Source, size: int, mean: Any, std: Any, seed: int, resumed: bool
+) -> tuple[Probe, dict[str, Tensor], str]:
+    """A probe of the classes and channels of ``train``, and what :func:`begin_encoder` put into its encoder.
+
+    size: side of the views in pixels. mean, std: of the channels. seed: of all first weights.
+    """
+    torch.manual_seed(seeding.key("init", seed) >> 1)
+    encoder, weights, read = begin_encoder(config, train, size, seed, resumed)
+    device = distributed.device()
+    return Probe(encoder, device, mean, std, seed, pick_amp(config.amp, device)), weights, read
 
 
 # ---------------------------------------------------------------------------------------------------------- heads
