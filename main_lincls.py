@@ -67,7 +67,7 @@ def worker(args: Namespace) -> int:
         linear_checkpoint.load(model, heads, state, path, args.arch, weights, run if trained else None)
     at, resumed = begin_at(state, path, seed, args.start_epoch)
     if trained:
-        reserve_run_folder(args.save_dir, path, args.overwrite, *linear_checkpoint.OWN_FILES)
+        reserve_run_folder(args.save_dir, path, args.overwrite, *linear_checkpoint.PROBE_FILES)
     done = at.batches(plan.steps_per_epoch) if path else None
     with RunLog(args.save_dir, config=vars(args), resume_step=done, name=mode) as log:
         workers, flip = distributed.share_of_cores(args.workers), data.dataset_of(args.dataset).mirrored
@@ -102,7 +102,7 @@ def open_images(args: Namespace, mode: str, path: str | None, state: dict) -> tu
         train = val = fewshot.pool(sources, args.few_shot_classes)
     else:
         train, val = knn.labelled_sets(sources) if mode == "knn" else linear.labelled_pair(sources, args.val_share)
-    linear.check_classes(train, args.num_classes)
+    linear.check_class_count(train, args.num_classes)
     return train, val, settled, numbered
 
 

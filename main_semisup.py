@@ -59,12 +59,12 @@ def worker(args: Namespace) -> int:
         finetune.load(state, path, args.arch, model, ema, None if args.evaluate else optimizer, scaler)
     at, resumed = begin_at(state, path, seed, args.start_epoch)
     if not args.evaluate:
-        reserve_run_folder(args.save_dir, path, args.overwrite, *finetune.OWN_FILES)
+        reserve_run_folder(args.save_dir, path, args.overwrite, *finetune.TUNING_FILES)
     mode, step = "evaluate" if args.evaluate else "semisup", at.batches(plan.batches) if path else None
     with RunLog(args.save_dir, config=vars(args), resume_step=step, name=mode) as log:
         summary = "; ".join(filter(None, [read, resumed, numbered, *args.notes])) + settled.summary
         log.line(f"{args.arch} at {size} px, --weights {args.weights}: {summary}")
-        log.line("\n".join([setup.describe_run(images, model, plan, batch, seed), *notes]))
+        log.line("\n".join([setup.describe_tuning(images, model, plan, batch, seed), *notes]))
         views = how_to_view(args, size, batch, seed, objective.views, log)
         training, selecting = setup.open_sets(images, views, model, log)
         tuner = finetune.Tuner(

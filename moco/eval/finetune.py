@@ -45,7 +45,7 @@ from moco.weights.settings import images_of
 # The released code's names; they lie beside a probe's files and a pretraining's without harm.
 CHECKPOINT, BEST, RESULT = "checkpoint_semisup.pth.tar", "model_best_semisup.pth.tar", "result.json"
 KEPT = "checkpoint_semisup_{:04d}.pth.tar"  # of an epoch, counted from 0 as upstream's are
-OWN_FILES = (CHECKPOINT,), (RESULT,), (BEST, KEPT.replace("{:04d}", "[0-9]*"))  # see checkpoint.reserve_run_folder
+TUNING_FILES = (CHECKPOINT,), (RESULT,), (BEST, KEPT.replace("{:04d}", "[0-9]*"))  # see checkpoint.reserve_run_folder
 
 
 # -------------------------------------------------------------------------------------------------- the network

@@ -114,7 +114,7 @@ def prepare_tuning(
     return optimizer, lrs, scaler, moving_average(model, config.ema, config.ema_epoch, plan.steps_per_epoch)
 
 
-def describe_run(images: Images, model: Classifier, plan: TrainPlan, batch: int, seed: int) -> str:
+def describe_tuning(images: Images, model: Classifier, plan: TrainPlan, batch: int, seed: int) -> str:
     """What a run reads and how it computes, for the log; batch: images a step over all processes."""
     where = f"{distributed.processes()}, batch {batch}, amp {model.amp or 'off'}, seed {seed}"
     if images.evaluate:

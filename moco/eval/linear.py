@@ -57,7 +57,7 @@ def labelled_pair(sources: Sources, val_share: float = 0.0) -> tuple[Source, Sou
     return Subset(sources.train, train, "training part"), Subset(sources.train, val, "held-out part")
 
 
-def check_classes(train: Source, asked: int | None) -> None:
+def check_class_count(train: Source, asked: int | None) -> None:
     """UserError when the labelled images have another number of classes than ``asked`` (--num-classes)."""
     found = len(train.classes or ())
     if asked not in (None, found):

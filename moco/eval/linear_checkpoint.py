@@ -19,7 +19,7 @@ from moco.weights.settings import images_of
 CHECKPOINT, BEST, RESULT = "checkpoint.pth.tar", "model_best.pth.tar", "result.json"
 KEPT = "checkpoint_lincls_{:04d}.pth.tar"  # of an epoch, counted from 0 as upstream's are
 _ALL_KEPT = KEPT.replace("{:04d}", "[0-9]*")
-OWN_FILES = (CHECKPOINT,), (RESULT,), (BEST, _ALL_KEPT)  # see moco.train.checkpoint.reserve_run_folder
+PROBE_FILES = (CHECKPOINT,), (RESULT,), (BEST, _ALL_KEPT)  # see moco.train.checkpoint.reserve_run_folder
 
 
 def save(

@@ -497,7 +497,7 @@ def test_another_runs_folder_is_left_alone(folder, tmp_path):
     with pytest.raises(UserError, match="holds result.json of another run; choose another"):  # as a probe's is
         main_semisup.worker(parse_semisup([str(folder), *TINY, "--save-dir", str(tmp_path)]))
     (tmp_path / "kept").rename(state)
-    checkpoint.reserve_run_folder(str(tmp_path), None, True, *finetune.OWN_FILES)
+    checkpoint.reserve_run_folder(str(tmp_path), None, True, *finetune.TUNING_FILES)
     assert not (tmp_path / finetune.RESULT).exists()
     assert not (tmp_path / finetune.CHECKPOINT).exists()
     assert not (tmp_path / finetune.BEST).exists()
