@@ -187,16 +187,13 @@ class MoCoV3Config(ModelConfig):
 
 @dataclass(frozen=True)
 class EncoderConfig:
-    """A network with ``dim`` outputs, see :func:`moco.models.encoder.build_encoder`.
-
-    mlp: MoCo v2's head. stem: auto, imagenet or cifar. compile_mode: of torch.compile, None: not compiled.
-    """
+    """A network with ``dim`` outputs, see :func:`moco.models.encoder.build_encoder`."""
 
     arch: str = "resnet50"
     dim: int = 128
-    mlp: bool = False
-    stem: str = "auto"
-    compile_mode: str | None = None
+    mlp: bool = False  # MoCo v2's head
+    stem: str = "auto"  # or imagenet, cifar
+    compile_mode: str | None = None  # of torch.compile, None: not compiled
 
 
 # -------------------------------------------------------------------------------------------------- the training
@@ -204,27 +201,17 @@ class EncoderConfig:
 
 @dataclass(frozen=True)
 class OptimizerConfig:
-    """An optimizer and what follows its steps.
+    """An optimizer and what follows its steps."""
 
-    Args:
-        name: sgd, which is torch's as upstream's; every other name is timm's: adamw, lars, lookahead_adamw ...
-        lr, weight_decay: of groups without their own.
-        momentum: of optimizers that have one.
-        clip: largest norm of the gradient; a gradient that is not finite is left as it is.
-        betas: of the others; None for timm's (AdamW: .9, .999).
-        exclude_bias_norm: no weight decay of biases and norms.
-        ema, ema_epoch: share of itself that an average of the weights keeps at every step, or an epoch; None: none.
-    """
-
-    name: str = "sgd"
-    lr: float = 0.03
-    momentum: float = 0.9
-    weight_decay: float = 0.0
-    clip: float | None = None
-    betas: tuple[float, ...] | None = None
-    exclude_bias_norm: bool = False
-    ema: float | None = None
-    ema_epoch: float | None = None
+    name: str = "sgd"  # torch's as upstream's; every other name is timm's: adamw, lars, lookahead_adamw ...
+    lr: float = 0.03  # of groups without their own
+    momentum: float = 0.9  # of optimizers that have one
+    weight_decay: float = 0.0  # of groups without their own
+    clip: float | None = None  # largest norm of the gradient; a gradient that is not finite is left as it is
+    betas: tuple[float, ...] | None = None  # of optimizers that have them; None for timm's (AdamW: .9, .999)
+    exclude_bias_norm: bool = False  # no weight decay of biases and norms
+    ema: float | None = None  # share of itself that an average of the weights keeps at every step; None: no average
+    ema_epoch: float | None = None  # the same, an epoch
 
 
 @dataclass(frozen=True)
@@ -264,40 +251,31 @@ class SubsetConfig:
 
 @dataclass(frozen=True)
 class ClassifierConfig:
-    """The network of fine-tuning.
-
-    arch, stem, drop_path: see :func:`moco.models.encoder.build_encoder`. pretrained: file of the encoder, empty for
-    none. freeze: keep the encoder. amp: its arithmetic. sync_bn: BatchNorm over the batch of all processes.
-    """
+    """The network of fine-tuning: arch, stem and drop_path as :func:`moco.models.encoder.build_encoder` takes them."""
 
     arch: str
     stem: str = "auto"
     drop_path: float = 0.0
-    pretrained: str = ""
-    freeze: bool = False
-    amp: str = "off"
-    sync_bn: bool = False
+    pretrained: str = ""  # file of the encoder, empty for none
+    freeze: bool = False  # keep the encoder
+    amp: str = "off"  # the encoder's arithmetic
+    sync_bn: bool = False  # BatchNorm over the batch of all processes
     channels_last: bool = True  # memory layout
 
 
 @dataclass(frozen=True)
 class ObjectiveConfig:
-    """What fine-tuning minimises, see :mod:`moco.eval.finetune_loss`.
+    """What fine-tuning minimises, see :mod:`moco.eval.finetune_loss`."""
 
-    loss: ce, supcon, simclr or schane. alpha: weight of the contrastive loss. T: its temperature. estimator: of
-    ``schane``, hard or easy (which is SupCon). beta: how strongly hard negatives weigh. smoothing: of cross-entropy's
-    labels. mixup, cutmix: timm's alpha, 0 for off. erase: probability of random erasing.
-    """
-
-    loss: str = "ce"
-    alpha: float = 0.9
-    T: float = 0.5
-    estimator: str = "hard"
-    beta: float = 1.0
-    smoothing: float = 0.0
-    mixup: float = 0.0
-    cutmix: float = 0.0
-    erase: float = 0.0
+    loss: str = "ce"  # or supcon, simclr, schane
+    alpha: float = 0.9  # weight of the contrastive loss
+    T: float = 0.5  # temperature of the contrastive loss
+    estimator: str = "hard"  # of schane, or easy (which is SupCon)
+    beta: float = 1.0  # how strongly hard negatives weigh
+    smoothing: float = 0.0  # of cross-entropy's labels
+    mixup: float = 0.0  # timm's alpha, 0 for off
+    cutmix: float = 0.0  # the same
+    erase: float = 0.0  # probability of random erasing
 
 
 # ------------------------------------------------------------------------------------------------ the evaluation
@@ -305,22 +283,21 @@ class ObjectiveConfig:
 
 @dataclass(frozen=True)
 class ValidationConfig:
-    """What pretraining measures between epochs. knn_every, retrieval_every: epochs between two measures, 0: never. k,
-    temperature: as :func:`moco.eval.knn.evaluate_knn`'s."""
+    """What pretraining measures between epochs; k, temperature: as :func:`moco.eval.knn.evaluate_knn`'s."""
 
-    knn_every: int = 10
-    retrieval_every: int = 0
+    knn_every: int = 10  # epochs between two measures, 0: never
+    retrieval_every: int = 0  # the same
     k: tuple[int, ...] = (200,)
     temperature: float = 0.1
 
 
 @dataclass(frozen=True)
 class FewShotConfig:
-    """way: classes an episode. shots: labelled images a class, one result each. queries: images to classify a class."""
+    """Few-shot episodes."""
 
-    way: int = 5
-    shots: tuple[int, ...] = (1, 5)
-    queries: int = 15
+    way: int = 5  # classes an episode
+    shots: tuple[int, ...] = (1, 5)  # labelled images a class, one result each
+    queries: int = 15  # images to classify a class
     episodes: int = 600
     seed: int = 0
 
@@ -330,20 +307,16 @@ class FewShotConfig:
 
 @dataclass(frozen=True)
 class ViewConfig:
-    """The views of a pretraining; what is None the data set decides.
+    """The views of a pretraining; what is None the data set decides."""
 
-    dataset: whose statistics and preset. size: side in pixels. mean, std: of the channels. aug: preset. decode: exact,
-    or fast. device: cpu, gpu or auto, where views are made after their crop. count: of views an image.
-    """
-
-    dataset: str | None = None
-    size: int | None = None
-    mean: tuple[float, ...] | None = None
+    dataset: str | None = None  # whose statistics and preset
+    size: int | None = None  # side in pixels
+    mean: tuple[float, ...] | None = None  # of the channels
     std: tuple[float, ...] | None = None
-    aug: str | None = None
-    decode: str = "exact"
-    device: str = "auto"
-    count: int = 2
+    aug: str | None = None  # preset
+    decode: str = "exact"  # or fast
+    device: str = "auto"  # or cpu, gpu: where views are made after their crop
+    count: int = 2  # views an image
 
 
 @dataclass(frozen=True)

@@ -45,20 +45,17 @@ def _dataset(name: str) -> str:
 
 
 def add_statistics(p: Parser, default: str) -> None:
-    """--mean and --std."""
     add = p.group("data")
     add("--mean", type=finite, nargs="+", metavar="X", help=f"channel means in 0..1 {default}")
     add("--std", type=positive, nargs="+", metavar="X", help=f"channel deviations in 0..1 {default}")
 
 
 def add_workers(p: Parser, default: int, text: str, *more: str) -> None:
-    """-j."""
     p.group("data")("-j", "--workers", *more, default=default, type=at_least(0), metavar="N",
                     help=f"loader processes {text}")  # fmt: skip
 
 
 def add_batch_size(p: Parser, default: int = 256, where: str = "schedule") -> None:
-    """-b."""
     p.group(where)("-b", "--batch-size", default=default, type=at_least(1), metavar="N",
                    help=f"images a step over all processes of this node (default: {default})")  # fmt: skip
 
@@ -79,12 +76,10 @@ def add_stop(p: Parser) -> None:
 
 
 def add_sync_bn(p: Parser) -> None:
-    """--sync-bn."""
     p.group("model")("--sync-bn", "--syncBN", action="store_true", help="BatchNorm over the batch of all processes")
 
 
 def add_trial(p: Parser) -> None:
-    """SupContrast's --trial."""
     p.group("run")("--trial", metavar="NAME", help="put the run into --save-dir/trial_NAME")
 
 
@@ -108,7 +103,6 @@ def add_launch(p: Parser) -> None:
 
 
 def add_knn(p: Parser) -> None:
-    """k-NN."""
     add = p.group("evaluation")
     add("--knn-k", default=[200], nargs="+", type=at_least(1), metavar="k", help="neighbours; several numbers are "
         "answered in one pass, the first is reported as knn (default: 200)")  # fmt: skip

@@ -204,13 +204,13 @@ def take_defaults(parser: Parser, path: str) -> None:
         elif value is not None:
             dest, spellings = flags[name].dest, flags[name].option_strings
             flag = next(word for word in spellings if word.lstrip("-") == name)
-            args = parser.parse_args(spelled(typed(flag, value, spellings)))
+            args = parser.parse_args(spelled(argv_of(flag, value, spellings)))
             parser.set_defaults(**{dest: getattr(args, dest)})
             filed.add(dest)
     parser.filed |= filed
 
 
-def typed(flag: str, value: Any, known: Container[str]) -> list[str]:
+def argv_of(flag: str, value: Any, known: Container[str]) -> list[str]:
     """A flag and its value in a YAML file as they are typed; false is the flag's --no-, where that is ``known``."""
     if value is None or value is False:
         negative = "--no-" + flag.lstrip("-")

@@ -90,7 +90,6 @@ def add_average(p: Parser) -> None:
 
 
 def add_plateau(p: Parser, text: str) -> None:
-    """--plateau."""
     p.group("schedule")("--plateau", type=at_least(0), metavar="E", help=f"in place of {text}")
 
 

@@ -25,7 +25,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from moco import resources
-from moco.cli.parser import typed
+from moco.cli.parser import argv_of
 from moco.errors import UserError
 from moco.sweep import figures
 from moco.sweep.commands import ENTRY_POINTS, dests_of, flags_named, hyphens, parsed, plain, setting
@@ -129,7 +129,7 @@ class Spec:
         return [*self.argv[:at], *self._said(flags), *self.argv[at:]]
 
     def _said(self, flags: dict[str, Any]) -> list[str]:
-        return [word for name in sorted(flags) for word in typed(f"--{name}", flags[name], dests_of(self.main))]
+        return [word for name in sorted(flags) for word in argv_of(f"--{name}", flags[name], dests_of(self.main))]
 
     def words_of(self, stage: Stage) -> str:
         """A stage's own flags, as they are typed."""
