@@ -15,7 +15,10 @@ from moco.errors import UserError
 from moco.methods.registry import ALIASES, FAMILIES, METHODS
 
 TYPES = ("mixup", "interpolation", "extrapolation", "noise", "perturbation", "adversarial")
-SYNCO_KINDS = dict(n1="interpolation", n2="extrapolation", n3="mixup", n4="noise", n5="perturbation", n6="adversarial")
+SYNCO_KINDS = {
+    "n1": "interpolation", "n2": "extrapolation", "n3": "mixup", "n4": "noise", "n5": "perturbation",
+    "n6": "adversarial",
+}  # fmt: skip
 
 # ------------------------------------------------------------------------------------------------------ flags
 
@@ -76,8 +79,7 @@ def add_negatives(p: Parser) -> None:
     add = p.group("negatives")
     add("--n-hard", default=1024, type=at_least(1), help="hardest queue rows that a query mixes (default: 1024)")
     for name, kind in SYNCO_KINDS.items():
-        count = getattr(SynCoConfig, name)
-        add(f"--{name}", type=at_least(0), help=f"SynCo: negatives by {kind} (default: {count})")
+        add(f"--{name}", type=at_least(0), help=f"SynCo: negatives by {kind} (default: {getattr(SynCoConfig, name)})")
     add("--sigma", default=0.01, type=at_least(0.0), help="SynCo: deviation of the noise (default: 0.01)")
     add("--delta", default=0.01, type=finite, help="SynCo: step of the perturbation (default: 0.01)")
     add("--eta", default=0.01, type=finite, help="SynCo: step of the adversarial sign (default: 0.01)")
@@ -176,8 +178,7 @@ def read_type_starts(entries: list[str]) -> tuple[dict[str, int], dict[str, int]
 
 
 def check_type_starts(args: argparse.Namespace, typed: dict[str, Any]) -> None:
-    """UserError for the start of a kind that is not drawn; a file's is dropped where the command line has chosen what
-    is drawn."""
+    """UserError for the start of a kind that is not drawn; a file's is dropped where other kinds are typed."""
     kinds = drawn(args)
     odd = [kind for kind in (*args.type_starts, *args.type_start_steps) if kind not in kinds]
     if odd and "type_starts" not in typed and typed.keys() & {"method", "mochi", *SYNCO_KINDS}:
