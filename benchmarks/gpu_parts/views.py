@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from moco.data import PRESETS
-from moco.data.augment import by_torch
+from moco.data.augment import by_torch, by_triton
 from moco.data.augment.by_pil import draw
 
 from . import clock
@@ -41,17 +41,17 @@ def run(found: Findings) -> None:
 def compared(found: Findings, preset: str, shape: tuple[int, ...]) -> None:
     images, rows = noise(shape), drawn(preset, shape[0])
     after = tuple(name for name in PRESETS[preset].order if name in ORDER)
-    expected = by_torch.one_by_one(images, rows.numpy(), after)
+    expected = by_torch.finish(images, rows, after)
     there = images.to(found.device)
     name = f"views {preset}, {shape[0]} of {'x'.join(map(str, shape[1:]))}"
-    for way in ("by_triton", "one_by_one"):
-        if way == "by_triton" and not by_torch.suits_triton(rows.numpy(), after):
+    for way, finish in (("by_triton", by_triton.by_launches), ("one_by_one", by_torch.finish)):
+        if way == "by_triton" and not by_triton.suits(rows, after):
             continue
         clock.poison(found.device)
-        off = int((getattr(by_torch, way)(there, rows.numpy(), after).cpu() != expected).sum())
+        off = int((finish(there, rows, after).cpu() != expected).sum())
         found.note(f"{name}, {way}", off, "pixels differ from PIL's", off == 0)
     if not found.dry:
-        by_torch.finish(there, rows, after)
+        by_triton.finish(there, rows, after)
         with clock.counted_waits() as waits:
-            by_torch.finish(there, rows, after)
+            by_triton.finish(there, rows, after)
         found.note(f"{name}, host waits", len(waits), "; ".join(waits)[:160], not waits)

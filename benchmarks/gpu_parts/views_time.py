@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 
-from moco.data.augment import by_torch
+from moco.data.augment import by_torch, by_triton
 
 from . import clock
 from .findings import Findings
@@ -13,8 +13,8 @@ from .views import ORDER, drawn, noise
 
 def run(found: Findings) -> None:
     n, size = (2, 5) if found.dry else (256, 224)
-    images, rows = noise((n, 3, size, size)).to(found.device), drawn("v2", n).numpy()
-    for name, way in (("Triton", by_torch.by_triton), ("torch's operators", by_torch.one_by_one)):
+    images, rows = noise((n, 3, size, size)).to(found.device), drawn("v2", n)
+    for name, way in (("Triton", by_triton.by_launches), ("torch's operators", by_torch.finish)):
         with found.guarded(f"views by {name}"):
             call = functools.partial(way, images, rows, ORDER)
             found.note(f"{n} views at {size} px by {name}", clock.microseconds(call, found.device, 10, 3), "us")

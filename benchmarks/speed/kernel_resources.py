@@ -102,13 +102,12 @@ def of_views() -> dict[str, tuple[Any, ...]]:
     """Every program that finishes views, for colour."""
     from moco.data.augment import triton_kernels as code
 
-    block = {"COLOUR": True, "BLOCK": views.BLOCK}
-    walk = {"COLOUR": True, "LIST": views.BLURRED, "BLOCK": views.ROWS, "SEGMENT": views.SEGMENT}
+    known = views.program_constants(True)
     return {
-        "views: luminances": (code.luminances, {"LIST": views.CONTRASTED, **block}),
-        "views: points": (code.points, {"LIST": views.SHARP, **block}),
-        "views: blur, first": (code.blur, {"FIRST": True, **walk}),
-        "views: blur, second": (code.blur, {"FIRST": False, **walk}),
+        "views: luminances": (code.luminances, known["luminances"]),
+        "views: points": (code.points, known["points"]),
+        "views: blur, first": (code.blur, {"FIRST": True, **known["blur"]}),
+        "views: blur, second": (code.blur, {"FIRST": False, **known["blur"]}),
     }
 
 
@@ -145,7 +144,6 @@ def compile_for(
     if target == "gfx942" and str(constants.get("PRECISION", "")).startswith("tf32"):
         constants = {**constants, "PRECISION": "ieee"}  # as by_triton.py does there
     usual = {name: constants[name] for name in OPTIONS if name in constants}
-    usual |= views.options(constants) if "COLOUR" in constants else {}
     constants = {name: value for name, value in constants.items() if name not in usual}
     types = signature(program, constants, precision)
     open_ = getattr(program, "do_not_specialize", None) or ()

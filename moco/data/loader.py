@@ -18,7 +18,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from moco.data.augment.by_pil import split_order
-from moco.data.augment.by_torch import finish
+from moco.data.augment.by_triton import finish
 from moco.data.datasets import Key, TwoViews
 from moco.data.sources.base import Source
 from moco.errors import UserError

@@ -18,7 +18,7 @@ from moco.cli.pretrain import pretrain_config
 from moco import data, distributed
 from moco.distributed import collectives
 from moco import cli
-from moco.data.augment import by_torch
+from moco.data.augment import by_torch, by_triton
 from moco.kernels import contrastive_loss, gpu_has_bf16
 from moco.train.bench import make_trainer, noise
 from moco.train.runlog import RunLog
@@ -180,10 +180,10 @@ def test_views_are_finished_without_a_wait():
     expected = by_torch.finish(images, rows, order)
     there = images.to(DEVICE)
     assert torch.equal(
-        by_torch.finish(there, rows, order).cpu(), expected
+        by_triton.finish(there, rows, order).cpu(), expected
     )  # compiles, and looks once if pixels are PIL's
     with no_host_waits():
-        found = by_torch.finish(there, rows, order)
+        found = by_triton.finish(there, rows, order)
     assert torch.equal(found.cpu(), expected)
 
 

@@ -150,23 +150,6 @@ def _crop(image: Image.Image, params: ViewParams, size: int) -> Image.Image:
     return image if h == w == size else image.resize((size, size), Image.Resampling.BILINEAR)
 
 
-def _grey(image: Image.Image, params: ViewParams, size: int) -> Image.Image:
-    return image.convert("L").convert("RGB") if params.grey and image.mode == "RGB" else image
-
-
-def _blur(image: Image.Image, params: ViewParams, size: int) -> Image.Image:
-    return image if params.blur is None else image.filter(ImageFilter.GaussianBlur(params.blur))
-
-
-def _solarize(image: Image.Image, params: ViewParams, size: int) -> Image.Image:
-    """Levels from 128 on are turned around."""
-    return ImageOps.solarize(image) if params.solarize else image
-
-
-def _flip(image: Image.Image, params: ViewParams, size: int) -> Image.Image:
-    return image.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if params.flip else image
-
-
 def _affine(image: Image.Image, params: ViewParams, size: int) -> Image.Image:
     """Rotation after a horizontal shear about the centre, bilinear, black outside."""
     if params.affine is None:
@@ -221,10 +204,10 @@ _OPERATIONS: dict[str, Callable[[Image.Image, ViewParams, int], Image.Image]] = 
     "affine": _affine,
     "crop": _crop,
     "jitter": _jitter,
-    "grey": _grey,
-    "blur": _blur,
-    "solarize": _solarize,
-    "flip": _flip,
+    "grey": lambda image, p, _: image.convert("L").convert("RGB") if p.grey and image.mode == "RGB" else image,
+    "blur": lambda image, p, _: image if p.blur is None else image.filter(ImageFilter.GaussianBlur(p.blur)),
+    "solarize": lambda image, p, _: ImageOps.solarize(image) if p.solarize else image,  # levels from 128 on
+    "flip": lambda image, p, _: image.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if p.flip else image,
 }
 
 

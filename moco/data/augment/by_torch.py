@@ -4,7 +4,7 @@ They are PIL's, number by number: jitter, grey and flip equal PIL's pixels, beca
 (truncation after each blend, hue and saturation of 8 bits, a blur of three box filters in 24-bit fixed point). Images
 stay float32 with whole values 0..255 from one operation to the next.
 
-Legend: N images, C channels (1 or 3), h x w pixels, P numbers a view (``WIDTH``).
+Legend: N images, C channels (1 or 3), h x w pixels, P = 12 numbers a view.
 """
 
 from __future__ import annotations
@@ -19,14 +19,10 @@ import torch
 from PIL import Image, ImageFilter
 from torch import Tensor
 
-from moco.data.augment import by_triton as triton_views
 from moco.data.augment.by_pil import JITTER, to_tensor
-from moco.data.augment.by_triton import NONE, OPERATIONS
-from moco.kernels import by_triton as fused
 
-# A row of parameters: four steps of jitter, each an operation's number and its factor, then grey, sigma of the blur
-# (0: none), flip and solarize.
-_GREY, _SIGMA, _FLIP, _SOLARIZE, WIDTH = 8, 9, 10, 11, 12
+OPERATIONS = (*JITTER, "grey")
+NONE = -1  # of them
 
 # PIL's luminance: ITU-R 601-2 in 16-bit fixed point.
 RED, GREEN, BLUE = 19595.0, 38470.0, 7471.0
@@ -44,6 +40,14 @@ def pack_params(
         steps += [OPERATIONS.index(name), int(factor * 255) if name == "hue" else factor]
     steps += [NONE, 0.0] * (4 - len(steps) // 2)
     return torch.tensor([*steps, grey, sigma or 0.0, flip, solarize], dtype=torch.float32)
+
+
+def by_operation(table: Tensor) -> dict[str, np.ndarray]:
+    """What (N, P) rows of :func:`pack_params` say of each operation: jitter (N, 4, 2), steps of a number of
+    ``OPERATIONS``, or ``NONE``, and its factor; blur (N,) sigmas, 0 for none; others (N,), not 0 where it is made."""
+    rows = table.numpy()
+    grey, sigma, flip, solarize = rows[:, 8:].T
+    return {"jitter": rows[:, :8].reshape(-1, 4, 2), "grey": grey, "blur": sigma, "flip": flip, "solarize": solarize}
 
 
 def luminance(images: Tensor) -> Tensor:
@@ -136,9 +140,6 @@ def hue(images: Tensor, turn: Tensor) -> Tensor:
     return out
 
 
-_JITTER: tuple[Callable[[Tensor, Tensor], Tensor], ...] = (brightness, contrast, saturation, hue)  # of OPERATIONS
-
-
 def box_weights(sigma: float) -> list[int]:
     """The weights of PIL's box filter, centre to edge, in 2^-24; three boxes in a row are its Gaussian.
 
@@ -193,100 +194,35 @@ def to_bytes(images: Tensor) -> Tensor:
     return images.to(torch.int16).to(torch.uint8)
 
 
-def _at(images: Tensor, chosen: np.ndarray, change: Callable[[Tensor], Tensor]) -> Tensor:
-    """``images`` with ``change`` made to those numbered in ``chosen``."""
-    if len(chosen) == 0:
+def _at(
+    images: Tensor, chosen: np.ndarray, drawn: np.ndarray, change: Callable[[Tensor, np.ndarray], Tensor]
+) -> Tensor:
+    """``images`` with ``change`` made to those that ``chosen`` (N,) marks, by their numbers in ``drawn`` (N,)."""
+    rows = np.flatnonzero(chosen)
+    if len(rows) == 0:
         return images
-    if len(chosen) == len(images):
-        return change(images)
-    rows = torch.from_numpy(chosen).to(images.device, non_blocking=True)
-    return images.index_copy_(0, rows, change(images.index_select(0, rows)))
+    if len(rows) == len(images):
+        return change(images, drawn[rows])
+    places = torch.from_numpy(rows).to(images.device, non_blocking=True)
+    return images.index_copy_(0, places, change(images.index_select(0, places), drawn[rows]))
 
 
-def _jittered(images: Tensor, table: np.ndarray) -> Tensor:
-    for step in range(0, 8, 2):
-        numbers = table[:, step]
-        for number in set(numbers.tolist()) - {NONE}:
-            chosen = np.flatnonzero(numbers == number)
-            factors = torch.from_numpy(table[chosen, step + 1]).to(images.device, non_blocking=True).view(-1, 1, 1, 1)
-            operation = _JITTER[int(number)]
-            images = _at(images, chosen, lambda some, op=operation, by=factors: op(some, by))
-    return images
+def _jittered(number: int, images: Tensor, factors: np.ndarray) -> Tensor:
+    by = torch.from_numpy(factors).to(images.device, non_blocking=True).view(-1, 1, 1, 1)
+    return (brightness, contrast, saturation, hue)[number](images, by)  # as in OPERATIONS
 
 
-def _greyed(images: Tensor, table: np.ndarray) -> Tensor:
-    return _at(images, np.flatnonzero(table[:, _GREY]), lambda some: luminance(some).expand_as(some).clone())
-
-
-def _blurred(images: Tensor, table: np.ndarray) -> Tensor:
-    chosen = np.flatnonzero(table[:, _SIGMA])
+def _blurred(images: Tensor, sigmas: np.ndarray) -> Tensor:
     change = _blur_by_pil if images.device.type == "cpu" else blur  # PIL's own loop is faster there
-    return _at(images, chosen, lambda some: change(some, table[chosen, _SIGMA].tolist()))
+    return change(images, sigmas.tolist())
 
 
-def _solarized(images: Tensor, table: np.ndarray) -> Tensor:
-    chosen = np.flatnonzero(table[:, _SOLARIZE])
-    return _at(images, chosen, lambda some: torch.where(some < 128, some, 255 - some))
-
-
-def _flipped(images: Tensor, table: np.ndarray) -> Tensor:
-    return _at(images, np.flatnonzero(table[:, _FLIP]), lambda some: some.flip(3))
-
-
-_STAGES = {"jitter": _jittered, "grey": _greyed, "blur": _blurred, "solarize": _solarized, "flip": _flipped}
-
-
-def one_by_one(views: Tensor, rows: np.ndarray, order: Sequence[str]) -> Tensor:
-    """``finish`` by torch's operators, one operation after another."""
-    images = views.float()
-    for name in order:
-        if name in _STAGES:
-            images = _STAGES[name](images, rows)
-    return to_bytes(images)
-
-
-def suits_triton(rows: np.ndarray, order: Sequence[str]) -> bool:
-    """Whether ``by_triton`` can: colours before the blur, one contrast a view, every sigma within its reach, nothing
-    solarized."""
-    after = set(order[order.index("blur") :]) if "blur" in order else set()
-    contrasts = (rows[:, 0:8:2] == OPERATIONS.index("contrast")).sum(1).max(initial=0)
-    if "solarize" in order and rows[:, _SOLARIZE].any():
-        return False
-    return not after & {"jitter", "grey"} and contrasts <= 1 and rows[:, _SIGMA].max(initial=0) <= triton_views.SIGMA
-
-
-def by_triton(views: Tensor, rows: np.ndarray, order: Sequence[str]) -> Tensor:
-    """``finish`` by the launches of moco/data/augment/by_triton.py."""
-    grey = np.where(rows[:, _GREY] != 0, OPERATIONS.index("grey"), NONE)[:, None, None].repeat(2, axis=2)
-    steps = {"jitter": rows[:, :8].reshape(-1, 4, 2), "grey": grey}
-    taken = [np.empty((len(rows), 0, 2)), *(steps[name] for name in order if name in steps)]
-    boxes = np.zeros((len(rows), 1 + triton_views.REACH), dtype=np.float32)
-    for image in np.flatnonzero(rows[:, _SIGMA] * ("blur" in order)):
-        weights = box_weights(rows[image, _SIGMA])
-        boxes[image, : len(weights)] = weights
-    flips = (rows[:, _FLIP] != 0) & ("flip" in order)
-    joined = np.concatenate(taken, axis=1, dtype=np.float32)
-    return triton_views.finish(views, joined, boxes, flips, hue_tables(views.device))
-
-
-@functools.cache
-def triton_agrees(device: torch.device, shape: tuple[int, ...]) -> bool:
-    """Whether ``by_triton`` runs on a device and gives PIL's numbers for noise of shape (C, h, w); warns if not.
-
-    Asked once a process and shape, so that a run neither ends where triton cannot compile nor trains on wrong pixels.
-    """
-    order = ("jitter", "grey", "blur", "flip")
-    noise = torch.randint(256, (4, *shape), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
-    jitter = [(name, 0.1 if name == "hue" else 0.7) for name in JITTER]
-    choices = ((False, None, True), (True, None, False), (False, 2.0, True), (True, 0.5, False))
-    packed = [pack_params(jitter[step:] + jitter[:step], *chosen) for step, chosen in enumerate(choices)]
-    rows = torch.stack(packed).numpy()
-
-    def compare() -> str:
-        found = by_triton(noise.to(device), rows, order).cpu()
-        return "" if torch.equal(found, one_by_one(noise, rows, order)) else "its pixels are not PIL's"
-
-    return fused.agrees(compare, f"views are finished on {device} by torch's operators")
+_CHANGES: dict[str, Callable[[Tensor, np.ndarray], Tensor]] = {
+    "grey": lambda some, _: luminance(some).expand_as(some).clone(),
+    "blur": _blurred,
+    "solarize": lambda some, _: torch.where(some < 128, some, 255 - some),
+    "flip": lambda some, _: some.flip(3),
+}
 
 
 @torch.no_grad()
@@ -295,9 +231,13 @@ def finish(views: Tensor, table: Tensor, order: Sequence[str]) -> Tensor:
 
     table: (N, P) on the CPU, rows of :func:`pack_params`; which image takes which operation is decided there, so
     nothing waits for the device. order: the preset's operations; those before and including the crop are left out.
-    On a CUDA device by Triton where it can; the numbers are the same by either way.
     """
-    rows = table.numpy()
-    if views.is_cuda and suits_triton(rows, order) and triton_agrees(views.device, tuple(views.shape[1:])):
-        return by_triton(views, rows, order)
-    return one_by_one(views, rows, order)
+    images, drawn = views.float(), by_operation(table)
+    for name in order:
+        if name in _CHANGES:
+            images = _at(images, drawn[name], drawn[name], _CHANGES[name])
+        elif name == "jitter":
+            for numbers, factors in drawn[name].transpose(1, 2, 0):  # (N,) each, of a step
+                for number in set(numbers.tolist()) - {NONE}:
+                    images = _at(images, numbers == number, factors, functools.partial(_jittered, int(number)))
+    return to_bytes(images)

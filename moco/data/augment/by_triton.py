@@ -13,17 +13,19 @@ Importing this file does not import triton; the first call does.
 
 from __future__ import annotations
 
-import contextlib
+import functools
+from collections.abc import Sequence
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from moco.data.augment import by_torch
 from moco.data.augment.by_pil import JITTER
+from moco.data.augment.by_torch import NONE, OPERATIONS, box_weights, by_operation, hue_tables, pack_params
+from moco.kernels import by_triton as fused
 
-OPERATIONS = (*JITTER, "grey")
 STEPS = 5  # S
-NONE = -1
 REACH = 2  # pixels on each side of a box at most, which is enough for SIGMA
 SIGMA = 2.4
 
@@ -33,84 +35,112 @@ CONTRASTED, SHARP, BLURRED = range(BOXES + 1 + REACH, BOXES + 4 + REACH)
 NUMBERS = BLURRED + 1
 
 # Chosen for what they use of a GPU (benchmarks/speed/kernel_resources.py); not yet timed on one.
-BLOCK = 1024  # pixels a program
-ROWS = 64  # rows a program of ``blur``, a row a thread
+PIXELS = 1024  # pixels a program
+BLUR_ROWS = 64  # rows a program of ``blur``, a row a thread
 SEGMENT = 64  # and columns
 
 
-def options(constants: dict[str, int]) -> dict[str, int]:
-    """How a program with these constants is compiled. PIL rounds a product before it adds: no fused multiply-add."""
-    return {"num_warps": 2 if "SEGMENT" in constants else 4, "enable_fp_fusion": False}
+def program_constants(colour: bool) -> dict[str, dict[str, int]]:
+    """What each program is compiled for, and how. PIL rounds a product before it adds: no fused multiply-add."""
+    known = {"COLOUR": colour, "enable_fp_fusion": False}
+    return {
+        "luminances": {**known, "LIST": CONTRASTED, "BLOCK": PIXELS},
+        "points": {**known, "LIST": SHARP, "BLOCK": PIXELS},
+        "blur": {**known, "LIST": BLURRED, "BLOCK": BLUR_ROWS, "SEGMENT": SEGMENT, "num_warps": 2},
+    }
 
 
-def _launch(program, grid: tuple[int, ...], *arguments, **constants) -> None:
-    """Every launch passes here."""
-    if grid[0]:
-        program[grid](*arguments, **constants, **options(constants))
+def suits(table: Tensor, order: Sequence[str]) -> bool:
+    """Whether the programs can: colours before the blur, one contrast a view, every sigma within their reach, nothing
+    solarized."""
+    drawn = by_operation(table)
+    after = set(order[order.index("blur") :]) if "blur" in order else set()
+    contrasts = (drawn["jitter"][:, :, 0] == OPERATIONS.index("contrast")).sum(1).max(initial=0)
+    if "solarize" in order and drawn["solarize"].any():
+        return False
+    return not after & {"jitter", "grey"} and contrasts <= 1 and drawn["blur"].max(initial=0) <= SIGMA
 
 
-def plan_views(steps: np.ndarray, boxes: np.ndarray, flips: np.ndarray) -> tuple[np.ndarray, tuple[int, int, int]]:
+def plan_views(table: Tensor, order: Sequence[str]) -> tuple[np.ndarray, tuple[int, int, int]]:
     """(N, P) float32, what the programs read, and how many images draw contrast, have no blur, have one.
 
     Arguments as of :func:`finish`.
     """
-    images = len(steps)
-    found = np.zeros((images, NUMBERS), dtype=np.float32)
+    drawn = by_operation(table)
+    sigmas, flips = (drawn[name] * (name in order) for name in ("blur", "flip"))
+    drawn["grey"] = np.where(drawn["grey"] != 0, OPERATIONS.index("grey"), NONE)[:, None, None].repeat(2, axis=2)
+    found = np.zeros((len(sigmas), NUMBERS), dtype=np.float32)
+    colours = (drawn[name] for name in order if name in ("jitter", "grey"))
+    steps = np.concatenate([np.empty((len(found), 0, 2)), *colours], axis=1)  # (N, up to S, 2)
     used = steps[:, :, 0] != NONE
-    order = np.argsort(~used, axis=1, kind="stable")  # an image's own steps first
-    found[:, : 2 * steps.shape[1]] = np.take_along_axis(steps, order[:, :, None], axis=1).reshape(images, -1)
+    own_first = np.argsort(~used, axis=1, kind="stable")
+    found[:, : 2 * steps.shape[1]] = np.take_along_axis(steps, own_first[:, :, None], axis=1).reshape(len(found), -1)
     found[:, COUNT] = used.sum(1)
     contrast = found[:, : 2 * STEPS : 2] == OPERATIONS.index("contrast")
     found[:, AT_CONTRAST] = np.where(contrast.any(1), contrast.argmax(1), NONE)
-    found[:, FLIP] = flips
-    found[:, BOXES:CONTRASTED] = boxes
-    lists = [np.flatnonzero(chosen) for chosen in (contrast.any(1), ~boxes.any(1), boxes.any(1))]
+    found[:, FLIP] = flips != 0
+    for image in np.flatnonzero(sigmas):
+        weights = box_weights(sigmas[image])
+        found[image, BOXES : BOXES + len(weights)] = weights
+    lists = [np.flatnonzero(chosen) for chosen in (contrast.any(1), sigmas == 0, sigmas)]
     for place, numbers in enumerate(lists, CONTRASTED):
         found[: len(numbers), place] = numbers
     return found, (len(lists[0]), len(lists[1]), len(lists[2]))
 
 
 @torch.no_grad()
-def finish(
-    images: Tensor, steps: np.ndarray, boxes: np.ndarray, flips: np.ndarray, tables: tuple[Tensor, Tensor, Tensor]
-) -> Tensor:
-    """(N, C, h, w) uint8: images (N, C, h, w) uint8 with their steps made, then blurred, then flipped.
-
-    Nothing waits for the device. A product of C, h and w stays below 2^31.
-
-    Args:
-        steps: (N, up to S, 2) float32, numbers of ``OPERATIONS``, ``NONE`` for no step, each with its factor, the hue's
-            in 255ths of a turn. At most one contrast an image.
-        boxes: (N, 3) float32, the blur's weights in 2^-24, centre to edge (moco.data.augment.by_torch.box_weights);
-        zeros: none. flips: (N,) bool. tables: PIL's conversions to HSV and back, of moco.data.augment.by_torch, on the
-        images' device.
-    """
+def by_launches(images: Tensor, table: Tensor, order: Sequence[str]) -> Tensor:
+    """``by_torch.finish`` by the programs. Nothing waits for the device. A product of C, h and w stays below 2^31."""
     from moco.data.augment import triton_kernels as code  # ImportError without triton
 
-    numbers, (contrasted, sharp, blurred) = plan_views(steps, boxes, flips)
-    with torch.cuda.device(images.device) if images.is_cuda else contextlib.nullcontext():
-        images = images.contiguous()
+    numbers, (contrasted, sharp, blurred) = plan_views(table, order)
+    with torch.cuda.device_of(images):
+        images, tables = images.contiguous(), hue_tables(images.device)
         _, channels, height, width = images.shape
-        pixels, colour = height * width, channels == 3
+        pixels = height * width
         on_device = torch.from_numpy(numbers).to(images.device, non_blocking=True)
-        blocks = -(-pixels // BLOCK)
+        blocks = -(-pixels // PIXELS)
         partial = images.new_empty(len(images), blocks, dtype=torch.int32)
         out = torch.empty_like(images)
         turned = images.new_empty(blurred, channels, width, height)
-        whole = {"COLOUR": colour, "BLOCK": BLOCK}
-        _launch(
-            code.luminances, (contrasted, blocks), images, on_device, partial, pixels, *tables, LIST=CONTRASTED, **whole
+        known = program_constants(channels == 3)
+        fused.run_program(
+            code.luminances, (contrasted, blocks), images, on_device, partial, pixels, *tables, **known["luminances"]
         )
-        _launch(
+        fused.run_program(
             code.points, (sharp, blocks), images, on_device, partial, out, pixels, width, blocks, *tables,
-            LIST=SHARP, **whole,
+            **known["points"],
         )  # fmt: skip
         for first, source, to, rows, columns in (
             (True, images, turned, height, width),
             (False, turned, out, width, height),
         ):
-            _launch(
-                code.blur, (blurred, -(-columns // SEGMENT), -(-rows // ROWS)), source, on_device, partial, to, rows,
-                columns, blocks, *tables, FIRST=first, COLOUR=colour, LIST=BLURRED, BLOCK=ROWS, SEGMENT=SEGMENT,
+            fused.run_program(
+                code.blur, (blurred, -(-columns // SEGMENT), -(-rows // BLUR_ROWS)), source, on_device, partial, to,
+                rows, columns, blocks, *tables, FIRST=first, **known["blur"],
             )  # fmt: skip
     return out
+
+
+@functools.cache
+def agrees(device: torch.device, shape: tuple[int, ...]) -> bool:
+    """Whether ``by_launches`` runs on a device and gives PIL's numbers for noise of shape (C, h, w); warns if not."""
+    order = ("jitter", "grey", "blur", "flip")
+    noise = torch.randint(256, (4, *shape), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+    jitter = [(name, 0.1 if name == "hue" else 0.7) for name in JITTER]
+    choices = ((False, None, True), (True, None, False), (False, 2.0, True), (True, 0.5, False))
+    packed = [pack_params(jitter[step:] + jitter[:step], *chosen) for step, chosen in enumerate(choices)]
+    table = torch.stack(packed)
+
+    def compare() -> str:
+        found = by_launches(noise.to(device), table, order).cpu()
+        return "" if torch.equal(found, by_torch.finish(noise, table, order)) else "its pixels are not PIL's"
+
+    return fused.agrees(compare, f"views are finished on {device} by torch's operators")
+
+
+def finish(views: Tensor, table: Tensor, order: Sequence[str]) -> Tensor:
+    """``by_torch.finish``, on a CUDA device by the programs where they can; the numbers are the same by either way."""
+    if views.is_cuda and suits(table, order) and agrees(views.device, tuple(views.shape[1:])):
+        return by_launches(views, table, order)
+    return by_torch.finish(views, table, order)

@@ -50,7 +50,7 @@ def test_no_product_is_fused_with_the_sum_after_it(resources, tmp_path, monkeypa
             found[name, allowed] = code.count("FFMA")
     assert not any(found[name, False] for name in PROGRAMS[:3])
     assert all(found[name, True] for name in PROGRAMS[:3])  # so it would be seen
-    assert triton_views.options({})["enable_fp_fusion"] is False
+    assert all(known["enable_fp_fusion"] is False for known in triton_views.program_constants(True).values())
 
 
 def table(*rows):
@@ -78,33 +78,33 @@ def test_a_batch_is_at_most_four_launches_and_the_host_waits_for_none(rows, expe
         if grid[0]:
             launched.append(f"{program.fn.__name__} {grid[0]}")
 
-    monkeypatch.setattr(triton_views, "_launch", note)
-    monkeypatch.setattr(torch.cuda, "device", lambda device: contextlib.nullcontext())
-    monkeypatch.setattr(by_torch, "hue_tables", lambda device: (None, None, None))
-    monkeypatch.setattr(by_torch, "triton_agrees", lambda device, shape: shape == (3, 8, 6))
+    monkeypatch.setattr(by_triton, "run_program", note)
+    monkeypatch.setattr(torch.cuda, "device_of", lambda images: contextlib.nullcontext())
+    monkeypatch.setattr(triton_views, "hue_tables", lambda device: (None, None, None))
+    monkeypatch.setattr(triton_views, "agrees", lambda device, shape: shape == (3, 8, 6))
     numbers = table(*rows).numpy()
     parameters: Any = SimpleNamespace(numpy=lambda: numbers)  # a tensor's numbers are not to be had in this mode
     with FakeTensorMode(allow_non_fake_inputs=True):
         images = torch.empty(len(rows), 3, 8, 6, dtype=torch.uint8, device="cuda")
-        found = by_torch.finish(images, parameters, ORDER)
+        found = triton_views.finish(images, parameters, ORDER)
     assert (found.shape, found.dtype, found.device) == (images.shape, torch.uint8, images.device)
     assert launched == expected
 
 
 def test_what_it_cannot_do_is_left_to_torch():
-    assert by_torch.suits_triton(table(PLAIN, JITTERED, BLURRED).numpy(), ORDER)
-    assert by_torch.suits_triton(table(PLAIN).numpy(), ())
-    assert not by_torch.suits_triton(table(PLAIN, BLURRED).numpy(), ("blur", "grey"))
-    assert not by_torch.suits_triton(table(PLAIN, (None, False, 2.5, False)).numpy(), ORDER)
-    assert not by_torch.suits_triton(table((BLURRED[0] + JITTERED[0], False, None, False)).numpy(), ORDER)
+    assert triton_views.suits(table(PLAIN, JITTERED, BLURRED), ORDER)
+    assert triton_views.suits(table(PLAIN), ())
+    assert not triton_views.suits(table(PLAIN, BLURRED), ("blur", "grey"))
+    assert not triton_views.suits(table(PLAIN, (None, False, 2.5, False)), ORDER)
+    assert not triton_views.suits(table((BLURRED[0] + JITTERED[0], False, None, False)), ORDER)
 
 
 def test_where_triton_cannot_run_one_sentence_says_so(monkeypatch):
-    by_torch.triton_agrees.cache_clear()
+    triton_views.agrees.cache_clear()
     cpu = torch.device("cpu")  # on which triton launches nothing
     with pytest.warns(RuntimeWarning, match="finished on cpu by torch's operators, not by triton: .+") as caught:
-        found = [by_torch.triton_agrees(cpu, (3, 5, 7)) for _ in range(2)]
+        found = [triton_views.agrees(cpu, (3, 5, 7)) for _ in range(2)]
     assert found == [False, False]
     assert len(caught) == 1
     monkeypatch.setattr(by_triton, "available", lambda: False)
-    assert not by_torch.triton_agrees(cpu, (3, 7, 5))  # without the package there is nothing to say
+    assert not triton_views.agrees(cpu, (3, 7, 5))  # without the package there is nothing to say

@@ -27,7 +27,7 @@ mend_interpreter()
 @pytest.fixture(autouse=True)
 def interpreter(monkeypatch):
     assert_runs_there()
-    monkeypatch.setattr(triton_views, "BLOCK", 128)
+    monkeypatch.setattr(triton_views, "PIXELS", 128)
 
 
 def noise(*shape, seed=0):
@@ -38,11 +38,11 @@ def noise(*shape, seed=0):
 
 
 def assert_pils(images, rows, order=ORDER):
-    table = torch.stack([by_torch.pack_params(*row) for row in rows]).numpy()
-    assert by_torch.suits_triton(table, order)
-    found = by_torch.by_triton(images.to(DEVICE), table, order)
+    table = torch.stack([by_torch.pack_params(*row) for row in rows])
+    assert triton_views.suits(table, order)
+    found = triton_views.by_launches(images.to(DEVICE), table, order)
     assert found.dtype == torch.uint8
-    assert torch.equal(found.cpu(), by_torch.one_by_one(images, table, order))
+    assert torch.equal(found.cpu(), by_torch.finish(images, table, order))
 
 
 @pytest.mark.parametrize("channels", [1, 3])
@@ -63,7 +63,7 @@ def test_every_order_of_jitter_with_grey_and_flip():
 def test_hue_of_every_colour(monkeypatch):
     """Every fifth level of each channel, and the last."""
     if DEVICE == "cpu":
-        monkeypatch.setattr(triton_views, "BLOCK", 1 << 18)  # one program, interpreted
+        monkeypatch.setattr(triton_views, "PIXELS", 1 << 18)  # one program, interpreted
     levels = torch.tensor(sorted({*range(0, 256, 5), 1, 254}), dtype=torch.uint8)
     colours = torch.cartesian_prod(levels, levels, levels).T.reshape(1, 3, 1, -1)
     assert_pils(colours, [([("hue", 0.0)], False, None, False)], ("jitter",))
@@ -73,7 +73,7 @@ def test_hue_of_every_colour(monkeypatch):
 
 
 def test_blur_by_several_programs_an_image(monkeypatch):
-    monkeypatch.setattr(triton_views, "ROWS", 4)
+    monkeypatch.setattr(triton_views, "BLUR_ROWS", 4)
     monkeypatch.setattr(triton_views, "SEGMENT", 5)  # both ragged
     assert_pils(noise(2, 3, 5, 6), [([("contrast", 0.6)], False, 1.9, True), (None, False, None, True)])
 
@@ -93,26 +93,26 @@ def test_views_of_a_preset_at_an_odd_size():
     views = TwoViews(source, PRESETS["v2"], 13, 4, crop_only=True)
     items = (views[(0, index)] for index in range(9))
     item = next(item for item in items if (item["q_params"][9] > 0) != (item["k_params"][9] > 0))  # one blur
-    table = torch.stack([item["q_params"], item["k_params"]]).numpy()
+    table = torch.stack([item["q_params"], item["k_params"]])
     crops = torch.stack([item["q"], item["k"]])
-    found = by_torch.by_triton(crops.to(DEVICE), table, views.after)
-    assert torch.equal(found.cpu(), by_torch.one_by_one(crops, table, views.after))
+    found = triton_views.by_launches(crops.to(DEVICE), table, views.after)
+    assert torch.equal(found.cpu(), by_torch.finish(crops, table, views.after))
 
 
 def test_a_batch_that_needs_nothing_is_copied():
     images = noise(2, 3, 5, 4).to(DEVICE)
     strided = images.transpose(2, 3)
     for given in (images, strided):
-        found = by_torch.by_triton(given, torch.stack([by_torch.pack_params(None, True, 1.0, True)] * 2).numpy(), ())
+        found = triton_views.by_launches(given, torch.stack([by_torch.pack_params(None, True, 1.0, True)] * 2), ())
         assert torch.equal(found, given)
         assert found.data_ptr() != given.data_ptr()
 
 
 def test_a_device_is_trusted_once_its_pixels_are_pils(monkeypatch):
-    by_torch.triton_agrees.cache_clear()
+    triton_views.agrees.cache_clear()
     device = torch.device(DEVICE)
-    assert by_torch.triton_agrees(device, (1, 2, 3))
-    monkeypatch.setattr(triton_views, "finish", lambda images, *_: images)
-    assert by_torch.triton_agrees(device, (1, 2, 3))  # remembered
+    assert triton_views.agrees(device, (1, 2, 3))
+    monkeypatch.setattr(triton_views, "by_launches", lambda images, *_: images)
+    assert triton_views.agrees(device, (1, 2, 3))  # remembered
     with pytest.warns(RuntimeWarning, match="not by triton: its pixels are not PIL's"):
-        assert not by_torch.triton_agrees(device, (1, 3, 2))
+        assert not triton_views.agrees(device, (1, 3, 2))
