@@ -6,8 +6,7 @@ import statistics
 
 import numpy as np
 
-from moco.data.sources.base import Source, renumber, spread_indices
-from moco.data.sources.decode import BadImageError
+from moco.data.sources.base import Source, renumber, some_sizes
 from moco.errors import UserError
 
 FAR_BELOW = 4  # images this many times larger than the views lose what their classes differ in
@@ -79,13 +78,7 @@ def _take_numbers(source: Source, known: list[str], path: str) -> None:
 
 def size_warning(source: Source, size: int) -> str:
     """A sentence when views of ``size`` pixels are far below the images' size, else nothing; looks at a few images."""
-    sides = []
-    for index in spread_indices(len(source), CHECKED):
-        try:
-            sides.append(min(source.load(index).size))
-        except BadImageError:
-            continue
-    side = statistics.median(sides) if sides else 0
+    side = statistics.median([min(size) for size in some_sizes(source, CHECKED)] or [0])
     if side < FAR_BELOW * size:
         return ""
     return (

@@ -16,7 +16,7 @@ from moco import bench as bench_door
 from moco import cli
 from moco.cli import commands
 from moco.cli.pretrain import pretrain_config
-from moco.data.sources.decode import decode
+from moco.data.sources.decode import decode_bytes
 from moco.models.in_batch import BatchContrast
 from moco.train import bench
 from moco.train.bench import timing_table, verdict
@@ -260,7 +260,7 @@ def test_a_folder_without_a_readable_image_is_one_sentence(tmp_path, in_process,
 
 def test_a_cache_is_advised_where_it_would_help(image_folder, tmp_path, measured, monkeypatch):
     monkeypatch.setattr("moco.train.bench.distributed.cores", lambda: 0)  # all of them load already
-    monkeypatch.setattr("moco.data.sources.base.decode", functools.partial(slowly, decode))
+    monkeypatch.setattr("moco.data.sources.base.decode_bytes", functools.partial(slowly, decode_bytes))
     words = [image_folder, *TINY, *QUICK]
     assert "the most goes to decode: try --cache DIR" in measured("data", *words)
     assert "--cache" not in measured("data", *words, "--cache", tmp_path / "kept")

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from moco.data.sources.decode import contents, decode, reading, to_eight_bits
+from moco.data.sources.decode import BadImageError, decode_bytes, reading, to_eight_bits
 from moco.errors import UserError
 
 FINGERPRINTED = 1000  # files, spread over the set, whose size is a part of a fingerprint: a million would take minutes
@@ -88,6 +88,15 @@ def spread_indices(count: int, most: int) -> list[int]:
     return np.linspace(0, count - 1, min(most, count)).astype(int).tolist()
 
 
+def some_sizes(source: Source, most: int) -> list[tuple[int, int]]:
+    """(width, height) of ``most`` images at most, spread over the set, without those that cannot be read."""
+    sizes = []
+    for index in spread_indices(len(source), most):
+        with contextlib.suppress(BadImageError):
+            sizes.append(source.load(index).size)
+    return sizes
+
+
 class Paths(Sequence[str]):
     """Many strings in one buffer.
 
@@ -112,14 +121,26 @@ class Paths(Sequence[str]):
         """All of them, a line each, without the folder that they share."""
         ends = self._ends.tolist()
         whole = [self._buffer[start:end] for start, end in zip([0, *ends], ends, strict=False)]
-        first, last = min(whole, default=b""), max(whole, default=b"")
-        same = next((i for i, (a, b) in enumerate(zip(first, last, strict=False)) if a != b), len(first))
-        start = first.rfind(b"/", 0, same) + 1
+        start = (os.path.commonprefix(whole) or b"").rfind(b"/") + 1
         return b"\n".join(path[start:] for path in whole)
 
 
-class FileSource(Source):
-    """Image files, decoded at every load."""
+class EncodedSource(Source):
+    """Images in files, decoded at every load."""
+
+    @abc.abstractmethod
+    def contents(self, index: int) -> bytes:
+        """The file of image ``index`` as it is, with the system's own exceptions."""
+
+    def read(self, index: int) -> bytes:
+        return reading(self.name_of(index), lambda: self.contents(index))
+
+    def load(self, index: int) -> Image.Image:
+        return reading(self.name_of(index), lambda: decode_bytes(self.contents(index), self.channels))
+
+
+class FileSource(EncodedSource):
+    """Image files."""
 
     def __init__(
         self,
@@ -135,11 +156,9 @@ class FileSource(Source):
     def __len__(self) -> int:
         return len(self.paths)
 
-    def read(self, index: int) -> bytes:
-        return reading(self.paths[index], lambda: contents(self.paths[index]))
-
-    def load(self, index: int) -> Image.Image:
-        return decode(self.paths[index], self.channels)
+    def contents(self, index: int) -> bytes:
+        with open(self.paths[index], "rb") as file:
+            return file.read()
 
     def files(self) -> Sequence[str]:
         return self.paths

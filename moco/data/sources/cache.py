@@ -26,7 +26,7 @@ import torchvision
 from PIL import Image
 from tqdm import tqdm
 
-from moco.data.sources.base import Source, spread_indices
+from moco.data.sources.base import Source, some_sizes
 from moco.data.sources.decode import BadImageError
 from moco.errors import UserError
 from moco.files import replace
@@ -153,12 +153,8 @@ def fits(source: Source) -> bool:
 
 def _decoded_bytes(source: Source) -> float:
     """About how many bytes the decoded images are together, from a few of them."""
-    sizes = []
-    for index in spread_indices(len(source), SIZED):
-        with contextlib.suppress(BadImageError):
-            width, height = source.load(index).size
-            sizes.append(width * height * source.channels)
-    return float(np.mean(sizes)) * len(source) if sizes else 0.0
+    sizes = [width * height * source.channels for width, height in some_sizes(source, SIZED)]
+    return float(np.mean(sizes or [0])) * len(source)
 
 
 def _write(source: Source, file: Any, digest: bytes) -> int:

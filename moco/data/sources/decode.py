@@ -78,18 +78,9 @@ def reading(name: str, work: Callable[[], Read]) -> Read:
         raise BadImageError(f"{name} ({reason})") from error
 
 
-def decode(path: str, channels: int) -> Image.Image:
-    """The first frame of the image file ``path`` in mode "L" (``channels`` 1) or "RGB" (3); may raise BadImageError."""
-    return reading(path, lambda: decode_bytes(contents(path), channels))
-
-
-def contents(path: str) -> bytes:
-    with open(path, "rb") as file:
-        return file.read()
-
-
 def decode_bytes(data: bytes, channels: int, shrink: int = 1) -> Image.Image:
-    """As ``decode``, of a file's bytes, with the decoder's own exceptions: to be called by ``reading``.
+    """The first frame of a file's bytes in mode "L" (``channels`` 1) or "RGB" (3), with the decoder's own exceptions:
+    to be called by ``reading``.
 
     A file cut short is broken. ``shrink`` 2, 4 or 8, for JPEG: each side divided by it (and rounded up), by an inverse
     cosine transform of fewer points.

@@ -16,10 +16,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
-from PIL import Image
 
-from moco.data.sources.base import FileSource, Paths, Source
-from moco.data.sources.decode import BadImageError, decode_bytes, reading
+from moco.data.sources.base import EncodedSource, FileSource, Paths
+from moco.data.sources.decode import BadImageError
 from moco.data.sources.files import IMAGE_EXTENSIONS
 from moco.errors import UserError
 from moco.files import replacing
@@ -40,7 +39,7 @@ class Index:
     keys: Paths
 
 
-class ShardSource(Source):
+class ShardSource(EncodedSource):
     """Images inside uncompressed tar files. ``starts`` (shards,) are the numbers of each shard's first image."""
 
     def __init__(self, name: str, shards: list[str], index: Index, channels: int, classes: list[str] | None) -> None:
@@ -60,7 +59,7 @@ class ShardSource(Source):
     def __getstate__(self) -> dict:
         return {**self.__dict__, "_open": {}}
 
-    def _contents(self, index: int) -> bytes:
+    def contents(self, index: int) -> bytes:
         shard, size = int(self.index.shard[index]), int(self.index.size[index])
         if shard not in self._open:
             while len(self._open) >= 16:
@@ -71,12 +70,6 @@ class ShardSource(Source):
         if len(data) < size:
             raise OSError(f"the shard ends after {len(data)} of {size} bytes of this image")
         return data
-
-    def read(self, index: int) -> bytes:
-        return reading(self.name_of(index), lambda: self._contents(index))
-
-    def load(self, index: int) -> Image.Image:
-        return reading(self.name_of(index), lambda: decode_bytes(self._contents(index), self.channels))
 
     def files(self) -> list[str]:
         return self.shards

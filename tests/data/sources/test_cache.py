@@ -93,7 +93,7 @@ def test_nothing_is_decoded_twice(folder, tmp_path, monkeypatch):
     plain = open_sources(None, str(folder)).train
     expected = [plain.load(i).tobytes() for i in range(6)]
     first = open_sources(None, str(folder), cache=str(tmp_path / "kept"))
-    monkeypatch.setattr("moco.data.sources.decode.decode_bytes", None)
+    monkeypatch.setattr("moco.data.sources.base.decode_bytes", None)
     again = open_sources(None, str(folder), cache=str(tmp_path / "kept"))
     for source in (first.train, again.train):
         assert source.fingerprint() == plain.fingerprint()

@@ -7,7 +7,6 @@ import pytest
 from PIL import Image
 
 from moco.data import BadImageError, FileSource
-from moco.data.sources.decode import decode
 
 RNG = np.random.default_rng(0)
 GREY = RNG.integers(0, 256, (9, 7), dtype=np.uint8)
@@ -18,6 +17,10 @@ def saved(tmp_path, image, name="image.png", **options):
     path = str(tmp_path / name)
     image.save(path, **options)
     return path
+
+
+def decode(path, channels):
+    return FileSource("files", [path], channels).load(0)
 
 
 def stored_mode(path):
