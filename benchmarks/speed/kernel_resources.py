@@ -116,7 +116,7 @@ def of_norm(last: bool = True, precision: str = "bf16", align: int = 16, merged:
     shape = (64, 64, 56, 56) if align > 1 else (64, 67, 7, 7)
     alone = norm.plan(shape, last, 8).constants | {"ALIGN": align}
     constants = {**alone, "BLOCK_S": merged}
-    code = norm.programs()
+    code = by_triton.programs("norm_triton")
     return {
         "norm: statistics": (code.statistics, alone, precision),
         "norm: normalise": (code.normalise, constants, precision),
@@ -129,7 +129,8 @@ def of_images(precision: str = "bf16", align: int = 16) -> dict[str, Any]:
     """The program that normalises images, for colour, in both memories."""
     pixels = 224 * 224 if align > 1 else 223 * 225
     made = {f"images: {memory}": images.constants(3, pixels, last) for memory, last in MEMORIES.items()}
-    return {name: (images.programs().to_floats, constants, precision) for name, constants in made.items()}
+    code = by_triton.programs("images_triton")
+    return {name: (code.to_floats, constants, precision) for name, constants in made.items()}
 
 
 def compile_for(

@@ -47,7 +47,7 @@ ROUNDS = 16  # at most so many blocks in a row in ``compact`` and ``pull``, at 6
 FILL = 128  # at least so many programs a launch, for the 108 to 148 multiprocessors of the GPUs that this is for
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)  # of what programs read and write
-programs = functools.cache(functools.partial(importlib.import_module, "moco.kernels.triton_kernels"))
+programs = functools.cache(lambda file="triton_kernels": importlib.import_module(f"moco.kernels.{file}"))
 
 
 @functools.cache
@@ -222,7 +222,7 @@ def _aligned(t: Tensor) -> Tensor:
 
 
 def compute(q, k, queue, temperature, n_hard, draws, ids, queue_ids, precision, want_gradient, shadow=None):
-    """``reference.contrastive_loss`` on a GPU, in float32: (Head, dloss/dq (N, C) or None).
+    """``reference.contrastive_loss`` on a GPU, in float32: (LossOutput, dloss/dq (N, C) or None).
 
     Same arguments, same numbers up to rounding, and the precision of the products' operands. Without a gradient to
     form the probabilities are not formed.

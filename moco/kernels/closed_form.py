@@ -244,7 +244,7 @@ def _block(scores: Tensor, seen: _Columns, positive: Tensor, q, queue, row_squar
 
 
 def compute(q, k, queue, temperature, n_hard, draws, ids, queue_ids, precision, want_gradient, shadow=None):
-    """``reference.contrastive_loss`` in closed forms, on a CPU group by group: (Head, dloss/dq (N, C) or None).
+    """``reference.contrastive_loss`` in closed forms, on a CPU group by group: (LossOutput, dloss/dq (N, C) or None).
 
     Same arguments, same numbers up to rounding, and the precision of the products' operands; ``shadow`` is not read.
     Without a gradient to form the second product is left out.

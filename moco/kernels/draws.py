@@ -13,7 +13,6 @@ Importing this file does not import triton; the first call does.
 from __future__ import annotations
 
 import functools
-import importlib
 import math
 import warnings
 from typing import NamedTuple
@@ -28,8 +27,6 @@ WORD = (1 << 32) - 1
 ROUND_A, ROUND_B, KEY_A, KEY_B = 0xD2511F53, 0xCD9E8D57, 0x9E3779B9, 0xBB67AE85  # of Philox-4x32
 BLOCK_S = 128  # negatives a program; not yet timed on a GPU
 APPROXIMATION = 1e-4  # of weights and noise, whose logarithm and cosine a GPU approximates
-
-programs = functools.cache(functools.partial(importlib.import_module, "moco.kernels.draws_triton"))
 
 
 class Row(NamedTuple):
@@ -164,10 +161,10 @@ def by_triton(rows: tuple[Row, ...], n: int, hard: int, dim: int, key: int, devi
     )
     slots_a, slots_b = (torch.empty(n, size, dtype=torch.int64, device=device) for size in (total, n_pair))
     noise = torch.empty(n, n_noise, dim, device=device)
-    blocks = -(-total // BLOCK_S)
+    blocks, code = -(-total // BLOCK_S), fused.programs("draws_triton")
     with torch.cuda.device_of(weights):
         fused.run_program(
-            programs().draw, (n, blocks + n_noise), *table(rows, device), slots_a, slots_b, weights, noise, key, n,
+            code.draw, (n, blocks + n_noise), *table(rows, device), slots_a, slots_b, weights, noise, key, n,
             total, n_query, n_pair, n_noise, hard, dim, blocks, quarter, BLOCK_S=BLOCK_S,
             BLOCK_C=max(16, fused.power_of_two(quarter)), num_warps=1,
         )  # fmt: skip

@@ -10,7 +10,6 @@ GPU yet. Importing this file does not import triton; the first call does.
 from __future__ import annotations
 
 import functools
-import importlib
 import math
 
 import torch
@@ -23,8 +22,6 @@ from moco.kernels import by_triton
 HIGH = round(2**23 / 255) / 2**23
 LOW = 1 / 255 - HIGH
 BLOCK = 1024  # values a program, 8 a thread; not yet timed on a GPU
-
-programs = functools.cache(functools.partial(importlib.import_module, "moco.kernels.images_triton"))
 
 
 def constants(channels: int, pixels: int, last: bool) -> dict[str, int]:
@@ -47,9 +44,9 @@ def to_floats(images: Tensor, mean: Tensor, std: Tensor, dtype: torch.dtype, las
     made = torch.empty(images.shape, dtype=dtype, device=images.device, memory_format=memory)
     pixels = height * width
     size = n * -(-pixels * channels // BLOCK) if last else n * channels * -(-pixels // BLOCK)
-    known = constants(channels, pixels, last)
+    known, code = constants(channels, pixels, last), by_triton.programs("images_triton")
     with torch.cuda.device_of(images):
-        by_triton.run_program(programs().to_floats, (size,), images, made, mean, std, pixels, **known)
+        by_triton.run_program(code.to_floats, (size,), images, made, mean, std, pixels, **known)
     return made
 
 

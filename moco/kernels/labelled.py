@@ -44,7 +44,7 @@ def labelled_loss(
         n_hard: H; a class may leave fewer rows, and a draw that points at none of them gives no negative.
         draws: the synthetic negatives, None for none.
 
-    Returns Head; ``rank`` and ``hardest`` are about rows of other labels. In float32 (float64 if q is float64).
+    Returns LossOutput; ``rank`` and ``hardest`` are about rows of other labels. In float32 (float64 if q is float64).
     """
     dtype = torch.float64 if q.dtype == torch.float64 else torch.float32
     with torch.autocast(q.device.type, enabled=False):

@@ -133,17 +133,14 @@ def product(a: Tensor, b: Tensor, precision: str, out: Tensor | None = None) -> 
 
     precision: of the operands, "fp32" (as they are), "tf32" or "bf16". Operands may come in bf16 already.
     """
-    if a.is_cuda:
-        return _on_gpu(a, b, precision, out)
-    a, b, setting = _for_cpu(a, b, precision)
-    with _permission(setting):
-        return torch.mm(a, b, out=out)
-
-
-def _on_gpu(a: Tensor, b: Tensor, precision: str, out: Tensor | None) -> Tensor:
-    if precision == "bf16":
+    if a.is_cuda and precision == "bf16":
         return torch.mm(a.bfloat16(), b.bfloat16(), out_dtype=torch.float32, out=out)
-    with operands(precision, on_gpu=True):
+    if a.is_cuda:
+        setting = operands(precision, on_gpu=True)
+    else:
+        a, b, allowed = _for_cpu(a, b, precision)
+        setting = _permission(allowed)
+    with setting:
         return torch.mm(a, b, out=out)
 
 

@@ -15,11 +15,11 @@ Importing this file does not import triton; the first call does.
 from __future__ import annotations
 
 import functools
-import importlib
 import math
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
@@ -30,8 +30,6 @@ ENOUGH = 1024  # about as many as a launch has, where the batch is large enough:
 TILE = 2048  # elements at a time, 8 a thread of 8 warps
 CHANNELS = 32  # at a time in channels_last: 64 bytes in half precision
 MOST = 64  # splits of a part and block of channels
-
-programs = functools.cache(functools.partial(importlib.import_module, "moco.kernels.norm_triton"))
 
 
 class Plan(NamedTuple):
@@ -106,11 +104,11 @@ def forward(x, weight, bias, running, momentum: float, eps: float, how: Plan) ->
     """
     partial = how.partial_sums(x)
     kept = x.new_empty(2, how.parts, how.channels, dtype=torch.float32)
-    out = torch.empty_like(x)
-    by_triton.run_program(programs().statistics, (how.size,), x, partial, *how.walk, **how.constants)
+    out, code = torch.empty_like(x), by_triton.programs("norm_triton")
+    by_triton.run_program(code.statistics, (how.size,), x, partial, *how.walk, **how.constants)
     with_running = how.size + how.groups  # a few programs more for the running statistics
     by_triton.run_program(
-        programs().normalise, (with_running,), x, out, partial, weight, bias, kept, *running, *how.walk,
+        code.normalise, (with_running,), x, out, partial, weight, bias, kept, *running, *how.walk,
         momentum, eps, **how.constants, BLOCK_S=how.merged,
     )  # fmt: skip
     return out, kept
@@ -120,10 +118,10 @@ def backward(gradient, x, weight, kept, how: Plan) -> tuple[Tensor, Tensor, Tens
     """Gradients of x, weight and bias; ``gradient`` and x lie as ``how`` says."""
     partial = how.partial_sums(x)
     of_weight, of_bias = x.new_empty(2, how.channels, dtype=torch.float32).unbind()
-    of_x = torch.empty_like(x)
-    by_triton.run_program(programs().gradients, (how.size,), x, gradient, kept, partial, *how.walk, **how.constants)
+    of_x, code = torch.empty_like(x), by_triton.programs("norm_triton")
+    by_triton.run_program(code.gradients, (how.size,), x, gradient, kept, partial, *how.walk, **how.constants)
     by_triton.run_program(
-        programs().spread, (how.size + how.groups,), x, gradient, of_x, partial, weight, kept, of_weight, of_bias,
+        code.spread, (how.size + how.groups,), x, gradient, of_x, partial, weight, kept, of_weight, of_bias,
         *how.walk, **how.constants, BLOCK_S=how.merged,
     )  # fmt: skip
     return of_x, of_weight, of_bias
@@ -194,7 +192,7 @@ def _difference(device: torch.device, dtype: torch.dtype, shape: tuple[int, ...]
     with torch.cuda.device_of(x):
         out, kept = forward(x, weight, bias, running, 0.25, 1e-5, how)
         found = [out, *running[:2], *backward(gradient, x, weight, kept, how)]
-    wanted = _in_float64(*(t.double() for t in (x, gradient, weight, bias, mean, variance)))
+    wanted = _by_torch(*(t.double() for t in (x, gradient, weight, bias, mean, variance)))
     for name, a, b in zip(("output", "mean", "variance", "gradient", "weight's", "bias's"), found, wanted, strict=True):
         digits = 2 * torch.finfo(a.dtype).eps + 1e-5
         if not bool((a - b).abs().max() <= digits * b.abs().max()):
@@ -202,20 +200,11 @@ def _difference(device: torch.device, dtype: torch.dtype, shape: tuple[int, ...]
     return "" if int(running[2]) == 1 else "its count is wrong"
 
 
-def _in_float64(x, gradient, weight, bias, mean, variance) -> tuple[Tensor, ...]:
-    """What :func:`forward` and :func:`backward` should give in two parts, momentum 1/4, with torch's operators."""
-    parts = x.unflatten(0, (2, 2)).flatten(3)  # (S, N/S, C, pixels)
-    spread, centre = torch.var_mean(parts, (1, 3), correction=0, keepdim=True)
-    hat = (parts - centre) * (spread + 1e-5).rsqrt()
-    count = parts[0, :, 0].numel()
-    towards = gradient.unflatten(0, (2, 2)).flatten(3)
-    inner = towards - towards.mean((1, 3), keepdim=True) - hat * (towards * hat).mean((1, 3), keepdim=True)
-    scale = weight.view(-1, 1)
-    means = (t.flatten(1).mean(0) for t in (centre, spread * count / (count - 1)))
-    return (
-        (hat * scale + bias.view(-1, 1)).view(x.shape),
-        *(old + 0.25 * (new - old) for old, new in zip((mean, variance), means, strict=True)),
-        (inner * scale * (spread + 1e-5).rsqrt()).view(x.shape),
-        (towards * hat).sum((0, 1, 3)),
-        towards.sum((0, 1, 3)),
-    )
+@torch.enable_grad()
+def _by_torch(x, gradient, weight, bias, mean, variance) -> tuple[Tensor, ...]:
+    """What :func:`forward` and :func:`backward` should give in two parts, momentum 1/4."""
+    running = torch.stack([mean, mean, variance, variance]).view(2, 2, -1)  # of each part
+    given = [t.requires_grad_() for t in (x, weight, bias)]
+    parts = zip(x.chunk(2), *running, strict=True)
+    out = torch.cat([F.batch_norm(part, m, v, weight, bias, True, 0.25, 1e-5) for part, m, v in parts])
+    return out.detach(), *running.mean(1), *torch.autograd.grad(out, given, gradient)

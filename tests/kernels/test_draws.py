@@ -110,7 +110,7 @@ def test_a_batch_is_drawn_in_one_launch(monkeypatch):
     """On tensors of a GPU that have no data: what asks for a value raises."""
     launched = []
     monkeypatch.setattr(by_triton, "run_program", lambda program, grid, *_, **__: launched.append(grid))
-    monkeypatch.setattr(draws, "programs", lambda: type("Programs", (), {"draw": None}))
+    monkeypatch.setattr(by_triton, "programs", lambda file: type("Programs", (), {"draw": None}))
     monkeypatch.setattr(draws, "agrees", lambda device: True)
     monkeypatch.setattr(draws, "table", lambda rows, device: (None, None))
     monkeypatch.setattr(torch.cuda, "device_of", lambda x: contextlib.nullcontext())
@@ -135,7 +135,7 @@ def test_it_compiles_without_spills(target, resources, tmp_path, monkeypatch):
     constants = {"BLOCK_S": draws.BLOCK_S, "BLOCK_C": 32}
     pointers = {"whole": "*i32", "slots_a": "*i64", "slots_b": "*i64", "key": "i64"}
     pointers |= dict.fromkeys(("real", "weights", "noise"), "*fp32") | dict.fromkeys(constants, "constexpr")
-    program = draws.programs().draw
+    program = by_triton.programs("draws_triton").draw
     types = {name: pointers.get(name, "i32") for name in program.arg_names}
     try:
         source = ASTSource(fn=program, signature=types, constexprs=constants)
