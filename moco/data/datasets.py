@@ -213,10 +213,8 @@ def auto_augment(policy: str, size: int) -> Callable[[Image.Image], Image.Image]
     """
     from timm.data.auto_augment import augment_and_mix_transform, auto_augment_transform, rand_augment_transform
 
-    grey = (124, 116, 104)  # ImageNet's mean
-    settings: dict[str, Any] = {"translate_const": int(size * 0.45), "img_mean": grey}
-    kind = policy[:4]
-    make = {"rand": rand_augment_transform, "augm": augment_and_mix_transform}.get(kind, auto_augment_transform)
+    settings: dict[str, Any] = {"translate_const": int(size * 0.45), "img_mean": (124, 116, 104)}  # ImageNet's mean
+    make = {"rand": rand_augment_transform, "augm": augment_and_mix_transform}.get(policy[:4], auto_augment_transform)
     try:
         made = make(policy, settings)
     except (AssertionError, ValueError, KeyError, IndexError) as error:

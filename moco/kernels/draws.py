@@ -52,8 +52,16 @@ def draw(rows: tuple[Row, ...], n: int, hard: int, dim: int, key: int, device: t
 @functools.cache
 def agrees(device: torch.device) -> bool:
     """Whether ``by_triton`` runs on a device and gives the defined draws; warns if not. Asked once a process."""
-    why = fused.fault(functools.partial(_difference, device))
-    if why:
+
+    def compare() -> str:
+        halves = ((-1.0, 1.0), (1.0, 0.5))
+        rows = tuple(Row(group, 7 + group, 40, 0.2, 0.7, halves[: 1 + (group < 2)]) for group in range(4))
+        found = by_triton(rows, 3, 1000, 21, (1 << 62) + 12345, device).to("cpu").tensors()
+        right = by_torch(rows, 3, 1000, 21, (1 << 62) + 12345, torch.device("cpu")).tensors()
+        same = all(torch.allclose(x, y, rtol=0, atol=APPROXIMATION) for x, y in zip(found, right, strict=True))
+        return "" if same else "its numbers are not the defined ones"
+
+    if why := fused.fault(compare):
         warnings.warn(
             f"synthetic negatives are drawn on {device} by torch's operators, not by triton: {why}; the draws are the "
             "same, slower",
@@ -61,15 +69,6 @@ def agrees(device: torch.device) -> bool:
             stacklevel=2,
         )
     return not why
-
-
-def _difference(device: torch.device) -> str:
-    halves = ((-1.0, 1.0), (1.0, 0.5))
-    rows = tuple(Row(group, 7 + group, 40, 0.2, 0.7, halves[: 1 + (group < 2)]) for group in range(4))
-    found = by_triton(rows, 3, 1000, 21, (1 << 62) + 12345, device).to("cpu").tensors()
-    right = by_torch(rows, 3, 1000, 21, (1 << 62) + 12345, torch.device("cpu")).tensors()
-    same = all(torch.allclose(x, y, rtol=0, atol=APPROXIMATION) for x, y in zip(found, right, strict=True))
-    return "" if same else "its numbers are not the defined ones"
 
 
 def group_sizes(rows: tuple[Row, ...]) -> tuple[int, int, int, int]:

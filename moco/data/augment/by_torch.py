@@ -183,9 +183,11 @@ def blur(images: Tensor, sigmas: Sequence[float]) -> Tensor:
     return _boxes(rows.transpose(2, 3), weights).float()
 
 
-def _blur_by_pil(images: Tensor, sigmas: Sequence[float]) -> Tensor:
+def _blurred(images: Tensor, sigmas: np.ndarray) -> Tensor:
+    if images.device.type != "cpu":  # on one PIL's own loop is faster
+        return blur(images, sigmas.tolist())
     pixels = to_bytes(images).permute(0, 2, 3, 1).squeeze(-1).contiguous().numpy()  # (n, h, w, 3), or (n, h, w) if grey
-    filters = map(ImageFilter.GaussianBlur, sigmas)
+    filters = map(ImageFilter.GaussianBlur, sigmas.tolist())
     return torch.stack([to_tensor(Image.fromarray(p).filter(f)) for p, f in zip(pixels, filters, strict=True)]).float()
 
 
@@ -210,11 +212,6 @@ def _at(
 def _jittered(number: int, images: Tensor, factors: np.ndarray) -> Tensor:
     by = torch.from_numpy(factors).to(images.device, non_blocking=True).view(-1, 1, 1, 1)
     return (brightness, contrast, saturation, hue)[number](images, by)  # as in OPERATIONS
-
-
-def _blurred(images: Tensor, sigmas: np.ndarray) -> Tensor:
-    change = _blur_by_pil if images.device.type == "cpu" else blur  # PIL's own loop is faster there
-    return change(images, sigmas.tolist())
 
 
 _CHANGES: dict[str, Callable[[Tensor, np.ndarray], Tensor]] = {
