@@ -18,7 +18,7 @@ if __name__ == "__main__":  # a wrong flag is answered before torch is imported;
 
     ARGS = parse_lincls()
 
-from moco import data, distributed
+from moco import data, distributed, seeding
 from moco.cli.common import few_shot_config
 from moco.cli.flag_classes import LINCLS, probing
 from moco.cli.training import optimizer_config, schedule_config
@@ -26,7 +26,7 @@ from moco.config import ClassifierConfig
 from moco.data import Source
 from moco.errors import UserError
 from moco.eval import fewshot, knn, linear, linear_checkpoint, linear_report, lr_find
-from moco.eval.classifier import backbone_of, begin_at, check_frozen
+from moco.eval.classifier import Classifier, backbone_of, begin_at, build_classifier, check_frozen
 from moco.eval.features import EvalData, bad_image_notes
 from moco.eval.linear_fit import ProbeFeatures, ProbeRun
 from moco.train.checkpoint import reserve_run_folder
@@ -50,8 +50,10 @@ def worker(args: Namespace) -> int:
     (size, mean, std), batch = settled.of(train), args.batch_size * distributed.nodes()
 
     # model
-    config = ClassifierConfig(args.arch, args.stem, pretrained=args.pretrained, amp=args.amp)
-    model, weights, read = linear.build_probe(config, train, size, mean, std, seed, bool(path))
+    seeding.begin(seed)
+    frozen = {"freeze": True, "channels_last": False}
+    config = ClassifierConfig(args.arch, args.stem, pretrained=args.pretrained, amp=args.amp, **frozen)
+    model, weights, read = build_classifier(config, train, size, mean, std, seed, bool(path))
 
     # optimizer
     lrs = linear_checkpoint.rates(state, args.lrs, args.epochs, training=trained)
@@ -107,7 +109,7 @@ def open_images(args: Namespace, mode: str, path: str | None, state: dict) -> tu
 
 
 def measure(
-    args: Namespace, model: linear.Probe, train: Source, val: Source, images: EvalData, result: dict, log: RunLog
+    args: Namespace, model: Classifier, train: Source, val: Source, images: EvalData, result: dict, log: RunLog
 ) -> None:
     """k-NN or few-shot accuracy: a record, a result file and the last line."""
     extractor = model.extractor(images)

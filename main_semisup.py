@@ -23,7 +23,7 @@ from moco.cli.training import encoder_optimizer
 from moco.data import Source
 from moco.eval import finetune
 from moco.eval import finetune_setup as setup
-from moco.eval.classifier import backbone_of, begin_at
+from moco.eval.classifier import backbone_of, begin_at, build_classifier
 from moco.eval.features import EvalData, bad_image_notes
 from moco.eval.finetune_loss import Objective
 from moco.train.checkpoint import reserve_run_folder
@@ -45,7 +45,7 @@ def worker(args: Namespace) -> int:
 
     # model
     (size, mean, std), batch = settled.of(whole), args.batch_size * distributed.nodes()
-    model, weights, read = setup.build_classifier(classifier_config(args), whole, size, mean, std, seed, bool(path))
+    model, weights, read = build_classifier(classifier_config(args), whole, size, mean, std, seed, bool(path))
 
     # optimizer
     config, objective = encoder_optimizer(args, args.lr_classifier), Objective(objective_config(args), model.classes)

@@ -32,12 +32,12 @@ def _splitmix64(x: int) -> int:
     return x ^ (x >> 31)
 
 
-def begin(seed: int, asked: bool) -> None:
+def begin(seed: int, asked: bool | None = None) -> None:
     """What a run does before its first random number: torch's generator is of the stream "init", and cuDNN is asked for
-    deterministic convolutions where the user gave the seed (``asked``), else for the fastest ones."""
+    deterministic convolutions where the user gave the seed (``asked``), else for the fastest ones; by None for none."""
     torch.manual_seed(key("init", seed) >> 1)
-    torch.backends.cudnn.deterministic = asked
-    torch.backends.cudnn.benchmark = not asked
+    if asked is not None:
+        torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = asked, not asked
 
 
 def key(stream: str, seed: int, *where: int) -> int:

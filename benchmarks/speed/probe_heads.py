@@ -20,18 +20,19 @@ from torch import Tensor
 
 from moco.config import OptimizerConfig
 from moco.eval import linear
+from moco.eval.classifier import Classifier
 from moco.models.encoder import build_encoder
 
 
-def prepare(args: argparse.Namespace, rates: list[float]) -> tuple[linear.Probe, list[linear.LossOutput]]:
+def prepare(args: argparse.Namespace, rates: list[float]) -> tuple[Classifier, list[linear.LinearClassifier]]:
     """A probe of a random encoder and a head for each rate."""
     torch.manual_seed(0)
     encoder = build_encoder(args.arch, args.classes, size=args.size)
-    model = linear.Probe(encoder, torch.device(args.device), [0.5] * 3, [0.25] * 3, seed=0)
+    model = Classifier(encoder, [0.5] * 3, [0.25] * 3, seed=0, freeze=True).to(args.device)
     return model, linear.make_classifiers(model, rates, OptimizerConfig())
 
 
-def step(model: linear.Probe, heads: list[linear.LossOutput], images: Tensor, labels: Tensor) -> None:
+def step(model: Classifier, heads: list[linear.LinearClassifier], images: Tensor, labels: Tensor) -> None:
     """One step of every head on the same features; images (N, 3, size, size) uint8, labels (N,)."""
     x = model.features(images)
     for head in heads:

@@ -1,7 +1,7 @@
-"""What the linear probe and fine-tuning have in common: a score, the images that count in it, a backbone that must not
-change, and where a run begins or goes on.
+"""What the linear probe and fine-tuning have in common: the network, a score, the images that count in it, a backbone
+that must not change, and where a run begins or goes on.
 
-Legend: N images on this process, C classes, n images of the set.
+Legend: N images on this process, F feature width, C classes, n images of the set.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import contextlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -19,15 +20,134 @@ from moco import distributed
 from moco.config import ClassifierConfig
 from moco.data import Source
 from moco.errors import TrainingError, UserError
-from moco.eval.features import describe_unread
-from moco.models.encoder import backbone_keys, build_encoder
+from moco.eval.features import EvalData, FeatureExtractor, describe_unread
+from moco.models.batchnorm import sync_batchnorm
+from moco.models.encoder import around_head, backbone_keys, build_encoder, new_classifier, strided_point
+from moco.models.inputs import normalise
 from moco.train.metrics import TOP5_FROM, accuracy
+from moco.train.optimizers import layer_groups
 from moco.train.plan import Progress
+from moco.train.pretraining import pick_amp
 from moco.train.resume import describe_resume
 from moco.weights.changes import restore_changes
 from moco.weights.read import fill_network, load_backbone
 
 Batch = tuple[Tensor, Tensor, Tensor]  # images or their features (N, ..), labels (N,), on the CPU which were read (N,)
+
+# --------------------------------------------------------------------------------------------------- the network
+
+
+class Classifier(nn.Module):
+    """An encoder whose head is a new linear layer: weight normal with deviation .01, bias 0.
+
+    Args:
+        encoder: with C outputs.
+        mean, std: of the channels.
+        seed: of the layer's first weights.
+        freeze: only the layer's weight and bias are trained and the encoder stays in eval mode.
+        amp: the encoder's arithmetic, None for fp32; the loss is always fp32.
+        sync_bn: BatchNorm over the batch of all processes; the encoder's layers are replaced.
+
+    Raises:
+        UserError: the encoder's head is not one linear layer with a bias.
+    """
+
+    def __init__(
+        self,
+        encoder: nn.Module,
+        mean: Any,
+        std: Any,
+        seed: int,
+        freeze: bool,
+        amp: torch.dtype | None = None,
+        sync_bn: bool = False,
+    ) -> None:
+        super().__init__()
+        self.encoder = sync_batchnorm(encoder) if sync_bn else encoder
+        self.mean, self.std, self.freeze, self.amp = mean, std, freeze, amp
+        self._mean: Tensor
+        self._std: Tensor
+        self.register_buffer("_mean", torch.as_tensor(mean, dtype=torch.float32), persistent=False)
+        self.register_buffer("_std", torch.as_tensor(std, dtype=torch.float32), persistent=False)
+        layer = new_classifier(self.encoder, seed)
+        self.encoder.requires_grad_(not freeze)
+        layer.requires_grad_(True)
+        self.head, self.classes = [layer.weight, layer.bias], len(layer.weight)  # C
+        self.train(not freeze)
+
+    def train(self, mode: bool = True) -> Classifier:
+        """As of any module, but a frozen encoder stays in eval mode: its BatchNorm statistics are the file's."""
+        return super().train(mode and not self.freeze)
+
+    @property
+    def device(self) -> torch.device:
+        """Where it computes."""
+        return self._mean.device
+
+    def prepare(self, images: Tensor) -> Tensor:
+        """Normalised fp32 pixels of uint8 images, both (N, channels, h, w)."""
+        return normalise(images, self._mean, self._std)
+
+    def forward(self, images: Tensor, with_features: bool = False) -> Any:
+        """(N, C) fp32 logits of (N, channels, h, w) images, uint8 or prepared, on the model's device; with_features:
+        also what enters the layer, (N, F)."""
+        pixels = self.prepare(images) if images.dtype == torch.uint8 else images
+        with torch.autocast(pixels.device.type, self.amp, enabled=self.amp is not None):
+            x, logits = around_head(self.encoder, pixels)
+        return (logits.float(), x.float()) if with_features else logits.float()
+
+    @torch.no_grad()
+    def features(self, images: Tensor) -> Tensor:
+        """(N, F) fp32 from (N, channels, h, w) uint8 on any device.
+
+        Without gradients: none would reach a frozen tensor, so the numbers are the same and nothing is kept for a
+        backward pass.
+        """
+        return self(images.to(self.device, non_blocking=True), with_features=True)[1]
+
+    def extractor(self, images: EvalData) -> FeatureExtractor:
+        """Of features from whole images."""
+        return FeatureExtractor(images, self.device, self.mean, self.std, self.amp)
+
+    def groups(
+        self, lr_classifier: float, lr_backbone: float, weight_decay: float = 0.0, layer_decay: float | None = None
+    ) -> list[dict[str, Any]]:
+        """Parameter groups in the released code's order: the layer, then the rest if it is trained; with
+        ``layer_decay`` those of :func:`moco.train.optimizers.layer_groups`, whose weight decay is per group."""
+        if layer_decay is not None:
+            return layer_groups(self.encoder, self.head, lr_classifier, lr_backbone, weight_decay, layer_decay)
+        head = {id(p) for p in self.head}
+        rest = [p for p in self.encoder.parameters() if id(p) not in head]
+        groups = [{"params": self.head, "lr": lr_classifier}]
+        return groups if self.freeze else [*groups, {"params": rest, "lr": lr_backbone}]
+
+
+def build_classifier(
+    config: ClassifierConfig, images: Source, size: int, mean: Any, std: Any, seed: int, resumed: bool
+) -> tuple[Classifier, dict[str, Tensor], str]:
+    """The network on its device, with an output for each class of the ``images`` and the weights of --pretrained, if
+    any; these; and what is in it, in words, empty where a checkpoint of the run fills it.
+
+    Args:
+        size: side of the views in pixels.
+        mean, std: of the channels.
+        seed: of the layer's first weights.
+
+    Raises:
+        UserError: what cannot be built, read or trained in this arithmetic.
+    """
+    shape = {"stem": config.stem, "size": size, "in_chans": images.channels, "drop_path": config.drop_path}
+    encoder = build_encoder(config.arch, len(images.classes or ()), **shape)
+    weights, read = {}, "" if resumed else f"no --pretrained: random initialisation by seed {seed}, a baseline"
+    if config.pretrained:
+        weights, read = load_backbone(encoder, config.pretrained, config.arch)
+    device = distributed.device()
+    broken = "" if device.type != "cpu" or config.freeze else strided_point(encoder, images.channels, size)
+    amp = pick_amp(config.amp, device, broken)
+    model = Classifier(encoder, mean, std, seed, config.freeze, amp, config.sync_bn)
+    layout = torch.channels_last if config.channels_last else torch.contiguous_format
+    return model.to(device).to(memory_format=layout), weights, read  # type: ignore[call-overload]
+
 
 # ------------------------------------------------------------------------------------------------------- a score
 
@@ -111,21 +231,6 @@ def check_frozen(encoder: nn.Module, reference: dict[str, Tensor], which: str, o
 
 
 # --------------------------------------------------------------------------------------------- where a run begins
-
-
-def begin_encoder(
-    config: ClassifierConfig, images: Source, size: int, seed: int, resumed: bool
-) -> tuple[nn.Module, dict[str, Tensor], str]:
-    """An encoder with an output for each class of the ``images``, and with the weights of --pretrained, if any; these;
-    and what is in it, in words, empty where a checkpoint of the run fills it.
-
-    size: side of the views in pixels.
-    """
-    shape = {"stem": config.stem, "size": size, "in_chans": images.channels, "drop_path": config.drop_path}
-    encoder = build_encoder(config.arch, len(images.classes or ()), **shape)
-    if config.pretrained:
-        return encoder, *load_backbone(encoder, config.pretrained, config.arch)
-    return encoder, {}, "" if resumed else f"no --pretrained: random initialisation by seed {seed}, a baseline"
 
 
 def check_state(state: dict, path: str, arch: str, *needed: str) -> None:

@@ -15,11 +15,12 @@ from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from moco import distributed, files
 from moco.errors import TrainingError
 from moco.eval.classifier import (
+    Classifier,
     Score,
     check_frozen,
     check_state,
@@ -31,14 +32,10 @@ from moco.eval.classifier import (
 from moco.eval.features import LabelledBatches
 from moco.eval.finetune_loss import Objective
 from moco.models.base import StepOutput
-from moco.models.batchnorm import sync_batchnorm
 from moco.models.ema import update_unless
-from moco.models.encoder import around_head, new_classifier
-from moco.models.inputs import normalise
 from moco.train import checkpoint
 from moco.train.loop import Loop
 from moco.train.metrics import Mean, without_top5
-from moco.train.optimizers import layer_groups
 from moco.train.resume import describe_stop
 from moco.weights.settings import images_of
 
@@ -46,76 +43,6 @@ from moco.weights.settings import images_of
 CHECKPOINT, BEST, RESULT = "checkpoint_semisup.pth.tar", "model_best_semisup.pth.tar", "result.json"
 KEPT = "checkpoint_semisup_{:04d}.pth.tar"  # of an epoch, counted from 0 as upstream's are
 TUNING_FILES = (CHECKPOINT,), (RESULT,), (BEST, KEPT.replace("{:04d}", "[0-9]*"))  # see checkpoint.reserve_run_folder
-
-
-# -------------------------------------------------------------------------------------------------- the network
-
-
-class Classifier(nn.Module):
-    """An encoder whose head is a new linear layer: weight normal with deviation .01, bias 0.
-
-    Args:
-        encoder: with C outputs.
-        mean, std: of the channels.
-        seed: of the layer's first weights.
-        freeze: only the layer is trained and the encoder stays in eval mode.
-        amp: the encoder's arithmetic, None for fp32; the loss is always fp32.
-        sync_bn: BatchNorm over the batch of all processes; the encoder's layers are replaced.
-
-    Raises:
-        UserError: the encoder's head is not one linear layer with a bias.
-    """
-
-    def __init__(
-        self,
-        encoder: nn.Module,
-        mean: Any,
-        std: Any,
-        seed: int,
-        freeze: bool,
-        amp: torch.dtype | None = None,
-        sync_bn: bool = False,
-    ) -> None:
-        super().__init__()
-        if sync_bn:
-            encoder = sync_batchnorm(encoder)
-        self.encoder, self.mean, self.std, self.freeze, self.amp = encoder, mean, std, freeze, amp
-        self._mean: Tensor
-        self._std: Tensor
-        self.register_buffer("_mean", torch.as_tensor(mean, dtype=torch.float32), persistent=False)
-        self.register_buffer("_std", torch.as_tensor(std, dtype=torch.float32), persistent=False)
-        layer = new_classifier(encoder, seed)
-        encoder.requires_grad_(not freeze)
-        layer.requires_grad_(True)
-        self.head, self.classes = [layer.weight, layer.bias], len(layer.weight)  # C
-
-    def train(self, mode: bool = True) -> Classifier:
-        """As of any module, but a frozen encoder stays in eval mode: its BatchNorm statistics are the file's."""
-        return super().train(mode and not self.freeze)
-
-    def prepare(self, images: Tensor) -> Tensor:
-        """Normalised fp32 pixels of uint8 images, both (N, channels, h, w)."""
-        return normalise(images, self._mean, self._std)
-
-    def forward(self, images: Tensor, with_features: bool = False) -> Any:
-        """(N, C) fp32 logits of (N, channels, h, w) images, uint8 or prepared, on the model's device; with_features:
-        also what enters the layer, (N, F)."""
-        pixels = self.prepare(images) if images.dtype == torch.uint8 else images
-        with torch.autocast(pixels.device.type, self.amp, enabled=self.amp is not None):
-            x, logits = around_head(self.encoder, pixels)
-        return (logits.float(), x.float()) if with_features else logits.float()
-
-    def groups(
-        self, lr_classifier: float, lr_backbone: float, weight_decay: float = 0.0, layer_decay: float | None = None
-    ) -> list[dict[str, Any]]:
-        """Parameter groups in the released code's order: the layer, then the rest if it is trained; with
-        ``layer_decay`` those of :func:`moco.train.optimizers.layer_groups`, whose weight decay is per group."""
-        if layer_decay is not None:
-            return layer_groups(self.encoder, self.head, lr_classifier, lr_backbone, weight_decay, layer_decay)
-        head = {id(p) for p in self.head}
-        rest = [p for p in self.encoder.parameters() if id(p) not in head]
-        groups = [{"params": self.head, "lr": lr_classifier}]
-        return groups if self.freeze else [*groups, {"params": rest, "lr": lr_backbone}]
 
 
 # ---------------------------------------------------------------------------------------------------- evaluation

@@ -1,4 +1,4 @@
-"""What the flags of a fine-tuning come to once its data is open: images, network and the figures at the end."""
+"""What the flags of a fine-tuning come to once its data is open: images, optimizer and the figures at the end."""
 
 from __future__ import annotations
 
@@ -7,24 +7,21 @@ from functools import partial
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
 
 from moco import distributed
-from moco.config import ClassifierConfig, FewShotConfig, OptimizerConfig, SubsetConfig
+from moco.config import FewShotConfig, OptimizerConfig, SubsetConfig
 from moco.data import Source, Sources, open_sources
 from moco.data.sources import subset
 from moco.errors import UserError
 from moco.eval import fewshot, finetune
-from moco.eval.classifier import begin_encoder
-from moco.eval.features import EvalData, FeatureExtractor, LabelledBatches
-from moco.eval.finetune import Classifier, Tuner
+from moco.eval.classifier import Classifier
+from moco.eval.features import EvalData, LabelledBatches
+from moco.eval.finetune import Tuner
 from moco.eval.linear import labelled_pair, write_result
 from moco.models.batchnorm import has_batchnorm
 from moco.models.ema import moving_average
-from moco.models.encoder import strided_point
 from moco.train.optimizers import build_optimizer
 from moco.train.plan import TrainPlan
-from moco.train.pretraining import pick_amp
 from moco.train.runlog import RunLog
 
 
@@ -77,29 +74,6 @@ def choose_labelled(whole: Source, test: Source | None, config: SubsetConfig, ev
     wanted = (config.percent, config.files, config.val_share, config.seed, cache)
     train, val, origin = distributed.first_on_node(partial(subset.choose_subset, whole, *wanted), wait=True)
     return Images(whole, train, None if evaluate else val, test, origin, evaluate)
-
-
-def build_classifier(
-    config: ClassifierConfig, whole: Source, size: int, mean: Any, std: Any, seed: int, resumed: bool
-) -> tuple[Classifier, dict[str, Tensor], str]:
-    """The network on its device, and what :func:`moco.eval.classifier.begin_encoder` put into its encoder.
-
-    Args:
-        whole: images with the classes and channels.
-        size: side of the views in pixels.
-        mean, std: of the channels.
-        seed: of the layer's first weights.
-
-    Raises:
-        UserError: what cannot be built, read or trained in this arithmetic.
-    """
-    encoder, *found = begin_encoder(config, whole, size, seed, resumed)
-    device = distributed.device()
-    broken = "" if device.type != "cpu" or config.freeze else strided_point(encoder, whole.channels, size)
-    amp = pick_amp(config.amp, device, broken)
-    model = Classifier(encoder, mean, std, seed, config.freeze, amp, config.sync_bn)
-    layout = torch.channels_last if config.channels_last else torch.contiguous_format
-    return model.to(device).to(memory_format=layout), *found  # type: ignore[call-overload]
 
 
 def prepare_tuning(
@@ -155,8 +129,7 @@ def open_sets(
 def measure_novel(tuner: Tuner, novel: Source, images: EvalData, config: FewShotConfig) -> dict[str, Any]:
     """Few-shot accuracy of the encoder's features, told in the log: entries of result.json."""
     model = tuner.evaluated
-    extractor = FeatureExtractor(images, distributed.device(), model.mean, model.std, model.amp)
-    values, asked, summary = fewshot.measure_few_shot(model.encoder, novel, extractor, config)
+    values, asked, summary = fewshot.measure_few_shot(model.encoder, novel, model.extractor(images), config)
     tuner.log.line(summary)
     return values | {"few_shot": asked}
 

@@ -23,19 +23,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from moco import distributed, files, seeding
-from moco.config import ClassifierConfig, OptimizerConfig
+from moco import distributed, files
+from moco.config import OptimizerConfig
 from moco.data import EpochSampler, Source, Sources
 from moco.data.sources.subset import Subset, split
 from moco.errors import UserError
-from moco.eval.classifier import Batch, Score, begin_encoder, counted_once, score_sums
-from moco.eval.features import EvalData, FeatureExtractor, Features, LabelledBatches
-from moco.models.encoder import features, new_classifier
-from moco.models.inputs import normalise
+from moco.eval.classifier import Batch, Classifier, Score, counted_once, score_sums
+from moco.eval.features import EvalData, Features, LabelledBatches
+from moco.models.encoder import head_of
 from moco.train.metrics import accuracy
 from moco.train.optimizers import build_optimizer
 from moco.train.plan import Progress, TrainPlan
-from moco.train.pretraining import pick_amp
 from moco.train.timers import Stopwatch
 
 # ------------------------------------------------------------------------------------------------ before a run
@@ -62,60 +60,6 @@ def check_class_count(train: Source, asked: int | None) -> None:
     found = len(train.classes or ())
     if asked not in (None, found):
         raise UserError(f"{train.name} has {found} classes, not {asked}: correct --num-classes or leave it out.")
-
-
-# ------------------------------------------------------------------------------------------------------ a probe
-
-
-class Probe:
-    """A frozen encoder and the one linear layer that is trained.
-
-    Args:
-        encoder: with C outputs; its head becomes the linear layer, all other tensors stay as they are.
-        device: where to compute.
-        mean, std: of the channels.
-        seed: of the layer's first weights.
-        amp: the encoder's arithmetic, None for fp32; the layer is always fp32.
-    """
-
-    def __init__(
-        self, encoder: nn.Module, device: torch.device, mean: Any, std: Any, seed: int, amp: torch.dtype | None = None
-    ) -> None:
-        self.encoder = encoder.to(device).eval().requires_grad_(False)
-        self.device, self.mean, self.std, self.amp = device, mean, std, amp
-        layer = new_classifier(encoder, seed)
-        layer.requires_grad_(True)
-        self.trained = [p for p in encoder.parameters() if p.requires_grad]
-        assert len(self.trained) == 2, "the protocol trains the linear layer's weight and bias alone"
-        self.layer = layer
-
-    @torch.no_grad()
-    def features(self, images: Tensor) -> Tensor:
-        """(N, F) fp32 from (N, channels, h, w) uint8 on any device.
-
-        Without gradients: none would reach a frozen tensor, so the numbers are the same and nothing is kept for a
-        backward pass.
-        """
-        pixels = normalise(images.to(self.device, non_blocking=True), self.mean, self.std)
-        with torch.autocast(self.device.type, self.amp, enabled=self.amp is not None):
-            return features(self.encoder, pixels).float()
-
-    def extractor(self, images: EvalData) -> FeatureExtractor:
-        """Of features from whole images."""
-        return FeatureExtractor(images, self.device, self.mean, self.std, self.amp)
-
-
-def build_probe(
-    config: ClassifierConfig, train: Source, size: int, mean: Any, std: Any, seed: int, resumed: bool
-) -> tuple[Probe, dict[str, Tensor], str]:
-    """A probe of the classes and channels of ``train``, and what :func:`begin_encoder` put into its encoder.
-
-    size: side of the views in pixels. mean, std: of the channels. seed: of all first weights.
-    """
-    torch.manual_seed(seeding.key("init", seed) >> 1)
-    encoder, weights, read = begin_encoder(config, train, size, seed, resumed)
-    device = distributed.device()
-    return Probe(encoder, device, mean, std, seed, pick_amp(config.amp, device)), weights, read
 
 
 # ---------------------------------------------------------------------------------------------------------- heads
@@ -166,10 +110,11 @@ class LinearClassifier:
 
 
 def make_classifiers(
-    probe: Probe, lrs: list[float], config: OptimizerConfig, smoothing: float = 0.0
+    probe: Classifier, lrs: list[float], config: OptimizerConfig, smoothing: float = 0.0
 ) -> list[LinearClassifier]:
     """One for each rate, all from the same first weights; the first is the encoder's own layer."""
-    layers = [probe.layer, *(copy.deepcopy(probe.layer) for _ in lrs[1:])]
+    own: Any = probe.encoder.get_submodule(head_of(probe.encoder))
+    layers = [own, *(copy.deepcopy(own) for _ in lrs[1:])]
     return [LinearClassifier(layer, replace(config, lr=lr), smoothing) for layer, lr in zip(layers, lrs, strict=True)]
 
 
@@ -199,7 +144,7 @@ def note_best(heads: list[LinearClassifier]) -> LinearClassifier | None:
 class FreshFeatures:
     """Features computed from images as they come: under new random crops in every epoch, or for a held-out set."""
 
-    def __init__(self, probe: Probe, images: LabelledBatches) -> None:
+    def __init__(self, probe: Classifier, images: LabelledBatches) -> None:
         self.probe, self.images, self.sampler, self.device = probe, images, images.sampler, probe.device
 
     def batches(self, epoch: int, watch: Stopwatch, first: int = 0) -> Iterator[Batch]:
@@ -230,7 +175,7 @@ ProbeData = FreshFeatures | CachedFeatures
 
 
 def probe_data(
-    probe: Probe, images: EvalData, source: Source, *, training: bool = False, cached: bool = False
+    probe: Classifier, images: EvalData, source: Source, *, training: bool = False, cached: bool = False
 ) -> ProbeData:
     """What a probe is trained or evaluated on; no image is dropped.
 

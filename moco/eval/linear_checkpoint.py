@@ -10,8 +10,8 @@ from torch import Tensor
 
 from moco import distributed, files
 from moco.errors import UserError
-from moco.eval.classifier import changed, check_state, fill, filling_optimizer
-from moco.eval.linear import LinearClassifier, Probe, leader
+from moco.eval.classifier import Classifier, changed, check_state, fill, filling_optimizer
+from moco.eval.linear import LinearClassifier, leader
 from moco.models.encoder import head_of
 from moco.train.plan import Progress, check_batches
 from moco.weights.settings import images_of
@@ -23,7 +23,7 @@ PROBE_FILES = (CHECKPOINT,), (RESULT,), (BEST, _ALL_KEPT)  # see moco.train.chec
 
 
 def save(
-    probe: Probe, heads: list[LinearClassifier], save_dir: str, at: Progress, arch: str, run: dict[str, Any],
+    probe: Classifier, heads: list[LinearClassifier], save_dir: str, at: Progress, arch: str, run: dict[str, Any],
     keep_every: int = 0, new_best: LinearClassifier | None = None,
 ) -> None:  # fmt: skip
     """Write upstream's dictionary as ``checkpoint.pth.tar``, and as ``model_best.pth.tar`` if there is a ``new_best``;
@@ -62,7 +62,9 @@ def _keep(state: dict[str, Any], head: LinearClassifier, save_dir: str, every: i
         files.write({**state, "acc1": head.score.acc1}, os.path.join(save_dir, KEPT.format(epoch - 1)))
 
 
-def _state_of(probe: Probe, head: LinearClassifier, at: Progress, arch: str, run: dict[str, Any]) -> dict[str, Any]:
+def _state_of(
+    probe: Classifier, head: LinearClassifier, at: Progress, arch: str, run: dict[str, Any]
+) -> dict[str, Any]:
     layer = {f"{head_of(probe.encoder)}.{name}": value for name, value in head.layer.state_dict().items()}
     network, images = probe.encoder.state_dict() | layer, images_of(probe.encoder, probe.mean, probe.std)
     return {
@@ -107,7 +109,7 @@ def rates(state: dict, asked: list[float], epochs: int, training: bool) -> list[
 
 
 def load(
-    probe: Probe, heads: list[LinearClassifier], state: dict, path: str, arch: str, weights: dict[str, Tensor],
+    probe: Classifier, heads: list[LinearClassifier], state: dict, path: str, arch: str, weights: dict[str, Tensor],
     run: dict[str, Any] | None = None,
 ) -> None:  # fmt: skip
     """Put a classifier's checkpoint, ours or upstream's, back.

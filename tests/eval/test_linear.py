@@ -26,7 +26,7 @@ from moco.config import OptimizerConfig, ScheduleConfig
 from moco.data import ArraySource, BadImages, EpochSampler, Labelled, Sources, make_loader
 from moco.errors import TrainingError, UserError
 from moco.eval import linear, linear_fit, linear_report, lr_find
-from moco.eval.classifier import backbone_of, check_frozen
+from moco.eval.classifier import Classifier, backbone_of, check_frozen
 from moco.eval.features import MAX_BAD_IMAGES, EvalData, Features, LabelledBatches, bad_image_notes
 from moco.models.encoder import build_encoder
 from moco.train.plan import Progress, count_epochs
@@ -36,7 +36,7 @@ pytestmark = pytest.mark.usefixtures("restored")
 CPU = torch.device("cpu")
 
 
-def one_head(model: linear.Probe, lr: float = 0.3) -> linear.LinearClassifier:
+def one_head(model: Classifier, lr: float = 0.3) -> linear.LinearClassifier:
     return linear.make_classifiers(model, [lr], OptimizerConfig())[0]
 
 
@@ -44,9 +44,9 @@ def table_of(path) -> list[dict]:
     return list(csv.DictReader(path.read_text().splitlines()))
 
 
-def make_probe() -> linear.Probe:
+def make_probe() -> Classifier:
     torch.manual_seed(0)
-    return linear.Probe(build_encoder("resnet18", 10, size=16), CPU, (0.5,) * 3, (0.2,) * 3, seed=0)
+    return Classifier(build_encoder("resnet18", 10, size=16), (0.5,) * 3, (0.2,) * 3, seed=0, freeze=True)
 
 
 # ---------------------------------------------------------------------------------------------------- the protocol
@@ -61,7 +61,8 @@ def test_defaults_are_upstreams():
 def test_head_starts_as_published_and_nothing_else_is_trained():
     model = make_probe()
     weight, bias = model.encoder.fc.weight, model.encoder.fc.bias
-    assert [p is q for p, q in zip(model.trained, (weight, bias), strict=True)] == [True, True]
+    trained = [p for p in model.parameters() if p.requires_grad]
+    assert [p is q for p, q in zip(trained, (weight, bias), strict=True)] == [True, True]
     assert abs(float(weight.detach().std()) - 0.01) < 3e-4
     assert abs(float(weight.detach().mean())) < 5e-4
     assert not bias.any()
@@ -73,13 +74,13 @@ def test_same_numbers_and_gradients_as_upstreams_forward_through_the_whole_netwo
     images, labels = torch.randint(256, (6, 3, 16, 16), dtype=torch.uint8), torch.arange(6)
     ours = one_head(model).logits(model.features(images))
     nn.functional.cross_entropy(ours, labels).backward()
-    gradients = [p.grad.clone() for p in model.trained]
-    for p in model.trained:
+    gradients = [p.grad.clone() for p in model.head]
+    for p in model.head:
         p.grad = None
     theirs = model.encoder((images.float() / 255 - 0.5) / 0.2)
     nn.functional.cross_entropy(theirs, labels).backward()
     torch.testing.assert_close(ours, theirs)
-    for mine, p in zip(gradients, model.trained, strict=True):
+    for mine, p in zip(gradients, model.head, strict=True):
         torch.testing.assert_close(mine, p.grad)
 
 
@@ -87,7 +88,7 @@ def test_same_numbers_and_gradients_as_upstreams_forward_through_the_whole_netwo
 def test_heads_of_other_families_are_probed(arch):
     """A timm network, one whose classifier is a 1x1 convolution, and one with dropout before its last layer."""
     torch.manual_seed(0)
-    model = linear.Probe(build_encoder(arch, 4, size=32), CPU, (0.5,) * 3, (0.2,) * 3, seed=0)
+    model = Classifier(build_encoder(arch, 4, size=32), (0.5,) * 3, (0.2,) * 3, seed=0, freeze=True)
     images = torch.randint(256, (2, 3, 32, 32), dtype=torch.uint8)
     with torch.no_grad():
         whole = model.encoder((images.float() / 255 - 0.5) / 0.2)
@@ -141,13 +142,13 @@ def test_a_tensor_that_moved_is_noticed(name):
 
 
 def test_an_encoder_in_train_mode_ends_the_run_after_an_epoch(hard_folder, pretrained, tmp_path, monkeypatch):
-    features = linear.Probe.features
+    features = Classifier.features
 
     def in_train_mode(self, images):
         self.encoder.train()
         return features(self, images)
 
-    monkeypatch.setattr(linear.Probe, "features", in_train_mode)
+    monkeypatch.setattr(Classifier, "features", in_train_mode)
     with pytest.raises(TrainingError, match="must stay frozen"):
         probe_once(hard_folder, tmp_path, "--pretrained", pretrained, "--epochs", 2)
     assert not (tmp_path / "checkpoint.pth.tar").exists()
