@@ -63,6 +63,12 @@ def read(path: str) -> dict:
     return state
 
 
+def run_of(state: dict) -> dict[str, Any]:
+    """What a checkpoint of ours says of the run that wrote it; empty for other files."""
+    run = state.get("run")
+    return run if isinstance(run, dict) else {}
+
+
 def _why_unreadable(error: Exception) -> str:
     text = str(error)
     found = re.search(r"(?i)unsupported (?:global: )?(?:global|class) ([\w.]+)", text)

@@ -15,6 +15,8 @@ from collections.abc import Iterator
 import numpy as np
 import torch
 
+from moco.files import run_of
+
 _MASK = (1 << 64) - 1
 
 # One number a stream, so that two streams with the same integers are independent.
@@ -87,7 +89,7 @@ def choose_seed(given: int | None, checkpoint: dict | None) -> int:
 
     A resumed run keeps its seed even when another is given: the rest of its randomness would not fit the first part.
     """
-    kept = ((checkpoint or {}).get("run") or {}).get("seed")
+    kept = run_of(checkpoint or {}).get("seed")
     if kept is not None:
         return int(kept)
     return secrets.randbits(31) if given is None else given

@@ -8,6 +8,7 @@ import numpy as np
 
 from moco.data.sources.base import Source, renumber, some_sizes
 from moco.errors import UserError
+from moco.files import run_of
 
 FAR_BELOW = 4  # images this many times larger than the views lose what their classes differ in
 CHECKED = 9  # images, spread over the set
@@ -48,7 +49,7 @@ def number_as_in(state: dict, path: str, training: bool, *sources: Source | None
     Raises:
         UserError: another class, or with ``training`` a missing one.
     """
-    known = (state.get("run") or {}).get("classes")
+    known = run_of(state).get("classes")
     named = [source for source in sources if source is not None and source.classes]
     if not state or not named:
         return ""

@@ -21,6 +21,7 @@ from moco.config import ClassifierConfig
 from moco.data import Source
 from moco.errors import TrainingError, UserError
 from moco.eval.features import EvalData, FeatureExtractor, describe_unread
+from moco.files import run_of
 from moco.models.batchnorm import sync_batchnorm
 from moco.models.encoder import around_head, backbone_keys, build_encoder, new_classifier, strided_point
 from moco.models.inputs import normalise
@@ -260,7 +261,7 @@ def begin_at(state: dict, path: str | None, seed: int, epoch: int) -> tuple[Prog
     """Where a run goes on from its checkpoint, and a sentence that says so; without one, where it begins."""
     if path is None:
         return Progress(seed, epoch), ""
-    run, epoch = state.get("run") or {}, int(state.get("epoch", 0))
+    run, epoch = run_of(state), int(state.get("epoch", 0))
     best = {"best_acc1": float(state["best_acc1"]), "best_epoch": int(run.get("best_epoch", epoch))}
     at = Progress(seed, epoch, int(run.get("batch", 0)), plateau=run.get("plateau", {}), **best)
     return at, describe_resume(path, at.epoch, at.batch)

@@ -90,7 +90,7 @@ def _entries(head: LinearClassifier) -> dict[str, Any]:
 def rates_of(state: dict) -> list[float]:
     """The base rates of a checkpoint's classifiers; empty where the file does not say them (upstream's)."""
     heads = state.get("heads")
-    entries = heads if isinstance(heads, list) else [state.get("run")]
+    entries = heads if isinstance(heads, list) else [files.run_of(state)]
     return [entry["lr"] for entry in entries if isinstance(entry, dict) and isinstance(entry.get("lr"), float)]
 
 
@@ -123,7 +123,7 @@ def load(
         UserError: another kind of file, other rates, another architecture or encoder, entries that do not fit, or
             other batches than those of the epoch inside which the file was written.
     """
-    known = state.get("run") or {}
+    known = files.run_of(state)
     averaged = "averaged" in known
     if averaged and run is not None:
         raise UserError(f"{path} is an average, which no training goes on from: give it with --evaluate.")

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from typing import Any
 
 import torch
@@ -41,14 +42,7 @@ class Small:
 
     def snapshot(self) -> Callable[[Tensor], None]:
         """Remember; returns ``restore(bad)``: puts all back where ``bad``, () bool, is true, which no host asks."""
-        remembered = [(flat, flat.clone()) for flat in self._laid_out()]
-
-        @torch.no_grad()
-        def restore(bad: Tensor) -> None:
-            for flat, old in remembered:
-                torch.where(bad, old, flat, out=flat)
-
-        return restore
+        return partial(put_back, [(flat, flat.clone()) for flat in self._laid_out()])
 
     def _laid_out(self) -> list[Tensor]:
         """The flat tensors, in which every buffer is."""
@@ -58,6 +52,13 @@ class Small:
             self._flat = [_lay_out([b for b in buffers if (b.device, b.dtype) == kind]) for kind in kinds]
             self._addresses = [b.data_ptr() for b in buffers]
         return self._flat
+
+
+@torch.no_grad()
+def put_back(remembered: Iterable[tuple[Tensor, Tensor]], bad: Tensor) -> None:
+    """Each first tensor becomes its second where ``bad``, () bool, is true, and else stays; no host asks which."""
+    for value, old in remembered:
+        torch.where(bad, old, value, out=value)
 
 
 @torch.no_grad()

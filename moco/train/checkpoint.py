@@ -11,7 +11,6 @@ import contextlib
 import glob
 import os
 from collections.abc import Sequence
-from functools import partial
 from typing import Any
 
 import torch
@@ -20,7 +19,7 @@ from torch import Tensor
 
 from moco import distributed
 from moco.errors import UserError
-from moco.files import POINTER, refuse_odd, runs_checkpoints, write, write_text
+from moco.files import POINTER, refuse_odd, run_of, runs_checkpoints, write, write_text
 
 # ------------------------------------------------------------------------------------------- a run's folder
 
@@ -70,30 +69,27 @@ def reserve_run_folder(
     Raises:
         UserError: the folder cannot be made, or this run would write over another one.
     """
-    distributed.first_on_node(partial(_reserve, folder, resumed, overwrite, files, results, more), wait=True)
 
+    def reserve() -> None:
+        try:
+            os.makedirs(folder, exist_ok=True)
+        except OSError as error:
+            raise UserError(f"--save-dir {folder} cannot be made: {error.strerror}.") from error
+        names = runs_checkpoints(folder) if files is None else _matching(folder, files)
+        ended = _matching(folder, results)
+        if not (names or ended) or (resumed and os.path.samefile(os.path.dirname(resumed) or ".", folder)):
+            return
+        if not overwrite:
+            go_on = "continue it with --resume auto, " if names else ""
+            raise UserError(
+                f"{folder} already holds {(names or ended)[-1]} of another run; {go_on}choose another --save-dir, or "
+                "start afresh with --overwrite."
+            )
+        for name in (*names, *ended, *_matching(folder, more)):
+            with contextlib.suppress(FileNotFoundError):  # another node may do this at the same time
+                os.remove(os.path.join(folder, name))
 
-def _reserve(
-    folder: str, resumed: str | None, overwrite: bool, files: Sequence[str] | None, results: Sequence[str],
-    more: Sequence[str],
-) -> None:  # fmt: skip
-    try:
-        os.makedirs(folder, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"--save-dir {folder} cannot be made: {error.strerror}.") from error
-    names = runs_checkpoints(folder) if files is None else _matching(folder, files)
-    ended = _matching(folder, results)
-    if not (names or ended) or (resumed and os.path.samefile(os.path.dirname(resumed) or ".", folder)):
-        return
-    if not overwrite:
-        go_on = "continue it with --resume auto, " if names else ""
-        raise UserError(
-            f"{folder} already holds {(names or ended)[-1]} of another run; {go_on}choose another --save-dir, or "
-            "start afresh with --overwrite."
-        )
-    for name in (*names, *ended, *_matching(folder, more)):
-        with contextlib.suppress(FileNotFoundError):  # another node may do this at the same time
-            os.remove(os.path.join(folder, name))
+    distributed.first_on_node(reserve, wait=True)
 
 
 def _matching(folder: str, patterns: Sequence[str]) -> list[str]:
@@ -140,7 +136,7 @@ def unpack(state: dict, path: str, model: Any, optimizer: Any, scaler: Any, arch
         model.load_state_dict(found)
     except (ValueError, KeyError, TypeError, AttributeError, RuntimeError) as error:
         raise UserError(f"{path} does not fit this run's optimizer: {' '.join(str(error).split())}") from error
-    return {"epoch": int(state.get("epoch", 0)), **(state.get("run") or {})}
+    return {"epoch": int(state.get("epoch", 0)), **run_of(state)}
 
 
 def _upstreams_queue(queue: Tensor, own: Tensor) -> Tensor:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -13,6 +14,7 @@ from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
 from moco.config import OptimizerConfig
 from moco.errors import UserError
+from moco.models.buffers import put_back
 from moco.models.ema import inner_optimizer
 
 # Settings of this run that a resumed one uses, not the file's; its rate is set at every step.
@@ -220,14 +222,8 @@ def _kept(optimizer: torch.optim.Optimizer) -> Callable[[Tensor], None]:
     weights = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
     states = [v for p in weights for v in optimizer.state[p].values() if isinstance(v, Tensor)]
     changed = [*weights, *states]
-    remembered = torch._foreach_mul(changed, 1)  # pyright: ignore[reportPrivateImportUsage]  # copies
-
-    @torch.no_grad()
-    def restore(bad: Tensor) -> None:
-        for value, old in zip(changed, remembered, strict=True):
-            torch.where(bad, old, value, out=value)
-
-    return restore
+    copies = torch._foreach_mul(changed, 1)  # pyright: ignore[reportPrivateImportUsage]
+    return partial(put_back, list(zip(changed, copies, strict=True)))
 
 
 class Plateau:

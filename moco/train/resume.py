@@ -48,7 +48,7 @@ def about_run(flags: Flags, images: Source, head: Earlier | None = None) -> dict
 
 def loss_choice_of(state: dict) -> Earlier | None:
     """What the run that wrote a checkpoint had chosen for its loss; None for older files and losses without a queue."""
-    head = (state.get("run") or {}).get("head") or {}
+    head = files.run_of(state).get("head") or {}
     return Earlier(*(head[name] for name in Earlier._fields)) if set(Earlier._fields) <= set(head) else None
 
 
@@ -80,7 +80,7 @@ def changes(state: dict, path: str | None, own: dict[str, Any], classes: Classes
     """
     if path is None:
         return []
-    run = state.get("run") or {}
+    run = files.run_of(state)
     before = run.get("flags") or run.get("settings")  # of fine-tuning before there were flags
     said = [_other_flags(path, state, before or {}, own["flags"], classes)]
     said += [_other_images(state, path, run, own["data"], classes), _other_seed(run, seed)]

@@ -19,10 +19,10 @@ from torch.optim.swa_utils import update_bn
 
 from moco import data, files
 from moco.errors import UserError
+from moco.files import run_of
 from moco.models.encoder import backbone_keys
 from moco.models.inputs import normalise
 from moco.weights.changes import describe_changes, recorded_changes
-from moco.weights.layouts import run_of
 from moco.weights.read import Backbone, differing, fill_backbone, open_backbone
 from moco.weights.settings import Settled, settle_from_file
 

@@ -14,8 +14,9 @@ import torch
 from torch import Tensor, nn
 
 from moco.errors import UserError
+from moco.files import run_of
 from moco.models.encoder import use_heads
-from moco.weights.layouts import OWN_RESNET, File, Submodule, has_small_stem, part_for, run_of, tensors_of
+from moco.weights.layouts import OWN_RESNET, File, Submodule, has_small_stem, part_for, tensors_of
 
 SUMMARIES = {
     "num_heads": "{} attention heads as MoCo v3's and solo-learn's ViT has",

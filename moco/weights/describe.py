@@ -18,10 +18,11 @@ from torch import Tensor
 from moco import files
 from moco.config import typed
 from moco.errors import UserError
+from moco.files import run_of
 from moco.models.key_queue import EMPTY
 from moco.train import checkpoint
 from moco.train.resume import describe_machine
-from moco.weights.layouts import File, arch_of, head_entries, named_arch, open_file, run_of
+from moco.weights.layouts import File, arch_of, head_entries, named_arch, open_file
 from moco.weights.read import differing, open_backbone
 from moco.weights.settings import listed, settings_of
 

@@ -146,12 +146,6 @@ def tensors_of(state: dict, path: str) -> dict[str, Tensor]:
     return found
 
 
-def run_of(state: dict) -> dict[str, Any]:
-    """What a checkpoint of ours says of the run that wrote it; empty for other files."""
-    run = state.get("run")
-    return run if isinstance(run, dict) else {}
-
-
 # ------------------------------------------------------------------------------------------------ the encoder in it
 
 

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from moco.data import Source
 from moco.data.registry import channel_statistics, dataset_of
+from moco.files import run_of
 from moco.models.encoder import SMALL, build_encoder
 from moco.weights import layouts
 from moco.weights.changes import changes_of
@@ -97,7 +98,7 @@ def _told_by_tensors(stem: str, channels: int) -> dict[str, Setting]:
 
 def recorded(state: dict, flags: dict[str, Any], name: str) -> dict[str, Setting]:
     """What a file's own entries say, and for the rest its card or the flags of its run, which are called ``name``."""
-    run = layouts.run_of(state)
+    run = run_of(state)
     ours = "kind" in flags or name.endswith("_settings.json")  # any file.json beside file.pth may be another program's
     found = _named(_resolved(flags), name) if ours else {}
     tuned = run.get("settings")  # an older fine-tuning's, whose flags name no size where it was the data's
