@@ -66,7 +66,7 @@ def worker(args: Namespace) -> int:
     notes = [DONE] if trained and state.get("epoch", 0) >= args.epochs else notes
     run = {"seed": seed, "classes": train.classes, "batches": {"images": len(train), "images a batch": batch}, **about}
     if path:
-        linear_checkpoint.load(model, heads, state, path, args.arch, weights, run if trained else None)
+        linear_checkpoint.load_probe(model, heads, state, path, args.arch, weights, run if trained else None)
     at, resumed = begin_at(state, path, seed, args.start_epoch)
     if trained:
         reserve_run_folder(args.save_dir, path, args.overwrite, *linear_checkpoint.PROBE_FILES)
@@ -84,7 +84,8 @@ def worker(args: Namespace) -> int:
         elif mode == "lr_find":
             lr_find.find_rate(heads[0], features(train, training=True), args.lr_find_steps, result, args.save_dir, log)
         else:
-            save = partial(linear_checkpoint.save, model, heads, args.save_dir, at, args.arch, run, args.save_ckpt_freq)
+            kept = args.save_dir, at, args.arch, run, args.save_ckpt_freq
+            save = partial(linear_checkpoint.save_probe, model, heads, *kept)
             origin, encoder = args.pretrained or path or "the random initialisation", model.encoder
             check = partial(check_frozen, encoder, weights or backbone_of(encoder), "must stay frozen", origin)
             return fit(args, ProbeRun(heads, plan, at, log, save, check), features, train, val, result)

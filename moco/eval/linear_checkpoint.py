@@ -17,12 +17,12 @@ from moco.train.plan import Progress, check_batches
 from moco.weights.settings import images_of
 
 CHECKPOINT, BEST, RESULT = "checkpoint.pth.tar", "model_best.pth.tar", "result.json"
-KEPT = "checkpoint_lincls_{:04d}.pth.tar"  # of an epoch, counted from 0 as upstream's are
-_ALL_KEPT = KEPT.replace("{:04d}", "[0-9]*")
+KEPT_PROBE = "checkpoint_lincls_{:04d}.pth.tar"  # of an epoch, counted from 0 as upstream's are
+_ALL_KEPT = KEPT_PROBE.replace("{:04d}", "[0-9]*")
 PROBE_FILES = (CHECKPOINT,), (RESULT,), (BEST, _ALL_KEPT)  # see moco.train.checkpoint.reserve_run_folder
 
 
-def save(
+def save_probe(
     probe: Classifier, heads: list[LinearClassifier], save_dir: str, at: Progress, arch: str, run: dict[str, Any],
     keep_every: int = 0, new_best: LinearClassifier | None = None,
 ) -> None:  # fmt: skip
@@ -59,7 +59,7 @@ def _keep(state: dict[str, Any], head: LinearClassifier, save_dir: str, every: i
         for path in glob.glob(os.path.join(glob.escape(save_dir), _ALL_KEPT)):
             os.remove(path)
     if epoch % every == 0 and head.score is not None:
-        files.write({**state, "acc1": head.score.acc1}, os.path.join(save_dir, KEPT.format(epoch - 1)))
+        files.write({**state, "acc1": head.score.acc1}, os.path.join(save_dir, KEPT_PROBE.format(epoch - 1)))
 
 
 def _state_of(
@@ -108,7 +108,7 @@ def rates(state: dict, asked: list[float], epochs: int, training: bool) -> list[
     return held or asked
 
 
-def load(
+def load_probe(
     probe: Classifier, heads: list[LinearClassifier], state: dict, path: str, arch: str, weights: dict[str, Tensor],
     run: dict[str, Any] | None = None,
 ) -> None:  # fmt: skip

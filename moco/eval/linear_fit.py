@@ -27,8 +27,8 @@ ProbeFeatures = Callable[..., ProbeData]
 class ProbeRun:
     """A probe's training: what is trained, how, and where the run stands.
 
-    save: :func:`moco.eval.linear_checkpoint.save`, given all but ``new_best``. check: that the encoder is still the
-    one that was read.
+    save: :func:`moco.eval.linear_checkpoint.save_probe`, given all but ``new_best``. check: that the encoder is still
+    the one that was read.
     """
 
     heads: list[LinearClassifier]

@@ -38,23 +38,13 @@ class Pairs(NamedTuple):
         return ~self.positive.any(1)
 
 
-def compare(
-    z: Tensor,
-    groups: Tensor,
-    *,
-    everyone: Tensor | None = None,
-    everyones_groups: Tensor | None = None,
-    first: int = 0,
-    contrast_mode: str = "all",
-) -> Pairs:
-    """Every view of this process against every view of all processes.
+def compare(z: Tensor, groups: Tensor, *, contrast_mode: str = "all") -> Pairs:
+    """Every view of this process against every view of all processes, with a gradient.
 
     Args:
         z: (N, V, C) features, of any length and dtype.
         groups: (N,) int64. Rows of one group are positives of each other: labels for supervised losses, the images'
             own numbers for SimCLR.
-        everyone, everyones_groups: (G, V, C) and (G,) to compare with, of which z begins at row ``first``; by default
-            those of all processes, with a gradient.
         contrast_mode: all: every view is an anchor, the published setting; one: the first view of each image is.
 
     Returns Pairs with A = N V (N with "one") anchors, image by image, and M = G V candidates.
@@ -64,16 +54,14 @@ def compare(
     """
     if z.dim() != 3 or groups.shape != z.shape[:1] or contrast_mode not in CONTRAST_MODES:
         raise ValueError(f"z {tuple(z.shape)}, groups {tuple(groups.shape)}, {contrast_mode}: want (N,V,C) (N,) all")
-    if everyone is None or everyones_groups is None:
-        everyone, everyones_groups = distributed.all_gather_with_grad(z), distributed.all_gather(groups)
-        first = distributed.rank() * len(z)
+    everyone, everyones_groups = distributed.all_gather_with_grad(z), distributed.all_gather(groups)
     V = z.shape[1]
     anchors_an_image = V if contrast_mode == "all" else 1
     with torch.autocast(z.device.type, enabled=False):
         anchors = unit(z[:, :anchors_an_image]).flatten(0, 1)  # (A, C)
         cosine = anchors @ unit(everyone).flatten(0, 1).T  # (A, M)
     view = torch.arange(V, device=z.device)
-    image = first + torch.arange(len(z), device=z.device)
+    image = distributed.rank() * len(z) + torch.arange(len(z), device=z.device)
     own = (image[:, None] * V + view[:anchors_an_image]).flatten()  # (A,) where an anchor is among the candidates
     other = own[:, None] != torch.arange(cosine.shape[1], device=z.device)  # (A, M)
     mine, theirs = groups.repeat_interleave(anchors_an_image), everyones_groups.repeat_interleave(V)
@@ -126,17 +114,14 @@ def hcl(pairs: Pairs, temperature: float, beta: float = 1.0, tau_plus: float = 0
     return _mean(-F.logsigmoid(logits - log_ng), positive)
 
 
-def schane(pairs: Pairs, temperature: float, beta: float = 1.0, estimator: str = "hard") -> Tensor:
+def schane(pairs: Pairs, temperature: float, beta: float = 1.0) -> Tensor:
     """(A,) -1/|P| sum_p log( e^{s_p/T} / (sum_{p' in P} e^{s_p'/T} + sum_n w_n e^{s_n/T}) ), w_n by hardness.
 
-    w_n = e^{beta s_n/T} / mean_m e^{beta s_m/T} over the negatives m; ``easy`` or beta 0: all 1, which is SupCon.
+    w_n = e^{beta s_n/T} / mean_m e^{beta s_m/T} over the negatives m; beta 0: all 1, which is SupCon.
     A RECONSTRUCTION from the published description of SCHaNe, arXiv 2308.14893; its own formula was not available.
     """
     logits, positive, negative = _logits(pairs, temperature)
-    if estimator == "easy":
-        log_negatives = _log_sum(logits, negative)
-    else:
-        log_negatives = _log_weighed(logits, negative, beta)
+    log_negatives = _log_weighed(logits, negative, beta)
     log_positives = torch.where(pairs.alone, 0.0, _log_sum(logits, positive))
     loss = torch.logaddexp(log_positives, log_negatives) - _mean(logits, positive)
     return torch.where(pairs.alone, 0.0, loss)

@@ -63,13 +63,13 @@ class BatchContrast(Contrast):
             groups = ids if self.labels is None else self.labels[ids]
             pairs = compare(z, groups, contrast_mode=self.config.contrast_mode)
             loss = self.loss(pairs, self.T).mean()
-            found = statistics(pairs)
+            found = rank_statistics(pairs)
         unit = F.normalize(z.detach(), dim=2)
         return StepOutput(loss, found, unit[:, 0], unit[:, 1], unit[:0, 0])
 
 
 @torch.no_grad()
-def statistics(pairs: Pairs) -> dict[str, Tensor]:
+def rank_statistics(pairs: Pairs) -> dict[str, Tensor]:
     """Shares of anchors with a positive nearer than every negative and than all but four, the mean over anchors of the
     largest similarity to a negative, and the share of anchors without a positive, which give no loss."""
     nearest = pairs.cosine.masked_fill(~pairs.positive, -torch.inf).amax(1, keepdim=True)  # (A, 1)

@@ -23,7 +23,7 @@ from moco.models.base import Momentum, StepOutput
 from moco.models.batchnorm import sync_batchnorm
 from moco.models.build import Context
 from moco.models.encoder import head_of, use_heads
-from moco.models.in_batch import statistics
+from moco.models.in_batch import rank_statistics
 
 
 class MoCoV3(Momentum):
@@ -64,7 +64,7 @@ class MoCoV3(Momentum):
             pairs = [moco_v3.against_keys(q, distributed.all_gather(k), first) for q, k in ((q1, k2), (q2, k1))]
             loss = torch.stack([self.loss(each, self.T).mean() for each in pairs]).sum()
         q, paired = unit(q1.detach()), unit(k2)
-        return StepOutput(loss, statistics(pairs[0]), q, paired, paired[:0])
+        return StepOutput(loss, rank_statistics(pairs[0]), q, paired, paired[:0])
 
 
 def mlp(widths: list[int], last_norm: bool = True) -> nn.Sequential:

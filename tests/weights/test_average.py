@@ -123,23 +123,23 @@ def test_mistakes_are_one_sentence_and_exit_code_2(words, what, tuned, capsys):
 
 
 def test_a_probes_classifiers_are_averaged_and_its_encoder_stays(folder, tmp_path, capsys):
-    (tmp_path / linear_checkpoint.KEPT.format(3)).write_bytes(b"of another run")
+    (tmp_path / linear_checkpoint.KEPT_PROBE.format(3)).write_bytes(b"of another run")
     probe_once(folder, tmp_path, "--epochs", 1, "--features", "cached", "--lr", 0.3)
-    assert (tmp_path / linear_checkpoint.KEPT.format(3)).exists()  # a run that keeps none removes none
+    assert (tmp_path / linear_checkpoint.KEPT_PROBE.format(3)).exists()  # a run that keeps none removes none
     words = ["--epochs", 3, "--save-ckpt-freq", 1, "--features", "cached", "--lr", 0.3, "--seed", 3, "--overwrite"]
     probe_once(folder, tmp_path, *words)
     assert average_door.main([str(tmp_path), "--last", "2"]) == 0
     said = capsys.readouterr().out
     assert "averaged 2 checkpoints: checkpoint_lincls_0001.pth.tar checkpoint_lincls_0002.pth.tar" in said
     assert "BatchNorm's statistics are those of every file" in said
-    files = [state_of(tmp_path, linear_checkpoint.KEPT.format(epoch)) for epoch in range(3)]
+    files = [state_of(tmp_path, linear_checkpoint.KEPT_PROBE.format(epoch)) for epoch in range(3)]
     found = state_of(tmp_path, "averaged.pth.tar")["state_dict"]
     for name, value in found.items():
         mean = (files[1]["state_dict"][name] + files[2]["state_dict"][name]) / 2
         torch.testing.assert_close(value, mean if name.startswith("module.fc") else files[0]["state_dict"][name])
     assert not torch.equal(found["module.fc.weight"], files[2]["state_dict"]["module.fc.weight"])
     best = average.choose_checkpoints(str(tmp_path), None, 2)
-    scores = sorted((file["acc1"], linear_checkpoint.KEPT.format(epoch)) for epoch, file in enumerate(files))
+    scores = sorted((file["acc1"], linear_checkpoint.KEPT_PROBE.format(epoch)) for epoch, file in enumerate(files))
     assert best == sorted(str(tmp_path / name) for _, name in scores[1:])
     words = ["--resume", tmp_path / "averaged.pth.tar", "--seed", 3]
     found = probe_once(folder, tmp_path, "--evaluate", *words)
@@ -152,10 +152,10 @@ def test_a_probes_classifiers_are_averaged_and_its_encoder_stays(folder, tmp_pat
         average.choose_checkpoints(str(tmp_path), 2, None)
     torch.save({**files[1], "run": {**files[1]["run"], "classes": ["a", "b", "c"]}}, tmp_path / "other")
     with pytest.raises(UserError, match=r"the outputs of .* are other classes: average checkpoints of one run"):
-        average.average([str(tmp_path / linear_checkpoint.KEPT.format(0)), str(tmp_path / "other")])
+        average.average([str(tmp_path / linear_checkpoint.KEPT_PROBE.format(0)), str(tmp_path / "other")])
     torch.save({**files[1], "run": {**files[1]["run"], "lr": 3.0}}, tmp_path / "other")
     with pytest.raises(UserError, match=r"with the classifier of --lr 0.3 and .*other with that of --lr 3.0"):
-        average.average([str(tmp_path / linear_checkpoint.KEPT.format(0)), str(tmp_path / "other")])
+        average.average([str(tmp_path / linear_checkpoint.KEPT_PROBE.format(0)), str(tmp_path / "other")])
 
 
 def test_another_network_is_named(tuned, tmp_path):
