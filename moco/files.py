@@ -144,6 +144,16 @@ def write_json(value: Any, path: str, choose: str = "--save-dir") -> None:
     write_text(json.dumps(value, indent=2) + "\n", path, choose)
 
 
+def read_json(path: str) -> dict[str, Any]:
+    """A JSON file's dictionary; empty where there is none."""
+    try:
+        with open(path, encoding="utf-8") as file:
+            found = json.load(file)
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
 def write_figure(figure: Any, path: str, choose: str = "--save-dir") -> None:
     """Write a matplotlib figure, not one of pyplot's, which keeps them, as PNG as :func:`replacing` does."""
     with replacing(path, choose) as beside:

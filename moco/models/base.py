@@ -5,7 +5,6 @@ Legend: N images of this process, C feature width, h x w pixels.
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from typing import NamedTuple
@@ -31,7 +30,7 @@ class StepOutput(NamedTuple):
     keys: Tensor  # unit rows (.., C) to be enqueued, none without a queue
 
 
-class Contrast(nn.Module, ABC):
+class Contrast(nn.Module):
     """An encoder and hooks for the training loop that do nothing; a model overrides what it needs, and ``forward``:
     (views, ids, epoch, draw, step) -> StepOutput, changing nothing but BatchNorm's running statistics.
 
@@ -41,6 +40,8 @@ class Contrast(nn.Module, ABC):
     """
 
     STATS: tuple[str, ...]  # what the loop averages: the loss and statistics
+    chance: float  # the loss of features that all look alike
+    chance_formula = "chance"  # the same for the log
     LARGE: tuple[str, ...] = ()  # buffers of which a step changes some rows
     K = 0  # rows of the queue
     extra: Callable | None = None  # the hook for synthetic negatives
@@ -61,16 +62,6 @@ class Contrast(nn.Module, ABC):
         self.std: Tensor
         self.register_buffer("mean", torch.tensor(config.mean), persistent=False)
         self.register_buffer("std", torch.tensor(config.std), persistent=False)
-
-    @property
-    @abstractmethod
-    def chance(self) -> float:
-        """The loss of features that all look alike."""
-
-    @property
-    def chance_formula(self) -> str:
-        """The same for the log."""
-        return "chance"
 
     def prepare(self, images: Tensor) -> Tensor:
         """Normalised floats from uint8 images, in the encoder's memory layout and of its first layer's type."""

@@ -39,12 +39,7 @@ class BatchContrast(Contrast):
         self, encoder: nn.Module, loss: Loss, config: InBatchConfig, *, chance: float, labels: Tensor | None = None
     ):
         super().__init__(encoder, config)
-        self.config, self.loss, self.labels = config, loss, labels
-        self._chance = chance
-
-    @property
-    def chance(self) -> float:
-        return self._chance
+        self.config, self.loss, self.chance, self.labels = config, loss, chance, labels
 
     def forward(self, views: Sequence[Tensor], ids: Tensor, epoch: int = 0, draw: int = 0, step: int = 0) -> StepOutput:
         """The loss of one batch: its mean over the processes is that of one process with all images.

@@ -42,13 +42,9 @@ class MoCoV3(Momentum):
             encoder.set_submodule(head_of(encoder), mlp([last.in_features, *hidden, config.C]))
             sync_batchnorm(encoder)
         super().__init__(encoder_q, encoder_k, config, config.m)
-        self.config, self.batch = config, batch
+        self.config, self.chance = config, 4 * self.T * math.log(max(batch, 2))
         self.predictor = sync_batchnorm(mlp([config.C, config.hidden, config.C], last_norm=vit))
         self.loss = moco_v3.loss(config)
-
-    @property
-    def chance(self) -> float:
-        return 4 * self.T * math.log(max(self.batch, 2))
 
     def begin_step(self, step: int, total: int) -> None:
         """The momentum of this step."""

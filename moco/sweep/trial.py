@@ -64,8 +64,7 @@ def read_record(folder: str) -> Record | None:
 
     A result without a record is that of a trial that finished when its sweep was gone.
     """
-    entries = _json(os.path.join(folder, RECORD))
-    if entries is not None:
+    if entries := files.read_json(os.path.join(folder, RECORD)):
         return Record(**entries)
     return Record(DONE) if os.path.isfile(os.path.join(folder, RESULT)) else None
 
@@ -97,7 +96,7 @@ def number(trial: Trial, metric: str) -> float | None:
         return None
     if not os.path.isfile(path):
         return _finite(_last_logged(os.path.join(trial.folder, LOG), metric))
-    found = _json(path) or {}
+    found = files.read_json(path)
     if trial.row:
         flag, value = trial.row
         found = next((row for row in found.get(f"per_{flag}", []) if row.get(flag) == value), {})
@@ -106,7 +105,7 @@ def number(trial: Trial, metric: str) -> float | None:
 
 def not_measured(trial: Trial, metric: str) -> str:
     """Why a finished trial says that it has no such figure (top-5 of five classes), or an empty string."""
-    found = _json(os.path.join(trial.folder, RESULT)) or {}
+    found = files.read_json(os.path.join(trial.folder, RESULT))
     return found.get("not_measured", {}).get(metric, "")
 
 
@@ -211,14 +210,6 @@ def _locked(folder: str) -> Iterator[int | None]:
             yield handle
     finally:
         os.close(handle)
-
-
-def _json(path: str) -> Any:
-    try:
-        with open(path, encoding="utf-8") as file:
-            return json.load(file)
-    except (OSError, ValueError):
-        return None
 
 
 def _last_logged(path: str, name: str) -> Any:

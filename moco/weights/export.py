@@ -29,7 +29,7 @@ from moco.errors import UserError
 from moco.models.encoder import backbone_keys, build_encoder, features, head_of, torchvision_names
 from moco.weights import detectron2_names
 from moco.weights.changes import apply_changes, bare_names, describe_changes
-from moco.weights.layouts import CARD, head_entries, read_json
+from moco.weights.layouts import CARD, head_entries
 from moco.weights.read import Backbone, differing, open_backbone
 from moco.weights.settings import settle_from_file
 
@@ -343,7 +343,7 @@ def _gap(one: Tensor, other: Tensor) -> float:
 def _write_with_card(tensors: dict[str, Tensor], out: str, card: dict[str, Any]) -> str:
     """What was written, for the console; UserError where the card would replace what is no card."""
     beside = os.path.splitext(out)[0] + ".json"
-    if beside == out or (os.path.exists(beside) and read_json(beside).get("kind") != CARD):
+    if beside == out or (os.path.exists(beside) and files.read_json(beside).get("kind") != CARD):
         raise UserError(f"the card goes to {beside}, which is something else; choose another --out.")
     with files.replacing(out, "--out") as path:
         files.torch_save(tensors, path)

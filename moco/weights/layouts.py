@@ -113,22 +113,12 @@ def _settings(path: str, state: dict) -> tuple[dict[str, Any], str]:
     names = _SETTINGS["best_acc1" in state] if "run" in state else ()
     beside = [os.path.join(os.path.dirname(path), name) for name in names]
     for name in [os.path.splitext(path)[0] + ".json", *beside]:
-        found = read_json(name)
+        found = files.read_json(name)
         if found.get("kind") == CARD:
             return found, FROM_CARD
         if found and found.get("arch") == state.get("arch", ""):
             return found, os.path.basename(name)
     return {}, ""
-
-
-def read_json(path: str) -> dict[str, Any]:
-    """A JSON file's dictionary; empty where there is none."""
-    try:
-        with open(path, encoding="utf-8") as file:
-            found = json.load(file)
-    except (OSError, ValueError):
-        return {}
-    return found if isinstance(found, dict) else {}
 
 
 def tensors_of(state: dict, path: str) -> dict[str, Tensor]:

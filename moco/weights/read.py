@@ -53,10 +53,7 @@ def load_backbone(encoder: nn.Module, path: str, arch: str = "") -> tuple[dict[s
     published = path.startswith(PUBLISHED)
     opening = partial(_published, path, arch) if published else partial(open_file, path)
     file = distributed.first_on_node(opening, wait=published)
-    tensors, summary = _fitting(encoder, file, arch)
-    files.refuse_odd(tensors, path, encoder.state_dict())
-    fill_backbone(encoder, tensors)
-    return tensors, summary
+    return _read_into(encoder, file, arch)
 
 
 def open_backbone(
@@ -81,10 +78,7 @@ def open_backbone(
     arch, stem, channels = arch or known["arch"], known["stem"] if stem == "auto" else stem, known["channels"]
     size = int(size or known.get("size") or (32 if stem == "cifar" else 224))
     encoder = build_encoder(arch, 1, stem=stem, size=size, in_chans=channels)
-    tensors, summary = _fitting(encoder, file, arch)
-    if fill:
-        files.refuse_odd(tensors, path, encoder.state_dict())
-        fill_backbone(encoder, tensors)
+    _, summary = _read_into(encoder, file, arch, fill)
     return Backbone(encoder.eval(), arch, stem, size, channels, changes_of(encoder), file, summary)
 
 
@@ -137,14 +131,18 @@ def _published(path: str, arch: str) -> File:
     return File(path, dict(state), tensors_of(dict(state), path), {})
 
 
-def _fitting(encoder: nn.Module, file: File, arch: str) -> tuple[dict[str, Tensor], str]:
-    """The file's tensors for everything but the head, checked against the encoder, and a sentence on what was read."""
+def _read_into(encoder: nn.Module, file: File, arch: str, fill: bool = True) -> tuple[dict[str, Tensor], str]:
+    """The file's tensors for everything but the head, checked against the encoder and with ``fill`` put into it, and a
+    sentence on what was read."""
     file, note = from_beit3(encoder, file)
     part = part_for(encoder, file)
     head = head_of(encoder) + "."
     found = {name: value for name, value in part.entries.items() if not name.startswith(head)}
     _check(encoder, found, file, arch)
     changes = adapt(encoder, file)
+    if fill:
+        files.refuse_odd(found, file.path, encoder.state_dict())
+        fill_backbone(encoder, found)
     what = f"{part.name} of {file.path}" if part.name else file.path
     epoch = file.state.get("epoch")
     ours = "run" in file.state  # others may count from 0
