@@ -6,9 +6,11 @@ setup.py moves them, so that git has one copy of each and site-packages no more 
 from __future__ import annotations
 
 import difflib
+import importlib
 import os
 import sys
 from pathlib import Path
+from typing import Any
 
 from moco.errors import UserError
 
@@ -27,6 +29,14 @@ def extra(name: str) -> str:
     """The command that installs what an extra of pyproject.toml names."""
     package = "moco-hard-negatives" if INSTALLED else "."
     return f"pip install '{package}[{name}]'"  # unquoted, zsh would take the brackets for a pattern
+
+
+def package(name: str, extra_name: str, need: str) -> Any:
+    """An optional package, imported; without it a UserError that begins with ``need`` and says which extra has it."""
+    try:
+        return importlib.import_module(name)
+    except ImportError as error:
+        raise UserError(f"{need}: run `{extra(extra_name)}`.") from error
 
 
 def find_recipe(name: str, kind: str = "") -> str:

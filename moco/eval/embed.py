@@ -13,7 +13,6 @@ from __future__ import annotations
 import base64
 import copy
 import html
-import importlib
 import io
 import json
 import os
@@ -179,10 +178,7 @@ EXTRAS = {"umap": "umap-learn", "pacmap": "pacmap"}  # module and extra: package
 
 
 def _extra(name: str) -> Any:
-    try:
-        return importlib.import_module(name)
-    except ImportError as error:
-        raise UserError(f"--picture {name} needs the package {EXTRAS[name]}: run `{resources.extra(name)}`.") from error
+    return resources.package(name, name, f"--picture {name} needs the package {EXTRAS[name]}")
 
 
 # ----------------------------------------------------------------------------------------------------- pictures

@@ -85,10 +85,7 @@ class Slurm:
 
 
 def _submitit(parameters: dict[str, Any], folder: str) -> Any:
-    try:
-        import submitit
-    except ImportError as error:
-        raise UserError(f"run: slurm needs the package submitit: run `{resources.extra('slurm')}`.") from error
+    submitit = resources.package("submitit", "slurm", "run: slurm needs the package submitit")
     try:
         executor = submitit.AutoExecutor(folder, cluster=parameters.pop("cluster", "slurm"))
         executor.update_parameters(**{"name": "sweep", **parameters})

@@ -135,10 +135,7 @@ def _records_until(path: str, step: int) -> str:
 
 
 def _wandb_run(project: str, save_dir: str, name: str, config: dict[str, Any] | None, resumed: bool) -> Any:
-    try:
-        import wandb
-    except ImportError as error:
-        raise UserError(f"--wandb needs the package wandb: run `{resources.extra('wandb')}`.") from error
+    wandb = resources.package("wandb", "wandb", "--wandb needs the package wandb")
     path = os.path.join(save_dir, f"{name}.wandb")
     known = None
     if resumed and os.path.isfile(path):

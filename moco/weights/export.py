@@ -273,11 +273,9 @@ class FeatureModule(nn.Module):
 
 
 def _to_onnx(source: Backbone, out: str, card: dict[str, Any], keep_head: bool) -> list[str]:
-    try:
-        import onnx
-        import onnxscript  # noqa: F401 (torch needs it)
-    except ImportError as error:
-        raise UserError(f"--to onnx needs onnx and onnxscript: run `{resources.extra('export')}`.") from error
+    need = "--to onnx needs onnx and onnxscript"
+    onnx = resources.package("onnx", "export", need)
+    resources.package("onnxscript", "export", need)  # which torch needs
     expected = _compute(source.encoder, source, keep_head)
     model = source.encoder if keep_head else FeatureModule(source.encoder).eval()
     name = "logits" if keep_head else "features"
