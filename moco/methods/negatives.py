@@ -77,12 +77,11 @@ def group_counts(recipe: Recipe) -> tuple[int, int, int, int]:
     return by_counters.group_sizes(counted(recipe))
 
 
-def synthetic(kind: str, count: int, low: float | None = None, high: float | None = None) -> Synthetic:
-    """A row of a recipe with the published range of its kind; only ``low`` given means that constant."""
-    if kind in KINDS and low is None:
-        low, high = KINDS[kind].low, KINDS[kind].high if high is None else high
-    low = 0.0 if low is None else low
-    return Synthetic(kind, count, low, low if high is None else high)
+def synthetic(kind: str, count: int, constant: float | None = None) -> Synthetic:
+    """A row of a recipe with the published range of its kind, or with the ``constant``."""
+    if constant is None and kind in KINDS:
+        return Synthetic(kind, count, KINDS[kind].low, KINDS[kind].high)
+    return Synthetic(kind, count, constant or 0.0, constant or 0.0)
 
 
 def starting_at(recipe: Recipe, epochs: Mapping[str, int], steps: Mapping[str, int]) -> Recipe:

@@ -11,7 +11,7 @@ from __future__ import annotations
 from argparse import Namespace
 from collections import Counter
 from collections.abc import Iterator
-from typing import Any, NamedTuple
+from typing import Any
 
 from torch import Tensor
 
@@ -29,19 +29,13 @@ from moco.weights.settings import listed, settings_of
 UNIT = 1e-3  # a queue row's length may differ so much from 1 (keys of 16-bit encoders do by 4e-4)
 FLAT = 1e-8  # a channel whose variance is below carries no signal; BatchNorm's own epsilon is 1e-5
 FAR = 1.0  # keys this far from the queries, relative to the queries' norm, no longer follow them
+WARNING = "warning: "  # how a line begins that names what a healthy run does not leave behind
 PAIRS = (("encoder_q", "encoder_k"), ("base_encoder", "momentum_encoder"), ("backbone", "momentum_backbone"),
          ("backbone", "backbone_momentum"), ("encoder", "momentum_encoder"))  # fmt: skip
 
 
-class Line(NamedTuple):
-    """One thing that is known of a file."""
-
-    text: str
-    ok: bool = True
-
-
-def describe_file(path: str) -> list[Line]:
-    """All that can be told of a file without data.
+def describe_file(path: str) -> list[str]:
+    """All that can be told of a file without data, a line each.
 
     Raises:
         UserError: it cannot be read, or holds no weights.
@@ -54,7 +48,7 @@ def describe_file(path: str) -> list[Line]:
 # ------------------------------------------------------------------------------------------------- what it is
 
 
-def _kind(file: File) -> Iterator[Line]:
+def _kind(file: File) -> Iterator[str]:
     first, state = {name.partition(".")[0] for name in file.tensors}, file.state
     kinds = (
         ("encoder_q" in first, f"pretraining checkpoint of {_queue_project(file)}"),
@@ -67,7 +61,7 @@ def _kind(file: File) -> Iterator[Line]:
         ("source" in file.settings, "exported backbone"),
         (True, "weights alone"),
     )
-    yield Line(f"{file.path}: {next(summary for found, summary in kinds if found)}")
+    yield f"{file.path}: {next(summary for found, summary in kinds if found)}"
 
 
 def _queue_project(file: File) -> str:
@@ -85,26 +79,26 @@ def _output_width(file: File) -> int | None:
     return len(last[-1]) if last else None
 
 
-def _architecture(file: File) -> Iterator[Line]:
+def _architecture(file: File) -> Iterator[str]:
     arch = arch_of(file)
     if not arch:
-        yield Line("architecture: not named, and the tensors are of no known one")
+        yield "architecture: not named, and the tensors are of no known one"
         return
     how = "named in the file" if named_arch(file) else "found by the shapes of the tensors"
     try:
         source = open_backbone(file.path, fill=False)
     except UserError as error:
-        yield Line(f"architecture: {arch}, {how}, but {error}", ok=False)
+        yield WARNING + f"architecture: {arch}, {how}, but {error}"
         return
     head = [tuple(value.shape) for value in head_entries(source.encoder, file, sound=False).values() if value.ndim > 1]
     summary = "head " + "-".join(map(str, [head[0][1], *(shape[0] for shape in head)])) if head else "no head"
     built = f"{source.stem} stem, {source.channels} channels, {source.size} px, {summary}"
-    yield Line(f"architecture: {arch}, {how}; {built}")
-    yield Line(source.summary)
-    yield Line(f"settings: {listed(settings_of(file))}")
+    yield f"architecture: {arch}, {how}; {built}"
+    yield source.summary
+    yield f"settings: {listed(settings_of(file))}"
 
 
-def _progress(file: File) -> Iterator[Line]:
+def _progress(file: File) -> Iterator[str]:
     run, beside = run_of(file.state), file.settings
     entries: dict[str, Any] = {"epoch": file.state.get("epoch", "not recorded")}
     entries |= {name: run[name] for name in ("step", "batch", "seed") if name in run}
@@ -112,61 +106,61 @@ def _progress(file: File) -> Iterator[Line]:
         entries["best top-1"] = f"{float(file.state['best_acc1']):.2f}"
     entries["method"] = beside.get("method") or (run.get("flags") or {}).get("--method") or "not recorded"
     entries |= {name: beside[name] for name in ("dataset", "data") if beside.get(name)}
-    yield Line(", ".join(f"{name} {value}" for name, value in entries.items()))
+    yield ", ".join(f"{name} {value}" for name, value in entries.items())
 
 
-def _run(file: File) -> Iterator[Line]:
+def _run(file: File) -> Iterator[str]:
     """The settings that are not off, the images and the machine of the run that wrote it, where the file says them."""
     run = run_of(file.state)
     if flags := run.get("flags") or run.get("settings"):
         shown = ((name, typed(value)) for name, value in flags.items())
-        yield Line("flags of its run: " + ", ".join(f"{n} {text}" for n, text in shown if text not in ("none", "off")))
+        yield "flags of its run: " + ", ".join(f"{n} {text}" for n, text in shown if text not in ("none", "off"))
     if "data" in run:
         data = run["data"]
-        yield Line(f"data: {data['images']} images of {data['name']}, fingerprint {data['fingerprint']}")
+        yield f"data: {data['images']} images of {data['name']}, fingerprint {data['fingerprint']}"
     if "torch" in run:
-        yield Line(f"written by {describe_machine(run['torch'])}")
+        yield f"written by {describe_machine(run['torch'])}"
 
 
-def _keys(file: File) -> Iterator[Line]:
+def _keys(file: File) -> Iterator[str]:
     counts = Counter(name.partition(".")[0] for name in file.tensors)
     shown = [f"{name} ({count})" for name, count in counts.most_common(12)]
     more = f" and {len(counts) - 12} more" if len(counts) > 12 else ""
-    yield Line(f"{len(file.tensors)} tensors: {', '.join(shown)}{more}")
+    yield f"{len(file.tensors)} tensors: {', '.join(shown)}{more}"
     others = [str(name) for name in file.state if name not in file.tensors and not isinstance(name, int)]
     if others and len(others) < len(file.tensors):
-        yield Line(f"entries of the file: {', '.join(others)}")
+        yield f"entries of the file: {', '.join(others)}"
 
 
 # --------------------------------------------------------------------------------------------- whether it is ok
 
 
-def _numbers(file: File) -> Iterator[Line]:
+def _numbers(file: File) -> Iterator[str]:
     odd = files.odd_tensors(file.tensors)
     for summary in dict.fromkeys(odd.values()):
         names = [name for name, found in odd.items() if found == summary]
-        yield Line(f"{len(names)} tensors hold {summary}, the first is {names[0]}", ok=False)
+        yield WARNING + f"{len(names)} tensors hold {summary}, the first is {names[0]}"
     if not odd:
-        yield Line("all weights are finite")
+        yield "all weights are finite"
 
 
-def _batchnorm(file: File) -> Iterator[Line]:
+def _batchnorm(file: File) -> Iterator[str]:
     found = ((name, value) for name, value in file.tensors.items() if value.is_floating_point())
     variances = {n.removesuffix(".running_var"): v for n, v in found if n.endswith(".running_var")}
     if not variances:
         return
     flat = [name for name, value in variances.items() if bool((value < FLAT).all())]
     channels = sum(int((value < FLAT).sum()) for value in variances.values())
-    yield Line(f"{len(variances)} BatchNorm layers, {channels} channels without variance")
+    yield f"{len(variances)} BatchNorm layers, {channels} channels without variance"
     if flat:
-        yield Line(f"BatchNorm {flat[0]} has no channel with variance ({len(flat)} layers): collapsed", ok=False)
+        yield WARNING + f"BatchNorm {flat[0]} has no channel with variance ({len(flat)} layers): collapsed"
     means = {name: file.tensors.get(f"{name}.running_mean") for name in variances}
     born = [n for n, mean in means.items() if mean is not None and not mean.any() and (variances[n] == 1).all()]
     if born and file.state.get("epoch"):
-        yield Line(f"BatchNorm {born[0]} never saw a batch ({len(born)} layers) though training went on", ok=False)
+        yield WARNING + f"BatchNorm {born[0]} never saw a batch ({len(born)} layers) though training went on"
 
 
-def _queue(file: File) -> Iterator[Line]:
+def _queue(file: File) -> Iterator[str]:
     queue, ids, pointer = (file.tensors.get(name) for name in ("queue", "queue_ids", "queue_ptr"))
     if queue is None or queue.ndim != 2:
         return
@@ -176,17 +170,17 @@ def _queue(file: File) -> Iterator[Line]:
     lengths = rows.float().norm(dim=1)  # (K,)
     odd = int((~((lengths - 1).abs() < UNIT)).sum())  # NaN is odd too
     fill = "not recorded" if ids is None else f"{int((ids != EMPTY).sum())} rows"
-    yield Line(f"queue: K = {K}, C = {rows.shape[1]}, filled by images: {fill}, {K - odd} rows of unit length")
+    yield f"queue: K = {K}, C = {rows.shape[1]}, filled by images: {fill}, {K - odd} rows of unit length"
     if odd:
-        yield Line(f"{odd} of {K} queue rows are not of unit length (from {float(lengths.min()):.3g} to "
-                   f"{float(lengths.max()):.3g})", ok=False)  # fmt: skip
+        span = f"from {float(lengths.min()):.3g} to {float(lengths.max()):.3g}"
+        yield WARNING + f"{odd} of {K} queue rows are not of unit length ({span})"
     if C is not None and rows.shape[1] != C:
-        yield Line(f"the queue's width {rows.shape[1]} is not the encoder's {C}", ok=False)
+        yield WARNING + f"the queue's width {rows.shape[1]} is not the encoder's {C}"
     if pointer is not None and not 0 <= int(pointer) < K:
-        yield Line(f"the queue's pointer {int(pointer)} lies outside its {K} rows", ok=False)
+        yield WARNING + f"the queue's pointer {int(pointer)} lies outside its {K} rows"
 
 
-def _momentum(file: File) -> Iterator[Line]:
+def _momentum(file: File) -> Iterator[str]:
     present = {name.partition(".")[0] for name in file.tensors}
     q, k = next((pair for pair in PAIRS if present.issuperset(pair)), ("", ""))
     own = _parameters(file, q)
@@ -194,16 +188,16 @@ def _momentum(file: File) -> Iterator[Line]:
         return
     keys = {name: file.tensors[f"{k}.{name}"] for name in own if f"{k}.{name}" in file.tensors}
     if lost := differing(own, keys):
-        yield Line(f"{k} lacks {lost[0]} of {q} ({len(lost)} tensors differ)", ok=False)
+        yield WARNING + f"{k} lacks {lost[0]} of {q} ({len(lost)} tensors differ)"
         return
     square = sum(float((own[name].double() - keys[name].double()).square().sum()) for name in own)
     norm = sum(float(value.double().square().sum()) for value in own.values())
     distance = (square / max(norm, 1e-300)) ** 0.5
-    yield Line(f"{k} is {distance:.3g} from {q}, relative to its norm")
+    yield f"{k} is {distance:.3g} from {q}, relative to its norm"
     if distance >= FAR:
-        yield Line(f"{k} no longer follows {q}", ok=False)
+        yield WARNING + f"{k} no longer follows {q}"
     if distance == 0 and (file.state.get("epoch") or run_of(file.state).get("step")):
-        yield Line(f"{k} equals {q} after training: there is no momentum between them", ok=False)
+        yield WARNING + f"{k} equals {q} after training: there is no momentum between them"
 
 
 def _parameters(file: File, q: str) -> dict[str, Tensor]:
@@ -213,25 +207,23 @@ def _parameters(file: File, q: str) -> dict[str, Tensor]:
     return {n: v for n, v in own.items() if v.is_floating_point() and not n.endswith(statistics)}
 
 
-def _optimizer(file: File) -> Iterator[Line]:
+def _optimizer(file: File) -> Iterator[str]:
     found = file.state.get("optimizer") or file.state.get("optimizer_states")
     states = [s for s in (found if isinstance(found, list) else [found]) if isinstance(s, dict)]
     if not states or not states[0].get("param_groups"):
-        yield Line("no optimizer: it cannot be resumed")
+        yield "no optimizer: it cannot be resumed"
         return
     groups = states[0]["param_groups"]
     kept = [v for s in states for entry in s.get("state", {}).values() for v in entry.values() if isinstance(v, Tensor)]
     lr = groups[0].get("lr", "not recorded")
-    yield Line(f"optimizer: {len(groups)} groups, lr {lr}, {len(kept)} tensors of state")
+    yield f"optimizer: {len(groups)} groups, lr {lr}, {len(kept)} tensors of state"
     if bad := files.odd_tensors({str(place): value for place, value in enumerate(kept)}):
-        yield Line(f"{len(bad)} tensors of the optimizer hold NaN or infinity", ok=False)
+        yield WARNING + f"{len(bad)} tensors of the optimizer hold NaN or infinity"
 
 
 def run_describe(args: Namespace) -> int:
     """Print what a file is; the exit code, 1 where there is a warning."""
     lines = describe_file(args.checkpoint)
-    odd = [line for line in lines if not line.ok]
-    for line in lines:
-        print(line.text if line.ok else f"warning: {line.text}")
-    print(f"{len(odd)} warnings" if odd else "ok")
-    return 1 if odd else 0
+    count = sum(line.startswith(WARNING) for line in lines)
+    print(*lines, f"{count} warnings" if count else "ok", sep="\n")
+    return 1 if count else 0

@@ -13,7 +13,7 @@ import torch
 from moco.config import MoCHiConfig, SynCoConfig
 from moco.kernels import by_triton, draws
 from moco.methods import mochi, negatives, synco
-from moco.methods.negatives import draw, synthetic
+from moco.methods.negatives import Synthetic, draw, synthetic
 
 DEVICE = torch.device(getattr(conftest, "DEVICE", "cpu"))  # a card under ``pytest -m gpu``
 conftest.mend_interpreter()
@@ -32,7 +32,7 @@ RECIPES = {
     "mochi": mochi.recipe(MoCHiConfig(140, 20)),
     "noise alone": (synthetic("noise", 3),),
     "sign alone": (synthetic("adversarial", 1),),
-    "a kind twice": (synthetic("mixup", 5), synthetic("noise", 2), synthetic("mixup", 5, 0.2, 0.3)),
+    "a kind twice": (synthetic("mixup", 5), synthetic("noise", 2), Synthetic("mixup", 5, 0.2, 0.3)),
 }
 
 

@@ -255,4 +255,4 @@ def test_user_mistakes_are_one_sentence():
     with pytest.raises(UserError, match="code or paper"):
         synco.recipe(SynCoConfig(extrapolation="both"))
     with pytest.raises(UserError, match="smaller one first"):
-        synthetic("mixup", 3, 0.7, 0.2)
+        negatives.Synthetic("mixup", 3, 0.7, 0.2)

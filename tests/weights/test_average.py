@@ -60,7 +60,7 @@ def test_weights_are_the_mean_and_batchnorm_is_measured_anew(folder, tuned, caps
     torch.testing.assert_close(found["module.conv1.1.running_mean"], wanted.detach(), rtol=1e-4, atol=1e-5)
     assert int(found["module.conv1.1.num_batches_tracked"]) == 3
     tune(folder, tuned, "--evaluate", "--resume", out, "--train-percent", 50, result="evaluate.json")
-    assert not any(line.text.startswith("warning") for line in describe.describe_file(str(out)))
+    assert not any(line.startswith("warning") for line in describe.describe_file(str(out)))
 
 
 def test_the_best_are_chosen_by_their_accuracy(tuned, tmp_path):

@@ -139,7 +139,7 @@ def test_features_and_exports_take_them(runs, image_folder, tmp_path, capsys, al
         parse_embed([str(tmp_path / "f.pt"), str(image_folder), "-j", "0"])
     )  # the card's, of the export
     assert "--mean 0.4914 0.4822 0.4465" in again.summary and "(card)" in again.summary
-    lines = [line.text for line in describe.describe_file(str(runs["statistics"]))]
+    lines = describe.describe_file(str(runs["statistics"]))
     assert any(line.startswith("settings: ") and "--mean 0 0 0 --std 1 1 1" in line for line in lines)
 
 
