@@ -66,10 +66,8 @@ class Classifier(nn.Module):
         super().__init__()
         self.encoder = sync_batchnorm(encoder) if sync_bn else encoder
         self.mean, self.std, self.freeze, self.amp = mean, std, freeze, amp
-        self._mean: Tensor
-        self._std: Tensor
-        self.register_buffer("_mean", torch.as_tensor(mean, dtype=torch.float32), persistent=False)
-        self.register_buffer("_std", torch.as_tensor(std, dtype=torch.float32), persistent=False)
+        self._mean = nn.Buffer(torch.as_tensor(mean, dtype=torch.float32), persistent=False)
+        self._std = nn.Buffer(torch.as_tensor(std, dtype=torch.float32), persistent=False)
         layer = new_classifier(self.encoder, seed)
         self.encoder.requires_grad_(not freeze)
         layer.requires_grad_(True)

@@ -58,10 +58,8 @@ class Contrast(nn.Module):
         self.timer: Callable[[str], AbstractContextManager] = nullcontext  # told which part of a step begins
         self._few: Small | None = None
         self._count_q = Counts(encoder)
-        self.mean: Tensor
-        self.std: Tensor
-        self.register_buffer("mean", torch.tensor(config.mean), persistent=False)
-        self.register_buffer("std", torch.tensor(config.std), persistent=False)
+        self.mean = nn.Buffer(torch.tensor(config.mean), persistent=False)
+        self.std = nn.Buffer(torch.tensor(config.std), persistent=False)
 
     def prepare(self, images: Tensor) -> Tensor:
         """Normalised floats from uint8 images, in the encoder's memory layout and of its first layer's type."""

@@ -51,12 +51,9 @@ class MoCo(Momentum):
         super().__init__(encoder_q, encoder_k, config, config.m)
         self.config, self.seed, self.extra = config, seed, extra
         self.K, self.symmetric = config.K, config.symmetric
-        self.queue: Tensor
-        self.queue_ids: Tensor
-        self.queue_ptr: Tensor
-        self.register_buffer("queue", new_queue(config.K, config.C, seeding.torch_generator("init", seed, 1)))
-        self.register_buffer("queue_ids", torch.full((config.K,), EMPTY))
-        self.register_buffer("queue_ptr", torch.zeros(1, dtype=torch.long))
+        self.queue = nn.Buffer(new_queue(config.K, config.C, seeding.torch_generator("init", seed, 1)))
+        self.queue_ids = nn.Buffer(torch.full((config.K,), EMPTY))
+        self.queue_ptr = nn.Buffer(torch.zeros(1, dtype=torch.long))
         # The queue as the fused loss multiplies it in bf16, so that no step rounds all of it again.
         rounded = (config.loss_impl, config.loss_precision) == ("triton", "bf16")
         self.shadow: Tensor | None

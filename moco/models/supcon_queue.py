@@ -38,8 +38,7 @@ class LabelledMoCo(MoCo):
         super().__init__(encoder_q, encoder_k, config, seed=seed, extra=extra)
         self.labels = labels
         self.scale = 1.0 if config.base_temperature is None else self.T / config.base_temperature
-        self.queue_labels: Tensor
-        self.register_buffer("queue_labels", torch.full((self.K,), UNLABELLED))
+        self.queue_labels = nn.Buffer(torch.full((self.K,), UNLABELLED))
 
     def compute_loss(self, q: Tensor, k: Tensor, ids: Tensor, draws: Draws | None) -> LossOutput:
         """SupCon."""
