@@ -168,11 +168,8 @@ def around_head(encoder: nn.Module, images: Tensor) -> tuple[Tensor, Tensor]:
     """What enters the head, (N, F), and what leaves it, (N, C), in one pass of (N, channels, height, width) images."""
     caught: list[Tensor] = []
     head = encoder.get_submodule(head_of(encoder))
-    handle = head.register_forward_pre_hook(lambda module, inputs: caught.append(inputs[0]))
-    try:
+    with head.register_forward_pre_hook(lambda module, inputs: caught.append(inputs[0])):
         output = encoder(images)
-    finally:
-        handle.remove()
     return caught[0].flatten(1), output
 
 
@@ -225,15 +222,12 @@ def strided_point(encoder: nn.Module, channels: int, size: int) -> str:
         if inputs[0].shape[-2:] == (1, 1) and max(conv.stride) > 1 and max(conv.kernel_size) > 1:
             found.append(name)
 
-    convs = [(name, m) for name, m in encoder.named_modules() if isinstance(m, nn.Conv2d)]
-    handles = [m.register_forward_pre_hook(functools.partial(look, name)) for name, m in convs]
-    training = encoder.training
-    try:
+    with contextlib.ExitStack() as afterwards:
+        afterwards.callback(encoder.train, encoder.training)
+        for name, module in encoder.named_modules():
+            if isinstance(module, nn.Conv2d):
+                afterwards.enter_context(module.register_forward_pre_hook(functools.partial(look, name)))
         encoder.eval()(torch.zeros(2, channels, size, size))
-    finally:
-        encoder.train(training)
-        for handle in handles:
-            handle.remove()
     return found[0] if found else ""
 
 
