@@ -12,9 +12,8 @@ import torch.distributed as dist
 from conftest import ROOT, TINY
 
 import main_pretrain
+from benchmarks.speed.traffic import main, per_step, upstreams
 from moco import cli, distributed
-from moco.distributed.traffic import per_step, traffic_table, upstreams
-from moco.models.encoder import build_encoder
 from moco.train.pretraining import Trainer
 
 WIDTH, SIZE, STEPS = 128, 32, 3
@@ -106,11 +105,9 @@ def test_one_process_sends_nothing():
     assert set(upstreams(1, 32, 1000, 128, 10**6, 65536).values()) == {0.0}
 
 
-def test_the_documents_table_is_the_computed_one():
-    with torch.device("meta"):
-        P = sum(p.numel() for p in build_encoder("resnet50", 128, mlp=True).parameters())
-    text = (ROOT / "docs" / "scaling.md").read_text(encoding="utf-8")
-    assert traffic_table((2, 4, 8, 64, 1024), N=32, v=3 * 224**2, C=128, P=P, K=65536) in text
+def test_the_documents_table_is_the_computed_one(capsys):
+    assert main([]) == 0
+    assert capsys.readouterr().out in (ROOT / "docs" / "scaling.md").read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize("script", sorted((ROOT / "docs" / "launch").glob("*.sh")), ids=lambda path: path.name)

@@ -1,5 +1,7 @@
 """Bytes that one process sends in a training step, by exchange, as a function of how many there are.
 
+    python -m benchmarks.speed.traffic [--processes 2 4 8 64 1024]
+
 Legend: W processes, N images of each, v bytes of a view (uint8), C feature width, K queue rows, P trained parameters.
 
 An all-reduce of n bytes sends 2 n (W - 1) / W from each process and an all-gather of n bytes a process (W - 1) n, in
@@ -8,6 +10,12 @@ for others: n (W - 1) / W. tests/distributed/test_traffic.py counts what really 
 """
 
 from __future__ import annotations
+
+import argparse
+
+import torch
+
+from moco.models.encoder import build_encoder
 
 
 def per_step(W: int, N: int, v: int, C: int, P: int) -> dict[str, float]:
@@ -49,3 +57,22 @@ def traffic_table(worlds: tuple[int, ...], N: int, v: int, C: int, P: int, K: in
 
 def _megabytes(n: float) -> str:
     return f"{n / 1e6:,.0f}" if n >= 1e9 else f"{n / 1e6:.2g}" if n < 1e6 else f"{n / 1e6:.1f}"
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description="MB that a process sends in a training step of MoCo v2")
+    parser.add_argument("-a", "--arch", default="resnet50")
+    parser.add_argument("--size", type=int, default=224)
+    parser.add_argument("--batch-size", type=int, default=32, help="images of one process")
+    parser.add_argument("--moco-k", type=int, default=65536)
+    parser.add_argument("--processes", type=int, nargs="+", default=[2, 4, 8, 64, 1024])
+    args = parser.parse_args(argv)
+    with torch.device("meta"):
+        encoder = build_encoder(args.arch, 128, mlp=True, size=args.size)
+    view, P = 3 * args.size**2, sum(p.numel() for p in encoder.parameters())
+    print(traffic_table(tuple(args.processes), N=args.batch_size, v=view, C=128, P=P, K=args.moco_k))
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
