@@ -1,4 +1,4 @@
-"""python -m moco.demo, `make demo`: pretrain on 5,000 real digits and show it. The work is in moco/eval/demo.py."""
+"""python -m moco.demo, `make demo`: pretrain on 4,000 real digits and show it. The work is in moco/eval/demo.py."""
 
 from moco import cli
 from moco.cli import commands

@@ -70,6 +70,7 @@ RUNS = {
     "supcon_queue": ["main_pretrain.py", *PRETRAIN, *QUEUE, "--method", "supcon"],
     "supcon_synco": ["main_pretrain.py", *PRETRAIN, *QUEUE, *START, *NEGATIVES, "--method", "supcon"],
     **{m: ["main_pretrain.py", *PRETRAIN, *BATCH, "--method", m] for m in ("simclr", "supcon", "hcl", "dcl")},
+    "moco_v3": ["main_pretrain.py", *PRETRAIN, *BATCH, "--method", "moco_v3", "--moco-mlp-dim", "64"],
     "simclr_views": ["main_pretrain.py", *PRETRAIN, *BATCH, "--method", "simclr", "--views", "3", "--sync-bn"],
     "tune_ce": ["main_semisup.py", *TUNE],
     "tune_supcon": ["main_semisup.py", *TUNE, "--loss", "supcon"],

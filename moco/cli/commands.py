@@ -160,7 +160,7 @@ def parse_bench(argv: list[str] | None = None) -> argparse.Namespace:
 
 def parse_demo(argv: list[str] | None = None) -> argparse.Namespace:
     """The flags of python -m moco.demo, and the configuration that it follows."""
-    text = "Pretrain SynCo on 5,000 real digits, and show that it learned."
+    text = "Pretrain SynCo on 4,000 real digits, and show on 1,000 others that it learned."
     p = Parser("python -m moco.demo", text, allow_abbrev=True)
     p.add_argument("--save-dir", default="runs/demo", help="where everything goes (default: runs/demo)")
     p.add_argument("--epochs", type=at_least(1), help="of the pretraining (default: those of configs/demo.yml)")

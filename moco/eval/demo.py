@@ -1,4 +1,4 @@
-"""`make demo`: pretrain SynCo on 5,000 real digits, and show that it learned.
+"""`make demo`: pretrain SynCo on 4,000 real digits, and show on 1,000 others that it learned.
 
 Runs the commands a user would type, each printed before it runs: k-NN and linear probe of the untrained network, the
 pretraining, the same two of the pretrained network; then a picture of both embeddings.

@@ -259,11 +259,11 @@ PLACES = {  # what a reader looks for: the words of the tree, and the definition
     "losses.py: SupCon": "def supcon",
     "loop.py: the training loop": "class Loop",
     "batchnorm.py: BatchNorm split": "def split_batchnorm",
-    "by_pil.py (presets": "PRESETS",
-    "checkpoint.py: a run's checkpoint": "def save",
-    "layouts.py: checkpoints of ten projects": "lightly",
+    "by_pil.py: presets": "PRESETS",
+    "checkpoint.py: writes": "def save",
+    "layouts.py: recognises": "lightly",
     "knn.py: k-NN accuracy": "def knn_predict",
-    "methods.py: those of a method, such as --n1": '"n1"',
+    "methods.py: flags of each method, such as --n1": '"n1"',
     "report.py: selection": "def selected",
 }
 
