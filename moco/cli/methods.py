@@ -63,7 +63,7 @@ def add_batch(p: Parser) -> None:
     """The methods that compare the images of a batch."""
     add = p.group("method")
     add("--base-temperature", type=positive, metavar="T0", help="multiply the loss by T / T0 (default: "
-        "0.07 for simclr and supcon without a queue, as SupContrast does; others: not multiplied)")  # fmt: skip
+        "0.07 for simclr and supcon without a queue, as SupContrast does; supcon with a queue takes it)")  # fmt: skip
     add("--contrast-mode", choices=("all", "one"), default="all", help="anchors: all views, or the first of each image")
     add("--views", default=2, type=at_least(2), metavar="V", help="random views an image, for the methods without a "
         "queue (default: 2)")  # fmt: skip
@@ -155,6 +155,7 @@ def _check_family(args: argparse.Namespace, asked: set[str]) -> None:
     if idle := [name for name in sorted(refused & asked) if getattr(args, name)]:
         flag = f"--{idle[0].replace('_', '-')}"
         raise UserError(f"--method {args.method} does not use {flag}; leave one of them out.")
+    args.base_temperature = None if "base_temperature" in refused else args.base_temperature  # of a file's own method
     if args.contrast_mode == "one" and args.family != "batch":
         raise UserError("--contrast-mode one is for the methods without a queue, where a query is one view anyway.")
     if args.views > 2 and args.family != "batch":

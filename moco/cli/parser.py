@@ -15,7 +15,7 @@ from collections.abc import Callable, Container, Iterable
 from dataclasses import dataclass
 from typing import Any, NoReturn, cast
 
-from moco.errors import USAGE_EXIT, UserError
+from moco.errors import USAGE_EXIT, UserError, one_line
 from moco.resources import find_recipe
 
 
@@ -228,7 +228,7 @@ def _read_yaml(path: str) -> dict[Any, Any]:
     except OSError as error:
         raise UserError(f"--config {path} cannot be read: {error.strerror}.") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"--config {path} is not a YAML file: {' '.join(str(error).split())}") from error
+        raise UserError(f"--config {path} is not a YAML file: {one_line(error)}") from error
     if not isinstance(entries, dict):
         raise UserError(f"--config {path} must be a list of FLAG: VALUE lines.")
     return cast("dict[Any, Any]", entries)

@@ -33,7 +33,7 @@ def pretrain_parser() -> Parser:
         "main_pretrain.py",
         "Pretrain an image encoder with a momentum encoder, a queue and synthetic hard negatives "
         "(MoCo, MoCHi, SynCo, SupCon with a queue), or by the other images of its batch (SimCLR, SupCon, HCL, DCL). "
-        "Without DIR, --dataset and flags of a training: the built-in demo on 5,000 digits.",
+        "Without DIR, --dataset and flags of a training: the built-in demo on 4,000 digits.",
     )
     common.add_data(p)
     _add_views(p)

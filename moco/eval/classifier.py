@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from moco import distributed
 from moco.config import ClassifierConfig
 from moco.data import Source
-from moco.errors import TrainingError, UserError
+from moco.errors import TrainingError, UserError, one_line
 from moco.eval.features import EvalData, FeatureExtractor, describe_unread
 from moco.files import run_of
 from moco.models.batchnorm import sync_batchnorm
@@ -252,7 +252,7 @@ def filling_optimizer(path: str) -> Iterator[None]:
     try:
         yield
     except (ValueError, KeyError, TypeError, RuntimeError) as error:
-        raise UserError(f"{path} does not fit this optimizer: {' '.join(str(error).split())}.") from error
+        raise UserError(f"{path} does not fit this optimizer: {one_line(error)}.") from error
 
 
 def begin_at(state: dict, path: str | None, seed: int, epoch: int) -> tuple[Progress, str]:

@@ -26,7 +26,7 @@ from typing import Any
 
 from moco import resources
 from moco.cli.parser import argv_of
-from moco.errors import UserError
+from moco.errors import UserError, one_line
 from moco.sweep import figures
 from moco.sweep.commands import ENTRY_POINTS, dests_of, flags_named, hyphens, parsed, plain, setting
 
@@ -172,7 +172,7 @@ def _load(path: str) -> dict[str, Any]:
     except OSError as error:
         raise UserError(f"this sweep cannot be read: {error.strerror}.") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"this is not a YAML file: {' '.join(str(error).split())}") from error
+        raise UserError(f"this is not a YAML file: {one_line(error)}") from error
     return _mapping(entries, "the file", KEYS)
 
 

@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from moco import distributed
-from moco.errors import UserError
+from moco.errors import UserError, one_line
 from moco.files import POINTER, refuse_odd, run_of, runs_checkpoints, write, write_text
 
 # ------------------------------------------------------------------------------------------- a run's folder
@@ -135,7 +135,7 @@ def unpack(state: dict, path: str, model: Any, optimizer: Any, scaler: Any, arch
             scaler.load_state_dict(state["scaler"])
         model.load_state_dict(found)
     except (ValueError, KeyError, TypeError, AttributeError, RuntimeError) as error:
-        raise UserError(f"{path} does not fit this run's optimizer: {' '.join(str(error).split())}") from error
+        raise UserError(f"{path} does not fit this run's optimizer: {one_line(error)}") from error
     return {"epoch": int(state.get("epoch", 0)), **run_of(state)}
 
 

@@ -14,7 +14,7 @@ import torchvision
 from torch import Tensor, nn
 
 from moco import distributed, files
-from moco.errors import UserError
+from moco.errors import UserError, one_line
 from moco.models.encoder import backbone_keys, build_encoder, head_of
 from moco.weights.changes import adapt, changes_of
 from moco.weights.layouts import PUBLISHED, File, from_beit3, named_arch, open_file, part_for, tensors_of
@@ -126,7 +126,7 @@ def _published(path: str, arch: str) -> File:
     try:
         state = torch.hub.load_state_dict_from_url(url, map_location="cpu", check_hash=True, weights_only=True)
     except (OSError, RuntimeError) as error:
-        reason = " ".join(str(error).split())
+        reason = one_line(error)
         raise UserError(f"{name} cannot be fetched from {url} ({reason}); download it and give its path.") from error
     return File(path, dict(state), tensors_of(dict(state), path), {})
 

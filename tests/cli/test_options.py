@@ -295,3 +295,10 @@ def test_a_flag_that_would_change_nothing_is_refused(argv, sentence, capsys):
     with pytest.raises(SystemExit, match="2"):
         cli.parse_pretrain(["DIR", *argv.split()])
     assert sentence in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("method", ["hcl", "moco", "moco_v3"])
+def test_a_files_base_temperature_is_not_that_of_another_method(method):
+    words = ["--config", str(ROOT / "configs" / "supcon_cifar10.yml"), "DIR"]
+    assert cli.parse_pretrain(words).base_temperature == 0.07
+    assert cli.parse_pretrain([*words, "--method", method]).base_temperature is None

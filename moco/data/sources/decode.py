@@ -17,6 +17,8 @@ from PIL import Image
 from PIL.JpegImagePlugin import JpegImageFile
 from torch import Tensor
 
+from moco.errors import one_line
+
 try:
     from torchvision.io import ImageReadMode, decode_jpeg
 except ImportError:  # deprecated since torchvision 0.29, to be removed
@@ -74,7 +76,7 @@ def reading(name: str, work: Callable[[], Read]) -> Read:
     except MemoryError:
         raise
     except Exception as error:
-        reason = " ".join(str(error).split()) or type(error).__name__
+        reason = one_line(error) or type(error).__name__
         raise BadImageError(f"{name} ({reason})") from error
 
 
@@ -97,10 +99,12 @@ def decode_bytes(data: bytes, channels: int, shrink: int = 1) -> Image.Image:
 def colour_jpeg_size(data: bytes) -> tuple[int, int] | None:
     """(width, height) of a JPEG of three 8-bit components, from its header; None for any other file."""
     try:
-        image = JpegImageFile(io.BytesIO(data))  # reads the header alone; Image.open would limit the size
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # as in ``reading``
+            image = Image.open(io.BytesIO(data))  # reads the header alone, and refuses what ``decode_bytes`` would
     except Exception:  # a damaged header can raise anything; who decodes the file says so
         return None
-    return image.size if image.mode == "RGB" else None
+    return image.size if isinstance(image, JpegImageFile) and image.mode == "RGB" else None
 
 
 def decode_colour_jpeg(data: bytes) -> Tensor:

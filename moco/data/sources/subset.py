@@ -21,7 +21,7 @@ from PIL import Image
 
 from moco import files as disk
 from moco.data.sources.base import Source
-from moco.errors import UserError
+from moco.errors import UserError, one_line
 from moco.seeding import key, numpy_generator
 
 # SimCLR's lists, used by SwAV, Barlow Twins and SynCo: 12 or 13 names a class and 128 or 129; the 1 % lie in the 10 %.
@@ -184,7 +184,7 @@ def published_list(percent: float, cache: str) -> str:
         with urllib.request.urlopen(url, timeout=60) as answer:
             content = answer.read()
     except (OSError, http.client.HTTPException) as error:
-        raise UserError(f"{url} cannot be fetched ({' '.join(str(error).split())}): {by_hand}.") from error
+        raise UserError(f"{url} cannot be fetched ({one_line(error)}): {by_hand}.") from error
     if hashlib.sha256(content).hexdigest() != sha256:
         raise UserError(f"{url} gave something else than the published {lines:,} names: {by_hand}.")
     try:

@@ -1,12 +1,14 @@
 """Image files of every mode, and broken ones."""
 
 import io
+from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from moco.data import BadImageError, FileSource
+from moco.data.sources.decode import colour_jpeg_size
 
 RNG = np.random.default_rng(0)
 GREY = RNG.integers(0, 256, (9, 7), dtype=np.uint8)
@@ -136,10 +138,14 @@ def test_missing_file_and_folder_are_bad_images(tmp_path):
         decode(str(tmp_path), 3)
 
 
-def test_very_large_images_warn_nobody(tmp_path, monkeypatch):
-    path = saved(tmp_path, Image.new("L", (30, 30)), "large.png")
+@pytest.mark.parametrize(("mode", "name"), [("L", "large.png"), ("L", "large.jpg"), ("RGB", "large.jpg")])
+def test_very_large_images_warn_nobody(tmp_path, monkeypatch, mode, name):
+    path = saved(tmp_path, Image.new(mode, (30, 30)), name)
+    data, channels = Path(path).read_bytes(), len(mode)
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 600)  # 900 pixels: PIL warns
-    assert decode(path, 1).size == (30, 30)
+    assert decode(path, channels).size == (30, 30)
+    assert (colour_jpeg_size(data) is None) == (mode == "L")
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 400)  # more than twice: PIL refuses
-    with pytest.raises(BadImageError, match="large.png"):
-        decode(path, 1)
+    assert colour_jpeg_size(data) is None
+    with pytest.raises(BadImageError, match=name):
+        decode(path, channels)
