@@ -251,7 +251,7 @@ class SubsetConfig:
 
 @dataclass(frozen=True)
 class ClassifierConfig:
-    """The network of fine-tuning: arch, stem and drop_path as :func:`moco.models.encoder.build_encoder` takes them."""
+    """A probe's or fine-tuning's network: arch, stem and drop_path as in :func:`moco.models.encoder.build_encoder`."""
 
     arch: str
     stem: str = "auto"

@@ -115,7 +115,7 @@ def probing(args: argparse.Namespace, built: Any, mean: Any, std: Any, batch: in
 
 
 def tuning(args: argparse.Namespace, model: Any, images: Any, epochs: int, batch: int) -> Flags:
-    """The flags that a fine-tuning's checkpoint keeps, see :func:`pretraining`; model: moco.eval.finetune.Classifier,
+    """The flags that a fine-tuning's checkpoint keeps, see :func:`pretraining`; model: moco.eval.classifier.Classifier,
     images: moco.eval.finetune_setup.Images."""
     chosen = {"--epochs": epochs, "--batch-size": batch, "--amp": _arithmetic(model.amp)}
     chosen |= {"training images": images.train.choice(), "validation images": images.val.choice() if images.val else ""}

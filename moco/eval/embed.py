@@ -32,10 +32,10 @@ from moco.errors import UserError
 from moco.eval.features import EvalData, FeatureExtractor, Features, bad_image_notes
 from moco.models.encoder import build_encoder
 from moco.seeding import numpy_generator
+from moco.train.pretraining import pick_amp
 from moco.weights.read import load_backbone
 from moco.weights.settings import settle_from_file
 
-AMP = {"off": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 FEWEST = 10  # images that a picture needs; the methods look at neighbourhoods
 THUMBNAIL = 64  # longest side in pixels
 
@@ -84,7 +84,7 @@ def read_features(args: Namespace) -> Found:
         size, args.batch_size * distributed.nodes(), workers=distributed.share_of_cores(args.workers),
         note=bad_image_notes(partial(print, flush=True), "left out"),
     )  # fmt: skip
-    extractor = FeatureExtractor(images, device, mean, std, AMP[args.amp])
+    extractor = FeatureExtractor(images, device, mean, std, pick_amp(args.amp, device))
     return Found(extractor.whole(encoder.to(device), source), source, encoder, size, summary + settled.summary)
 
 

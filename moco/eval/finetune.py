@@ -246,7 +246,7 @@ class Tuner(Loop):
         state = checkpoint.pack(self.evaluated.encoder, self.optimizer, self.scaler, arch, at.epoch, run)
         state["best_acc1"] = at.best_acc1
         if self.ema is not None:
-            state["trained"] = {"module." + name: value for name, value in encoder.state_dict().items()}
+            state["trained"] = checkpoint.prefixed(encoder.state_dict())
         names = [CHECKPOINT]
         if not at.batch and self.score is not None:
             state["acc1"] = self.score.acc1  # of this epoch; moco.average chooses by it

@@ -13,6 +13,7 @@ from moco.errors import UserError
 from moco.eval.classifier import Classifier, changed, check_state, fill, filling_optimizer
 from moco.eval.linear import LinearClassifier, leader
 from moco.models.encoder import head_of
+from moco.train.checkpoint import prefixed
 from moco.train.plan import Progress, check_batches
 from moco.weights.settings import images_of
 
@@ -70,7 +71,7 @@ def _state_of(
     return {
         "epoch": at.epoch,
         "arch": arch,
-        "state_dict": {"module." + name: value for name, value in network.items()},
+        "state_dict": prefixed(network),
         "best_acc1": head.best,
         "optimizer": head.optimizer.state_dict(),
         "run": {**run, "lr": head.lr, "batch": at.batch, **images},

@@ -99,12 +99,17 @@ def _matching(folder: str, patterns: Sequence[str]) -> list[str]:
 # ------------------------------------------------------------------------------------------ a training state
 
 
+def prefixed(entries: dict[str, Any]) -> dict[str, Any]:
+    """The same under upstream's names, which are DataParallel's."""
+    return {"module." + name: value for name, value in entries.items()}
+
+
 def pack(model: Any, optimizer: Any, scaler: Any, arch: str, epoch: int, run: dict) -> dict:
     """A training state as a dictionary with upstream's keys."""
     return {
         "epoch": epoch,
         "arch": arch,
-        "state_dict": {"module." + name: value for name, value in model.state_dict().items()},
+        "state_dict": prefixed(model.state_dict()),
         "optimizer": optimizer.state_dict(),
         "scaler": scaler.state_dict(),
         "run": run,
