@@ -5,9 +5,11 @@ from collections.abc import Callable
 
 USAGE_EXIT = 2  # the user's input cannot be used; nothing was lost
 DIVERGED_EXIT = 3  # training itself went wrong (non-finite values, queues that differ)
+OUTAGE_EXIT = 75  # EX_TEMPFAIL of sysexits.h: something outside the program is gone; the same command goes on
+HANGUP_EXIT = 129  # 128 + SIGHUP, as the next two: saved and stopped because somebody asked for it
 INTERRUPTED_EXIT = 130  # Ctrl-C
-SIGTERM_EXIT = 143  # 128 + SIGTERM: saved and stopped because the system asked for it
-FINAL_EXITS = (USAGE_EXIT, DIVERGED_EXIT, INTERRUPTED_EXIT, SIGTERM_EXIT)  # another try would end likewise
+SIGTERM_EXIT = 143
+FINAL_EXITS = (USAGE_EXIT, DIVERGED_EXIT, HANGUP_EXIT, INTERRUPTED_EXIT, SIGTERM_EXIT)  # not to be tried again
 
 
 class UserError(Exception):
@@ -22,13 +24,20 @@ class TrainingError(Exception):
     exit_code = DIVERGED_EXIT
 
 
+class OutageError(Exception):
+    """Something outside the program is gone (images, room on the disk, another process): one sentence. What could be
+    saved is saved; the same command goes on once it is back."""
+
+    exit_code = OUTAGE_EXIT
+
+
 def exit_code(work: Callable[[], int | None]) -> int:
-    """A command's exit code: what ``work()`` returns, None for 0; 2 when it raised a :class:`UserError`, then told."""
+    """A command's exit code: what ``work()`` returns, None for 0; that of an error of this file, then told."""
     try:
         return work() or 0
-    except UserError as error:
+    except (UserError, OutageError) as error:
         print(f"error: {error}", file=sys.stderr)
-        return USAGE_EXIT
+        return error.exit_code
 
 
 def one_line(error: BaseException, most: int = 300) -> str:

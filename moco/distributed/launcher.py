@@ -24,7 +24,7 @@ import torch.multiprocessing as mp
 
 from moco import errors, files
 from moco.distributed import collectives
-from moco.errors import TrainingError, UserError, exit_code, one_line
+from moco.errors import OutageError, TrainingError, UserError, exit_code, one_line
 
 EXIT_GRACE_SECONDS = 20  # how long the other processes may take to end after one has failed
 USAGE_GRACE_SECONDS = 3  # the same after a user's mistake: there is nothing to save, only sentences to collect
@@ -171,7 +171,7 @@ def _run(worker: Callable[[Any], int | None], args: Any, plan: LaunchPlan) -> in
     """This process is the run, or one of several that somebody else started."""
     try:
         return _work(worker, args, plan)
-    except (UserError, TrainingError) as error:
+    except (UserError, TrainingError, OutageError) as error:
         who = "error" if plan.world_size == 1 else f"error (rank {plan.rank})"
         print(f"{who}: {error}", file=sys.stderr, flush=True)
         return error.exit_code
@@ -217,7 +217,7 @@ def _child(worker: Callable, args: Any, plan: LaunchPlan, threads: int, reports:
     threading.Thread(target=_end_with_the_parent, daemon=True).start()
     try:
         sys.exit(_work(worker, args, plan))
-    except (UserError, TrainingError) as error:
+    except (UserError, TrainingError, OutageError) as error:
         reports.put((error.exit_code, str(error)))
         sys.exit(error.exit_code)
     except Exception:
