@@ -6,7 +6,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # runs from a clone without installing
 
-from moco.errors import UserError, exit_code
+from moco.errors import UserError, exit_code, tell
 from moco.weights.detectron2_names import convert, pixels_of, write_pickle
 
 
@@ -21,9 +21,9 @@ def work(argv: list[str]) -> None:
         raise UserError(__doc__)
     tensors = convert(argv[0])
     write_pickle(tensors, argv[1])
-    print(f"wrote {len(tensors)} arrays of the backbone to {argv[1]}")
+    tell(f"wrote {len(tensors)} arrays of the backbone to {argv[1]}")
     if pixels := pixels_of(argv[0]):
-        print(f"images are normalised as in training by appending {shlex.join(pixels)}")
+        tell(f"images are normalised as in training by appending {shlex.join(pixels)}")
 
 
 if __name__ == "__main__":

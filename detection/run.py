@@ -19,7 +19,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # runs from a clone without installing
 
-from moco.errors import USAGE_EXIT, TrainingError, UserError
+from moco.errors import USAGE_EXIT, TrainingError, UserError, tell
 from moco.files import write_json
 from moco.weights.detectron2_names import convert, pixels_of, write_pickle
 
@@ -75,12 +75,12 @@ def main(argv: list[str]) -> int:
         needs.check()
         config = args.config_file or config_name(args.task, args.schedule, args.backbone, args.method)
         out = Path(args.out or f"output/detection_{args.task}")
-        print(run(args.checkpoint, config, out, args.trials, args.seed, args.num_gpus, args.pictures, args.opts))
+        tell(run(args.checkpoint, config, out, args.trials, args.seed, args.num_gpus, args.pictures, args.opts))
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
+        tell(f"error: {error}", error=True)
         return USAGE_EXIT
     except TrainingError as error:
-        print(f"error: {error}", file=sys.stderr)
+        tell(f"error: {error}", error=True)
         return 1
     return 0
 
@@ -126,7 +126,7 @@ def run(
     for number in range(trials):
         folder = out / f"trial_{number}"
         if not (folder / trainer.RESULTS).is_file():
-            print(f"trial {number + 1} of {trials}: seed {seed + number}, {folder}", *said, sep="\n", flush=True)
+            tell(f"trial {number + 1} of {trials}: seed {seed + number}, {folder}", *said)
             _train(folder, file, num_gpus, [*argv, "SEED", str(seed + number), "OUTPUT_DIR", str(folder)])
         found.append(json.loads((folder / trainer.RESULTS).read_text(encoding="utf-8")))
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # runs from a clone without installing
 
-from moco.errors import exit_code
+from moco.errors import exit_code, tell
 
 HERE = Path(__file__).resolve().parent
 
@@ -51,7 +51,7 @@ def train(args: argparse.Namespace) -> None:
     args.config_file = recipe.find_config(args.config_file)
     cfg, said = recipe.read_config(args.config_file, args.opts, args.num_gpus, scale=not args.no_scaling)
     for sentence in said:
-        print(sentence, flush=True)
+        tell(sentence)
     recipe.check_start(cfg, args.resume, args.eval_only)
     launch(
         trainer.work,

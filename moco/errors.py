@@ -1,5 +1,6 @@
-"""What a run can end with besides success, and the exit code of each."""
+"""What a run can end with besides success, the exit code of each, and text for people."""
 
+import re
 import sys
 from collections.abc import Callable
 
@@ -10,6 +11,9 @@ HANGUP_EXIT = 129  # 128 + SIGHUP, as the next two: saved and stopped because so
 INTERRUPTED_EXIT = 130  # Ctrl-C
 SIGTERM_EXIT = 143
 FINAL_EXITS = (USAGE_EXIT, DIVERGED_EXIT, HANGUP_EXIT, INTERRUPTED_EXIT, SIGTERM_EXIT)  # not to be tried again
+# What a terminal obeys instead of showing it: all control characters but tab and newline, and changes of the direction
+# of writing; and what no encoding has, the bytes of file names that are not UTF-8.
+_UNPRINTABLE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 
 
 class UserError(Exception):
@@ -36,10 +40,24 @@ def exit_code(work: Callable[[], int | None]) -> int:
     try:
         return work() or 0
     except (UserError, OutageError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        tell(f"error: {error}", error=True)
         return error.exit_code
 
 
 def one_line(error: BaseException, most: int = 300) -> str:
     """What an error of a library says, as part of a sentence."""
     return " ".join(str(error).split())[:most]
+
+
+def printable(text: str) -> str:
+    """The text with escapes such as ``\\x1b`` for what a terminal would obey, from file names and checkpoints."""
+    return _UNPRINTABLE.sub(lambda found: ascii(found[0])[1:-1], text)
+
+
+def tell(*lines: str, error: bool = False) -> None:
+    """Print lines for people, :func:`printable`, at once: on standard output, or standard error with ``error``."""
+    stream = sys.stderr if error else sys.stdout
+    text = printable("\n".join(lines)) + "\n"
+    encoding = getattr(stream, "encoding", None) or "utf-8"
+    stream.write(text.encode(encoding, "backslashreplace").decode(encoding))
+    stream.flush()

@@ -134,8 +134,8 @@ def torch_save(value: Any, file: Any) -> None:
 
 
 def write_text(text: str, path: str, choose: str = "--save-dir") -> None:
-    """Write a text file, UTF-8, as :func:`replacing` does."""
-    with replacing(path, choose) as beside, open(beside, "w", encoding="utf-8") as file:
+    """Write a text file, UTF-8 but for the bytes of file names that are none, as :func:`replacing` does."""
+    with replacing(path, choose) as beside, open(beside, "w", encoding="utf-8", errors="surrogateescape") as file:
         file.write(text)
 
 

@@ -8,11 +8,10 @@ from __future__ import annotations
 import difflib
 import importlib
 import os
-import sys
 from pathlib import Path
 from typing import Any
 
-from moco.errors import UserError
+from moco.errors import UserError, tell
 
 HERE = Path(__file__).resolve().parent
 INSTALLED = (HERE / "recipes").is_dir()  # from a wheel
@@ -54,7 +53,7 @@ def find_recipe(name: str, kind: str = "") -> str:
     known = {path.stem: str(path) for path in sorted((RECIPES / kind).glob("*.yml"))}
     stem, suffix = os.path.splitext(name.removeprefix(os.path.join("configs", kind, "")))
     if stem in known and suffix in ("", ".yml", ".yaml"):
-        print(f"{name}: no such file, so the recipe {known[stem]} is used", file=sys.stderr)
+        tell(f"{name}: no such file, so the recipe {known[stem]} is used", error=True)
         return known[stem]
     near = difflib.get_close_matches(os.path.basename(stem), known, n=3)
     hint = f"did you mean {' or '.join(near)}?" if near else f"the recipes are {', '.join(known)}."

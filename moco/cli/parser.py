@@ -15,7 +15,7 @@ from collections.abc import Callable, Container, Iterable
 from dataclasses import dataclass
 from typing import Any, NoReturn, cast
 
-from moco.errors import USAGE_EXIT, UserError, one_line
+from moco.errors import USAGE_EXIT, UserError, one_line, tell
 from moco.resources import find_recipe
 
 
@@ -68,7 +68,7 @@ class Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         if message.startswith("unrecognized arguments: "):
             message += close_to(next((word for word in message.split() if word.startswith("--")), ""), self.flags())
-        print(f"error: {message} (--help lists the flags)", file=sys.stderr)
+        tell(f"error: {message} (--help lists the flags)", error=True)
         sys.exit(USAGE_EXIT)
 
     def group(self, title: str) -> Callable[..., argparse.Action]:

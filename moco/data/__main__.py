@@ -7,7 +7,7 @@ import os
 import sys
 
 from moco.cli import commands
-from moco.errors import exit_code
+from moco.errors import exit_code, tell
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -20,7 +20,7 @@ def _index(args: argparse.Namespace) -> None:
     from moco.data.sources.files import write_index
 
     for path, images in write_index(args.folder, args.out):
-        print(f"wrote {path}: {images} images")
+        tell(f"wrote {path}: {images} images")
 
 
 def _pack(args: argparse.Namespace) -> None:
@@ -30,7 +30,7 @@ def _pack(args: argparse.Namespace) -> None:
     found = splits(args.source)
     for name, path in (found if "train" in found else {"": args.source}).items():
         images, out = open_path(path), os.path.join(args.out, name) if name else args.out
-        print(f"{len(images)} images in {len(pack_shards(images, out, args.seed, args.shard_mb))} shards: {out}")
+        tell(f"{len(images)} images in {len(pack_shards(images, out, args.seed, args.shard_mb))} shards: {out}")
 
 
 if __name__ == "__main__":

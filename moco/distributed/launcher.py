@@ -24,7 +24,7 @@ import torch.multiprocessing as mp
 
 from moco import errors, files
 from moco.distributed import collectives
-from moco.errors import OutageError, TrainingError, UserError, exit_code, one_line
+from moco.errors import OutageError, TrainingError, UserError, exit_code, one_line, tell
 
 EXIT_GRACE_SECONDS = 20  # how long the other processes may take to end after one has failed
 USAGE_GRACE_SECONDS = 3  # the same after a user's mistake: there is nothing to save, only sentences to collect
@@ -162,7 +162,7 @@ def _spawn_again(worker: Callable, args: Any, plan: LaunchPlan, restarts: int) -
         if path:
             args = type(args)(**{**vars(args), "resume": path, "overwrite": False})
         where = path or "where this run began, it had saved nothing yet"
-        print(f"restart {restart} of {restarts}, from {where}", file=sys.stderr, flush=True)
+        tell(f"restart {restart} of {restarts}, from {where}", error=True)
         plan = plan_launch(args, torch.cuda.device_count(), os.environ)  # another free port
     return _spawn(worker, args, plan, signals)
 
@@ -173,7 +173,7 @@ def _run(worker: Callable[[Any], int | None], args: Any, plan: LaunchPlan) -> in
         return _work(worker, args, plan)
     except (UserError, TrainingError, OutageError) as error:
         who = "error" if plan.world_size == 1 else f"error (rank {plan.rank})"
-        print(f"{who}: {error}", file=sys.stderr, flush=True)
+        tell(f"{who}: {error}", error=True)
         return error.exit_code
 
 
@@ -265,13 +265,13 @@ def _explain(code: int, reports: Any) -> int:
     sentences = [(known, text) for known, text in told if known != 1]
     if sentences:
         code, text = sentences[0]
-        print(f"error: {text}", file=sys.stderr, flush=True)
+        tell(f"error: {text}", error=True)
     elif code > 128 and code != errors.SIGTERM_EXIT:  # the others' tracebacks only say that it is gone
         why = f"a process was ended by signal {code - 128}" + ", perhaps for want of memory" * (code == 137)
-        print(f"error: {why}; go on from the newest checkpoint with --resume auto.", file=sys.stderr, flush=True)
+        tell(f"error: {why}; go on from the newest checkpoint with --resume auto.", error=True)
     else:
         for text in dict.fromkeys(text for _, text in told):
-            print(text, file=sys.stderr, flush=True)
+            tell(text, error=True)
     return code
 
 

@@ -18,6 +18,7 @@ from pathlib import Path
 import torch
 
 from moco import data, distributed, resources
+from moco.errors import tell
 from moco.eval.embed import picture, project
 from moco.eval.features import EvalData, FeatureExtractor
 from moco.models.encoder import build_encoder
@@ -44,16 +45,16 @@ def run_demo(asked: argparse.Namespace, settings: argparse.Namespace) -> int:
     after = probes(settings, os.path.join(folder, "pretrained"), "--pretrained", weights)
     for command in (*before, pretraining, *after):
         script = resources.script(command[0])
-        print(f"\n$ python {shlex.join([os.path.relpath(script), *command[1:]])}", flush=True)
+        tell(f"\n$ python {shlex.join([os.path.relpath(script), *command[1:]])}")
         code = subprocess.run([sys.executable, script, *command[1:]], check=False).returncode
         if code:
             return code
     image = os.path.join(folder, "embedding.png")
     draw_embeddings(settings, weights, image)
-    print(f"\n{results_table(folder, whole=asked.epochs is None)}")
-    print(f"\nThe embedding of the held-out digits, before and after: {image}")
-    print(f"Log {folder}/log.jsonl, curves: tensorboard --logdir {folder}, weights: {weights}")
-    print(f"{time.monotonic() - began:.0f} s in all, on {distributed.processes()}.")
+    tell(f"\n{results_table(folder, whole=asked.epochs is None)}")
+    tell(f"\nThe embedding of the held-out digits, before and after: {image}")
+    tell(f"Log {folder}/log.jsonl, curves: tensorboard --logdir {folder}, weights: {weights}")
+    tell(f"{time.monotonic() - began:.0f} s in all, on {distributed.processes()}.")
     return 0
 
 

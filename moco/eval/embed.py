@@ -28,7 +28,7 @@ from torch import nn
 
 from moco import data, distributed, files, resources
 from moco.data import Source, Sources
-from moco.errors import UserError
+from moco.errors import UserError, tell
 from moco.eval.features import EvalData, FeatureExtractor, Features, bad_image_notes
 from moco.models.encoder import build_encoder
 from moco.seeding import numpy_generator
@@ -52,9 +52,9 @@ def embed_worker(args: Namespace) -> int:
 def write_embedding(args: Namespace, found: Found) -> None:
     """The files. A picture of many points takes minutes."""
     share, source = found.share, found.source
-    print(f"{args.arch} at {found.size} px: {found.summary}")
+    tell(f"{args.arch} at {found.size} px: {found.summary}")
     written = save_features(share, source, args.out, args.format)
-    print(f"{len(share.x)} x {share.x.shape[1]} features of {source.name}: {written}")
+    tell(f"{len(share.x)} x {share.x.shape[1]} features of {source.name}: {written}")
     if args.picture != "none":
         draw_points(share, source, args.out, args.picture, args.points, args.seed)
 
@@ -155,7 +155,7 @@ def draw_points(share: Features, source: Source, folder: str, method: str, most:
     text = page(title, points, labels, classes, names, thumbnails)
     shown = os.path.join(folder, "embedding.html")
     files.write_text(text.encode(errors="replace").decode(), shown, "--out")  # a file's name can be any bytes
-    print(f"{len(rows)} of them by {method}: {image}, {shown}")
+    tell(f"{len(rows)} of them by {method}: {image}, {shown}")
 
 
 def project(features: np.ndarray, method: str = "tsne", seed: int = 0) -> np.ndarray:

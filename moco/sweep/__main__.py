@@ -12,7 +12,7 @@ import threading
 import time
 
 from moco import resources
-from moco.errors import INTERRUPTED_EXIT, SIGTERM_EXIT, UserError, exit_code
+from moco.errors import INTERRUPTED_EXIT, SIGTERM_EXIT, UserError, exit_code, tell
 from moco.sweep import pool, report, spec, trial
 
 FAILED_EXIT = 1
@@ -44,13 +44,13 @@ def main(argv: list[str] | None = None) -> int:
 def dry_run(sweep: spec.Spec) -> int:
     """Print the command of every trial."""
     for command in dict.fromkeys(shlex.join(["python", *item.command]) for item in sweep.trials(sweep.stages[0])):
-        print(command)  # once for all settings of one run
+        tell(command)  # once for all settings of one run
     if sweep.select and sweep.select.flags != sweep.report.flags:
         without, instead = (sweep.words_of(stage) for stage in (sweep.select, sweep.report))
         how = " and ".join(f"{way} {told}" for way, told in (("without", without), ("with", instead)) if told)
-        print(f"# then each selected setting again, {how}, under {len(sweep.seeds)} seeds")
+        tell(f"# then each selected setting again, {how}, under {len(sweep.seeds)} seeds")
     for note in sweep.notes:
-        print(f"# {note}")
+        tell(f"# {note}")
     return 0
 
 
@@ -61,7 +61,7 @@ def run(sweep: spec.Spec) -> int:
     except OSError as error:
         raise UserError(f"{sweep.out} cannot be made ({error.strerror}); choose another --out.") from error
     for note in sweep.notes:
-        print(note, flush=True)
+        tell(note)
     began, stop, received = time.time(), threading.Event(), []
 
     def on_signal(number: int, frame: object) -> None:
@@ -74,9 +74,9 @@ def run(sweep: spec.Spec) -> int:
     finally:
         for number, handler in earlier.items():
             signal.signal(number, handler)
-    print("\n" + report.write_tables(sweep, chosen), flush=True)
+    tell("\n" + report.write_tables(sweep, chosen))
     if received:
-        print("stopped: run the same command again to go on", flush=True)
+        tell("stopped: run the same command again to go on")
         return SIGTERM_EXIT if received[0] == signal.SIGTERM else INTERRUPTED_EXIT
     return FAILED_EXIT if _something_is_missing(sweep, chosen) else 0
 
@@ -99,11 +99,11 @@ def _run_all(sweep: spec.Spec, stage: spec.Stage, settings: list[dict], began: f
     def say(item: spec.Trial, record: trial.Record) -> None:
         name = f"[{next(numbers)}/{len(todo)}] {os.path.basename(item.folder)}"
         if record.status != trial.DONE:
-            print(f"{name} {record.summary()} (folder {item.folder})", flush=True)
+            tell(f"{name} {record.summary()} (folder {item.folder})")
             return
         when = record.summary() if record.ended >= began else "was done before"
         found = [] if item.row else [f"{metric} {trial.number(item, metric)}" for metric in stage.metrics]
-        print(f"{name} {when}{': ' * bool(found)}{', '.join(found)}", flush=True)
+        tell(f"{name} {when}{': ' * bool(found)}{', '.join(found)}")
 
     where = pool.Slurm(sweep.run, sweep.out) if sweep.run.slurm else pool.Local(sweep.run, stop)
     pool.run_all(todo, where, began, stop, say)

@@ -31,6 +31,7 @@ from torch import Tensor, nn
 from moco import data, distributed
 from moco.config import MoCoConfig, PretrainConfig
 from moco.data.sources.cache import fits
+from moco.errors import tell
 from moco.kernels import Draws, contrastive_loss, describe
 from moco.methods.registry import METHODS
 from moco.models.base import Contrast, Momentum
@@ -72,7 +73,7 @@ def worker(args: Namespace) -> int:
 
 def _tell(text: str) -> None:
     if distributed.is_main():
-        print(text, flush=True)
+        tell(text)
 
 
 def timing_table(what: str, seconds: dict[str, float], share: bool = True) -> str:

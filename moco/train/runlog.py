@@ -15,7 +15,7 @@ from typing import Any
 from tqdm import tqdm
 
 from moco import distributed, files, resources
-from moco.errors import UserError
+from moco.errors import UserError, tell
 
 
 class RunLog:
@@ -78,7 +78,7 @@ class RunLog:
         """One line on the console, above the bar if there is one."""
         if self._main:
             with tqdm.external_write_mode():
-                print(text, flush=True)
+                tell(text)
 
     def scalars(self, step: int, values: dict[str, float], *, text: str | None = None, **extra: Any) -> None:
         """Record numbers of ``step``: as curves, and with ``extra`` (any JSON values) as one record of the file.

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import update_bn
 
 from moco import data, files
-from moco.errors import UserError
+from moco.errors import UserError, tell
 from moco.files import run_of
 from moco.models.encoder import backbone_keys
 from moco.models.inputs import normalise
@@ -208,6 +208,6 @@ def run_average(args: Namespace) -> None:
         summary = "BatchNorm's statistics are the mean of the old ones, which fit no network"
     out = args.out or os.path.join(folder or os.path.dirname(paths[-1]), "averaged.pth.tar")
     files.write(state, out, "--out")
-    print(f"averaged {len(paths)} checkpoints: {' '.join(os.path.basename(path) for path in paths)}")
-    print(summary)
-    print(f"wrote {out}")
+    tell(f"averaged {len(paths)} checkpoints: {' '.join(os.path.basename(path) for path in paths)}")
+    tell(summary)
+    tell(f"wrote {out}")

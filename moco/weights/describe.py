@@ -17,7 +17,7 @@ from torch import Tensor
 
 from moco import files
 from moco.config import typed
-from moco.errors import UserError
+from moco.errors import UserError, tell
 from moco.files import run_of
 from moco.models.key_queue import EMPTY
 from moco.train import checkpoint
@@ -225,5 +225,5 @@ def run_describe(args: Namespace) -> int:
     """Print what a file is; the exit code, 1 where there is a warning."""
     lines = describe_file(args.checkpoint)
     count = sum(line.startswith(WARNING) for line in lines)
-    print(*lines, f"{count} warnings" if count else "ok", sep="\n")
+    tell(*lines, f"{count} warnings" if count else "ok")
     return 1 if count else 0

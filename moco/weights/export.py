@@ -25,7 +25,7 @@ import torch
 from torch import Tensor, nn
 
 from moco import files, resources
-from moco.errors import UserError
+from moco.errors import UserError, tell
 from moco.models.encoder import backbone_keys, build_encoder, features, head_of, torchvision_names
 from moco.weights import detectron2_names
 from moco.weights.changes import apply_changes, bare_names, describe_changes
@@ -72,7 +72,7 @@ def run_export(args: Namespace) -> None:
     if args.head == "keep":
         keep_the_head(source)
     lines = _write(source, args.to, out, card, args.head == "keep")
-    print(f"{source.arch}, {source.stem} stem, {source.size} px: {source.summary}{settled.summary}", *lines, sep="\n")
+    tell(f"{source.arch}, {source.stem} stem, {source.size} px: {source.summary}{settled.summary}", *lines)
 
 
 def _destination(args: Namespace) -> str:

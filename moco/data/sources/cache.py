@@ -16,7 +16,6 @@ import hashlib
 import os
 import secrets
 import struct
-import sys
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -28,7 +27,7 @@ from tqdm import tqdm
 
 from moco.data.sources.base import Source, some_sizes
 from moco.data.sources.decode import BadImageError
-from moco.errors import UserError
+from moco.errors import UserError, tell
 from moco.files import replace
 
 LIMIT = 20e9  # bytes of decoded images: more than this and the memory of an ordinary machine does not keep them
@@ -143,7 +142,7 @@ def _make(source: Source, path: str, digest: bytes) -> None:
             os.remove(beside)
     without = f", {bad} could not be decoded" * bool(bad)
     size = os.path.getsize(path) / 1e6
-    print(f"decoded {len(source)} images of {source.name} into {path}: {size:.0f} MB{without}", file=sys.stderr)
+    tell(f"decoded {len(source)} images of {source.name} into {path}: {size:.0f} MB{without}", error=True)
 
 
 def fits(source: Source) -> bool:
