@@ -49,7 +49,7 @@ def worker(args: Namespace) -> int:
     # model, optimizer and plan
     each = sampler.batch // sampler.world
     model, summary = build_model(config, view, seed, len(images), each, labels, loss_choice_of(state))
-    optimizer, scaler, plan, evaluated = prepare_training(model, config, view, len(sampler))
+    optimizer, scaler, plan, evaluated = prepare_training(model, config, view, sampler)
 
     # resume
     about = about_run(pretraining(args, model.encoder_q.built, view, sampler.batch, plan.amp), images, model.head)

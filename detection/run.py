@@ -10,7 +10,6 @@ from __future__ import annotations
 import argparse
 import hashlib
 import importlib
-import json
 import shlex
 import subprocess
 import sys
@@ -20,7 +19,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # runs from a clone without installing
 
 from moco.errors import USAGE_EXIT, TrainingError, UserError, tell
-from moco.files import write_json
+from moco.files import read_json, write_json
 from moco.weights.detectron2_names import convert, pixels_of, write_pickle
 
 HERE = Path(__file__).resolve().parent
@@ -128,9 +127,14 @@ def run(
         if not (folder / trainer.RESULTS).is_file():
             tell(f"trial {number + 1} of {trials}: seed {seed + number}, {folder}", *said)
             _train(folder, file, num_gpus, [*argv, "SEED", str(seed + number), "OUTPUT_DIR", str(folder)])
-        found.append(json.loads((folder / trainer.RESULTS).read_text(encoding="utf-8")))
+        found.append(read_json(str(folder / trainer.RESULTS)))
 
-    figures = report.summary(found)
+    try:
+        figures = report.summary(found)
+    except (KeyError, TypeError, ValueError) as error:
+        raise UserError(
+            f"a {trainer.RESULTS} below {out} is damaged ({error!r}); remove it to train that trial again."
+        ) from error
     published = Path(file).stem if not opts else ""  # changed settings are no longer the published recipe
     table = report.table(figures, Path(checkpoint).name, trials, published)
     write_json(
@@ -158,7 +162,7 @@ def _train(folder: Path, config: str, num_gpus: int, argv: list[str]) -> None:
 def _claim(out: Path, claim: dict[str, Any]) -> None:
     """Say in ``out`` whose results it holds, or refuse a folder that holds others'."""
     path = out / "claim.json"
-    if path.is_file() and json.loads(path.read_text(encoding="utf-8")) != claim:
+    if path.is_file() and read_json(str(path)) != claim:
         raise UserError(f"{out} holds results of another checkpoint or of other settings; give another --out.")
     write_json(claim, str(path), "--out")
 

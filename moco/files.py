@@ -148,10 +148,47 @@ def read_json(path: str) -> dict[str, Any]:
     """A JSON file's dictionary; empty where there is none."""
     try:
         with open(path, encoding="utf-8") as file:
-            found = json.load(file)
+            found = json_of(file.read())
     except (OSError, ValueError):
         return {}
     return found if isinstance(found, dict) else {}
+
+
+def json_of(text: str) -> Any:
+    """What a JSON text says; ValueError also for one so deep that the parser gives up."""
+    try:
+        return json.loads(text)
+    except RecursionError as error:
+        raise ValueError("too many brackets inside each other") from error
+
+
+def records(path: str) -> Iterator[dict[str, Any]]:
+    """The records of a log, a JSON dictionary a line; none where there is no file, and no damaged ones."""
+    with contextlib.suppress(OSError), open(path, encoding="utf-8", errors="replace") as lines:
+        for line in lines:
+            with contextlib.suppress(ValueError):
+                if isinstance(found := json_of(line), dict):
+                    yield found
+
+
+def read_yaml(path: str, name: str) -> Any:
+    """What a YAML file holds.
+
+    Args:
+        name: of the file in sentences.
+
+    Raises:
+        UserError: it cannot be read, or is no YAML.
+    """
+    import yaml
+
+    try:
+        with open(path, encoding="utf-8") as file:
+            return yaml.safe_load(file)
+    except OSError as error:
+        raise UserError(f"{name} cannot be read: {error.strerror}.") from error
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: bytes that are no UTF-8, no such date
+        raise UserError(f"{name} is not a YAML file: {one_line(error)}") from error
 
 
 def write_figure(figure: Any, path: str, choose: str = "--save-dir") -> None:

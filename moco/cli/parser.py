@@ -15,7 +15,8 @@ from collections.abc import Callable, Container, Iterable
 from dataclasses import dataclass
 from typing import Any, NoReturn, cast
 
-from moco.errors import USAGE_EXIT, UserError, one_line, tell
+from moco.errors import USAGE_EXIT, UserError, tell
+from moco.files import read_yaml
 from moco.resources import find_recipe
 
 
@@ -220,15 +221,7 @@ def argv_of(flag: str, value: Any, known: Container[str]) -> list[str]:
 
 
 def _read_yaml(path: str) -> dict[Any, Any]:
-    import yaml
-
-    try:
-        with open(path, encoding="utf-8") as file:
-            entries: Any = yaml.safe_load(file) or {}
-    except OSError as error:
-        raise UserError(f"--config {path} cannot be read: {error.strerror}.") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"--config {path} is not a YAML file: {one_line(error)}") from error
+    entries: Any = read_yaml(path, f"--config {path}") or {}
     if not isinstance(entries, dict):
         raise UserError(f"--config {path} must be a list of FLAG: VALUE lines.")
     return cast("dict[Any, Any]", entries)

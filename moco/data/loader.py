@@ -70,6 +70,12 @@ class EpochSampler(Sampler[list[Key]]):
         """Steps of a whole epoch, wherever the next one starts."""
         return self.n // self.batch if self.drop_last else -(-self.n // self.batch)
 
+    @property
+    def fewest(self) -> int:
+        """Images of the smallest step of an epoch, on each rank."""
+        sizes = [self.batch] if self.drop_last else [min(self.n, self.batch), self.n % self.batch or self.batch]
+        return -(-min(sizes) // self.world)
+
     def set_position(self, epoch: int, first_batch: int = 0) -> None:
         """The next pass is ``epoch``, from its step ``first_batch`` on; what comes before is not loaded."""
         self.epoch = epoch

@@ -111,9 +111,8 @@ def open_sets(
     """
     training = views.of(images.train, training=True)
     selecting = views.of(images.val or images.test or images.train)
-    n, batch, world = training.sampler.n, training.sampler.batch, training.sampler.world
-    fewest = min(-(-size // world) for size in (min(n, batch), n % batch or batch))
-    if not model.freeze and has_batchnorm(model.encoder) and fewest < 2:
+    if not model.freeze and has_batchnorm(model.encoder) and training.sampler.fewest < 2:
+        n, batch = training.sampler.n, training.sampler.batch
         raise UserError(
             f"{n} training images in batches of {batch} leave a step with one image a process, too few for BatchNorm: "
             "choose another --batch-size."

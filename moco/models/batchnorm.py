@@ -5,6 +5,7 @@ Legend: N images, C channels, H, W height and width, S parts of a batch.
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import torch
@@ -19,6 +20,16 @@ from moco.kernels import norm
 def has_batchnorm(encoder: nn.Module) -> bool:
     """Whether statistics over the batch can leak which images belong together."""
     return any(isinstance(m, nn.BatchNorm2d) for m in encoder.modules())
+
+
+def trains_on(encoder: nn.Module, images: int, channels: int, size: int) -> bool:
+    """Whether the encoder can be trained on so few images: no layer of BatchNorm has a single value a channel, which
+    has no variance. Computes nothing: the encoder itself is left alone."""
+    try:
+        copy.deepcopy(encoder).to("meta").train()(torch.empty(images, channels, size, size, device="meta"))
+    except ValueError:  # of BatchNorm, which looks at the shape before all
+        return False
+    return True
 
 
 def split_batchnorm(encoder: nn.Module, splits: int) -> nn.Module:

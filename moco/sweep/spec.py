@@ -24,9 +24,9 @@ import shlex
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from moco import resources
+from moco import files, resources
 from moco.cli.parser import argv_of
-from moco.errors import UserError, one_line
+from moco.errors import UserError
 from moco.sweep import figures
 from moco.sweep.commands import ENTRY_POINTS, dests_of, flags_named, hyphens, parsed, plain, setting
 
@@ -164,16 +164,7 @@ def read_spec(path: str, argv: list[str] | None = None, out: str | None = None, 
 
 
 def _load(path: str) -> dict[str, Any]:
-    import yaml
-
-    try:
-        with open(path, encoding="utf-8") as file:
-            entries = yaml.safe_load(file)
-    except OSError as error:
-        raise UserError(f"this sweep cannot be read: {error.strerror}.") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"this is not a YAML file: {one_line(error)}") from error
-    return _mapping(entries, "the file", KEYS)
+    return _mapping(files.read_yaml(path, "this sweep"), "the file", KEYS)
 
 
 def _build(path: str, entries: dict[str, Any], argv: list[str], out: str | None, run: dict[str, Any]) -> Spec:

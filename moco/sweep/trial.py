@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
-import json
 import math
 import os
 import shutil
@@ -214,10 +213,8 @@ def _locked(folder: str) -> Iterator[int | None]:
 
 def _last_logged(path: str, name: str) -> Any:
     value = None
-    with contextlib.suppress(OSError), open(path, encoding="utf-8", errors="replace") as lines:
-        for line in lines:
-            with contextlib.suppress(ValueError, AttributeError):
-                value = json.loads(line).get(name, value)
+    for record in files.records(path):
+        value = record.get(name, value)
     return value
 
 

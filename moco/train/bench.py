@@ -217,7 +217,7 @@ def make_trainer(
     classes = None if labels is None else np.resize(labels, images)
     model, _ = build_model(config, view, seed, images, batch // world, classes)
     sampler = data.EpochSampler(images, batch, seed, world, distributed.rank())
-    optimizer, scaler, plan, _ = prepare_training(model, config, view, len(sampler))
+    optimizer, scaler, plan, _ = prepare_training(model, config, view, sampler)
     epoch, step = config.model.negatives.last_start() if isinstance(config.model, MoCoConfig) else (0, 0)
     if reason := model.slow_reason(distributed.device()):
         log.line(reason)

@@ -129,7 +129,7 @@ def _records_until(path: str, step: int) -> str:
     with open(path, encoding="utf-8", errors="replace") as lines:
         for line in lines:
             with contextlib.suppress(ValueError, TypeError, KeyError):
-                if json.loads(line)["step"] <= step:
+                if files.json_of(line)["step"] <= step:
                     kept.append(line if line.endswith("\n") else line + "\n")
     return "".join(kept)
 

@@ -11,13 +11,16 @@ from torch import nn
 
 from moco import data, distributed
 from moco.config import PretrainConfig, ViewConfig
+from moco.errors import UserError
 from moco.kernels import Earlier
 from moco.methods import negatives
 from moco.methods.registry import FAMILIES
 from moco.models import build as models
 from moco.models.base import Contrast
+from moco.models.batchnorm import trains_on
 from moco.models.ema import attach_ema
 from moco.models.encoder import build_encoder, compile_encoders, strided_point
+from moco.models.in_batch import BatchContrast
 from moco.train.optimizers import build_optimizer
 from moco.train.plan import Progress, TrainPlan, make_plan
 from moco.train.pretraining import pick_amp
@@ -89,16 +92,30 @@ def build_model(
 
 
 def prepare_training(
-    model: Contrast, config: PretrainConfig, view: Views, batches: int
+    model: Contrast, config: PretrainConfig, view: Views, sampler: data.EpochSampler
 ) -> tuple[torch.optim.Optimizer, torch.amp.GradScaler, TrainPlan, nn.Module]:
-    """What moves the weights, in epochs of so many ``batches``, and the encoder to evaluate (:func:`attach_ema`)."""
+    """What moves the weights, in epochs of the ``sampler``, and the encoder to evaluate (:func:`attach_ema`).
+
+    Raises:
+        UserError: what cannot be trained in this arithmetic, or on so few images a step.
+    """
     own, device = config.optimizer, distributed.device()
+    _check_fewest(model, view, sampler)
     # over all parameters and in their order, as upstream's, so that its checkpoints resume here
     optimizer = build_optimizer(own, [{"params": list(model.parameters())}])
     broken = strided_point(model.encoder_q, view.channels, view.size) if device.type == "cpu" else ""
-    plan = make_plan(batches, pick_amp(config.amp, device, broken), config.schedule)
+    plan = make_plan(len(sampler), pick_amp(config.amp, device, broken), config.schedule)
     scaler = torch.amp.GradScaler(device.type, enabled=plan.amp is torch.float16)
     return optimizer, scaler, plan, attach_ema(model, optimizer, own.ema, own.ema_epoch, plan.steps_per_epoch)
+
+
+def _check_fewest(model: Contrast, view: Views, sampler: data.EpochSampler) -> None:
+    at_once = 2 if isinstance(model, BatchContrast) else 1  # views that BatchNorm sees together
+    if sampler.fewest < 2 > at_once and not trains_on(model.encoder_q, 1, view.channels, view.size):
+        raise UserError(
+            f"{sampler.n} images in batches of {sampler.batch} leave a step with one image a process, too few for "
+            "BatchNorm: choose another --batch-size" + ", or leave out --no-drop-last." * (not sampler.drop_last)
+        )
 
 
 def first_lines(

@@ -6,7 +6,6 @@ belong to no network any more and are measured anew on training images.
 
 from __future__ import annotations
 
-import json
 import os
 import re
 from argparse import Namespace
@@ -65,14 +64,12 @@ def choose_checkpoints(folder: str, last: int | None, best: int | None) -> list[
 
 def _logged(folder: str) -> dict[int, float]:
     """k-NN accuracies of a pretraining's log, by finished epochs."""
-    try:
-        with open(os.path.join(folder, "log.jsonl"), encoding="utf-8") as lines:
-            records = [json.loads(line) for line in lines]
-    except (OSError, ValueError):
-        return {}
-    measured = [record for record in records if record.get("knn") is not None]
-    # logs of older versions have finished epochs under "epoch"
-    return {record.get("finished_epochs", record["epoch"]): record["knn"] for record in measured}
+    found = {}
+    for record in files.records(os.path.join(folder, "log.jsonl")):
+        epochs, knn = record.get("finished_epochs", record.get("epoch")), record.get("knn")  # older versions have epoch
+        if isinstance(epochs, int) and isinstance(knn, (int, float)):
+            found[epochs] = float(knn)
+    return found
 
 
 def _score(path: str, logged: dict[int, float]) -> float | None:

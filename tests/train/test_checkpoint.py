@@ -487,3 +487,12 @@ def test_the_newest_good_checkpoint_is_one_of_this_run_that_can_be_read(tmp_path
     (tmp_path / names[3]).write_bytes(b"damaged")
     assert files.newest_good(folder, before) == str(tmp_path / names[2])
     assert files.newest_good(str(tmp_path / "nowhere"), {}) is None
+
+
+@pytest.mark.parametrize("content", ["[" * 100_000, "1" * 5000, '{"a"', "[3]", "\0", ""])
+def test_json_that_is_no_dictionary_is_none(content, tmp_path):
+    path = tmp_path / "a.json"
+    path.write_text(content)
+    assert files.read_json(str(path)) == {}
+    path.write_text(f'{content}\n{{"step": 1}}\n')
+    assert list(files.records(str(path))) == [{"step": 1}]

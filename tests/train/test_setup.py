@@ -2,8 +2,12 @@
 
 import re
 
+import pytest
 from conftest import SYNCO, TINY
+from torch import nn
 
+from moco.data import EpochSampler
+from moco.models.batchnorm import trains_on
 from moco.models.moco import MoCo
 
 
@@ -28,3 +32,31 @@ def test_the_first_lines_of_a_log_in_their_order(image_folder, tmp_path, in_proc
     )
     assert len(lines) == len(expected), lines
     assert [line for line, form in zip(lines, expected, strict=True) if not re.fullmatch(form, line)] == []
+
+
+@pytest.mark.parametrize(("n", "batch", "world", "drop_last", "fewest"), [
+    (9, 4, 1, True, 4), (9, 4, 1, False, 1), (9, 4, 2, False, 1), (10, 4, 2, False, 1), (11, 4, 2, False, 2),
+    (8, 4, 2, False, 2), (8, 2, 2, True, 1), (3, 8, 1, False, 3),
+])  # fmt: skip
+def test_the_smallest_step_of_an_epoch(n, batch, world, drop_last, fewest):
+    sampler = EpochSampler(n, batch, 0, world, drop_last=drop_last)
+    assert sampler.fewest == fewest
+    assert min(len(keys) for keys in sampler) == fewest
+
+
+def test_batchnorm_needs_two_values_a_channel():
+    network = nn.Sequential(nn.Conv2d(3, 4, 3, stride=8), nn.BatchNorm2d(4))
+    assert [trains_on(network, images, 3, 8) for images in (1, 2)] == [False, True]
+    assert trains_on(network, 1, 3, 16)  # four values
+    assert not network[1].running_mean.any()
+    assert network[1].running_mean.device.type == "cpu"
+
+
+def test_a_last_step_of_one_image_is_answered_before_the_first(image_folder, tmp_path, in_process, capsys):
+    words = [*TINY, "-b", 23, "--no-drop-last", "--stem", "imagenet", "--save-dir", tmp_path, image_folder]
+    assert in_process(*words) == 2
+    assert capsys.readouterr().err == (
+        "error: 24 images in batches of 23 leave a step with one image a process, too few for BatchNorm: choose "
+        "another --batch-size, or leave out --no-drop-last.\n"
+    )
+    assert list(tmp_path.iterdir()) == []

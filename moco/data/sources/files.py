@@ -10,7 +10,7 @@ import numpy as np
 
 from moco.data.sources.base import FileSource
 from moco.errors import UserError
-from moco.files import write_text
+from moco.files import json_of, write_text
 
 IMAGE_EXTENSIONS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")  # torchvision's
 LIST_EXTENSIONS = (".txt", ".lst", ".jsonl")
@@ -91,7 +91,7 @@ def _read_index(path: str) -> list[list[str]]:
     rows: list[list[str]] = []
     try:
         for line, *_ in _read_lines(path):
-            entry = json.loads(line)
+            entry = json_of(line)
             rows.append([str(entry["image_path"]), str(int(entry["label"]))])
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(
