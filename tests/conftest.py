@@ -13,6 +13,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -218,6 +219,7 @@ def _be_the_program(words: list[str], out: Path, main: Callable | None, variable
     from moco import cli, distributed
 
     os.environ.update(variables)
+    tempfile.tempdir = None  # what TMPDIR says now
     _redirect(out)
     torch.set_num_threads(1)
     torch.multiprocessing.get_context = lambda method: multiprocessing.get_context("fork")  # one thread so far

@@ -95,7 +95,7 @@ def add_launch(p: Parser) -> None:
     add = p.group("processes")
     add("--world-size", default=-1, type=int, help="nodes (with --multiprocessing-distributed) or processes")
     add("--rank", default=-1, type=int, help="this node's or process's number")
-    add("--dist-url", metavar="URL", help="where processes meet (default: a free port of this machine)")
+    add("--dist-url", metavar="URL", help="where the processes of several nodes meet, tcp://HOST:PORT")
     add("--dist-backend", default="nccl", help="nccl, or gloo without GPUs (chosen by itself)")
     add("--gpu", type=int, help="use this GPU")
     add("--multiprocessing-distributed", action="store_true", help="one process a GPU (or --nproc) on each node")

@@ -5,5 +5,4 @@ no caller asks whether it is distributed.
 """
 
 from moco.distributed.collectives import *  # noqa: F403
-from moco.distributed.launcher import free_port as free_port
 from moco.distributed.launcher import launch as launch

@@ -6,6 +6,7 @@ Legend: B rows on this process, G = B * world_size rows over all processes.
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import threading
 import time
@@ -191,9 +192,7 @@ def first_on_node(make: Callable[[], T], wait: bool) -> T:
             return None, str(error)
 
     made, problem = wait_without_timeout(first)
-    problems: list[Any] = [""] * world_size()
-    dist.all_gather_object(problems, problem)
-    for text in filter(None, problems):
+    for text in filter(None, _texts(problem)):
         raise UserError(text)
     return make() if made is None else made
 
@@ -312,11 +311,57 @@ def sum_over_ranks(values: Tensor) -> Tensor:
 
 
 def from_main(value: Any) -> Any:
-    """The main process's picklable value, on every process."""
-    box = [value]
-    if world_size() > 1:
-        dist.broadcast_object_list(box, src=0)
-    return box[0]
+    """The main process's value, on every process, equal to the last bit and of the same types.
+
+    None, text, bool, int, float, and lists, tuples and dictionaries of such; the values of the others may be anything.
+    It travels as JSON: what torch sends for an object is a pickle, which is code that the receiver runs.
+
+    Raises:
+        TypeError: anything else.
+    """
+    if world_size() == 1:
+        return value
+    sent = _as_bytes(json.dumps(_plain(value)) if is_main() else "")
+    length = torch.tensor(len(sent), device=sent.device)
+    dist.broadcast(length, src=0)
+    sent = sent if is_main() else sent.new_empty(int(length))
+    dist.broadcast(sent, src=0)
+    return value if is_main() else _restored(json.loads(bytes(sent.tolist())))
+
+
+def _texts(text: str) -> list[str]:
+    """The ``text`` of every process, in rank order."""
+    mine = _as_bytes(json.dumps(text))
+    lengths = all_gather(torch.tensor([len(mine)], device=mine.device)).tolist()
+    rows = all_gather(nn.functional.pad(mine, (0, max(lengths) - len(mine)))[None])  # (processes, longest)
+    return [json.loads(bytes(row[:length].tolist())) for row, length in zip(rows, lengths, strict=True)]
+
+
+def _as_bytes(text: str) -> Tensor:
+    return torch.tensor(list(text.encode()), dtype=torch.uint8, device=device())
+
+
+def _plain(value: Any) -> Any:
+    """``value`` in JSON's types. Tuples and dictionaries are marked; the latter are pairs, as JSON's keys are text."""
+    if value is None or isinstance(value, str | bool | int | float):
+        return value
+    if isinstance(value, list):
+        return [_plain(one) for one in value]
+    if isinstance(value, tuple):
+        return {"tuple": [_plain(one) for one in value]}
+    if isinstance(value, dict):
+        return {"dict": [[_plain(key), _plain(one)] for key, one in value.items()]}
+    raise TypeError(f"a {type(value).__name__} does not travel between processes")
+
+
+def _restored(value: Any) -> Any:
+    if isinstance(value, list):
+        return [_restored(one) for one in value]
+    if not isinstance(value, dict):
+        return value
+    ((kind, items),) = value.items()
+    items = _restored(items)
+    return tuple(items) if kind == "tuple" else dict(items)
 
 
 @torch.no_grad()

@@ -6,8 +6,8 @@ import contextlib
 import linecache
 import os
 import re
+import shutil
 import signal
-import socket
 import sys
 import threading
 import time
@@ -17,13 +17,14 @@ from dataclasses import dataclass, replace
 from multiprocessing import parent_process
 from multiprocessing.connection import wait
 from typing import Any
+from urllib.parse import urlsplit
 
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
 from moco import errors, files
-from moco.distributed import collectives
+from moco.distributed import collectives, meeting
 from moco.errors import OutageError, TrainingError, UserError, exit_code, one_line, tell
 
 EXIT_GRACE_SECONDS = 20  # how long the other processes may take to end after one has failed
@@ -44,6 +45,8 @@ class LaunchPlan:
     spawn: int = 0
     url: str = ""  # empty: environment rendezvous (torchrun) or none needed
     local_size: int = 1  # processes of this node, among which --batch-size is divided
+    folder: str = ""  # private to this run, in which its processes meet where it started all of them
+    one_node: bool = False  # all processes are known to be on this machine, so nobody else is listened to
 
 
 def plan_launch(args: Any, gpus: int, env: Mapping[str, str]) -> LaunchPlan:
@@ -62,11 +65,14 @@ def plan_launch(args: Any, gpus: int, env: Mapping[str, str]) -> LaunchPlan:
         return _plan_spawn(nproc or gpus or 1, world_size, rank, url)
     if "RANK" in env and "WORLD_SIZE" in env:
         rank, size, local = int(env["RANK"]), int(env["WORLD_SIZE"]), int(env.get("LOCAL_RANK", 0))
-        return LaunchPlan("torchrun", rank, size, local, local_size=int(env.get("LOCAL_WORLD_SIZE", size)))
+        here = int(env.get("LOCAL_WORLD_SIZE", size))
+        alone = here == size and ("LOCAL_WORLD_SIZE" in env or env.get("MASTER_ADDR") in meeting.LOOPBACK)
+        return LaunchPlan("torchrun", rank, size, local, local_size=here, one_node=alone)
     if world_size > 1:
         if rank < 0 or not url:
             raise UserError("--world-size above 1 needs --rank and --dist-url tcp://HOST:PORT of the first process.")
-        return LaunchPlan("flags", rank, world_size, rank % max(gpus, 1), 0, url)
+        alone = urlsplit(url).hostname in meeting.LOOPBACK
+        return LaunchPlan("flags", rank, world_size, rank % max(gpus, 1), 0, url, one_node=alone)
     return _plan_slurm(env) or _plan_mpi(env) or LaunchPlan("one process")
 
 
@@ -76,8 +82,7 @@ def _plan_spawn(nproc: int, nodes: int, node: int, url: str | None) -> LaunchPla
         raise UserError(f"--rank {node} is not below --world-size {nodes}; with several nodes ranks start at 0.")
     if nodes > 1 and not url:
         raise UserError("several nodes need --dist-url tcp://HOST:PORT with the first node's address.")
-    url = url or f"tcp://127.0.0.1:{free_port()}"
-    return LaunchPlan("spawn", node * nproc, nodes * nproc, 0, nproc, url, nproc)
+    return LaunchPlan("spawn", node * nproc, nodes * nproc, 0, nproc, url or "", nproc, one_node=nodes == 1)
 
 
 def _plan_slurm(env: Mapping[str, str]) -> LaunchPlan | None:
@@ -88,8 +93,9 @@ def _plan_slurm(env: Mapping[str, str]) -> LaunchPlan | None:
     nodes = env.get("SLURM_STEP_NODELIST") or env.get("SLURM_JOB_NODELIST") or env.get("SLURM_NODELIST", "")
     rank, local = int(env["SLURM_PROCID"]), int(env.get("SLURM_LOCALID", 0))
     machines = int(env.get("SLURM_STEP_NUM_NODES") or env.get("SLURM_NNODES") or 1)
-    url = _scheduled_url(env, first_host(nodes), env.get("SLURM_JOB_ID", ""))
-    return LaunchPlan("SLURM", rank, tasks, local, 0, url, max(1, tasks // machines))
+    host = "127.0.0.1" if machines == 1 else first_host(nodes)
+    url = _scheduled_url(env, host, env.get("SLURM_JOB_ID", ""))
+    return LaunchPlan("SLURM", rank, tasks, local, 0, url, max(1, tasks // machines), one_node=machines == 1)
 
 
 def _plan_mpi(env: Mapping[str, str]) -> LaunchPlan | None:
@@ -99,9 +105,10 @@ def _plan_mpi(env: Mapping[str, str]) -> LaunchPlan | None:
     ):
         rank, size, local, local_size = map(env.get, names)
         if rank and size and int(size) > 1:
+            alone, here = local_size == size, int(local_size or size)
             host = linecache.getline(env.get("PBS_NODEFILE", ""), 1).strip()  # empty where there is no such file
-            url = _scheduled_url(env, host or "127.0.0.1", env.get("PBS_JOBID", ""))
-            return LaunchPlan("PBS/MPI", int(rank), int(size), int(local or 0), 0, url, int(local_size or size))
+            url = _scheduled_url(env, "127.0.0.1" if alone or not host else host, env.get("PBS_JOBID", ""))
+            return LaunchPlan("PBS/MPI", int(rank), int(size), int(local or 0), 0, url, here, one_node=alone)
     return None
 
 
@@ -115,13 +122,6 @@ def first_host(nodelist: str) -> str:
     """The first host of a SLURM node list: ``node[03-05,9],gpu1`` gives ``node03``."""
     match = re.match(r"([^\[,]+)(?:\[([^\],-]+))?", nodelist)
     return (match.group(1) + (match.group(2) or "")) if match else "127.0.0.1"
-
-
-def free_port() -> int:
-    """A TCP port that is free on this machine now."""
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        return s.getsockname()[1]
 
 
 # ------------------------------------------------------------------------------------------------- starting
@@ -163,7 +163,6 @@ def _spawn_again(worker: Callable, args: Any, plan: LaunchPlan, restarts: int) -
             args = type(args)(**{**vars(args), "resume": path, "overwrite": False})
         where = path or "where this run began, it had saved nothing yet"
         tell(f"restart {restart} of {restarts}, from {where}", error=True)
-        plan = plan_launch(args, torch.cuda.device_count(), os.environ)  # another free port
     return _spawn(worker, args, plan, signals)
 
 
@@ -205,16 +204,22 @@ def _join(plan: LaunchPlan, backend: str | None, gpu: int | None) -> None:
         backend = "nccl" if torch.cuda.is_available() else "gloo"
     # NCCL connects now, not in the first exchange, where a mistake would hang, and no barrier guesses the device
     bound = collectives.device() if "nccl" in backend and torch.cuda.is_available() else None
+    if plan.one_node:
+        meeting.listen_to_this_machine_only()
     url = plan.url or "env://"
     try:
-        dist.init_process_group(backend, url, rank=plan.rank, world_size=plan.world_size, device_id=bound)
-    except (RuntimeError, ValueError) as error:  # a port in use: DistNetworkError, in torch 2.6 only its base class
-        raise UserError(f"the processes cannot meet at {url}: {one_line(error)}") from error
+        store = meeting.private_store(plan, os.environ)
+        dist.init_process_group(
+            backend, url if store is None else None, rank=plan.rank, world_size=plan.world_size, store=store,
+            device_id=bound,
+        )  # fmt: skip
+    except (OSError, RuntimeError, ValueError) as error:  # a port in use: DistNetworkError, in torch 2.6 its base class
+        raise UserError(f"the processes cannot meet at {plan.folder or url}: {one_line(error)}") from error
 
 
 def _child(worker: Callable, args: Any, plan: LaunchPlan, threads: int, reports: Any) -> None:
     torch.set_num_threads(threads)
-    threading.Thread(target=_end_with_the_parent, daemon=True).start()
+    threading.Thread(target=_end_with_the_parent, args=(plan.folder,), daemon=True).start()
     try:
         sys.exit(_work(worker, args, plan))
     except (UserError, TrainingError, OutageError) as error:
@@ -226,11 +231,13 @@ def _child(worker: Callable, args: Any, plan: LaunchPlan, threads: int, reports:
         sys.exit(1)
 
 
-def _end_with_the_parent() -> None:
+def _end_with_the_parent(folder: str) -> None:
     """A parent that is killed outright can end nobody; without this its processes would train on unseen."""
     parent = parent_process()
     if parent is not None:
         parent.join()
+        if folder:
+            shutil.rmtree(folder, ignore_errors=True)
         os._exit(1)
 
 
@@ -240,7 +247,8 @@ def _spawn(worker: Callable, args: Any, plan: LaunchPlan, signals: list[int]) ->
     threads = torch.get_num_threads()
     if not torch.cuda.is_available():
         threads = max(1, threads // plan.spawn)
-    plans = [replace(plan, rank=plan.rank + local, local_rank=local) for local in range(plan.spawn)]
+    folder = meeting.private_folder() if plan.one_node else ""
+    plans = [replace(plan, rank=plan.rank + local, local_rank=local, folder=folder) for local in range(plan.spawn)]
     reports = context.SimpleQueue()
     children = [context.Process(target=_child, args=(worker, args, mine, threads, reports)) for mine in plans]
     for child in children:
@@ -254,6 +262,7 @@ def _spawn(worker: Callable, args: Any, plan: LaunchPlan, signals: list[int]) ->
         for child in children:
             child.kill()
             child.join()
+        shutil.rmtree(folder, ignore_errors=True)
     return _explain(code, reports)
 
 

@@ -36,10 +36,35 @@ def test_upstreams_flags_without_a_gpu_run_as_typed():
     assert (p.spawn, p.world_size) == (1, 1)
 
 
-def test_nproc_alone_starts_processes_at_a_free_port():
+def test_nproc_alone_starts_processes_that_need_no_port():
     p = plan(nproc=2)
-    assert (p.spawn, p.world_size) == (2, 2)
-    assert p.url.startswith("tcp://127.0.0.1:")
+    assert (p.spawn, p.world_size, p.url, p.one_node) == (2, 2, "", True)
+
+
+@pytest.mark.parametrize(
+    ("here", "env", "flags"),
+    [
+        (True, {"RANK": "0", "WORLD_SIZE": "8", "LOCAL_WORLD_SIZE": "8"}, {}),
+        (False, {"RANK": "0", "WORLD_SIZE": "8", "LOCAL_WORLD_SIZE": "4"}, {}),
+        (False, {"RANK": "0", "WORLD_SIZE": "8", "MASTER_ADDR": "first"}, {}),
+        (True, {"RANK": "0", "WORLD_SIZE": "8", "MASTER_ADDR": "localhost"}, {}),
+        (True, {"SLURM_STEP_NUM_TASKS": "2", "SLURM_PROCID": "0"}, {}),
+        (False, {"SLURM_STEP_NUM_TASKS": "2", "SLURM_PROCID": "0", "SLURM_STEP_NUM_NODES": "2"}, {}),
+        (False, {"PMI_RANK": "0", "PMI_SIZE": "2"}, {}),
+        (True, {"PMI_RANK": "0", "PMI_SIZE": "2", "MPI_LOCALRANKID": "0", "MPI_LOCALNRANKS": "2"}, {}),
+        (True, {}, {"world_size": 2, "rank": 0, "dist_url": "tcp://127.0.0.1:9"}),
+        (False, {}, {"world_size": 2, "rank": 0, "dist_url": "tcp://first:9"}),
+        (False, {}, {"world_size": 2, "rank": 0, "dist_url": "tcp://first:9", "nproc": 4}),
+    ],
+)
+def test_whether_all_processes_are_here(here, env, flags):
+    assert plan(env=env, **flags).one_node == here
+
+
+def test_one_node_of_a_scheduler_meets_at_this_machines_own_name():
+    slurm = {"SLURM_STEP_NUM_TASKS": "2", "SLURM_PROCID": "0", "SLURM_STEP_NODELIST": "gpu7", "SLURM_JOB_ID": "5"}
+    assert plan(env=slurm).url == "tcp://127.0.0.1:20005"
+    assert plan(env={**slurm, "MASTER_ADDR": "gpu7"}).url == "tcp://gpu7:20005"
 
 
 def test_torchrun():
@@ -139,7 +164,7 @@ def test_nccl_is_started_with_its_device(backend, gpus, url, expected, monkeypat
     for name in ("_local_size", "_local_rank"):
         monkeypatch.setattr(collectives, name, getattr(collectives, name))
     launcher._join(LaunchPlan("spawn", 6, 8, 2, 0, url, 4), backend, None)
-    assert asked == [{"device_id": None, **expected, "url": url or "env://", "rank": 6, "world_size": 8}]
+    assert asked == [{"device_id": None, "store": None, **expected, "url": url or "env://", "rank": 6, "world_size": 8}]
 
 
 def test_one_process_joins_nobody(monkeypatch):

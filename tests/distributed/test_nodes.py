@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 from conftest import TINY, Worker, differences, load
+from support.ports import free_port
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
 import main_pretrain
@@ -60,7 +61,7 @@ def test_two_nodes_lose_a_worker_and_end_as_if_they_had_not(
     alone = start(*words, "--nproc", 2, "--epochs", 4, "--save-dir", tmp_path / "one")
     # --batch-size is a node's: twice 4 here, 8 on the one node that is compared with
     mine = [*map(str, words), "-b", "4", "--epochs", "4", "--save-dir", str(tmp_path / "nodes")]
-    port, ended = distributed.free_port(), []
+    port, ended = free_port(), []
     outputs = [tmp_path / f"node{n}" for n in (0, 1)]
     agents = [
         threading.Thread(target=agent, args=(port, n, mine, out, ended), daemon=True) for n, out in enumerate(outputs)

@@ -11,6 +11,7 @@ import pytest
 import torch
 from conftest import ROOT, environment, load, run_script, save_pretrained
 from PIL import Image
+from support.ports import free_port
 
 import main_lincls
 import main_pretrain
@@ -95,7 +96,7 @@ def cifar_like(tmp_path_factory) -> Path:
 def reduced(command: str, folder: Path, checkpoint: Path, images: Path, cifar: Path) -> list[str]:
     """The command with small settings behind its own words and real paths in the place of names."""
     names = {"DIR": str(images), "checkpoint_0199.pth.tar": str(checkpoint)}
-    names["tcp://localhost:10001"] = f"tcp://localhost:{distributed.free_port()}"
+    names["tcp://localhost:10001"] = f"tcp://localhost:{free_port()}"
     words = [names.get(word, word) for word in shlex.split(command)]
     if words[0] == "torchrun":
         words = ["python", "-m", "torch.distributed.run", "--standalone", *words[1:]]

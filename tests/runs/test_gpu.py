@@ -14,6 +14,7 @@ import torch.distributed as dist
 from conftest import DEVICE, SYNCO, TINY
 from support.loss import problem, tensors
 
+from support.ports import free_port
 from moco.cli.pretrain import pretrain_config
 from moco import data, distributed
 from moco.distributed import collectives
@@ -205,7 +206,7 @@ class One(int):
 @pytest.fixture
 def group(monkeypatch):
     backend = "nccl" if DEVICE == "cuda" else "gloo"
-    dist.init_process_group(backend, init_method=f"tcp://127.0.0.1:{distributed.free_port()}", rank=0, world_size=1)
+    dist.init_process_group(backend, init_method=f"tcp://127.0.0.1:{free_port()}", rank=0, world_size=1)
     for module in (distributed, collectives):
         monkeypatch.setattr(module, "world_size", lambda: One(1))
     yield

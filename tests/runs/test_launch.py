@@ -16,13 +16,10 @@ from moco import distributed
 from moco.kernels import contrastive_loss
 from moco.models import moco
 from moco.train.pretraining import Trainer
+from support.ports import free_port
 from support.workers import noting
 
 STEPS = ["--steps", 2]
-
-
-def free_port() -> str:
-    return str(distributed.free_port())
 
 
 def trained(folder, text: str, processes: int, steps: int = 2) -> None:
@@ -92,7 +89,7 @@ SCHEDULERS = {
 @pytest.mark.dist
 @pytest.mark.parametrize("name", SCHEDULERS)
 def test_processes_started_by_a_scheduler(name, image_folder, tmp_path, start):
-    port = free_port()
+    port = str(free_port())
     programs = []
     for rank in (0, 1):
         variables = {key: value.replace("RANK", str(rank)) for key, value in SCHEDULERS[name].items()}
