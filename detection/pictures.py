@@ -12,6 +12,8 @@ from detectron2.structures import Instances
 from detectron2.utils.visualizer import Visualizer
 from PIL import Image
 
+from moco import files
+
 SURE = 0.5  # score from which a prediction is drawn
 LEAST = 3  # the best ones are drawn even when none is sure
 
@@ -34,7 +36,8 @@ def draw(cfg: CfgNode, folder: str, count: int) -> list[str]:
         found = worth_drawing(predict(pixels)["instances"].to("cpu"))
         drawn = Visualizer(pixels[:, :, ::-1], MetadataCatalog.get(name)).draw_instance_predictions(found).get_image()
         path = os.path.join(folder, os.path.splitext(os.path.basename(one["file_name"]))[0] + ".png")
-        Image.fromarray(drawn).save(path)
+        with files.replacing(path, "--out") as beside:
+            Image.fromarray(drawn).save(beside, "PNG")
         written.append(path)
     return written
 

@@ -33,6 +33,7 @@ _CONTAINERS = [
 ]  # fmt: skip
 _NAME = re.compile(r"checkpoint_(\d{4,})(?:_step_(\d+))?\.pth\.tar$")
 _FLOATS = ("float16", "bfloat16", "float32", "float64")
+_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO, errno.ESTALE)  # what writers meet
 # of the entries of a network, those that must be floats
 _WEIGHT = re.compile(r"(weight|bias|running_mean|running_var|_token|pos_embed|pos_embedding)$")
 
@@ -101,10 +102,20 @@ def replacing(path: str, choose: str = "--save-dir") -> Iterator[str]:
     except BaseException as error:
         with contextlib.suppress(OSError):
             os.remove(beside)
-        if not isinstance(error, OSError):
+        found = _of_the_disk(error)
+        if found is None:
             raise
-        reason = one_line(error, 200)
-        raise UserError(f"{path} cannot be written ({reason}); make room or choose another {choose}.") from error
+        reason = one_line(found, 200)
+        raise UserError(f"{path} cannot be written ({reason}); make room or choose another {choose}.") from found
+
+
+def _of_the_disk(error: BaseException) -> OSError | None:
+    """The system's error behind the failure of a writer; libraries in other languages only quote it."""
+    if isinstance(error, OSError):
+        return error
+    quoted = (n for n in _DISK if f"(os error {n})" in str(error) or os.strerror(n) in str(error))
+    number = next(quoted, None) if isinstance(error, Exception) else None
+    return None if number is None else OSError(number, os.strerror(number))
 
 
 def replace(beside: str, path: str) -> None:
@@ -124,13 +135,37 @@ def write(state: dict, path: str, choose: str = "--save-dir") -> None:
 
 
 def torch_save(value: Any, file: Any) -> None:
-    """torch.save, with an OSError where ``file`` cannot be written: torch raises RuntimeError."""
+    """torch.save to an open file, with the file's own OSError where it cannot be written: torch raises RuntimeError, as
+    does whatever else goes wrong meanwhile, such as the death of a loader's process."""
     import torch
 
+    kept: Any = _Kept(file)
     try:
-        torch.save(value, file)
+        torch.save(value, kept)
     except RuntimeError as error:
-        raise OSError(*error.args) from error
+        raise (kept.error or error) from None
+
+
+class _Kept:
+    """A file, and the error with which it could not be written."""
+
+    def __init__(self, file: Any) -> None:
+        self.file = file
+        self.error: OSError | None = None
+
+    def write(self, data: Any) -> int:
+        try:
+            return self.file.write(data)
+        except OSError as error:
+            self.error = error
+            raise
+
+    def flush(self) -> None:
+        try:
+            self.file.flush()
+        except OSError as error:
+            self.error = error
+            raise
 
 
 def write_text(text: str, path: str, choose: str = "--save-dir") -> None:

@@ -8,6 +8,7 @@ import json
 import multiprocessing
 import os
 import re
+import resource
 import runpy
 import shutil
 import signal
@@ -296,6 +297,22 @@ def start(tmp_path):
     for program in begun:
         program.process.kill()
         program.process.join()
+
+
+@pytest.fixture
+def full_disk() -> Callable[[int], contextlib.AbstractContextManager]:
+    """``with full_disk(n)``: no file can grow beyond n bytes, as if the disk had no more room for it."""
+
+    @contextlib.contextmanager
+    def limited(size: int) -> Iterator[None]:
+        before = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+        try:
+            yield
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+    return limited
 
 
 @pytest.fixture

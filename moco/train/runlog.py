@@ -6,24 +6,123 @@ Legend: N images, C classes.
 from __future__ import annotations
 
 import contextlib
+import io
 import json
 import math
 import os
+import socket
 import sys
+import time
+from collections import deque
+from collections.abc import Callable
 from typing import Any
 
 from tqdm import tqdm
 
 from moco import distributed, files, resources
-from moco.errors import UserError, tell
+from moco.errors import UserError, one_line, tell
+
+KEPT = 10_000  # records, some megabytes, that wait for a place that cannot be written
+
+
+class _Place:
+    """A place that records go to. What cannot be written is kept, ``KEPT`` records at most, and written before the
+    next one that can: no training ends for a line of its log."""
+
+    def __init__(
+        self, name: str, write: Callable[..., object], close: Callable[[], object], say: Callable[[str], object]
+    ) -> None:  # fmt: skip
+        self.name, self.write, self.close, self.say = name, write, close, say
+        self.waiting: deque[tuple] = deque(maxlen=KEPT)
+        self.failed = False
+
+    def put(self, *record: Any) -> None:
+        """Write the record behind those that wait, or keep it; tells when that begins and when it ends."""
+        self.waiting.append(record)
+        self.catch_up()
+
+    def catch_up(self) -> None:
+        try:
+            while self.waiting:
+                self.write(*self.waiting[0])
+                self.waiting.popleft()
+        except Exception as error:  # Weights & Biases has errors of its own
+            if not self.failed:
+                self.say(
+                    f"warning: {self.name} cannot be written ({one_line(error)}); its records are kept until it can"
+                )
+            self.failed = True
+        else:
+            if self.failed:
+                self.say(f"{self.name} is written again")
+            self.failed = False
+
+    def finish(self) -> None:
+        """The last attempt."""
+        self.catch_up()
+        if self.waiting:
+            self.say(f"warning: the last {len(self.waiting)} records of {self.name} are lost")
+        self.close()
+
+
+class _Appended:
+    """A file that grows by whole pieces: one that the disk has no room for leaves no part behind."""
+
+    def __init__(self, path: str) -> None:
+        self.path, self._file = path, open(path, "ab", buffering=0)  # noqa: SIM115 (closed by close)
+
+    def append(self, data: bytes) -> None:
+        if self._file.closed:
+            self._file = open(self.path, "ab", buffering=0)  # noqa: SIM115
+        end, left = os.fstat(self._file.fileno()).st_size, memoryview(data)
+        try:
+            while left:
+                left = left[self._file.write(left) :]
+        except OSError:
+            with contextlib.suppress(OSError):
+                self._file.truncate(end)
+            self.close()  # of a disk that was gone the handle stays stale
+            raise
+
+    def close(self) -> None:
+        with contextlib.suppress(OSError):
+            self._file.close()
+
+
+class _Events:
+    """TensorBoard's events, without the thread of its own writer, in which a full disk would be nobody's error.
+
+    Events from before ``purge_step`` on are hidden by TensorBoard: a resumed run's curve does not double back.
+    """
+
+    def __init__(self, folder: str, purge_step: int) -> None:
+        os.makedirs(folder, exist_ok=True)
+        name = f"events.out.tfevents.{time.time():.9f}.{socket.gethostname()}.{os.getpid()}"  # read in this order
+        self._file = _Appended(os.path.join(folder, name))
+        version = {"file_version": "brain.Event:2"}
+        self._begin: list[dict[str, Any]] = [version, {"step": purge_step, "session_log": {"status": "START"}}]
+
+    def write(self, step: int, numbers: dict[str, float]) -> None:
+        from tensorboard.compat.proto.event_pb2 import Event  # pyright: ignore[reportAttributeAccessIssue]
+        from tensorboard.summary.writer.record_writer import RecordWriter
+
+        values = [{"tag": name, "simple_value": value} for name, value in numbers.items()]
+        events, piece = [*self._begin, {"step": step, "summary": {"value": values}}], io.BytesIO()
+        for event in events:
+            RecordWriter(piece).write(Event(wall_time=time.time(), **event).SerializeToString())
+        self._file.append(piece.getvalue())
+        self._begin = []
+
+    def close(self) -> None:
+        self._file.close()
 
 
 class RunLog:
     """One run's log: readable lines on the console, numbers as ``NAME.jsonl``, TensorBoard events, and W&B if asked.
 
     Every process may call it; only the main one writes. To be used in ``with``, or closed. Each record of the file is
-    one line of JSON with ``step`` and what :meth:`scalars` was given, written when the call returns; numbers that are
-    not finite become null.
+    one line of JSON with ``step`` and what :meth:`scalars` was given, written when the call returns, or where the disk
+    is full as soon as it can be; numbers that are not finite become null.
 
     Args:
         save_dir: the run's folder, made if missing.
@@ -48,31 +147,32 @@ class RunLog:
         resume_step: int | None = None,
         name: str = "log",
     ) -> None:
-        self._file: Any = None
-        self._events: Any = None
-        self._wandb: Any = None
+        self._places: list[_Place] = []
         self._main = distributed.is_main()
         if not self._main:
             return
         path = os.path.join(save_dir, f"{name}.jsonl")
         try:
             os.makedirs(save_dir, exist_ok=True)
-            if wandb:
-                self._wandb = _wandb_run(wandb, save_dir, name, config, resumed=resume_step is not None)
+            run = _wandb_run(wandb, save_dir, name, config, resumed=resume_step is not None) if wandb else None
             files.write_text("" if resume_step is None else _records_until(path, resume_step), path)
-            self._file = open(path, "a", encoding="utf-8")  # noqa: SIM115 (closed by close)
+            records = _Appended(path)
         except OSError as error:
             reason = error.strerror or error
             raise UserError(f"{path} cannot be written ({reason}); choose another --save-dir.") from error
         if config:
             settings = json.dumps(config, indent=1, default=str)
             files.write_text(settings + "\n", os.path.join(save_dir, f"{name}_settings.json"))
+        self._places = [_Place(path, lambda line, *_: records.append(line), records.close, self.line)]
         if tensorboard:
-            from torch.utils.tensorboard import SummaryWriter  # half a second that other processes do not need
-
-            # TensorBoard hides older events from purge_step on: a resumed run's curve does not double back.
             first = 0 if resume_step is None else resume_step + 1
-            self._events = SummaryWriter(os.path.join(save_dir, "tensorboard", name), purge_step=first)
+            events = _Events(os.path.join(save_dir, "tensorboard", name), first)
+            self._places.append(
+                _Place("TensorBoard's file", lambda _, *now: events.write(*now), events.close, self.line)
+            )
+        if run is not None:
+            send = lambda _, step, numbers: run.log(numbers, step=step)  # noqa: E731
+            self._places.append(_Place("Weights & Biases", send, run.finish, self.line))
 
     def line(self, text: str) -> None:
         """One line on the console, above the bar if there is one."""
@@ -91,14 +191,9 @@ class RunLog:
             return
         numbers = {name: float(value) for name, value in values.items()}
         finite = {name: value if math.isfinite(value) else None for name, value in numbers.items()}
-        self._file.write(json.dumps({"step": step, **extra, **finite}) + "\n")
-        self._file.flush()
-        if self._events is not None:
-            for name, value in numbers.items():
-                self._events.add_scalar(name, value, step)
-            self._events.flush()
-        if self._wandb is not None:
-            self._wandb.log(numbers, step=step)
+        line = (json.dumps({"step": step, **extra, **finite}) + "\n").encode()
+        for place in self._places:
+            place.put(line, step, numbers)
 
     def bar(self, total: int, initial: int = 0, desc: str = "") -> tqdm:
         """A progress bar to use in ``with``; it shows only on the main process's terminal."""
@@ -113,12 +208,9 @@ class RunLog:
 
     def close(self) -> None:
         """Finish all files; a second call does nothing."""
-        for output in (self._file, self._events):
-            if output is not None:
-                output.close()
-        if self._wandb is not None:
-            self._wandb.finish()
-        self._file = self._events = self._wandb = None
+        for place in self._places:
+            place.finish()
+        self._places = []
 
 
 def _records_until(path: str, step: int) -> str:

@@ -343,7 +343,7 @@ def _write_with_card(tensors: dict[str, Tensor], out: str, card: dict[str, Any])
     beside = os.path.splitext(out)[0] + ".json"
     if beside == out or (os.path.exists(beside) and files.read_json(beside).get("kind") != CARD):
         raise UserError(f"the card goes to {beside}, which is something else; choose another --out.")
-    with files.replacing(out, "--out") as path:
-        files.torch_save(tensors, path)
+    with files.replacing(out, "--out") as path, open(path, "wb") as file:
+        files.torch_save(tensors, file)
     files.write_text(json.dumps(card, indent=1) + "\n", beside, "--out")
     return f"wrote {out} and {beside}"

@@ -179,18 +179,45 @@ def test_a_full_disk_is_a_sentence_and_costs_nothing(tmp_path):
     assert sorted(os.listdir(folder)) == ["checkpoint_0000.pth.tar", "latest"]
 
 
-def test_a_failed_write_leaves_the_older_file_of_that_name(tmp_path, monkeypatch):
-    def torn(state, file):
+def test_a_failed_write_leaves_the_older_file_of_that_name(tmp_path, full_disk):
+    path = str(tmp_path / "x")
+    files.write({"epoch": 1}, path)
+    with full_disk(20_000), pytest.raises(UserError, match="x cannot be written .*File too large.; make room") as error:
+        files.write({"epoch": 2, "x": torch.zeros(100_000)}, path)
+    assert isinstance(error.value.__cause__, OSError)
+    assert files.read(path) == {"epoch": 1}
+    assert os.listdir(tmp_path) == ["x"]
+
+
+def test_what_else_goes_wrong_while_a_file_is_written_is_no_full_disk(tmp_path, monkeypatch):
+    def died(state, file):
         file.write(b"PK")
-        raise RuntimeError("PytorchStreamWriter failed writing file")
+        raise RuntimeError("DataLoader worker (pid 12) is killed by signal: Killed.")
 
     path = str(tmp_path / "x")
     files.write({"epoch": 1}, path)
-    monkeypatch.setattr(torch, "save", torn)
-    with pytest.raises(UserError, match="cannot be written .PytorchStreamWriter"):
+    monkeypatch.setattr(torch, "save", died)
+    with pytest.raises(RuntimeError, match="killed by signal"):
         files.write({"epoch": 2}, path)
-    assert files.read(path) == {"epoch": 1}
     assert os.listdir(tmp_path) == ["x"]
+
+
+def test_a_full_disk_that_a_library_only_quotes(tmp_path):
+    from safetensors.torch import save_file
+
+    path = str(tmp_path / "x")
+
+    def quoted():
+        with files.replacing(path) as beside:
+            save_file({"x": torch.zeros(4)}, os.path.join(beside, "nothing", "here"))
+
+    with pytest.raises(Exception, match="os error 2"):  # a missing folder is no full disk
+        quoted()
+
+    for text in ("Error while serializing: I/O error: No space left on device (os error 28)", "[Errno 122] ..."):
+        with pytest.raises(Exception, match=r"x cannot be written|Errno 122") as error, files.replacing(path):
+            raise RuntimeError(text)
+        assert isinstance(error.value, UserError) == ("28" in text)
 
 
 def test_an_error_that_is_not_the_writers_is_no_full_disk(tmp_path):

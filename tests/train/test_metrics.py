@@ -1,10 +1,8 @@
 """Meters and the run's log, also across an interruption."""
 
-import itertools
 import json
 import math
 import sys
-import time
 import types
 
 import pytest
@@ -83,16 +81,16 @@ def test_resumed_log_drops_what_the_interrupted_run_wrote_beyond_the_checkpoint(
     assert records(path) == []  # a new run begins a new log
 
 
-@pytest.mark.parametrize("before", [0, 8])
-def test_resumed_events_hide_the_steps_that_are_run_again(before, tmp_path, monkeypatch):
-    """Two files of one process and one second are told apart by a counter, and 10 is read before 9: as a resumed run
-    begins later than the run before it, so does the second log here."""
+def curve(folder, name="x"):
+    """The (step, value) that TensorBoard shows of a run's events."""
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-    from tensorboard.summary.writer import event_file_writer
 
-    monkeypatch.setattr(event_file_writer, "_global_uid", event_file_writer.AtomicCounter(before + 1))
-    clock = itertools.count(time.time())
-    monkeypatch.setattr(event_file_writer, "time", types.SimpleNamespace(time=lambda: next(clock)))
+    events = EventAccumulator(str(folder / "tensorboard" / "log"))
+    events.Reload()
+    return [(e.step, e.value) for e in events.Scalars(name)]
+
+
+def test_resumed_events_hide_the_steps_that_are_run_again(tmp_path):
     log = RunLog(str(tmp_path))
     for step in (1, 2, 3, 4):
         log.scalars(step, {"x": step})
@@ -100,9 +98,37 @@ def test_resumed_events_hide_the_steps_that_are_run_again(before, tmp_path, monk
     log = RunLog(str(tmp_path), resume_step=2)
     log.scalars(3, {"x": 30})
     log.close()
-    events = EventAccumulator(str(tmp_path / "tensorboard" / "log"))
-    events.Reload()
-    assert [(e.step, e.value) for e in events.Scalars("x")] == [(1, 1.0), (2, 2.0), (3, 30.0)]
+    assert curve(tmp_path) == [(1, 1.0), (2, 2.0), (3, 30.0)]
+
+
+def test_records_that_a_full_disk_refuses_are_written_once_it_has_room(tmp_path, capsys, full_disk):
+    log = RunLog(str(tmp_path))
+    log.scalars(1, {"x": 1})
+    with full_disk((tmp_path / "log.jsonl").stat().st_size + 5):
+        log.scalars(2, {"x": 2})
+        log.scalars(3, {"x": 3}, text="step 3")
+        assert len(records(tmp_path)) == 1  # and no part of another
+    log.scalars(4, {"x": 4})
+    log.close()
+    expected = [(step, float(step)) for step in (1, 2, 3, 4)]
+    assert [(r["step"], r["x"]) for r in records(tmp_path)] == curve(tmp_path) == expected
+    said = capsys.readouterr().out.splitlines()
+    assert [line.partition(" cannot")[2][:36] for line in said if "warning" in line] == [
+        " be written ([Errno 27] File too larg"[:36]
+    ] * 2
+    assert said[2:] == ["step 3", f"{tmp_path}/log.jsonl is written again", "TensorBoard's file is written again"]
+
+
+def test_a_full_disk_at_a_resume_leaves_the_old_log(tmp_path, full_disk):
+    log = RunLog(str(tmp_path), tensorboard=False)
+    for step in range(20):
+        log.scalars(step, {"x": step})
+    log.close()
+    before = (tmp_path / "log.jsonl").read_bytes()
+    with full_disk(100), pytest.raises(UserError, match=r"log.jsonl cannot be written \(.*File too large\)"):
+        RunLog(str(tmp_path), tensorboard=False, resume_step=10)
+    assert (tmp_path / "log.jsonl").read_bytes() == before
+    assert [path.name for path in tmp_path.iterdir()] == ["log.jsonl"]
 
 
 def test_two_kinds_of_run_share_a_folder(tmp_path):
