@@ -1,0 +1,125 @@
+"""`python -m tests.runs.chaos`: the cases in two lanes beside each other, until the time or the counts are spent."""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import itertools
+import json
+import os
+import sys
+import time
+import traceback
+from collections.abc import Iterator
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[3]
+sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
+os.environ |= {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+
+SHORT = {"kill": 3, "flip": 60, "mutate": 60, "disk": 10}  # a kill is a run with two signals
+LANES = (("kill",), ("flip", "mutate", "disk"))
+SHORT_LANES = (("kill", "disk"), ("flip", "mutate"))
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Exit code 1 where anything is wrong."""
+    parser = argparse.ArgumentParser(prog="python -m tests.runs.chaos", description="Inject faults, and judge.")
+    parser.add_argument("--minutes", type=float, help="how long (default: the short form, by counts)")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--out", type=Path, default=Path("runs/chaos"), help="folder of all files, emptied first")
+    parser.add_argument("--only", metavar="KIND[:NUMBER]", help="kill, flip, mutate or disk; with a number one case, "
+                        "whose files are kept in --out")  # fmt: skip
+    args = parser.parse_args(argv)
+    from tests.runs.chaos import verdicts
+
+    out = args.out.resolve()
+    prepare(out)
+    deadline = time.monotonic() + 60 * args.minutes if args.minutes else None
+    lanes = [(args.only,)] if args.only else LANES if args.minutes else SHORT_LANES
+    pids = [fork_lane(number, kinds, out, args.seed, deadline) for number, kinds in enumerate(lanes)]
+    broken = [pid for pid in pids if os.waitpid(pid, 0)[1]]
+    found = verdicts.read(out)
+    print(verdicts.table(found))
+    told = verdicts.summary(found, args.seed)
+    (out / "summary.json").write_text(json.dumps(told, indent=1) + "\n")
+    print(*told["wrong"], sep="\n")
+    return 1 if broken or told["wrong"] or not found else 0
+
+
+def prepare(out: Path) -> None:
+    """Import all that a program may, and make the templates."""
+    import shutil
+
+    import torch
+    import torch.utils.tensorboard  # noqa: F401
+
+    torch.set_num_threads(1)
+    for name in ("timm", "main_pretrain", "main_lincls", "main_semisup", "safetensors.torch", "moco.eval.embed",
+                 "moco.eval.retrieval", "moco.weights.average", "moco.weights.describe", "moco.weights.export"):  # fmt: skip
+        __import__(name)
+    from tests.runs.chaos import scenes
+
+    shutil.rmtree(out, ignore_errors=True)
+    out.mkdir(parents=True)
+    scenes.build(out / "base")
+    (out / "base" / "empty").mkdir()
+    gc.freeze()  # no collection writes to the pages that every fork shares
+
+
+def fork_lane(number: int, kinds: tuple[str, ...], out: Path, seed: int, deadline: float | None) -> int:
+    """A process that works through its kinds in turn."""
+    pid = os.fork()
+    if pid:
+        return pid
+    code = 1
+    try:
+        lane(number, kinds, out, seed, deadline)
+        code = 0
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        sys.stdout.flush()
+        os._exit(code)
+
+
+def lane(number: int, kinds: tuple[str, ...], out: Path, seed: int, deadline: float | None) -> None:
+    """Cases until the time or the counts are spent."""
+    from tests.runs.chaos import damage, disk, kills, scenes, verdicts
+
+    base, here, note = out / "base", out / f"lane{number}" / "here", out / f"lane{number}.jsonl"
+    here.parent.mkdir()
+    readers, writers = scenes.readers(base), scenes.writers(base)
+    for kind, which in cases(kinds, deadline):
+        try:
+            if kind == "kill":
+                found = kills.Chain(base, here, seed, which, short=deadline is None).run()
+            elif kind == "disk":
+                found = [disk.case(writers, base, here, seed, which)]
+            else:
+                found = [damage.case(kind, readers, base, here, seed, which)]
+        except Exception:
+            found = [verdicts.Verdict(kind, which, "?", "the case itself", verdicts.WRONG, traceback.format_exc())]
+        for verdict in found:
+            verdicts.note(verdict, note)
+            if verdict.verdict == verdicts.WRONG:
+                print(verdict.line(seed), flush=True)
+
+
+def cases(kinds: tuple[str, ...], deadline: float | None) -> Iterator[tuple[str, int]]:
+    """Kind and number of each case in turn."""
+    kind, _, number = kinds[0].partition(":")
+    if number:
+        yield kind, int(number)
+    elif deadline is None:
+        yield from ((kind, which) for kind in kinds for which in range(SHORT[kind]))
+    else:
+        for which in itertools.count():
+            for kind in kinds:
+                if time.monotonic() > deadline:
+                    return
+                yield kind, which
+
+
+if __name__ == "__main__":
+    sys.exit(main())
