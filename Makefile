@@ -3,8 +3,10 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 WORKERS ?= 2
+MINUTES ?= 30
+SEED ?= 0
 
-.PHONY: demo test test-fast test-machines gpu lint clean
+.PHONY: demo test test-fast test-machines chaos gpu lint clean
 
 demo: $(VENV)/installed-demo
 	$(BIN)/python -m moco.demo
@@ -21,6 +23,10 @@ test-fast: $(VENV)/installed-test
 # The tests of numbers under the instructions of other processors: minutes for each of seven settings.
 test-machines: $(VENV)/installed-test
 	$(BIN)/python tests/support/machines.py -n $(WORKERS) --dist loadfile
+
+# Signals, damaged files and full disks at random for so many minutes; writes runs/chaos. make chaos MINUTES=30 SEED=1
+chaos: $(VENV)/installed-test
+	$(BIN)/python -m tests.runs.chaos --minutes $(MINUTES) --seed $(SEED) --out runs/chaos
 
 # Tests, errors and times on an NVIDIA GPU, in under eight minutes after installing; writes runs/gpu.
 gpu: $(VENV)/installed-test

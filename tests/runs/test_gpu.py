@@ -13,13 +13,12 @@ import torch
 import torch.distributed as dist
 from conftest import DEVICE, SYNCO, TINY
 from support.loss import problem, tensors
-
 from support.ports import free_port
+
+from moco import cli, data, distributed
 from moco.cli.pretrain import pretrain_config
-from moco import data, distributed
-from moco.distributed import collectives
-from moco import cli
 from moco.data.augment import by_torch, by_triton
+from moco.distributed import collectives
 from moco.kernels import contrastive_loss, gpu_has_bf16
 from moco.train.bench import make_trainer, noise
 from moco.train.runlog import RunLog
@@ -177,7 +176,9 @@ def test_the_host_waits_for_nothing_in_a_step(name, tmp_path):
 def test_views_are_finished_without_a_wait():
     order = ("jitter", "grey", "blur", "flip")
     images = torch.randint(256, (4, 3, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
-    rows = torch.stack([by_torch.pack_params([("contrast", 0.7), ("hue", 0.1)], False, 1.5, n % 2 == 0) for n in range(4)])
+    rows = torch.stack(
+        [by_torch.pack_params([("contrast", 0.7), ("hue", 0.1)], False, 1.5, n % 2 == 0) for n in range(4)]
+    )
     expected = by_torch.finish(images, rows, order)
     there = images.to(DEVICE)
     assert torch.equal(

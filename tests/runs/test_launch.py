@@ -1,7 +1,6 @@
 """Every way to start a run, two processes against one, and what a user's mistake costs: one sentence, exit code 2."""
 
 import functools
-import json
 import os
 import re
 import shutil
@@ -10,14 +9,12 @@ import socket
 import pytest
 import torch
 from conftest import SYNCO, TINY, load, records, run
+from support.ports import free_port
+from support.workers import noting
 
-import main_pretrain
 from moco import distributed
 from moco.kernels import contrastive_loss
 from moco.models import moco
-from moco.train.pretraining import Trainer
-from support.ports import free_port
-from support.workers import noting
 
 STEPS = ["--steps", 2]
 
@@ -114,8 +111,6 @@ def test_processes_started_by_hand(image_folder, tmp_path, start):
 
 
 # ----------------------------------------------------------------------------------- two processes are one
-
-
 
 
 @pytest.mark.dist

@@ -146,7 +146,6 @@ def test_a_run_in_fp32_goes_on_in_fp16(image_folder, tmp_path, in_process):
 
 
 def test_the_log_continues_without_gaps_or_repeats(image_folder, tmp_path, in_process):
-    import json
 
     words = [*TINY, "--epochs", 2, "--save-dir", tmp_path, image_folder]
     interrupted(in_process, tmp_path, words, 6)

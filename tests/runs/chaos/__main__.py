@@ -17,6 +17,8 @@ ROOT = Path(__file__).resolve().parents[3]
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 os.environ |= {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
 
+DOORS = ("moco.eval.embed", "moco.eval.retrieval", "moco.weights.average", "moco.weights.describe",
+         "moco.weights.export")  # fmt: skip
 SHORT = {"kill": 3, "flip": 60, "mutate": 60, "disk": 10}  # a kill is a run with two signals
 LANES = (("kill",), ("flip", "mutate", "disk"))
 SHORT_LANES = (("kill", "disk"), ("flip", "mutate"))
@@ -52,11 +54,10 @@ def prepare(out: Path) -> None:
     import shutil
 
     import torch
-    import torch.utils.tensorboard  # noqa: F401
+    import torch.utils.tensorboard
 
     torch.set_num_threads(1)
-    for name in ("timm", "main_pretrain", "main_lincls", "main_semisup", "safetensors.torch", "moco.eval.embed",
-                 "moco.eval.retrieval", "moco.weights.average", "moco.weights.describe", "moco.weights.export"):  # fmt: skip
+    for name in ("timm", "main_pretrain", "main_lincls", "main_semisup", "safetensors.torch", *DOORS):
         __import__(name)
     from tests.runs.chaos import scenes
 

@@ -24,7 +24,7 @@ from pathlib import Path
 import torch
 
 ROOT = Path(__file__).resolve().parents[3]
-HANG_SECONDS = 60.0
+HANG_SECONDS = 120.0
 LEFT_SECONDS = 30.0  # in which what a killed process had started must be gone
 ROOM = 4 << 30  # bytes of address space above this process's, so that no case takes the machine's memory
 STOPS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1)

@@ -21,7 +21,13 @@ import torch
 PLAIN: list[Any] = [None, "", "x\x1b[31my", "a\0b", -1, -(10**30), 10**30, float("nan"), float("inf"), [], {}, [[]],
                     {"a": None}, "0" * 5000]  # fmt: skip
 TEXTS = [b"", b"\0", b"\n", b"/", b".", b"..", b"../../etc/passwd", b"/dev/zero", b"\xff\xfe\x80", b"\x1b[31mred",
-         b"checkpoint_9999.pth.tar", b"x" * 100_000, b"[" * 100_000, b"{" * 100_000, b"9" * 10_000, b"NaN", b"null"]  # fmt: skip
+         b"checkpoint_9999.pth.tar", b"x" * 100_000, b"[" * 100_000, b"{" * 100_000, b"9" * 10_000, b"NaN",
+         b"null"]  # fmt: skip
+
+_LAUGHS = b"".join(b"%c: &%c [%s]\n" % (99 + i, 99 + i, b", ".join([b"*%c" % (98 + i)] * 8)) for i in range(8))
+YAMLS = [b"b: &b [x, x]\n" + _LAUGHS, b"lr: !!python/object/apply:os.system ['true']\n", b"\tlr: 1\n",
+         b"lr: 1\nlr: 2\n", b"? [1]\n: 2\n", b"1: 2\n", b"lr: *x\n", b"- 1\n", b"--- 1\n--- 2\n", b"lr: 2024-13-45\n",
+         b"lr: 0x1p3\n", b"lr: 1:1:1\n"]  # fmt: skip
 
 
 def mutate(path: Path, form: str, rng: random.Random) -> str:
@@ -40,8 +46,8 @@ def _somewhere(tree: Any, rng: random.Random) -> tuple[Any, Any]:
         tree = inside
 
 
-def _change(tree: Any, rng: random.Random, values: list[Any]) -> str:
-    container, key = _somewhere(tree, rng)
+def _change(place: tuple[Any, Any], rng: random.Random, values: list[Any]) -> str:
+    container, key = place
     if rng.random() < 0.25:
         del container[key]
         return f"{key!r:.80} is gone"
@@ -53,12 +59,14 @@ def _change(tree: Any, rng: random.Random, values: list[Any]) -> str:
 def _checkpoint(path: Path, rng: random.Random) -> str:
     state = torch.load(path, weights_only=True)
     container, key = _somewhere(state, rng)
+    while str(key).endswith("num_batches_tracked"):  # nothing reads BatchNorm's counter of steps
+        container, key = _somewhere(state, rng)
     if isinstance(container[key], torch.Tensor) and rng.random() < 0.7:
         name, change = rng.choice(list(_TENSORS.items()))
         container[key] = change(container[key])
         said = f"{key!r} {name}"
     else:
-        said = _change({"": container} if rng.random() < 0.1 else container, rng, [*PLAIN, torch.zeros(2), {-1: -1}])
+        said = _change((container, key), rng, [*PLAIN, torch.zeros(2), {-1: -1}])
     torch.save(state, path)
     return said
 
@@ -79,7 +87,7 @@ def _json(path: Path, rng: random.Random) -> str:
     if rng.random() < 0.4 or not path.read_bytes().strip():
         return _text(path, rng)
     tree = [json.loads(path.read_text())]
-    said = _change(tree, rng, PLAIN)
+    said = _change(_somewhere(tree, rng), rng, PLAIN)
     path.write_text(json.dumps(tree[0] if tree else []))
     return said
 
@@ -92,7 +100,7 @@ def _jsonl(path: Path, rng: random.Random) -> str:
         said = f"line {place} is {lines[place]!r:.60}"
     else:
         tree = [json.loads(lines[place])]
-        said = f"line {place}: {_change(tree, rng, PLAIN)}"
+        said = f"line {place}: {_change(_somewhere(tree, rng), rng, PLAIN)}"
         lines[place] = json.dumps(tree[0] if tree else []).encode()
     path.write_bytes(b"\n".join(lines) + b"\n")
     return said
@@ -101,17 +109,13 @@ def _jsonl(path: Path, rng: random.Random) -> str:
 def _yaml(path: Path, rng: random.Random) -> str:
     import yaml
 
-    odd = [b"a: &a [x, x]\nb: &b [*a, *a]\n" + b"".join(b"%c: &%c [*%c,*%c,*%c,*%c,*%c,*%c,*%c,*%c]\n" % (
-        99 + i, 99 + i, *[98 + i] * 8) for i in range(8)), b"lr: !!python/object/apply:os.system ['true']\n", b"\tlr: 1\n",
-        b"lr: 1\nlr: 2\n", b"? [1]\n: 2\n", b"1: 2\n", b"lr: *x\n", b"- 1\n", b"--- 1\n--- 2\n", b"lr: 2024-13-45\n",
-        b"lr: 0x1p3\n", b"lr: 1:1:1\n"]  # fmt: skip
     if rng.random() < 0.3:
-        path.write_bytes(rng.choice(odd))
+        path.write_bytes(rng.choice(YAMLS))
         return f"it is {path.read_bytes()!r:.60}"
     if rng.random() < 0.3:
         return _text(path, rng)
     tree = [yaml.safe_load(path.read_text())]
-    said = _change(tree, rng, PLAIN)
+    said = _change(_somewhere(tree, rng), rng, PLAIN)
     path.write_text(yaml.safe_dump(tree[0] if tree else []))
     return said
 
@@ -180,8 +184,8 @@ def _tar(path: Path, rng: random.Random) -> str:
     else:
         at, new = rng.choice([
             (124, b"77777777777\0"), (124, b"\x80" + b"\xff" * 11), (124, b"-0000000001\0"), (124, b"zzzzzzzzzzz\0"),
-            *((156, bytes([c])) for c in b"1234567LKxgS"), (0, b"../../x.jpg\0"), (0, b"\xff\xfe.jpg\0"), (0, b"\0" * 100),
-            (0, b"a\x1b[31m.png\0"), (257, b"wrong\0"),
+            *((156, bytes([c])) for c in b"1234567LKxgS"), (0, b"../../x.jpg\0"), (0, b"\xff\xfe.jpg\0"),
+            (0, b"\0" * 100), (0, b"a\x1b[31m.png\0"), (257, b"wrong\0"),
         ])  # fmt: skip
         data[first + at : first + at + len(new)] = new
         said = f"header at {first}: {new[:12]!r} at {at}"
@@ -283,13 +287,13 @@ def _safetensors(path: Path, rng: random.Random) -> str:
         tree["__metadata__"]["card"] = rng.choice(("{", "[]", "null", '{"arch": 3}', "[" * 50_000, '{"size": -1}'))
         said = f"the card is {tree['__metadata__']['card']!r:.40}"
     else:
-        said = _change(tree, rng, PLAIN)
+        said = _change(_somewhere(tree, rng), rng, PLAIN)
     head = json.dumps(tree).encode()
     path.write_bytes(struct.pack("<Q", len(head)) + head + data[8 + size :])
     return said
 
 
 _FORMS: dict[str, Callable[[Path, random.Random], str]] = {
-    "checkpoint": _checkpoint, "json": _json, "jsonl": _jsonl, "yaml": _yaml, "text": _text, "lines": _lines, "npz": _npz,
-    "tar": _tar, "png": _png, "jpg": _jpg, "pixels": _pixels, "safetensors": _safetensors,
+    "checkpoint": _checkpoint, "json": _json, "jsonl": _jsonl, "yaml": _yaml, "text": _text, "lines": _lines,
+    "npz": _npz, "tar": _tar, "png": _png, "jpg": _jpg, "pixels": _pixels, "safetensors": _safetensors,
 }  # fmt: skip

@@ -25,28 +25,28 @@ class Verdict:
     why: str = ""
 
     def line(self, seed: int) -> str:
-        return f"WRONG {self.what}: {self.why}\n    python -m tests.runs.chaos --seed {seed} --only {self.kind}:{self.number}"
+        again = f"python -m tests.runs.chaos --seed {seed} --only {self.kind}:{self.number}"
+        return f"WRONG {self.what}: {self.why}\n    {again}"
 
 
 def ill_mannered(ended: Ended, normal: int, codes: tuple[int, ...] = (0, 2)) -> str:
-    """Why no damage excuses how a program ended; empty where nothing is wrong. normal: bytes of its undisturbed peak."""
-    if ended.code is None:
+    """Why no damage excuses how a program ended; empty where nothing is. normal: bytes of its undisturbed peak."""
+    code, text = ended.code, ended.text
+    if code is None:
         return "it hung"
-    if ended.code < 0:
-        return f"ended by signal {-ended.code}"
-    if "Traceback (most recent call last)" in ended.text or "MemoryError" in ended.text:
-        return f"a stack trace, {tail(ended.text)}"
-    if odd := [c for c in ended.text if ord(c) < 32 and c not in "\n\r\t"]:
-        return f"the control character {odd[0]!r} reaches the terminal"
-    if ended.peak > normal + GIGABYTE:
-        return f"{(ended.peak - normal) / GIGABYTE:.1f} GiB more than undamaged"
-    if ended.left:
-        return ended.left[0]
-    if ended.code not in codes:
-        return f"exit code {ended.code}, {tail(ended.text)}"
-    if ended.code == 2 and sum(line.startswith("error") for line in ended.text.splitlines()) != 1:
-        return f"not one sentence: {tail(ended.text)}"
-    return ""
+    odd = next((c for c in text if ord(c) < 32 and c not in "\n\r\t"), "")
+    told = sum(line.startswith("error") for line in text.splitlines())
+    more = ended.peak - normal
+    wrong = {
+        f"ended by signal {-code}": code < 0,
+        f"a stack trace, {tail(text)}": "Traceback (most recent call last)" in text or "MemoryError" in text,
+        f"the control character {odd!r} reaches the terminal": odd,
+        f"{more / GIGABYTE:.1f} GiB more than undamaged": more > GIGABYTE,
+        "".join(ended.left[:1]): ended.left,
+        f"exit code {code}, {tail(text)}": code not in codes,
+        f"not one sentence: {tail(text)}": code == 2 and told != 1,
+    }
+    return next((why for why, holds in wrong.items() if holds), "")
 
 
 def tail(text: str) -> str:
