@@ -5,8 +5,8 @@
 Reads top to bottom: data, model, optimizer, resume, then measure, find a rate, or train and report. In --save-dir:
 checkpoint.pth.tar, model_best.pth.tar, lincls.jsonl and result.json (with --evaluate, --knn, --few-shot or --lr-find:
 evaluate, knn, few_shot or lr_find, .jsonl and .json). Exit codes: 0 done, or stopped by --max-minutes or SIGUSR1 with a
-checkpoint; 2 input that cannot be used; 3 the loss was not finite or a frozen tensor changed; 143 SIGTERM, with a
-checkpoint.
+checkpoint; 2 input that cannot be used; 3 the loss was not finite or a frozen tensor changed; 129 SIGHUP, 130 Ctrl-C,
+143 SIGTERM, with a checkpoint.
 """
 
 import sys
@@ -14,6 +14,9 @@ from argparse import Namespace
 from functools import partial
 
 if __name__ == "__main__":  # a wrong flag is answered before torch is imported; spawned children are not __main__
+    from moco import signals
+
+    signals.begin()
     from moco.cli import parse_lincls
 
     ARGS = parse_lincls()

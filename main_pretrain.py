@@ -3,14 +3,17 @@
     python main_pretrain.py [flags] [DIR]        --help lists the flags; without DIR: the built-in demo
 
 Reads in the order of a run: data, model, optimizer, resume, train, save. Exit codes: 0 done, or stopped by
---max-minutes or SIGUSR1 with a checkpoint; 2 input that cannot be used; 3 training went wrong; 143 SIGTERM, with a
-checkpoint.
+--max-minutes or SIGUSR1 with a checkpoint; 2 input that cannot be used; 3 training went wrong; 129 SIGHUP, 130 Ctrl-C,
+143 SIGTERM, with a checkpoint.
 """
 
 import sys
 from argparse import Namespace
 
 if __name__ == "__main__":  # a wrong flag is answered before torch is imported; spawned children are not __main__
+    from moco import signals
+
+    signals.begin()
     from moco.cli import parse_pretrain
 
     ARGS = parse_pretrain()

@@ -4,13 +4,17 @@
 
 Reads top to bottom: data, model, optimizer, loop, save. In --save-dir: checkpoint_semisup.pth.tar,
 model_best_semisup.pth.tar, semisup.jsonl and result.json. Exit codes: 0 done, or stopped by --max-minutes or SIGUSR1
-with a checkpoint; 2 input that cannot be used; 3 training went wrong; 143 SIGTERM, with a checkpoint.
+with a checkpoint; 2 input that cannot be used; 3 training went wrong; 129 SIGHUP, 130 Ctrl-C, 143 SIGTERM,
+with a checkpoint.
 """
 
 import sys
 from argparse import Namespace
 
 if __name__ == "__main__":  # a wrong flag is answered before torch is imported; spawned children are not __main__
+    from moco import signals
+
+    signals.begin()
     from moco.cli import parse_semisup
 
     ARGS = parse_semisup()

@@ -1,10 +1,12 @@
 """python -m moco.average: the mean of several checkpoints. The work is in moco/weights/average.py."""
 
-from moco.cli import commands
+from moco import signals
 from moco.errors import exit_code
 
 
 def main(argv: list[str] | None = None) -> int:
+    from moco.cli import commands
+
     args = commands.parse_average(argv)
     from moco.weights import average
 
@@ -12,4 +14,4 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    raise SystemExit(signals.run(main))

@@ -1,9 +1,11 @@
 """python -m moco.bench: where a run's time goes on this machine. The work is in moco/train/bench.py."""
 
-from moco.cli import commands
+from moco import signals
 
 
 def main(argv: list[str] | None = None) -> int:
+    from moco.cli import commands
+
     args = commands.parse_bench(argv)
     from moco import distributed
     from moco.train import bench
@@ -12,4 +14,4 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    raise SystemExit(signals.run(main))

@@ -1,10 +1,12 @@
 """python -m moco.describe: what a checkpoint is, and whether it is ok. The work is in moco/weights/describe.py."""
 
-from moco.cli import commands
+from moco import signals
 from moco.errors import exit_code
 
 
 def main(argv: list[str] | None = None) -> int:
+    from moco.cli import commands
+
     args = commands.describe_parser().parse_args(argv)
     from moco.weights import describe
 
@@ -12,4 +14,4 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    raise SystemExit(signals.run(main))

@@ -1,9 +1,11 @@
 """python -m moco.embed: features, a picture of them and a page. The work is in moco/eval/embed.py."""
 
-from moco.cli import commands
+from moco import signals
 
 
 def main(argv: list[str] | None = None) -> int:
+    from moco.cli import commands
+
     args = commands.parse_embed(argv)
     from moco import distributed
     from moco.eval import embed
@@ -12,4 +14,4 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    raise SystemExit(signals.run(main))

@@ -1,5 +1,7 @@
 """What a run can end with besides success, the exit code of each, and text for people."""
 
+import errno
+import os
 import re
 import sys
 from collections.abc import Callable
@@ -59,5 +61,10 @@ def tell(*lines: str, error: bool = False) -> None:
     stream = sys.stderr if error else sys.stdout
     text = printable("\n".join(lines)) + "\n"
     encoding = getattr(stream, "encoding", None) or "utf-8"
-    stream.write(text.encode(encoding, "backslashreplace").decode(encoding))
-    stream.flush()
+    try:
+        stream.write(text.encode(encoding, "backslashreplace").decode(encoding))
+        stream.flush()
+    except OSError as failure:
+        if failure.errno not in (errno.EPIPE, errno.EIO):  # its reader (head, a terminal) is gone: the work is not
+            raise
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())

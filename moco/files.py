@@ -16,6 +16,7 @@ import warnings
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
+from moco import signals
 from moco.errors import UserError, one_line
 
 if TYPE_CHECKING:  # otherwise in the functions that use it: a wrong flag is answered before a second of imports
@@ -93,6 +94,7 @@ def replacing(path: str, choose: str = "--save-dir") -> Iterator[str]:
         UserError: the disk is full or the folder cannot be written; an older file of that name is untouched.
     """
     beside = path + ".tmp"
+    signals.unfinished.add(beside)
     try:
         os.makedirs(os.path.dirname(path) or ".", exist_ok=True)
         yield beside
@@ -107,6 +109,8 @@ def replacing(path: str, choose: str = "--save-dir") -> Iterator[str]:
             raise
         reason = one_line(found, 200)
         raise UserError(f"{path} cannot be written ({reason}); make room or choose another {choose}.") from found
+    finally:
+        signals.unfinished.discard(beside)
 
 
 def _of_the_disk(error: BaseException) -> OSError | None:

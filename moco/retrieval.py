@@ -1,9 +1,11 @@
 """python -m moco.retrieval: retrieval and clustering metrics. The work is in moco/eval/retrieval.py."""
 
-from moco.cli import commands
+from moco import signals
 
 
 def main(argv: list[str] | None = None) -> int:
+    from moco.cli import commands
+
     args = commands.parse_retrieval(argv)
     from moco import distributed
     from moco.eval import retrieval
@@ -12,4 +14,4 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    raise SystemExit(signals.run(main))

@@ -11,7 +11,6 @@ import re
 import resource
 import runpy
 import shutil
-import signal
 import subprocess
 import sys
 import tempfile
@@ -26,6 +25,7 @@ import torch
 from PIL import Image
 from torch import nn
 
+from moco import signals
 from moco.models.encoder import build_encoder
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -249,6 +249,14 @@ def run_script(folder: Path, path: Path, *words: object) -> subprocess.Completed
     return subprocess.CompletedProcess(words, process.exitcode, out.read_text(), err.read_text())
 
 
+def wait_until(true: Callable[[], object], why: str = "it did not come true") -> None:
+    """Return when ``true()`` is."""
+    deadline = time.monotonic() + 60
+    while not true():
+        assert time.monotonic() < deadline, why
+        time.sleep(0.01)
+
+
 class Program:
     """main_pretrain.py as a process: ``words`` are its flags, ``main`` a worker in place of its own."""
 
@@ -325,13 +333,11 @@ def alone(monkeypatch) -> None:
 @pytest.fixture
 def restored() -> Iterator[None]:
     """What an entry point sets in its process is afterwards as it was."""
-    handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGUSR1)}
     flags, threads = (torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark), torch.get_num_threads()
     yield
     torch.set_num_threads(threads)
     torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = flags
-    for number, handler in handlers.items():
-        signal.signal(number, handler)
+    signals.end()
 
 
 @pytest.fixture

@@ -5,7 +5,6 @@ Legend: N images of a batch, C channels, h x w pixels, B images of a step over a
 
 from __future__ import annotations
 
-import contextlib
 import os
 import signal
 import threading
@@ -17,6 +16,7 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
+from moco import signals
 from moco.data.augment.by_pil import split_order
 from moco.data.augment.by_triton import finish
 from moco.data.datasets import Key, TwoViews
@@ -24,6 +24,7 @@ from moco.data.sources.base import Source
 from moco.errors import UserError
 from moco.seeding import torch_generator
 
+_TELLS_THE_SENDER = hasattr(signal, "sigtimedwait")  # not on macOS, where workers keep torch's handling
 WINDOW = 8192  # images, of shards read in order, that are shuffled together: four or five shards of photographs
 
 
@@ -108,34 +109,22 @@ class EpochSampler(Sampler[list[Key]]):
             yield [(epoch, index) for index in order[places].tolist()]
 
 
-# Schedulers and Ctrl-C signal every process of a job. A worker that died of it would raise in the main process in the
-# middle of the step that it wants to finish before it saves. So workers ignore these signals, except for SIGTERM from
-# their parent, with which torch ends a worker that does not end by itself. Without sigwaitinfo (macOS) the sender
-# cannot be told, and workers keep torch's handling.
-_SIGNALS_OF_THE_JOB = {signal.SIGTERM, signal.SIGINT, signal.SIGUSR1} if hasattr(signal, "sigwaitinfo") else set()
-
-
-@contextlib.contextmanager
-def _blocked_signals() -> Iterator[None]:
-    """Blocks the job's signals: every thread of a process started meanwhile is born with them blocked."""
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS_OF_THE_JOB)
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
-
-
-def _exit_when_the_parent_asks() -> None:
-    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != os.getppid():
-        continue
+def _end_with_the_parent(parent: int) -> None:
+    """Schedulers and Ctrl-C signal every process of a job. A worker that died of it would raise in the main process in
+    the middle of the step that it wants to finish. So a worker is born with the signals blocked, and ends of SIGTERM
+    from its parent, with which torch ends a worker that does not end by itself, and without its parent."""
+    while os.getppid() == parent:
+        found = signal.sigtimedwait({signal.SIGTERM}, 1.0)
+        if found and found.si_pid == parent:
+            break
     os._exit(0)
 
 
 def _prepare_worker(_: int) -> None:
     """One torch thread a worker, and an ear for the parent's SIGTERM."""
     torch.set_num_threads(1)
-    if _SIGNALS_OF_THE_JOB:
-        threading.Thread(target=_exit_when_the_parent_asks, daemon=True).start()
+    if _TELLS_THE_SENDER:
+        threading.Thread(target=_end_with_the_parent, args=(os.getppid(),), daemon=True).start()
 
 
 def _plain_errors(batches: Iterator[Any]) -> Iterator[Any]:
@@ -151,7 +140,7 @@ class Loader(DataLoader):
 
     def __iter__(self) -> Any:
         # The loader's own iterator is made here, not at the first batch, so that workers start to load at once.
-        with _blocked_signals():
+        with signals.blocked() if _TELLS_THE_SENDER else signals.open_to_children():
             batches = super().__iter__()
         return _plain_errors(batches)
 

@@ -25,7 +25,6 @@ __all__ = [
     "all_gather_with_grad",
     "all_reduce_sum_with_grad",
     "all_to_all_blocks",
-    "any_rank",
     "broadcast_buffers",
     "by_main",
     "cores",
@@ -35,6 +34,7 @@ __all__ = [
     "from_main",
     "hold_gradients",
     "is_main",
+    "largest",
     "local_size",
     "max_over_ranks",
     "mean_over_ranks",
@@ -280,12 +280,11 @@ def all_to_all_blocks(x: Tensor) -> Tensor:
     return out
 
 
-def any_rank(*flags: bool) -> list[bool]:
-    """For each flag, whether it is set on any process: one small reduction for all of them."""
+def largest(*values: int) -> list[int]:
+    """Of each number the largest over the processes: one small reduction for all of them."""
     if world_size() == 1:
-        return list(flags)
-    x = torch.tensor(flags, device=device(), dtype=torch.int32)
-    return [bool(v) for v in max_over_ranks(x).tolist()]
+        return list(values)
+    return max_over_ranks(torch.tensor(values, device=device(), dtype=torch.int32)).tolist()
 
 
 @torch.no_grad()

@@ -14,6 +14,7 @@ import time
 import traceback
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from multiprocessing import parent_process
 from multiprocessing.connection import wait
 from typing import Any
@@ -23,11 +24,12 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
-from moco import errors, files
+from moco import errors, files, signals
 from moco.distributed import collectives, meeting
 from moco.errors import OutageError, TrainingError, UserError, exit_code, one_line, tell
 
 EXIT_GRACE_SECONDS = 20  # how long the other processes may take to end after one has failed
+EARLY_EXITS = [code + signals.LED_EARLY for code in signals.CODES.values()]
 USAGE_GRACE_SECONDS = 3  # the same after a user's mistake: there is nothing to save, only sentences to collect
 
 
@@ -134,13 +136,14 @@ def launch(worker: Callable[[Any], int | None], args: Any) -> int:
     :class:`UserError` becomes one sentence on standard error and exit code 2. With max_restarts above 0 it also needs
     save_dir, resume and overwrite.
     """
-    return exit_code(lambda: _start(worker, args, getattr(args, "max_restarts", 0)))
+    with signals.listening():
+        return exit_code(lambda: _start(worker, args, getattr(args, "max_restarts", 0)))
 
 
 def _start(worker: Callable[[Any], int | None], args: Any, restarts: int) -> int:
     plan = plan_launch(args, torch.cuda.device_count(), os.environ)
     if plan.spawn:
-        return _spawn_again(worker, args, plan, restarts) if restarts else _spawn(worker, args, plan, [])
+        return _spawn_again(worker, args, plan, restarts) if restarts else _spawn(worker, args, plan)
     if restarts:
         raise UserError(
             "--max-restarts needs --nproc: a process that was killed cannot start itself again. Under torchrun "
@@ -151,23 +154,24 @@ def _start(worker: Callable[[Any], int | None], args: Any, restarts: int) -> int
 
 def _spawn_again(worker: Callable, args: Any, plan: LaunchPlan, restarts: int) -> int:
     """:func:`_spawn`, and again from the newest good checkpoint of this run when a process crashed or was killed."""
-    before, signals = files.written(args.save_dir), []
+    before = files.written(args.save_dir)
     for restart in range(1, restarts + 1):
-        code = _spawn(worker, args, plan, signals)
+        code = _spawn(worker, args, plan)
         if code in (0, *errors.FINAL_EXITS):
             return code
         path = files.newest_good(args.save_dir, before)
-        if signals:  # who sent one wants the run to end, even if the process it was for is gone
+        if signals.noted():  # who sent one wants the run to end, even if the process it was for is gone
             return code
         if path:
             args = type(args)(**{**vars(args), "resume": path, "overwrite": False})
         where = path or "where this run began, it had saved nothing yet"
         tell(f"restart {restart} of {restarts}, from {where}", error=True)
-    return _spawn(worker, args, plan, signals)
+    return _spawn(worker, args, plan)
 
 
 def _run(worker: Callable[[Any], int | None], args: Any, plan: LaunchPlan) -> int:
     """This process is the run, or one of several that somebody else started."""
+    signals.of_several(plan.rank, scheduled=plan.world_size > 1)
     try:
         return _work(worker, args, plan)
     except (UserError, TrainingError, OutageError) as error:
@@ -218,6 +222,8 @@ def _join(plan: LaunchPlan, backend: str | None, gpu: int | None) -> None:
 
 
 def _child(worker: Callable, args: Any, plan: LaunchPlan, threads: int, reports: Any) -> None:
+    signals.begin(led=True)
+    signals.of_several(plan.rank, scheduled=False)
     torch.set_num_threads(threads)
     threading.Thread(target=_end_with_the_parent, args=(plan.folder,), daemon=True).start()
     try:
@@ -241,33 +247,47 @@ def _end_with_the_parent(folder: str) -> None:
         os._exit(1)
 
 
-def _spawn(worker: Callable, args: Any, plan: LaunchPlan, signals: list[int]) -> int:
-    """Start ``plan.spawn`` processes, pass signals on to them (noted in ``signals``), end them all when one fails."""
+def _spawn(worker: Callable, args: Any, plan: LaunchPlan) -> int:
+    """Start ``plan.spawn`` processes, pass signals on to them, end them all when one fails, or at a second Ctrl-C."""
     context = mp.get_context("spawn")
     threads = torch.get_num_threads()
     if not torch.cuda.is_available():
         threads = max(1, threads // plan.spawn)
-    folder = meeting.private_folder() if plan.one_node else ""
-    plans = [replace(plan, rank=plan.rank + local, local_rank=local, folder=folder) for local in range(plan.spawn)]
-    reports = context.SimpleQueue()
-    children = [context.Process(target=_child, args=(worker, args, mine, threads, reports)) for mine in plans]
-    for child in children:
-        child.start()
-    _pass_signals_to(children, signals)
-    try:
-        code = _wait(children)
-    except KeyboardInterrupt:
-        code = errors.INTERRUPTED_EXIT
-    finally:
-        for child in children:
-            child.kill()
-            child.join()
-        shutil.rmtree(folder, ignore_errors=True)
+    alive: list = []
+    with signals.led_by(partial(_pass_on, alive)):
+        folder = meeting.private_folder() if plan.one_node else ""
+        plans = [replace(plan, rank=plan.rank + local, local_rank=local, folder=folder) for local in range(plan.spawn)]
+        reports = context.SimpleQueue()
+        children = [context.Process(target=_child, args=(worker, args, mine, threads, reports)) for mine in plans]
+        try:
+            for child in children:
+                child.start()
+                alive.append(child)
+            for number in signals.noted():  # those that came before all were there
+                _pass_on(alive, number, signals.twice())
+            code = _wait(alive)
+        finally:
+            for child in list(alive):
+                child.kill()
+                child.join()
+            shutil.rmtree(folder, ignore_errors=True)
     return _explain(code, reports)
+
+
+def _pass_on(alive: list, number: int, again: bool) -> None:
+    for child in list(alive):
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(child.pid, signal.SIGKILL if again else number)
 
 
 def _explain(code: int, reports: Any) -> int:
     """Print why the processes failed: one sentence if any of them has one, else their tracebacks."""
+    if signals.twice():
+        tell(signals.TWICE, error=True)
+        return signals.code() or 0
+    if code in EARLY_EXITS:
+        tell(signals.said(), error=True)
+        return code - signals.LED_EARLY
     told = []
     while not reports.empty():
         told.append(reports.get())
@@ -275,7 +295,7 @@ def _explain(code: int, reports: Any) -> int:
     if sentences:
         code, text = sentences[0]
         tell(f"error: {text}", error=True)
-    elif code > 128 and code != errors.SIGTERM_EXIT:  # the others' tracebacks only say that it is gone
+    elif code > 128 and code not in errors.FINAL_EXITS:  # the others' tracebacks only say that it is gone
         why = f"a process was ended by signal {code - 128}" + ", perhaps for want of memory" * (code == 137)
         tell(f"error: {why}; go on from the newest checkpoint with --resume auto.", error=True)
     else:
@@ -284,22 +304,10 @@ def _explain(code: int, reports: Any) -> int:
     return code
 
 
-def _pass_signals_to(children: list, signals: list[int]) -> None:
-    def forward(number: int, frame: Any) -> None:
-        signals.append(number)
-        for child in children:
-            if child.is_alive() and child.pid:
-                os.kill(child.pid, number)
-
-    if threading.current_thread() is threading.main_thread():  # only it may set handlers
-        for number in (signal.SIGTERM, signal.SIGUSR1):
-            signal.signal(number, forward)
-
-
-def _wait(children: list) -> int:
+def _wait(alive: list) -> int:
     """Wait for all; after the first failure the others get EXIT_GRACE_SECONDS. Returns the first failure's code."""
-    first, alive = 0, list(children)
-    while alive:
+    first = 0
+    while alive and first not in EARLY_EXITS:
         grace = USAGE_GRACE_SECONDS if first == errors.USAGE_EXIT else EXIT_GRACE_SECONDS
         ended = wait([child.sentinel for child in alive], timeout=grace if first else None)
         if not ended:

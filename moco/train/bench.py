@@ -223,7 +223,7 @@ def make_trainer(
         log.line(reason)
     model.train()
     progress, source = Progress(seed, epoch=epoch, step=step), data.ArraySource("noise", np.empty((0, 1, 1)))
-    never: Any = Namespace(flags=lambda: (False, False))  # a signal ends a benchmark at once
+    never: Any = Namespace(asked=lambda: 0)  # a signal ends a benchmark at once
     return Trainer(model, optimizer, scaler, plan, progress, log, never, folder, sampler, source, max_bad_images=0)
 
 

@@ -17,7 +17,6 @@ from torch import Tensor, nn
 from torch.nn.utils import get_total_norm
 
 from moco import distributed, seeding
-from moco.errors import SIGTERM_EXIT
 from moco.models.base import StepOutput
 from moco.train.optimizers import Plateau, step_unless, use_fused_optimizer_step, waits
 from moco.train.plan import Progress, TrainPlan
@@ -157,9 +156,9 @@ class Loop(ABC):
         self.pending_flags.clear()
         found = torch.stack(flags).tolist()
         self.timer.read()
-        for step, (bad_loss, bad, terminated, stop) in zip(steps, found, strict=True):
-            if stop:
-                self.exit_code = SIGTERM_EXIT if terminated else 0
+        for step, (bad_loss, bad, asked) in zip(steps, found, strict=True):
+            if asked:
+                self.exit_code = asked - 1
             self._note_outcome(step, step == steps[-1], bool(bad_loss), bool(bad))
 
     def _note_outcome(self, step: int, newest: bool, bad_loss: bool, bad: bool) -> None:

@@ -263,6 +263,7 @@ def test_a_typed_method_drops_what_the_files_method_alone_uses(tmp_path):
     assert (args.type_starts, args.type_start_steps) == ({"interpolation": 3}, {})
 
 
+@pytest.mark.usefixtures("restored")
 @pytest.mark.parametrize("name", ["main_pretrain", "main_lincls", "main_semisup"])
 def test_a_wrong_flag_is_answered_before_torch_is_imported(name, capsys, monkeypatch):
     """As a script; None in the place of torch makes its import an ImportError."""
@@ -277,6 +278,7 @@ def test_a_wrong_flag_is_answered_before_torch_is_imported(name, capsys, monkeyp
 @pytest.mark.parametrize(
     "name", ["average", "bench", "data", "demo", "describe", "embed", "export", "retrieval", "sweep"]
 )
+@pytest.mark.usefixtures("restored")
 def test_so_does_every_command(name, capsys, monkeypatch):
     monkeypatch.setattr(sys, "argv", [name, "--no-such-flag"])
     monkeypatch.setitem(sys.modules, "torch", None)

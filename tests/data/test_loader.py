@@ -284,7 +284,7 @@ def test_workers_outlive_signals_to_the_job_and_end_with_the_loader():
     assert first["parent"].item() == os.getpid()
     assert first["threads"].item() == 1
     # Sent by another process, as a scheduler does; torch would raise in this one.
-    for name in ("TERM", "INT", "USR1"):
+    for name in ("TERM", "INT", "USR1", "HUP"):
         kill = f"import os, signal; os.kill({worker}, signal.SIG{name})"
         subprocess.run([sys.executable, "-c", kill], check=True)
     assert {batch["pid"].item() for batch in batches} == {worker}

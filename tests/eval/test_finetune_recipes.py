@@ -226,7 +226,7 @@ def test_a_resumed_run_is_the_same_run(folder, tmp_path, monkeypatch):
     tune(folder, tmp_path / "whole", *words)
     stops = iter([1, 3, 5])  # optimizer steps of each part; the last part goes on to the end
     left: list[int] = []
-    monkeypatch.setattr(StopRequest, "flags", lambda self: (False, left.pop() == 0) if left else (False, False))
+    monkeypatch.setattr(StopRequest, "asked", lambda self: int(left.pop() == 0) if left else 0)
     for _ in range(4):
         left[:] = range(next(stops, 0))
         tune(folder, tmp_path / "parts", *words, "--resume", "auto")

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 import torchvision
-from conftest import differences, records, rounding, run, spoiled
+from conftest import differences, records, rounding, run, spoiled, wait_until
 from PIL import Image
 from sklearn.datasets import load_digits
 from sklearn.linear_model import LogisticRegression
@@ -20,7 +20,7 @@ from support.probing import ARCH, TINY, probe_once, state_of
 from torch import nn
 
 import main_lincls
-from moco import files
+from moco import files, signals
 from moco.cli import parse_lincls
 from moco.config import OptimizerConfig, ScheduleConfig
 from moco.data import ArraySource, BadImages, EpochSampler, Labelled, Sources, make_loader
@@ -236,10 +236,12 @@ def test_sigusr1_ends_a_probe_with_a_checkpoint_and_exit_code_0(hard_folder, tmp
         stepped.append(1)
         if len(stepped) == 2:
             os.kill(os.getpid(), signal.SIGUSR1)
+            wait_until(signals.noted)
         return step(self, x, labels)
 
     monkeypatch.setattr(linear.LinearClassifier, "step", signalled)
-    assert main_lincls.worker(parse_lincls([str(hard_folder), *TINY, "--save-dir", str(tmp_path)])) == 0
+    with signals.listening():
+        assert main_lincls.worker(parse_lincls([str(hard_folder), *TINY, "--save-dir", str(tmp_path)])) == 0
     assert (len(stepped), state_of(tmp_path)["run"]["batch"]) == (2, 2)
 
 

@@ -16,6 +16,7 @@ FLOORS = [
     (
         "moco.errors",
         "moco.seeding",
+        "moco.signals",
         "moco.files",
         "moco.config",
         "moco.resources",

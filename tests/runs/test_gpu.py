@@ -223,7 +223,7 @@ def test_every_exchange_over_nccl(group):
         assert torch.equal(exchange(x), x)
     for exchange in (distributed.max_over_ranks, distributed.sum_over_ranks, distributed.mean_over_ranks):
         assert torch.equal(exchange(x.double()), x.double())
-    assert distributed.any_rank(True, False) == [True, False]
+    assert distributed.largest(144, 0) == [144, 0]
     assert distributed.from_main({"a": 1}) == {"a": 1}
     assert distributed.same_on_all_ranks(x.float())
     distributed.broadcast_buffers([x])

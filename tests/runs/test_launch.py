@@ -179,7 +179,7 @@ def permuting(folder: str, args) -> int:
         assert sent[0] == [int(n) for n in wanted], "a row goes where it is needed and nowhere else"
         assert sum(sent[0]) - sent[0][rank] <= rows
     assert distributed.all_gather(mine).equal(everything)
-    assert distributed.any_rank(rank == world - 1, False) == [True, False]
+    assert distributed.largest(131 * (rank == world - 1), 0) == [131, 0]
     assert distributed.from_main({"rank": rank}) == {"rank": 0}
     assert distributed.mean_over_ranks(torch.tensor([rank + 1.0, 2.0])).tolist() == [(world + 1) / 2, 2.0]
     assert distributed.sum_over_ranks(torch.tensor(2)).item() == 2 * world
@@ -202,7 +202,7 @@ def test_exchanges_of_one_process():
     x = torch.arange(6).view(3, 2)
     assert distributed.exchange_rows(x, torch.tensor([2, 0, 1])).tolist() == [[4, 5], [0, 1], [2, 3]]
     assert distributed.all_gather(x) is x
-    assert distributed.any_rank(True, False) == [True, False]
+    assert distributed.largest(144, 0) == [144, 0]
     assert distributed.same_on_all_ranks(x)
 
 

@@ -7,9 +7,10 @@ import signal
 
 import pytest
 import torch
-from conftest import SYNCO, TINY, records
+from conftest import SYNCO, TINY, records, wait_until
 from timm.scheduler.cosine_lr import CosineLRScheduler
 
+from moco import signals
 from moco.cli.methods import SYNCO_KINDS
 from moco.data import EpochSampler
 from moco.errors import UserError
@@ -192,35 +193,26 @@ def test_upstreams_files_know_only_the_epoch():
 # ------------------------------------------------------------------------------------------------------- stops
 
 
-@pytest.fixture
-def handlers():
-    kept = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGUSR1)}
-    yield
-    for number, handler in kept.items():
-        signal.signal(number, handler)
+def test_signals_ask_to_stop_and_the_largest_code_counts():
+    with signals.listening():
+        stop = StopRequest(None)
+        assert stop.asked() == 0  # from now on signals are noted
+        for number, asked in ((signal.SIGUSR1, 1), (signal.SIGHUP, 130), (signal.SIGINT, 131), (signal.SIGTERM, 144)):
+            os.kill(os.getpid(), number)
+            wait_until(lambda asked=asked: stop.asked() == asked)
+        os.kill(os.getpid(), signal.SIGUSR1)  # a later warning does not take SIGTERM back
+        wait_until(lambda: len(signals.noted()) == 5)
+        assert (stop.asked(), stop.exit_code()) == (144, 143)
 
 
-@pytest.mark.usefixtures("handlers")
-def test_signals_ask_to_stop():
-    stop = StopRequest(None)
-    assert stop.flags() == (False, False)
-    os.kill(os.getpid(), signal.SIGUSR1)
-    assert stop.flags() == (False, True)
-    os.kill(os.getpid(), signal.SIGTERM)
-    assert stop.flags() == (True, True)
-    os.kill(os.getpid(), signal.SIGUSR1)
-    assert stop.flags() == (True, True)  # a later warning does not take SIGTERM back
-
-
-@pytest.mark.usefixtures("handlers")
 def test_the_time_limit(monkeypatch):
     now = [100.0]
     monkeypatch.setattr("moco.train.stop.time.monotonic", lambda: now[0])
     stop = StopRequest(0.5)
     now[0] += 29
-    assert stop.flags() == (False, False)
+    assert stop.asked() == 0
     now[0] += 2
-    assert stop.flags() == (False, True)
+    assert (stop.asked(), stop.exit_code()) == (1, 0)
 
 
 # ----------------------------------------------------------------------------------------------------- oddities

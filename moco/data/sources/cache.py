@@ -25,6 +25,7 @@ import torchvision
 from PIL import Image
 from tqdm import tqdm
 
+from moco import signals
 from moco.data.sources.base import Source, some_sizes
 from moco.data.sources.decode import BadImageError
 from moco.errors import UserError, tell
@@ -127,6 +128,7 @@ def _make(source: Source, path: str, digest: bytes) -> None:
             f"{LIMIT / 1e9:.0f} GB: leave it out, or store the images smaller"
         )
     beside = f"{path}.{secrets.token_hex(4)}.part"  # two runs may make it at once; both make the same
+    signals.unfinished.add(beside)
     try:
         os.makedirs(os.path.dirname(path) or ".", exist_ok=True)
         with open(beside, "xb") as file:
@@ -138,6 +140,7 @@ def _make(source: Source, path: str, digest: bytes) -> None:
     except OSError as error:
         raise UserError(f"--cache: {path} cannot be written ({error.strerror}): choose another folder") from error
     finally:
+        signals.unfinished.discard(beside)
         with contextlib.suppress(OSError):
             os.remove(beside)
     without = f", {bad} could not be decoded" * bool(bad)
