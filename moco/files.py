@@ -223,11 +223,23 @@ def read_yaml(path: str, name: str) -> Any:
 
     try:
         with open(path, encoding="utf-8") as file:
-            return yaml.safe_load(file)
+            entries = yaml.safe_load(file)
+        for text in _strings(entries):
+            if b"\0" in os.fsencode(text):  # which raises a ValueError for what no file name can hold
+                raise ValueError(f"NUL in {text!r}")
+        return entries
     except OSError as error:
         raise UserError(f"{name} cannot be read: {error.strerror}.") from error
     except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: bytes that are no UTF-8, no such date
         raise UserError(f"{name} is not a YAML file: {one_line(error)}") from error
+
+
+def _strings(value: Any) -> Iterator[str]:
+    """All text in plain values, keys too."""
+    if isinstance(value, str):
+        yield value
+    for item in [*value.items()] if isinstance(value, dict) else value if isinstance(value, (list, tuple)) else ():
+        yield from _strings(item)
 
 
 def write_figure(figure: Any, path: str, choose: str = "--save-dir") -> None:

@@ -60,3 +60,14 @@ def test_a_last_step_of_one_image_is_answered_before_the_first(image_folder, tmp
         "another --batch-size, or leave out --no-drop-last.\n"
     )
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_whose_name_is_not_utf8(image_folder, tmp_path, in_process, capsys):
+    folder = tmp_path / "\udcff\x1b[31m"
+    words = [*TINY, "--steps", 1, "--save-dir", folder, image_folder]
+    assert in_process(*words) == 0
+    assert in_process(*words, "--resume", "auto", "--steps", 2) == 0
+    printed = capsys.readouterr().out
+    assert len(list((folder / "tensorboard" / "log").iterdir())) == 2
+    assert r"\udcff\x1b[31m/checkpoint_0000_step_00000001.pth.tar" in printed
+    assert (folder / "checkpoint_0000_step_00000002.pth.tar").is_file()
