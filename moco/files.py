@@ -16,7 +16,7 @@ import warnings
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
-from moco import signals
+from moco import archive, signals
 from moco.errors import UserError, one_line
 
 if TYPE_CHECKING:  # otherwise in the functions that use it: a wrong flag is answered before a second of imports
@@ -53,9 +53,10 @@ def read(path: str) -> dict:
     import torch
 
     try:
-        with warnings.catch_warnings(), torch.serialization.safe_globals(_CONTAINERS):
+        with open(path, "rb") as file, warnings.catch_warnings(), torch.serialization.safe_globals(_CONTAINERS):
+            archive.check(file)
             warnings.simplefilter("ignore")  # a foreign file's oddities are reported below, in one sentence
-            state = torch.load(path, map_location="cpu", weights_only=True)
+            state = torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:  # a damaged pickle can raise anything; torch seeks before the start of a very short file
         if isinstance(error, OSError) and error.errno != errno.EINVAL:
             raise UserError(f"{path} cannot be read: {error.strerror or error}.") from error
@@ -73,6 +74,8 @@ def run_of(state: dict) -> dict[str, Any]:
 
 def _why_unreadable(error: Exception) -> str:
     text = str(error)
+    if isinstance(error, archive.Damaged):
+        return text
     found = re.search(r"(?i)unsupported (?:global: )?(?:global|class) ([\w.]+)", text)
     if isinstance(error, pickle.UnpicklingError) and found:
         return (

@@ -15,6 +15,8 @@ FLOORS = [
     # the last two for the flags
     (
         "moco.errors",
+        "moco.archive",
+        "moco.schema",
         "moco.seeding",
         "moco.signals",
         "moco.files",

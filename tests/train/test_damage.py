@@ -1,0 +1,183 @@
+"""Damaged and crafted checkpoints: read gives what was written or one sentence, and takes no memory that they claim."""
+
+import random
+import zipfile
+
+import pytest
+import torch
+from conftest import differences
+from torch import nn
+
+from moco import archive, files
+from moco.errors import UserError
+
+
+def small_state() -> dict:
+    """Of a network with BatchNorm, an optimizer and plain values of each kind."""
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4))
+    optimizer = torch.optim.Adam(network.parameters())
+    network(torch.randn(4, 3)).sum().backward()
+    optimizer.step()
+    plain = {"step": 3, "kinds": [1, 2.5, None, True, "word"], "none": torch.zeros(0)}
+    return {"epoch": 1, "state_dict": network.state_dict(), "optimizer": optimizer.state_dict(), "plain": plain}
+
+
+@pytest.fixture
+def path(tmp_path):
+    files.write(small_state(), str(tmp_path / "x.pth.tar"))
+    return tmp_path / "x.pth.tar"
+
+
+def read_or_sentence(path) -> dict | str:
+    """What is read, or the sentence that says why not."""
+    archive._checked.clear()  # a test writes faster than a file system's clock ticks
+    said = ""
+    try:
+        return files.read(str(path))
+    except UserError as error:
+        said = str(error)
+    assert str(path) in said and "\n" not in said
+    return said
+
+
+def sentence(path) -> str:
+    found = read_or_sentence(path)
+    assert isinstance(found, str), "it was read"
+    return found
+
+
+# ------------------------------------------------------------------------------------------------------- damage
+
+
+def test_a_flipped_bit_is_a_sentence_or_changes_nothing(path):
+    whole, moments, refused, wrong = path.read_bytes(), random.Random(0), 0, []
+    start = zipfile.ZipFile(path).start_dir  # half of them in the directory, which no checksum is of
+    for number in range(300):
+        content, bit = bytearray(whole), moments.randrange(8 * (start if number % 2 else 0), 8 * len(whole))
+        content[bit // 8] ^= 1 << (bit % 8)
+        path.write_bytes(content)
+        found = read_or_sentence(path)
+        refused += isinstance(found, str)
+        if not isinstance(found, str) and differences(found, small_state()):
+            wrong.append(bit)
+    assert wrong == []
+    assert refused > 100
+
+
+def test_a_flipped_bit_of_a_weight_names_the_entry(path):
+    content = bytearray(path.read_bytes())
+    place = content.index(small_state()["state_dict"]["0.weight"].numpy().tobytes())
+    content[place + 3] ^= 1
+    path.write_bytes(content)
+    assert "is damaged: the checksum of its entry archive/data/0 is not that of the content; take" in sentence(path)
+
+
+def test_an_entry_that_is_called_a_folder_is_refused(path):
+    """torch takes such an entry for empty: its tensor holds what lay in the memory."""
+    content = bytearray(path.read_bytes())
+    place = content.index(b"archive/data/0", zipfile.ZipFile(path).start_dir) - 46
+    content[place + 38] ^= 0x10
+    path.write_bytes(content)
+    assert "calls an entry a folder" in sentence(path)
+
+
+def test_a_file_whose_checksums_were_not_written_is_read(tmp_path):
+    torch.serialization.set_crc32_options(False)
+    try:
+        torch.save(small_state(), tmp_path / "x")
+    finally:
+        torch.serialization.set_crc32_options(True)
+    assert {entry.CRC for entry in zipfile.ZipFile(tmp_path / "x").infolist()} == {0}
+    assert differences(read_or_sentence(tmp_path / "x"), small_state()) == []
+
+
+def test_a_single_checksum_of_0_is_damage(path):
+    content = bytearray(path.read_bytes())
+    place = content.index(b"archive/data/0", zipfile.ZipFile(path).start_dir) - 46
+    content[place + 16 : place + 20] = bytes(4)
+    path.write_bytes(content)
+    assert "checksum of its entry archive/data/0" in sentence(path)
+
+
+def test_files_of_before_torch_1_6_are_read_and_their_damage_is_a_sentence(tmp_path):
+    torch.save(small_state(), tmp_path / "x", _use_new_zipfile_serialization=False)
+    assert differences(read_or_sentence(tmp_path / "x"), small_state()) == []
+    whole, moments = (tmp_path / "x").read_bytes(), random.Random(0)
+    for _ in range(60):
+        content = bytearray(whole)
+        content[moments.randrange(len(whole))] ^= 1 << moments.randrange(8)
+        (tmp_path / "x").write_bytes(content)
+        read_or_sentence(tmp_path / "x")
+
+
+# ------------------------------------------------------------------------------------------------- crafted files
+
+
+class Calls:
+    """A pickle of this calls a function with arguments."""
+
+    def __init__(self, function, *arguments):
+        self.how = function, arguments
+
+    def __reduce__(self):
+        return self.how
+
+
+def changed_pickle(path, change) -> None:
+    """The same file, its checksums right, with another pickle."""
+    archived = zipfile.ZipFile(path)
+    contents = {entry.filename: archived.read(entry) for entry in archived.infolist()}
+    with zipfile.ZipFile(path, "w") as made:
+        for name, content in contents.items():
+            made.writestr(name, change(content) if name.endswith("data.pkl") else content)
+
+
+def lie_about_a_size(pickle: bytes) -> bytes:
+    place = pickle.index(b"K\x0c", pickle.index(b"X\x03\x00\x00\x00cpu"))  # 12 numbers
+    return pickle[:place] + b"J" + (1 << 30).to_bytes(4, "little") + pickle[place + 2 :]
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lie_about_a_size, "storage 0 has another size than its tensors say"),
+        (lambda pickle: pickle.replace(b"q\x01", b"r\xff\xff\xff\x7f", 1), "more memory"),
+        (lambda pickle: b"\x80\x02(" + b"}" * 3000 + b"t.", "more memory"),
+        (lambda pickle: b"\x80\x02X\xff\xff\xff\x7fabc.", "no readable checkpoint"),
+        (lambda pickle: b"\x80\x05\x96" + (1 << 40).to_bytes(8, "little") + b".", "no readable checkpoint"),
+    ],
+    ids=["a storage", "a memo's index", "objects", "a word", "bytes"],
+)
+def test_a_pickle_that_claims_memory(change, words, path, monkeypatch):
+    monkeypatch.setattr(archive, "_MOST_OPERATIONS", 2000)
+    changed_pickle(path, change)
+    assert words in sentence(path)
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+@pytest.mark.parametrize(
+    "claim",
+    [Calls(bytearray, 10**13), [Calls(set, numbers) for numbers in [list(range(10_000))] for _ in range(200)]],
+    ids=["one call", "many calls"],
+)
+def test_calls_that_make_more_than_the_file_has(claim, zipped, tmp_path):
+    torch.save({"x": claim}, tmp_path / "x", _use_new_zipfile_serialization=zipped)
+    assert "more memory" in sentence(tmp_path / "x")
+
+
+def test_a_storage_of_an_old_file_that_claims_memory(tmp_path):
+    torch.save(small_state(), tmp_path / "x", _use_new_zipfile_serialization=False)
+    content = (tmp_path / "x").read_bytes()
+    place = content.index(b"X\x03\x00\x00\x00cpu")
+    place = content.index(b"K\x0c", place)
+    (tmp_path / "x").write_bytes(content[:place] + b"J" + (1 << 30).to_bytes(4, "little") + content[place + 2 :])
+    assert "another size" in sentence(tmp_path / "x")
+
+
+def test_compressed_entries_that_are_larger_than_their_file(path):
+    archived = zipfile.ZipFile(path)
+    with zipfile.ZipFile(path, "a", zipfile.ZIP_DEFLATED) as made:
+        made.writestr("archive/data/99", bytes(10_000_000))
+    assert len(archived.infolist()) > 5
+    assert "names more than the file holds" in sentence(path)
