@@ -9,12 +9,14 @@ import argparse
 import contextlib
 import errno
 import json
+import math
 import os
 import pickle
 import re
+import stat
 import warnings
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 from moco import archive, signals
 from moco.errors import UserError, one_line
@@ -83,6 +85,31 @@ def _why_unreadable(error: Exception) -> str:
             "its tensors alone, or allow the name with torch.serialization.add_safe_globals."
         )
     return "is no readable checkpoint: truncated, damaged or another kind of file."
+
+
+def open_regular(path: str, most: float = math.inf) -> BinaryIO:
+    """A file to read that somebody else made, without buffer; OSError for any other thing: a pipe would wait for ever,
+    a device fill the memory, and to open one can be to start it.
+
+    most: bytes; OSError for a longer file.
+    """
+    _refuse_odd(os.stat(path), most)
+    handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)  # no waiting, whatever took its place meanwhile
+    try:
+        _refuse_odd(os.fstat(handle), most)
+        return os.fdopen(handle, "rb", buffering=0)
+    except BaseException:
+        os.close(handle)
+        raise
+
+
+def _refuse_odd(status: os.stat_result, most: float) -> None:
+    if stat.S_ISDIR(status.st_mode):
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+    if not stat.S_ISREG(status.st_mode):
+        raise OSError(errno.EINVAL, "a pipe, socket or device, no file")
+    if status.st_size > most:
+        raise OSError(errno.EFBIG, f"{status.st_size:,} bytes are above the limit of {most:,.0f}")
 
 
 @contextlib.contextmanager

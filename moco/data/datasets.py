@@ -54,7 +54,7 @@ def _stride(n: int) -> int:
 def load_or_replace(source: Source, index: int, load: Callable[[int], Any] | None = None) -> tuple[Any, int, int]:
     """(image, its index, bad): image ``index``, or the same other one every time when it cannot be read.
 
-    ``load`` makes something of an image's number, its BadImageErrors are answered; None: the image itself.
+    ``load`` makes something of an image's number, whatever fails in it makes a bad image; None: the image itself.
 
     bad is -1, or ``index`` when it had to be replaced. Raises UserError when ``MAX_TRIES`` images cannot be read.
     """
@@ -63,7 +63,8 @@ def load_or_replace(source: Source, index: int, load: Callable[[int], Any] | Non
     for attempt in range(tries):
         other = (index + attempt * stride) % n
         try:
-            return (load or source.load)(other), other, -1 if attempt == 0 else index
+            made = reading(source.name_of(other), functools.partial(load or source.load, other))
+            return made, other, -1 if attempt == 0 else index
         except BadImageError as error:
             first = first or error
     raise UserError(f"none of {tries} images tried in {source.name} can be read, first {first}: check the files")
@@ -187,14 +188,17 @@ class Labelled(Dataset):
         return len(self.source)
 
     def __getitem__(self, key: Key) -> dict[str, Any]:
-        image, used, bad = load_or_replace(self.source, key[1])
-        if self.preset is None:
-            view = eval_view(image, self.size)
-        else:  # the first view is that of a run with one
-            places = [key, *((*key, number) for number in range(1, self.views))]
-            views = [self._random_view(image, self.preset, place) for place in places]
-            view = views[0] if self.views == 1 else torch.stack(views)
+        view, used, bad = load_or_replace(self.source, key[1], functools.partial(self._viewed, key))
         return {"image": view, "label": int(self.labels[used]), "index": used, "bad": bad}
+
+    def _viewed(self, key: Key, other: int) -> torch.Tensor:
+        """The view or views of image ``other``, in the place of ``key``."""
+        image = self.source.load(other)
+        if self.preset is None:
+            return eval_view(image, self.size)
+        places = [key, *((*key, number) for number in range(1, self.views))]  # the first view: of a run with one
+        views = [self._random_view(image, self.preset, place) for place in places]
+        return views[0] if self.views == 1 else torch.stack(views)
 
     def _random_view(self, image: Image.Image, preset: Preset, place: tuple[int, ...]) -> torch.Tensor:
         view = apply(image, draw(preset, *image.size, numpy_generator("probe", self.seed, *place)), self.size)

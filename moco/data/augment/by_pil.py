@@ -262,13 +262,19 @@ def split_order(order: tuple[str, ...]) -> tuple[tuple[str, ...], tuple[str, ...
     return order[:crop], order[crop:]
 
 
+LONGEST = 1 << 18  # side of a resized image: at 256 pixels high, 67 million of them
+
+
 def eval_view(image: Image.Image, size: int) -> torch.Tensor:
     """(C, s, s) uint8 without randomness.
 
     From 64 pixels on the protocol of ImageNet probes, 256 to 224 in proportion: short side to round(s 256 / 224), then
-    the central s x s. Below, images are taken whole: short side to s, centre.
+    the central s x s. Below, images are taken whole: short side to s, centre. ValueError for an image so narrow that
+    it would be resized to more than ``LONGEST`` pixels a side.
     """
     short = round(size * 256 / 224) if size >= 64 else size
+    if short * max(image.size) > LONGEST * min(image.size):
+        raise ValueError(f"{image.width} x {image.height} pixels are too narrow for a view of {size}")
     return to_tensor(center_crop(resize(image, short), size))  # pyright: ignore[reportArgumentType]
 
 

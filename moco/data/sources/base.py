@@ -18,7 +18,9 @@ from PIL import Image
 
 from moco.data.sources.decode import BadImageError, decode_bytes, reading, to_eight_bits
 from moco.errors import UserError
+from moco.files import open_regular
 
+FILE_BYTES = 1 << 30  # of an image's file at most: one at the limit of pixels, 8 bits and not compressed, has 0.7
 FINGERPRINTED = 1000  # files, spread over the set, whose size is a part of a fingerprint: a million would take minutes
 HASHED = 10_000  # images in memory, likewise, whose pixels are
 
@@ -157,7 +159,7 @@ class FileSource(EncodedSource):
         return len(self.paths)
 
     def contents(self, index: int) -> bytes:
-        with open(self.paths[index], "rb") as file:
+        with open_regular(self.paths[index], FILE_BYTES) as file:
             return file.read()
 
     def files(self) -> Sequence[str]:

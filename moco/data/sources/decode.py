@@ -1,4 +1,4 @@
-"""Files to 8-bit grey or RGB images, for every mode that image files come in.
+"""Files to 8-bit grey or RGB images, for every mode that image files come in, up to a size that memory holds.
 
 Follows torchvision's loader (``convert``, transparency dropped, EXIF orientation not applied) with two corrections:
 16-bit grey is divided by 257 instead of clipped at 255, and palette images with transparency keep their colours.
@@ -15,9 +15,10 @@ import numpy as np
 import torch
 from PIL import Image
 from PIL.JpegImagePlugin import JpegImageFile
+from PIL.TiffImagePlugin import TILELENGTH, TILEWIDTH, TiffImageFile
 from torch import Tensor
 
-from moco.errors import one_line
+from moco.errors import OutageError, UserError, one_line
 
 try:
     from torchvision.io import ImageReadMode, decode_jpeg
@@ -26,9 +27,18 @@ except ImportError:  # deprecated since torchvision 0.29, to be removed
 
 Read = TypeVar("Read")
 
+# What is decoded, by content and whatever a file is called: the formats of the extensions that folders are searched
+# for, and GIF, which collections from the web call .jpg. PIL knows forty more, and hands EPS to another program.
+FORMATS = ("JPEG", "PNG", "PPM", "BMP", "TIFF", "WEBP", "GIF")
+# Pixels of an image at most, PIL's own limit, here for every decoder: 13,377 x 13,377, more than cameras but for some
+# telephones' 200 megapixels. In RGB it takes 0.7 GB, its largest crop 0.5 more; other modes 2.3 in all.
+PIXELS = 178_956_970
+BY_TENSOR = 1 << 25  # pixels up to which torchvision's decoder is used: it holds three copies for a moment
+PER_BYTE = 512  # pixels that a byte of a JPEG can be: Huffman codes take a bit or more for a block of 64
 
-class BadImageError(Exception):
-    """An image that cannot be read; the text is its name and the reason."""
+
+class BadImageError(UserError):
+    """An image that cannot be read; the text is its name and the reason. Where no other can replace it, an end."""
 
 
 def to_eight_bits(image: Image.Image, channels: int) -> Image.Image:
@@ -38,9 +48,12 @@ def to_eight_bits(image: Image.Image, channels: int) -> Image.Image:
     if mode == target:
         return image
     if mode.startswith("I"):
-        image = _from_integers(np.asarray(image))
+        image = _by_rows(np.asarray(image), _from_integers)
     elif mode == "F":
-        image = _from_floats(np.asarray(image))
+        values = np.asarray(image)
+        # Float grey: values in [0, 1] are shares of white, anything larger is already in 0..255.
+        scale = 255.0 if max(np.nan_to_num(row).max() for row in values) <= 1.0 else 1.0
+        image = _by_rows(values, lambda part: np.clip(np.rint(np.nan_to_num(part) * scale), 0, 255))
     elif mode in ("P", "PA"):
         image = image.convert("RGBA")  # by way of RGBA: transparency may be stored beside the palette
     elif mode in ("La", "RGBa"):
@@ -50,34 +63,53 @@ def to_eight_bits(image: Image.Image, channels: int) -> Image.Image:
     return image.convert(target)
 
 
-def _from_integers(values: np.ndarray) -> Image.Image:
+def _by_rows(values: np.ndarray, change: Callable[[np.ndarray], np.ndarray]) -> Image.Image:
+    """Mode "L" of (H, W) numbers, changed some rows at a time: of a whole image the parts would be 24 bytes a pixel."""
+    levels = np.empty(values.shape, dtype=np.uint8)
+    for start in range(0, len(values), 64):
+        levels[start : start + 64] = change(values[start : start + 64])
+    return Image.fromarray(levels)
+
+
+def _from_integers(values: np.ndarray) -> np.ndarray:
     """16-bit grey (mode I holds it too) to 8 bits: 65,535 = 255 x 257, rounded to the nearest."""
-    scaled = (np.clip(values.astype(np.int64), 0, 65535) + 128) // 257
-    return Image.fromarray(scaled.astype(np.uint8))
-
-
-def _from_floats(values: np.ndarray) -> Image.Image:
-    """Float grey to 8 bits: values in [0, 1] are shares of white, anything larger is already in 0..255."""
-    values = np.nan_to_num(values)
-    if values.max() <= 1.0:
-        values = values * 255.0
-    return Image.fromarray(np.clip(np.rint(values), 0, 255).astype(np.uint8))
+    return (np.clip(values.astype(np.int64), 0, 65535) + 128) // 257
 
 
 def reading(name: str, work: Callable[[], Read]) -> Read:
-    """``work()``; BadImageError with ``name`` for whatever goes wrong: decoders of broken files raise any exception.
+    """``work()`` on the image ``name``; BadImageError for whatever goes wrong: decoders raise any exception.
 
-    Warnings of the decoder (odd EXIF, very large images) are not passed on.
+    Memory that is not there counts too: below the limits of this file it is damaged files that ask for so much, and
+    where memory is short in truth the next images are refused as well, until they are too many. Warnings of the decoder
+    (odd EXIF, very large images) are not passed on.
     """
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             return work()
-    except MemoryError:
+    except (UserError, OutageError):
         raise
     except Exception as error:
         reason = one_line(error) or type(error).__name__
         raise BadImageError(f"{name} ({reason})") from error
+
+
+def opened(data: bytes) -> Image.Image:
+    """A file's header: its size and mode are known, no pixel is decoded. To be called by ``reading``.
+
+    Raises ValueError for more than ``PIXELS``, and what PIL raises for what is none of ``FORMATS``.
+    """
+    image = Image.open(io.BytesIO(data), formats=FORMATS)
+    width, height = image.size
+    if width * height > PIXELS:
+        raise ValueError(f"{width} x {height} pixels are above the limit of {PIXELS:,}")
+    if isinstance(image, JpegImageFile) and width * height > PER_BYTE * len(data):
+        raise ValueError(f"{width} x {height} pixels are not in a file of {len(data)} bytes")
+    if isinstance(image, TiffImageFile):  # it may be cut into tiles, which are decoded one by one
+        wide, high = image.tag_v2.get(TILEWIDTH, 1), image.tag_v2.get(TILELENGTH, 1)
+        if wide * high > PIXELS:
+            raise ValueError(f"tiles of {wide} x {high} pixels are above the limit of {PIXELS:,}")
+    return image
 
 
 def decode_bytes(data: bytes, channels: int, shrink: int = 1) -> Image.Image:
@@ -87,9 +119,10 @@ def decode_bytes(data: bytes, channels: int, shrink: int = 1) -> Image.Image:
     A file cut short is broken. ``shrink`` 2, 4 or 8, for JPEG: each side divided by it (and rounded up), by an inverse
     cosine transform of fewer points.
     """
-    if decode_jpeg and channels == 3 and shrink == 1 and colour_jpeg_size(data):
+    image = opened(data)
+    by_tensor = decode_jpeg and channels == 3 and shrink == 1 and image.width * image.height <= BY_TENSOR
+    if by_tensor and _is_colour_jpeg(image):
         return Image.fromarray(decode_colour_jpeg(data).permute(1, 2, 0).numpy())
-    image = Image.open(io.BytesIO(data))
     if shrink > 1:
         image.draft(None, (image.width // shrink, image.height // shrink))
     image.load()
@@ -99,12 +132,14 @@ def decode_bytes(data: bytes, channels: int, shrink: int = 1) -> Image.Image:
 def colour_jpeg_size(data: bytes) -> tuple[int, int] | None:
     """(width, height) of a JPEG of three 8-bit components, from its header; None for any other file."""
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # as in ``reading``
-            image = Image.open(io.BytesIO(data))  # reads the header alone, and refuses what ``decode_bytes`` would
-    except Exception:  # a damaged header can raise anything; who decodes the file says so
+        image = reading("", lambda: opened(data))
+    except BadImageError:  # who decodes the file says why
         return None
-    return image.size if isinstance(image, JpegImageFile) and image.mode == "RGB" else None
+    return image.size if _is_colour_jpeg(image) else None
+
+
+def _is_colour_jpeg(image: Image.Image) -> bool:
+    return isinstance(image, JpegImageFile) and image.mode == "RGB"
 
 
 def decode_colour_jpeg(data: bytes) -> Tensor:

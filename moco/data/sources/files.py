@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 from collections.abc import Iterator
@@ -10,10 +11,11 @@ import numpy as np
 
 from moco.data.sources.base import FileSource
 from moco.errors import UserError
-from moco.files import json_of, write_text
+from moco.files import json_of, open_regular, write_text
 
 IMAGE_EXTENSIONS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")  # torchvision's
 LIST_EXTENSIONS = (".txt", ".lst", ".jsonl")
+CLASSES = 1_000_000  # a label that is a number is below this: nobody has more, and for each there is a name in memory
 INDEX_NAME = "imagenet.{}.index.jsonl"  # BEiT-3's, whatever the data set is
 
 
@@ -31,13 +33,20 @@ def _list_directory(directory: str) -> tuple[list[str], list[str]]:
             for entry in entries:
                 if entry.name.startswith("."):
                     continue
-                if entry.name.lower().endswith(IMAGE_EXTENSIONS) and not entry.is_dir():
-                    images.append(entry.name)
-                elif entry.is_dir():
+                if _is_folder(entry):
                     folders.append(entry.name)
+                elif entry.name.lower().endswith(IMAGE_EXTENSIONS):  # whatever it is: loading tells files from others
+                    images.append(entry.name)
     except OSError as error:
         raise UserError(f"cannot read the folder {directory} ({error.strerror}): check its permissions") from error
     return sorted(images), sorted(folders)
+
+
+def _is_folder(entry: os.DirEntry) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a link to itself, or into a folder that may not be read
+        return False
 
 
 def _walk(directory: str) -> Iterator[tuple[str, list[str]]]:
@@ -45,11 +54,11 @@ def _walk(directory: str) -> Iterator[tuple[str, list[str]]]:
     waiting, seen = [directory], set()
     while waiting:
         folder = waiting.pop()
+        images, folders = _list_directory(folder)
         status = os.stat(folder)
         if (status.st_dev, status.st_ino) in seen:
             continue
         seen.add((status.st_dev, status.st_ino))
-        images, folders = _list_directory(folder)
         yield folder, images
         waiting.extend(os.path.join(folder, name) for name in folders)
 
@@ -78,26 +87,40 @@ def open_folder(directory: str, channels: int = 3) -> FileSource:
     return FileSource(directory, paths, channels, folders, labels)
 
 
-def _read_lines(path: str) -> list[list[str]]:
+def _numbered_lines(path: str) -> Iterator[tuple[int, str]]:
+    """The lines of a list that are not empty, without their end, and their numbers from 1."""
     try:
-        with open(path, encoding="utf-8-sig", errors="surrogateescape") as file:
-            return [line.rstrip("\n").split("\t") for line in file if line.strip()]
+        with open_regular(path) as file:
+            text = io.TextIOWrapper(io.BufferedReader(file), "utf-8-sig", "surrogateescape")  # pyright: ignore[reportArgumentType]
+            for number, line in enumerate(text, 1):
+                if "\0" in line:
+                    raise UserError(f"line {number} of the list {path} holds a zero byte: write text, a path a line")
+                if line.strip():
+                    yield number, line.rstrip("\n")
     except OSError as error:
         raise UserError(f"cannot read the list {path} ({error.strerror}): check its permissions") from error
+
+
+def _read_lines(path: str) -> list[list[str]]:
+    return [line.split("\t") for _, line in _numbered_lines(path)]
 
 
 def _read_index(path: str) -> list[list[str]]:
     """The lines of BEiT-3's index as those of a list; a path's leading / is that of the data's folder."""
     rows: list[list[str]] = []
-    try:
-        for line, *_ in _read_lines(path):
+    for number, line in _numbered_lines(path):
+        try:
             entry = json_of(line)
-            rows.append([str(entry["image_path"]), str(int(entry["label"]))])
-    except (ValueError, KeyError, TypeError) as error:
-        raise UserError(
-            f'line {len(rows) + 1} of the index {path} is not {{"image_path": "train/cat/1.jpg", "label": 0}}: make it '
-            "by python -m moco.data index"
-        ) from error
+            image, label = entry["image_path"], entry["label"]
+            os.fsencode(image)  # half of a surrogate pair is in no path
+            if not isinstance(image, str) or "\0" in image or type(label) is not int or not 0 <= label < CLASSES:
+                raise ValueError
+        except (ValueError, KeyError, TypeError) as error:
+            raise UserError(
+                f'line {number} of the index {path} is not {{"image_path": "train/cat/1.jpg", "label": 0}}, with '
+                f"a label below {CLASSES:,}: make it by python -m moco.data index"
+            ) from error
+        rows.append([image, str(label)])
     if rows and not os.path.isfile(rows[0][0]):
         rows = [[image.lstrip("/"), label] for image, label in rows]
     return rows
@@ -105,7 +128,7 @@ def _read_index(path: str) -> list[list[str]]:
 
 def _list_labels(path: str, rows: list[list[str]]) -> tuple[list[str] | None, np.ndarray | None]:
     """Class names and (N,) labels of a list's second column; integers sort as numbers. (None, None) without one."""
-    labelled = sum(len(row) > 1 for row in rows)
+    labelled = sum(len(row) > 1 and bool(row[1].strip()) for row in rows)
     if labelled == 0:
         return None, None
     if labelled < len(rows):
@@ -113,7 +136,7 @@ def _list_labels(path: str, rows: list[list[str]]) -> tuple[list[str] | None, np
     names = [row[1].strip() for row in rows]
     unique = set(names)
     try:
-        classes = sorted(unique, key=int)
+        classes = sorted(unique, key=lambda name: (int(name), name))  # 1 and 01 too have one order in every process
     except ValueError:
         classes = sorted(unique)
     number = {name: index for index, name in enumerate(classes)}

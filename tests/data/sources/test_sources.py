@@ -10,6 +10,7 @@ from torchvision.datasets import ImageFolder
 from torchvision.datasets.folder import IMG_EXTENSIONS
 
 from moco.data import ArraySource, FileSource, number_as_in, open_sources
+from moco.data.__main__ import main
 from moco.data.sources.base import Paths
 from moco.data.sources.files import IMAGE_EXTENSIONS
 from moco.errors import UserError
@@ -184,9 +185,62 @@ def test_sentences_about_lists(tmp_path):
     assert f"no file named in {path} exists (first: {tmp_path / '1.png 3'})" in mistake(path=str(path))
     path.write_text("1.png\ta\n2.png\n")
     assert "labels on 1 of 2 lines" in mistake(path=str(path))
+    path.write_text("1.png\n\n2\0.png\n")
+    assert f"line 3 of the list {path} holds a zero byte" in mistake(path=str(path))
+    os.mkfifo(tmp_path / "pipe.txt")
+    assert "a pipe, socket or device" in mistake(path=str(tmp_path / "pipe.txt"))
     folder = tmp_path / "folder.txt"
     folder.mkdir()
     assert "no image" in mistake(path=str(folder))
+
+
+GOOD = '{"image_path": "/1.png", "label": 0}'
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "[" * 100_000,
+        '{"image_path": ' * 20_000,
+        "17",
+        '["image_path", "label"]',
+        '{"image_path": "1.png"}',
+        '{"image_path": 7, "label": 0}',
+        '{"image_path": "a\\u0000b", "label": 0}',
+        '{"image_path": "\\ud800", "label": 0}',
+        *(
+            f'{{"image_path": "1.png", "label": {label}}}'
+            for label in ("-1", "1e400", "0.5", "true", "9" * 5000, 10**12)
+        ),
+    ],
+)
+def test_an_index_with_a_damaged_line(tmp_path, line):
+    write(tmp_path, "1.png")
+    path = tmp_path / "index.jsonl"
+    path.write_text(f"{GOOD}\n\n{line}\n")
+    assert f"line 3 of the index {path} is not" in mistake(path=str(path))
+
+
+def test_names_that_are_not_utf8(tmp_path):
+    """In folders, lists and BEiT-3's index: one image, one class."""
+    name = os.fsdecode(b"c\xe9\xff")
+    write(tmp_path, "train/a/1.png")
+    os.rename(tmp_path / "train" / "a", tmp_path / "train" / name)
+    (tmp_path / "list.txt").write_bytes(b"train/c\xe9\xff/1.png\tc\xe9\xff\n")
+    assert main(["index", str(tmp_path)]) == 0
+    for path in ("train", "list.txt", "imagenet.train.index.jsonl"):
+        source = open_sources(path=str(tmp_path / path)).pretrain
+        assert source.load(0).size == (8, 6)
+        assert source.classes == ["0" if path.endswith("jsonl") else name]
+        assert len(source.fingerprint()) == 16
+
+
+def test_numbers_that_are_equal_have_one_order(tmp_path):
+    """1 and 01 are two classes, in the order of every process."""
+    names = ["0" * zeros + "1" for zeros in range(9)]
+    write(tmp_path, "1.png")
+    (tmp_path / "list.txt").write_text("".join(f"1.png\t{name}\n" for name in names))
+    assert open_sources(path=str(tmp_path / "list.txt")).pretrain.classes == sorted(names)
 
 
 def test_unreadable_list(tmp_path, monkeypatch):
@@ -196,7 +250,7 @@ def test_unreadable_list(tmp_path, monkeypatch):
     def refuse(*args, **kwargs):
         raise PermissionError(13, "Permission denied")
 
-    monkeypatch.setattr("builtins.open", refuse)
+    monkeypatch.setattr("os.open", refuse)
     sentence = mistake(path=str(path))
     monkeypatch.undo()
     assert "cannot read the list" in sentence
