@@ -10,6 +10,7 @@ import io
 import json
 import math
 import os
+import re
 import socket
 import sys
 import time
@@ -229,10 +230,16 @@ def _records_until(path: str, step: int) -> str:
 def _wandb_run(project: str, save_dir: str, name: str, config: dict[str, Any] | None, resumed: bool) -> Any:
     wandb = resources.package("wandb", "wandb", "--wandb needs the package wandb")
     path = os.path.join(save_dir, f"{name}.wandb")
-    known = None
+    known = ""
     if resumed and os.path.isfile(path):
-        with open(path, encoding="utf-8") as file:
-            known = file.read().strip()
-    run = wandb.init(project=project, dir=save_dir, config=config, id=known or None, resume="allow")
+        with open(path, encoding="utf-8", errors="replace") as file:
+            known = file.read(1000).strip()
+    if known and not re.fullmatch(r"[\w-]{1,128}", known):
+        tell(f"warning: {path} is damaged and names no run of Weights & Biases; a new page is begun")
+        known = ""
+    try:
+        run = wandb.init(project=project, dir=save_dir, config=config, id=known or None, resume="allow")
+    except Exception as error:  # of the network, the account or the project
+        raise UserError(f"--wandb {project}: {one_line(error)}") from error
     files.write_text(str(run.id), path)
     return run

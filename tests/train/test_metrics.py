@@ -146,7 +146,7 @@ def test_a_folder_that_cannot_be_written_is_one_sentence(tmp_path):
         RunLog(str(tmp_path / "file" / "run"))
 
 
-def test_wandb_is_optional_and_a_resumed_run_keeps_its_page(tmp_path, monkeypatch):
+def test_wandb_is_optional_and_a_resumed_run_keeps_its_page(tmp_path, monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "wandb", None)
     with pytest.raises(UserError, match=r"pip install '\.\[wandb\]'"):
         RunLog(str(tmp_path), tensorboard=False, wandb="project")
@@ -173,6 +173,17 @@ def test_wandb_is_optional_and_a_resumed_run_keeps_its_page(tmp_path, monkeypatc
         log.close()
     once = [(1, {"x": 2.0}), "finished"]
     assert calls == [("p", None, {"lr": 1}), *once, ("p", "abc", {"lr": 1}), *once]
+    (tmp_path / "log.wandb").write_bytes(b"\0\xff\x1b[2J")
+    RunLog(str(tmp_path), tensorboard=False, wandb="p", resume_step=1).close()
+    assert calls[-2][1] is None
+    assert "a new page is begun" in capsys.readouterr().out
+
+    def fail(**_):
+        raise ValueError("no\nnetwork")
+
+    monkeypatch.setattr(sys.modules["wandb"], "init", fail)
+    with pytest.raises(UserError, match="^--wandb p: no network$"):
+        RunLog(str(tmp_path), tensorboard=False, wandb="p", resume_step=1)
 
 
 def test_settings_are_kept_beside_the_log(tmp_path):
