@@ -6,6 +6,11 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # runs from a clone without installing
 
+from moco import signals
+
+if __name__ == "__main__":
+    signals.begin("stopped")
+
 from moco.errors import UserError, exit_code, tell
 from moco.weights.detectron2_names import convert, pixels_of, write_pickle
 

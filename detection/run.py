@@ -11,12 +11,16 @@ import argparse
 import hashlib
 import importlib
 import shlex
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # runs from a clone without installing
+
+from moco import signals
+
+if __name__ == "__main__":
+    signals.begin("stopped")
 
 from moco.errors import USAGE_EXIT, TrainingError, UserError, tell
 from moco.files import read_json, write_json
@@ -152,7 +156,9 @@ def _train(folder: Path, config: str, num_gpus: int, argv: list[str]) -> None:
     if (folder / "last_checkpoint").is_file():
         flags.append("--resume")
     command = [sys.executable, str(TRAIN_NET), *flags, *argv]
-    code = subprocess.run(command).returncode
+    code = signals.call(command)
+    if signals.noted():
+        raise SystemExit(code or signals.code())
     if code:
         raise TrainingError(
             f"the trial in {folder} ended with code {code}, see its log.txt; it was: {shlex.join(command)}"

@@ -10,6 +10,11 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # runs from a clone without installing
 
+from moco import signals
+
+if __name__ == "__main__":
+    signals.begin("stopped")
+
 from moco.errors import exit_code, tell
 
 HERE = Path(__file__).resolve().parent

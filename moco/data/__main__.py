@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import argparse
 import os
-import sys
 
-from moco.cli import commands
+from moco import signals
 from moco.errors import exit_code, tell
 
 
 def main(argv: list[str] | None = None) -> int:
     """Write an index of an image folder, or its images as tar shards; the exit code."""
+    from moco.cli import commands
+
     args = commands.parse_data(argv)
     return exit_code(lambda: (_index if args.command == "index" else _pack)(args))
 
@@ -34,4 +35,4 @@ def _pack(args: argparse.Namespace) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    raise SystemExit(signals.run(main))

@@ -10,14 +10,13 @@ import argparse
 import json
 import os
 import shlex
-import subprocess
 import sys
 import time
 from pathlib import Path
 
 import torch
 
-from moco import data, distributed, resources
+from moco import data, distributed, resources, signals
 from moco.errors import tell
 from moco.eval.embed import picture, project
 from moco.eval.features import EvalData, FeatureExtractor
@@ -46,9 +45,9 @@ def run_demo(asked: argparse.Namespace, settings: argparse.Namespace) -> int:
     for command in (*before, pretraining, *after):
         script = resources.script(command[0])
         tell(f"\n$ python {shlex.join([os.path.relpath(script), *command[1:]])}")
-        code = subprocess.run([sys.executable, script, *command[1:]], check=False).returncode
-        if code:
-            return code
+        code = signals.call([sys.executable, script, *command[1:]])
+        if code or signals.noted():
+            return code or signals.code() or 0
     image = os.path.join(folder, "embedding.png")
     draw_embeddings(settings, weights, image)
     tell(f"\n{results_table(folder, whole=asked.epochs is None)}")

@@ -6,13 +6,12 @@ import argparse
 import itertools
 import os
 import shlex
-import signal
 import sys
 import threading
 import time
 
-from moco import resources
-from moco.errors import INTERRUPTED_EXIT, SIGTERM_EXIT, UserError, exit_code, tell
+from moco import resources, signals
+from moco.errors import UserError, exit_code, tell
 from moco.sweep import pool, report, spec, trial
 
 FAILED_EXIT = 1
@@ -62,22 +61,13 @@ def run(sweep: spec.Spec) -> int:
         raise UserError(f"{sweep.out} cannot be made ({error.strerror}); choose another --out.") from error
     for note in sweep.notes:
         tell(note)
-    began, stop, received = time.time(), threading.Event(), []
-
-    def on_signal(number: int, frame: object) -> None:
-        received.append(number)
-        stop.set()
-
-    earlier = {number: signal.signal(number, on_signal) for number in (signal.SIGTERM, signal.SIGINT)}
-    try:
+    began, stop = time.time(), threading.Event()
+    with signals.listening(), signals.led_by(lambda number, again: stop.set()):
         chosen = _stages(sweep, began, stop)
-    finally:
-        for number, handler in earlier.items():
-            signal.signal(number, handler)
-    tell("\n" + report.write_tables(sweep, chosen))
-    if received:
-        tell("stopped: run the same command again to go on")
-        return SIGTERM_EXIT if received[0] == signal.SIGTERM else INTERRUPTED_EXIT
+        tell("\n" + report.write_tables(sweep, chosen))
+        if (code := signals.code()) is not None:
+            tell("stopped: run the same command again to go on")
+            return code
     return FAILED_EXIT if _something_is_missing(sweep, chosen) else 0
 
 
@@ -117,4 +107,4 @@ def _something_is_missing(sweep: spec.Spec, chosen: list[dict]) -> bool:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(signals.run(main))

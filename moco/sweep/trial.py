@@ -21,7 +21,7 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from moco import files
+from moco import files, signals
 from moco.sweep.spec import Trial
 
 DONE, FAILED, STOPPED, OUT_OF_TIME = "done", "failed", "stopped", "out of time"
@@ -161,12 +161,13 @@ def _take_over(parent: str, folder: str) -> None:
 
 
 def _start(trial: Trial, slot: Slot, output: Any, lock: int) -> subprocess.Popen:
-    process = subprocess.Popen(
-        [sys.executable, *trial.command], stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT,
-        env={**os.environ, **slot.variables},
-        start_new_session=True,  # Ctrl-C reaches the sweep alone, which lets the trial save
-        pass_fds=(lock,),
-    )  # fmt: skip
+    with signals.open_to_children():
+        process = subprocess.Popen(
+            [sys.executable, *trial.command], stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT,
+            env={**os.environ, **slot.variables},
+            start_new_session=True,  # Ctrl-C reaches the sweep alone, which lets the trial save
+            pass_fds=(lock,),
+        )  # fmt: skip
     if slot.cores and hasattr(os, "sched_setaffinity"):  # threads and loader workers then count these cores only
         with contextlib.suppress(ProcessLookupError):
             os.sched_setaffinity(process.pid, slot.cores)
@@ -184,13 +185,14 @@ def _wait(process: subprocess.Popen, stop: threading.Event, deadline: float) -> 
 
 
 def _end(process: subprocess.Popen) -> int:
-    """End the process if it runs, then whatever it started; returns the exit code, 128 + N after signal N."""
-    try:
-        process.terminate()
-        process.wait(GRACE_SECONDS)
-    except subprocess.TimeoutExpired:
-        process.kill()
-        process.wait()
+    """End the process if it runs, then whatever it started; returns the exit code, 128 + N after signal N. At the
+    second signal to the sweep it is given no more time."""
+    process.terminate()
+    patience = time.monotonic() + GRACE_SECONDS
+    while process.poll() is None and time.monotonic() < patience and not signals.twice():
+        time.sleep(POLL_SECONDS)
+    process.kill()
+    process.wait()
     with contextlib.suppress(ProcessLookupError, PermissionError):
         os.killpg(process.pid, signal.SIGKILL)  # loader workers of a process that was killed hold the lock too
     return process.returncode if process.returncode >= 0 else 128 - process.returncode

@@ -7,11 +7,9 @@ import logging
 import pickle
 import re
 import shlex
-import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -163,12 +161,12 @@ def test_coco_fpn_trains_and_evaluates_boxes_and_masks(backbone, tmp_path):
 def test_run_goes_from_a_checkpoint_to_a_row_and_continues(checkpoint, tmp_path, capsys, monkeypatch):
     begun: list[list[str]] = []
 
-    def in_this_process(command: list[str]) -> subprocess.CompletedProcess:
+    def in_this_process(command: list[str]) -> int:
         assert command[:2] == [sys.executable, str(ROOT / "detection" / "train_net.py")]
         begun.append(command[2:])
-        return subprocess.CompletedProcess(command, train_net.main(command[2:]))
+        return train_net.main(command[2:])
 
-    monkeypatch.setattr(run, "subprocess", SimpleNamespace(run=in_this_process))
+    monkeypatch.setattr(run.signals, "call", in_this_process)
     small = [*SMALL, "SOLVER.MAX_ITER", "1"]
     own = tmp_path / "own.pth.tar"
     images = {"mean": [0.5, 0.4, 0.2], "std": [0.229, 0.224, 0.225]}
@@ -191,7 +189,7 @@ def test_run_goes_from_a_checkpoint_to_a_row_and_continues(checkpoint, tmp_path,
     assert json.loads((tmp_path / "summary.json").read_text()) == made
 
     (tmp_path / "trial_0" / "results.json").unlink()
-    monkeypatch.setattr(run, "subprocess", SimpleNamespace(run=lambda command: subprocess.CompletedProcess(command, 7)))
+    monkeypatch.setattr(run.signals, "call", lambda command: 7)
     assert run.main(words) == 1
     assert "trial_0 ended with code 7, see its log.txt" in capsys.readouterr().err
 
