@@ -46,7 +46,8 @@ def worker(args: Namespace) -> int:
     """One process of a probe, from data to the result; returns the exit code."""
     mode = next((mode for mode in MODES if getattr(args, mode)), "lincls")
     trained = mode == "lincls"
-    path, state, seed = begin_run(args.resume, args.save_dir, args.seed, linear_checkpoint.CHECKPOINT)
+    kind = "result" if trained else mode  # a fine-tuning writes result.json too
+    path, state, seed = begin_run(args.resume, args.save_dir, args.seed, linear_checkpoint.CHECKPOINT, kind)
 
     # data
     train, val, settled, numbered = open_images(args, mode, path, state)

@@ -40,7 +40,8 @@ from moco.weights.settings import Settled, settle_from_file
 
 def worker(args: Namespace) -> int:
     """One process of a run, from data to the result; returns its exit code."""
-    path, state, seed = begin_run(args.resume, args.save_dir, args.seed, finetune.CHECKPOINT)
+    kind = "evaluate" if args.evaluate else "result"  # of a probe too
+    path, state, seed = begin_run(args.resume, args.save_dir, args.seed, finetune.CHECKPOINT, kind)
     seeding.begin(seed, asked=args.seed is not None)
 
     # data

@@ -18,7 +18,7 @@ import warnings
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, BinaryIO
 
-from moco import archive, signals
+from moco import archive, owner, processes, signals
 from moco.errors import UserError, one_line
 
 if TYPE_CHECKING:  # otherwise in the functions that use it: a wrong flag is answered before a second of imports
@@ -115,21 +115,27 @@ def _refuse_odd(status: os.stat_result, most: float) -> None:
 @contextlib.contextmanager
 def replacing(path: str, choose: str = "--save-dir") -> Iterator[str]:
     """A path beside ``path`` to write to. At the end it is flushed to the disk and put in the place of the old file: a
-    kill at any instant leaves the old one or the new one. The folder is made.
+    kill at any instant leaves the old one or the new one, and perhaps what was written beside, which the next to write
+    there removes. The folder is made.
 
     Args:
         choose: the flag that says where files go, for the sentence.
 
     Raises:
-        UserError: the disk is full or the folder cannot be written; an older file of that name is untouched.
+        UserError: the disk is full, the folder cannot be written or is another run's by now (:mod:`moco.owner`); an
+            older file of that name is untouched.
     """
-    beside = path + ".tmp"
+    folder, name = os.path.split(path)
+    beside = processes.temporary(path)
     signals.unfinished.add(beside)
     try:
-        os.makedirs(os.path.dirname(path) or ".", exist_ok=True)
+        owner.check(path)
+        os.makedirs(folder or ".", exist_ok=True)
+        processes.remove_stale(folder, name)
         yield beside
         with open(beside, "rb") as file:
             os.fsync(file.fileno())
+        owner.check(path)
         replace(beside, path)
     except BaseException as error:
         with contextlib.suppress(OSError):

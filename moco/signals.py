@@ -34,7 +34,8 @@ LED_EARLY = 64  # added to the exit code of a process that its launcher is to te
 TWICE = "ended at once; the newest checkpoint is whole"
 BEFORE = "stopped before the first step, nothing to save"
 
-unfinished: set[str] = set()  # paths of files that are being written, to be removed if the program ends at once
+# paths of what is to be removed if the program ends at once: files that are being written, the lock of a folder
+unfinished: set[str] = set()
 
 
 class Listener:

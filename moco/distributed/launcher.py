@@ -24,7 +24,7 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
-from moco import errors, files, signals
+from moco import errors, files, owner, signals
 from moco.distributed import collectives, meeting
 from moco.errors import OutageError, TrainingError, UserError, exit_code, one_line, tell
 
@@ -185,6 +185,7 @@ def _work(worker: Callable[[Any], int | None], args: Any, plan: LaunchPlan) -> i
         _join(plan, args.dist_backend, args.gpu)
         return worker(args) or 0
     finally:
+        owner.release()
         if dist.is_initialized():
             # Over torch 2.6's gloo a thread may still hold the last exchange's tensors: to let go of them it needs the
             # interpreter's lock, which destroying keeps while it waits for the thread, for ever.
@@ -244,6 +245,7 @@ def _end_with_the_parent(folder: str) -> None:
         parent.join()
         if folder:
             shutil.rmtree(folder, ignore_errors=True)
+        owner.release()
         os._exit(1)
 
 

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from moco import distributed, files, seeding
+from moco import distributed, files, owner, seeding
 from moco.config import Classes, Flags, typed
 from moco.data import Source
 from moco.errors import UserError
@@ -26,11 +26,15 @@ DONE = (
 )
 
 
-def begin_run(resume: str, folder: str, seed: int | None, name: str | None = None) -> tuple[str | None, dict, int]:
-    """The checkpoint to go on from, if any, what is in it, and the run's seed, on every process the same.
+def begin_run(
+    resume: str, folder: str, seed: int | None, name: str | None = None, kind: str = ""
+) -> tuple[str | None, dict, int]:
+    """Hold the run's folder; the checkpoint to go on from, if any, what is in it, and the run's seed, on every process
+    the same.
 
-    name: as in :func:`moco.files.resolve_path`.
+    name: as in :func:`moco.files.resolve_path`. kind: as in :func:`moco.owner.hold`.
     """
+    distributed.first_on_node(lambda: owner.hold(folder, kind) if distributed.is_main() else None, wait=True)
     path = distributed.from_main(files.resolve_path(resume, folder, name))
     state = files.read(path) if path else {}
     return path, state, distributed.from_main(seeding.choose_seed(seed, state))

@@ -20,7 +20,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from moco import distributed, files, resources
+from moco import distributed, files, owner, resources
 from moco.errors import UserError, one_line, tell
 
 KEPT = 10_000  # records, some megabytes, that wait for a place that cannot be written
@@ -74,6 +74,7 @@ class _Appended:
 
     def append(self, data: bytes) -> None:
         if self._file.closed:
+            owner.check(self.path)  # it may be another run's log by now
             self._file = open(self.path, "ab", buffering=0)  # noqa: SIM115
         end, left = os.fstat(self._file.fileno()).st_size, memoryview(data)
         try:
@@ -121,9 +122,10 @@ class _Events:
 class RunLog:
     """One run's log: readable lines on the console, numbers as ``NAME.jsonl``, TensorBoard events, and W&B if asked.
 
-    Every process may call it; only the main one writes. To be used in ``with``, or closed. Each record of the file is
-    one line of JSON with ``step`` and what :meth:`scalars` was given, written when the call returns, or where the disk
-    is full as soon as it can be; numbers that are not finite become null.
+    Every process may call it; only the main one writes. To be used in ``with``, after which the run's folder is no
+    longer held (:mod:`moco.owner`), or closed. Each record of the file is one line of JSON with ``step`` and what
+    :meth:`scalars` was given, written when the call returns, or where the disk is full as soon as it can be; numbers
+    that are not finite become null.
 
     Args:
         save_dir: the run's folder, made if missing.
@@ -150,9 +152,9 @@ class RunLog:
     ) -> None:
         self._places: list[_Place] = []
         self._main = distributed.is_main()
+        self._path = path = os.path.join(save_dir, f"{name}.jsonl")
         if not self._main:
             return
-        path = os.path.join(save_dir, f"{name}.jsonl")
         try:
             os.makedirs(save_dir, exist_ok=True)
             run = _wandb_run(wandb, save_dir, name, config, resumed=resume_step is not None) if wandb else None
@@ -204,8 +206,14 @@ class RunLog:
     def __enter__(self) -> RunLog:
         return self
 
-    def __exit__(self, *raised: object) -> None:
+    def __exit__(self, kind: object, *raised: object) -> None:
         self.close()
+        try:
+            if kind is None:
+                with contextlib.suppress(OSError):
+                    owner.check(self._path)  # the run must not end as if all that it did were there
+        finally:
+            owner.release()
 
     def close(self) -> None:
         """Finish all files; a second call does nothing."""

@@ -8,7 +8,7 @@ import time
 import torch
 from torch import Tensor
 
-from moco import distributed, signals
+from moco import distributed, owner, signals
 
 LOOK_STEPS = 10  # the host never runs further ahead: a signal is answered after so many steps at most
 
@@ -32,7 +32,7 @@ class StopRequest:
         step, signals wait for the next one."""
         signals.hold()
         code = signals.code()
-        late = time.monotonic() > self.deadline
+        late = time.monotonic() > self.deadline or owner.lost()  # the latter's sentence comes with the save
         return int(late) if code is None else 1 + code
 
     def exit_code(self) -> int | None:

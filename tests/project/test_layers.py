@@ -17,6 +17,8 @@ FLOORS = [
         "moco.errors",
         "moco.archive",
         "moco.schema",
+        "moco.processes",
+        "moco.owner",
         "moco.seeding",
         "moco.signals",
         "moco.files",
