@@ -36,6 +36,7 @@ from moco.train.checkpoint import reserve_run_folder
 from moco.train.plan import count_epochs
 from moco.train.resume import DONE, about_run, begin_run, changes
 from moco.train.runlog import RunLog
+from moco.train.saving import Saver
 from moco.weights.settings import Settled, settle_from_file
 
 MEASURES = ("knn", "few_shot")  # what needs no training
@@ -88,7 +89,7 @@ def worker(args: Namespace) -> int:
         elif mode == "lr_find":
             lr_find.find_rate(heads[0], features(train, training=True), args.lr_find_steps, result, args.save_dir, log)
         else:
-            kept = args.save_dir, at, args.arch, run, args.save_ckpt_freq
+            kept = Saver(args.save_dir, log.line), at, args.arch, run, args.save_ckpt_freq
             save = partial(linear_checkpoint.save_probe, model, heads, *kept)
             origin, encoder = args.pretrained or path or "the random initialisation", model.encoder
             check = partial(check_frozen, encoder, weights or backbone_of(encoder), "must stay frozen", origin)

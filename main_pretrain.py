@@ -29,6 +29,7 @@ from moco.train.plan import Progress, batch_shape
 from moco.train.pretraining import Trainer
 from moco.train.resume import about_run, begin_run, changes, loss_choice_of
 from moco.train.runlog import RunLog
+from moco.train.saving import Saver
 from moco.train.setup import build_model, first_lines, open_batches, prepare_training
 from moco.train.stop import StopRequest
 
@@ -67,7 +68,7 @@ def worker(args: Namespace) -> int:
         log.line("the demo, as no DIR is given: " * args.demo + lines)
         trainer = Trainer(
             model, optimizer, scaler, plan, progress, log, StopRequest(args.max_minutes), args.save_dir, sampler,
-            images, args.max_bad_images, about,
+            images, args.max_bad_images, about, saver=Saver(args.save_dir, log.line),
         )  # fmt: skip
         images_to_score = EvalData(view.size, sampler.batch, workers=given.workers)
         extractor = FeatureExtractor(images_to_score, trainer.device, view.mean, view.std, plan.amp)

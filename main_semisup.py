@@ -34,6 +34,7 @@ from moco.train.checkpoint import reserve_run_folder
 from moco.train.plan import count_epochs
 from moco.train.resume import about_run, begin_run, changes
 from moco.train.runlog import RunLog
+from moco.train.saving import Saver
 from moco.train.stop import StopRequest
 from moco.weights.settings import Settled, settle_from_file
 
@@ -74,13 +75,13 @@ def worker(args: Namespace) -> int:
         training, selecting = setup.open_sets(images, views, model, log)
         tuner = finetune.Tuner(
             model, optimizer, scaler, plan, at, log, StopRequest(args.max_minutes), about, objective, lrs, ema,
-            weights or backbone_of(model.encoder),
+            weights or backbone_of(model.encoder), saver=Saver(args.save_dir, log.line),
         )  # fmt: skip
         # loop
         while not (tuner.finished() or args.evaluate or tuner.exit_code is not None):
             tuner.run_epoch(training, selecting)
-            tuner.save(args.save_dir, args.arch)
-            tuner.report_epoch("val" if images.val else "test")
+            tuner.report_epoch("val" if images.val else "test")  # first: a kill between the two repeats both
+            tuner.save(args.arch)
         if tuner.exit_code is not None:
             return tuner.exit_code
         result = {"mode": mode, "arch": args.arch, "pretrained": args.pretrained, "seed": seed, "origin": images.origin,

@@ -159,12 +159,12 @@ def _spawn_again(worker: Callable, args: Any, plan: LaunchPlan, restarts: int) -
         code = _spawn(worker, args, plan)
         if code in (0, *errors.FINAL_EXITS):
             return code
-        path = files.newest_good(args.save_dir, before)
+        saved = files.written(args.save_dir).items() - before.items()
         if signals.noted():  # who sent one wants the run to end, even if the process it was for is gone
             return code
-        if path:
-            args = type(args)(**{**vars(args), "resume": path, "overwrite": False})
-        where = path or "where this run began, it had saved nothing yet"
+        if saved:
+            args = type(args)(**{**vars(args), "resume": "auto", "overwrite": False})
+        where = files.newest(args.save_dir) if saved else "where this run began, it had saved nothing yet"
         tell(f"restart {restart} of {restarts}, from {where}", error=True)
     return _spawn(worker, args, plan)
 

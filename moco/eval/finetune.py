@@ -42,7 +42,8 @@ from moco.weights.settings import images_of
 # The released code's names; they lie beside a probe's files and a pretraining's without harm.
 CHECKPOINT, BEST, RESULT = "checkpoint_semisup.pth.tar", "model_best_semisup.pth.tar", "result.json"
 KEPT = "checkpoint_semisup_{:04d}.pth.tar"  # of an epoch, counted from 0 as upstream's are
-TUNING_FILES = (CHECKPOINT,), (RESULT,), (BEST, KEPT.replace("{:04d}", "[0-9]*"))  # see checkpoint.reserve_run_folder
+# see checkpoint.reserve_run_folder
+TUNING_FILES = (CHECKPOINT + files.PREVIOUS, CHECKPOINT), (RESULT,), (BEST, KEPT.replace("{:04d}", "[0-9]*"))
 
 
 # ---------------------------------------------------------------------------------------------------- evaluation
@@ -222,18 +223,18 @@ class Tuner(Loop):
 
     # ------------------------------------------------------------------------------------------------ checkpoints
 
-    def save(self, save_dir: str, arch: str) -> None:
+    def save(self, arch: str) -> None:
         """Write upstream's dictionary and ``run``, what a resumed run needs besides; also as the best one if it is, and
         once more where the plan keeps this epoch's.
 
         ``state_dict`` is what was evaluated. With a moving average the weights that are trained are ``trained``.
         """
-        distributed.by_main(partial(self._write, save_dir, arch))
+        distributed.by_main(partial(self._write, arch))
         if self.exit_code is not None:
             at = self.progress
             self.log.line(describe_stop(at.epoch, at.batch, self.plan.batches))
 
-    def _write(self, save_dir: str, arch: str) -> None:
+    def _write(self, arch: str) -> None:
         at, encoder = self.progress, self.model.encoder
         run = {
             "seed": at.seed,
@@ -247,13 +248,18 @@ class Tuner(Loop):
         state["best_acc1"] = at.best_acc1
         if self.ema is not None:
             state["trained"] = checkpoint.prefixed(encoder.state_dict())
-        names = [CHECKPOINT]
+        more = []
         if not at.batch and self.score is not None:
             state["acc1"] = self.score.acc1  # of this epoch; moco.average chooses by it
             kept = self.plan.keep_every and at.epoch % self.plan.keep_every == 0
-            names = [BEST] * (at.best_epoch == at.epoch) + [KEPT.format(at.epoch - 1)] * bool(kept) + names
-        for name in names:
-            files.write(state, os.path.join(save_dir, name))
+            more = [BEST] * (at.best_epoch == at.epoch) + [KEPT.format(at.epoch - 1)] * bool(kept)
+        self.saver.write(state, partial(self._write_files, more))
+
+    def _write_files(self, more: list[str], state: dict) -> None:
+        folder = self.saver.folder
+        for name in more:
+            files.write(state, os.path.join(folder, name))
+        checkpoint.save_one(state, os.path.join(folder, CHECKPOINT), self.saver.own)
 
 
 def load(

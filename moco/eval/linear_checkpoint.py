@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import glob
 import os
+from functools import partial
 from typing import Any
 
 from torch import Tensor
@@ -13,18 +14,21 @@ from moco.errors import UserError
 from moco.eval.classifier import Classifier, changed, check_state, fill, filling_optimizer
 from moco.eval.linear import LinearClassifier, leader
 from moco.models.encoder import head_of
+from moco.train import checkpoint
 from moco.train.checkpoint import prefixed
 from moco.train.plan import Progress, check_batches
+from moco.train.saving import Saver
 from moco.weights.settings import images_of
 
 CHECKPOINT, BEST, RESULT = "checkpoint.pth.tar", "model_best.pth.tar", "result.json"
 KEPT_PROBE = "checkpoint_lincls_{:04d}.pth.tar"  # of an epoch, counted from 0 as upstream's are
 _ALL_KEPT = KEPT_PROBE.replace("{:04d}", "[0-9]*")
-PROBE_FILES = (CHECKPOINT,), (RESULT,), (BEST, _ALL_KEPT)  # see moco.train.checkpoint.reserve_run_folder
+# see moco.train.checkpoint.reserve_run_folder
+PROBE_FILES = (CHECKPOINT + files.PREVIOUS, CHECKPOINT), (RESULT,), (BEST, _ALL_KEPT)
 
 
 def save_probe(
-    probe: Classifier, heads: list[LinearClassifier], save_dir: str, at: Progress, arch: str, run: dict[str, Any],
+    probe: Classifier, heads: list[LinearClassifier], saver: Saver, at: Progress, arch: str, run: dict[str, Any],
     keep_every: int = 0, new_best: LinearClassifier | None = None,
 ) -> None:  # fmt: skip
     """Write upstream's dictionary as ``checkpoint.pth.tar``, and as ``model_best.pth.tar`` if there is a ``new_best``;
@@ -39,28 +43,35 @@ def save_probe(
         at: the position, also inside an epoch.
         run: what a resumed run needs besides, plain values.
     """
-
-    def write() -> None:
-        head = leader(heads)
-        state = _state_of(probe, head, at, arch, run)
-        if new_best is not None:  # it leads, so the file differs by the other heads alone
-            files.write(state, os.path.join(save_dir, BEST))
-        if keep_every and not at.batch:
-            _keep(state, head, save_dir, keep_every)
-        if len(heads) > 1:
-            state["heads"] = [_entries(head) for head in heads]
-        files.write(state, os.path.join(save_dir, CHECKPOINT))
-
-    distributed.by_main(write)
+    distributed.by_main(partial(_save, probe, heads, saver, at, arch, run, keep_every, new_best))
 
 
-def _keep(state: dict[str, Any], head: LinearClassifier, save_dir: str, every: int) -> None:
-    epoch = state["epoch"]
-    if epoch == 1:  # another run's would be averaged with this one's
-        for path in glob.glob(os.path.join(glob.escape(save_dir), _ALL_KEPT)):
-            os.remove(path)
-    if epoch % every == 0 and head.score is not None:
-        files.write({**state, "acc1": head.score.acc1}, os.path.join(save_dir, KEPT_PROBE.format(epoch - 1)))
+def _save(
+    probe: Classifier, heads: list[LinearClassifier], saver: Saver, at: Progress, arch: str, run: dict[str, Any],
+    keep_every: int, new_best: LinearClassifier | None,
+) -> None:  # fmt: skip
+    head = leader(heads)
+    state, acc1 = _state_of(probe, head, at, arch, run), None
+    if keep_every and not at.batch:
+        if at.epoch == 1:  # another run's would be averaged with this one's
+            for path in glob.glob(os.path.join(glob.escape(saver.folder), _ALL_KEPT)):
+                os.remove(path)
+        if at.epoch % keep_every == 0 and head.score is not None:
+            acc1 = head.score.acc1
+    if len(heads) > 1:
+        state["heads"] = [_entries(head) for head in heads]
+    saver.write(state, partial(_write, saver, new_best is not None, acc1))
+
+
+def _write(saver: Saver, best: bool, acc1: float | None, state: dict[str, Any]) -> None:
+    """acc1: of the epoch, where its file is kept."""
+    network = {name: value for name, value in state.items() if name != "heads"}
+    if best:  # the best one leads, so the file differs by the other heads alone
+        files.write(network, os.path.join(saver.folder, BEST))
+    if acc1 is not None:
+        name = KEPT_PROBE.format(state["epoch"] - 1)
+        files.write({**network, "acc1": acc1}, os.path.join(saver.folder, name))
+    checkpoint.save_one(state, os.path.join(saver.folder, CHECKPOINT), saver.own)
 
 
 def _state_of(

@@ -65,9 +65,10 @@ class ProbeRun:
             linear.validate(heads, held_out, details and at.epoch == end - 1)
             self.check()
             at.close_epoch()
-            self.save(new_best=linear.note_best(heads))
+            best = linear.note_best(heads)
             text = None if at.epoch == end else linear_report.summary(heads)  # the last line comes after the result
             self.log.scalars(at.batches(steps), linear_report.values(heads), epoch=at.epoch - 1, text=text)
+            self.save(new_best=best)  # last: a kill between the two repeats both
         return None
 
     def train_epoch(self, data: ProbeData, stop: StopRequest) -> int | None:

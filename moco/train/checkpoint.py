@@ -17,19 +17,22 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from moco import distributed
+from moco import distributed, files
 from moco.errors import UserError, one_line
-from moco.files import POINTER, refuse_odd, run_of, runs_checkpoints, write, write_text
+from moco.files import POINTER, PREVIOUS, can_be_read, refuse_odd, run_of, runs_checkpoints, write, write_text
 
 # ------------------------------------------------------------------------------------------- a run's folder
 
 
-def save(state: dict, folder: str, keep: int) -> str:
+def save(state: dict, folder: str, keep: int | None, own: set[str] | None = None) -> str:
     """Write a run's checkpoint, point ``latest`` at it, then prune; returns the path.
 
     At an epoch's end the name is upstream's, ``checkpoint_%04d.pth.tar`` with the epoch's number counted from 0; inside
-    an epoch ``_step_%08d`` is added. Pruning: files from inside an epoch go as soon as a newer checkpoint is safe; of
-    the others the newest ``keep`` stay (0: all).
+    an epoch ``_step_%08d`` is added. Pruning, unless ``keep`` is None: files from inside an epoch go as soon as a newer
+    checkpoint is safe; of the others the newest ``keep`` that can be read stay (0: all). What lies ahead of this one
+    neither counts nor goes: it is damaged, or of a course that the run has left.
+
+    own: names of the files that this process has written, which need not be read to be known as good.
     """
     done, run = state["epoch"], state["run"]
     name = f"checkpoint_{done - 1:04d}.pth.tar"
@@ -38,18 +41,44 @@ def save(state: dict, folder: str, keep: int) -> str:
     path = os.path.join(folder, name)
     write(state, path)
     write_text(name + "\n", os.path.join(folder, POINTER))
-    _prune(folder, keep, name)
+    own = set() if own is None else own
+    own.add(name)
+    if keep is not None:
+        _prune(folder, keep, name, own)
     return path
 
 
-def _prune(folder: str, keep: int, newest: str) -> None:
-    names = [n for n in runs_checkpoints(folder) if n != newest]
-    inside = [n for n in names if "_step_" in n]
-    ends = [n for n in names if "_step_" not in n]
+def _prune(folder: str, keep: int, newest: str, own: set[str]) -> None:
+    names = runs_checkpoints(folder)
+    names = names[: names.index(newest)][::-1]  # newest first
+    gone = [name for name in names if "_step_" in name]
     spare = keep - ("_step_" not in newest)
-    old = ends[: max(0, len(ends) - spare)] if keep else []
-    for name in inside + old:
+    for name in names if keep else ():
+        if "_step_" in name:
+            continue
+        if spare <= 0:
+            gone.append(name)
+        elif name in own or can_be_read(os.path.join(folder, name)):
+            own.add(name)
+            spare -= 1
+    for name in gone:
         os.remove(os.path.join(folder, name))
+
+
+def save_one(state: dict, path: str, own: set[str]) -> None:
+    """Write the checkpoint of a run that has one. The one before it, if it can be read, stays as ``PATH.previous``, as
+    this one may be damaged later; a file system without links keeps none. ``own``: see :func:`save`."""
+    beside, linked = path + PREVIOUS + ".tmp", False
+    if path in own or can_be_read(path):
+        with contextlib.suppress(OSError):
+            with contextlib.suppress(FileNotFoundError):
+                os.remove(beside)
+            os.link(path, beside)
+            linked = True
+    files.write(state, path)
+    own.add(path)
+    if linked:
+        os.replace(beside, path + PREVIOUS)
 
 
 def reserve_run_folder(

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -21,6 +21,7 @@ from moco.models.base import StepOutput
 from moco.train.optimizers import Plateau, step_unless, use_fused_optimizer_step, waits
 from moco.train.plan import Progress, TrainPlan
 from moco.train.runlog import RunLog
+from moco.train.saving import Saver
 from moco.train.stop import StopRequest, outcome, steps_between_looks
 from moco.train.timers import StepTimer, Stopwatch
 
@@ -40,6 +41,7 @@ class Loop(ABC):
     progress: Progress
     log: RunLog
     stop: StopRequest
+    saver: Saver = field(default_factory=Saver, kw_only=True)
 
     FALLING = False  # the score that a plateau follows is a loss
 

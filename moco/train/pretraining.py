@@ -236,23 +236,35 @@ class Trainer(Loop):
             )
 
     def save(self, arch: str, keep: int) -> None:
-        """Write this state from the main process; the others wait, so that none runs ahead of a failed write."""
+        """Write this state from the main process; the others wait, so that none runs ahead of a failed write.
+
+        While steps are not finite the state is the last good one, and what such steps come from may be in it: it is
+        saved only where the run ends, and no other checkpoint goes for it.
+        """
         self.sync_outcomes()
+        bad = self.progress.bad_steps
+        if bad and self.exit_code is None and not self.finished():
+            self.log.line(
+                f"not saved, as the newest {bad} steps were not finite: the checkpoints before stay as they are"
+            )
+            return
         self.progress.bad_images = self.bad_images.state_dict()
         self.progress.plateau = self.plateau.state_dict()
         if self.plan.patience is not None:
             self.progress.losses = distributed.all_gather(self.losses[None]).tolist()
-        distributed.by_main(partial(self._write, arch, keep))
+        distributed.by_main(partial(self._write, arch, None if bad else keep))
 
-    def _write(self, arch: str, keep: int) -> None:
+    def _write(self, arch: str, keep: int | None) -> None:
         run = {**self.progress.entries(), "batches": batch_shape(self.sampler, self.plan.accum), **self.about}
         run |= images_of(self.model.encoder_q, self.model.mean, self.model.std)
         state = checkpoint.pack(self.model, self.optimizer, self.scaler, arch, self.progress.epoch, run)
-        path = checkpoint.save(state, self.save_dir, keep)
-        self.log.line(f"saved {path}")
+        self.saver.write(state, partial(self._write_file, keep))
         if self.exit_code is not None and not self.finished():
             at, plan = self.progress, self.plan
             self.log.line(describe_stop(at.epoch, at.batch // plan.accum, plan.steps_per_epoch))
+
+    def _write_file(self, keep: int | None, state: dict) -> None:
+        self.log.line(f"saved {checkpoint.save(state, self.save_dir, keep, self.saver.own)}")
 
 
 def prefetch(batches: Iterator[dict], device: torch.device) -> Iterator[dict]:

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from moco import distributed, files, owner, seeding
+from moco import distributed, errors, files, owner, seeding
 from moco.config import Classes, Flags, typed
 from moco.data import Source
 from moco.errors import UserError
@@ -32,11 +32,27 @@ def begin_run(
     """Hold the run's folder; the checkpoint to go on from, if any, what is in it, and the run's seed, on every process
     the same.
 
-    name: as in :func:`moco.files.resolve_path`. kind: as in :func:`moco.owner.hold`.
+    A file that is named is taken, or refused; ``auto`` is :func:`moco.files.newest_good`, and what it passed over is
+    told.
+
+    name: of the one checkpoint of a program that has one; None: a pretraining's. kind: as in :func:`moco.owner.hold`.
+
+    Raises:
+        UserError: the file cannot be used; for ``auto``: none of the folder's.
     """
     distributed.first_on_node(lambda: owner.hold(folder, kind) if distributed.is_main() else None, wait=True)
-    path = distributed.from_main(files.resolve_path(resume, folder, name))
-    state = files.read(path) if path else {}
+    found, problem = files.Found(resume or None), ""
+    if resume == "auto" and distributed.is_main():
+        try:
+            found = files.newest_good(folder, name)
+        except UserError as error:
+            problem = str(error)
+        if found.told:
+            errors.tell(*found.told)
+    path, problem = distributed.from_main([found.path, problem])
+    if problem:
+        raise UserError(problem)
+    state = found.state or (files.read(path) if path else {})
     return path, state, distributed.from_main(seeding.choose_seed(seed, state))
 
 

@@ -501,7 +501,7 @@ def test_another_runs_folder_is_left_alone(folder, tmp_path):
     assert not (tmp_path / finetune.RESULT).exists()
     assert not (tmp_path / finetune.CHECKPOINT).exists()
     assert not (tmp_path / finetune.BEST).exists()
-    assert files.resolve_path("auto", str(tmp_path), finetune.CHECKPOINT) is None
+    assert files.newest_good(str(tmp_path), finetune.CHECKPOINT) == files.Found(told=[])
 
 
 def test_a_loss_that_is_not_finite_ends_the_run_before_the_step(folder, tmp_path, monkeypatch):

@@ -1,5 +1,6 @@
 """Checkpoint files: what cannot be used is one sentence, and no kill and no full disk costs the previous file."""
 
+import errno
 import io
 import multiprocessing
 import os
@@ -143,7 +144,8 @@ def test_a_kill_at_any_instant_leaves_a_loadable_checkpoint(tmp_path):
         process.kill()
         process.join()
         path = files.newest(folder)
-        assert path and path.endswith((tmp_path / "latest").read_text().strip())
+        when = files.written(folder)
+        assert path and when[path] == max(when.values())  # the pointer may be one behind
         state = files.read(path)
         steps.append(state["run"]["step"])
         assert bool((state["fill"] == steps[-1]).all())
@@ -292,26 +294,135 @@ def test_other_files_are_left_alone(tmp_path):
     ]  # fmt: skip
 
 
-def test_newest_follows_the_pointer_and_does_without(tmp_path):
+def aged(path, seconds: float) -> None:
+    """As if written so much later than it was."""
+    when = os.stat(path).st_mtime_ns + int(1e9 * seconds)
+    os.utime(path, ns=(when, when))
+
+
+def auto(folder, one=None) -> tuple[str | None, str]:
+    """Name of what --resume auto takes, and what it says."""
+    found = files.newest_good(str(folder), one)
+    if found.path:
+        assert differences(found.state, files.read(found.path)) == []
+    return found.path and os.path.basename(found.path), "\n".join(found.told)
+
+
+def test_resume_takes_the_newest_whatever_the_pointer_is(tmp_path):
+    assert auto(tmp_path) == auto(tmp_path / "missing") == (None, "")
     assert files.newest(str(tmp_path)) is None
-    assert files.newest(str(tmp_path / "missing")) is None
     for epoch in (9, 10, 11):
         save(tmp_path, epoch)
-    save(tmp_path, 11, batch=2, step=99)
-    (tmp_path / "latest").write_text("checkpoint_0008.pth.tar\n")
-    assert files.newest(str(tmp_path)) == str(tmp_path / "checkpoint_0008.pth.tar")
-    (tmp_path / "latest").write_text("checkpoint_0077.pth.tar\n")  # gone
-    assert files.newest(str(tmp_path)) == str(tmp_path / "checkpoint_0011_step_00000099.pth.tar")
+    last = save(tmp_path, 11, batch=2, step=99)
+    assert auto(tmp_path) == (last, "")
+    pointer = tmp_path / "latest"
+    pointer.write_text("checkpoint_0009.pth.tar\n")  # a kill came before it was written
+    assert auto(tmp_path) == (last, f"latest names checkpoint_0009.pth.tar, but {last} is newer")
+    for content in (b"", b"\xff\xfe\x00", b"/elsewhere/checkpoint_0009.pth.tar", b"../checkpoint_0009.pth.tar"):
+        pointer.write_bytes(content)
+        name, told = auto(tmp_path)
+        assert name == last
+        assert "latest names no checkpoint of this folder" in told or "latest cannot be read" in told
+    pointer.write_text("checkpoint_0077.pth.tar\n")
+    assert "which is missing; the checkpoint with most progress is taken" in auto(tmp_path)[1]
+    pointer.unlink()
+    assert auto(tmp_path) == (last, "")
+    pointer.mkdir()
+    assert "latest is no file" in auto(tmp_path)[1]
+    pointer.rmdir()
+    os.mkfifo(pointer)
+    assert auto(tmp_path)[0] == last
+    assert files.newest(str(tmp_path)) == str(tmp_path / last)
 
 
-def test_what_resume_means(tmp_path):
-    folder = str(tmp_path)
-    assert files.resolve_path("", folder) is None
-    assert files.resolve_path("auto", folder) is None
-    assert files.resolve_path("x.pth.tar", folder) == "x.pth.tar"
+def test_a_run_that_went_back_is_not_led_to_where_it_was(tmp_path):
+    """--resume of epoch 2's file among those of five: the third is written anew, the others are of the old course."""
+    for epoch in range(1, 6):
+        aged(tmp_path / save(tmp_path, epoch), -100 + epoch)
+    assert auto(tmp_path) == ("checkpoint_0004.pth.tar", "")
+    save(tmp_path, 3, keep=2)
+    assert kept(tmp_path) == [f"checkpoint_{n:04d}.pth.tar" for n in (1, 2, 3, 4)]  # those ahead neither go nor count
+    name, told = auto(tmp_path)
+    assert name == "checkpoint_0002.pth.tar"
+    assert told == "checkpoint_0002.pth.tar, which latest names, was written after checkpoint_0004.pth.tar"
+    (tmp_path / "checkpoint_0002.pth.tar").write_bytes(b"damaged")
+    aged(tmp_path / "checkpoint_0002.pth.tar", 0)
+    assert auto(tmp_path)[0] == "checkpoint_0001.pth.tar"
+    save(tmp_path, 4, keep=2)
+    save(tmp_path, 5, keep=2)
+    assert kept(tmp_path) == ["checkpoint_0003.pth.tar", "checkpoint_0004.pth.tar"]
+
+
+def test_a_damaged_file_is_passed_over_and_that_is_said(tmp_path):
+    for epoch in range(1, 5):
+        save(tmp_path, epoch, step=10 * epoch)
+    for number in (3, 2):
+        whole = (tmp_path / f"checkpoint_{number:04d}.pth.tar").read_bytes()
+        (tmp_path / f"checkpoint_{number:04d}.pth.tar").write_bytes(whole[:-100])
+    (tmp_path / "checkpoint_0004.pth.tar").mkdir()
+    name, told = auto(tmp_path)
+    assert name == "checkpoint_0001.pth.tar"
+    lines = told.splitlines()
+    assert len(lines) == 5  # of latest, of three files, and of how far it goes back
+    assert f"passed over: {tmp_path / 'checkpoint_0003.pth.tar'} is no readable checkpoint" in lines[2]
+    assert lines[-1] == (
+        f"--resume auto goes back to {tmp_path / name}, which is at epoch 2, step 20; 3 newer ones cannot be read: "
+        "checkpoint_0004.pth.tar, checkpoint_0003.pth.tar, checkpoint_0002.pth.tar"
+    )
+    for number in (0, 1):
+        (tmp_path / f"checkpoint_{number:04d}.pth.tar").write_bytes(b"x")
+    with pytest.raises(UserError, match=r"holds 5 checkpoints, none of which .*checkpoint_0004.*--overwrite"):
+        files.newest_good(str(tmp_path))
+
+
+def test_pruning_counts_only_what_can_be_read(tmp_path):
+    for epoch in range(1, 5):
+        save(tmp_path, epoch)
+    for number in (1, 3):
+        (tmp_path / f"checkpoint_{number:04d}.pth.tar").write_bytes(b"damaged")
+    save(tmp_path, 5, keep=2)
+    assert kept(tmp_path) == [f"checkpoint_{number:04d}.pth.tar" for number in (2, 3, 4)]
+    own: set[str] = set()
+    for epoch in (6, 7):
+        checkpoint.save({"epoch": epoch, "run": {"batch": 0, "step": 0}}, str(tmp_path), 2, own)
+    assert kept(tmp_path) == ["checkpoint_0005.pth.tar", "checkpoint_0006.pth.tar"]
+
+
+def test_what_this_run_has_written_is_not_read_again(tmp_path, monkeypatch):
+    read, own, original = [], set(), files.read
+    monkeypatch.setattr(files, "read", lambda path: read.append(os.path.basename(path)) or original(path))
     save(tmp_path, 1)
-    assert files.resolve_path("auto", folder) == str(tmp_path / "checkpoint_0000.pth.tar")
-    assert files.resolve_path("", folder) is None
+    for epoch in (2, 3, 4):
+        checkpoint.save({"epoch": epoch, "run": {"batch": 0, "step": 0}}, str(tmp_path), 3, own)
+    assert read == ["checkpoint_0000.pth.tar"]
+
+
+def test_of_the_one_checkpoint_the_one_before_stays(tmp_path):
+    path, own = str(tmp_path / "one.tar"), set()
+    assert auto(tmp_path, "one.tar") == (None, "")
+    for epoch in (1, 2, 3):
+        checkpoint.save_one({"epoch": epoch, "run": {"batch": 4}}, path, own)
+    assert sorted(os.listdir(tmp_path)) == ["one.tar", "one.tar.previous"]
+    assert auto(tmp_path, "one.tar") == ("one.tar", "")
+    (tmp_path / "one.tar").write_bytes(b"damaged")
+    name, told = auto(tmp_path, "one.tar")
+    assert name == "one.tar.previous"
+    assert "is at epoch 2, batch 4; 1 newer ones cannot be read: one.tar" in told
+    checkpoint.save_one({"epoch": 3, "run": {}}, path, set())  # of the run that goes on: what is damaged is not kept
+    assert (files.read(path)["epoch"], files.read(path + ".previous")["epoch"]) == (3, 2)
+    os.remove(path)
+    assert "one.tar is missing" in auto(tmp_path, "one.tar")[1]
+
+
+def test_a_file_system_without_links_keeps_none(tmp_path, monkeypatch):
+    def refused(*names):
+        raise OSError(errno.EPERM, "Operation not permitted")
+
+    monkeypatch.setattr(os, "link", refused)
+    for epoch in (1, 2):
+        checkpoint.save_one({"epoch": epoch}, str(tmp_path / "x"), set())
+    assert os.listdir(tmp_path) == ["x"]
+    assert files.read(str(tmp_path / "x")) == {"epoch": 2}
 
 
 def test_a_folder_belongs_to_one_run(tmp_path):
@@ -498,22 +609,6 @@ def _refuses(state, change, words):
         checkpoint.unpack(state, "FILE", *mine, "net")
     assert str(error.value).startswith("FILE")
     assert differences(contents(*mine), before) == []
-
-
-def test_the_newest_good_checkpoint_is_one_of_this_run_that_can_be_read(tmp_path):
-    folder = str(tmp_path)
-    names = [f"checkpoint_{epoch:04d}.pth.tar" for epoch in range(4)]
-    for name in names[:2]:
-        files.write({"epoch": 1}, str(tmp_path / name))
-    before = files.written(folder)
-    assert list(before) == [str(tmp_path / name) for name in names[:2]]
-    assert files.newest_good(folder, before) is None  # those are of an earlier run
-    for name in names[2:]:
-        files.write({"epoch": 1}, str(tmp_path / name))
-    assert files.newest_good(folder, before) == str(tmp_path / names[3])
-    (tmp_path / names[3]).write_bytes(b"damaged")
-    assert files.newest_good(folder, before) == str(tmp_path / names[2])
-    assert files.newest_good(str(tmp_path / "nowhere"), {}) is None
 
 
 @pytest.mark.parametrize("content", ["[" * 100_000, "1" * 5000, '{"a"', "[3]", "\0", ""])
