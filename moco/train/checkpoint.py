@@ -78,7 +78,7 @@ def save_one(state: dict, path: str, own: set[str]) -> None:
     files.write(state, path)
     own.add(path)
     if linked:
-        os.replace(beside, path + PREVIOUS)
+        files.replace(beside, path + PREVIOUS)
 
 
 def reserve_run_folder(
