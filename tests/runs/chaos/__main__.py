@@ -32,24 +32,26 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, default=Path("runs/chaos"), help="folder of all files, emptied first")
     parser.add_argument("--only", metavar="KIND[:NUMBER]", help="kill, flip, mutate or disk; with a number one case, "
                         "whose files are kept in --out")  # fmt: skip
+    parser.add_argument("--short", action="store_true", help="take --only's case from the short form")
     args = parser.parse_args(argv)
     from tests.runs.chaos import verdicts
 
     out = args.out.resolve()
-    prepare(out)
+    short = args.short or not (args.minutes or args.only)
+    prepare(out, short)
     deadline = time.monotonic() + 60 * args.minutes if args.minutes else None
     lanes = [(args.only,)] if args.only else LANES if args.minutes else SHORT_LANES
     pids = [fork_lane(number, kinds, out, args.seed, deadline) for number, kinds in enumerate(lanes)]
     broken = [pid for pid in pids if os.waitpid(pid, 0)[1]]
     found = verdicts.read(out)
     print(verdicts.table(found))
-    told = verdicts.summary(found, args.seed)
+    told = verdicts.summary(found, f"--seed {args.seed}{' --short' * short}")
     (out / "summary.json").write_text(json.dumps(told, indent=1) + "\n")
     print(*told["wrong"], sep="\n")
     return 1 if broken or told["wrong"] or not found else 0
 
 
-def prepare(out: Path) -> None:
+def prepare(out: Path, short: bool) -> None:
     """Import all that a program may, and make the templates."""
     import shutil
 
@@ -63,8 +65,7 @@ def prepare(out: Path) -> None:
 
     shutil.rmtree(out, ignore_errors=True)
     out.mkdir(parents=True)
-    scenes.build(out / "base")
-    (out / "base" / "empty").mkdir()
+    scenes.build(out / "base", short)
     gc.freeze()  # no collection writes to the pages that every fork shares
 
 
@@ -90,11 +91,12 @@ def lane(number: int, kinds: tuple[str, ...], out: Path, seed: int, deadline: fl
 
     base, here, note = out / "base", out / f"lane{number}" / "here", out / f"lane{number}.jsonl"
     here.parent.mkdir()
-    readers, writers = scenes.readers(base), scenes.writers(base)
+    short = not (base / "resnet").exists()
+    readers, writers = scenes.readers(base, short), scenes.writers(base)
     for kind, which in cases(kinds, deadline):
         try:
             if kind == "kill":
-                found = kills.Chain(base, here, seed, which, short=deadline is None).run()
+                found = kills.Chain(base, here, seed, which, short).run()
             elif kind == "disk":
                 found = [disk.case(writers, base, here, seed, which)]
             else:
@@ -104,7 +106,7 @@ def lane(number: int, kinds: tuple[str, ...], out: Path, seed: int, deadline: fl
         for verdict in found:
             verdicts.note(verdict, note)
             if verdict.verdict == verdicts.WRONG:
-                print(verdict.line(seed), flush=True)
+                print(verdict.line(f"--seed {seed}{' --short' * short}"), flush=True)
 
 
 def cases(kinds: tuple[str, ...], deadline: float | None) -> Iterator[tuple[str, int]]:

@@ -91,7 +91,7 @@ def case(scenes: list[Scene], base: Path, here: Path, seed: int, number: int) ->
     code = rng.choices((errno.ENOSPC, errno.EDQUOT, errno.EIO), (8, 1, 1))[0]
     scene.set_up(base, here)
     ended = scene.run(here, FullDisk(here, first, lasting, code, here.with_suffix(".count")).begin)
-    why = ill_mannered(ended, normal.peak, (0, 2, 75))
+    why = ill_mannered(ended, normal.peak, (*scene.codes, 75))
     strays = [path.name for path in here.rglob("*") if path.name.endswith((".tmp", ".part"))]
     why = why or ("left " + strays[0] if strays else "")
     if not why and ended.code:

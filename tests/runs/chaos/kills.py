@@ -102,6 +102,7 @@ class Chain:
         if now < before:
             return f"the newest checkpoint went back from {before} to {now}"
         asked = ended.code in (129, 130, 143) or (sender.number == signal.SIGUSR1 and ended.code == 0 and sender.caught)
+        asked &= "nothing to save" not in ended.text  # before the first step the log may be a killed run's
         if asked and self.main == "main_pretrain" and now[-1] < logged:
             return f"{logged} steps are logged and {now[-1]} are saved: {tail(ended.text)}"
         return ""

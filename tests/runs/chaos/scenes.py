@@ -145,8 +145,8 @@ def fake_wandb() -> None:
     sys.modules["wandb"] = module
 
 
-def build(base: Path) -> None:
-    """All templates, once."""
+def build(base: Path, short: bool) -> None:
+    """All templates, once; ``short``: without the ones that take seconds."""
     if (base / "built").exists():
         return
     shutil.rmtree(base, ignore_errors=True)
@@ -185,6 +185,10 @@ def build(base: Path) -> None:
     _sweep(base, made)
     wandb = ["--wandb", "p", "--save-dir", base / "wandb", images]
     made("main_pretrain", *TINY, "--steps", "2", *wandb, prepare=fake_wandb)
+    if not short:
+        (base / "resnet").mkdir()
+        made("tests.runs.chaos.resnet", base / "resnet" / "resnet50.pth.tar")
+    (base / "empty").mkdir()
     (base / "built").touch()
 
 
@@ -215,8 +219,31 @@ def _sweep(base: Path, made: Callable[..., None]) -> None:
 # ------------------------------------------------------------------------------------------------------ readers
 
 
-def readers(base: Path) -> list[Scene]:
+# of the readers, those whose programs and files the others have too: only in the long form
+LONG = """
+describe averaged.pth.tar
+describe probe.pth.tar
+describe exported.pth
+average --best
+retrieval
+main_lincls --pretrained averaged.pth.tar
+main_lincls --pretrained exported.pth
+pretrain list.jsonl
+main_semisup --pretrained pretrained.pth.tar
+main_semisup --pretrained averaged.pth.tar
+embed
+main_semisup --pretrained exported.pth
+main_semisup --pretrained exported.safetensors
+export timm
+""".strip().splitlines()
+
+
+def readers(base: Path, short: bool) -> list[Scene]:
     """Every program that reads files, with the files that it reads."""
+    return [scene for scene in _all_readers(base) if not (short and scene.name in LONG)]
+
+
+def _all_readers(base: Path) -> list[Scene]:
     images, tiny = str(base / "images"), ["main_pretrain", *TINY, "--epochs", "1", "--save-dir", "{}/run"]
     logs: dict[str, File] = {"log.jsonl": ("jsonl", EXACT), "log_settings.json": ("json", EXACT)}
     owner: dict[str, File] = {"owner.json": ("json", EXACT)}
@@ -236,6 +263,10 @@ def readers(base: Path) -> list[Scene]:
               {"checkpoint_semisup.pth.tar": ("checkpoint", EXACT), "semisup.jsonl": ("jsonl", EXACT), **owner},
               run_value, weight=3),
     ]  # fmt: skip
+    if (base / "resnet").exists():
+        words = ["detection/convert-pretrain-to-detectron2.py", "{}/resnet50.pth.tar", "{}/out.pkl"]
+        files_ = {"resnet50.pth.tar": ("checkpoint", EXACT)}
+        found.append(Scene("convert", "resnet", words, files_, of_file("out.pkl"), weight=0.3))
     return [*found, *_of_weights(images), *_of_data(images, tiny), *_of_others(base, images)]
 
 
@@ -335,8 +366,8 @@ def writers(base: Path) -> list[Scene]:
     def log_of(here: Path, ended: Ended) -> Any:
         return log_value(here / "run", ended)
 
-    skipped = ("embed", "retrieval", "export timm", "export safetensors", "average", "pack list")
-    same = [scene for scene in readers(base) if scene.name in skipped]
+    shared = ("embed", "retrieval", "export timm", "export safetensors", "average", "pack list")
+    same = [scene for scene in _all_readers(base) if scene.name in shared]
     for scene in same:
         scene.files = {}
         scene.value = tree_value if scene.name == "pack list" else scene.value
@@ -345,6 +376,8 @@ def writers(base: Path) -> list[Scene]:
         Scene("lincls", "empty", [*LINCLS, *weights, *from_start], {}, log_of, weight=3),
         Scene("semisup", "empty", [*SEMISUP, *weights, *from_start], {}, log_of, weight=3),
         *same,
+        Scene("sweep", "empty", ["moco.sweep", f"{base}/sweep/spec.yml", "--out", "{}/out"], {},
+              of_file("out/results.csv"), (0, 1, 2)),
         Scene("index", "images", ["moco.data", "index", "{}"], {}, tree_value),
         Scene("cache", "empty", ["main_pretrain", *TINY, "--epochs", "1", "--cache", "{}/cache", *from_start], {},
               log_of),

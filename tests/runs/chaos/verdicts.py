@@ -24,8 +24,8 @@ class Verdict:
     verdict: str
     why: str = ""
 
-    def line(self, seed: int) -> str:
-        again = f"python -m tests.runs.chaos --seed {seed} --only {self.kind}:{self.number}"
+    def line(self, flags: str) -> str:
+        again = f"python -m tests.runs.chaos {flags} --only {self.kind}:{self.number}"
         return f"WRONG {self.what}: {self.why}\n    {again}"
 
 
@@ -79,10 +79,10 @@ def table(found: list[Verdict]) -> str:
     return "\n".join(shown)
 
 
-def summary(found: list[Verdict], seed: int) -> dict:
+def summary(found: list[Verdict], flags: str) -> dict:
     """What summary.json holds."""
     kinds = {}
     for kind in dict.fromkeys(v.kind for v in found):
         mine = Counter(v.verdict for v in found if v.kind == kind)
         kinds[kind] = {"tried": mine.total(), **{name: mine[name] for name in (RIGHT, SENTENCE, WRONG)}}
-    return {"seed": seed, "kinds": kinds, "wrong": [v.line(seed) for v in found if v.verdict == WRONG]}
+    return {"flags": flags, "kinds": kinds, "wrong": [v.line(flags) for v in found if v.verdict == WRONG]}
