@@ -377,7 +377,7 @@ def writers(base: Path) -> list[Scene]:
         Scene("semisup", "empty", [*SEMISUP, *weights, *from_start], {}, log_of, weight=3),
         *same,
         Scene("sweep", "empty", ["moco.sweep", f"{base}/sweep/spec.yml", "--out", "{}/out"], {},
-              of_file("out/results.csv"), (0, 1, 2)),
+              of_file("out/results.md"), (0, 1, 2)),
         Scene("index", "images", ["moco.data", "index", "{}"], {}, tree_value),
         Scene("cache", "empty", ["main_pretrain", *TINY, "--epochs", "1", "--cache", "{}/cache", *from_start], {},
               log_of),
