@@ -17,6 +17,7 @@ from tests.runs.chaos.scenes import Scene, differ
 from tests.runs.chaos.verdicts import RIGHT, SENTENCE, WRONG, Verdict, ill_mannered
 
 NEVER = 10**9
+OVER_OLD = ("average", "export timm", "export safetensors", "embed", "retrieval", "index")  # replaces its files
 
 
 class FullDisk:
@@ -87,13 +88,17 @@ def case(scenes: list[Scene], base: Path, here: Path, seed: int, number: int) ->
     scene = rng.choices(scenes, [scene.weight for scene in scenes])[0]
     wanted, normal = scene.undisturbed(base, here)
     writes = count(scene, base, here)
-    first, lasting = rng.randint(1, writes), rng.random() < 0.6
+    first, lasting, old = rng.randint(1, writes), rng.random() < 0.6, scene.name in OVER_OLD and rng.random() < 0.5
     code = rng.choices((errno.ENOSPC, errno.EDQUOT, errno.EIO), (8, 1, 1))[0]
     scene.set_up(base, here)
+    if old:
+        scene.run(here)
     ended = scene.run(here, FullDisk(here, first, lasting, code, here.with_suffix(".count")).begin)
     why = ill_mannered(ended, normal.peak, (*scene.codes, 75))
     strays = [path.name for path in here.rglob("*") if path.name.endswith((".tmp", ".part"))]
     why = why or ("left " + strays[0] if strays else "")
+    if not why and old and (damaged := differ(wanted, scene.value(here, normal))):
+        why = f"the old file is not whole: {damaged}"
     if not why and ended.code:
         again = scene.run(here)
         why = f"with room again, exit code {again.code}: {again.text[-300:]}" if again.code else ""
@@ -102,7 +107,8 @@ def case(scenes: list[Scene], base: Path, here: Path, seed: int, number: int) ->
         wanted, made = ({k: v for k, v in of.items() if not k.endswith(".jsonl")} for of in (wanted, made))
     why = why or differ(wanted, made)
     verdict = WRONG if why else SENTENCE if ended.code else RIGHT
-    how = f"{errno.errorcode[code]} {'from' if lasting else 'at'} write {first} of {writes}{' on' * lasting}"
+    how = f"{errno.errorcode[code]} {'from' if lasting else 'at'} write {first} of {writes}"
+    how += " on" * lasting + ", over old files" * old
     return Verdict("disk", number, scene.name, f"{scene.name}: {how}", verdict, why)
 
 

@@ -121,7 +121,7 @@ def nothing(here: Path, ended: Ended) -> Any:
 def differ(one: Any, other: Any) -> str:
     """Where two values differ, in a few words; empty where they are equal."""
     found = differences(one, other)
-    return f"{len(found)} entries differ, first {found[0] or 'the whole'}" if found else ""
+    return f"{len(found)} entries differ, first {min(found) or 'the whole'}" if found else ""
 
 
 # --------------------------------------------------------------------------------------------------- templates
