@@ -73,10 +73,8 @@ def case(kind: str, scenes: list[Scene], base: Path, here: Path, seed: int, numb
     scene = rng.choices(scenes, [scene.weight for scene in scenes])[0]
     wanted, normal = scene.undisturbed(base, here)
     scene.set_up(base, here)
-    name = rng.choice(sorted(name for name in scene.files if (here / name).exists() or name == "owner.json"))
+    name = rng.choice(sorted(name for name in scene.files if (here / name).exists()))
     (form, exact), path = scene.files[name], here / name
-    if not path.exists():
-        path.write_text('{"host": "elsewhere", "pid": 1}\n')
     said = spoil(path, rng) if kind == "flip" else mutations.mutate(path, form, rng)
     ended = scene.run(here)
     why = ill_mannered(ended, normal.peak, scene.codes)
