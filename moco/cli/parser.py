@@ -19,6 +19,8 @@ from moco.errors import USAGE_EXIT, UserError, tell
 from moco.files import read_yaml
 from moco.resources import find_recipe
 
+MOST = 2**31 - 1  # of a whole number; above it sizes of tensors overflow
+
 
 @dataclass(frozen=True)
 class NumberRange:
@@ -34,6 +36,8 @@ class NumberRange:
 
     def __call__(self, text: str) -> float:
         value = self.kind(text)
+        if self.kind is int and value > MOST:
+            raise UserError(f"must be at most {MOST}, not {text}.")
         if not self.holds(value):
             finite = " and finite" * (value == math.inf and "at least" in self.sentence)
             raise UserError(f"{self.sentence}{finite}, not {text}.")

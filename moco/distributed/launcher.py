@@ -184,6 +184,11 @@ def _work(worker: Callable[[Any], int | None], args: Any, plan: LaunchPlan) -> i
     try:
         _join(plan, args.dist_backend, args.gpu)
         return worker(args) or 0
+    except (MemoryError, RuntimeError) as error:
+        if _of_memory(error):
+            what = "out of memory; lower --batch-size, --size, --moco-k or --workers, or free some"
+            raise OutageError(f"{what} ({one_line(error, 160)}).") from error
+        raise
     finally:
         owner.release()
         if dist.is_initialized():
@@ -192,6 +197,12 @@ def _work(worker: Callable[[Any], int | None], args: Any, plan: LaunchPlan) -> i
             time.sleep(0.05)
             with contextlib.suppress(Exception):  # a peer that died must not hide this process's own reason
                 dist.destroy_process_group()
+
+
+def _of_memory(error: Exception) -> bool:
+    """Whether a device or this machine had no memory: of GPUs a class of its own, of the CPU's allocator words."""
+    words = "can't allocate memory", "size calculation overflowed"
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or any(word in str(error) for word in words)
 
 
 def _join(plan: LaunchPlan, backend: str | None, gpu: int | None) -> None:

@@ -207,6 +207,7 @@ def test_the_demos_recipe_takes_every_flag():
         ("DIR --arch", "--arch"),
         ("DIR --config missing.yml", "missing.yml is neither a file nor a recipe"),
         ("DIR --size 2", "--size must be at least 8"),
+        ("DIR --moco-k 3000000000", "--moco-k must be at most 2147483647, not 3000000000"),
         ("DIR --warm-from inf", "--warm-from must be at least 0 and finite, not inf"),
         ("DIR --wd inf", "--weight-decay must be at least 0 and finite, not inf"),
         ("DIR --eta nan", "--eta must be a finite number, not nan"),

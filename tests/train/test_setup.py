@@ -3,6 +3,7 @@
 import re
 
 import pytest
+import torch
 from conftest import SYNCO, TINY
 from torch import nn
 
@@ -71,3 +72,16 @@ def test_a_folder_whose_name_is_not_utf8(image_folder, tmp_path, in_process, cap
     assert len(list((folder / "tensorboard" / "log").iterdir())) == 2
     assert r"\udcff\x1b[31m/checkpoint_0000_step_00000001.pth.tar" in printed
     assert (folder / "checkpoint_0000_step_00000002.pth.tar").is_file()
+
+
+def test_want_of_memory_is_a_sentence(image_folder, tmp_path, in_process, capsys, monkeypatch):
+    words = [*TINY, "--steps", 1, "--save-dir", tmp_path, image_folder]
+    assert in_process(*words, "--size", 2_000_000_000) == 75
+    assert capsys.readouterr().err.startswith("error: out of memory; lower --batch-size, --size, --moco-k or --workers")
+
+    def fail(*_, **__):
+        raise torch.OutOfMemoryError("CUDA out of memory.")
+
+    monkeypatch.setattr(MoCo, "forward", fail)
+    assert in_process(*words) == 75
+    assert "(CUDA out of memory.)" in capsys.readouterr().err
