@@ -15,6 +15,7 @@ from moco import signals
 if __name__ == "__main__":
     signals.begin("stopped")
 
+from moco import owner
 from moco.errors import exit_code, tell
 
 HERE = Path(__file__).resolve().parent
@@ -57,15 +58,20 @@ def train(args: argparse.Namespace) -> None:
     cfg, said = recipe.read_config(args.config_file, args.opts, args.num_gpus, scale=not args.no_scaling)
     for sentence in said:
         tell(sentence)
-    recipe.check_start(cfg, args.resume, args.eval_only)
-    launch(
-        trainer.work,
-        args.num_gpus,
-        num_machines=args.num_machines,
-        machine_rank=args.machine_rank,
-        dist_url=args.dist_url,
-        args=(cfg, args),
-    )
+    try:
+        if args.machine_rank == 0:
+            owner.hold(cfg.OUTPUT_DIR, choose="OUTPUT_DIR")
+        recipe.check_start(cfg, args.resume, args.eval_only)
+        launch(
+            trainer.work,
+            args.num_gpus,
+            num_machines=args.num_machines,
+            machine_rank=args.machine_rank,
+            dist_url=args.dist_url,
+            args=(cfg, args),
+        )
+    finally:
+        owner.release()
 
 
 if __name__ == "__main__":

@@ -8,7 +8,6 @@ import os
 import shlex
 import sys
 import threading
-import time
 
 from moco import resources, signals
 from moco.errors import UserError, exit_code, tell
@@ -61,9 +60,9 @@ def run(sweep: spec.Spec) -> int:
         raise UserError(f"{sweep.out} cannot be made ({error.strerror}); choose another --out.") from error
     for note in sweep.notes:
         tell(note)
-    began, stop = time.time(), threading.Event()
+    before, stop = _attempts(sweep), threading.Event()
     with signals.listening(), signals.led_by(lambda number, again: stop.set()):
-        chosen = _stages(sweep, began, stop)
+        chosen = _stages(sweep, before, stop)
         tell("\n" + report.write_tables(sweep, chosen))
         if (code := signals.code()) is not None:
             tell("stopped: run the same command again to go on")
@@ -71,18 +70,31 @@ def run(sweep: spec.Spec) -> int:
     return FAILED_EXIT if _something_is_missing(sweep, chosen) else 0
 
 
-def _stages(sweep: spec.Spec, began: float, stop: threading.Event) -> list[dict]:
+def _attempts(sweep: spec.Spec) -> dict[str, str | None]:
+    """What each trial ended with before the sweep began, by folder; what is damaged there is told."""
+    found: dict[str, str | None] = {}
+    for folder in dict.fromkeys(item.folder for stage in sweep.stages for item in sweep.trials(stage)):
+        for name in trial.damaged(folder):
+            tell(f"{os.path.join(folder, name)} is damaged and counts as absent")
+        record = trial.read_record(folder)
+        found[folder] = record.attempt if record else None
+    return found
+
+
+def _stages(sweep: spec.Spec, before: pool.Before, stop: threading.Event) -> list[dict]:
     """Run the trials that selection looks at, then those of the selected settings, which are returned."""
     chosen = [] if sweep.select else sweep.settings
     if sweep.select:
-        _run_all(sweep, sweep.select, sweep.settings, began, stop)
+        _run_all(sweep, sweep.select, sweep.settings, before, stop)
     if not stop.is_set():
         chosen = report.selected(sweep)
-        _run_all(sweep, sweep.report, chosen, began, stop)
+        _run_all(sweep, sweep.report, chosen, before, stop)
     return chosen
 
 
-def _run_all(sweep: spec.Spec, stage: spec.Stage, settings: list[dict], began: float, stop: threading.Event) -> None:
+def _run_all(
+    sweep: spec.Spec, stage: spec.Stage, settings: list[dict], before: pool.Before, stop: threading.Event
+) -> None:
     todo = list({item.folder: item for item in sweep.trials(stage, settings)}.values())
     numbers = itertools.count(1)
 
@@ -91,12 +103,12 @@ def _run_all(sweep: spec.Spec, stage: spec.Stage, settings: list[dict], began: f
         if record.status != trial.DONE:
             tell(f"{name} {record.summary()} (folder {item.folder})")
             return
-        when = record.summary() if record.ended >= began else "was done before"
+        when = "was done before" if record.attempt in ("", before.get(item.folder)) else record.summary()
         found = [] if item.row else [f"{metric} {trial.number(item, metric)}" for metric in stage.metrics]
         tell(f"{name} {when}{': ' * bool(found)}{', '.join(found)}")
 
     where = pool.Slurm(sweep.run, sweep.out) if sweep.run.slurm else pool.Local(sweep.run, stop)
-    pool.run_all(todo, where, began, stop, say)
+    pool.run_all(todo, where, before, stop, say)
 
 
 def _something_is_missing(sweep: spec.Spec, chosen: list[dict]) -> bool:

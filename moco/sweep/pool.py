@@ -7,7 +7,7 @@ import os
 import queue
 import subprocess
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -16,6 +16,8 @@ from moco.errors import UserError, one_line
 from moco.sweep import trial as trials
 from moco.sweep.spec import Run, Trial
 from moco.sweep.trial import Record, Slot
+
+Before = Mapping[str, "str | None"]  # by folder, the attempt that ended there before the sweep began
 
 
 class Local:
@@ -30,14 +32,14 @@ class Local:
         self.size, self.minutes, self.stop = self._free.qsize(), run.minutes, stop
         self._threads = ThreadPoolExecutor(self.size)
 
-    def submit(self, trial: Trial, since: float) -> Any:
+    def submit(self, trial: Trial, before: str | None) -> Any:
         """Begin; the returned job has ``done`` and ``result``."""
-        return self._threads.submit(self._run, trial, since)
+        return self._threads.submit(self._run, trial, before)
 
-    def _run(self, trial: Trial, since: float) -> None:
+    def _run(self, trial: Trial, before: str | None) -> None:
         slot = self._free.get()
         try:
-            trials.run_trial(trial, slot, self.minutes, since, self.stop)
+            trials.run_trial(trial, slot, self.minutes, before, self.stop)
         finally:
             self._free.put(slot)
 
@@ -49,8 +51,8 @@ class Local:
 class SlurmTrial:
     """What a SLURM job does. Preempted or near its time limit, submitit queues it again, and the trial resumes."""
 
-    def __call__(self, trial: Trial, minutes: float | None, since: float) -> None:
-        trials.run_trial(trial, Slot(), minutes, since)
+    def __call__(self, trial: Trial, minutes: float | None, before: str | None) -> None:
+        trials.run_trial(trial, Slot(), minutes, before)
 
     def checkpoint(self, *arguments: Any) -> Any:
         """submitit's name for what a requeued job does."""
@@ -71,10 +73,10 @@ class Slurm:
             parameters["timeout_min"] = math.ceil(run.minutes) + 5  # to start, and to save
         self._executor = executor or _submitit(parameters, os.path.join(out, "slurm"))
 
-    def submit(self, trial: Trial, since: float) -> Any:
+    def submit(self, trial: Trial, before: str | None) -> Any:
         """Put a job into the queue."""
         try:
-            return self._executor.submit(SlurmTrial(), trial, self.minutes, since)
+            return self._executor.submit(SlurmTrial(), trial, self.minutes, before)
         except (RuntimeError, OSError, subprocess.SubprocessError) as error:
             raise UserError(f"SLURM does not take the job: {one_line(error)}") from error
 
@@ -122,18 +124,18 @@ def _visible_gpus() -> list[str]:
     return given.split(",")[:count] if given else [str(i) for i in range(count)]
 
 
-def run_all(todo: list[Trial], pool: Local | Slurm, since: float, stop: threading.Event, say: Callable) -> None:
+def run_all(todo: list[Trial], pool: Local | Slurm, before: Before, stop: threading.Event, say: Callable) -> None:
     """Run each trial once, until all are settled or ``stop`` is set; records are in the trials' folders.
 
     Args:
         todo: of different folders.
-        since: see :func:`moco.sweep.trial.settled`.
+        before: by folder, see :func:`moco.sweep.trial.settled`.
         say: gets (trial, record) when a trial settles.
     """
     waiting, jobs = list(todo), {}
     try:
         while (waiting or jobs) and not stop.is_set():
-            _look(waiting, jobs, pool, since, say)
+            _look(waiting, jobs, pool, before, say)
             stop.wait(pool.poll if jobs or waiting else 0)
     except BaseException:
         stop.set()  # what runs in threads would keep this process alive
@@ -142,28 +144,28 @@ def run_all(todo: list[Trial], pool: Local | Slurm, since: float, stop: threadin
         pool.close(list(jobs))
 
 
-def _look(waiting: list[Trial], jobs: dict[Any, Trial], pool: Local | Slurm, since: float, say: Callable) -> None:
+def _look(waiting: list[Trial], jobs: dict[Any, Trial], pool: Local | Slurm, before: Before, say: Callable) -> None:
     for job in [job for job in jobs if job.done()]:
         trial = jobs.pop(job)
-        _collect(job, trial, since)
+        _collect(job, trial, before.get(trial.folder))
         waiting.insert(0, trial)  # settled now, unless another sweep runs it
     for trial in list(waiting):
         if len(jobs) >= pool.size:
             break
-        record = trials.settled(trial.folder, since)
+        record = trials.settled(trial.folder, before.get(trial.folder))
         if record:
             waiting.remove(trial)
             say(trial, record)
         elif not trials.running(trial.folder):
             waiting.remove(trial)
-            jobs[pool.submit(trial, since)] = trial
+            jobs[pool.submit(trial, before.get(trial.folder))] = trial
 
 
-def _collect(job: Any, trial: Trial, since: float) -> None:
+def _collect(job: Any, trial: Trial, before: str | None) -> None:
     """A job that could not even write its record (a node that failed, a full disk) is a failed trial."""
     try:
         job.result()
     except Exception as error:
-        if not trials.settled(trial.folder, since):
+        if not trials.settled(trial.folder, before):
             os.makedirs(trial.folder, exist_ok=True)
             trials.write_record(trial, Record(trials.FAILED, None, 0.0, f"the job failed: {one_line(error)}"))

@@ -11,6 +11,7 @@ import contextlib
 import fcntl
 import math
 import os
+import secrets
 import shutil
 import signal
 import subprocess
@@ -18,29 +19,31 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any
 
 from moco import files, signals
+from moco.errors import UserError
 from moco.sweep.spec import Trial
 
 DONE, FAILED, STOPPED, OUT_OF_TIME = "done", "failed", "stopped", "out of time"
 RECORD, RESULT, LOG, OUTPUT, LOCK = "trial.json", "result.json", "log.jsonl", "output.txt", "lock"
+DAMAGED: dict[str, Any] = {"": None}  # what is read of such a file
 GRACE_SECONDS = 60  # between SIGTERM and SIGKILL: time to finish a step and save
 POLL_SECONDS = 0.05
 
 
 @dataclass(frozen=True)
 class Record:
-    """How a trial ended. exit_code: of the process, 128 + N after signal N, None when none is known. ended: seconds
-    since 1970."""
+    """How a trial ended. exit_code: of the process, 128 + N after signal N, None when none is known. attempt: names
+    this end of the trial; empty for a result without a record and in records of earlier versions."""
 
     status: str
     exit_code: int | None = None
     seconds: float = 0.0
     last_line: str = ""
-    ended: float = 0.0
     settings: dict[str, Any] = field(default_factory=dict)
+    attempt: str = ""
 
     def summary(self) -> str:
         """For people."""
@@ -59,28 +62,67 @@ class Slot:
 
 
 def read_record(folder: str) -> Record | None:
-    """How the trial in ``folder`` ended last; None when it has not ended.
+    """How the trial in ``folder`` ended last; None when it has not ended, which holds of a damaged record too.
 
-    A result without a record is that of a trial that finished when its sweep was gone.
+    A result without a record is that of a trial that finished when its sweep was gone. A trial whose result is damaged
+    counts as failed.
     """
-    if entries := files.read_json(os.path.join(folder, RECORD)):
-        return Record(**entries)
-    return Record(DONE) if os.path.isfile(os.path.join(folder, RESULT)) else None
+    record = _record(_entries(folder, RECORD) or {})
+    if record and record.status != DONE:
+        return record
+    result = _entries(folder, RESULT)
+    if result is DAMAGED:
+        return record and replace(record, status=FAILED, last_line=f"{RESULT} is damaged")
+    return record or (Record(DONE) if result is not None else None)
 
 
-def settled(folder: str, since: float) -> Record | None:
-    """The record that leaves nothing to do: done at any time, or failed since ``since`` (so it is not tried twice by
-    two sweeps at once, and is tried again by the next one)."""
+def damaged(folder: str) -> list[str]:
+    """Names of the files of a trial that are there and cannot be read."""
+    found = {name: _entries(folder, name) for name in (RECORD, RESULT)}
+    return [
+        n for n, entries in found.items() if entries is DAMAGED or (n == RECORD and entries and not _record(entries))
+    ]
+
+
+def _entries(folder: str, name: str) -> dict[str, Any] | None:
+    """A JSON file's dictionary; None where there is no file, DAMAGED for anything else."""
+    try:
+        with open(os.path.join(folder, name), encoding="utf-8") as file:
+            found = files.json_of(file.read())
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError):
+        return DAMAGED
+    return found if isinstance(found, dict) else DAMAGED
+
+
+def _record(entries: dict[str, Any]) -> Record | None:
+    """None unless everything is of its type; what is not known, of a later version, is left out."""
+    known = {entry.name: entries[entry.name] for entry in fields(Record) if entry.name in entries}
+    record = Record(**{"status": "", **known})
+    sound = record.status in (DONE, FAILED, STOPPED, OUT_OF_TIME) and _finite(record.seconds) is not None
+    sound = sound and type(record.exit_code) in (int, type(None)) and type(record.settings) is dict
+    return record if sound and type(record.last_line) is type(record.attempt) is str else None
+
+
+def settled(folder: str, before: str | None) -> Record | None:
+    """The record that leaves nothing to do: done at any time, or failed since the sweep began (so it is not tried twice
+    by two sweeps at once, and is tried again by the next one).
+
+    before: the ``attempt`` of the record that was there when the sweep began, None where there was none. No clock is
+    asked: those of two machines differ, and one can be set back.
+    """
     record = read_record(folder)
     if record is None or record.status == DONE:
         return record
-    return record if record.status in (FAILED, OUT_OF_TIME) and record.ended >= since else None
+    return record if record.status in (FAILED, OUT_OF_TIME) and record.attempt != before else None
 
 
 def write_record(trial: Trial, record: Record) -> None:
     """Complete whenever it exists."""
     settings = {**trial.settings, "seed": trial.seed}
-    entries = {**asdict(record), "ended": time.time(), "settings": settings}
+    ended = time.strftime("%Y-%m-%d %H:%M:%S %z")  # for people
+    entries = {**asdict(record), "settings": settings, "attempt": secrets.token_hex(8), "ended": ended}
     files.write_json(entries, os.path.join(trial.folder, RECORD), "--out")
 
 
@@ -98,18 +140,21 @@ def number(trial: Trial, metric: str) -> float | None:
     found = files.read_json(path)
     if trial.row:
         flag, value = trial.row
-        found = next((row for row in found.get(f"per_{flag}", []) if row.get(flag) == value), {})
+        rows = found.get(f"per_{flag}")
+        rows = [row for row in rows if isinstance(row, dict)] if isinstance(rows, list) else []
+        found = next((row for row in rows if row.get(flag) == value), {})
     return _finite(found.get(metric))
 
 
 def not_measured(trial: Trial, metric: str) -> str:
     """Why a finished trial says that it has no such figure (top-5 of five classes), or an empty string."""
-    found = files.read_json(os.path.join(trial.folder, RESULT))
-    return found.get("not_measured", {}).get(metric, "")
+    reasons = files.read_json(os.path.join(trial.folder, RESULT)).get("not_measured")
+    return str(reasons.get(metric, "")) if isinstance(reasons, dict) else ""
 
 
 def _finite(value: Any) -> float | None:
-    return float(value) if type(value) in (int, float) and math.isfinite(value) else None
+    with contextlib.suppress(OverflowError):  # an integer that no float holds
+        return float(value) if type(value) in (int, float) and math.isfinite(value) else None
 
 
 def running(folder: str) -> bool:
@@ -121,18 +166,18 @@ def running(folder: str) -> bool:
 
 
 def run_trial(
-    trial: Trial, slot: Slot, minutes: float | None, since: float, stop: threading.Event | None = None
+    trial: Trial, slot: Slot, minutes: float | None, before: str | None, stop: threading.Event | None = None
 ) -> None:
     """Run a trial to its end and write its record; nothing happens when it is settled or another process runs it.
 
     Args:
         minutes: after which it gets SIGTERM; None for no limit.
-        since: see :func:`settled`.
+        before: see :func:`settled`.
         stop: when set, the trial gets SIGTERM.
     """
     os.makedirs(trial.folder, exist_ok=True)
     with _locked(trial.folder) as lock:
-        if lock is None or settled(trial.folder, since):
+        if lock is None or settled(trial.folder, before):
             return
         for name in (RECORD, RESULT):  # of an earlier attempt: they would speak for this one
             with contextlib.suppress(FileNotFoundError):
@@ -141,7 +186,7 @@ def run_trial(
         if trial.parent and not os.path.exists(path):
             _take_over(trial.parent, trial.folder)
         with open(path, "ab") as output:
-            before = output.tell()
+            start = output.tell()
             process = _start(trial, slot, output, lock)
         status = STOPPED  # what an exception (a scheduler that ends this job) leaves behind
         try:
@@ -149,14 +194,15 @@ def run_trial(
         finally:
             code = _end(process)
             status = DONE if code == 0 else status or FAILED
-            last = _last_line(path, before)
+            last = _last_line(path, start)
             write_record(trial, Record(status, code, round(time.monotonic() - began, 1), last))
 
 
 def _take_over(parent: str, folder: str) -> None:
     """Copy what a finished trial would resume from."""
     for entry in os.scandir(parent):
-        if entry.is_file() and entry.name not in (RECORD, RESULT, OUTPUT, LOCK):
+        own = entry.name in (RECORD, RESULT, OUTPUT, LOCK) or entry.name.startswith("owner")
+        if entry.is_file() and not own and not entry.name.endswith(".tmp"):
             shutil.copyfile(entry.path, os.path.join(folder, entry.name))
 
 
@@ -200,13 +246,20 @@ def _end(process: subprocess.Popen) -> int:
 
 @contextlib.contextmanager
 def _locked(folder: str) -> Iterator[int | None]:
-    """The folder's lock as an open file, None when another process has it; it falls when all copies are closed."""
+    """The folder's lock as an open file, None when another process has it; it falls when all copies are closed.
+
+    Raises:
+        UserError: the file system has no locks. Where each machine has its own (NFS mounted with nolock or
+            local_lock), two machines may start a trial at once; then the trials' own lock refuses one.
+    """
     handle = os.open(os.path.join(folder, LOCK), os.O_RDWR | os.O_CREAT, 0o644)
     try:
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             yield None
+        except OSError as error:
+            raise UserError(f"{folder} cannot be locked ({error.strerror}); choose another --out.") from error
         else:
             yield handle
     finally:

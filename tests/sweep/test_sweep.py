@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import itertools
 import json
 import math
@@ -394,19 +395,107 @@ def test_two_sweeps_in_one_folder_share_the_trials(sweep):
     made = spec.read_spec(sweep(grid={"lr": [1, 2, 3, 4, 5, 6]}, flags={"wait": 0.1, "die": [2]}, **SELECT))
     said: list[list[str]] = [[], []]
 
-    def one(mine: list[str], since: float) -> None:
+    def one(mine: list[str]) -> None:
         stop = threading.Event()
         local = pool.Local(made.run, stop)
-        pool.run_all(made.trials(made.report), local, since, stop, lambda item, record: mine.append(record.status))
+        pool.run_all(made.trials(made.report), local, {}, stop, lambda item, record: mine.append(record.status))
 
-    began = time.time()
-    threads = [threading.Thread(target=one, args=(mine, began)) for mine in said]
+    threads = [threading.Thread(target=one, args=(mine,)) for mine in said]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
     assert [len(seen) for seen in starts(sweep.out).values()] == [1] * 6
     assert sorted(said[0]) == sorted(said[1]) == ["done"] * 5 + ["failed"]
+
+
+def test_a_clock_that_runs_backwards_starts_no_trial_again(sweep, monkeypatch):
+    path = sweep(grid={"lr": [1, 2]}, flags={"die": [2]}, **SELECT)
+    clock = itertools.count(1_000_000_000, -12)
+    monkeypatch.setattr(time, "time", lambda: next(clock))
+    for times in (1, 2):  # the failed one is tried once more by each sweep
+        assert main([path]) == 1
+        assert sorted(map(len, starts(sweep.out).values())) == [1, times]
+
+
+def test_what_another_sweep_failed_meanwhile_is_not_tried_again(sweep):
+    made = spec.read_spec(sweep(grid={"lr": [1]}, **SELECT))
+    (item,) = made.trials(made.report)
+
+    def fail() -> str:
+        trial.write_record(item, trial.Record(trial.FAILED, 3))
+        return trial.read_record(item.folder).attempt
+
+    assert trial.settled(item.folder, None) is None
+    first = fail()
+    assert trial.settled(item.folder, first) is None
+    fail()
+    assert trial.settled(item.folder, first).exit_code == 3
+    trial.write_record(item, trial.Record(trial.STOPPED))
+    assert trial.settled(item.folder, first) is None
+
+
+DAMAGES = ["", "\0\0", "[]", "3", "[" * 100_000, '{"status": ', "9" * 5000]
+
+
+@pytest.mark.parametrize(
+    "content", [*DAMAGES, '{"status": "done", "seconds": 1' + "0" * 400 + "}", '{"status": ["done"]}']
+)
+def test_a_damaged_record_counts_as_none(sweep, capsys, content):
+    path = sweep(grid={"lr": [3]}, **SELECT)
+    assert main([path]) == 0
+    (folder,) = (sweep.out / "trials").iterdir()
+    (folder / "trial.json").write_text(content)
+    capsys.readouterr()
+    assert main([path]) == 0  # the result is there
+    assert capsys.readouterr().out.count("trial.json is damaged and counts as absent") == 1
+    (folder / "result.json").unlink()
+    assert main([path]) == 0
+    assert count(sweep.out) == 2
+
+
+@pytest.mark.parametrize("content", DAMAGES)
+def test_a_trial_with_a_damaged_result_runs_again(sweep, capsys, content):
+    path = sweep(grid={"lr": [3]}, **SELECT)
+    assert main([path]) == 0
+    (folder,) = (sweep.out / "trials").iterdir()
+    (folder / "result.json").write_text(content)
+    capsys.readouterr()
+    assert main([path]) == 0
+    assert capsys.readouterr().out.count("result.json is damaged and counts as absent") == 1
+    assert count(sweep.out) == 2
+
+
+def test_a_record_of_a_later_version_and_figures_of_other_types(sweep):
+    made = spec.read_spec(sweep(grid={"lr": [1]}, **SELECT))
+    (item,) = made.trials(made.report)
+    trial.write_record(item, trial.Record(trial.DONE, 0))
+    folder = Path(item.folder)
+    entries = json.loads((folder / "trial.json").read_text())
+    (folder / "trial.json").write_text(json.dumps({**entries, "later": 1}))
+    for found in ({"test": "1"}, {"test": 10**400}, {"test": [1]}, {"test": True}, {"not_measured": [1]}):
+        (folder / "result.json").write_text(json.dumps(found))
+        assert trial.read_record(item.folder).status == "done"
+        assert trial.number(item, "test") is None
+        assert trial.not_measured(item, "test") == ""
+    row = dataclasses.replace(item, row=("lr", 1))
+    for rows in ("x", {"lr": 1}, [1, None, {"lr": 2}]):
+        (folder / "result.json").write_text(json.dumps({"per_lr": rows}))
+        assert trial.number(row, "test") is None
+
+
+def test_a_folder_that_cannot_be_locked_is_one_sentence(sweep, monkeypatch, capsys):
+    def refuse(*_: object) -> None:
+        raise OSError(37, "No locks available")
+
+    path = sweep(grid={"lr": [3]}, **SELECT)
+    assert main([path]) == 0
+    (trial_json,) = (sweep.out / "trials").glob("*/trial.json")
+    trial_json.unlink()
+    (trial_json.parent / "result.json").unlink()
+    monkeypatch.setattr(trial.fcntl, "flock", refuse)
+    assert main([path]) == 2
+    assert "cannot be locked (No locks available); choose another --out." in capsys.readouterr().err
 
 
 @pytest.mark.dist
@@ -416,7 +505,7 @@ def test_a_trial_that_outlives_its_sweep_is_waited_for(sweep):
     made = spec.read_spec(sweep(grid={"lr": [3]}, flags={"wait": 1.0}, **SELECT))
     (item,) = made.trials(made.report)
     sweep_process = multiprocessing.get_context("forkserver").Process(
-        target=trial.run_trial, args=(item, trial.Slot(), None, 0.0)
+        target=trial.run_trial, args=(item, trial.Slot(), None, None)
     )
     sweep_process.start()
     _wait_for(lambda: "begins" in Path(item.folder, "output.txt").read_text())
@@ -515,7 +604,7 @@ def test_trials_as_slurm_jobs(sweep):
     where = pool.Slurm(made.run, made.out, executor)
     where.poll = 0.01
     said = []
-    pool.run_all(made.trials(made.report), where, time.time(), threading.Event(), lambda *told: said.append(told))
+    pool.run_all(made.trials(made.report), where, {}, threading.Event(), lambda *told: said.append(told))
     assert len(executor.jobs) == 2  # both at once: the queue is SLURM's
     told = {item.settings["lr"]: record for item, record in said}
     assert told[3].status == "done"
@@ -527,7 +616,7 @@ def test_stopping_cancels_jobs_in_the_queue(sweep):
     executor, stop = FakeExecutor(lambda item: "queued"), threading.Event()
     threading.Timer(0.2, stop.set).start()
     where = pool.Slurm(made.run, made.out, executor)
-    pool.run_all(made.trials(made.report), where, time.time(), stop, lambda *told: None)
+    pool.run_all(made.trials(made.report), where, {}, stop, lambda *told: None)
     assert [job.cancelled for job in executor.jobs] == [True]  # slots: at most one in the queue
 
 
@@ -834,7 +923,7 @@ def test_an_error_of_the_sweep_itself_stops_what_runs(sweep):
         raise OSError("the disk is gone")
 
     with pytest.raises(OSError, match="the disk is gone"):
-        pool.run_all(made.trials(made.report), pool.Local(made.run, stop), time.time(), stop, fail)
+        pool.run_all(made.trials(made.report), pool.Local(made.run, stop), {}, stop, fail)
     assert [trial.read_record(item.folder).status for item in made.trials(made.report)] == ["stopped", "done"]
 
 
