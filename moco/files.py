@@ -98,8 +98,13 @@ def _why_unreadable(error: Exception) -> str:
 
 
 def open_regular(path: str, most: float = math.inf) -> BinaryIO:
-    """A file to read that somebody else made, without buffer; OSError for any other thing: a pipe would wait for ever,
-    a device fill the memory, and to open one can be to start it.
+    """A file to read, without buffer, as :func:`regular_handle` opens it."""
+    return os.fdopen(regular_handle(path, most), "rb", buffering=0)
+
+
+def regular_handle(path: str, most: float = math.inf) -> int:
+    """The descriptor of a file to read that somebody else made; OSError for any other thing: a pipe would wait for
+    ever, a device fill the memory, and to open one can be to start it.
 
     most: bytes; OSError for a longer file.
     """
@@ -107,10 +112,10 @@ def open_regular(path: str, most: float = math.inf) -> BinaryIO:
     handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)  # no waiting, whatever took its place meanwhile
     try:
         _refuse_odd(os.fstat(handle), most)
-        return os.fdopen(handle, "rb", buffering=0)
     except BaseException:
         os.close(handle)
         raise
+    return handle
 
 
 def _refuse_odd(status: os.stat_result, most: float) -> None:

@@ -26,12 +26,13 @@ def _index(args: argparse.Namespace) -> None:
 
 def _pack(args: argparse.Namespace) -> None:
     from moco.data.sources.files import open_path, splits
-    from moco.data.sources.shards import pack_shards
+    from moco.data.sources.pack import pack
 
     found = splits(args.source)
-    for name, path in (found if "train" in found else {"": args.source}).items():
-        images, out = open_path(path), os.path.join(args.out, name) if name else args.out
-        tell(f"{len(images)} images in {len(pack_shards(images, out, args.seed, args.shard_mb))} shards: {out}")
+    names = found if "train" in found else {"": args.source}
+    sources = {name: open_path(path) for name, path in names.items()}
+    for name, shards in pack(sources, args.out, args.seed, args.shard_mb).items():
+        tell(f"{len(sources[name])} images in {shards} shards: {os.path.join(args.out, name) if name else args.out}")
 
 
 if __name__ == "__main__":

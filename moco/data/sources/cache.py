@@ -1,10 +1,12 @@
-"""Decoded images in one file that processes map: images of small sets are decoded once, not in every epoch.
+"""Decoded images in one file that processes share: images of small sets are decoded once, not in every epoch.
 
 A cache belongs to the files that it was made of, by their paths, sizes and times, and to the versions of the decoders.
-One that belongs to others, or is cut short, is made anew in its place. Images keep their own sizes.
+One that belongs to others, or is cut short, is made anew in its place; an image in it that is damaged is decoded from
+its own file. Images keep their own sizes.
 
-The file: ``HEADER`` bytes (``MAGIC``, 32 bytes of digest, int64 N, int64 bytes of the file), a table (N, 3) int64 of
-each image's first byte, height and width (0: it could not be decoded), then pixels, row by row, uint8.
+The file: ``HEADER`` bytes (``MAGIC``, 32 bytes of digest, int64 N, int64 bytes of the file), a table (N, 4) int64 of
+each image's first byte, height and width (0: it could not be decoded) and the CRC-32 of these and of its pixels, then
+pixels, row by row, uint8.
 
 Legend: N images, H x W pixels, C channels (1 or 3).
 """
@@ -16,6 +18,7 @@ import hashlib
 import os
 import secrets
 import struct
+import zlib
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -29,12 +32,13 @@ from moco import signals
 from moco.data.sources.base import Source, some_sizes
 from moco.data.sources.decode import BadImageError
 from moco.errors import UserError, tell
-from moco.files import replace
+from moco.files import regular_handle, replace
 
 LIMIT = 20e9  # bytes of decoded images: more than this and the memory of an ordinary machine does not keep them
 SIZED = 64  # images, spread over the set, from which the size of a cache is guessed before it is made
-MAGIC = b"moco images 1\n\0\0"
+MAGIC = b"moco images 2\n\0\0"
 HEADER = 64
+ROW = 32  # bytes of the table for an image
 
 
 class CachedSource(Source):
@@ -44,24 +48,27 @@ class CachedSource(Source):
         super().__init__(whole.name, whole.channels, whole.classes, whole.labels, whole.native_size)
         self.starts = whole.starts
         self.whole, self.path, self.digest = whole, path, digest
-        self._mapped = _map(path, digest)
+        self._opened = _open(path, digest, len(whole))
 
     def __len__(self) -> int:
         return len(self.whole)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_mapped": None}
+        return {**self.__dict__, "_opened": None}
 
     def load(self, index: int) -> Image.Image:
-        self._mapped = self._mapped or _map(self.path, self.digest)
-        if self._mapped is None:
+        self._opened = self._opened or _open(self.path, self.digest, len(self))
+        if self._opened is None:
             raise UserError(f"{self.path} was replaced or removed while it was in use: start again with --resume auto")
-        table, content = self._mapped
-        first, height, width = table[index].tolist()
-        if not height:
-            return self.whole.load(index)  # raises what it raised when the cache was made
-        pixels = content[first : first + height * width * self.channels]
-        return Image.fromarray(pixels.reshape((height, width, 3)[: 2 + self.channels // 3]))
+        table, handle, end, checked = self._opened
+        first, height, width, crc = table[index].tolist()
+        size, pixels = height * width * self.channels, b""
+        if min(first, height, width) > 0 and first + size <= end:
+            pixels = os.pread(handle, size, first)  # a mapped file that shrinks would end the process
+        if len(pixels) < max(size, 1) or not (checked[index] or crc == _checksum(table[index], pixels)):
+            return self.whole.load(index)  # raises what it raised when the cache was made, or the cache is damaged
+        checked[index] = True
+        return Image.frombytes("L" if self.channels == 1 else "RGB", (width, height), pixels)
 
     def files(self) -> Sequence[str]:
         return self.whole.files()
@@ -87,9 +94,13 @@ def cached(source: Source, folder: str) -> Source:
     name = os.path.basename(os.path.abspath(source.name))
     path = os.path.join(folder, f"{name}-{place.hexdigest()[:12]}.pixels")
     digest = _digest(source)
-    if _map(path, digest) is None:
+    if not _is_whole(path, digest, len(source)):
         _make(source, path, digest)
     return CachedSource(source, path, digest)
+
+
+def _checksum(row: np.ndarray, pixels: bytes) -> int:
+    return zlib.crc32(pixels, zlib.crc32(row[:3].tobytes()))
 
 
 def _digest(source: Source) -> bytes:
@@ -104,19 +115,27 @@ def _digest(source: Source) -> bytes:
     return digest.digest()
 
 
-def _map(path: str, digest: bytes) -> tuple[np.ndarray, np.ndarray] | None:
-    """(table, all bytes) of the cache at ``path``; None when it is not there, not whole or of other images."""
+def _open(path: str, digest: bytes, count: int) -> tuple[np.ndarray, int, int, np.ndarray] | None:
+    """The cache at ``path``: table, descriptor, bytes, and (N,) bool, whether an image was compared with its checksum
+    in this process, which takes as long as a crop. None when it is not there, not whole or of other images."""
     try:
-        content = np.asarray(np.memmap(path, np.uint8, "r"))
-    except (OSError, ValueError):  # ValueError: an empty file
+        handle = regular_handle(path)
+    except OSError:
         return None
-    head = content[:HEADER].tobytes()
-    if len(head) < HEADER or not head.startswith(MAGIC + digest):
+    end, start = os.fstat(handle).st_size, HEADER + ROW * count
+    with os.fdopen(os.dup(handle), "rb") as file:
+        head = file.read(start)
+    if len(head) < start or not head.startswith(MAGIC + digest + struct.pack("<qq", count, end)):
+        os.close(handle)
         return None
-    n, size = struct.unpack_from("<qq", head, len(MAGIC) + len(digest))
-    if size != len(content):
-        return None
-    return content[HEADER : HEADER + 24 * n].view("<i8").reshape(n, 3), content
+    return np.frombuffer(head, "<i8", offset=HEADER).reshape(count, 4), handle, end, np.zeros(count, dtype=bool)
+
+
+def _is_whole(path: str, digest: bytes, count: int) -> bool:
+    found = _open(path, digest, count)
+    if found:
+        os.close(found[1])
+    return found is not None
 
 
 def _make(source: Source, path: str, digest: bytes) -> None:
@@ -135,7 +154,7 @@ def _make(source: Source, path: str, digest: bytes) -> None:
             bad = _write(source, file, digest)
             file.flush()
             os.fsync(file.fileno())
-        if _map(path, digest) is None:  # the first run's file stays: over NFS what it has mapped would be gone
+        if not _is_whole(path, digest, len(source)):  # the first run's file stays: over NFS what it reads would be gone
             replace(beside, path)
     except OSError as error:
         raise UserError(f"--cache: {path} cannot be written ({error.strerror}): choose another folder") from error
@@ -161,17 +180,19 @@ def _decoded_bytes(source: Source) -> float:
 
 def _write(source: Source, file: Any, digest: bytes) -> int:
     """The header, the table and every image; returns how many could not be decoded."""
-    table = np.zeros((len(source), 3), dtype="<i8")
+    table = np.zeros((len(source), 4), dtype="<i8")
     place = HEADER + table.nbytes
     file.seek(place)
     for index in tqdm(range(len(source)), "decoding into --cache", disable=None, leave=False, dynamic_ncols=True):
         try:
-            pixels = np.asarray(source.load(index))  # (H, W) or (H, W, 3)
+            image = source.load(index)
         except BadImageError:
             continue
-        file.write(pixels.tobytes())
-        table[index] = place, *pixels.shape[:2]
-        place += pixels.nbytes
+        pixels = image.tobytes()  # row by row
+        file.write(pixels)
+        table[index, :3] = place, image.height, image.width
+        table[index, 3] = _checksum(table[index], pixels)
+        place += len(pixels)
     file.seek(0)
     file.write((MAGIC + digest + struct.pack("<qq", len(table), place)).ljust(HEADER, b"\0"))
     file.write(table.tobytes())

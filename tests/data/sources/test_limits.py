@@ -129,7 +129,7 @@ def test_a_file_of_many_bytes_is_not_read(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("kind", ["pipe", "link to a pipe", "link to a device", "socket", "dangling", "loop", "folder"])
-def test_what_is_no_file_is_not_opened(tmp_path, kind):
+def test_what_is_no_file_is_not_opened(tmp_path, monkeypatch, kind):
     source = folder_with(tmp_path, None)
     path = source.name_of(1)
     if kind == "pipe":
@@ -139,7 +139,7 @@ def test_what_is_no_file_is_not_opened(tmp_path, kind):
         os.symlink(tmp_path / "pipe", path)
     elif kind == "socket":
         with socket.socket(socket.AF_UNIX) as end:
-            os.chdir(tmp_path)  # its path must be short
+            monkeypatch.chdir(tmp_path)  # its path must be short
             end.bind("1.jpg")
     elif kind == "folder":
         os.mkdir(path)

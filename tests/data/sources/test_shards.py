@@ -15,7 +15,8 @@ from moco.data.__main__ import main
 from moco.data.loader import WINDOW
 from moco.data.sources.decode import BadImageError
 from moco.data.sources.files import open_path
-from moco.data.sources.shards import INDEX, open_shards, pack_shards
+from moco.data.sources.pack import pack
+from moco.data.sources.shards import INDEX, open_shards
 from moco.errors import UserError
 
 
@@ -61,7 +62,7 @@ def test_a_fingerprint_of_shards_is_theirs_wherever_they_lie(folder, shards, tmp
     assert open_shards(str(tmp_path / "moved")).fingerprint() == first
     (tmp_path / "moved" / INDEX).unlink()
     assert open_shards(str(tmp_path / "moved")).fingerprint() == first  # found by a scan
-    pack_shards(open_path(str(folder / "train")), str(tmp_path / "other order"), seed=9)
+    pack({"": open_path(str(folder / "train"))}, str(tmp_path / "other order"), seed=9)
     assert open_shards(str(tmp_path / "other order")).fingerprint() != first
 
 
@@ -160,7 +161,7 @@ def error_of(call):
 
 
 def test_faults(folder, shards, tmp_path, capsys):
-    assert "is not empty: give" in error_of(lambda: pack_shards(open_path(str(folder / "val")), str(shards / "val")))
+    assert "is not empty: give" in error_of(lambda: pack({"": open_path(str(folder / "val"))}, str(shards / "val")))
     with tarfile.open(tmp_path / "none.tar", "w") as tar:
         add(tar, "readme.md", b"nothing")
     assert "hold no image" in error_of(lambda: open_shards(str(tmp_path / "none.tar")))
@@ -171,7 +172,7 @@ def test_faults(folder, shards, tmp_path, capsys):
     whole = first.read_bytes()
     source = open_shards(str(train))
     first.write_bytes(whole[: len(whole) // 4])
-    assert "written for other shards" in error_of(lambda: open_shards(str(train)))
+    assert "is missing or has not its" in error_of(lambda: open_shards(str(train)))
     last = int(source.starts[1]) - 1
     with pytest.raises(BadImageError, match="the shard ends"):
         source.load(last)
