@@ -19,6 +19,7 @@ from tests.runs.chaos.verdicts import RIGHT, WRONG, Verdict, tail
 
 CODES = {signal.SIGKILL: 137, signal.SIGTERM: 143, signal.SIGINT: 130, signal.SIGHUP: 129, signal.SIGUSR1: 0}
 TRUE_START_SECONDS = 4.0  # what importing torch adds to a life
+MAINS = ("main_pretrain", "main_lincls", "main_semisup", "moco.sweep")
 LAYOUTS = {"": [], "2 workers": ["-j", "2"], "2 processes": ["--nproc", "2"],
            "2 processes, 2 workers": ["--nproc", "2", "-j", "2"]}  # fmt: skip
 
@@ -29,13 +30,15 @@ class Chain:
     def __init__(self, base: Path, here: Path, seed: int, number: int, short: bool) -> None:
         self.rng = random.Random(f"{seed} kill {number}")
         self.base, self.here, self.number = base, here, number
-        self.main = self.rng.choices(("main_pretrain", "main_lincls", "main_semisup"), (4, 2, 2))[0]
+        self.main = self.rng.choices(MAINS, (8, 4, 4, 0 if short else 1))[0]
         self.layout = self.rng.choice(list(LAYOUTS))
         self.truly = not short and self.rng.random() < 0.04
         self.times = 2 if short else self.rng.randint(1, 5)
         self.verdicts: list[Verdict] = []
 
     def words(self, folder: Path) -> list[str]:
+        if self.main == "moco.sweep":
+            return [self.main, str(self.base / "sweep" / "spec.yml"), "--out", str(folder)]
         own = {"main_pretrain": scenes.PRETRAIN, "main_lincls": scenes.LINCLS, "main_semisup": scenes.SEMISUP}[
             self.main
         ]
@@ -69,13 +72,14 @@ class Chain:
         """One signal; whether the run has ended by itself, done."""
         number = self.rng.choice(list(CODES))
         target = self.rng.choice(("main", "main", "rank", "group") + ("worker",) * (number == signal.SIGKILL))
+        target = "main" if self.main == "moco.sweep" else target  # its trials are sessions of their own
         instant = self.rng.random() * (life + TRUE_START_SECONDS * self.truly)
         out, before = self.here.with_suffix(".txt"), newest_step(self.here)
         pid = (start_truly if self.truly else start)(self.words(self.here), out)
         sender = Sender(number, target, instant)
         ended = watch(pid, out, sender)
         why = self.judge(ended, sender, before)
-        what = f"{number.name} to {target} at {instant:.2f} s of {self.main} {self.layout}".strip()
+        what = f"{number.name} to {target} at {instant:.2f} s of {self.main} {self.layout}".rstrip()
         self.note(f"{number.name} to {target}", what + " (true start)" * self.truly, why)
         return ended.code == 0 and number != signal.SIGUSR1
 
@@ -111,7 +115,8 @@ class Chain:
         """Let it end, and compare."""
         ended = attempt(self.words(self.here), self.here.with_suffix(".txt"))
         why = "" if ended.code == 0 and not ended.left else f"resumed, exit code {ended.code}: {tail(ended.text)}"
-        why = why or scenes.differ(scenes.log_value(whole, ended), scenes.log_value(self.here, ended))
+        value = scenes.of_file("results.md") if self.main == "moco.sweep" else scenes.log_value
+        why = why or scenes.differ(value(whole, ended), value(self.here, ended))
         strays = [p.name for p in self.here.rglob("*") if p.name.endswith((".tmp", ".part"))]
         why = why or ("left " + strays[0] if strays else "")
         self.note(
@@ -119,7 +124,7 @@ class Chain:
         )
 
     def history(self) -> str:
-        return "; ".join(v.what.split(" of main")[0] for v in self.verdicts)
+        return "; ".join(v.what.split(" of m")[0] for v in self.verdicts)
 
     def note(self, group: str, what: str, why: str) -> None:
         self.verdicts.append(Verdict("kill", self.number, group, what, WRONG if why else RIGHT, why))
