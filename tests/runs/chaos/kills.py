@@ -31,7 +31,7 @@ class Chain:
         self.rng = random.Random(f"{seed} kill {number}")
         self.base, self.here, self.number = base, here, number
         self.main = self.rng.choices(MAINS, (8, 4, 4, 0 if short else 1))[0]
-        self.layout = self.rng.choice(list(LAYOUTS))
+        self.layout = self.rng.choice(list(LAYOUTS)) if self.main != "moco.sweep" else ""
         self.truly = not short and self.rng.random() < 0.04
         self.times = 2 if short else self.rng.randint(1, 5)
         self.verdicts: list[Verdict] = []
@@ -48,7 +48,7 @@ class Chain:
 
     def undisturbed(self) -> tuple[Path, float]:
         """The folder of the run that nothing disturbs, and how many seconds it took."""
-        folder = self.here.parent / f"{self.here.name} {self.main} {self.layout}"
+        folder = self.here.parent / f"undisturbed {self.main.removeprefix('moco.')} {self.layout}".strip()
         noted = folder.with_suffix(".json")
         if not noted.exists():
             began = time.monotonic()
