@@ -36,6 +36,7 @@ from moco.models.ema import update_unless
 from moco.train import checkpoint
 from moco.train.loop import Loop
 from moco.train.metrics import Mean, without_top5
+from moco.train.optimizer_state import finite
 from moco.train.resume import describe_stop
 from moco.weights.settings import images_of
 
@@ -278,6 +279,6 @@ def load(
         return
     fill(model.encoder, state, path, "trained" if "trained" in state else "state_dict")
     with filling_optimizer(path):
-        optimizer.load_state_dict(state["optimizer"])
+        optimizer.load_state_dict(finite(state["optimizer"]))
         if state.get("scaler"):  # empty when the run so far did not scale its loss
             scaler.load_state_dict(state["scaler"])

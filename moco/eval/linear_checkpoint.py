@@ -16,6 +16,7 @@ from moco.eval.linear import LinearClassifier, leader
 from moco.models.encoder import head_of
 from moco.train import checkpoint
 from moco.train.checkpoint import prefixed
+from moco.train.optimizer_state import finite
 from moco.train.plan import Progress, check_batches
 from moco.train.saving import Saver
 from moco.weights.settings import images_of
@@ -163,7 +164,7 @@ def _load_heads(heads: list[LinearClassifier], state: dict, path: str) -> None:
     """A single head's layer is the encoder's own, which is already loaded."""
     if len(heads) == 1:
         if "optimizer" in state:
-            heads[0].optimizer.load_state_dict(state["optimizer"])
+            heads[0].optimizer.load_state_dict(finite(state["optimizer"]))
         heads[0].best = float(state["best_acc1"])
         return
     by_rate = {entries["lr"]: entries for entries in state["heads"]}
@@ -172,5 +173,5 @@ def _load_heads(heads: list[LinearClassifier], state: dict, path: str) -> None:
         if not entries["diverged"]:  # the weights of one that has, which is trained no more, may be anything
             files.refuse_odd(entries["layer"], path)
         head.layer.load_state_dict(entries["layer"])
-        head.optimizer.load_state_dict(entries["optimizer"])
+        head.optimizer.load_state_dict(entries["optimizer"] if entries["diverged"] else finite(entries["optimizer"]))
         head.best, head.diverged = float(entries["best_acc1"]), bool(entries["diverged"])

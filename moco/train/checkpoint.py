@@ -20,6 +20,7 @@ from torch import Tensor
 from moco import distributed, files
 from moco.errors import UserError, one_line
 from moco.files import POINTER, PREVIOUS, can_be_read, refuse_odd, run_of, runs_checkpoints, write, write_text
+from moco.train.optimizer_state import finite
 
 # ------------------------------------------------------------------------------------------- a run's folder
 
@@ -164,7 +165,7 @@ def unpack(state: dict, path: str, model: Any, optimizer: Any, scaler: Any, arch
     _same_entries(found, own, path)
     refuse_odd(found, path, own)
     try:
-        optimizer.load_state_dict(state["optimizer"])
+        optimizer.load_state_dict(finite(state["optimizer"]))
         if state.get("scaler"):  # empty when the run so far did not scale its loss
             scaler.load_state_dict(state["scaler"])
         model.load_state_dict(found)

@@ -16,16 +16,7 @@ from moco.config import OptimizerConfig
 from moco.errors import UserError
 from moco.models.buffers import put_back
 from moco.models.ema import inner_optimizer
-
-# Settings of this run that a resumed one uses, not the file's; its rate is set at every step.
-_OF_THE_RUN = ("weight_decay", "momentum", "betas")
-# What tells apart optimizers whose groups have the same names, such as Adam and AdamW.
-_OF_A_KIND = ("decoupled_weight_decay", "nesterov", "amsgrad")
-# What versions of torch and schedulers add to a group; it does not say which optimizer it is.
-_OF_ANY = {
-    "params", "param_names", "initial_lr", "foreach", "fused", "maximize", "differentiable", "capturable",
-    "decoupled_weight_decay",
-}  # fmt: skip
+from moco.train import optimizer_state
 
 
 def build_optimizer(config: OptimizerConfig, groups: Any) -> torch.optim.Optimizer:
@@ -51,26 +42,12 @@ def build_optimizer(config: OptimizerConfig, groups: Any) -> torch.optim.Optimiz
 
 
 def _with_own_settings(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> dict[str, Any]:
-    """The state to load: a file's, with the settings of this run in every group."""
-    _check_state(optimizer, state)
+    """The state to load: a file's, if it is one of this optimizer, with the settings of this run in every group."""
+    state = optimizer_state.checked(optimizer, state)
     pairs = zip(optimizer.param_groups, state["param_groups"], strict=True)
-    groups = [{**found, **{name: own[name] for name in _OF_THE_RUN if name in own}} for own, found in pairs]
+    names = optimizer_state.OF_THE_RUN
+    groups = [{**found, **{name: own[name] for name in names if name in own}} for own, found in pairs]
     return {**state, "param_groups": groups}
-
-
-def _check_state(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
-    """torch loads the state of any optimizer with as many parameters, and fails at the next step."""
-    both = (optimizer.param_groups, state["param_groups"])
-    if len(both[0]) != len(both[1]):
-        raise ValueError(
-            "its weights are in other groups: --exclude-bias-norm or --layer-decay was given there and not here, or "
-            "here and not there; give the same"
-        )
-    own, found = ({name for group in groups for name in group} for groups in both)
-    pair = (both[0][0], both[1][0])
-    others = [name for name in _OF_A_KIND if all(name in group for group in pair) and pair[0][name] != pair[1][name]]
-    if (own ^ found) - _OF_ANY or others:
-        raise ValueError("it was written with another --opt; give that one")
 
 
 def _clip(optimizer: torch.optim.Optimizer, limit: float) -> None:
