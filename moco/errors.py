@@ -5,6 +5,7 @@ import os
 import re
 import sys
 from collections.abc import Callable
+from typing import Any
 
 USAGE_EXIT = 2  # the user's input cannot be used; nothing was lost
 DIVERGED_EXIT = 3  # training itself went wrong (non-finite values, queues that differ)
@@ -61,10 +62,15 @@ def tell(*lines: str, error: bool = False) -> None:
     stream = sys.stderr if error else sys.stdout
     text = printable("\n".join(lines)) + "\n"
     encoding = getattr(stream, "encoding", None) or "utf-8"
+    write_out(text.encode(encoding, "backslashreplace").decode(encoding), stream)
+
+
+def write_out(text: str, stream: Any) -> None:
+    """Write at once. Where the reader (head, a terminal) is gone, this and all that follows goes nowhere."""
     try:
-        stream.write(text.encode(encoding, "backslashreplace").decode(encoding))
+        stream.write(text)
         stream.flush()
-    except OSError as failure:
-        if failure.errno not in (errno.EPIPE, errno.EIO):  # its reader (head, a terminal) is gone: the work is not
+    except OSError as error:
+        if error.errno not in (errno.EPIPE, errno.EIO):
             raise
         os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())

@@ -95,7 +95,8 @@ class Listener:
         elif again and not self.led:
             self._end(TWICE)
         elif first and not self.silent:
-            _say(f"{signal.Signals(number).name}: the run ends once what is under way is saved; again ends it at once")
+            name = signal.Signals(number).name
+            _say(f"{name}: the run ends once what is under way is saved; a second Ctrl-C or SIGTERM ends it at once")
 
     def _let_go_of_the_terminal(self) -> None:
         """Writing to a terminal that was hung up is an error; what is still said goes nowhere."""
@@ -202,6 +203,12 @@ def led_by(lead: Callable[[int, bool], None]) -> Iterator[None]:
         yield
     finally:
         here.lead = None
+
+
+def block() -> None:
+    """Block the signals in this thread again, where a library has unblocked them."""
+    if here := _mine():
+        signal.pthread_sigmask(signal.SIG_BLOCK, here.numbers)
 
 
 @contextlib.contextmanager

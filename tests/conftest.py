@@ -220,10 +220,12 @@ def _be_the_program(words: list[str], out: Path, main: Callable | None, variable
     from moco import cli, distributed
 
     os.environ.update(variables)
+    os.setpgrp()  # a signal to the program's group is none to the tests
     tempfile.tempdir = None  # what TMPDIR says now
     _redirect(out)
     torch.set_num_threads(1)
     torch.multiprocessing.get_context = lambda method: multiprocessing.get_context("fork")  # one thread so far
+    multiprocessing.set_start_method("fork", force=True)  # of loader workers; a server's child has inherited a server's
     sys.exit(distributed.launch(Worker(out, main), cli.parse_pretrain(words)))
 
 

@@ -42,7 +42,7 @@ PRETRAIN = Classes(
     ),
     silent=_flags(
         _LAUNCH, _FILES, "--data-folder --trial --overwrite --seed --start-epoch --num-classes --aug-plus",
-        "--lr-decay-epochs --recompute --save-every --keep --max-minutes --hang-minutes --max-restarts --max-bad-steps",
+        "--lr-decay-epochs --recompute --save-every --keep --max-minutes --max-restarts --max-bad-steps",
         "--max-bad-images --check-every --knn-every --retrieval-every --wandb --knn-k --knn-t",
     ),
     data=True,
@@ -58,7 +58,7 @@ LINCLS = Classes(
     silent=_flags(
         _LAUNCH, _FILES, _FEW_SHOT, "--train-folder --start-epoch --seed --num-classes --lr-decay-epochs --save-freq",
         "--evaluate --pretrained --knn --knn-k --knn-t --save-ckpt-freq --per-class --confusion --lr-find",
-        "--lr-find-steps --overwrite --max-minutes --hang-minutes",
+        "--lr-find-steps --overwrite --max-minutes",
     ),
     data=False,
 )  # fmt: skip
@@ -74,7 +74,6 @@ SEMISUP = Classes(
     silent=_flags(
         _LAUNCH, _FILES, _FEW_SHOT, "--cos --few-shot-data --train-percent --train-files --subset-seed --val-share",
         "--val-only FILE --pretrained --lr --lr-decay-epochs --start-epoch --trial --overwrite --max-minutes --seed",
-        "--hang-minutes",
         "--evaluate --save-ckpt-freq --task --data-path --dist-eval",
     ),
     data=False,

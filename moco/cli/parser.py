@@ -15,7 +15,7 @@ from collections.abc import Callable, Container, Iterable
 from dataclasses import dataclass
 from typing import Any, NoReturn, cast
 
-from moco.errors import USAGE_EXIT, UserError, tell
+from moco.errors import USAGE_EXIT, UserError, tell, write_out
 from moco.files import read_yaml
 from moco.resources import find_recipe
 
@@ -75,6 +75,9 @@ class Parser(argparse.ArgumentParser):
             message += close_to(next((word for word in message.split() if word.startswith("--")), ""), self.flags())
         tell(f"error: {message} (--help lists the flags)", error=True)
         sys.exit(USAGE_EXIT)
+
+    def print_help(self, file: Any = None) -> None:
+        write_out(self.format_help(), file or sys.stdout)
 
     def group(self, title: str) -> Callable[..., argparse.Action]:
         """``add_argument`` of the group of this title in --help."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import linecache
-import multiprocessing.process
 import os
 import re
 import shutil
@@ -15,7 +14,6 @@ import time
 import traceback
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from datetime import timedelta
 from functools import partial
 from multiprocessing import parent_process
 from multiprocessing.connection import wait
@@ -27,10 +25,9 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 
 from moco import errors, files, owner, signals
-from moco.distributed import collectives, meeting, watch
+from moco.distributed import collectives, meeting
 from moco.errors import OutageError, TrainingError, UserError, exit_code, one_line, tell
 
-LOST = 0  # in reports of processes, where they have their exit code: only that another one is gone
 EXIT_GRACE_SECONDS = 20  # how long the other processes may take to end after one has failed
 EARLY_EXITS = [code + signals.LED_EARLY for code in signals.CODES.values()]
 USAGE_GRACE_SECONDS = 3  # the same after a user's mistake: there is nothing to save, only sentences to collect
@@ -175,33 +172,18 @@ def _spawn_again(worker: Callable, args: Any, plan: LaunchPlan, restarts: int) -
 def _run(worker: Callable[[Any], int | None], args: Any, plan: LaunchPlan) -> int:
     """This process is the run, or one of several that somebody else started."""
     signals.of_several(plan.rank, scheduled=plan.world_size > 1)
-    who = "error" if plan.world_size == 1 else f"error (rank {plan.rank})"
-
-    def report(sentence: object) -> None:
-        tell(f"{who}: {sentence}", error=True)
-
     try:
-        return _work(worker, args, plan, report)
+        return _work(worker, args, plan)
     except (UserError, TrainingError, OutageError) as error:
-        report(error)
+        who = "error" if plan.world_size == 1 else f"error (rank {plan.rank})"
+        tell(f"{who}: {error}", error=True)
         return error.exit_code
-    except RuntimeError as error:
-        lost = collectives.lost_peer(error)
-        if not lost:
-            raise
-        report(lost)
-        return errors.OUTAGE_EXIT
 
 
-def _work(worker: Callable[[Any], int | None], args: Any, plan: LaunchPlan, report: Callable[[str], None]) -> int:
-    """``report`` is given a sentence before the watcher ends this process, which cannot raise in its main thread."""
-    minutes = getattr(args, "hang_minutes", 0)
-    # a process that stands still is named before the exchange that waits for it is given up
-    patience = timedelta(minutes=max(30.0, (watch.FIRST_STEP + 1) * minutes))
+def _work(worker: Callable[[Any], int | None], args: Any, plan: LaunchPlan) -> int:
     try:
-        _join(plan, args.dist_backend, args.gpu, patience)
-        with watch.watching(minutes, getattr(args, "save_dir", ""), report):
-            return worker(args) or 0
+        _join(plan, args.dist_backend, args.gpu)
+        return worker(args) or 0
     except (MemoryError, RuntimeError) as error:
         if _of_memory(error):
             what = "out of memory; lower --batch-size, --size, --moco-k or --workers, or free some"
@@ -223,8 +205,7 @@ def _of_memory(error: Exception) -> bool:
     return isinstance(error, MemoryError | torch.OutOfMemoryError) or any(word in str(error) for word in words)
 
 
-def _join(plan: LaunchPlan, backend: str | None, gpu: int | None, patience: timedelta) -> None:
-    """``patience``: how long an exchange may last."""
+def _join(plan: LaunchPlan, backend: str | None, gpu: int | None) -> None:
     collectives.set_place(plan.local_size, plan.local_rank)
     if torch.cuda.is_available():
         chosen = plan.local_rank % torch.cuda.device_count() if gpu is None else gpu
@@ -243,30 +224,30 @@ def _join(plan: LaunchPlan, backend: str | None, gpu: int | None, patience: time
         meeting.listen_to_this_machine_only()
     url = plan.url or "env://"
     try:
-        store = meeting.private_store(plan, os.environ, patience)
+        store = meeting.private_store(plan, os.environ)
         dist.init_process_group(
             backend, url if store is None else None, rank=plan.rank, world_size=plan.world_size, store=store,
-            timeout=patience, device_id=bound,
+            device_id=bound,
         )  # fmt: skip
     except (OSError, RuntimeError, ValueError) as error:  # a port in use: DistNetworkError, in torch 2.6 its base class
         raise UserError(f"the processes cannot meet at {plan.folder or url}: {one_line(error)}") from error
 
 
-def _child(worker: Callable, args: Any, plan: LaunchPlan, threads: int, reports: Any) -> None:
+def _child(worker: Callable, args: Any, plan: LaunchPlan, threads: int, reports: Any, listening: Any) -> None:
     signals.begin(led=True)
+    listening[plan.local_rank] = True
     signals.of_several(plan.rank, scheduled=False)
     torch.set_num_threads(threads)
     threading.Thread(target=_end_with_the_parent, args=(plan.folder,), daemon=True).start()
     try:
-        sys.exit(_work(worker, args, plan, lambda sentence: reports.put((errors.OUTAGE_EXIT, sentence))))
+        sys.exit(_work(worker, args, plan))
     except (UserError, TrainingError, OutageError) as error:
         reports.put((error.exit_code, str(error)))
         sys.exit(error.exit_code)
-    except Exception as error:
+    except Exception:
         # A peer's mistake breaks the connection here too: the parent prints this only if no one knows better.
-        lost = collectives.lost_peer(error)
-        reports.put((LOST, lost) if lost else (1, traceback.format_exc()[-8000:]))
-        sys.exit(errors.OUTAGE_EXIT if lost else 1)
+        reports.put((1, traceback.format_exc()[-8000:]))
+        sys.exit(1)
 
 
 def _end_with_the_parent(folder: str) -> None:
@@ -286,33 +267,35 @@ def _spawn(worker: Callable, args: Any, plan: LaunchPlan) -> int:
     threads = torch.get_num_threads()
     if not torch.cuda.is_available():
         threads = max(1, threads // plan.spawn)
-    alive: list = []
-    with signals.led_by(partial(_pass_on, alive)):
+    alive, listening = {}, context.RawArray("b", plan.spawn)
+    with signals.led_by(partial(_pass_on, alive, listening)):
         folder = meeting.private_folder() if plan.one_node else ""
-        plans = [replace(plan, rank=plan.rank + local, local_rank=local, folder=folder) for local in range(plan.spawn)]
-        reports = context.SimpleQueue()
-        children = [context.Process(target=_child, args=(worker, args, mine, threads, reports)) for mine in plans]
+        reports = context.SimpleQueue()  # the first one starts multiprocessing's tracker, which unblocks signals
+        signals.block()
         try:
-            for child in children:
+            for local in range(plan.spawn):
+                mine = replace(plan, rank=plan.rank + local, local_rank=local, folder=folder)
+                child = context.Process(target=_child, args=(worker, args, mine, threads, reports, listening))
                 child.start()
-                alive.append(child)
+                alive[child] = local
             for number in signals.noted():  # those that came before all were there
-                _pass_on(alive, number, signals.twice())
+                _pass_on(alive, listening, number, signals.twice())
             code = _wait(alive)
         finally:
             for child in list(alive):
                 child.kill()
-                child.join(EXIT_GRACE_SECONDS)
-                # at the end Python would wait for one that no signal ends, as a dead disk has it
-                multiprocessing.process._children.discard(child)  # pyright: ignore[reportAttributeAccessIssue]
+                child.join()
             shutil.rmtree(folder, ignore_errors=True)
+    if signals.noted() and not all(listening):
+        code = signals.LED_EARLY + (signals.code() or 0)
     return _explain(code, reports)
 
 
-def _pass_on(alive: list, number: int, again: bool) -> None:
-    for child in list(alive):
+def _pass_on(alive: dict[Any, int], listening: Any, number: int, again: bool) -> None:
+    """Send a signal to the processes that are left; one that still imports, or all at the second time, is killed."""
+    for child, local in list(alive.items()):
         with contextlib.suppress(ProcessLookupError):
-            os.kill(child.pid, signal.SIGKILL if again else number)
+            os.kill(child.pid, number if listening[local] and not again else signal.SIGKILL)
 
 
 def _explain(code: int, reports: Any) -> int:
@@ -326,7 +309,7 @@ def _explain(code: int, reports: Any) -> int:
     told = []
     while not reports.empty():
         told.append(reports.get())
-    sentences = [(known, text) for known, text in told if known > 1]
+    sentences = [(known, text) for known, text in told if known != 1]
     if sentences:
         code, text = sentences[0]
         tell(f"error: {text}", error=True)
@@ -334,16 +317,13 @@ def _explain(code: int, reports: Any) -> int:
         why = f"a process was ended by signal {code - 128}" + ", perhaps for want of memory" * (code == 137)
         tell(f"error: {why}; go on from the newest checkpoint with --resume auto.", error=True)
     else:
-        tracebacks = dict.fromkeys(text for known, text in told if known == 1)
-        lost = [f"error: {text}; go on with --resume auto." for known, text in told if known == LOST]
-        for text in tracebacks or lost[:1]:
+        for text in dict.fromkeys(text for _, text in told):
             tell(text, error=True)
     return code
 
 
-def _wait(alive: list) -> int:
-    """Wait for all; after the first failure the others get EXIT_GRACE_SECONDS. Returns the first failure's code; one
-    that may only tell of another's end, OUTAGE_EXIT, gives way to it."""
+def _wait(alive: dict[Any, int]) -> int:
+    """Wait for all; after the first failure the others get EXIT_GRACE_SECONDS. Returns the first failure's code."""
     first = 0
     while alive and first not in EARLY_EXITS:
         grace = USAGE_GRACE_SECONDS if first == errors.USAGE_EXIT else EXIT_GRACE_SECONDS
@@ -352,7 +332,7 @@ def _wait(alive: list) -> int:
             break
         for child in [c for c in alive if c.sentinel in ended]:
             child.join()
-            alive.remove(child)
+            del alive[child]
             code = child.exitcode or 0
-            first = first if first not in (0, errors.OUTAGE_EXIT) or not code else 128 - code if code < 0 else code
+            first = first or (128 - code if code < 0 else code)
     return first

@@ -82,15 +82,13 @@ class ProbeRun:
         """
         at, steps, looks = self.at, len(data.sampler), steps_between_looks(data.device)
         watch, meters, code = Stopwatch(), self._meters(), None
-        with distributed.pulse.training(), self.log.bar(steps, at.batch, f"epoch {at.epoch}") as bar:
-            distributed.pulse.begin_step(at.batches(steps))
+        with self.log.bar(steps, at.batch, f"epoch {at.epoch}") as bar:
             for x, labels, _ in data.batches(at.epoch, watch, at.batch):
                 linear.set_rates(self.heads, self.plan, at)
                 for head, means in meters.items():
                     for mean, value in zip(means, head.step(x, labels), strict=True):
                         mean.add(value)
                 at.batch += 1
-                distributed.pulse.begin_step(at.batches(steps))
                 watch.count(len(labels) * distributed.world_size())
                 bar.update()
                 if at.batch % looks == 0 or at.batch == steps:

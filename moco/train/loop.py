@@ -71,16 +71,15 @@ class Loop(ABC):
         self.model.train()
         self.watch.restart()  # what happened between epochs is not training time
         done = -(-at.batch // plan.accum)
-        with distributed.pulse.training():
-            with self.log.bar(plan.steps_per_epoch, done, f"epoch {at.epoch}") as bar:
-                for _ in range(done, plan.steps_per_epoch):
-                    before = at.batch
-                    self.step(batches)
-                    bar.update()
-                    self.after_step(before)
-                    if self.exit_code is not None or self.finished():
-                        break
-            self.sync_outcomes()
+        with self.log.bar(plan.steps_per_epoch, done, f"epoch {at.epoch}") as bar:
+            for _ in range(done, plan.steps_per_epoch):
+                before = at.batch
+                self.step(batches)
+                bar.update()
+                self.after_step(before)
+                if self.exit_code is not None or self.finished():
+                    break
+        self.sync_outcomes()
 
     # ------------------------------------------------------------------------------------------------- a step
 
@@ -89,7 +88,6 @@ class Loop(ABC):
         finite anywhere."""
         at = self.progress
         looks = (at.step + 1) % self.look_every == 0
-        distributed.pulse.begin_step(self.position)
         with self.timer.of_a_step(looks):
             self._step(batches)
         at.step += 1
@@ -156,7 +154,6 @@ class Loop(ABC):
         """Read what became of the steps since the last look: the only place where the host waits for the device."""
         if not self.pending_flags:
             return
-        distributed.pulse.note("waiting for the device")
         steps, flags = zip(*self.pending_flags, strict=True)
         self.pending_flags.clear()
         found = torch.stack(flags).tolist()
