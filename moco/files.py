@@ -16,7 +16,7 @@ import re
 import stat
 import warnings
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple
+from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple, TextIO
 
 from moco import archive, owner, processes, signals
 from moco.errors import UserError, one_line
@@ -100,6 +100,11 @@ def _why_unreadable(error: Exception) -> str:
 def open_regular(path: str, most: float = math.inf) -> BinaryIO:
     """A file to read, without buffer, as :func:`regular_handle` opens it."""
     return os.fdopen(regular_handle(path, most), "rb", buffering=0)
+
+
+def open_text(path: str, newline: str | None = None) -> TextIO:
+    """A list of names to read, as :func:`regular_handle` opens it: UTF-8, and the bytes of names that are not."""
+    return open(regular_handle(path), encoding="utf-8-sig", errors="surrogateescape", newline=newline)
 
 
 def regular_handle(path: str, most: float = math.inf) -> int:

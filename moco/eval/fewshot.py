@@ -26,6 +26,7 @@ from moco.config import FewShotConfig
 from moco.data import Source, Sources
 from moco.errors import UserError
 from moco.eval.features import FeatureExtractor, describe_unread
+from moco.files import open_text
 from moco.seeding import numpy_generator
 
 _WORDNET = re.compile(r"n\d{8}$")  # what ImageNet's and miniImageNet's classes are called
@@ -84,11 +85,13 @@ def pool(sources: Sources, path: str = "") -> Source:
 
 def _read_rows(path: str) -> list[list[str]]:
     try:
-        with open(path, encoding="utf-8-sig", newline="") as file:
+        with open_text(path, newline="") as file:
             rows = [row for row in csv.reader(file) if any(word.strip() for word in row)]
+        if any("\0" in word for row in rows for word in row):  # Python below 3.11 says so itself
+            raise csv.Error("zero bytes")
     except OSError as error:
         raise UserError(f"--few-shot-classes {path} cannot be read: {error.strerror}.") from error
-    except (csv.Error, UnicodeDecodeError) as error:
+    except csv.Error as error:
         raise UserError(f"--few-shot-classes {path} is neither a list of classes nor a CSV file: {error}.") from error
     if not rows:
         raise UserError(f"--few-shot-classes {path} is empty: write one class a line.")

@@ -236,6 +236,8 @@ def test_too_few_images_or_classes_are_one_sentence():
         ("filename,label\nx.png\n", "needs a file name and a label"),
         ("filename,label\ntrain_0_0.png,a\nx.png,a\n", "names the image x.png, which .* lacks"),
         (b"\xff\xfe\x00", "neither a list of classes nor a CSV"),
+        (b"\xff\xfe\n", "names the class"),
+        ('"' + "x" * 200_000, "neither a list of classes nor a CSV"),
         (None, "cannot be read"),
     ],
 )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 import os
 from collections.abc import Iterator
@@ -11,7 +10,7 @@ import numpy as np
 
 from moco.data.sources.base import FileSource
 from moco.errors import UserError
-from moco.files import json_of, open_regular, write_text
+from moco.files import json_of, open_text, write_text
 
 IMAGE_EXTENSIONS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")  # torchvision's
 LIST_EXTENSIONS = (".txt", ".lst", ".jsonl")
@@ -90,9 +89,8 @@ def open_folder(directory: str, channels: int = 3) -> FileSource:
 def _numbered_lines(path: str) -> Iterator[tuple[int, str]]:
     """The lines of a list that are not empty, without their end, and their numbers from 1."""
     try:
-        with open_regular(path) as file:
-            text = io.TextIOWrapper(io.BufferedReader(file), "utf-8-sig", "surrogateescape")  # pyright: ignore[reportArgumentType]
-            for number, line in enumerate(text, 1):
+        with open_text(path) as file:
+            for number, line in enumerate(file, 1):
                 if "\0" in line:
                     raise UserError(f"line {number} of the list {path} holds a zero byte: write text, a path a line")
                 if line.strip():

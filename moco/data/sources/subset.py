@@ -123,7 +123,7 @@ def _balanced(labels: np.ndarray, orders: list[np.ndarray], percent: float, seed
 def read_names(path: str) -> list[str]:
     """The lines of a list: names of files (``n01440764_18.JPEG``), or folder and name (``cat/18.png``)."""
     try:
-        with open(path, encoding="utf-8-sig", errors="surrogateescape") as file:
+        with disk.open_text(path) as file:
             names = [line.strip() for line in file if line.strip()]
     except OSError as error:
         raise UserError(f"--train-files {path} cannot be read ({error.strerror}): check the path.") from error
@@ -182,7 +182,7 @@ def published_list(percent: float, cache: str) -> str:
     by_hand = "fetch it by hand and give it by --train-files PATH, or --train-files balanced for a draw of our own"
     try:
         with urllib.request.urlopen(url, timeout=60) as answer:
-            content = answer.read()
+            content = answer.read(1 << 24)  # the longer list has 2 MB
     except (OSError, http.client.HTTPException) as error:
         raise UserError(f"{url} cannot be fetched ({one_line(error)}): {by_hand}.") from error
     if hashlib.sha256(content).hexdigest() != sha256:

@@ -112,6 +112,10 @@ def test_stl10(tmp_path, monkeypatch):
         assert np.array_equal(np.array(travelled.load(i)), np.array(theirs[i][0]))
     assert len(pickle.dumps(sources.pretrain)) < 2000  # the mapped pixels do not travel
     assert isinstance(sources.pretrain.images, StlImages)
+    for part, sentence in (("unlabeled", "unlabeled_X.bin ends inside an image"), ("train", "not in .*, or not whole")):
+        os.truncate(folder / f"{part}_X.bin", 3 * 96 * 96 + 1)
+        with pytest.raises(UserError, match=sentence):
+            open_sources("stl10", str(tmp_path))
 
 
 def idx(array):
@@ -157,7 +161,7 @@ def test_debians_place():
     assert named_sets.DEBIAN_FASHION_MNIST == "/usr/share/datasets/fashion-mnist"
 
 
-@pytest.mark.parametrize("damage", ["short", "foreign", "cut gzip", "not gzip", "empty"])
+@pytest.mark.parametrize("damage", ["short", "foreign", "cut gzip", "not gzip", "empty", "dimensions"])
 def test_damaged_idx_files(tmp_path, damage):
     whole = idx(np.zeros((2, 3), np.uint8))
     content = {
@@ -166,6 +170,7 @@ def test_damaged_idx_files(tmp_path, damage):
         "cut gzip": gzip.compress(RNG.bytes(500))[:300],
         "not gzip": b"<html>404</html>",
         "empty": gzip.compress(b""),
+        "dimensions": gzip.compress(b"\0\0\x08\xff" + bytes(255 * 4)),
     }[damage]
     path = tmp_path / "train-images-idx3-ubyte.gz"
     path.write_bytes(content)
@@ -173,6 +178,39 @@ def test_damaged_idx_files(tmp_path, damage):
         read_idx(str(path))
     path.write_bytes(gzip.compress(whole))
     assert read_idx(str(path)).shape == (2, 3)
+
+
+@pytest.mark.parametrize(
+    ("name", "array"),
+    [
+        ("train-images-idx3-ubyte", np.zeros((6, 28, 27), np.uint8)),
+        ("train-labels-idx1-ubyte", np.zeros(5, np.uint8)),
+        ("t10k-labels-idx1-ubyte", np.full(3, 10, np.uint8)),
+        ("t10k-labels-idx1-ubyte", np.zeros((3, 1), np.uint8)),
+    ],
+)
+def test_idx_files_that_do_not_fit_each_other(tmp_path, name, array):
+    write_fashion(tmp_path)
+    (tmp_path / f"{name}.gz").write_bytes(gzip.compress(idx(array)))
+    with pytest.raises(UserError, match=f"{name}.gz .*fetch them again"):
+        open_sources("fashionmnist", str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"no gzip",
+        gzip.compress(b"1,2\n3"),
+        gzip.compress(b"\xff"),
+        gzip.compress(b"1" * 99)[:-9],
+        gzip.compress(b""),
+    ],
+)
+def test_a_damaged_mnist5k(tmp_path, monkeypatch, content):
+    (tmp_path / "mnist_5k.csv.gz").write_bytes(content)
+    monkeypatch.setattr("moco.data.sources.named._mnist5k_file", lambda: str(tmp_path / "mnist_5k.csv.gz"))
+    assert "mnist_5k.csv.gz is damaged" in mistake("mnist5k")
 
 
 def test_mnist5k():
