@@ -76,10 +76,15 @@ def save_one(state: dict, path: str, own: set[str]) -> None:
                 os.remove(beside)
             os.link(path, beside)
             linked = True
-    files.write(state, path)
-    own.add(path)
-    if linked:
-        files.replace(beside, path + PREVIOUS)
+    try:
+        files.write(state, path)
+        own.add(path)
+        with contextlib.suppress(OSError):  # the new one is in place
+            if linked:
+                files.replace(beside, path + PREVIOUS)
+    finally:
+        with contextlib.suppress(OSError):  # of a full disk
+            os.remove(beside)
 
 
 def reserve_run_folder(

@@ -414,6 +414,22 @@ def test_of_the_one_checkpoint_the_one_before_stays(tmp_path):
     assert "one.tar is missing" in auto(tmp_path, "one.tar")[1]
 
 
+@pytest.mark.parametrize("failing", ["torch_save", "replace"])
+def test_a_full_disk_leaves_nothing_beside_the_two(failing, tmp_path, monkeypatch):
+    path, own = str(tmp_path / "one.tar"), set()
+    for epoch in (1, 2):
+        checkpoint.save_one({"epoch": epoch, "run": {}}, path, own)
+
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(files, failing, full)
+    with pytest.raises(UserError, match="No space left"):
+        checkpoint.save_one({"epoch": 3, "run": {}}, path, own)
+    assert sorted(os.listdir(tmp_path)) == ["one.tar", "one.tar.previous"]
+    assert (files.read(path)["epoch"], files.read(path + ".previous")["epoch"]) == (2, 1)
+
+
 def test_a_file_system_without_links_keeps_none(tmp_path, monkeypatch):
     def refused(*names):
         raise OSError(errno.EPERM, "Operation not permitted")
