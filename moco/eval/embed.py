@@ -28,7 +28,7 @@ from torch import nn
 
 from moco import data, distributed, files, resources
 from moco.data import Source, Sources
-from moco.errors import UserError, tell
+from moco.errors import UserError, printable, tell
 from moco.eval.features import EvalData, FeatureExtractor, Features, bad_image_notes
 from moco.models.encoder import build_encoder
 from moco.seeding import numpy_generator
@@ -192,6 +192,11 @@ def _colour(label: int, classes: int) -> str:
     return to_hex(colours(label % colours.N))
 
 
+def _plain(name: str) -> str:
+    """As matplotlib shows it: no formula between dollars, and no bytes that are not UTF-8, at which it fails."""
+    return printable(name).replace("$", r"\$")
+
+
 def picture(panels: list[tuple[str, np.ndarray, np.ndarray]], classes: list[str], path: str) -> None:
     """Write a PNG with one scatter plot a panel.
 
@@ -207,8 +212,8 @@ def picture(panels: list[tuple[str, np.ndarray, np.ndarray]], classes: list[str]
     for axis, (title, points, labels) in zip(axes, panels, strict=True):
         for label, name in enumerate(classes):
             mine = points[labels == label]
-            axis.scatter(mine[:, 0], mine[:, 1], s=8, color=_colour(label, len(classes)), label=name)
-        axis.set(title=title, xticks=[], yticks=[])
+            axis.scatter(mine[:, 0], mine[:, 1], s=8, color=_colour(label, len(classes)), label=_plain(name))
+        axis.set(title=_plain(title), xticks=[], yticks=[])
     if len(classes) <= 20:
         axes[-1].legend(markerscale=2, loc="center left", bbox_to_anchor=(1, 0.5))
     files.write_figure(figure, path, "--out")

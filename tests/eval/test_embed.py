@@ -102,6 +102,14 @@ class Page(HTMLParser):
             self.points.append(attrs)
 
 
+def test_a_picture_of_classes_with_any_name(tmp_path):
+    """Bytes that are not UTF-8, and what matplotlib would take for a formula."""
+    names = [os.fsdecode(b"d\xf6g"), r"$\frac$", "$", "\x1b[31m"]
+    embed.picture([(names[0], np.zeros((4, 2)), np.arange(4))], names, str(tmp_path / "embedding.png"))
+    with Image.open(tmp_path / "embedding.png") as image:
+        assert image.width > 100
+
+
 def test_the_page_holds_every_point_and_loads_nothing(done, image_folder):
     text = (done / "embedding.html").read_text()
     found = Page(text)
