@@ -69,10 +69,13 @@ def add_resume(p: Parser, which: str, seed: str) -> None:
 
 
 def add_stop(p: Parser) -> None:
-    """--overwrite and --max-minutes."""
+    """--overwrite, and when a run stops and is saved."""
     add = p.group("run")
     add("--overwrite", action="store_true", help="start afresh in a folder that holds another run")
     add("--max-minutes", type=at_least(0.0), metavar="M", help="save and stop (exit code 0) after M minutes")
+    add("--save-minutes", type=positive, metavar="M", help="also save inside an epoch, M minutes after the last save "
+        "(default: only at epochs' ends)")  # fmt: skip
+    add("--save-steps", type=at_least(1), metavar="S", help="the same, S steps after the last save")
 
 
 def add_sync_bn(p: Parser) -> None:

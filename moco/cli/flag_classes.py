@@ -22,6 +22,7 @@ def _flags(*texts: str) -> frozenset[str]:
 
 _LAUNCH = "--world-size --rank --dist-url --dist-backend --gpu --multiprocessing-distributed --nproc"
 _FILES = "DIR --config --dataset --download --cache --val-data --workers --save-dir --resume --print-freq"
+_SAVE = "--max-minutes --save-minutes --save-steps"
 _SCHEDULE = "--epochs --schedule --lr-decay-rate --cos --min-lr --warm --warm-epochs --warm-from"
 _FEW_SHOT = "--few-shot --few-shot-classes --few-shot-way --few-shot-shots --few-shot-queries --few-shot-episodes"
 
@@ -41,8 +42,8 @@ PRETRAIN = Classes(
         "--amp --head-impl --head-precision --compile --compile-mode --channels-last",  # the same but for rounding
     ),
     silent=_flags(
-        _LAUNCH, _FILES, "--data-folder --trial --overwrite --seed --start-epoch --num-classes --aug-plus",
-        "--lr-decay-epochs --recompute --save-every --keep --max-minutes --max-restarts --max-bad-steps",
+        _LAUNCH, _FILES, _SAVE, "--data-folder --trial --overwrite --seed --start-epoch --num-classes --aug-plus",
+        "--lr-decay-epochs --recompute --save-every --keep --max-restarts --max-bad-steps",
         "--max-bad-images --check-every --knn-every --retrieval-every --wandb --knn-k --knn-t",
     ),
     data=True,
@@ -56,9 +57,9 @@ LINCLS = Classes(
         _SCHEDULE, "--lr --batch-size --wd --momentum --opt-betas --clip-grad --label-smoothing --amp",
     ),
     silent=_flags(
-        _LAUNCH, _FILES, _FEW_SHOT, "--train-folder --start-epoch --seed --num-classes --lr-decay-epochs --save-freq",
-        "--evaluate --pretrained --knn --knn-k --knn-t --save-ckpt-freq --per-class --confusion --lr-find",
-        "--lr-find-steps --overwrite --max-minutes",
+        _LAUNCH, _FILES, _SAVE, _FEW_SHOT, "--train-folder --start-epoch --seed --num-classes --lr-decay-epochs",
+        "--save-freq --evaluate --pretrained --knn --knn-k --knn-t --save-ckpt-freq --per-class --confusion --lr-find",
+        "--lr-find-steps --overwrite",
     ),
     data=False,
 )  # fmt: skip
@@ -72,8 +73,8 @@ SEMISUP = Classes(
     ) - {"--cos"} | {"training images", "validation images"},
     free=_flags("--amp --channels-last"),  # the same but for rounding
     silent=_flags(
-        _LAUNCH, _FILES, _FEW_SHOT, "--cos --few-shot-data --train-percent --train-files --subset-seed --val-share",
-        "--val-only FILE --pretrained --lr --lr-decay-epochs --start-epoch --trial --overwrite --max-minutes --seed",
+        _LAUNCH, _FILES, _SAVE, _FEW_SHOT, "--cos --few-shot-data --train-percent --train-files --subset-seed",
+        "--val-share --val-only FILE --pretrained --lr --lr-decay-epochs --start-epoch --trial --overwrite --seed",
         "--evaluate --save-ckpt-freq --task --data-path --dist-eval",
     ),
     data=False,

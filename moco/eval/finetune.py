@@ -84,6 +84,7 @@ class Tuner(Loop):
     lrs: list[float]  # of the optimizer's groups; a file that goes on has those of its last step in them
     ema: Any = None
     frozen: dict[str, Tensor] = field(default_factory=dict)
+    arch: str = ""  # name of the encoder, for checkpoints
 
     def __post_init__(self) -> None:
         self.plan = self.plan.as_shares(max(self.lrs))
@@ -224,18 +225,19 @@ class Tuner(Loop):
 
     # ------------------------------------------------------------------------------------------------ checkpoints
 
-    def save(self, arch: str) -> None:
+    def save(self) -> None:
         """Write upstream's dictionary and ``run``, what a resumed run needs besides; also as the best one if it is, and
         once more where the plan keeps this epoch's.
 
         ``state_dict`` is what was evaluated. With a moving average the weights that are trained are ``trained``.
         """
-        distributed.by_main(partial(self._write, arch))
+        self.saver.restart()
+        distributed.by_main(self._write)
         if self.exit_code is not None:
             at = self.progress
             self.log.line(describe_stop(at.epoch, at.batch, self.plan.batches))
 
-    def _write(self, arch: str) -> None:
+    def _write(self) -> None:
         at, encoder = self.progress, self.model.encoder
         run = {
             "seed": at.seed,
@@ -245,7 +247,7 @@ class Tuner(Loop):
             "plateau": self.plateau.state_dict(),
             **images_of(encoder, self.model.mean, self.model.std),
         }
-        state = checkpoint.pack(self.evaluated.encoder, self.optimizer, self.scaler, arch, at.epoch, run)
+        state = checkpoint.pack(self.evaluated.encoder, self.optimizer, self.scaler, self.arch, at.epoch, run)
         state["best_acc1"] = at.best_acc1
         if self.ema is not None:
             state["trained"] = checkpoint.prefixed(encoder.state_dict())
@@ -254,7 +256,8 @@ class Tuner(Loop):
             state["acc1"] = self.score.acc1  # of this epoch; moco.average chooses by it
             kept = self.plan.keep_every and at.epoch % self.plan.keep_every == 0
             more = [BEST] * (at.best_epoch == at.epoch) + [KEPT.format(at.epoch - 1)] * bool(kept)
-        self.saver.write(state, partial(self._write_files, more))
+        last = self.exit_code is not None or self.finished()
+        self.saver.write(state, partial(self._write_files, more), last)
 
     def _write_files(self, more: list[str], state: dict) -> None:
         folder = self.saver.folder

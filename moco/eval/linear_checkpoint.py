@@ -44,6 +44,7 @@ def save_probe(
         at: the position, also inside an epoch.
         run: what a resumed run needs besides, plain values.
     """
+    saver.restart()
     distributed.by_main(partial(_save, probe, heads, saver, at, arch, run, keep_every, new_best))
 
 

@@ -17,7 +17,8 @@ from moco.train.metrics import TOP5_FROM, Mean
 from moco.train.plan import Progress, TrainPlan
 from moco.train.resume import describe_stop
 from moco.train.runlog import RunLog
-from moco.train.stop import StopRequest, steps_between_looks
+from moco.train.saving import Saver
+from moco.train.stop import StopRequest, answers, requests, steps_between_looks
 from moco.train.timers import Stopwatch
 
 ProbeFeatures = Callable[..., ProbeData]
@@ -35,6 +36,7 @@ class ProbeRun:
     plan: TrainPlan
     at: Progress
     log: RunLog
+    saver: Saver
     save: Callable[..., None]
     check: Callable[[], None]
 
@@ -60,6 +62,7 @@ class ProbeRun:
             code = self.train_epoch(training, stop)
             if code is not None:
                 self.save()
+                self.saver.wait()
                 self.log.line(describe_stop(at.epoch, at.batch, steps))
                 return code
             linear.validate(heads, held_out, details and at.epoch == end - 1)
@@ -69,6 +72,7 @@ class ProbeRun:
             text = None if at.epoch == end else linear_report.summary(heads)  # the last line comes after the result
             self.log.scalars(at.batches(steps), linear_report.values(heads), epoch=at.epoch - 1, text=text)
             self.save(new_best=best)  # last: a kill between the two repeats both
+        self.saver.wait()
         return None
 
     def train_epoch(self, data: ProbeData, stop: StopRequest) -> int | None:
@@ -89,10 +93,12 @@ class ProbeRun:
                     for mean, value in zip(means, head.step(x, labels), strict=True):
                         mean.add(value)
                 at.batch += 1
+                self.saver.steps += 1
                 watch.count(len(labels) * distributed.world_size())
                 bar.update()
                 if at.batch % looks == 0 or at.batch == steps:
-                    code = stop.exit_code()
+                    code, saves = answers(distributed.largest(requests(stop, self.saver))[0])
+                    self.saver.asked |= saves
                 # also what no later line would judge
                 if at.batch % self.plan.print_freq == 0 or at.batch == steps or code is not None:
                     self._report(watch, meters, steps)
@@ -100,6 +106,8 @@ class ProbeRun:
                     meters = self._meters()
                 if code is not None:
                     break
+                if self.saver.due() and at.batch < steps:
+                    self.save()
         return code
 
     def _meters(self) -> dict[LinearClassifier, list[Mean]]:

@@ -25,7 +25,7 @@ from moco.train.optimizer_state import finite
 # ------------------------------------------------------------------------------------------- a run's folder
 
 
-def save(state: dict, folder: str, keep: int | None, own: set[str] | None = None) -> str:
+def save(state: dict, folder: str, keep: int | None, own: set[str] | None = None, named: bool = True) -> str:
     """Write a run's checkpoint, point ``latest`` at it, then prune; returns the path.
 
     At an epoch's end the name is upstream's, ``checkpoint_%04d.pth.tar`` with the epoch's number counted from 0; inside
@@ -33,11 +33,12 @@ def save(state: dict, folder: str, keep: int | None, own: set[str] | None = None
     checkpoint is safe; of the others the newest ``keep`` that can be read stay (0: all). What lies ahead of this one
     neither counts nor goes: it is damaged, or of a course that the run has left.
 
+    named: an epoch's end has its own name, and not that of a file inside the next epoch, with nothing done of it.
     own: names of the files that this process has written, which need not be read to be known as good.
     """
     done, run = state["epoch"], state["run"]
     name = f"checkpoint_{done - 1:04d}.pth.tar"
-    if run["batch"]:
+    if run["batch"] or not named:
         name = f"checkpoint_{done:04d}_step_{run['step']:08d}.pth.tar"
     path = os.path.join(folder, name)
     write(state, path)

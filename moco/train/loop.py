@@ -22,7 +22,7 @@ from moco.train.optimizers import Plateau, step_unless, use_fused_optimizer_step
 from moco.train.plan import Progress, TrainPlan
 from moco.train.runlog import RunLog
 from moco.train.saving import Saver
-from moco.train.stop import StopRequest, outcome, steps_between_looks
+from moco.train.stop import StopRequest, answers, outcome, requests, steps_between_looks
 from moco.train.timers import StepTimer, Stopwatch
 
 
@@ -72,14 +72,24 @@ class Loop(ABC):
         self.watch.restart()  # what happened between epochs is not training time
         done = -(-at.batch // plan.accum)
         with self.log.bar(plan.steps_per_epoch, done, f"epoch {at.epoch}") as bar:
-            for _ in range(done, plan.steps_per_epoch):
+            for number in range(done, plan.steps_per_epoch):
                 before = at.batch
                 self.step(batches)
                 bar.update()
                 self.after_step(before)
+                if number < plan.steps_per_epoch - 1:
+                    self._save_inside()
                 if self.exit_code is not None or self.finished():
                     break
         self.sync_outcomes()
+
+    def _save_inside(self) -> None:
+        """Save in the middle of an epoch where that is due; it leaves the run as it is."""
+        if not self.saver.due() or self.exit_code is not None or self.finished():
+            return
+        self.sync_outcomes()
+        if self.exit_code is None:  # else the end of the run saves
+            self.save()
 
     # ------------------------------------------------------------------------------------------------- a step
 
@@ -93,6 +103,7 @@ class Loop(ABC):
         at.step += 1
         at.batch += self.plan.batches_at(at.batch)
         self.watch.steps += 1
+        self.saver.steps += 1
         if looks:
             self.sync_outcomes()
         self.optimizer.zero_grad(set_to_none=True)
@@ -112,7 +123,8 @@ class Loop(ABC):
         with self.timer("optimizer"):
             self.scaler.unscale_(self.optimizer)
             norm = get_total_norm([p.grad for p in self.parameters if p.grad is not None])
-            flags = outcome([output.loss.detach() for output in self.last_outputs], norm, self.stop)
+            losses = [output.loss.detach() for output in self.last_outputs]
+            flags = outcome(losses, norm, requests(self.stop, self.saver))
             self.bad = flags[1] > 0  # () was the step not finite?
             self._move(self.bad)
             self.scaler.update()
@@ -159,8 +171,9 @@ class Loop(ABC):
         found = torch.stack(flags).tolist()
         self.timer.read()
         for step, (bad_loss, bad, asked) in zip(steps, found, strict=True):
-            if asked:
-                self.exit_code = asked - 1
+            code, saves = answers(asked)
+            self.exit_code = self.exit_code if code is None else code
+            self.saver.asked |= saves
             self._note_outcome(step, step == steps[-1], bool(bad_loss), bool(bad))
 
     def _note_outcome(self, step: int, newest: bool, bad_loss: bool, bad: bool) -> None:
@@ -181,6 +194,10 @@ class Loop(ABC):
     @abstractmethod
     def position(self) -> int:
         """The number of the next step in the log."""
+
+    @abstractmethod
+    def save(self) -> None:
+        """Write this state; every process has to call."""
 
     def settle_optimizer(self) -> None:
         """Choose the optimizer's form on this device."""

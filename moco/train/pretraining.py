@@ -37,6 +37,8 @@ class Trainer(Loop):
     source: Source
     max_bad_images: int
     about: dict[str, Any] = field(default_factory=dict)  # of the run, for its checkpoints: see moco/train/resume.py
+    arch: str = ""  # name of the encoder, for the same
+    keep: int = 0  # checkpoints of epochs' ends that stay, 0: all
 
     FALLING = True
 
@@ -235,36 +237,45 @@ class Trainer(Loop):
                 "the newest checkpoint with --resume auto."
             )
 
-    def save(self, arch: str, keep: int) -> None:
-        """Write this state from the main process; the others wait, so that none runs ahead of a failed write.
+    def save_epoch(self, every: int) -> None:
+        """:meth:`save` the epoch that has ended where one in so many epochs is due, or as inside an epoch where that
+        is due."""
+        if self.due(every):
+            self.save()
+        elif self.saver.due():
+            self.save(named=False)
+
+    def save(self, named: bool = True) -> None:
+        """Write this state from the main process; the others wait until it is copied, or where it is not written beside
+        the training until it is written, so that none runs ahead of a failed write.
 
         While steps are not finite the state is the last good one, and what such steps come from may be in it: it is
         saved only where the run ends, and no other checkpoint goes for it.
         """
         self.sync_outcomes()
-        bad = self.progress.bad_steps
-        if bad and self.exit_code is None and not self.finished():
-            self.log.line(
-                f"not saved, as the newest {bad} steps were not finite: the checkpoints before stay as they are"
-            )
+        bad, last = self.progress.bad_steps, self.exit_code is not None or self.finished()
+        self.saver.restart()
+        if bad and not last:
+            self.saver.asked = True  # as soon as a step is finite
+            self.log.line(f"not saved, as the newest {bad} steps were not finite; older checkpoints stay as they are")
             return
         self.progress.bad_images = self.bad_images.state_dict()
         self.progress.plateau = self.plateau.state_dict()
         if self.plan.patience is not None:
             self.progress.losses = distributed.all_gather(self.losses[None]).tolist()
-        distributed.by_main(partial(self._write, arch, None if bad else keep))
+        distributed.by_main(partial(self._write, None if bad else self.keep, named, last))
 
-    def _write(self, arch: str, keep: int | None) -> None:
+    def _write(self, keep: int | None, named: bool, last: bool) -> None:
         run = {**self.progress.entries(), "batches": batch_shape(self.sampler, self.plan.accum), **self.about}
         run |= images_of(self.model.encoder_q, self.model.mean, self.model.std)
-        state = checkpoint.pack(self.model, self.optimizer, self.scaler, arch, self.progress.epoch, run)
-        self.saver.write(state, partial(self._write_file, keep))
+        state = checkpoint.pack(self.model, self.optimizer, self.scaler, self.arch, self.progress.epoch, run)
+        self.saver.write(state, partial(self._write_file, keep, named), last)
         if self.exit_code is not None and not self.finished():
             at, plan = self.progress, self.plan
             self.log.line(describe_stop(at.epoch, at.batch // plan.accum, plan.steps_per_epoch))
 
-    def _write_file(self, keep: int | None, state: dict) -> None:
-        self.log.line(f"saved {checkpoint.save(state, self.save_dir, keep, self.saver.own)}")
+    def _write_file(self, keep: int | None, named: bool, state: dict) -> None:
+        self.log.line(f"saved {checkpoint.save(state, self.save_dir, keep, self.saver.own, named)}")
 
 
 def prefetch(batches: Iterator[dict], device: torch.device) -> Iterator[dict]:

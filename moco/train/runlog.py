@@ -152,6 +152,7 @@ class RunLog:
     ) -> None:
         self._places: list[_Place] = []
         self._main = distributed.is_main()
+        self.recorded: list[str] = []  # names of what an older log has of ``resume_step``, in the main process
         self._path = path = os.path.join(save_dir, f"{name}.jsonl")
         if not self._main:
             return
@@ -159,6 +160,7 @@ class RunLog:
             os.makedirs(save_dir, exist_ok=True)
             run = _wandb_run(wandb, save_dir, name, config, resumed=resume_step is not None) if wandb else None
             files.write_text("" if resume_step is None else _records_until(path, resume_step), path)
+            self.recorded = [name for r in files.records(path) if r.get("step") == resume_step for name in r]
             records = _Appended(path)
         except OSError as error:
             reason = error.strerror or error

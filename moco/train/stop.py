@@ -1,4 +1,5 @@
-"""Why a run ends before it is done: a signal, a time limit, or numbers that are not finite."""
+"""Why a run ends before it is done: a signal, a time limit, or numbers that are not finite; and what processes ask of
+each other after a step."""
 
 from __future__ import annotations
 
@@ -9,6 +10,7 @@ import torch
 from torch import Tensor
 
 from moco import distributed, owner, signals
+from moco.train.saving import Saver
 
 LOOK_STEPS = 10  # the host never runs further ahead: a signal is answered after so many steps at most
 
@@ -37,14 +39,25 @@ class StopRequest:
 
     def exit_code(self) -> int | None:
         """With which every process must stop now, because of any of them; None to go on. Every process has to call."""
-        (asked,) = distributed.largest(self.asked())
-        return asked - 1 if asked else None
+        return answers(distributed.largest(self.asked() * 2)[0])[0]
 
 
-def outcome(losses: list[Tensor], norm: Tensor, stop: StopRequest) -> Tensor:
+def requests(stop: StopRequest, saver: Saver) -> int:
+    """What this process asks all for after a step, as one number, of which the largest counts."""
+    return 2 * stop.asked() + saver.late()
+
+
+def answers(requested: int) -> tuple[int | None, bool]:
+    """The exit code with which to stop now, None to go on, and whether to save, of the largest of :func:`requests`; a
+    run that stops is saved anyway."""
+    asked, saves = divmod(requested, 2)
+    return (asked - 1 if asked else None), bool(saves)
+
+
+def outcome(losses: list[Tensor], norm: Tensor, requested: int) -> Tensor:
     """(3,) int32, in one small reduction: on any process, is a loss not finite, is anything, and the largest
-    :meth:`StopRequest.asked`: above 0 this step is to be the last. The host does not wait for it."""
+    of :func:`requests`. The host does not wait for it."""
     values = torch.stack([*losses, norm])
     odd = (values - values).ne(0)  # inf - inf is no number; isfinite would be four launches
-    asked = odd.new_full((), stop.asked(), dtype=torch.int32)  # filled in, not copied from the host
+    asked = odd.new_full((), requested, dtype=torch.int32)  # filled in, not copied from the host
     return distributed.max_over_ranks(torch.stack([odd[:-1].any().int(), odd.any().int(), asked]))

@@ -196,11 +196,13 @@ def test_two_processes_resume_inside_an_epoch_and_at_its_end(workers, image_fold
     words = [*TINY, *SYNCO, "--nproc", 2, "-j", workers, "--epochs", 2, image_folder]
     program = start(*words, "--save-dir", tmp_path / "one")
     assert program.end() == 0, program.text
-    stops = ([*STOP_AFTER_EACH_STEP], [*STOP_AFTER_EACH_STEP], [*STOP_AFTER_EACH_STEP], ["--resume", "auto"])
+    last = ["--resume", "auto", "--save-minutes", "1e-9"]  # after each step, when the main process asks the other
+    stops = ([*STOP_AFTER_EACH_STEP], [*STOP_AFTER_EACH_STEP], [*STOP_AFTER_EACH_STEP], last)
     for number, stop in enumerate(stops, 1):
         program = start(*words, *stop, "--save-dir", tmp_path / "two")
         assert program.end() == 0, program.text
         assert steps_of(tmp_path / "two") == (number if number < 4 else 6)
+    assert program.text.count("_step_00000004") == program.text.count("_step_00000005") == 1
     assert differences(load(tmp_path / "one"), load(tmp_path / "two")) == []
 
 
