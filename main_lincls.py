@@ -76,10 +76,7 @@ def worker(args: Namespace) -> int:
     if trained:
         reserve_run_folder(args.save_dir, path, args.overwrite, *linear_checkpoint.PROBE_FILES)
     done = at.batches(plan.steps_per_epoch) if path else None
-    with (
-        RunLog(args.save_dir, config=vars(args), resume_step=done, name=mode) as log,
-        Saver(args.save_dir, log.line, args.save_minutes, args.save_steps) as saver,
-    ):
+    with RunLog(args.save_dir, config=vars(args), resume_step=done, name=mode) as log:
         workers, flip = distributed.share_of_cores(args.workers), data.dataset_of(args.dataset).mirrored
         images = EvalData(size, batch, seed, workers, flip, bad_image_notes(log.line))
         told = linear_report.describe_run(mode, train, val, images, args.features == "cached")
@@ -92,6 +89,7 @@ def worker(args: Namespace) -> int:
         elif mode == "lr_find":
             lr_find.find_rate(heads[0], features(train, training=True), args.lr_find_steps, result, args.save_dir, log)
         else:
+            saver = log.enter(Saver(args.save_dir, log.line, args.save_minutes, args.save_steps))
             save = partial(linear_checkpoint.save_probe, model, heads, saver, at, args.arch, run, args.save_ckpt_freq)
             origin, encoder = args.pretrained or path or "the random initialisation", model.encoder
             check = partial(check_frozen, encoder, weights or backbone_of(encoder), "must stay frozen", origin)

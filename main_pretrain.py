@@ -64,27 +64,21 @@ def worker(args: Namespace) -> int:
     reserve_run_folder(args.save_dir, path, args.overwrite)
 
     # train, save
-    step = progress.step if path else None
-    with (
-        RunLog(args.save_dir, wandb=args.wandb, config=vars(args), resume_step=step) as log,
-        Saver(args.save_dir, log.line, args.save_minutes, args.save_steps) as saver,
-    ):
+    with RunLog(args.save_dir, wandb=args.wandb, config=vars(args), resume_step=progress.step if path else None) as log:
         lines = first_lines(config, given, model, plan, progress, path, summary, notes)
         log.line("the demo, as no DIR is given: " * args.demo + lines)
         trainer = Trainer(
             model, optimizer, scaler, plan, progress, log, StopRequest(args.max_minutes), args.save_dir, sampler,
-            images, args.max_bad_images, about, args.arch, args.keep, saver=saver,
+            images, args.max_bad_images, about, args.arch, args.keep,
+            saver=log.enter(Saver(args.save_dir, log.line, args.save_minutes, args.save_steps)),
         )  # fmt: skip
         images_to_score = EvalData(view.size, sampler.batch, workers=given.workers)
         extractor = FeatureExtractor(images_to_score, trainer.device, view.mean, view.std, plan.amp)
         measure = partial(between_epochs.report, trainer, evaluated, sources, extractor, seed, config.validation)
-        if path:
-            between_epochs.catch_up(measure, trainer, path)
+        between_epochs.catch_up(measure, trainer, path)
         while trainer.exit_code is None and not trainer.finished():
-            trainer.run_epoch(given.batches)
-            trainer.save_epoch(args.save_every)
-            if trainer.exit_code is None:
-                measure()
+            trainer.run_epoch(given.batches, args.save_every)
+            measure()
     return trainer.exit_code or 0
 
 

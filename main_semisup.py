@@ -67,10 +67,7 @@ def worker(args: Namespace) -> int:
     if not args.evaluate:
         reserve_run_folder(args.save_dir, path, args.overwrite, *finetune.TUNING_FILES)
     mode, step = "evaluate" if args.evaluate else "semisup", at.batches(plan.batches) if path else None
-    with (
-        RunLog(args.save_dir, config=vars(args), resume_step=step, name=mode) as log,
-        Saver(args.save_dir, log.line, args.save_minutes, args.save_steps) as saver,
-    ):
+    with RunLog(args.save_dir, config=vars(args), resume_step=step, name=mode) as log:
         summary = "; ".join(filter(None, [read, resumed, numbered, *args.notes])) + settled.summary
         log.line(f"{args.arch} at {size} px, --weights {args.weights}: {summary}")
         log.line("\n".join([setup.describe_tuning(images, model, plan, batch, seed), *notes]))
@@ -78,13 +75,13 @@ def worker(args: Namespace) -> int:
         training, selecting = setup.open_sets(images, views, model, log)
         tuner = finetune.Tuner(
             model, optimizer, scaler, plan, at, log, StopRequest(args.max_minutes), about, objective, lrs, ema,
-            weights or backbone_of(model.encoder), args.arch, saver=saver,
+            weights or backbone_of(model.encoder), args.arch,
+            saver=log.enter(Saver(args.save_dir, log.line, args.save_minutes, args.save_steps)),
         )  # fmt: skip
         # loop
         while not (tuner.finished() or args.evaluate or tuner.exit_code is not None):
             tuner.run_epoch(training, selecting)
-            tuner.report_epoch("val" if images.val else "test")  # first: a kill between the two repeats both
-            tuner.save()
+            tuner.end_epoch("val" if images.val else "test")
         if tuner.exit_code is not None:
             return tuner.exit_code
         result = {"mode": mode, "arch": args.arch, "pretrained": args.pretrained, "seed": seed, "origin": images.origin,

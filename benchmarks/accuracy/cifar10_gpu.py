@@ -153,7 +153,7 @@ def report(trainer: Any, encoder: Any, sources: Any, extractor: Any, seed: int, 
     pass."""
     from moco.eval.knn import knn_predict
 
-    if not trainer.due(config.knn_every):
+    if trainer.exit_code is not None or not trainer.due(config.knn_every):
         return
     bank, queries = (extractor.shard(encoder, source, head=True) for source in (sources.train, sources.val))
     found, classes = {}, len(sources.train.classes)

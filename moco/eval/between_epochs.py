@@ -30,17 +30,17 @@ def check(sources: Sources, retrieval_every: int) -> None:
     retrieval.check_labels(torch.from_numpy(sources.val.labels), sources.val.name)
 
 
-def catch_up(measure: Callable[..., None], trainer: Trainer, path: str) -> None:
+def catch_up(measure: Callable[..., None], trainer: Trainer, path: str | None) -> None:
     """Before the first step of a run that goes on: what was due where it was saved and is not in its log, as it was
     stopped or killed there. Every process has to call.
 
     Args:
         measure: :func:`report` with all but ``recorded``.
-        path: of the checkpoint; after one of another folder nothing is due.
+        path: of the checkpoint, if any; after one of another folder nothing is due.
     """
     at = trainer.progress
     inside = at.batch > 0 and not trainer.finished()
-    if not inside and os.path.realpath(os.path.dirname(path)) == os.path.realpath(trainer.save_dir):
+    if path and not inside and os.path.realpath(os.path.dirname(path)) == os.path.realpath(trainer.save_dir):
         measure(recorded=distributed.from_main(trainer.log.recorded))
 
 
@@ -48,7 +48,7 @@ def report(
     trainer: Trainer, encoder: nn.Module, sources: Sources, extractor: FeatureExtractor, seed: int,
     config: ValidationConfig, recorded: Sequence[str] = (),
 ) -> None:  # fmt: skip
-    """Measure and log what is due after this epoch; every process has to call.
+    """Measure and log what is due after this epoch, unless the run is to stop; every process has to call.
 
     Args:
         encoder: its mode is put back.
@@ -58,7 +58,7 @@ def report(
     train, val = sources.train, sources.val
     by_knn = trainer.due(config.knn_every) and "knn" not in recorded
     both_ways = trainer.due(config.retrieval_every) and not any(name.startswith("features/") for name in recorded)
-    if train is None or val is None or not (by_knn or both_ways):
+    if trainer.exit_code is not None or train is None or val is None or not (by_knn or both_ways):
         return
     share = extractor.shard(encoder, val, head=both_ways)
     if by_knn:

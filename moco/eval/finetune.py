@@ -195,15 +195,16 @@ class Tuner(Loop):
         )
         self.log.scalars(self.position, values, epoch=at.epoch, text=text)
 
-    def report_epoch(self, which: str) -> None:
-        """Record the evaluation of the epoch that has ended, on the images called ``which``."""
+    def end_epoch(self, which: str) -> None:
+        """Record the evaluation of the epoch that has ended, on the images called ``which``, and save: last, so that a
+        run that is killed between the two repeats both."""
         at, score = self.progress, self.score
-        if score is None or self.exit_code is not None:
-            return
-        best = f"(best {at.best_acc1:.3f} after {at.best_epoch} epochs)"
-        text = f"epoch {at.epoch - 1}: {which} {score} {best}{score.left_out}"
-        values = {**score.values(which), "best_acc1": at.best_acc1}
-        self.log.scalars(self.position, values, epoch=at.epoch - 1, text=text)
+        if score is not None and self.exit_code is None:
+            best = f"(best {at.best_acc1:.3f} after {at.best_epoch} epochs)"
+            text = f"epoch {at.epoch - 1}: {which} {score} {best}{score.left_out}"
+            values = {**score.values(which), "best_acc1": at.best_acc1}
+            self.log.scalars(self.position, values, epoch=at.epoch - 1, text=text)
+        self.save()
 
     def result(self, val: Score | None, test: Score | None) -> dict[str, Any]:
         """What result.json says of the last epoch's network, and of the best epoch by the images it was chosen on.

@@ -65,8 +65,9 @@ class Trainer(Loop):
         inside = self.progress.batch > 0 or self.exit_code is not None
         return every > 0 and (inside or self.finished() or self.progress.epoch % every == 0)
 
-    def run_epoch(self, loader: Iterable[dict]) -> None:
-        """:meth:`train_epoch` with a loader's batches; an epoch that has ended is counted."""
+    def run_epoch(self, loader: Iterable[dict], save_every: int = 0) -> None:
+        """:meth:`train_epoch` with a loader's batches; an epoch that has ended is counted, and saved where one in so
+        many epochs is due, or like a place inside an epoch where that is due."""
         at = self.progress
         self.check_queues()
         self.sampler.set_position(at.epoch, at.batch)
@@ -75,6 +76,10 @@ class Trainer(Loop):
         if at.batch // self.plan.accum >= self.plan.steps_per_epoch:
             self._follow_plateau()
             at.close_epoch()
+        if self.due(save_every):
+            self.save()
+        elif self.saver.due():
+            self.save(named=False)
 
     def _noted(self, batches: Iterator[dict]) -> Iterator[dict]:
         """The batches; of each the unreadable images are named."""
@@ -236,14 +241,6 @@ class Trainer(Loop):
                 f"step {self.progress.step}: the queues of the processes differ, so their negatives do; restart from "
                 "the newest checkpoint with --resume auto."
             )
-
-    def save_epoch(self, every: int) -> None:
-        """:meth:`save` the epoch that has ended where one in so many epochs is due, or as inside an epoch where that
-        is due."""
-        if self.due(every):
-            self.save()
-        elif self.saver.due():
-            self.save(named=False)
 
     def save(self, named: bool = True) -> None:
         """Write this state from the main process; the others wait until it is copied, or where it is not written beside

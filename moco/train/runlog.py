@@ -16,13 +16,14 @@ import sys
 import time
 from collections import deque
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeVar
 
 from tqdm import tqdm
 
 from moco import distributed, files, owner, resources
 from moco.errors import UserError, one_line, tell
 
+T = TypeVar("T")
 KEPT = 10_000  # records, some megabytes, that wait for a place that cannot be written
 
 
@@ -151,6 +152,7 @@ class RunLog:
         name: str = "log",
     ) -> None:
         self._places: list[_Place] = []
+        self._inside = contextlib.ExitStack()
         self._main = distributed.is_main()
         self.recorded: list[str] = []  # names of what an older log has of ``resume_step``, in the main process
         self._path = path = os.path.join(save_dir, f"{name}.jsonl")
@@ -208,13 +210,19 @@ class RunLog:
     def __enter__(self) -> RunLog:
         return self
 
-    def __exit__(self, kind: object, *raised: object) -> None:
-        self.close()
+    def enter(self, inside: contextlib.AbstractContextManager[T]) -> T:
+        """Enter a context, to be left before the log is closed."""
+        return self._inside.enter_context(inside)
+
+    def __exit__(self, kind: Any, *raised: Any) -> None:
         try:
+            self._inside.__exit__(kind, *raised)
+            self.close()
             if kind is None:
                 with contextlib.suppress(OSError):
                     owner.check(self._path)  # the run must not end as if all that it did were there
         finally:
+            self.close()
             owner.release()
 
     def close(self) -> None:

@@ -232,7 +232,7 @@ def test_other_images_at_an_epochs_end_are_said_and_no_row_of_the_queue_is_of_th
 
     ids, run_epoch = [], Trainer.run_epoch
     monkeypatch.setattr(
-        Trainer, "run_epoch", lambda self, batches: ids.append(self.model.queue_ids.clone()) or run_epoch(self, batches)
+        Trainer, "run_epoch", lambda self, *words: ids.append(self.model.queue_ids.clone()) or run_epoch(self, *words)
     )
     told = resumed(images=others, change=lambda state: state["run"]["bad_images"]["seen"].append(7))
     (line,) = [line for line in told if line.startswith("resumed on other images, 24 of")]
@@ -247,7 +247,7 @@ def test_no_label_of_other_images_stays_in_a_queue_with_labels(resumed, others, 
     labels, run_epoch = [], Trainer.run_epoch
     monkeypatch.setattr(
         Trainer, "run_epoch",
-        lambda self, batches: labels.append(self.model.queue_labels.clone()) or run_epoch(self, batches),
+        lambda self, *words: labels.append(self.model.queue_labels.clone()) or run_epoch(self, *words),
     )  # fmt: skip
     resumed(images=others, first=["--method", "supcon"])
     assert bool((labels[1] >= 0).all())
