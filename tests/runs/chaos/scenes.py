@@ -14,7 +14,7 @@ from typing import Any
 from conftest import SYNCO, TINY, differences, hard_images, load
 from PIL import Image
 
-from moco import files, owner, processes
+from moco import cli, files, owner, processes
 from tests.runs.chaos.attempts import Ended, attempt
 
 SMALL = ["-a", "test_resnet", "--size", "16", "-b", "8", "-j", "0", "--seed", "3", "-p", "1"]
@@ -361,7 +361,8 @@ def _of_others(base: Path, images: str) -> list[Scene]:
 
 def writers(base: Path) -> list[Scene]:
     """Every program that writes files, over the same templates; what it writes is its value."""
-    from_start = ["--save-dir", "{}/run", "--resume", "auto", str(base / "images")]
+    patience = ["--data-patience", "0.01"] * ("--data-patience" in cli.pretrain_parser().flags())
+    from_start = ["--save-dir", "{}/run", "--resume", "auto", *patience, str(base / "images")]
     weights = ["--pretrained", f"{base}/weights/pretrained.pth.tar"]
 
     def log_of(here: Path, ended: Ended) -> Any:
