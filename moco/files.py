@@ -18,7 +18,7 @@ import warnings
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple, TextIO
 
-from moco import archive, owner, processes, signals
+from moco import archive, owner, processes, schema, signals
 from moco.errors import UserError, one_line
 
 if TYPE_CHECKING:  # otherwise in the functions that use it: a wrong flag is answered before a second of imports
@@ -66,6 +66,8 @@ def read(path: str) -> dict:
         raise UserError(f"{path} {_why_unreadable(error)}") from error
     if not isinstance(state, dict):
         raise UserError(f"{path} holds a {type(state).__name__}, not a checkpoint dictionary.")
+    if wrong := schema.problem(state):
+        raise UserError(f"{path} {wrong}.")
     return state
 
 

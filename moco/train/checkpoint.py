@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import glob
+import math
 import os
 from collections.abc import Sequence
 from typing import Any
@@ -20,6 +21,7 @@ from torch import Tensor
 from moco import distributed, files
 from moco.errors import UserError, one_line
 from moco.files import POINTER, PREVIOUS, can_be_read, refuse_odd, run_of, runs_checkpoints, write, write_text
+from moco.models.key_queue import EMPTY
 from moco.train.optimizer_state import finite
 
 # ------------------------------------------------------------------------------------------- a run's folder
@@ -163,13 +165,14 @@ def unpack(state: dict, path: str, model: Any, optimizer: Any, scaler: Any, arch
         raise UserError(f"{path} is no pretraining checkpoint: it lacks state_dict or optimizer.")
     if state.get("arch") not in (None, arch):
         raise UserError(f"{path} was trained with -a {state['arch']}; this run has -a {arch}.")
-    found = {name.removeprefix("module."): value for name, value in state["state_dict"].items()}
+    found = {str(name).removeprefix("module."): value for name, value in state["state_dict"].items()}
     own = model.state_dict()
     if "queue" in found and "queue_ids" not in found:
         found["queue"] = _upstreams_queue(found["queue"], own["queue"])
         found["queue_ids"] = own["queue_ids"]  # upstream has none: nothing is masked until rows are replaced
     _same_entries(found, own, path)
     refuse_odd(found, path, own)
+    _same_kinds(found, own, path)
     try:
         optimizer.load_state_dict(finite(state["optimizer"]))
         if state.get("scaler"):  # empty when the run so far did not scale its loss
@@ -218,8 +221,24 @@ def _same_entries(found: dict, own: dict, path: str) -> None:
         count = len(missing) + len(unknown)
         raise UserError(f"{path} {what} ({count} entries differ); check -a, --mlp, --stem, --method and --ema.")
     for name, value in own.items():
+        if not isinstance(found[name], Tensor) or found[name].layout != value.layout:
+            raise UserError(f"{path}: {name} is no plain tensor; take another checkpoint of that run.")
         if found[name].shape != value.shape:
             raise UserError(
                 f"{path}: {name} has shape {tuple(found[name].shape)}, this run needs {tuple(value.shape)}; check "
                 "--moco-k, --moco-dim, --mlp and --stem."
             )
+
+
+def _same_kinds(found: dict, own: dict, path: str) -> None:
+    for name, value in own.items():
+        if found[name].dtype != value.dtype or (not value.is_floating_point() and not _counts(found, name)):
+            raise UserError(f"{path}: {name} holds other numbers than {value.dtype} of a run; take another checkpoint.")
+
+
+def _counts(found: dict, name: str) -> bool:
+    """Whether whole numbers lie in their range: a queue's pointer in its rows, and none below that of an empty row."""
+    value = found[name]
+    most = len(found["queue"]) if name == "queue_ptr" else math.inf
+    least = EMPTY if name in ("queue_ids", "queue_labels") else 0
+    return not value.numel() or (int(value.min()) >= least and int(value.max()) < most)

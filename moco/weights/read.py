@@ -96,7 +96,9 @@ def fill_network(encoder: nn.Module, state_dict: dict[str, Tensor], path: str) -
     Raises:
         UserError: other names or shapes, or odd tensors.
     """
-    found = {name.removeprefix("module."): value for name, value in state_dict.items()}
+    found = {str(name).removeprefix("module."): value for name, value in state_dict.items()}
+    if odd := [name for name, value in found.items() if not isinstance(value, Tensor)]:
+        raise UserError(f"{path} does not fit: its entry {odd[0]!r} is no tensor.")
     own = encoder.state_dict()
     if other := differing(own, found):
         raise UserError(

@@ -181,3 +181,54 @@ def test_compressed_entries_that_are_larger_than_their_file(path):
         made.writestr("archive/data/99", bytes(10_000_000))
     assert len(archived.infolist()) > 5
     assert "names more than the file holds" in sentence(path)
+
+
+# ------------------------------------------------------------------------------------------------------- entries
+
+
+RUN = {"seed": 1, "step": 12, "draw": 12, "batch": 0, "ema_due": True, "bad_steps": 0, "bad_images": {"seen": [3]}}
+
+
+def ours(**entries) -> dict:
+    """A pretraining's file."""
+    return {**small_state(), "arch": "x", "scaler": {}, "run": {**RUN, **entries}}
+
+
+@pytest.mark.parametrize(
+    ("entries", "words"),
+    [
+        ({"batch": -1}, "run.batch is -1, not a whole number"), ({"step": True}, "run.step is True"),
+        ({"step": float("nan")}, "run.step is nan"), ({"step": 12.0}, "run.step is 12.0"), ({"seed": None}, "run.seed"),
+        ({"step": 1 << 60}, "run.step"), ({"step": 100}, "run.step does not fit"), ({"bad_steps": 13}, "run.bad_steps"),
+        ({"bad_images": []}, "run.bad_images is a list"), ({"bad_images": {}}, "lacks the entry run.bad_images.seen"),
+        ({"flags": {"--wd": float("nan")}}, "run.flags"), ({"losses": [[1.0, torch.ones(1)]]}, "run.losses[0][1]"),
+        ({"images": {"size": 1 << 40}}, "run.images.size"), ({"images": {"mean": [0.5], "channels": 3}}, "run.images"),
+        ({"plateau": {"factor": 0.1}}, "run.plateau.rule"), ({"classes": [1]}, "run.classes[0] is 1, not a word"),
+        ({"changes": {"stem_padding": 1 << 30}}, "run.changes"), ({"head": {"impl": 3}}, "run.head.impl"),
+        ({"torch": "2.6"}, "run.torch is '2.6', not a dictionary"), ({"step": torch.ones(1)}, "run.step is a Tensor"),
+    ],
+)  # fmt: skip
+def test_an_entry_of_a_run_that_no_run_has_is_named(entries, words, tmp_path):
+    torch.save(ours(), tmp_path / "x")
+    assert isinstance(read_or_sentence(tmp_path / "x"), dict)
+    torch.save(ours(**entries), tmp_path / "x")
+    assert words in sentence(tmp_path / "x")
+
+
+@pytest.mark.parametrize("name", RUN)
+def test_a_missing_entry_of_a_run_is_named(name, tmp_path):
+    state = ours()
+    del state["run"][name]
+    torch.save(state, tmp_path / "x")
+    assert f"lacks the entry run.{name}" in sentence(tmp_path / "x")
+
+
+def test_other_projects_files_are_not_asked_for_our_entries(tmp_path):
+    torch.save({"epoch": "last", "run": "of Monday", "state_dict": {"a": torch.ones(1)}}, tmp_path / "x")
+    assert isinstance(read_or_sentence(tmp_path / "x"), dict)
+
+
+@pytest.mark.parametrize("odd", [torch.zeros(1).expand(10**9), torch.zeros(2, device="meta")])
+def test_a_tensor_that_is_larger_than_its_file_is_refused(odd, tmp_path):
+    torch.save({"state_dict": {"a": odd}}, tmp_path / "x")
+    assert "no checkpoint that can be used" in sentence(tmp_path / "x")

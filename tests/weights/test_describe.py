@@ -41,7 +41,8 @@ def healthy() -> dict:
     model.encoder_q(torch.randn(4, 3, 32, 32)).sum().backward()
     optimizer.step()
     scaler = torch.amp.GradScaler("cpu", enabled=False)
-    return checkpoint.pack(model, optimizer, scaler, "test_resnet", 3, {"step": 30, "batch": 0, "seed": 0})
+    run = {"step": 30, "draw": 30, "batch": 0, "seed": 0, "ema_due": True, "bad_steps": 0, "bad_images": {"seen": []}}
+    return checkpoint.pack(model, optimizer, scaler, "test_resnet", 3, run)
 
 
 def said(state: dict, tmp_path, capsys) -> tuple[int, str]:
