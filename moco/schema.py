@@ -140,7 +140,7 @@ def _missing(state: dict) -> str:
     if "optimizer" in state:
         wanted |= {"seed"} if classifier else _PRETRAINING if "scaler" in state else set()
         if "flags" in run:
-            wanted |= _WITH_FLAGS | ({"classes"} if classifier else {"plateau", "losses"})
+            wanted |= _WITH_FLAGS | (set() if classifier else {"plateau", "losses"})
         wanted |= set() if classifier or not run.get("batch") else {"batches"}
     lost = sorted(wanted - run.keys())
     top = sorted({"epoch", "arch"} - state.keys()) if wanted else []
