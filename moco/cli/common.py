@@ -69,13 +69,15 @@ def add_resume(p: Parser, which: str, seed: str) -> None:
 
 
 def add_stop(p: Parser) -> None:
-    """--overwrite, and when a run stops and is saved."""
+    """--overwrite, and when a run stops, is saved and counts as hanging."""
     add = p.group("run")
     add("--overwrite", action="store_true", help="start afresh in a folder that holds another run")
     add("--max-minutes", type=at_least(0.0), metavar="M", help="save and stop (exit code 0) after M minutes")
     add("--save-minutes", type=positive, metavar="M", help="also save inside an epoch, M minutes after the last save "
         "(default: only at epochs' ends)")  # fmt: skip
     add("--save-steps", type=at_least(1), metavar="S", help="the same, S steps after the last save")
+    add("--hang-minutes", default=10.0, type=at_least(0.0), metavar="M", help="when a step stands still for M minutes, "
+        "name the process that holds it up and end with exit code 75 (default: 10; 0: never)")  # fmt: skip
 
 
 def add_sync_bn(p: Parser) -> None:

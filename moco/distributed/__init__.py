@@ -6,3 +6,4 @@ no caller asks whether it is distributed.
 
 from moco.distributed.collectives import *  # noqa: F403
 from moco.distributed.launcher import launch as launch
+from moco.distributed.watch import pulse as pulse

@@ -18,7 +18,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from moco.errors import UserError
+from moco.errors import UserError, one_line
 
 __all__ = [
     "all_gather",
@@ -50,6 +50,12 @@ __all__ = [
 ]
 
 T = TypeVar("T")
+
+
+class PeerLost(RuntimeError):
+    """Another process is gone, whose own message says why: one sentence."""
+
+
 BEAT_SECONDS = 5.0  # between the signs of life of a process that others wait for
 SILENCE_SECONDS = 600.0  # without one it counts as gone: what computes in one piece gives none, so not much sooner
 
@@ -128,7 +134,7 @@ def wait_without_timeout(work: Callable[[], T]) -> T:
         work: exchanges nothing with other processes.
 
     Raises:
-        RuntimeError: another process failed in its work, or gave no sign of life for SILENCE_SECONDS.
+        PeerLost: another process failed in its work, or gave no sign of life for SILENCE_SECONDS.
     """
     if world_size() == 1:
         return work()
@@ -148,6 +154,14 @@ def wait_without_timeout(work: Callable[[], T]) -> T:
     _wait_for_all(store, key)
     dist.barrier()  # the process that holds the store must not leave while others ask it
     return made
+
+
+def lost_peer(error: BaseException) -> str:
+    """A sentence, if an error only says that another process is gone or does not answer; else empty."""
+    if isinstance(error, PeerLost):
+        return str(error)
+    library = isinstance(error, dist.DistError) or (isinstance(error, RuntimeError) and "gloo/" in str(error))
+    return f"the connection to another process is lost: {one_line(error)}" * library
 
 
 def by_main(work: Callable[[], object]) -> None:
@@ -170,9 +184,9 @@ def _wait_for_all(store: Any, key: str) -> None:
         beats, before = store.add(f"{key}/beats", 0), beats
         heard = now if beats > before else heard
         if store.add(f"{key}/failed", 0):
-            raise RuntimeError("another process failed in what this one waited for; its own message says why")
+            raise PeerLost("another process failed in what this one waited for; its own message says why")
         if now - heard > SILENCE_SECONDS:
-            raise RuntimeError(f"no sign of life for {SILENCE_SECONDS:g} s from the process that this one waited for")
+            raise PeerLost(f"no sign of life for {SILENCE_SECONDS:g} s from the process that this one waited for")
         time.sleep(min(1.0, 0.01 + (now - begun) / 10))  # a tenth of the wait at most is lost
 
 

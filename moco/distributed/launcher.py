@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import linecache
+import multiprocessing.process
 import os
 import re
 import shutil
@@ -14,6 +15,7 @@ import time
 import traceback
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from datetime import timedelta
 from functools import partial
 from multiprocessing import parent_process
 from multiprocessing.connection import wait
@@ -25,9 +27,10 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 
 from moco import errors, files, owner, signals
-from moco.distributed import collectives, meeting
+from moco.distributed import collectives, meeting, watch
 from moco.errors import OutageError, TrainingError, UserError, exit_code, one_line, tell
 
+LOST = 0  # in reports of processes, where they have their exit code: only that another one is gone
 EXIT_GRACE_SECONDS = 20  # how long the other processes may take to end after one has failed
 EARLY_EXITS = [code + signals.LED_EARLY for code in signals.CODES.values()]
 USAGE_GRACE_SECONDS = 3  # the same after a user's mistake: there is nothing to save, only sentences to collect
@@ -172,18 +175,33 @@ def _spawn_again(worker: Callable, args: Any, plan: LaunchPlan, restarts: int) -
 def _run(worker: Callable[[Any], int | None], args: Any, plan: LaunchPlan) -> int:
     """This process is the run, or one of several that somebody else started."""
     signals.of_several(plan.rank, scheduled=plan.world_size > 1)
+    who = "error" if plan.world_size == 1 else f"error (rank {plan.rank})"
+
+    def report(sentence: object) -> None:
+        tell(f"{who}: {sentence}", error=True)
+
     try:
-        return _work(worker, args, plan)
+        return _work(worker, args, plan, report)
     except (UserError, TrainingError, OutageError) as error:
-        who = "error" if plan.world_size == 1 else f"error (rank {plan.rank})"
-        tell(f"{who}: {error}", error=True)
+        report(error)
         return error.exit_code
+    except RuntimeError as error:
+        lost = collectives.lost_peer(error)
+        if not lost:
+            raise
+        report(lost)
+        return errors.OUTAGE_EXIT
 
 
-def _work(worker: Callable[[Any], int | None], args: Any, plan: LaunchPlan) -> int:
+def _work(worker: Callable[[Any], int | None], args: Any, plan: LaunchPlan, report: Callable[[str], None]) -> int:
+    """``report`` is given a sentence before the watcher ends this process, which cannot raise in its main thread."""
+    minutes = getattr(args, "hang_minutes", 0)
+    # a process that stands still is named before the exchange that waits for it is given up
+    patience = timedelta(minutes=max(30.0, (watch.FIRST_STEP + 1) * minutes))
     try:
-        _join(plan, args.dist_backend, args.gpu)
-        return worker(args) or 0
+        _join(plan, args.dist_backend, args.gpu, patience)
+        with watch.watching(minutes, getattr(args, "save_dir", ""), report):
+            return worker(args) or 0
     except (MemoryError, RuntimeError) as error:
         if _of_memory(error):
             what = "out of memory; lower --batch-size, --size, --moco-k or --workers, or free some"
@@ -205,7 +223,8 @@ def _of_memory(error: Exception) -> bool:
     return isinstance(error, MemoryError | torch.OutOfMemoryError) or any(word in str(error) for word in words)
 
 
-def _join(plan: LaunchPlan, backend: str | None, gpu: int | None) -> None:
+def _join(plan: LaunchPlan, backend: str | None, gpu: int | None, patience: timedelta) -> None:
+    """``patience``: how long an exchange may last."""
     collectives.set_place(plan.local_size, plan.local_rank)
     if torch.cuda.is_available():
         chosen = plan.local_rank % torch.cuda.device_count() if gpu is None else gpu
@@ -224,10 +243,10 @@ def _join(plan: LaunchPlan, backend: str | None, gpu: int | None) -> None:
         meeting.listen_to_this_machine_only()
     url = plan.url or "env://"
     try:
-        store = meeting.private_store(plan, os.environ)
+        store = meeting.private_store(plan, os.environ, patience)
         dist.init_process_group(
             backend, url if store is None else None, rank=plan.rank, world_size=plan.world_size, store=store,
-            device_id=bound,
+            timeout=patience, device_id=bound,
         )  # fmt: skip
     except (OSError, RuntimeError, ValueError) as error:  # a port in use: DistNetworkError, in torch 2.6 its base class
         raise UserError(f"the processes cannot meet at {plan.folder or url}: {one_line(error)}") from error
@@ -240,14 +259,15 @@ def _child(worker: Callable, args: Any, plan: LaunchPlan, threads: int, reports:
     torch.set_num_threads(threads)
     threading.Thread(target=_end_with_the_parent, args=(plan.folder,), daemon=True).start()
     try:
-        sys.exit(_work(worker, args, plan))
+        sys.exit(_work(worker, args, plan, lambda sentence: reports.put((errors.OUTAGE_EXIT, sentence))))
     except (UserError, TrainingError, OutageError) as error:
         reports.put((error.exit_code, str(error)))
         sys.exit(error.exit_code)
-    except Exception:
+    except Exception as error:
         # A peer's mistake breaks the connection here too: the parent prints this only if no one knows better.
-        reports.put((1, traceback.format_exc()[-8000:]))
-        sys.exit(1)
+        lost = collectives.lost_peer(error)
+        reports.put((LOST, lost) if lost else (1, traceback.format_exc()[-8000:]))
+        sys.exit(errors.OUTAGE_EXIT if lost else 1)
 
 
 def _end_with_the_parent(folder: str) -> None:
@@ -284,7 +304,9 @@ def _spawn(worker: Callable, args: Any, plan: LaunchPlan) -> int:
         finally:
             for child in list(alive):
                 child.kill()
-                child.join()
+                child.join(EXIT_GRACE_SECONDS)
+                # at the end Python would wait for one that no signal ends, as a dead disk has it
+                multiprocessing.process._children.discard(child)  # pyright: ignore[reportAttributeAccessIssue]
             shutil.rmtree(folder, ignore_errors=True)
     if signals.noted() and not all(listening):
         code = signals.LED_EARLY + (signals.code() or 0)
@@ -309,7 +331,7 @@ def _explain(code: int, reports: Any) -> int:
     told = []
     while not reports.empty():
         told.append(reports.get())
-    sentences = [(known, text) for known, text in told if known != 1]
+    sentences = [(known, text) for known, text in told if known > 1]
     if sentences:
         code, text = sentences[0]
         tell(f"error: {text}", error=True)
@@ -317,13 +339,16 @@ def _explain(code: int, reports: Any) -> int:
         why = f"a process was ended by signal {code - 128}" + ", perhaps for want of memory" * (code == 137)
         tell(f"error: {why}; go on from the newest checkpoint with --resume auto.", error=True)
     else:
-        for text in dict.fromkeys(text for _, text in told):
+        tracebacks = dict.fromkeys(text for known, text in told if known == 1)
+        lost = [f"error: {text}; go on with --resume auto." for known, text in told if known == LOST]
+        for text in tracebacks or lost[:1]:
             tell(text, error=True)
     return code
 
 
 def _wait(alive: dict[Any, int]) -> int:
-    """Wait for all; after the first failure the others get EXIT_GRACE_SECONDS. Returns the first failure's code."""
+    """Wait for all; after the first failure the others get EXIT_GRACE_SECONDS. Returns the first failure's code; one
+    that may only tell of another's end, OUTAGE_EXIT, gives way to it."""
     first = 0
     while alive and first not in EARLY_EXITS:
         grace = USAGE_GRACE_SECONDS if first == errors.USAGE_EXIT else EXIT_GRACE_SECONDS
@@ -334,5 +359,5 @@ def _wait(alive: dict[Any, int]) -> int:
             child.join()
             del alive[child]
             code = child.exitcode or 0
-            first = first or (128 - code if code < 0 else code)
+            first = first if first not in (0, errors.OUTAGE_EXIT) or not code else 128 - code if code < 0 else code
     return first

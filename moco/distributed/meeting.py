@@ -10,6 +10,7 @@ import os
 import socket
 import tempfile
 from collections.abc import Mapping
+from datetime import timedelta
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -39,7 +40,7 @@ def listen_to_this_machine_only() -> None:
         os.environ.setdefault("NCCL_SOCKET_IFNAME", f"={name}")
 
 
-def private_store(plan: Any, env: Mapping[str, str]) -> Any:
+def private_store(plan: Any, env: Mapping[str, str], patience: timedelta) -> Any:
     """The store of the processes of one machine, closed to others; None: torch's own, a port on every interface.
 
     Where the run started its processes itself the store is a file in their private folder, so there is no port to lose
@@ -49,12 +50,15 @@ def private_store(plan: Any, env: Mapping[str, str]) -> Any:
     Args:
         plan: :class:`moco.distributed.launcher.LaunchPlan`.
         env: the environment, of which torchrun's variables are read.
+        patience: how long processes wait for each other there.
 
     Raises:
         OSError, RuntimeError: the port is taken, or nobody answers there.
     """
     if plan.folder:
-        return dist.FileStore(os.path.join(plan.folder, "store"), plan.world_size)  # pyright: ignore[reportPrivateImportUsage]
+        store = dist.FileStore(os.path.join(plan.folder, "store"), plan.world_size)  # pyright: ignore[reportPrivateImportUsage]
+        store.set_timeout(patience)
+        return store
     agents = not plan.url and env.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
     if agents or not plan.one_node:
         return None
@@ -69,5 +73,5 @@ def private_store(plan: Any, env: Mapping[str, str]) -> Any:
             opened.listen(2048)
             listening = opened.detach()  # now the store's
     return dist.TCPStore(  # pyright: ignore[reportPrivateImportUsage]
-        "127.0.0.1", url.port, plan.world_size, main, master_listen_fd=listening, use_libuv=False
+        "127.0.0.1", url.port, plan.world_size, main, patience, master_listen_fd=listening, use_libuv=False
     )  # torch 2.6's libuv takes no socket that listens already

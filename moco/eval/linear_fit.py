@@ -86,7 +86,8 @@ class ProbeRun:
         """
         at, steps, looks = self.at, len(data.sampler), steps_between_looks(data.device)
         watch, meters, code = Stopwatch(), self._meters(), None
-        with self.log.bar(steps, at.batch, f"epoch {at.epoch}") as bar:
+        with distributed.pulse.training(), self.log.bar(steps, at.batch, f"epoch {at.epoch}") as bar:
+            distributed.pulse.begin_step(at.batches(steps))
             for x, labels, _ in data.batches(at.epoch, watch, at.batch):
                 linear.set_rates(self.heads, self.plan, at)
                 for head, means in meters.items():
@@ -94,6 +95,7 @@ class ProbeRun:
                         mean.add(value)
                 at.batch += 1
                 self.saver.steps += 1
+                distributed.pulse.begin_step(at.batches(steps))
                 watch.count(len(labels) * distributed.world_size())
                 bar.update()
                 if at.batch % looks == 0 or at.batch == steps:
@@ -107,6 +109,7 @@ class ProbeRun:
                 if code is not None:
                     break
                 if self.saver.due() and at.batch < steps:
+                    distributed.pulse.pause("saving")
                     self.save()
         return code
 

@@ -71,7 +71,7 @@ class Loop(ABC):
         self.model.train()
         self.watch.restart()  # what happened between epochs is not training time
         done = -(-at.batch // plan.accum)
-        with self.log.bar(plan.steps_per_epoch, done, f"epoch {at.epoch}") as bar:
+        with distributed.pulse.training(), self.log.bar(plan.steps_per_epoch, done, f"epoch {at.epoch}") as bar:
             for number in range(done, plan.steps_per_epoch):
                 before = at.batch
                 self.step(batches)
@@ -81,7 +81,7 @@ class Loop(ABC):
                     self._save_inside()
                 if self.exit_code is not None or self.finished():
                     break
-        self.sync_outcomes()
+            self.sync_outcomes()
 
     def _save_inside(self) -> None:
         """Save in the middle of an epoch where that is due; it leaves the run as it is."""
@@ -89,6 +89,7 @@ class Loop(ABC):
             return
         self.sync_outcomes()
         if self.exit_code is None:  # else the end of the run saves
+            distributed.pulse.pause("saving")
             self.save()
 
     # ------------------------------------------------------------------------------------------------- a step
@@ -98,6 +99,7 @@ class Loop(ABC):
         finite anywhere."""
         at = self.progress
         looks = (at.step + 1) % self.look_every == 0
+        distributed.pulse.begin_step(self.position)
         with self.timer.of_a_step(looks):
             self._step(batches)
         at.step += 1
@@ -166,6 +168,7 @@ class Loop(ABC):
         """Read what became of the steps since the last look: the only place where the host waits for the device."""
         if not self.pending_flags:
             return
+        distributed.pulse.note("waiting for the device")
         steps, flags = zip(*self.pending_flags, strict=True)
         self.pending_flags.clear()
         found = torch.stack(flags).tolist()

@@ -9,6 +9,8 @@ from typing import Any, TypeVar
 
 import torch
 
+from moco.distributed import pulse
+
 X = TypeVar("X")
 
 
@@ -27,7 +29,9 @@ class Stopwatch:
     def waiting(self) -> Iterator[None]:
         """Time in here is waiting for data."""
         start = time.perf_counter()
+        pulse.note("waiting for images")
         yield
+        pulse.note("a step")
         self._waited += time.perf_counter() - start
 
     def waiting_for(self, items: Iterable[X]) -> Iterator[X]:
@@ -79,7 +83,9 @@ class StepTimer:
     def __call__(self, name: str) -> Iterator[None]:
         """Time in here belongs to ``name``."""
         begin = self._mark() if self._on else None
+        pulse.note(name or "a step")
         yield
+        pulse.note("a step")
         if begin is not None:
             self._marks.append((name, begin, self._mark()))
 

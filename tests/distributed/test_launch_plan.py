@@ -1,6 +1,7 @@
 """How flags and schedulers' variables become processes, decided without starting any."""
 
 from argparse import Namespace
+from datetime import timedelta
 
 import pytest
 import torch
@@ -9,6 +10,7 @@ from moco.distributed import collectives, launcher
 from moco.distributed.launcher import LaunchPlan, first_host, plan_launch
 from moco.errors import UserError
 
+HOUR = timedelta(hours=1)
 NOTHING = {"multiprocessing_distributed": False, "nproc": None, "world_size": -1, "rank": -1, "dist_url": None}
 
 
@@ -163,10 +165,11 @@ def test_nccl_is_started_with_its_device(backend, gpus, url, expected, monkeypat
     )
     for name in ("_local_size", "_local_rank"):
         monkeypatch.setattr(collectives, name, getattr(collectives, name))
-    launcher._join(LaunchPlan("spawn", 6, 8, 2, 0, url, 4), backend, None)
-    assert asked == [{"device_id": None, "store": None, **expected, "url": url or "env://", "rank": 6, "world_size": 8}]
+    launcher._join(LaunchPlan("spawn", 6, 8, 2, 0, url, 4), backend, None, HOUR)
+    everywhere = {"url": url or "env://", "rank": 6, "world_size": 8, "store": None, "timeout": HOUR}
+    assert asked == [everywhere | {"device_id": None} | expected]
 
 
 def test_one_process_joins_nobody(monkeypatch):
     monkeypatch.setattr(torch.distributed, "init_process_group", lambda *_, **__: pytest.fail("joined"))
-    launcher._join(LaunchPlan("one process"), None, None)
+    launcher._join(LaunchPlan("one process"), None, None, HOUR)
