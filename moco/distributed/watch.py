@@ -146,6 +146,7 @@ class Watcher:
         self.ended, self.found = threading.Event(), threading.Event()  # the work has; somebody stands still
         self.written, self.agreed = threading.Event(), threading.Event()  # this one's stacks are; everybody's are
         self.asking, self.verdict = False, ""
+        self.answered = time.monotonic()  # when the store last did
         self.threads = [threading.Thread(target=self._look, daemon=True)]
         if self.world > 1:
             self.threads.append(threading.Thread(target=self._talk, daemon=True))
@@ -172,13 +173,15 @@ class Watcher:
             looked = now
             if got != seen or not patience or stopped:
                 seen, since = got, now
+            if stopped or self.world == 1:
+                self.answered = now
             over = now - since - self.limit * patience if patience else -1.0
             if over >= 0 and self.world == 1:
                 self._end(f"no progress of this process ({self.where}), last in {self._note(0).place}")
             self.asking = over >= 0
             if self.found.is_set():
                 self._end(self.verdict)
-            if over > 10 * max(self.every, 1.0):
+            if now - self.answered > self.limit + 3 * self.every + STALL_SECONDS:  # the talk had its turn to say who
                 self._end("no answer from the store at which the processes met, which rank 0's machine may hold")
 
     def _note(self, looks: int) -> Note:
@@ -229,7 +232,7 @@ class Watcher:
                         before, since = notes, now
                     elif now - since > (max(3 * self.every, STALL_SECONDS) if self.asking else self.limit):
                         self._judge(store, before, notes)
-                looked = now
+                looked, self.answered = now, time.monotonic()
                 if self.ended.wait(self.every):
                     return
 
