@@ -102,7 +102,9 @@ def _open_safetensors(path: str) -> File:
         with safe_open(path, framework="pt") as opened:
             tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118 (no mapping)
             card = json.loads((opened.metadata() or {}).get("card", "{}"))
-    except (SafetensorError, OSError, ValueError) as error:
+            if not isinstance(card, dict):
+                raise ValueError("its card is no dictionary")
+    except (SafetensorError, OSError, ValueError, RecursionError) as error:
         raise UserError(f"{path} is no readable safetensors file: truncated, damaged or something else.") from error
     return File(path, tensors, tensors_of(tensors, path), card, FROM_CARD)
 

@@ -483,6 +483,13 @@ def test_heads_are_those_that_the_positions_tell(tmp_path, layout):
     assert ("a guess: its fixed positions" in found.summary) == guessed
 
 
+@pytest.mark.parametrize("card", ["[]", "null", "{", "[" * 100_000])
+def test_a_card_that_is_none_is_one_sentence(card, tmp_path):
+    save_file({"conv1.weight": torch.ones(2)}, tmp_path / "odd.safetensors", {"card": card})
+    with pytest.raises(UserError, match="is no readable safetensors file"):
+        open_backbone(str(tmp_path / "odd.safetensors"))
+
+
 def test_heads_of_tensors_alone_and_of_positions_on_another_grid(tmp_path):
     grid = F.interpolate(ROWS[:, 1:].unflatten(1, (3, 3)).permute(0, 3, 1, 2), 5, mode="bicubic")
     resized = torch.cat([ROWS[:, :1], grid.flatten(2).transpose(1, 2)], 1)

@@ -33,6 +33,7 @@ class Chain:
         self.main = self.rng.choices(MAINS, (8, 4, 4, 0 if short else 1))[0]
         self.layout = self.rng.choice(list(LAYOUTS)) if self.main != "moco.sweep" else ""
         self.truly = not short and self.rng.random() < 0.04
+        self.inside = ["--save-steps", "2"] * self.rng.randrange(2)
         self.times = 2 if short else self.rng.randint(1, 5)
         self.verdicts: list[Verdict] = []
 
@@ -43,7 +44,7 @@ class Chain:
             self.main
         ]
         given = [] if own is scenes.PRETRAIN else ["--pretrained", f"{self.base}/weights/pretrained.pth.tar"]
-        return [*own, *given, *LAYOUTS[self.layout], "--resume", "auto", "--save-dir", str(folder),
+        return [*own, *given, *LAYOUTS[self.layout], *self.inside, "--resume", "auto", "--save-dir", str(folder),
                 str(self.base / "images")]  # fmt: skip
 
     def undisturbed(self) -> tuple[Path, float]:
