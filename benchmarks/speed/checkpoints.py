@@ -3,7 +3,7 @@ with one that a thread writes beside it.
 
     python -m benchmarks.speed.checkpoints [--every 20] [--rounds 5] [--out FOLDER] [flags of main_pretrain.py]
 
-Without flags: MoCo's ResNet-50 with its 65,536 keys, a file of 313 MiB, on noise of 64 px in batches of 8, two threads.
+Without flags: MoCo's ResNet-50 with its 65,536 keys, a file of 305 MiB, on noise of 64 px in batches of 8, two threads.
 A block is ``--every`` steps and the save after half of them, and ends when the file is safe. In every round each kind
 makes one block, in a new order; ratios to "none" are taken within rounds, and their median is printed, with the seconds
 that a save adds. ``--out`` is on the disk that is asked about.
