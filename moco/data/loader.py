@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -155,6 +156,8 @@ def make_loader(dataset: Dataset, sampler: EpochSampler, workers: int = 0, pin_m
         batch_sampler=sampler,
         num_workers=workers,
         persistent_workers=workers > 0,
+        # what the launcher starts would spawn its workers, each of which imports torch, for every pass over the images
+        multiprocessing_context="fork" if workers and sys.platform == "linux" else None,
         worker_init_fn=_prepare_worker,
         pin_memory=pin_memory and torch.cuda.is_available(),
         generator=torch.Generator(),
