@@ -144,7 +144,13 @@ def launch(worker: Callable[[Any], int | None], args: Any) -> int:
 
 
 def _start(worker: Callable[[Any], int | None], args: Any, restarts: int) -> int:
-    plan = plan_launch(args, torch.cuda.device_count(), os.environ)
+    try:
+        plan = plan_launch(args, torch.cuda.device_count(), os.environ)
+    except ValueError as error:
+        raise UserError(
+            f"--dist-url, or a scheduler's variable (RANK, WORLD_SIZE, SLURM_*, OMPI_*, PMI_*), is not what it should "
+            f"be: {one_line(error)}."
+        ) from error
     if plan.spawn:
         return _spawn_again(worker, args, plan, restarts) if restarts else _spawn(worker, args, plan)
     if restarts:

@@ -85,3 +85,20 @@ def test_want_of_memory_is_a_sentence(image_folder, tmp_path, in_process, capsys
     monkeypatch.setattr(MoCo, "forward", fail)
     assert in_process(*words) == 75
     assert "(CUDA out of memory.)" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("variables", "flags", "word"), [
+    ({"RANK": "zero", "WORLD_SIZE": "2"}, [], "'zero'"),
+    ({"SLURM_STEP_NUM_TASKS": "2(x3)", "SLURM_PROCID": "0"}, [], "'2(x3)'"),
+    ({"PMI_RANK": "0", "PMI_SIZE": "two"}, [], "'two'"),
+    ({}, ["--world-size", 2, "--rank", 0, "--dist-url", "tcp://[nowhere"], "Invalid IPv6 URL"),
+])  # fmt: skip
+def test_what_a_scheduler_says_is_no_number(
+    variables, flags, word, image_folder, tmp_path, in_process, capsys, monkeypatch
+):
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    assert in_process(*TINY, *flags, "--save-dir", tmp_path, image_folder) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: --dist-url, or a scheduler's variable")
+    assert word in error
