@@ -201,11 +201,12 @@ def test_idx_files_that_do_not_fit_each_other(tmp_path, name, array):
     [
         b"",
         b"no gzip",
-        gzip.compress(b"1,2\n3"),
-        gzip.compress(b"\xff"),
-        gzip.compress(b"1" * 99)[:-9],
-        gzip.compress(b""),
+        gzip.compress(b"1,2\n3", mtime=0),
+        gzip.compress(b"\xff", mtime=0),
+        gzip.compress(b"1" * 99, mtime=0)[:-9],
+        gzip.compress(b"", mtime=0),
     ],
+    ids=range(6),
 )
 def test_a_damaged_mnist5k(tmp_path, monkeypatch, content):
     (tmp_path / "mnist_5k.csv.gz").write_bytes(content)
