@@ -33,6 +33,7 @@ from moco.eval.classifier import Classifier, backbone_of, begin_at, build_classi
 from moco.eval.features import EvalData, bad_image_notes
 from moco.eval.linear_fit import ProbeFeatures, ProbeRun
 from moco.train.checkpoint import reserve_run_folder
+from moco.train.outage import Patience
 from moco.train.plan import count_epochs
 from moco.train.resume import DONE, about_run, begin_run, changes
 from moco.train.runlog import RunLog
@@ -78,7 +79,8 @@ def worker(args: Namespace) -> int:
     done = at.batches(plan.steps_per_epoch) if path else None
     with RunLog(args.save_dir, config=vars(args), resume_step=done, name=mode) as log:
         workers, flip = distributed.share_of_cores(args.workers), data.dataset_of(args.dataset).mirrored
-        images = EvalData(size, batch, seed, workers, flip, bad_image_notes(log.line))
+        patience = Patience.of(args.data_patience, args.max_minutes, log.line)
+        images = EvalData(size, batch, seed, workers, flip, bad_image_notes(log.line), patience=patience)
         told = linear_report.describe_run(mode, train, val, images, args.features == "cached")
         summary = "; ".join(filter(None, [read, resumed, numbered])) + settled.summary
         log.line("\n".join([f"{args.arch} at {size} px: {summary}", *notes, told]))
@@ -89,7 +91,7 @@ def worker(args: Namespace) -> int:
         elif mode == "lr_find":
             lr_find.find_rate(heads[0], features(train, training=True), args.lr_find_steps, result, args.save_dir, log)
         else:
-            saver = log.enter(Saver(args.save_dir, log.line, args.save_minutes, args.save_steps))
+            saver = log.enter(Saver(args.save_dir, log.line, args.save_minutes, args.save_steps, patience=patience))
             save = partial(linear_checkpoint.save_probe, model, heads, saver, at, args.arch, run, args.save_ckpt_freq)
             origin, encoder = args.pretrained or path or "the random initialisation", model.encoder
             check = partial(check_frozen, encoder, weights or backbone_of(encoder), "must stay frozen", origin)
@@ -132,7 +134,7 @@ def measure(
 def fit(args: Namespace, probe: ProbeRun, features: ProbeFeatures, train: Source, val: Source, result: dict) -> int:
     """Train what epochs are left, or with --evaluate none, and report; returns the exit code."""
     end, details = probe.at.epoch if args.evaluate else args.epochs, bool(args.per_class or args.confusion)
-    code = probe.fit(features, train, val, end, details, args.max_minutes)
+    code = probe.fit(features, train, val, end, details)
     if code is not None:
         return code
     result |= {"features": args.features, "epochs": probe.at.epoch, **linear_report.result(probe.heads)}

@@ -26,13 +26,13 @@ from moco.eval import between_epochs
 from moco.eval.features import EvalData, FeatureExtractor
 from moco.methods.registry import METHODS
 from moco.train.checkpoint import reserve_run_folder, unpack
+from moco.train.outage import Patience
 from moco.train.plan import Progress, batch_shape
 from moco.train.pretraining import Trainer
 from moco.train.resume import about_run, begin_run, changes, loss_choice_of
 from moco.train.runlog import RunLog
 from moco.train.saving import Saver
 from moco.train.setup import build_model, first_lines, open_batches, prepare_training
-from moco.train.stop import StopRequest
 
 
 def worker(args: Namespace) -> int:
@@ -49,11 +49,10 @@ def worker(args: Namespace) -> int:
     data.check_classes(images, args.num_classes)
     between_epochs.check(sources, args.retrieval_every)
     given = open_batches(sources, config.views, seed, args.batch_size, args.workers, args.drop_last)
-    view, sampler = given.view, given.sampler
+    view, sampler, sizes = given.view, given.sampler, (len(images), given.sampler.batch // given.sampler.world)
 
     # model, optimizer and plan
-    each = sampler.batch // sampler.world
-    model, summary = build_model(config, view, seed, len(images), each, labels, loss_choice_of(state))
+    model, summary = build_model(config, view, seed, *sizes, labels, loss_choice_of(state))
     optimizer, scaler, plan, evaluated = prepare_training(model, config, view, sampler)
 
     # resume
@@ -67,12 +66,13 @@ def worker(args: Namespace) -> int:
     with RunLog(args.save_dir, wandb=args.wandb, config=vars(args), resume_step=progress.step if path else None) as log:
         lines = first_lines(config, given, model, plan, progress, path, summary, notes)
         log.line("the demo, as no DIR is given: " * args.demo + lines)
+        patience = Patience.of(args.data_patience, args.max_minutes, log.line)
         trainer = Trainer(
-            model, optimizer, scaler, plan, progress, log, StopRequest(args.max_minutes), args.save_dir, sampler,
+            model, optimizer, scaler, plan, progress, log, patience.stop, args.save_dir, sampler,
             images, args.max_bad_images, about, args.arch, args.keep,
-            saver=log.enter(Saver(args.save_dir, log.line, args.save_minutes, args.save_steps)),
+            saver=log.enter(Saver(args.save_dir, log.line, args.save_minutes, args.save_steps, patience=patience)),
         )  # fmt: skip
-        images_to_score = EvalData(view.size, sampler.batch, workers=given.workers)
+        images_to_score = EvalData(view.size, sampler.batch, workers=given.workers, patience=patience)
         extractor = FeatureExtractor(images_to_score, trainer.device, view.mean, view.std, plan.amp)
         measure = partial(between_epochs.report, trainer, evaluated, sources, extractor, seed, config.validation)
         between_epochs.catch_up(measure, trainer, path)

@@ -31,11 +31,11 @@ from moco.eval.classifier import backbone_of, begin_at, build_classifier
 from moco.eval.features import EvalData, bad_image_notes
 from moco.eval.finetune_loss import Objective
 from moco.train.checkpoint import reserve_run_folder
+from moco.train.outage import Patience
 from moco.train.plan import count_epochs
 from moco.train.resume import about_run, begin_run, changes
 from moco.train.runlog import RunLog
 from moco.train.saving import Saver
-from moco.train.stop import StopRequest
 from moco.weights.settings import Settled, settle_from_file
 
 
@@ -74,9 +74,9 @@ def worker(args: Namespace) -> int:
         views = how_to_view(args, size, batch, seed, objective.views, log)
         training, selecting = setup.open_sets(images, views, model, log)
         tuner = finetune.Tuner(
-            model, optimizer, scaler, plan, at, log, StopRequest(args.max_minutes), about, objective, lrs, ema,
+            model, optimizer, scaler, plan, at, log, views.patience.stop, about, objective, lrs, ema,
             weights or backbone_of(model.encoder), args.arch,
-            saver=log.enter(Saver(args.save_dir, log.line, args.save_minutes, args.save_steps)),
+            saver=log.enter(Saver(args.save_dir, log.line, args.save_minutes, args.save_steps, None, views.patience)),
         )  # fmt: skip
         # loop
         while not (tuner.finished() or args.evaluate or tuner.exit_code is not None):
@@ -108,7 +108,8 @@ def how_to_view(args: Namespace, size: int, batch: int, seed: int, count: int, l
     """How the images are read, with ``count`` training views of each, and the unreadable ones named in the log."""
     workers, flip = distributed.share_of_cores(args.workers), data.dataset_of(args.dataset).mirrored
     preset = data.get_preset(args.aug) if args.aug else None
-    return EvalData(size, batch, seed, workers, flip, bad_image_notes(log.line), preset, args.aa, count)
+    patience = Patience.of(args.data_patience, args.max_minutes, log.line)
+    return EvalData(size, batch, seed, workers, flip, bad_image_notes(log.line), preset, args.aa, count, patience)
 
 
 if __name__ == "__main__":

@@ -78,6 +78,8 @@ def add_stop(p: Parser) -> None:
     add("--save-steps", type=at_least(1), metavar="S", help="the same, S steps after the last save")
     add("--hang-minutes", default=10.0, type=at_least(0.0), metavar="M", help="when a step stands still for M minutes, "
         "name the process that holds it up and end with exit code 75 (default: 10; 0: never)")  # fmt: skip
+    add("--data-patience", default=10.0, type=at_least(0.0), metavar="M", help="wait M minutes for images or a disk "
+        "that are gone, then stop (exit code 75; default: 10)")  # fmt: skip
 
 
 def add_sync_bn(p: Parser) -> None:

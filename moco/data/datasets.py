@@ -33,6 +33,7 @@ from moco.data.augment.by_pil import (
     to_tensor,
 )
 from moco.data.augment.by_torch import pack_params
+from moco.data.sources import away
 from moco.data.sources.base import Source
 from moco.data.sources.decode import BadImageError, colour_jpeg_size, decode_bytes, decode_colour_jpeg, reading
 from moco.errors import UserError
@@ -51,23 +52,55 @@ def _stride(n: int) -> int:
     return stride
 
 
-def load_or_replace(source: Source, index: int, load: Callable[[int], Any] | None = None) -> tuple[Any, int, int]:
+def load_or_replace(
+    source: Source, index: int, load: Callable[[int], Any] | None = None, blank: Callable[[], Any] | None = None
+) -> tuple[Any, int, int]:
     """(image, its index, bad): image ``index``, or the same other one every time when it cannot be read.
 
     ``load`` makes something of an image's number, whatever fails in it makes a bad image; None: the image itself.
+    ``blank`` makes something in its place when the data is gone for now (:mod:`moco.data.sources.away`).
 
-    bad is -1, or ``index`` when it had to be replaced. Raises UserError when ``MAX_TRIES`` images cannot be read.
+    bad is -1, ``index`` when it had to be replaced, or below -1 for a blank (:func:`absent`).
+
+    Raises:
+        UserError: ``MAX_TRIES`` images cannot be read.
+        ImagesAwayError: the data is gone, where there is no ``blank``.
     """
-    n, first = len(source), None
+    if blank is not None and away.resting():
+        return blank(), index, _absent(index)
+    try:
+        return _load_or_replace(source, index, load or source.load)
+    except away.ImagesAwayError:
+        if blank is None:
+            raise
+        away.rest()
+        return blank(), index, _absent(index)
+
+
+def _load_or_replace(source: Source, index: int, load: Callable[[int], Any]) -> tuple[Any, int, int]:
+    n, first, doubts = len(source), None, 0
     tries, stride = min(MAX_TRIES, n), _stride(n)
     for attempt in range(tries):
         other = (index + attempt * stride) % n
+        work = functools.partial(reading, source.name_of(other), functools.partial(load, other))
         try:
-            made = reading(source.name_of(other), functools.partial(load or source.load, other))
+            made = away.read_patiently(work, functools.partial(source.missing, other), () if attempt else away.PAUSES)
             return made, other, -1 if attempt == 0 else index
         except BadImageError as error:
-            first = first or error
+            first, doubts = first or error, doubts + away.doubtful(error)
+        if doubts == min(away.ENOUGH, tries):
+            raise away.ImagesAwayError(f"none of {doubts} images tried in {source.name} can be read, first {first}")
     raise UserError(f"none of {tries} images tried in {source.name} can be read, first {first}: check the files")
+
+
+def _absent(index: int) -> int:
+    return -2 - index
+
+
+def absent(batch: dict[str, Any]) -> int | None:
+    """The number of an image of a loader's batch that was a blank, as the data is gone for now; None without one."""
+    lowest = int(batch["bad"].min()) if "bad" in batch else -1
+    return -2 - lowest if lowest < -1 else None
 
 
 @dataclass(eq=False)
@@ -75,7 +108,8 @@ class TwoViews(Dataset):
     """Two random views of each image of ``source``, or V of them; the image is decoded once.
 
     Item (epoch, index) is a dict: q, k (C, s, s) uint8; index, the image really used; bad, -1 or the index of the
-    unreadable image that was replaced (its views keep the randomness of the place they fill). With V above 2 also more,
+    unreadable image that was replaced (its views keep the randomness of the place they fill), or below -1 where the
+    data is gone for now and the views are of a black image (:func:`absent`). With V above 2 also more,
     (V - 2, C, s, s): the others change nothing about the first two.
     With ``crop_only`` views are only cropped, and q_params, k_params (P,), more_params (V - 2, P) say what is to be
     done to them; the loader goes into :class:`moco.data.Finishing`.
@@ -107,13 +141,14 @@ class TwoViews(Dataset):
             for view in range(self.views)
         ]
 
-    def _cropped(self, epoch: int, index: int, other: int) -> tuple[list[ViewParams], list[torch.Tensor]]:
-        """The V views' parameters and crops (C, s, s) from image ``other``, in the place of ``index``."""
-        data = self.source.read(other) if self.fast else None
-        if data is not None and (size := colour_jpeg_size(data)):
+    def _cropped(self, epoch: int, index: int, other: int | None) -> tuple[list[ViewParams], list[torch.Tensor]]:
+        """The V views' parameters and crops (C, s, s) from image ``other``, None: a black one, in the place of
+        ``index``."""
+        data = None if other is None or not self.fast else self.source.read(other)
+        if other is not None and data is not None and (size := colour_jpeg_size(data)):
             views = self._drawn(size, epoch, index)
             return views, self._from_jpeg(data, self.source.name_of(other), views)
-        image = self.source.load(other)
+        image = _black(self.source, self.size) if other is None else self.source.load(other)
         views = self._drawn(image.size, epoch, index)
         order = self.preset.order if self.by_pil else self.before
         return views, [apply(image, view._replace(order=order), self.size) for view in views]
@@ -140,7 +175,15 @@ class TwoViews(Dataset):
         return crops
 
     def __getitem__(self, key: Key) -> dict[str, Any]:
-        (views, crops), used, bad = load_or_replace(self.source, key[1], functools.partial(self._cropped, *key))
+        cropped = functools.partial(self._cropped, *key)
+        return self._finished(*load_or_replace(self.source, key[1], cropped, functools.partial(cropped, None)))
+
+    def blank(self, key: Key) -> dict[str, Any]:
+        """An item of a batch whose images are away."""
+        return self._finished(self._cropped(*key, None), key[1], _absent(key[1]))
+
+    def _finished(self, made: tuple[list[ViewParams], list[torch.Tensor]], used: int, bad: int) -> dict[str, Any]:
+        views, crops = made
         item: dict[str, Any] = {"index": used, "bad": bad}
         if self.crop_only:
             rows = [pack_params(view.jitter, view.grey, view.blur, view.flip, view.solarize) for view in views]
@@ -148,6 +191,10 @@ class TwoViews(Dataset):
         if self.after and not self.by_pil:
             crops = [finish(crop, view, self.after) for crop, view in zip(crops, views, strict=True)]
         return {**item, **_by_name(crops)}
+
+
+def _black(source: Source, size: int) -> Image.Image:
+    return Image.new("L" if source.channels == 1 else "RGB", (size, size))
 
 
 def _by_name(views: list[torch.Tensor], ending: str = "") -> dict[str, torch.Tensor]:
@@ -188,12 +235,19 @@ class Labelled(Dataset):
         return len(self.source)
 
     def __getitem__(self, key: Key) -> dict[str, Any]:
-        view, used, bad = load_or_replace(self.source, key[1], functools.partial(self._viewed, key))
+        viewed = functools.partial(self._viewed, key)
+        view, used, bad = load_or_replace(self.source, key[1], viewed, functools.partial(viewed, None))
         return {"image": view, "label": int(self.labels[used]), "index": used, "bad": bad}
 
-    def _viewed(self, key: Key, other: int) -> torch.Tensor:
-        """The view or views of image ``other``, in the place of ``key``."""
-        image = self.source.load(other)
+    def blank(self, key: Key) -> dict[str, Any]:
+        """An item of a batch whose images are away."""
+        index = key[1]
+        view = self._viewed(key, None)
+        return {"image": view, "label": int(self.labels[index]), "index": index, "bad": _absent(index)}
+
+    def _viewed(self, key: Key, other: int | None) -> torch.Tensor:
+        """The view or views of image ``other``, None: a black one, in the place of ``key``."""
+        image = _black(self.source, self.size) if other is None else self.source.load(other)
         if self.preset is None:
             return eval_view(image, self.size)
         places = [key, *((*key, number) for number in range(1, self.views))]  # the first view: of a run with one

@@ -5,7 +5,10 @@ Legend: N images of a batch, C channels, h x w pixels, B images of a step over a
 
 from __future__ import annotations
 
+import contextlib
 import os
+import re
+import shutil
 import signal
 import sys
 import threading
@@ -15,17 +18,19 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import DataLoader, Dataset, Sampler, default_collate
 
 from moco import signals
 from moco.data.augment.by_pil import split_order
 from moco.data.augment.by_triton import finish
-from moco.data.datasets import Key, TwoViews
+from moco.data.datasets import Key, TwoViews, absent, load_or_replace
+from moco.data.sources.away import ImagesAwayError
 from moco.data.sources.base import Source
-from moco.errors import UserError
+from moco.errors import OutageError, UserError, tell
 from moco.seeding import torch_generator
 
 _TELLS_THE_SENDER = hasattr(signal, "sigtimedwait")  # not on macOS, where workers keep torch's handling
+AWAY_MARK = "away"  # an entry that a batch has only where its images could not be had
 WINDOW = 8192  # images, of shards read in order, that are shuffled together: four or five shards of photographs
 
 
@@ -68,6 +73,10 @@ class EpochSampler(Sampler[list[Key]]):
         self.starts = starts
         return self
 
+    def share(self, step: int) -> int:
+        """Images of a step on this rank."""
+        return -(-min(self.batch, self.n - step * self.batch) // self.world)
+
     def __len__(self) -> int:
         """Steps of a whole epoch, wherever the next one starts."""
         return self.n // self.batch if self.drop_last else -(-self.n // self.batch)
@@ -103,9 +112,8 @@ class EpochSampler(Sampler[list[Key]]):
     def __iter__(self) -> Iterator[list[Key]]:
         epoch, order = self.epoch, self._order(self.epoch)
         for step in range(self.first_batch, len(self)):
-            start = step * self.batch
-            share = -(-min(self.batch, self.n - start) // self.world)  # images a rank
-            first = start + self.rank * share
+            share = self.share(step)
+            first = step * self.batch + self.rank * share
             places = torch.arange(first, first + share) % self.n  # wraps to the start of the permutation
             yield [(epoch, index) for index in order[places].tolist()]
 
@@ -136,14 +144,111 @@ def _plain_errors(batches: Iterator[Any]) -> Iterator[Any]:
         raise UserError(str(error).strip().rsplit("UserError: ", 1)[-1]) from None
 
 
+@contextlib.contextmanager
+def _without_torchs_handler() -> Iterator[None]:
+    """torch has the death of a worker raise an error in the main thread, wherever that is: in the middle of a step, or
+    of a file that is written. Where the worker's next batch is waited for is soon enough."""
+    before = signal.getsignal(signal.SIGCHLD)
+    try:
+        yield
+    finally:
+        if threading.current_thread() is threading.main_thread():  # else torch has set none
+            signal.signal(signal.SIGCHLD, before)
+
+
 class Loader(DataLoader):
-    """A DataLoader over an EpochSampler's keys; ``set_position`` on the sampler holds for the next pass."""
+    """A DataLoader over an EpochSampler's keys; ``set_position`` on the sampler holds for the next pass.
+
+    When the data is gone, or a worker, a pass goes on with batches of black images, each of its right size and with the
+    entry ``AWAY_MARK``: whoever takes them can do so in step with other processes, and then begin another pass from the
+    first of them, once :meth:`look` finds nothing amiss.
+    """
+
+    trouble = ""  # what became of a worker
+    deaths = (-1, 0)  # the step at which the last one died, and how often in a row at that one
+    away: int | None = None  # the number of an image
 
     def __iter__(self) -> Any:
         # The loader's own iterator is made here, not at the first batch, so that workers start to load at once.
-        with signals.blocked() if _TELLS_THE_SENDER else signals.open_to_children():
-            batches = super().__iter__()
-        return _plain_errors(batches)
+        with signals.blocked() if _TELLS_THE_SENDER else signals.open_to_children(), _without_torchs_handler():
+            try:
+                batches = super().__iter__()
+            except RuntimeError as error:  # which died between two passes
+                self._note_death(error, self._sampler.first_batch)
+                tell(f"warning: {self.trouble}; others take its place", error=True)
+                batches = super().__iter__()
+        self.trouble, self.away = "", None
+        return self._until_gone(_plain_errors(batches), self._sampler.first_batch)
+
+    @property
+    def _sampler(self) -> EpochSampler:
+        assert isinstance(self.batch_sampler, EpochSampler)
+        return self.batch_sampler
+
+    def _until_gone(self, batches: Iterator[Any], step: int) -> Iterator[Any]:
+        blank = None
+        try:
+            for batch in batches:
+                self.away = absent(batch)
+                if self.away is not None:
+                    blank = batch
+                    break
+                yield batch
+                step += 1
+        except RuntimeError as error:
+            self._note_death(error, step)
+            dataset: Any = self.dataset
+            blank = default_collate([dataset.blank((self._sampler.epoch, 0))] * self._sampler.share(step))
+        if blank is not None:  # nothing more is asked of what is gone
+            for later in range(step, len(self._sampler)):
+                yield {**{name: value[: self._sampler.share(later)] for name, value in blank.items()}, AWAY_MARK: True}
+
+    def _note_death(self, error: RuntimeError, step: int) -> None:
+        """Forget the workers, of which one is dead. Raises ``error`` if it says something else, and OutageError at the
+        third death in a row at one step."""
+        workers, self._iterator = self._iterator, None
+        self.trouble = _death(str(error), [process.exitcode for process in getattr(workers, "_workers", ())])
+        if not self.trouble:
+            raise error
+        at, count = self.deaths
+        self.deaths = (step, count + 1 if at == step else 1)
+        if self.deaths[1] > 2:
+            raise OutageError(f"{self.trouble}; three times at one step")
+
+    def look(self) -> str:
+        """What keeps the images of the last pass from being read now; empty where nothing does any more."""
+        if self.away is None:
+            return ""
+        try:
+            load_or_replace(self.dataset.source, self.away)  # type: ignore[attr-defined]
+        except ImagesAwayError as error:
+            return str(error)
+        return ""
+
+    @property
+    def gone(self) -> bool:
+        """Whether something ended the last pass."""
+        return bool(self.trouble) or self.away is not None
+
+    def why(self) -> str:
+        """What ended the last pass; empty where nothing did."""
+        return self.trouble or self.look() or "images could not be read for a moment" * self.gone
+
+
+def _death(text: str, codes: list[int | None]) -> str:
+    """What an error of torch's loader says of dead workers with these exit codes; empty where it says nothing."""
+    memory = "shared memory" in text or "No space left on device" in text
+    if not memory and not re.search(r"DataLoader worker .*(exited unexpectedly|killed by signal)", text):
+        return ""
+    number = -min((code for code in codes if code), default=0)
+    if memory or number == signal.SIGBUS:
+        size = f", {shutil.disk_usage('/dev/shm').total / 1e6:.0f} MB" if os.path.isdir("/dev/shm") else ""
+        return (
+            f"the loader's processes need more shared memory than there is (/dev/shm{size}): raise it, as by docker "
+            "run --shm-size 8g, or lower --workers"
+        )
+    how = f"was ended by signal {number}" if number > 0 else f"ended with exit code {-number}"
+    return f"a loader's process {how}" + ", perhaps for want of memory" * (number == signal.SIGKILL)
 
 
 def make_loader(dataset: Dataset, sampler: EpochSampler, workers: int = 0, pin_memory: bool = False) -> Loader:
@@ -174,6 +279,14 @@ class Finishing:
     loader: Loader
     order: tuple[str, ...]
     device: torch.device
+
+    def look(self) -> str:
+        """:meth:`Loader.look`."""
+        return self.loader.look()
+
+    def why(self) -> str:
+        """:meth:`Loader.why`."""
+        return self.loader.why()
 
     def __iter__(self) -> Iterator[dict[str, torch.Tensor]]:
         after = split_order(self.order)[1]

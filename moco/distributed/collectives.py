@@ -25,6 +25,7 @@ __all__ = [
     "all_gather_with_grad",
     "all_reduce_sum_with_grad",
     "all_to_all_blocks",
+    "any_text",
     "broadcast_buffers",
     "by_main",
     "cores",
@@ -348,6 +349,11 @@ def _texts(text: str) -> list[str]:
     lengths = all_gather(torch.tensor([len(mine)], device=mine.device)).tolist()
     rows = all_gather(nn.functional.pad(mine, (0, max(lengths) - len(mine)))[None])  # (processes, longest)
     return [json.loads(bytes(row[:length].tolist())) for row, length in zip(rows, lengths, strict=True)]
+
+
+def any_text(text: str) -> str:
+    """The first of the processes' texts that is not empty, on every process; empty where all are."""
+    return text if world_size() == 1 else next(filter(None, _texts(text)), "")
 
 
 def _as_bytes(text: str) -> Tensor:

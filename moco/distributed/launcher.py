@@ -162,20 +162,34 @@ def _start(worker: Callable[[Any], int | None], args: Any, restarts: int) -> int
 
 
 def _spawn_again(worker: Callable, args: Any, plan: LaunchPlan, restarts: int) -> int:
-    """:func:`_spawn`, and again from the newest good checkpoint of this run when a process crashed or was killed."""
-    before = files.written(args.save_dir)
-    for restart in range(1, restarts + 1):
+    """:func:`_spawn`, and again from the newest good checkpoint of this run when a process crashed or was killed.
+
+    A run whose images are gone waits for them as long as it may; one that then begins without them is a mistake to
+    itself and the same outage here, where it is waited for as long before the next one.
+    """
+    before, outage = files.written(args.save_dir), False
+    for restart in range(restarts + 1):
         code = _spawn(worker, args, plan)
-        if code in (0, *errors.FINAL_EXITS):
+        again = outage and code == errors.USAGE_EXIT
+        code = errors.OUTAGE_EXIT if again else code
+        outage = code == errors.OUTAGE_EXIT
+        # who sent a signal wants the run to end, even if the process it was for is gone
+        if restart == restarts or code in (0, *errors.FINAL_EXITS) or signals.noted():
             return code
+        if again:
+            _pause(60 * args.data_patience)
         saved = files.written(args.save_dir).items() - before.items()
-        if signals.noted():  # who sent one wants the run to end, even if the process it was for is gone
-            return code
         if saved:
             args = type(args)(**{**vars(args), "resume": "auto", "overwrite": False})
         where = files.newest(args.save_dir) if saved else "where this run began, it had saved nothing yet"
-        tell(f"restart {restart} of {restarts}, from {where}", error=True)
-    return _spawn(worker, args, plan)
+        tell(f"restart {restart + 1} of {restarts}, from {where}", error=True)
+    raise AssertionError
+
+
+def _pause(seconds: float) -> None:
+    end = time.monotonic() + seconds
+    while time.monotonic() < end and not signals.noted():
+        time.sleep(min(1.0, seconds))
 
 
 def _run(worker: Callable[[Any], int | None], args: Any, plan: LaunchPlan) -> int:

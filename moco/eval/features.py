@@ -11,7 +11,8 @@ W processes, r rows of this process.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from typing import TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -21,11 +22,13 @@ from moco import distributed
 from moco.data import BadImages, EpochSampler, Labelled, Loader, Preset, Source, make_loader, probe_preset
 from moco.models.encoder import around_head, features
 from moco.models.inputs import normalise
+from moco.train.outage import Patience
 from moco.train.timers import Stopwatch
 
 MAX_BAD_IMAGES = 100  # of each set; more end the run
 GATHERED_ROWS = 16384  # of each process, that are exchanged at a time: 134 MB at F = 2048
 
+Made = TypeVar("Made")
 Note = Callable[[dict[str, Tensor], Source], object]
 
 
@@ -50,11 +53,13 @@ def describe_unread(unread: int, images: int) -> str:
 
 @dataclass(frozen=True)
 class LabelledBatches:
-    """A set's loader and the order in which it goes through the set. ``note`` sees every batch."""
+    """A set's loader and the order in which it goes through the set. ``note`` sees every batch; ``patience`` is for
+    images that are gone."""
 
     loader: Loader
     sampler: EpochSampler
     note: Note | None = None
+    patience: Patience = field(default_factory=Patience)
 
     def batches(self, epoch: int, first: int = 0, watch: Stopwatch | None = None) -> Iterator[dict[str, Tensor]]:
         """This process's batches of an epoch from ``first`` on; time spent waiting goes to ``watch``."""
@@ -64,6 +69,15 @@ class LabelledBatches:
             if self.note is not None:
                 self.note(batch, source)
             yield batch
+
+    def whole(self, work: Callable[[], Made]) -> Made:
+        """``work()``, a pass over these batches that changes nothing, and again where images were gone on some process
+        and are back; every process has to call."""
+        made = work()
+        while why := distributed.any_text(self.loader.why()):
+            self.patience.wait(why, self.loader.look)
+            made = work()
+        return made
 
 
 @dataclass(frozen=True)
@@ -84,6 +98,7 @@ class EvalData:
     preset: Preset | None = None
     auto: str = ""
     views: int = 1
+    patience: Patience = field(default_factory=Patience)
 
     def sampler(self, source: Source, training: bool = False) -> EpochSampler:
         """The order of a set, in which no image is dropped; shuffled when ``training``."""
@@ -95,7 +110,8 @@ class EvalData:
         sampler = self.sampler(source, training)
         preset = (self.preset or probe_preset(self.flip)) if training else None
         views = Labelled(source, self.size, self.seed, preset, self.auto, self.views)
-        return LabelledBatches(make_loader(views, sampler, self.workers, pin_memory=True), sampler, self.note)
+        loader = make_loader(views, sampler, self.workers, pin_memory=True)
+        return LabelledBatches(loader, sampler, self.note, self.patience)
 
 
 # ------------------------------------------------------------------------------------------- images to features
@@ -138,9 +154,13 @@ class FeatureExtractor:
             head: also what leaves the head, from the same pass.
             unread: keep images that cannot be read, as what replaced them.
         """
-        world, rank = distributed.world_size(), distributed.rank()
+        world = distributed.world_size()
         images = replace(self.images, batch=-(-self.images.batch // world) * world)  # only speed depends on it
         batches = images.of(source)
+        return batches.whole(lambda: self._share(encoder, batches, head, unread))
+
+    def _share(self, encoder: nn.Module, batches: LabelledBatches, head: bool, unread: bool) -> Features:
+        rank, n, size = distributed.rank(), batches.sampler.n, batches.sampler.batch
         sizes = [len(keys) for keys in batches.sampler]
         found: list[Tensor] = []
         labels, ids = torch.empty(2, sum(sizes), dtype=torch.int64)
@@ -149,8 +169,8 @@ class FeatureExtractor:
         for step, (made, batch) in enumerate(self._passes(encoder, batches, head)):
             if not step:  # a list of parts and its cat would hold everything twice
                 found = [torch.empty(sum(sizes), rows.shape[1]) for rows in made]
-            place = step * images.batch + rank * sizes[step] + torch.arange(sizes[step])
-            kept = (place < len(source)) & (unread | (batch["bad"] < 0))  # the last step repeats images to be divisible
+            place = step * size + rank * sizes[step] + torch.arange(sizes[step])
+            kept = (place < n) & (unread | (batch["bad"] < 0))  # the last step repeats images to be divisible
             rows = slice(at, at := at + int(kept.sum()))
             labels[rows], ids[rows], readable[rows] = batch["label"][kept], place[kept], batch["bad"][kept] < 0
             for x, one in zip(found, made, strict=True):

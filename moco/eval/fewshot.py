@@ -57,6 +57,10 @@ class Pool(Source):
         part, row = self.picks[index]
         return self.parts[part].name_of(int(row))
 
+    def missing(self, index: int) -> str:
+        part, row = self.picks[index]
+        return self.parts[part].missing(int(row))
+
 
 def pool(sources: Sources, path: str = "") -> Source:
     """The images from which episodes are drawn.

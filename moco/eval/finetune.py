@@ -9,7 +9,9 @@ Legend: N images on this process, C classes, B images of a step in all.
 
 from __future__ import annotations
 
+import copy
 import os
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -32,6 +34,7 @@ from moco.eval.classifier import (
 from moco.eval.features import LabelledBatches
 from moco.eval.finetune_loss import Objective
 from moco.models.base import StepOutput
+from moco.models.buffers import Small
 from moco.models.ema import update_unless
 from moco.train import checkpoint
 from moco.train.loop import Loop
@@ -50,10 +53,14 @@ TUNING_FILES = (CHECKPOINT + files.PREVIOUS, CHECKPOINT), (RESULT,), (BEST, KEPT
 # ---------------------------------------------------------------------------------------------------- evaluation
 
 
-@torch.no_grad()
 def evaluate(model: Classifier, images: LabelledBatches) -> Score:
     """Accuracy in eval mode, each image that can be read counted once. BatchNorm's statistics are the main process's,
     which are those of checkpoints."""
+    return images.whole(lambda: _evaluate(model, images))
+
+
+@torch.no_grad()
+def _evaluate(model: Classifier, images: LabelledBatches) -> Score:
     distributed.broadcast_buffers(list(model.buffers()))
     model.eval()
     n, device = images.sampler.n, distributed.device()
@@ -91,6 +98,7 @@ class Tuner(Loop):
         super().__post_init__()
         self.scales = self.lrs
         self.meters: dict[str, Mean] = {}
+        self.small = Small(self.model)  # BatchNorm's statistics, the only thing besides the weights that a step changes
         self.score: Score | None = None  # of the last epoch that was trained here
 
     @property
@@ -106,8 +114,8 @@ class Tuner(Loop):
         """:meth:`train_epoch` with the rest of the epoch's images, then, unless the run must stop, its evaluation on
         the images ``selecting`` and the check of what is frozen."""
         at = self.progress
-        at.draw, self.meters = self.position, {}
-        self.train_epoch(images.batches(at.epoch, at.batch))
+        at.draw = self.position
+        self.train_on(images.loader, lambda: images.batches(at.epoch, at.batch))
         if self.exit_code is not None:
             return
         self.score = evaluate(self.evaluated, selecting)
@@ -137,6 +145,10 @@ class Tuner(Loop):
             for group in self.optimizer.param_groups:
                 group.update({name: self.optimizer.defaults[name] for name in ("fused", "foreach")})
 
+    def before_step(self) -> None:
+        """Remember BatchNorm's statistics."""
+        self.restore = self.small.snapshot()
+
     def to_device(self, batch: dict) -> dict[str, Tensor]:
         """Images, their labels and numbers."""
         return {name: batch[name].to(self.device, non_blocking=True) for name in ("image", "label", "index")}
@@ -147,9 +159,20 @@ class Tuner(Loop):
         return self.objective(self.model.prepare, self.wrapped, here, at.seed, at.draw, distributed.rank())
 
     def after_move(self) -> None:
-        """The moving average follows, where the step was taken."""
+        """BatchNorm's statistics stay and the moving average follows where the step was taken."""
+        self.restore(self.bad)
         if self.ema is not None:
             update_unless(self.bad.float(), self.ema, self.model)
+
+    def remember(self) -> Callable[[], None]:
+        """With the means that the next report is of."""
+        put_back, meters = super().remember(), {name: copy.copy(mean) for name, mean in self.meters.items()}
+
+        def put_all_back() -> None:
+            put_back()
+            self.meters = meters
+
+        return put_all_back
 
     def count(self, norm: Tensor) -> None:
         """Add the losses and what they are made of."""
@@ -162,6 +185,8 @@ class Tuner(Loop):
         at, every = self.progress, self.plan.print_freq
         if at.batch // every > before // every or at.batch == self.plan.batches:
             self.sync_outcomes()
+            if self.away:
+                return
             self._report()
             self.meters = {}
             self.watch.restart()
@@ -234,6 +259,7 @@ class Tuner(Loop):
         """
         self.saver.restart()
         distributed.by_main(self._write)
+        self.saved = self.place
         if self.exit_code is not None:
             at = self.progress
             self.log.line(describe_stop(at.epoch, at.batch, self.plan.batches))
@@ -257,7 +283,7 @@ class Tuner(Loop):
             state["acc1"] = self.score.acc1  # of this epoch; moco.average chooses by it
             kept = self.plan.keep_every and at.epoch % self.plan.keep_every == 0
             more = [BEST] * (at.best_epoch == at.epoch) + [KEPT.format(at.epoch - 1)] * bool(kept)
-        last = self.exit_code is not None or self.finished()
+        last = self.away or self.exit_code is not None or self.finished()
         self.saver.write(state, partial(self._write_files, more), last)
 
     def _write_files(self, more: list[str], state: dict) -> None:

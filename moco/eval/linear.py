@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import copy
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 from moco import distributed, files
 from moco.config import OptimizerConfig
-from moco.data import EpochSampler, Source, Sources
+from moco.data import EpochSampler, Loader, Source, Sources
 from moco.data.sources.subset import Subset, split
 from moco.errors import UserError
 from moco.eval.classifier import Batch, Classifier, Score, counted_once, score_sums
@@ -146,6 +146,12 @@ class FreshFeatures:
 
     def __init__(self, probe: Classifier, images: LabelledBatches) -> None:
         self.probe, self.images, self.sampler, self.device = probe, images, images.sampler, probe.device
+        self.whole = images.whole
+
+    @property
+    def loader(self) -> Loader:
+        """Of the images."""
+        return self.images.loader
 
     def batches(self, epoch: int, watch: Stopwatch, first: int = 0) -> Iterator[Batch]:
         """This process's batches of an epoch from ``first`` on; time spent waiting for images goes to ``watch``."""
@@ -161,6 +167,11 @@ class CachedFeatures:
     found: Features
     sampler: EpochSampler
     device: torch.device
+    loader: None = None  # of images; :class:`FreshFeatures` has one
+
+    def whole(self, work: Callable[[], None]) -> None:
+        """As :meth:`LabelledBatches.whole`: no image is read any more."""
+        work()
 
     def batches(self, epoch: int, watch: Stopwatch, first: int = 0) -> Iterator[Batch]:
         """This process's batches of an epoch from ``first`` on, the images that :class:`FreshFeatures` would take."""
@@ -192,13 +203,17 @@ def probe_data(
 # ------------------------------------------------------------------------------------------------------- validate
 
 
-@torch.no_grad()
 def validate(heads: list[LinearClassifier], data: ProbeData, predictions: bool = False) -> None:
     """Give each head its score on the held-out images that can be read, each counted once.
 
     Args:
         predictions: also keep what was predicted for each image.
     """
+    data.whole(lambda: _validate(heads, data, predictions))
+
+
+@torch.no_grad()
+def _validate(heads: list[LinearClassifier], data: ProbeData, predictions: bool) -> None:
     n, heads = data.sampler.n, [head for head in heads if not head.diverged]
     sums = torch.zeros(len(heads), 4, dtype=torch.float64, device=data.device)
     parts: list[list[Tensor]] = [[] for _ in heads]

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor
 
 from moco import distributed
 from moco.data import Source
@@ -18,7 +20,7 @@ from moco.train.plan import Progress, TrainPlan
 from moco.train.resume import describe_stop
 from moco.train.runlog import RunLog
 from moco.train.saving import Saver
-from moco.train.stop import StopRequest, answers, requests, steps_between_looks
+from moco.train.stop import answers, requests, steps_between_looks
 from moco.train.timers import Stopwatch
 
 ProbeFeatures = Callable[..., ProbeData]
@@ -40,9 +42,7 @@ class ProbeRun:
     save: Callable[..., None]
     check: Callable[[], None]
 
-    def fit(
-        self, features: ProbeFeatures, train: Source, val: Source, end: int, details: bool, max_minutes: float | None
-    ) -> int | None:
+    def fit(self, features: ProbeFeatures, train: Source, val: Source, end: int, details: bool) -> int | None:
         """The epochs that are left until ``end``; where none is, one validation. Returns an exit code when the run was
         stopped before.
 
@@ -57,14 +57,20 @@ class ProbeRun:
         if at.epoch >= end:
             linear.validate(heads, features(val), details)
             return None
-        stop, held_out, training = StopRequest(max_minutes), features(val), features(train, training=True)
+        held_out, training = features(val), features(train, training=True)
+        self.meters = self._meters()
         while at.epoch < end:
-            code = self.train_epoch(training, stop)
+            code = self.train_epoch(training)
             if code is not None:
                 self.save()
                 self.saver.wait()
                 self.log.line(describe_stop(at.epoch, at.batch, steps))
                 return code
+            if at.batch < steps:  # images were gone
+                self.saver.patience.save = self.save if at.epoch or at.batch else lambda: None
+                assert training.loader is not None
+                self.saver.patience.wait(training.loader.why(), training.loader.look)
+                continue
             linear.validate(heads, held_out, details and at.epoch == end - 1)
             self.check()
             at.close_epoch()
@@ -75,53 +81,79 @@ class ProbeRun:
         self.saver.wait()
         return None
 
-    def train_epoch(self, data: ProbeData, stop: StopRequest) -> int | None:
-        """The rest of the current epoch; a line and a record each ``print_freq`` steps and at the end. Returns an exit
-        code when the run must stop before it goes on.
+    def train_epoch(self, data: ProbeData) -> int | None:
+        """The rest of the current epoch, or until images are gone on some process: then as if no step had been tried
+        since. A line and a record each ``print_freq`` steps and at the end. Returns an exit code when the run must stop
+        before it goes on.
 
         A head whose loss is not finite is trained no more; the others cannot notice.
 
         Raises:
             TrainingError: no head has a finite loss.
         """
-        at, steps, looks = self.at, len(data.sampler), steps_between_looks(data.device)
-        watch, meters, code = Stopwatch(), self._meters(), None
+        at, steps, looks, stop = self.at, len(data.sampler), steps_between_looks(data.device), self.saver.patience.stop
+        watch, put_back = Stopwatch(), self._remember(data)
         with distributed.pulse.training(), self.log.bar(steps, at.batch, f"epoch {at.epoch}") as bar:
             distributed.pulse.begin_step(at.batches(steps))
             for x, labels, _ in data.batches(at.epoch, watch, at.batch):
-                linear.set_rates(self.heads, self.plan, at)
-                for head, means in meters.items():
-                    for mean, value in zip(means, head.step(x, labels), strict=True):
-                        mean.add(value)
-                at.batch += 1
-                self.saver.steps += 1
+                self._step(x, labels)
                 distributed.pulse.begin_step(at.batches(steps))
                 watch.count(len(labels) * distributed.world_size())
                 bar.update()
-                if at.batch % looks == 0 or at.batch == steps:
-                    code, saves = answers(distributed.largest(requests(stop, self.saver))[0])
-                    self.saver.asked |= saves
-                # also what no later line would judge
-                if at.batch % self.plan.print_freq == 0 or at.batch == steps or code is not None:
-                    self._report(watch, meters, steps)
+                reports = at.batch % self.plan.print_freq == 0 or at.batch == steps
+                if not reports and at.batch % looks:
+                    continue
+                away = data.loader is not None and data.loader.gone
+                asked, gone = distributed.largest(requests(stop, self.saver.late()), int(away))
+                code, saves = answers(asked)
+                self.saver.asked |= saves
+                if gone:
+                    put_back()
+                elif reports or code is not None:  # also what no later line would judge
+                    self._report(watch, steps)
                     watch.restart()
-                    meters = self._meters()
-                if code is not None:
-                    break
+                    self.meters = self._meters()
+                if gone or code is not None:
+                    return code
                 if self.saver.due() and at.batch < steps:
                     distributed.pulse.pause("saving")
                     self.save()
-        return code
+                put_back = self._remember(data)
+        return None
+
+    def _step(self, x: Tensor, labels: Tensor) -> None:
+        linear.set_rates(self.heads, self.plan, self.at)
+        for head, means in self.meters.items():
+            for mean, value in zip(means, head.step(x, labels), strict=True):
+                mean.add(value)
+        self.at.batch += 1
+        self.saver.steps += 1
+
+    def _remember(self, data: ProbeData) -> Callable[[], None]:
+        """Where the probe is; returns what puts all of it back. Of features in memory none is ever gone."""
+        if data.loader is None:
+            return lambda: None
+        at, batch = self.at, self.at.batch
+        meters = {head: [copy.copy(mean) for mean in means] for head, means in self.meters.items()}
+        kept = [copy.deepcopy((head.layer.state_dict(), head.optimizer.state_dict())) for head in self.heads]
+
+        def put_back() -> None:
+            at.batch, self.meters = batch, meters
+            for head, (layer, optimizer) in zip(self.heads, kept, strict=True):
+                head.layer.load_state_dict(layer)
+                head.optimizer.load_state_dict(optimizer)
+
+        return put_back
 
     def _meters(self) -> dict[LinearClassifier, list[Mean]]:
         """Of loss, top-1 and top-5 of each head that is trained."""
         return {head: [Mean(), Mean(), Mean()] for head in self.heads if not head.diverged}
 
-    def _report(self, watch: Stopwatch, meters: dict[LinearClassifier, list[Mean]], steps: int) -> None:
+    def _report(self, watch: Stopwatch, steps: int) -> None:
         at, several = self.at, len(self.heads) > 1
         where, values = f"Epoch: [{at.epoch}][{at.batch:4d}/{steps}]", {}
         summary = [where]
-        for head, means in meters.items():
+        for head, means in self.meters.items():
             # One reduction a head: the order of a sum over many processes may depend on what else is in it.
             here = torch.tensor([mean.value for mean in means], device=distributed.device())
             loss, acc1, acc5 = distributed.mean_over_ranks(here).tolist()

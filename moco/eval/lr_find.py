@@ -13,7 +13,7 @@ from itertools import count, islice
 from typing import Any
 
 from moco import distributed
-from moco.errors import TrainingError
+from moco.errors import OutageError, TrainingError
 from moco.eval.linear import LinearClassifier, ProbeData, write_result
 from moco.eval.linear_report import write_csv
 from moco.files import write_figure
@@ -112,6 +112,8 @@ def sweep(head: LinearClassifier, data: ProbeData, steps: int | None) -> Sweep:
         found.add(head.rate, float(distributed.mean_over_ranks(loss)))
         if found.hopeless:
             break
+    if why := distributed.any_text("" if data.loader is None else data.loader.why()):
+        raise OutageError(f"{why}: nothing was measured, try again")
     return found
 
 

@@ -8,7 +8,7 @@ became of the steps later, at the log lines; on a CPU, where reading costs nothi
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,12 +17,13 @@ from torch import Tensor, nn
 from torch.nn.utils import get_total_norm
 
 from moco import distributed, seeding
+from moco.data.loader import AWAY_MARK
 from moco.models.base import StepOutput
 from moco.train.optimizers import Plateau, step_unless, use_fused_optimizer_step, waits
 from moco.train.plan import Progress, TrainPlan
 from moco.train.runlog import RunLog
 from moco.train.saving import Saver
-from moco.train.stop import StopRequest, answers, outcome, requests, steps_between_looks
+from moco.train.stop import AWAY, StopRequest, answers, outcome, requests, steps_between_looks
 from moco.train.timers import StepTimer, Stopwatch
 
 
@@ -48,11 +49,16 @@ class Loop(ABC):
     def __post_init__(self) -> None:
         self.device = distributed.device()
         self.wrapped: nn.Module = distributed.wrap(self.model)  # with gradient averaging
-        self.pending_flags: list[tuple[int, Tensor]] = []  # position and outcome of the steps since the last look
+        # of the steps since the last look: their position and what puts back where the run was before, and the outcome
+        self.pending_flags: list[tuple[tuple[int, Callable[[], None]], Tensor]] = []
         self.look_every = steps_between_looks(self.device, self.plan.print_freq)
         self.timer = StepTimer(self.device)
         self.watch = Stopwatch()
         self.exit_code: int | None = None  # set when the run must stop early
+        self.patience = self.saver.patience
+        self.patience.save = self.save_once
+        self.saved = self.place  # where the run was when it was saved, or began
+        self.away = False  # whether the last step was called off as the images of some process were gone
         self.parameters = [p for p in self.model.parameters() if p.requires_grad]
         self.scales = [1.0] * len(self.optimizer.param_groups)  # of the plan's rate, by group
         self.plateau = Plateau(self.plan.patience, self.plan.min_lr / self.plan.lr, falling=self.FALLING)
@@ -61,13 +67,33 @@ class Loop(ABC):
 
     # ------------------------------------------------------------------------------------------------ an epoch
 
+    def train_on(self, loader: Any, begin: Callable[[], Iterator[dict]]) -> None:
+        """:meth:`train_epoch` with the batches that ``begin()`` gives from where the run is, again whenever what the
+        ``loader`` (:class:`moco.data.Loader`) needs was gone and is back."""
+        self.train_epoch(begin())
+        while self.away and self.exit_code is None:
+            self.patience.wait(loader.why(), loader.look)
+            self.train_epoch(begin())
+
+    @property
+    def place(self) -> tuple[int, int]:
+        """Where the run is: finished epochs, and batches of the one that is running."""
+        return self.progress.epoch, self.progress.batch
+
+    def save_once(self) -> None:
+        """:meth:`save`, unless the run is where it was then, or where it began."""
+        if self.saved != self.place:
+            self.save()
+
     def finished(self) -> bool:
         """Whether all epochs or steps are done."""
         return self.plan.steps_left(self.progress) <= 0
 
     def train_epoch(self, batches: Iterator[dict]) -> None:
-        """Train to the end of the current epoch, or to a step after which the run must stop (see ``exit_code``)."""
+        """Train to the end of the current epoch, to a step after which the run must stop (see ``exit_code``), or to one
+        before which images were ``away`` on some process: as if no step had been tried since."""
         at, plan = self.progress, self.plan
+        self.away = False
         self.model.train()
         self.watch.restart()  # what happened between epochs is not training time
         done = -(-at.batch // plan.accum)
@@ -76,19 +102,21 @@ class Loop(ABC):
                 before = at.batch
                 self.step(batches)
                 bar.update()
+                if self.away:
+                    break
                 self.after_step(before)
                 if number < plan.steps_per_epoch - 1:
                     self._save_inside()
-                if self.exit_code is not None or self.finished():
+                if self.away or self.exit_code is not None or self.finished():
                     break
             self.sync_outcomes()
 
     def _save_inside(self) -> None:
         """Save in the middle of an epoch where that is due; it leaves the run as it is."""
-        if not self.saver.due() or self.exit_code is not None or self.finished():
+        if not self.saver.due() or self.away or self.exit_code is not None or self.finished():
             return
         self.sync_outcomes()
-        if self.exit_code is None:  # else the end of the run saves
+        if self.exit_code is None and not self.away:  # else the end of the run saves
             distributed.pulse.pause("saving")
             self.save()
 
@@ -111,13 +139,15 @@ class Loop(ABC):
         self.optimizer.zero_grad(set_to_none=True)
 
     def _step(self, batches: Iterator[dict]) -> None:
-        count = self.plan.batches_at(self.progress.batch)
+        count, position, put_back = self.plan.batches_at(self.progress.batch), self.position, self.remember()
         self._set_rates()
         self.before_step()
         self.last_outputs: list[StepOutput] = []
+        away = False
         for number in range(count):
             with self.watch.waiting(), self.timer("waiting for images"):
                 batch = next(batches)
+            away |= AWAY_MARK in batch
             with self.timer("transfer"):
                 here = self.to_device(batch)
             self.last_outputs.append(self._forward_backward(here, number, count))
@@ -126,12 +156,12 @@ class Loop(ABC):
             self.scaler.unscale_(self.optimizer)
             norm = get_total_norm([p.grad for p in self.parameters if p.grad is not None])
             losses = [output.loss.detach() for output in self.last_outputs]
-            flags = outcome(losses, norm, requests(self.stop, self.saver))
+            flags = outcome(losses, norm, requests(self.stop, self.saver.late()), away)
             self.bad = flags[1] > 0  # () was the step not finite?
             self._move(self.bad)
             self.scaler.update()
             self.after_move()
-        self.pending_flags.append((self.position, flags))
+        self.pending_flags.append(((position, put_back), flags))
         self.count(norm)
 
     def _set_rates(self) -> None:
@@ -173,11 +203,31 @@ class Loop(ABC):
         self.pending_flags.clear()
         found = torch.stack(flags).tolist()
         self.timer.read()
-        for step, (bad_loss, bad, asked) in zip(steps, found, strict=True):
+        for (step, put_back), (bad_loss, bad, asked) in zip(steps, found, strict=True):
             code, saves = answers(asked)
             self.exit_code = self.exit_code if code is None else code
             self.saver.asked |= saves
-            self._note_outcome(step, step == steps[-1], bool(bad_loss), bool(bad))
+            if bad == AWAY:  # and so are all steps after it
+                put_back()
+                self.away, self.progress.ema_due = True, False  # the key encoder has followed the step before
+                return
+            self._note_outcome(step, step == steps[-1][0], bool(bad_loss), bool(bad))
+
+    def remember(self) -> Callable[[], None]:
+        """Where the run is before a step; returns what puts back all that the host counts, and the scale of fp16, as if
+        this step and those after it, which the device has called off, had not been tried."""
+        at = self.progress
+        before = at.step, at.batch, at.draw
+        fp16: Any = self.scaler
+        names = ("_scale", "_growth_tracker") if fp16.is_enabled() else ()
+        scale = {name: getattr(fp16, name) for name in names}  # made in the first step
+        scale = {name: value if value is None else value.clone() for name, value in scale.items()}
+
+        def put_back() -> None:
+            at.step, at.batch, at.draw = before
+            vars(fp16).update(scale)
+
+        return put_back
 
     def _note_outcome(self, step: int, newest: bool, bad_loss: bool, bad: bool) -> None:
         at = self.progress

@@ -70,8 +70,7 @@ class Trainer(Loop):
         many epochs is due, or like a place inside an epoch where that is due."""
         at = self.progress
         self.check_queues()
-        self.sampler.set_position(at.epoch, at.batch)
-        self.train_epoch(self._noted(prefetch(iter(loader), self.device)))
+        self.train_on(loader, partial(self._batches, loader))
         self.log.line(f"epoch {at.epoch}, step time: {self.timer.summary()}")
         if at.batch // self.plan.accum >= self.plan.steps_per_epoch:
             self._follow_plateau()
@@ -81,8 +80,12 @@ class Trainer(Loop):
         elif self.saver.due():
             self.save(named=False)
 
+    def _batches(self, loader: Iterable[dict]) -> Iterator[dict]:
+        """The rest of the epoch's batches; of each the unreadable images are named."""
+        self.sampler.set_position(self.progress.epoch, self.progress.batch)
+        return self._noted(prefetch(iter(loader), self.device))
+
     def _noted(self, batches: Iterator[dict]) -> Iterator[dict]:
-        """The batches; of each the unreadable images are named."""
         for batch in batches:
             for name in self.bad_images.note(batch, self.source):
                 self.log.line(f"unreadable image replaced by another: {name}")
@@ -200,6 +203,8 @@ class Trainer(Loop):
         """One line and one record about the steps since the last one; moco/sweep/figures.py has their names."""
         at, plan = self.progress, self.plan
         self.sync_outcomes()
+        if self.away:
+            return
         *sums, counted = distributed.mean_over_ranks(self.sums).tolist()
         if not counted:
             return
@@ -250,7 +255,7 @@ class Trainer(Loop):
         saved only where the run ends, and no other checkpoint goes for it.
         """
         self.sync_outcomes()
-        bad, last = self.progress.bad_steps, self.exit_code is not None or self.finished()
+        bad, last = self.progress.bad_steps, self.away or self.exit_code is not None or self.finished()
         self.saver.restart()
         if bad and not last:
             self.saver.asked = True  # as soon as a step is finite
@@ -261,6 +266,12 @@ class Trainer(Loop):
         if self.plan.patience is not None:
             self.progress.losses = distributed.all_gather(self.losses[None]).tolist()
         distributed.by_main(partial(self._write, None if bad else self.keep, named, last))
+        self.saved = self.place
+
+    def save_once(self) -> None:
+        """At an epoch's end whose file is not due, under a name of places inside epochs."""
+        if self.saved != self.place:
+            self.save(named=False)
 
     def _write(self, keep: int | None, named: bool, last: bool) -> None:
         run = {**self.progress.entries(), "batches": batch_shape(self.sampler, self.plan.accum), **self.about}

@@ -7,6 +7,7 @@ import math
 import threading
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import torch
@@ -15,6 +16,7 @@ from torch.nn.utils import get_total_norm
 
 from moco import distributed
 from moco.errors import tell
+from moco.train.outage import Patience
 
 State = dict[str, Any]
 
@@ -30,13 +32,14 @@ class Saver:
         steps: the same in steps, which the loop counts in ``steps``.
         beside: write in a thread while the run goes on, from a copy in the host's memory. Two writes are never under
             way; an error of one is raised by the next, or by :meth:`wait`.
+        patience: for a disk that is full.
     """
 
     def __init__(
         self, folder: str = "", line: Callable[[str], None] = tell, minutes: float | None = None,
-        steps: int | None = None, beside: bool | None = None,
+        steps: int | None = None, beside: bool | None = None, patience: Patience | None = None,
     ) -> None:  # fmt: skip
-        self.folder, self.line = folder, line
+        self.folder, self.line, self.patience = folder, line, patience or Patience()
         self.seconds = math.inf if minutes is None else 60.0 * minutes
         self.every = math.inf if steps is None else steps
         self.beside = torch.cuda.is_available() if beside is None else beside
@@ -66,7 +69,7 @@ class Saver:
         if odd := first_not_finite(state):
             self.line(f"not saved, as {odd} is not finite; older checkpoints stay as they are")
         elif not self.beside:
-            work(state)
+            self.patience.keep_trying(partial(work, state))
         else:
             copied = on_host(state)
             self._thread = threading.Thread(target=self._work, args=(work, copied), name="checkpoint")
@@ -96,7 +99,7 @@ class Saver:
 
     def _work(self, work: Callable[[State], None], state: State) -> None:
         try:
-            work(state)
+            self.patience.keep_trying(partial(work, state))
         except BaseException as error:
             self._error = error
 

@@ -10,7 +10,6 @@ import torch
 from torch import Tensor
 
 from moco import distributed, owner, signals
-from moco.train.saving import Saver
 
 LOOK_STEPS = 10  # the host never runs further ahead: a signal is answered after so many steps at most
 
@@ -39,12 +38,18 @@ class StopRequest:
 
     def exit_code(self) -> int | None:
         """With which every process must stop now, because of any of them; None to go on. Every process has to call."""
-        return answers(distributed.largest(self.asked() * 2)[0])[0]
+        return self.look(False)[0]
+
+    def look(self, gone: bool) -> tuple[int | None, bool]:
+        """:meth:`exit_code`, and whether something is ``gone`` on any process."""
+        asked, anywhere = distributed.largest(self.asked() * 2, int(gone))
+        return answers(asked)[0], bool(anywhere)
 
 
-def requests(stop: StopRequest, saver: Saver) -> int:
-    """What this process asks all for after a step, as one number, of which the largest counts."""
-    return 2 * stop.asked() + saver.late()
+def requests(stop: StopRequest, late: bool) -> int:
+    """What this process asks all for after a step, as one number, of which the largest counts; ``late``: to save
+    (:meth:`moco.train.saving.Saver.late`)."""
+    return 2 * stop.asked() + late
 
 
 def answers(requested: int) -> tuple[int | None, bool]:
@@ -54,10 +59,16 @@ def answers(requested: int) -> tuple[int | None, bool]:
     return (asked - 1 if asked else None), bool(saves)
 
 
-def outcome(losses: list[Tensor], norm: Tensor, requested: int) -> Tensor:
+AWAY = 2  # in the first two places of an outcome: images or a loader's process were gone, and the step was of none
+
+
+def outcome(losses: list[Tensor], norm: Tensor, requested: int, away: bool = False) -> Tensor:
     """(3,) int32, in one small reduction: on any process, is a loss not finite, is anything, and the largest
-    of :func:`requests`. The host does not wait for it."""
+    of :func:`requests`. The host does not wait for it. The first two are AWAY where on any process the images were."""
     values = torch.stack([*losses, norm])
     odd = (values - values).ne(0)  # inf - inf is no number; isfinite would be four launches
     asked = odd.new_full((), requested, dtype=torch.int32)  # filled in, not copied from the host
-    return distributed.max_over_ranks(torch.stack([odd[:-1].any().int(), odd.any().int(), asked]))
+    found = torch.stack([odd[:-1].any().int(), odd.any().int(), asked])
+    if away:
+        found[:2] = AWAY
+    return distributed.max_over_ranks(found)

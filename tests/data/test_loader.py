@@ -273,7 +273,7 @@ class Whoami(torch.utils.data.Dataset):
         return 64
 
     def __getitem__(self, key):
-        return {"pid": os.getpid(), "parent": os.getppid(), "threads": torch.get_num_threads()}
+        return {"pid": os.getpid(), "parent": os.getppid(), "threads": torch.get_num_threads(), "bad": -1}
 
 
 def test_workers_outlive_signals_to_the_job_and_end_with_the_loader():

@@ -575,8 +575,8 @@ def test_resume_with_other_rates_is_refused(hard_folder, tmp_path):
 def test_a_buffer_that_changes_in_the_second_epoch_ends_the_run(hard_folder, pretrained, tmp_path, monkeypatch):
     train_epoch = linear_fit.ProbeRun.train_epoch
 
-    def tampering(run, data, stop):
-        train_epoch(run, data, stop)
+    def tampering(run, data):
+        train_epoch(run, data)
         if run.at.epoch == 1:
             data.probe.encoder.bn1.running_var[2] += 1e-3
 

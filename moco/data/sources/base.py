@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from moco.data.sources.away import is_empty
 from moco.data.sources.decode import BadImageError, decode_bytes, reading, to_eight_bits
 from moco.errors import UserError
 from moco.files import open_regular
@@ -67,6 +68,10 @@ class Source(abc.ABC):
     @abc.abstractmethod
     def name_of(self, index: int) -> str:
         """Where image ``index`` comes from: its path, or for images in memory such as ``mnist5k[12]``."""
+
+    def missing(self, index: int) -> str:
+        """What of the data around image ``index`` is gone, as when a disk is not mounted; empty where all is there."""
+        return ""
 
     def identity(self) -> Iterator[bytes]:
         """What tells these images from others, in their order and wherever they lie, besides number and labels."""
@@ -142,7 +147,7 @@ class EncodedSource(Source):
 
 
 class FileSource(EncodedSource):
-    """Image files."""
+    """Image files. ``never``: folders that were not there when the source was opened, so that none counts as gone."""
 
     def __init__(
         self,
@@ -151,9 +156,10 @@ class FileSource(EncodedSource):
         channels: int = 3,
         classes: list[str] | None = None,
         labels: np.ndarray | None = None,
+        never: frozenset[str] = frozenset(),
     ) -> None:
         super().__init__(name, channels, classes, labels)
-        self.paths = Paths(paths)
+        self.paths, self.never = Paths(paths), never
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -164,6 +170,10 @@ class FileSource(EncodedSource):
 
     def files(self) -> Sequence[str]:
         return self.paths
+
+    def missing(self, index: int) -> str:
+        folder = os.path.dirname(self.paths[index])
+        return f"{folder} is missing or empty" if folder not in self.never and is_empty(folder) else ""
 
     def name_of(self, index: int) -> str:
         return self.paths[index]

@@ -29,6 +29,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from moco import signals
+from moco.data.sources.away import ImagesAwayError
 from moco.data.sources.base import Source, some_sizes
 from moco.data.sources.decode import BadImageError
 from moco.errors import UserError, tell
@@ -58,13 +59,20 @@ class CachedSource(Source):
 
     def load(self, index: int) -> Image.Image:
         self._opened = self._opened or _open(self.path, self.digest, len(self))
+        if self._opened is None and not os.path.exists(self.path):
+            raise ImagesAwayError(f"{self.path} is missing")
         if self._opened is None:
-            raise UserError(f"{self.path} was replaced or removed while it was in use: start again with --resume auto")
+            raise UserError(f"{self.path} was replaced while it was in use: start again with --resume auto")
         table, handle, end, checked = self._opened
         first, height, width, crc = table[index].tolist()
         size, pixels = height * width * self.channels, b""
         if min(first, height, width) > 0 and first + size <= end:
-            pixels = os.pread(handle, size, first)  # a mapped file that shrinks would end the process
+            try:
+                pixels = os.pread(handle, size, first)  # a mapped file that shrinks would end the process
+            except OSError:
+                os.close(handle)  # of a disk that was gone it stays stale
+                self._opened = None
+                raise
         if len(pixels) < max(size, 1) or not (checked[index] or crc == _checksum(table[index], pixels)):
             return self.whole.load(index)  # raises what it raised when the cache was made, or the cache is damaged
         checked[index] = True
@@ -75,6 +83,9 @@ class CachedSource(Source):
 
     def name_of(self, index: int) -> str:
         return self.whole.name_of(index)
+
+    def missing(self, index: int) -> str:
+        return self.whole.missing(index)
 
     def identity(self) -> Iterator[bytes]:
         return self.whole.identity()

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
+from moco.data.sources.away import is_empty
 from moco.data.sources.base import FileSource
 from moco.errors import UserError
 from moco.files import json_of, open_text, write_text
@@ -159,7 +160,8 @@ def open_list(path: str, channels: int = 3) -> FileSource:
             "write paths relative to the list's folder, and a TAB before each label"
         )
     classes, labels = _list_labels(path, rows)
-    return FileSource(path, paths, channels, classes, labels)
+    never = frozenset(filter(is_empty, {os.path.dirname(image) for image in paths}))
+    return FileSource(path, paths, channels, classes, labels, never)
 
 
 def open_path(path: str, channels: int = 3) -> FileSource:

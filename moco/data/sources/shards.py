@@ -75,8 +75,11 @@ class ShardSource(EncodedSource):
             while len(self._open) >= 16:
                 os.close(self._open.pop(next(iter(self._open))))
             self._open[shard] = regular_handle(self.shards[shard])
-        # pread, so that processes which share a descriptor do not move each other's place.
-        data = os.pread(self._open[shard], size, int(self.index.offset[index]))
+        try:  # pread, so that processes which share a descriptor do not move each other's place
+            data = os.pread(self._open[shard], size, int(self.index.offset[index]))
+        except OSError:
+            os.close(self._open.pop(shard))  # of a disk that was gone it stays stale
+            raise
         if len(data) < size:
             raise OSError(f"the shard ends after {len(data)} of {size} bytes of this image")
         if self.index.crc is not None and zlib.crc32(data) != int(self.index.crc[index]):
@@ -85,6 +88,15 @@ class ShardSource(EncodedSource):
 
     def files(self) -> list[str]:
         return self.shards
+
+    def missing(self, index: int) -> str:
+        shard = self.shards[int(self.index.shard[index])]
+        try:
+            with open(shard, "rb") as file:
+                file.read(1)
+        except OSError as error:
+            return f"{shard} cannot be read ({error.strerror})"
+        return ""
 
     def name_of(self, index: int) -> str:
         return f"{self.shards[int(self.index.shard[index])]}:{self.index.keys[index]}"

@@ -49,6 +49,9 @@ class Subset(Source):
     def name_of(self, index: int) -> str:
         return self.whole.name_of(int(self.rows[index]))
 
+    def missing(self, index: int) -> str:
+        return self.whole.missing(int(self.rows[index]))
+
     def identity(self) -> Iterator[bytes]:
         yield np.asarray(self.rows, "<i8").tobytes()
         yield from self.whole.identity()

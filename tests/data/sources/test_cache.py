@@ -163,7 +163,7 @@ def test_one_that_was_replaced_is_not_read(folder, tmp_path):
     waiting = pickle.loads(pickle.dumps(source))
     touched(folder / "train" / "dog" / "1.png")
     open_sources(None, str(folder / "train"), cache=str(tmp_path / "kept"))
-    with pytest.raises(UserError, match="replaced or removed"):
+    with pytest.raises(UserError, match="was replaced while"):
         waiting.load(0)
     assert source.load(0).size  # what is mapped stays
 
