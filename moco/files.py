@@ -245,8 +245,16 @@ def read_json(path: str) -> dict[str, Any]:
     """A JSON file's dictionary; empty where there is none."""
     try:
         with open(path, encoding="utf-8") as file:
-            found = json_of(file.read())
+            return dictionary_of(file.read())
     except (OSError, ValueError):
+        return {}
+
+
+def dictionary_of(text: str) -> dict[str, Any]:
+    """The dictionary that a JSON text is; empty where it is none."""
+    try:
+        found = json_of(text)
+    except ValueError:
         return {}
     return found if isinstance(found, dict) else {}
 

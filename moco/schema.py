@@ -1,6 +1,7 @@
-"""What the entries of a checkpoint of ours may be: one table, asked once when a file is read.
+"""What the entries of a checkpoint of ours and of a backbone's card may be: one table, asked once when a file is read.
 
-A file is ours when it has a dictionary ``run``; of other projects' files nothing is asked here. Entries that this
+A file is ours when it has a dictionary ``run``; of other projects' files nothing is asked when they are read, and
+:func:`not_gone_on` before a run goes on from one. Entries that this
 version does not know are left alone, those of later versions among them; an entry may be missing where an earlier
 version did not write it. See moco/train/checkpoint.py, moco/eval/linear_checkpoint.py and moco/eval/finetune.py for
 who writes what.
@@ -56,10 +57,23 @@ def _named(kind: Kind) -> Kind:
     return Kind(f"a dictionary of names, each with {kind.words}", fits)
 
 
+def _of_one(kind: Kind) -> Kind:
+    """Also as a tensor of one number, which upstream's accuracies are."""
+
+    def fits(value: Any) -> bool:
+        if _is_tensor(value):
+            plain = value.numel() == 1 and "strided" in str(value.layout) and not value.is_quantized
+            value = value.item() if plain else None
+        return kind.fits(value)
+
+    return Kind(kind.words, fits)
+
+
 COUNT, POSITIVE, SHARE = _whole(), _number(math.ulp(0.0)), _number(0, 1)
 PERCENT, NUMBER, ANY_NUMBER = _number(0, 100), _number(), _number(odd=True)
 WORD, FLAG = Kind("a word", lambda v: type(v) is str), Kind("true or false", lambda v: type(v) is bool)
-NOTHING = Kind("nothing", lambda v: v is None or v == {})
+NO_VALUE = Kind("nothing", lambda v: v is None)
+NOTHING = Kind("nothing", lambda v: v is None or (type(v) is dict and not v))
 DICTIONARY = Kind("a dictionary", lambda v: isinstance(v, dict))
 NETWORK, FLAGS = _named(Kind("a tensor", _is_tensor)), _named(Kind("a plain value", _is_plain))
 
@@ -82,6 +96,16 @@ ENTRIES = {
     "epoch?": COUNT, "arch?": WORD, "state_dict?": NETWORK, "optimizer?": DICTIONARY, "scaler?": (NOTHING, SCALER),
     "best_acc1?": PERCENT, "acc1?": PERCENT, "trained?": NETWORK, "heads?": [HEAD], "run": RUN,
 }  # fmt: skip
+# Of the cards that moco.export writes, and of the flags of a run that lie beside it, where None is the data set's own.
+CARD = {name: (NO_VALUE, kind) for name, kind in {
+    **IMAGES, "arch?": WORD, "width?": COUNT, "changes?": _named(_whole(0, 256)), "source?": WORD, "epoch?": COUNT,
+    "dataset?": WORD, "aug?": WORD, "method?": WORD,
+}.items()}  # fmt: skip
+# Of a file of upstream's or of another project's, as far as a run can go on from it or it can be averaged.
+THEIRS = {
+    "epoch?": COUNT, "arch?": (NO_VALUE, WORD), "state_dict?": NETWORK, "optimizer?": DICTIONARY,
+    "scaler?": (NOTHING, SCALER), "best_acc1?": _of_one(PERCENT), "acc1?": _of_one(PERCENT),
+}  # fmt: skip
 # What every file with an optimizer has had from its program's first version on, and since files hold the flags.
 _PRETRAINING = {"seed", "step", "draw", "batch", "ema_due", "bad_steps", "bad_images"}
 _WITH_FLAGS = {"data", "torch", "batch", "seed"}
@@ -93,9 +117,34 @@ def problem(state: dict) -> str:
     if wrong := _odd_values(state):
         return wrong
     ours = isinstance(state.get("run"), dict)
+    if "run" not in state and _certainly_ours(state):
+        return "is damaged: it lacks the entry run"
     if not ours and ("run" not in state or not state.keys() & {"scaler", "heads", "best_acc1"}):
         return ""
     return wrong_entry(ENTRIES, state) or _missing(state) or _disagreement(state)
+
+
+def not_gone_on(state: dict) -> str:
+    """What is wrong with any project's checkpoint that a run is to go on from, or that is averaged."""
+    return wrong_entry(THEIRS, state)
+
+
+def _certainly_ours(state: dict) -> bool:
+    """Of a file without ``run``: it has what none but this project's programs write."""
+    network = state.get("state_dict")
+    names = network.keys() if isinstance(network, dict) else ()
+    queued = "module.queue_ids" in names
+    scaled = "scaler" in state and any(str(name).startswith("module.encoder_q.") for name in names)
+    classifier = "best_acc1" in state and "optimizer" in state and bool({"heads", "trained", "scaler"} & state.keys())
+    return queued or scaled or classifier
+
+
+def card_problem(card: Any) -> str:
+    """What is wrong with a card, or with the flags of a run, the end of a sentence; empty where nothing is."""
+    if wrong := wrong_entry(CARD, card):
+        return wrong
+    given = {name: value for name, value in card.items() if value is not None}
+    return "" if _agree(given) else "is damaged: its entries mean and std do not fit its channels"
 
 
 def wrong_entry(kind: Any, value: Any, where: str = "") -> str:

@@ -236,7 +236,7 @@ def check_state(state: dict, path: str, arch: str, *needed: str) -> None:
     """UserError where the file is none of a classifier (``needed``: entries besides), or of another architecture."""
     if not isinstance(state.get("state_dict"), dict) or not {"best_acc1", *needed} <= set(state):
         raise UserError(f"{path} is no checkpoint of this program: give a pretrained encoder by --pretrained.")
-    if state.get("arch", arch) != arch:
+    if state.get("arch") not in (None, arch):
         raise UserError(f"{path} was trained with -a {state['arch']}; this run has -a {arch}.")
 
 

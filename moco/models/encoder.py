@@ -148,9 +148,12 @@ def _mlp_head(last: nn.Module) -> nn.Sequential:
 
 
 def use_heads(encoder: nn.Module, heads: int) -> None:
-    """Attention of a timm ViT in so many heads; no tensor tells how many there are."""
+    """Attention of a timm ViT in so many heads; no tensor tells how many there are. UserError: its width is not so
+    many equal parts."""
     for module in encoder.modules():
         if hasattr(module, "num_heads") and hasattr(module, "qkv"):
+            if heads < 1 or module.qkv.in_features % heads:  # type: ignore[operator, union-attr]
+                raise UserError(f"{heads} attention heads do not divide a width of {module.qkv.in_features}.")  # type: ignore[union-attr]
             module.num_heads = heads  # type: ignore[assignment]
             module.head_dim = module.qkv.in_features // heads  # type: ignore[assignment, union-attr]
             module.scale = module.head_dim**-0.5  # type: ignore[assignment, operator]

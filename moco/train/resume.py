@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from moco import distributed, errors, files, owner, seeding
+from moco import distributed, errors, files, owner, schema, seeding
 from moco.config import Classes, Flags, typed
 from moco.data import Source
 from moco.errors import UserError
@@ -53,6 +53,8 @@ def begin_run(
     if problem:
         raise UserError(problem)
     state = found.state or (files.read(path) if path else {})
+    if wrong := schema.not_gone_on(state):
+        raise UserError(f"{path} {wrong}.")
     return path, state, distributed.from_main(seeding.choose_seed(seed, state))
 
 

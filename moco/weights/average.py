@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import update_bn
 
-from moco import data, files
+from moco import data, files, schema
 from moco.errors import UserError, tell
 from moco.files import run_of
 from moco.models.encoder import backbone_keys
@@ -72,9 +72,16 @@ def _logged(folder: str) -> dict[int, float]:
     return found
 
 
-def _score(path: str, logged: dict[int, float]) -> float | None:
+def _read(path: str) -> dict[str, Any]:
     state = files.read(path)
-    return state.get("acc1", logged.get(state.get("epoch", -1)))
+    if wrong := schema.not_gone_on(state):
+        raise UserError(f"{path} {wrong}.")
+    return state
+
+
+def _score(path: str, logged: dict[int, float]) -> float | None:
+    state = _read(path)
+    return float(state["acc1"]) if "acc1" in state else logged.get(state.get("epoch", -1))
 
 
 # --------------------------------------------------------------------------------------------------- averaging
@@ -99,7 +106,7 @@ def average(paths: list[str]) -> tuple[dict[str, Any], bool]:
     weights: dict[str, Tensor] = {}
     traits, stale = [], False
     for path in paths:
-        state = files.read(path)
+        state = _read(path)
         before, weights = weights, _weights(state, path)
         traits.append(_traits(state))
         sums = sums or {name: torch.zeros_like(value, dtype=torch.float64) for name, value in weights.items()}

@@ -54,7 +54,7 @@ def recorded_changes(state: dict, card: dict[str, Any] | None = None) -> dict[st
     run = run_of(state)
     for kept in (card or {}, run):
         if "changes" in kept:
-            return dict(kept["changes"])
+            return dict(kept["changes"] or {})
     return {} if "seed" in run else None
 
 
@@ -104,14 +104,15 @@ def apply_changes(encoder: nn.Module, changes: dict[str, int]) -> None:
     ``bare_stem``, a ResNet without ReLU and max-pool between bn1 and layer1. The encoder remembers them.
 
     Raises:
-        UserError: a change of this name is not known.
+        UserError: a change of this name is not known, or not possible here.
     """
     describe_changes(changes)
     if changes:
         encoder.changes = changes  # type: ignore[assignment]
     if "stem_padding" in changes:
-        conv = encoder.get_submodule("conv1")
-        assert isinstance(conv, nn.Conv2d)
+        conv = getattr(encoder, "conv1", None)
+        if not isinstance(conv, nn.Conv2d):
+            raise UserError("the file's entry changes pads a stem of a network that has none: it is damaged.")
         conv.padding = (changes["stem_padding"],) * 2
     if "num_heads" in changes:
         use_heads(encoder, changes["num_heads"])

@@ -15,7 +15,6 @@ Where the projects keep the encoder that their own evaluations use (names after 
 
 from __future__ import annotations
 
-import json
 import math
 import os
 import re
@@ -24,7 +23,7 @@ from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
-from moco import files
+from moco import files, schema
 from moco.errors import UserError
 from moco.models.encoder import backbone_keys, head_of
 
@@ -101,12 +100,21 @@ def _open_safetensors(path: str) -> File:
     try:
         with safe_open(path, framework="pt") as opened:
             tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118 (no mapping)
-            card = json.loads((opened.metadata() or {}).get("card", "{}"))
-            if not isinstance(card, dict):
-                raise ValueError("its card is no dictionary")
-    except (SafetensorError, OSError, ValueError, RecursionError) as error:
+            card = (opened.metadata() or {}).get("card", "{}")
+    except (SafetensorError, OSError, ValueError) as error:
         raise UserError(f"{path} is no readable safetensors file: truncated, damaged or something else.") from error
-    return File(path, tensors, tensors_of(tensors, path), card, FROM_CARD)
+    return File(path, tensors, tensors_of(tensors, path), _checked_card(card, f"the card in {path}"), FROM_CARD)
+
+
+def _checked_card(text: str, name: str) -> dict[str, Any]:
+    """A card, or the flags of a run, from its JSON text; UserError, which calls it ``name``."""
+    try:
+        found = files.json_of(text)
+    except ValueError as error:
+        raise UserError(f"{name} is damaged: it is no JSON; take another copy, or remove it.") from error
+    if wrong := schema.card_problem(found):
+        raise UserError(f"{name} {wrong}; take another copy, or remove it.")
+    return found
 
 
 def _settings(path: str, state: dict) -> tuple[dict[str, Any], str]:
@@ -115,12 +123,25 @@ def _settings(path: str, state: dict) -> tuple[dict[str, Any], str]:
     names = _SETTINGS["best_acc1" in state] if "run" in state else ()
     beside = [os.path.join(os.path.dirname(path), name) for name in names]
     for name in [os.path.splitext(path)[0] + ".json", *beside]:
-        found = files.read_json(name)
+        text = _text_of(name)
+        if text and (name in beside or f'"{CARD}"' in text):
+            found = _checked_card(text, name)
+        else:
+            found = files.dictionary_of(text)  # may be another program's, of any kind
         if found.get("kind") == CARD:
             return found, FROM_CARD
         if found and found.get("arch") == state.get("arch", ""):
             return found, os.path.basename(name)
     return {}, ""
+
+
+def _text_of(path: str) -> str:
+    """A small text file's content, damaged bytes replaced; empty where there is none."""
+    try:
+        with files.open_regular(path, 1 << 24) as file:
+            return file.read().decode(errors="replace")
+    except OSError:
+        return ""
 
 
 def tensors_of(state: dict, path: str) -> dict[str, Tensor]:

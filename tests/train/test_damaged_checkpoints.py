@@ -1,5 +1,6 @@
 """Damaged and crafted checkpoints: read gives what was written or one sentence, and takes no memory that they claim."""
 
+import math
 import random
 import zipfile
 
@@ -10,6 +11,8 @@ from torch import nn
 
 from moco import archive, files
 from moco.errors import UserError
+from moco.train.resume import begin_run
+from moco.weights.average import average
 
 
 def small_state() -> dict:
@@ -226,6 +229,35 @@ def test_a_missing_entry_of_a_run_is_named(name, tmp_path):
 def test_other_projects_files_are_not_asked_for_our_entries(tmp_path):
     torch.save({"epoch": "last", "run": "of Monday", "state_dict": {"a": torch.ones(1)}}, tmp_path / "x")
     assert isinstance(read_or_sentence(tmp_path / "x"), dict)
+
+
+THEIRS = {"state_dict": {"module.a": torch.ones(2)}, "epoch": 3, "arch": "resnet50", "optimizer": {}}
+
+
+@pytest.mark.parametrize("entries", [
+    {"epoch": "3"}, {"epoch": -1}, {"epoch": 10**30}, {"epoch": torch.ones(2)}, {"arch": []}, {"arch": {}},
+    {"scaler": 7}, {"best_acc1": {}}, {"best_acc1": torch.ones(2)}, {"best_acc1": torch.tensor(math.nan)},
+    {"acc1": "x"}, {"optimizer": torch.ones(2)}, {"state_dict": torch.ones(2)}, {"state_dict": {"module.a": {}}},
+])  # fmt: skip
+def test_no_run_goes_on_from_odd_entries_of_another_projects_file(entries, tmp_path):
+    for name, odd in (("good", {"best_acc1": torch.tensor([50.0])}), ("odd", entries)):
+        files.write({**THEIRS, **odd}, str(tmp_path / name))
+    for path in (tmp_path / "good", None):
+        assert begin_run(str(path or ""), str(tmp_path / "run"), 0)[2] == 0
+    with pytest.raises(UserError, match=f"odd is damaged: its entry {next(iter(entries))}"):
+        begin_run(str(tmp_path / "odd"), str(tmp_path / "run"), 0)
+    with pytest.raises(UserError, match=f"odd is damaged: its entry {next(iter(entries))}"):
+        average([str(tmp_path / "good"), str(tmp_path / "odd")])
+
+
+@pytest.mark.parametrize("entries", [
+    {"state_dict": {"module.queue_ids": torch.ones(2)}},
+    {"scaler": {}, "state_dict": {"module.encoder_q.a": torch.ones(2)}},
+    {"best_acc1": 3.0, "scaler": {}}, {"best_acc1": 3.0, "heads": []},
+])  # fmt: skip
+def test_a_file_of_ours_without_its_run_is_damaged(entries, tmp_path):
+    files.write({**THEIRS, **entries}, str(tmp_path / "x"))
+    assert "is damaged: it lacks the entry run" in sentence(tmp_path / "x")
 
 
 @pytest.mark.parametrize("odd", [torch.zeros(1).expand(10**9), torch.zeros(2, device="meta")])

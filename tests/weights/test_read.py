@@ -21,7 +21,7 @@ from support.layouts import OwnResNet, by_position, lightly, prefixed
 from torch import nn
 
 from moco import cli as flags
-from moco import distributed
+from moco import distributed, files
 from moco.errors import UserError
 from moco.models.encoder import backbone_keys, build_encoder, features
 from moco.weights.changes import apply_changes, has_fixed_positions, restore_changes
@@ -483,11 +483,31 @@ def test_heads_are_those_that_the_positions_tell(tmp_path, layout):
     assert ("a guess: its fixed positions" in found.summary) == guessed
 
 
-@pytest.mark.parametrize("card", ["[]", "null", "{", "[" * 100_000])
+ODD_CARDS = [
+    "[]", "null", "{", "[" * 100_000, '{"arch": []}',
+    '{"arch": {}}', '{"size": -32}', '{"size": 1e400}', '{"size": true}',
+    '{"channels": [3]}', '{"channels": 1, "mean": [0.5, 0.5, 0.5]}', '{"mean": "0.5"}', '{"mean": [NaN, 0, 0]}',
+    '{"std": [0, 1, 1]}', '{"stem": 7}', '{"changes": -1}', '{"changes": {"num_heads": -1}}', '{"epoch": "x"}',
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("card", ODD_CARDS)
 def test_a_card_that_is_none_is_one_sentence(card, tmp_path):
-    save_file({"conv1.weight": torch.ones(2)}, tmp_path / "odd.safetensors", {"card": card})
-    with pytest.raises(UserError, match="is no readable safetensors file"):
-        open_backbone(str(tmp_path / "odd.safetensors"))
+    theirs = str(tmp_path / "odd.safetensors")
+    save_file({"conv1.weight": torch.ones(2)}, theirs, {"card": card})
+    with pytest.raises(UserError, match="the card in .* is damaged"):
+        open_backbone(theirs)
+    files.write({"conv1.weight": torch.ones(2)}, str(tmp_path / "c.pth"))
+    (tmp_path / "c.json").write_text(re.sub(r"^{", '{"kind": "moco backbone", ', card))
+    if card.startswith("{"):
+        with pytest.raises(UserError, match="c.json is damaged"):
+            open_file(str(tmp_path / "c.pth"))
+    else:  # it may be another program's
+        assert open_file(str(tmp_path / "c.pth")).settings == {}
+    files.write({"arch": "x", "state_dict": {"a": torch.ones(2)}, "run": {}}, str(tmp_path / "ours.pth"))
+    (tmp_path / "log_settings.json").write_text(card)
+    with pytest.raises(UserError, match="log_settings.json is damaged"):
+        open_file(str(tmp_path / "ours.pth"))
 
 
 def test_heads_of_tensors_alone_and_of_positions_on_another_grid(tmp_path):
