@@ -372,9 +372,9 @@ def spoiled(folder: Path, copy: Path, count: int) -> Path:
 
 def load(path: Path | str) -> dict:
     """A checkpoint; the newest one of a folder."""
-    from moco import files
+    from moco import files, run_folder
 
-    found = files.newest(str(path)) if os.path.isdir(path) else str(path)
+    found = run_folder.newest(str(path)) if os.path.isdir(path) else str(path)
     assert found, f"no checkpoint in {path}"
     return files.read(found)
 

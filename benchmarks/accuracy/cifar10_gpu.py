@@ -302,7 +302,7 @@ def said(result: dict, work: Path) -> str:
 
 def state(work: Path) -> str:
     """The newest checkpoint and its size, in words."""
-    from moco.files import newest
+    from moco.run_folder import newest
 
     path = newest(str(work))
     return f"{path}, {Path(path).stat().st_size / 1e6:.0f} MB" if path else f"nothing in {work} yet"
@@ -311,7 +311,7 @@ def state(work: Path) -> str:
 def pieces(args: argparse.Namespace) -> int:
     """Copy the newest checkpoint in pieces, numbers ``which`` [first, end) of them, with the log and result."""
     from moco.errors import UserError
-    from moco.files import newest
+    from moco.run_folder import newest
 
     name = name_of(args)
     work, out = args.work / name, args.out / name
@@ -337,7 +337,7 @@ def join(source: Path, work: Path) -> None:
         UserError: they are not all there, or are of several checkpoints.
     """
     from moco.errors import UserError
-    from moco.files import newest
+    from moco.run_folder import newest
 
     if newest(str(work)):
         return

@@ -26,7 +26,7 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
-from moco import errors, files, owner, signals
+from moco import errors, owner, run_folder, signals
 from moco.distributed import collectives, meeting, watch
 from moco.errors import OutageError, TrainingError, UserError, exit_code, one_line, tell
 
@@ -167,7 +167,7 @@ def _spawn_again(worker: Callable, args: Any, plan: LaunchPlan, restarts: int) -
     A run whose images are gone waits for them as long as it may; one that then begins without them is a mistake to
     itself and the same outage here, where it is waited for as long before the next one.
     """
-    before, outage = files.written(args.save_dir), False
+    before, outage = run_folder.written(args.save_dir), False
     for restart in range(restarts + 1):
         code = _spawn(worker, args, plan)
         again = outage and code == errors.USAGE_EXIT
@@ -178,10 +178,10 @@ def _spawn_again(worker: Callable, args: Any, plan: LaunchPlan, restarts: int) -
             return code
         if again:
             _pause(60 * args.data_patience)
-        saved = files.written(args.save_dir).items() - before.items()
+        saved = run_folder.written(args.save_dir).items() - before.items()
         if saved:
             args = type(args)(**{**vars(args), "resume": "auto", "overwrite": False})
-        where = files.newest(args.save_dir) if saved else "where this run began, it had saved nothing yet"
+        where = run_folder.newest(args.save_dir) if saved else "where this run began, it had saved nothing yet"
         tell(f"restart {restart + 1} of {restarts}, from {where}", error=True)
     raise AssertionError
 

@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from moco import distributed, files
+from moco import distributed, files, run_folder
 from moco.errors import TrainingError
 from moco.eval.classifier import (
     Classifier,
@@ -47,7 +47,7 @@ from moco.weights.settings import images_of
 CHECKPOINT, BEST, RESULT = "checkpoint_semisup.pth.tar", "model_best_semisup.pth.tar", "result.json"
 KEPT = "checkpoint_semisup_{:04d}.pth.tar"  # of an epoch, counted from 0 as upstream's are
 # see checkpoint.reserve_run_folder
-TUNING_FILES = (CHECKPOINT + files.PREVIOUS, CHECKPOINT), (RESULT,), (BEST, KEPT.replace("{:04d}", "[0-9]*"))
+TUNING_FILES = (CHECKPOINT + run_folder.PREVIOUS, CHECKPOINT), (RESULT,), (BEST, KEPT.replace("{:04d}", "[0-9]*"))
 
 
 # ---------------------------------------------------------------------------------------------------- evaluation

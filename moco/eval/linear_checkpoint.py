@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import Tensor
 
-from moco import distributed, files
+from moco import distributed, files, run_folder
 from moco.errors import UserError
 from moco.eval.classifier import Classifier, changed, check_state, fill, filling_optimizer
 from moco.eval.linear import LinearClassifier, leader
@@ -25,7 +25,7 @@ CHECKPOINT, BEST, RESULT = "checkpoint.pth.tar", "model_best.pth.tar", "result.j
 KEPT_PROBE = "checkpoint_lincls_{:04d}.pth.tar"  # of an epoch, counted from 0 as upstream's are
 _ALL_KEPT = KEPT_PROBE.replace("{:04d}", "[0-9]*")
 # see moco.train.checkpoint.reserve_run_folder
-PROBE_FILES = (CHECKPOINT + files.PREVIOUS, CHECKPOINT), (RESULT,), (BEST, _ALL_KEPT)
+PROBE_FILES = (CHECKPOINT + run_folder.PREVIOUS, CHECKPOINT), (RESULT,), (BEST, _ALL_KEPT)
 
 
 def save_probe(

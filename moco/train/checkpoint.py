@@ -20,8 +20,9 @@ from torch import Tensor
 
 from moco import distributed, files
 from moco.errors import UserError, one_line
-from moco.files import POINTER, PREVIOUS, can_be_read, refuse_odd, run_of, runs_checkpoints, write, write_text
+from moco.files import can_be_read, refuse_odd, run_of, write, write_text
 from moco.models.key_queue import EMPTY
+from moco.run_folder import POINTER, PREVIOUS, runs_checkpoints
 from moco.train.optimizer_state import finite
 
 # ------------------------------------------------------------------------------------------- a run's folder

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from moco import distributed, errors, files, owner, schema, seeding
+from moco import distributed, errors, files, owner, run_folder, schema, seeding
 from moco.config import Classes, Flags, typed
 from moco.data import Source
 from moco.errors import UserError
@@ -32,8 +32,8 @@ def begin_run(
     """Hold the run's folder; the checkpoint to go on from, if any, what is in it, and the run's seed, on every process
     the same.
 
-    A file that is named is taken, or refused; ``auto`` is :func:`moco.files.newest_good`, and what it passed over is
-    told.
+    A file that is named is taken, or refused; ``auto`` is :func:`moco.run_folder.newest_good`, and what it passed over
+    is told.
 
     name: of the one checkpoint of a program that has one; None: a pretraining's. kind: as in :func:`moco.owner.hold`.
 
@@ -41,10 +41,10 @@ def begin_run(
         UserError: the file cannot be used; for ``auto``: none of the folder's.
     """
     distributed.first_on_node(lambda: owner.hold(folder, kind) if distributed.is_main() else None, wait=True)
-    found, problem = files.Found(resume or None), ""
+    found, problem = run_folder.Found(resume or None), ""
     if resume == "auto" and distributed.is_main():
         try:
-            found = files.newest_good(folder, name)
+            found = run_folder.newest_good(folder, name)
         except UserError as error:
             problem = str(error)
         if found.told:

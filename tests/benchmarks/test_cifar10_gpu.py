@@ -14,7 +14,7 @@ import torch
 from conftest import ROOT, environment, records
 from PIL import Image
 
-from moco import files
+from moco import run_folder
 from moco.config import ValidationConfig
 from moco.data import ArraySource, Sources
 from moco.errors import UserError
@@ -96,7 +96,7 @@ def test_a_run_stops_and_goes_on_here_and_elsewhere(bench, packed, tmp_path, cap
 
     assert bench.main(["run", *here, "--minutes", "0"]) == 0
     assert "not finished: the same command goes on" in capsys.readouterr().out
-    state = files.newest(str(tmp_path / "work" / name))
+    state = run_folder.newest(str(tmp_path / "work" / name))
     assert state.endswith("checkpoint_0000_step_00000001.pth.tar")
 
     for first, end in ((0, 2), (2, 99)):

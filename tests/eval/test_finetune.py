@@ -13,7 +13,7 @@ from support.finetuning import ARCH, MEAN, STD, TINY, sentence, state_of, tune
 from torch import nn
 
 import main_semisup
-from moco import files
+from moco import files, run_folder
 from moco.cli import parse_semisup
 from moco.config import ObjectiveConfig, ScheduleConfig
 from moco.data import open_sources
@@ -501,7 +501,7 @@ def test_another_runs_folder_is_left_alone(folder, tmp_path):
     assert not (tmp_path / finetune.RESULT).exists()
     assert not (tmp_path / finetune.CHECKPOINT).exists()
     assert not (tmp_path / finetune.BEST).exists()
-    assert files.newest_good(str(tmp_path), finetune.CHECKPOINT) == files.Found(told=[])
+    assert run_folder.newest_good(str(tmp_path), finetune.CHECKPOINT) == run_folder.Found(told=[])
 
 
 def test_a_loss_that_is_not_finite_ends_the_run_before_the_step(folder, tmp_path, monkeypatch):

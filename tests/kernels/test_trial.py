@@ -10,7 +10,7 @@ import pytest
 import torch
 from conftest import ROOT, SYNCO, TINY, interpreted, load
 
-from moco import distributed, files, kernels
+from moco import distributed, kernels, run_folder
 from moco.errors import UserError
 from moco.kernels import Choice, Earlier, Size, by_triton, choose, closed_form, contrastive_loss, trial
 
@@ -457,7 +457,7 @@ def test_a_shadow_of_another_shape_or_type_is_an_error():
 def test_a_checkpoint_without_a_choice_goes_on(image_folder, tmp_path, in_process, capsys):
     words = [*TINY, "--save-dir", tmp_path, "--resume", "auto", image_folder, "--epochs"]
     assert in_process(*words, 1) == 0
-    path = files.newest(str(tmp_path))
+    path = run_folder.newest(str(tmp_path))
     assert path
     state = load(path)
     assert state["run"].pop("head")["impl"] == "cpu"

@@ -16,7 +16,7 @@ from support.networks import IN_BATCH, LABELS, MEAN, OWN, STD, batch, batch_cont
 from support.workers import noting
 from torch import nn
 
-from moco import cli, distributed, files
+from moco import cli, distributed, run_folder
 from moco import describe as describe_door
 from moco.cli.pretrain import DEMO_CONFIG
 from moco.data import open_sources, size_warning
@@ -180,7 +180,7 @@ def test_a_resumed_run_is_the_same_run(queue, image_folder, tmp_path, in_process
     whole, parts = load(tmp_path / "whole"), load(tmp_path / "parts")
     assert ("module.queue_labels" in whole["state_dict"]) == queue
     assert differences(whole, parts) == []
-    file = files.newest(str(tmp_path / "whole"))
+    file = run_folder.newest(str(tmp_path / "whole"))
     assert describe_door.main([file]) == 0
     assert f"{file}: pretraining checkpoint of this project" in capsys.readouterr().out
 
@@ -320,5 +320,5 @@ def test_labels_teach_more_than_views_do(tmp_path, in_process):
         words = ["--dataset", "mnist5k", "-a", "test_resnet", "--aug", "digits", "-b", 128, "--size", 20]
         words += ["--steps", 40, "--temp", 0.2, "--lr", 0.1, "--cos", "--seed", 0, "-j", 0, "--knn-every", 0]
         assert in_process(*words, "--method", method, "--save-dir", tmp_path / method) == 0
-        scores[method] = linear_accuracy(files.newest(str(tmp_path / method)))
+        scores[method] = linear_accuracy(run_folder.newest(str(tmp_path / method)))
     assert scores["supcon"] > scores["simclr"] + 4

@@ -22,6 +22,7 @@ FLOORS = [
         "moco.seeding",
         "moco.signals",
         "moco.files",
+        "moco.run_folder",
         "moco.config",
         "moco.resources",
         "moco.methods.registry",

@@ -16,7 +16,7 @@ import torch
 from conftest import differences
 from torch import nn
 
-from moco import files
+from moco import files, run_folder
 from moco.config import MoCoConfig
 from moco.errors import UserError
 from moco.models.moco import MoCo
@@ -143,13 +143,13 @@ def test_a_kill_at_any_instant_leaves_a_loadable_checkpoint(tmp_path):
         time.sleep(moments.uniform(0, 0.15))
         process.kill()
         process.join()
-        path = files.newest(folder)
-        when = files.written(folder)
+        path = run_folder.newest(folder)
+        when = run_folder.written(folder)
         assert path and when[path] == max(when.values())  # the pointer may be one behind
         state = files.read(path)
         steps.append(state["run"]["step"])
         assert bool((state["fill"] == steps[-1]).all())
-        for name in files.runs_checkpoints(folder):  # every name is a whole file; only .tmp may be torn
+        for name in run_folder.runs_checkpoints(folder):  # every name is a whole file; only .tmp may be torn
             files.read(os.path.join(folder, name))
     assert len(set(steps)) > 1, "the kills all fell at the same place"
 
@@ -177,7 +177,7 @@ def test_a_full_disk_is_a_sentence_and_costs_nothing(tmp_path):
     sentence = (tmp_path / "result").read_text()
     assert "checkpoint_0001.pth.tar cannot be written" in sentence
     assert "make room" in sentence
-    assert files.newest(str(folder)) == old
+    assert run_folder.newest(str(folder)) == old
     assert sorted(os.listdir(folder)) == ["checkpoint_0000.pth.tar", "latest"]
 
 
@@ -255,7 +255,7 @@ def save(folder, epoch, batch=0, step=0, keep=0) -> str:
 
 
 def kept(folder) -> list[str]:
-    return files.runs_checkpoints(str(folder))
+    return run_folder.runs_checkpoints(str(folder))
 
 
 def test_names_are_upstreams_and_say_the_step_inside_an_epoch(tmp_path):
@@ -302,7 +302,7 @@ def aged(path, seconds: float) -> None:
 
 def auto(folder, one=None) -> tuple[str | None, str]:
     """Name of what --resume auto takes, and what it says."""
-    found = files.newest_good(str(folder), one)
+    found = run_folder.newest_good(str(folder), one)
     if found.path:
         assert differences(found.state, files.read(found.path)) == []
     return found.path and os.path.basename(found.path), "\n".join(found.told)
@@ -310,7 +310,7 @@ def auto(folder, one=None) -> tuple[str | None, str]:
 
 def test_resume_takes_the_newest_whatever_the_pointer_is(tmp_path):
     assert auto(tmp_path) == auto(tmp_path / "missing") == (None, "")
-    assert files.newest(str(tmp_path)) is None
+    assert run_folder.newest(str(tmp_path)) is None
     for epoch in (9, 10, 11):
         save(tmp_path, epoch)
     last = save(tmp_path, 11, batch=2, step=99)
@@ -332,7 +332,7 @@ def test_resume_takes_the_newest_whatever_the_pointer_is(tmp_path):
     pointer.rmdir()
     os.mkfifo(pointer)
     assert auto(tmp_path)[0] == last
-    assert files.newest(str(tmp_path)) == str(tmp_path / last)
+    assert run_folder.newest(str(tmp_path)) == str(tmp_path / last)
 
 
 def test_a_run_that_went_back_is_not_led_to_where_it_was(tmp_path):
@@ -372,7 +372,7 @@ def test_a_damaged_file_is_passed_over_and_that_is_said(tmp_path):
     for number in (0, 1):
         (tmp_path / f"checkpoint_{number:04d}.pth.tar").write_bytes(b"x")
     with pytest.raises(UserError, match=r"holds 5 checkpoints, none of which .*checkpoint_0004.*--overwrite"):
-        files.newest_good(str(tmp_path))
+        run_folder.newest_good(str(tmp_path))
 
 
 def test_pruning_counts_only_what_can_be_read(tmp_path):

@@ -13,7 +13,7 @@ from support.finetuning import tune
 from support.probing import probe_once
 from torch import nn
 
-from moco import files
+from moco import files, run_folder
 from moco.errors import UserError
 from moco.eval import finetune
 from moco.models.moco import MoCo
@@ -23,7 +23,7 @@ from moco.train.saving import Saver, first_not_finite, on_host
 
 
 def saved(folder) -> list[str]:
-    return files.runs_checkpoints(str(folder))
+    return run_folder.runs_checkpoints(str(folder))
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])

@@ -9,7 +9,7 @@ from support.finetuning import state_of, tune
 from support.probing import probe_once
 
 from moco import average as average_door
-from moco import data
+from moco import data, run_folder
 from moco import files as disk
 from moco.data.__main__ import main as data_main
 from moco.data.sources.files import INDEX_NAME
@@ -96,7 +96,7 @@ def test_a_pretrainings_query_encoder_alone_is_averaged(image_folder, in_process
     files = [load(tmp_path / f"checkpoint_000{epoch}.pth.tar")["state_dict"][name] for epoch in range(3)]
     torch.testing.assert_close(found["state_dict"][name], sum(files) / 3)
     assert "encoder_q of" in open_backbone(str(tmp_path / "averaged.pth.tar")).summary
-    assert disk.newest(str(tmp_path)) == str(tmp_path / "checkpoint_0002.pth.tar")
+    assert run_folder.newest(str(tmp_path)) == str(tmp_path / "checkpoint_0002.pth.tar")
 
 
 @pytest.mark.parametrize(

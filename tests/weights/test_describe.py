@@ -11,7 +11,7 @@ from conftest import TINY, load
 from torch import nn
 
 from moco import describe as describe_door
-from moco import files
+from moco import run_folder
 from moco.config import MoCoConfig
 from moco.models.encoder import build_encoder
 from moco.models.moco import MoCo
@@ -55,7 +55,7 @@ def test_a_runs_own_checkpoint_is_sane(in_process, image_folder, tmp_path, capsy
     words = ["--method", "synco", "--n-hard", 8, "--epochs", 2, "--save-every", 2, "--save-dir", tmp_path, image_folder]
     assert in_process(*TINY, *words) == 0
     capsys.readouterr()
-    path = files.newest(str(tmp_path))
+    path = run_folder.newest(str(tmp_path))
     assert path
     assert describe_door.main([path]) == 0
     text = capsys.readouterr().out

@@ -12,7 +12,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from moco import files
+from moco import files, run_folder
 from tests.runs.chaos import scenes
 from tests.runs.chaos.attempts import Ended, attempt, catches, children, members, start, start_truly, watch
 from tests.runs.chaos.verdicts import RIGHT, WRONG, Verdict, tail
@@ -164,7 +164,7 @@ def newest_step(folder: Path) -> tuple[int, ...]:
     for name in ("checkpoint.pth.tar", "checkpoint_semisup.pth.tar"):
         if (folder / name).exists():
             state = files.read(str(folder / name))
-    path = files.newest(str(folder))
+    path = run_folder.newest(str(folder))
     state = files.read(path) if path else state
     run = state.get("run", {})
     return (state["epoch"], run.get("batch", 0), run.get("step", 0)) if state else (0, 0, 0)

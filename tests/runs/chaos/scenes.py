@@ -14,7 +14,7 @@ from typing import Any
 from conftest import SYNCO, TINY, differences, hard_images, load
 from PIL import Image
 
-from moco import cli, files, owner, processes
+from moco import cli, owner, processes, run_folder
 from tests.runs.chaos.attempts import Ended, attempt
 
 SMALL = ["-a", "test_resnet", "--size", "16", "-b", "8", "-j", "0", "--seed", "3", "-p", "1"]
@@ -89,7 +89,7 @@ def run_value(here: Path, ended: Ended) -> Any:
     """A run's last state and what its results say."""
     states = {name: load(here / name) for name in ("checkpoint.pth.tar", "checkpoint_semisup.pth.tar")
               if (here / name).exists()}  # fmt: skip
-    newest = files.newest(str(here))
+    newest = run_folder.newest(str(here))
     return {**states, **({"newest": load(newest)} if newest else {})}
 
 
