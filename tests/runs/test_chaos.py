@@ -1,15 +1,46 @@
-"""The chaos run sees what it looks for."""
+"""The short form of the chaos run, and that the run sees what it looks for."""
 
 import io
+import json
+import os
 import random
 import signal
+import sys
 import tarfile
+from pathlib import Path
 
 import pytest
-from conftest import ROOT
+from conftest import ROOT, fork
 
+from tests.runs.chaos import __main__ as chaos
 from tests.runs.chaos import kills, mutations, verdicts
 from tests.runs.chaos.attempts import Ended
+
+
+def run_chaos(words: list[str], out: Path) -> None:
+    with open(out, "w") as file:
+        os.dup2(file.fileno(), 1)
+        os.dup2(file.fileno(), 2)
+    sys.exit(chaos.main(words))
+
+
+@pytest.mark.dist
+def test_what_the_short_run_injects_is_survived_or_told(tmp_path):
+    process = fork(run_chaos, ["--out", str(tmp_path / "chaos")], tmp_path / "output.txt")
+    process.join(600)
+    process.kill()
+    process.join()
+    text = (tmp_path / "output.txt").read_text()
+    assert process.exitcode == 0, text
+    found = json.loads((tmp_path / "chaos" / "summary.json").read_text())
+    assert found["wrong"] == [], text
+    tried = {kind: counts["tried"] for kind, counts in found["kinds"].items()}
+    assert {kind: tried[kind] for kind in ("flip", "mutate", "disk")} == {
+        k: chaos.SHORT[k] for k in tried if k != "kill"
+    }
+    assert tried["kill"] >= 2 * chaos.SHORT["kill"]
+    assert all(found["kinds"][kind]["right"] for kind in ("kill", "flip", "mutate"))
+    assert found["kinds"]["flip"]["sentence"] and found["kinds"]["mutate"]["sentence"]
 
 
 @pytest.mark.parametrize(
@@ -35,7 +66,7 @@ def test_what_no_damage_excuses(ended, why):
 def test_a_kill_that_loses_work_is_wrong(number, tmp_path, monkeypatch):
     chain = kills.Chain(tmp_path, tmp_path / "here", 0, 0, short=True)
     chain.main = "main_pretrain"
-    sender = kills.Sender(number, "main", 0.0)
+    sender = kills.Sender(number, "main", 0.0, False)
     sender.sent = sender.caught = True
     code = -9 if number == signal.SIGKILL else 143
     monkeypatch.setattr(kills, "newest_step", lambda folder: (1, 0, 3))

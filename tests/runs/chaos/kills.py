@@ -77,7 +77,7 @@ class Chain:
         instant = self.rng.random() * (life + TRUE_START_SECONDS * self.truly)
         out, before = self.here.with_suffix(".txt"), newest_step(self.here)
         pid = (start_truly if self.truly else start)(self.words(self.here), out)
-        sender = Sender(number, target, instant)
+        sender = Sender(number, target, instant, "processes" in self.layout)
         ended = watch(pid, out, sender)
         why = self.judge(ended, sender, before)
         what = f"{number.name} to {target} at {instant:.2f} s of {self.main} {self.layout}".rstrip()
@@ -134,8 +134,9 @@ class Chain:
 class Sender:
     """Sends a signal once, at an instant; an :data:`Act`."""
 
-    def __init__(self, number: signal.Signals, target: str, instant: float) -> None:
-        self.number, self.target, self.instant, self.sent, self.caught = number, target, instant, False, False
+    def __init__(self, number: signal.Signals, target: str, instant: float, several: bool) -> None:
+        self.number, self.target, self.instant, self.several = number, target, instant, several
+        self.sent = self.caught = False
 
     def __call__(self, pid: int, seconds: float) -> None:
         if self.sent or seconds < self.instant:
@@ -152,7 +153,7 @@ class Sender:
         """The processes that are meant; the main one where there is no other."""
         if self.target == "group":
             return members(pid)
-        below = children(pid)
+        below = children(pid) if self.target == "worker" or self.several else []
         if self.target == "worker":
             below = [grandchild for child in below for grandchild in children(child)] or below
         return [below[-1]] if below and self.target != "main" else [pid]

@@ -59,7 +59,8 @@ def _change(place: tuple[Any, Any], rng: random.Random, values: list[Any]) -> st
 def _checkpoint(path: Path, rng: random.Random) -> str:
     state = torch.load(path, weights_only=True)
     container, key = _somewhere(state, rng)
-    while str(key).endswith("num_batches_tracked"):  # nothing reads BatchNorm's counter of steps
+    # nothing reads BatchNorm's counter of steps, and an optimizer keeps nothing of a weight that had no gradient yet
+    while str(key).endswith("num_batches_tracked") or (isinstance(container, dict) and isinstance(key, int)):
         container, key = _somewhere(state, rng)
     if isinstance(container[key], torch.Tensor) and rng.random() < 0.7:
         name, change = rng.choice(list(_TENSORS.items()))
