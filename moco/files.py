@@ -68,6 +68,14 @@ def read(path: str) -> dict:
     return state
 
 
+def checksums(path: str) -> str:
+    """What there is to say of the checksums of a file that :func:`read` takes; empty where it has them."""
+    if path.endswith(".safetensors"):
+        return "a safetensors file, without checksums: damage in its weights cannot be seen"
+    with open(path, "rb") as file:
+        return archive.check(file)
+
+
 def can_be_read(path: str) -> bool:
     """Whether :func:`read` takes the file, which costs as much."""
     try:
@@ -344,7 +352,7 @@ def _diagnose_tensor(name: str, value: Tensor, weight: bool) -> str:
 
     kind = str(value.dtype).removeprefix("torch.") if value.layout == torch.strided else "sparse"
     if kind not in _FLOATS:
-        return f"{kind} numbers" if weight else ""
+        return f"{kind} numbers" if weight or kind == "sparse" else ""
     if not torch.isfinite(value.float()).all():  # as float32, in which it will be computed with
         return "NaN or infinity"
     return "a negative variance" if name.endswith("running_var") and bool((value < 0).any()) else ""

@@ -121,7 +121,7 @@ def problem(state: dict) -> str:
         return "is damaged: it lacks the entry run"
     if not ours and ("run" not in state or not state.keys() & {"scaler", "heads", "best_acc1"}):
         return ""
-    return wrong_entry(ENTRIES, state) or _missing(state) or _disagreement(state)
+    return wrong_entry(ENTRIES, state) or _lost_of_optimizers(state) or _missing(state) or _disagreement(state)
 
 
 def not_gone_on(state: dict) -> str:
@@ -181,6 +181,16 @@ def _is_not(where: str, value: Any, words: str) -> str:
 
 
 # ------------------------------------------------------------------------------------------- entries together
+
+
+def _lost_of_optimizers(state: dict) -> str:
+    """Files of earlier versions do not say of how many weights an optimizer keeps something."""
+    for part in (state, *state.get("heads", ())):
+        optimizer = part.get("optimizer", {})
+        held = optimizer.get("state")
+        if "kept" in optimizer and (not isinstance(held, dict) or repr(optimizer["kept"]) != str(len(held))):
+            return "is damaged: its optimizer does not have the state of as many weights as were kept"
+    return ""
 
 
 def _missing(state: dict) -> str:

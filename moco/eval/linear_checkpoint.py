@@ -16,7 +16,7 @@ from moco.eval.linear import LinearClassifier, leader
 from moco.models.encoder import head_of
 from moco.train import checkpoint
 from moco.train.checkpoint import prefixed
-from moco.train.optimizer_state import finite
+from moco.train.optimizer_state import finite, kept
 from moco.train.plan import Progress, check_batches
 from moco.train.saving import Saver
 from moco.weights.settings import images_of
@@ -86,7 +86,7 @@ def _state_of(
         "arch": arch,
         "state_dict": prefixed(network),
         "best_acc1": head.best,
-        "optimizer": head.optimizer.state_dict(),
+        "optimizer": kept(head.optimizer),
         "run": {**run, "lr": head.lr, "batch": at.batch, **images},
     }
 
@@ -95,7 +95,7 @@ def _entries(head: LinearClassifier) -> dict[str, Any]:
     return {
         "lr": head.lr,
         "layer": head.layer.state_dict(),
-        "optimizer": head.optimizer.state_dict(),
+        "optimizer": kept(head.optimizer),
         "best_acc1": head.best,
         "diverged": head.diverged,
     }

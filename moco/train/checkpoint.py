@@ -23,7 +23,7 @@ from moco.errors import UserError, one_line
 from moco.files import can_be_read, refuse_odd, run_of, write, write_text
 from moco.models.key_queue import EMPTY
 from moco.run_folder import POINTER, PREVIOUS, runs_checkpoints
-from moco.train.optimizer_state import finite
+from moco.train.optimizer_state import finite, kept
 
 # ------------------------------------------------------------------------------------------- a run's folder
 
@@ -149,7 +149,7 @@ def pack(model: Any, optimizer: Any, scaler: Any, arch: str, epoch: int, run: di
         "epoch": epoch,
         "arch": arch,
         "state_dict": prefixed(model.state_dict()),
-        "optimizer": optimizer.state_dict(),
+        "optimizer": kept(optimizer),
         "scaler": scaler.state_dict(),
         "run": run,
     }

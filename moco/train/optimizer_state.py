@@ -38,7 +38,7 @@ def checked(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> dict[str
     """
     if not isinstance(state, dict) or not all(isinstance(state.get(name), kind) for name, kind in _PARTS.items()):
         raise ValueError("it has no state of an optimizer")
-    groups, kept = state["param_groups"], state["state"]
+    groups, by_number = state["param_groups"], state["state"]
     if len(groups) != len(optimizer.param_groups):
         raise ValueError(
             "its weights are in other groups: --exclude-bias-norm or --layer-decay was given there and not here, or "
@@ -48,12 +48,19 @@ def checked(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> dict[str
     for own, stepped, found in zip(optimizer.param_groups, made.param_groups, groups, strict=True):
         _check_group(own, stepped, found)
     numbers = [number for group in groups for number in group["params"]]
-    if len(set(numbers)) < len(numbers) or not set(kept) <= set(numbers):
+    if len(set(numbers)) < len(numbers) or not set(by_number) <= set(numbers):
         raise ValueError("its parameters are not numbered as an optimizer numbers them")
     weights = zip(numbers, _weights(optimizer, made), strict=True)
-    held = {number: (p, like, kept[number]) for number, (p, like) in weights if number in kept}
+    held = {number: (p, like, by_number[number]) for number, (p, like) in weights if number in by_number}
     _check_names(list(held.values()))
     return {**state, "state": {number: _entries(*entry) for number, entry in held.items()}}
+
+
+def kept(optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+    """An optimizer's state for a file, with one more entry: ``kept``, of how many weights there is something, without
+    which one that is lost looks like one that never got a gradient."""
+    state = optimizer.state_dict()
+    return {**state, "kept": len(state["state"])}
 
 
 def finite(state: Any) -> Any:
@@ -62,8 +69,8 @@ def finite(state: Any) -> Any:
     Raises:
         ValueError: a tensor in it holds NaN or infinity.
     """
-    kept = state.get("state") if isinstance(state, dict) else None
-    for entries in kept.values() if isinstance(kept, dict) else ():
+    found = state.get("state") if isinstance(state, dict) else None
+    for entries in found.values() if isinstance(found, dict) else ():
         for name, value in entries.items() if isinstance(entries, dict) else ():
             plain = isinstance(value, Tensor) and value.layout == torch.strided and value.device.type != "meta"
             if plain and value.is_floating_point() and not bool(torch.isfinite(value).all()):

@@ -13,9 +13,10 @@ from collections import Counter
 from collections.abc import Iterator
 from typing import Any
 
+import torch
 from torch import Tensor
 
-from moco import files
+from moco import files, schema
 from moco.config import typed
 from moco.errors import UserError, tell
 from moco.files import run_of
@@ -41,8 +42,16 @@ def describe_file(path: str) -> list[str]:
         UserError: it cannot be read, or holds no weights.
     """
     file = open_file(path)
-    checks = (_kind, _architecture, _progress, _run, _keys, _numbers, _batchnorm, _queue, _momentum, _optimizer)
-    return [line for check in checks for line in check(file)]
+    told = (_kind, _architecture, _progress, _run, _keys, _entries, _numbers)
+    computed = (_batchnorm, _queue, _momentum, _optimizer)
+    sound = file._replace(tensors={name: value for name, value in file.tensors.items() if _is_plain(value)})
+    return [line for check in told for line in check(file)] + [line for check in computed for line in check(sound)]
+
+
+def _is_plain(value: Tensor) -> bool:
+    """Whether there is something to compute: what other tensors hold is said of them by :func:`_numbers`."""
+    plain = value.layout == torch.strided and not value.is_quantized and not value.is_complex()
+    return plain and (value.itemsize > 1 or not value.is_floating_point())
 
 
 # ------------------------------------------------------------------------------------------------- what it is
@@ -76,7 +85,7 @@ def _queue_project(file: File) -> str:
 def _output_width(file: File) -> int | None:
     """C: outputs of the query encoder's last linear layer."""
     last = [value for name, value in file.tensors.items() if name.startswith("encoder_q.") and name.endswith(".bias")]
-    return len(last[-1]) if last else None
+    return len(last[-1]) if last and last[-1].ndim else None
 
 
 def _architecture(file: File) -> Iterator[str]:
@@ -102,7 +111,7 @@ def _progress(file: File) -> Iterator[str]:
     run, beside = run_of(file.state), file.settings
     entries: dict[str, Any] = {"epoch": file.state.get("epoch", "not recorded")}
     entries |= {name: run[name] for name in ("step", "batch", "seed") if name in run}
-    if "best_acc1" in file.state:
+    if "best_acc1" in file.state and not schema.not_gone_on({"best_acc1": file.state["best_acc1"]}):
         entries["best top-1"] = f"{float(file.state['best_acc1']):.2f}"
     entries["method"] = beside.get("method") or (run.get("flags") or {}).get("--method") or "not recorded"
     entries |= {name: beside[name] for name in ("dataset", "data") if beside.get(name)}
@@ -135,6 +144,13 @@ def _keys(file: File) -> Iterator[str]:
 # --------------------------------------------------------------------------------------------- whether it is ok
 
 
+def _entries(file: File) -> Iterator[str]:
+    if said := files.checksums(file.path):
+        yield said
+    if file.state is not file.tensors and (wrong := schema.not_gone_on(file.state)):
+        yield WARNING + f"no run can go on from it: it {wrong}"
+
+
 def _numbers(file: File) -> Iterator[str]:
     odd = files.odd_tensors(file.tensors)
     for summary in dict.fromkeys(odd.values()):
@@ -162,7 +178,7 @@ def _batchnorm(file: File) -> Iterator[str]:
 
 def _queue(file: File) -> Iterator[str]:
     queue, ids, pointer = (file.tensors.get(name) for name in ("queue", "queue_ids", "queue_ptr"))
-    if queue is None or queue.ndim != 2:
+    if queue is None or queue.ndim != 2 or not queue.numel():
         return
     C = _output_width(file)
     rows = queue.T if ids is None and checkpoint.is_mocos(queue, C) else queue  # (K, C); MoCo's own is (C, K)
@@ -176,7 +192,7 @@ def _queue(file: File) -> Iterator[str]:
         yield WARNING + f"{odd} of {K} queue rows are not of unit length ({span})"
     if C is not None and rows.shape[1] != C:
         yield WARNING + f"the queue's width {rows.shape[1]} is not the encoder's {C}"
-    if pointer is not None and not 0 <= int(pointer) < K:
+    if pointer is not None and pointer.numel() == 1 and not 0 <= int(pointer) < K:
         yield WARNING + f"the queue's pointer {int(pointer)} lies outside its {K} rows"
 
 
@@ -213,12 +229,16 @@ def _optimizer(file: File) -> Iterator[str]:
     if not states or not states[0].get("param_groups"):
         yield "no optimizer: it cannot be resumed"
         return
-    groups = states[0]["param_groups"]
-    kept = [v for s in states for entry in s.get("state", {}).values() for v in entry.values() if isinstance(v, Tensor)]
+    groups, states = states[0]["param_groups"], [s.get("state") for s in states]
+    if not isinstance(groups, list) or not all(isinstance(part, dict) for part in (*groups, *states)):
+        yield WARNING + "no optimizer has such a state"
+        return
+    entries = [entry for s in states if s for entry in s.values() if isinstance(entry, dict)]
+    kept = [value for entry in entries for value in entry.values() if isinstance(value, Tensor)]
     lr = groups[0].get("lr", "not recorded")
     yield f"optimizer: {len(groups)} groups, lr {lr}, {len(kept)} tensors of state"
     if bad := files.odd_tensors({str(place): value for place, value in enumerate(kept)}):
-        yield WARNING + f"{len(bad)} tensors of the optimizer hold NaN or infinity"
+        yield WARNING + f"{len(bad)} tensors of the optimizer hold {next(iter(bad.values()))}"
 
 
 def run_describe(args: Namespace) -> int:

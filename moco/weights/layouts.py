@@ -237,6 +237,8 @@ def named_arch(file: File) -> str:
     named = file.settings.get("arch") or file.state.get("arch")
     if not isinstance(named, str):
         named = getattr(file.state.get("opt"), "model", "")  # SupContrast keeps its flags
+    if not isinstance(named, str):
+        return ""
     return _MOCO_V3_NAMES.get(named, named)
 
 
@@ -262,6 +264,6 @@ def has_small_stem(entries: dict[str, Tensor]) -> bool:
 def vit_size(entries: dict[str, Tensor]) -> int | None:
     """A ViT's image side from its positions, one for each patch and one for the class token; None for others."""
     for patches, positions, _ in _VITS:
-        if positions in entries and patches in entries:
+        if positions in entries and patches in entries and entries[positions].ndim == 3 and entries[patches].ndim:
             return math.isqrt(entries[positions].shape[1]) * entries[patches].shape[-1]
     return None

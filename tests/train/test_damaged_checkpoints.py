@@ -11,6 +11,7 @@ from torch import nn
 
 from moco import archive, files
 from moco.errors import UserError
+from moco.train.optimizer_state import kept
 from moco.train.resume import begin_run
 from moco.weights.average import average
 
@@ -229,6 +230,25 @@ def test_a_missing_entry_of_a_run_is_named(name, tmp_path):
 def test_other_projects_files_are_not_asked_for_our_entries(tmp_path):
     torch.save({"epoch": "last", "run": "of Monday", "state_dict": {"a": torch.ones(1)}}, tmp_path / "x")
     assert isinstance(read_or_sentence(tmp_path / "x"), dict)
+
+
+def test_a_weights_whole_state_of_an_optimizer_that_is_lost_is_damage(tmp_path):
+    torch.manual_seed(0)
+    weights = [torch.nn.Parameter(torch.randn(3)) for _ in range(3)]
+    optimizer = torch.optim.SGD(weights, 0.1, momentum=0.9)
+    (weights[0].sum() + weights[1].sum()).backward()
+    optimizer.step()
+    state = {**ours(), "optimizer": kept(optimizer)}
+    torch.save(state, tmp_path / "x")
+    assert isinstance(read_or_sentence(tmp_path / "x"), dict)  # the third never got a gradient
+    optimizer.load_state_dict(state["optimizer"])
+    assert "kept" not in optimizer.state_dict()
+    lost = kept(optimizer)
+    del lost["state"][1]
+    head = {"lr": 1.0, "layer": {}, "best_acc1": 1.0, "diverged": False, "optimizer": lost}
+    for entries in ({"optimizer": lost}, {"best_acc1": 1.0, "heads": [head]}):
+        torch.save({**state, **entries}, tmp_path / "x")
+        assert "does not have the state of as many weights as were kept" in sentence(tmp_path / "x")
 
 
 THEIRS = {"state_dict": {"module.a": torch.ones(2)}, "epoch": 3, "arch": "resnet50", "optimizer": {}}
