@@ -159,11 +159,12 @@ def _without_torchs_handler() -> Iterator[None]:
 class Loader(DataLoader):
     """A DataLoader over an EpochSampler's keys; ``set_position`` on the sampler holds for the next pass.
 
-    When the data is gone, or a worker, a pass goes on with batches of black images, each of its right size and with the
-    entry ``AWAY_MARK``: whoever takes them can do so in step with other processes, and then begin another pass from the
-    first of them, once :meth:`look` finds nothing amiss.
+    When the data is gone, or a worker, a pass ends with an OutageError. With ``marks`` it goes on with batches of black
+    images instead, each of its right size and with the entry ``AWAY_MARK``: whoever takes them can do so in step with
+    other processes, and then begin another pass from the first of them, once :meth:`look` finds nothing amiss.
     """
 
+    marks = False
     trouble = ""  # what became of a worker
     deaths = (-1, 0)  # the step at which the last one died, and how often in a row at that one
     away: int | None = None  # the number of an image
@@ -200,6 +201,8 @@ class Loader(DataLoader):
             dataset: Any = self.dataset
             blank = default_collate([dataset.blank((self._sampler.epoch, 0))] * self._sampler.share(step))
         if blank is not None:  # nothing more is asked of what is gone
+            if not self.marks:
+                raise OutageError(self.why())
             for later in range(step, len(self._sampler)):
                 yield {**{name: value[: self._sampler.share(later)] for name, value in blank.items()}, AWAY_MARK: True}
 
@@ -251,12 +254,15 @@ def _death(text: str, codes: list[int | None]) -> str:
     return f"a loader's process {how}" + ", perhaps for want of memory" * (number == signal.SIGKILL)
 
 
-def make_loader(dataset: Dataset, sampler: EpochSampler, workers: int = 0, pin_memory: bool = False) -> Loader:
+def make_loader(
+    dataset: Dataset, sampler: EpochSampler, workers: int = 0, pin_memory: bool = False, marks: bool = False
+) -> Loader:
     """Batches of ``dataset``, a dict of tensors with first dimension N; the global random state is left alone.
 
-    Workers live as long as the loader. ``pin_memory`` needs CUDA and is ignored without.
+    Workers live as long as the loader. ``pin_memory`` needs CUDA and is ignored without. ``marks``: as of
+    :class:`Loader`.
     """
-    return Loader(
+    loader = Loader(
         dataset,
         batch_sampler=sampler,
         num_workers=workers,
@@ -267,6 +273,8 @@ def make_loader(dataset: Dataset, sampler: EpochSampler, workers: int = 0, pin_m
         pin_memory=pin_memory and torch.cuda.is_available(),
         generator=torch.Generator(),
     )
+    loader.marks = marks
+    return loader
 
 
 @dataclass(eq=False)
@@ -299,9 +307,12 @@ class Finishing:
             yield batch
 
 
-def two_views(dataset: TwoViews, sampler: EpochSampler, workers: int, device: torch.device) -> Loader | Finishing:
-    """Batches of ``dataset``, shards in their order; what it leaves to be done to its crops is done on ``device``."""
-    loader = make_loader(dataset, sampler.in_shards(dataset.source.starts), workers, pin_memory=True)
+def two_views(
+    dataset: TwoViews, sampler: EpochSampler, workers: int, device: torch.device, marks: bool = False
+) -> Loader | Finishing:
+    """Batches of ``dataset``, shards in their order; what it leaves to be done to its crops is done on ``device``.
+    ``marks``: as of :class:`Loader`."""
+    loader = make_loader(dataset, sampler.in_shards(dataset.source.starts), workers, pin_memory=True, marks=marks)
     return Finishing(loader, dataset.preset.order, device) if dataset.crop_only else loader
 
 

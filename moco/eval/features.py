@@ -110,7 +110,7 @@ class EvalData:
         sampler = self.sampler(source, training)
         preset = (self.preset or probe_preset(self.flip)) if training else None
         views = Labelled(source, self.size, self.seed, preset, self.auto, self.views)
-        loader = make_loader(views, sampler, self.workers, pin_memory=True)
+        loader = make_loader(views, sampler, self.workers, pin_memory=True, marks=True)
         return LabelledBatches(loader, sampler, self.note, self.patience)
 
 

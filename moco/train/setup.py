@@ -71,7 +71,8 @@ def open_batches(
     share = distributed.share_of_cores(workers)
     on_device, fast = config.device == "gpu", config.decode == "fast"
     views = data.TwoViews(images, view.preset, view.size, seed, on_device, fast, config.count)
-    return PretrainData(sources, view, sampler, share, data.two_views(views, sampler, share, distributed.device()))
+    batches = data.two_views(views, sampler, share, distributed.device(), marks=True)
+    return PretrainData(sources, view, sampler, share, batches)
 
 
 def build_model(

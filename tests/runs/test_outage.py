@@ -20,10 +20,11 @@ from torch.utils.data import dataloader
 import main_lincls
 import main_pretrain
 import main_semisup
-from moco import cli, files
-from moco.data import Loader
+from moco import cli, files, run_folder
+from moco.data import EpochSampler, Loader, TwoViews, get_preset, make_loader
 from moco.data.sources import away
 from moco.data.sources.base import FileSource
+from moco.data.sources.files import open_folder
 from moco.errors import OutageError, UserError
 from moco.eval import finetune, linear_fit
 from moco.train import checkpoint, loop, outage, pretraining
@@ -158,7 +159,7 @@ def test_k_nn_waits_too_and_the_run_is_saved_first(pictures, tmp_path, in_proces
     words = [pictures, *TINY, "--knn-every", 1, "--knn-k", 3, "--save-every", 2, "--epochs", 2]
     assert in_process(*words, "--save-dir", tmp_path / "one") == 0
     mover, kept = Mover(pictures / "val" / "red", hooks), []
-    hooks(mover, "bring", lambda _: kept.append(files.runs_checkpoints(str(tmp_path / "two"))))
+    hooks(mover, "bring", lambda _: kept.append(run_folder.runs_checkpoints(str(tmp_path / "two"))))
     hooks(pretraining.Trainer, "after_step", lambda _, t, before: t.progress.step == 3 and mover.take())
     assert in_process(*words, "--save-dir", tmp_path / "two") == 0
     assert kept == [["checkpoint_0001_step_00000003.pth.tar"]]
@@ -244,6 +245,21 @@ def gone_for_two_starts(folder: Path, args: Any) -> int:
     return 0
 
 
+def test_who_does_not_ask_for_black_batches_gets_none(image_folder, tmp_path, quick):
+    folder = shutil.copytree(image_folder / "train", tmp_path / "train")
+    source = open_folder(str(folder))
+    for workers in (0, 1):
+        loader = make_loader(TwoViews(source, get_preset("cifar"), 16, 0), EpochSampler(24, 8, 0), workers)
+        batches = iter(loader)
+        assert len(next(batches)["index"]) == 8
+        (folder).rename(tmp_path / "away")
+        with pytest.raises(OutageError, match=str(folder)):
+            list(batches) or list(loader)
+        with pytest.raises(OutageError, match=str(folder)):
+            list(loader)
+        (tmp_path / "away").rename(folder)
+
+
 @pytest.mark.dist
 def test_a_restart_without_images_is_the_same_outage(image_folder, tmp_path, start):
     words = [*TINY, "--nproc", 1, "--max-restarts", 2, "--data-patience", 0, "--save-dir", tmp_path, image_folder]
@@ -327,4 +343,4 @@ def test_a_disk_that_stays_full_ends_the_run_and_the_file_before_is_whole(
     assert in_process(*TINY, "--epochs", 3, "--data-patience", 0, "--save-dir", tmp_path, image_folder) == 75
     assert capsys.readouterr().err.count("\n") == 1
     assert load(tmp_path)["epoch"] == 1
-    assert files.runs_checkpoints(str(tmp_path)) == ["checkpoint_0000.pth.tar"]
+    assert run_folder.runs_checkpoints(str(tmp_path)) == ["checkpoint_0000.pth.tar"]
