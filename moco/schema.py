@@ -103,7 +103,7 @@ CARD = {name: (NO_VALUE, kind) for name, kind in {
 }.items()}  # fmt: skip
 # Of a file of upstream's or of another project's, as far as a run can go on from it or it can be averaged.
 THEIRS = {
-    "epoch?": COUNT, "arch?": (NO_VALUE, WORD), "state_dict?": NETWORK, "optimizer?": DICTIONARY,
+    "epoch?": COUNT, "arch?": (NO_VALUE, WORD), "state_dict?": NETWORK, "optimizer?": {"param_groups?": [DICTIONARY]},
     "scaler?": (NOTHING, SCALER), "best_acc1?": _of_one(PERCENT), "acc1?": _of_one(PERCENT),
 }  # fmt: skip
 # What every file with an optimizer has had from its program's first version on, and since files hold the flags.

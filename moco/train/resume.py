@@ -133,7 +133,7 @@ def _of_groups(state: dict) -> Flags:
     groups = (state.get("optimizer") or {}).get("param_groups") or []
     flags: Flags = {}
     for name, key in (("--wd", "weight_decay"), ("--momentum", "momentum")):
-        values = [group[key] for group in groups if key in group]
+        values = [group[key] for group in groups if type(group.get(key)) in (int, float)]
         flags |= {name: max(values)} if values else {}
     return flags
 

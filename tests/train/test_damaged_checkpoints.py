@@ -257,7 +257,8 @@ THEIRS = {"state_dict": {"module.a": torch.ones(2)}, "epoch": 3, "arch": "resnet
 @pytest.mark.parametrize("entries", [
     {"epoch": "3"}, {"epoch": -1}, {"epoch": 10**30}, {"epoch": torch.ones(2)}, {"arch": []}, {"arch": {}},
     {"scaler": 7}, {"best_acc1": {}}, {"best_acc1": torch.ones(2)}, {"best_acc1": torch.tensor(math.nan)},
-    {"acc1": "x"}, {"optimizer": torch.ones(2)}, {"state_dict": torch.ones(2)}, {"state_dict": {"module.a": {}}},
+    {"acc1": "x"}, {"optimizer": torch.ones(2)}, {"optimizer": {"param_groups": [3]}},
+    {"state_dict": torch.ones(2)}, {"state_dict": {"module.a": {}}},
 ])  # fmt: skip
 def test_no_run_goes_on_from_odd_entries_of_another_projects_file(entries, tmp_path):
     for name, odd in (("good", {"best_acc1": torch.tensor([50.0])}), ("odd", entries)):
