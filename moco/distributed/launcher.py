@@ -34,6 +34,7 @@ LOST = 0  # in reports of processes, where they have their exit code: only that 
 EXIT_GRACE_SECONDS = 20  # how long the other processes may take to end after one has failed
 EARLY_EXITS = [code + signals.LED_EARLY for code in signals.CODES.values()]
 USAGE_GRACE_SECONDS = 3  # the same after a user's mistake: there is nothing to save, only sentences to collect
+LISTENS, HAS_MET = 1, 2  # what a process that was started has come to
 
 
 # ---------------------------------------------------------------------------------------------- who starts what
@@ -213,13 +214,18 @@ def _run(worker: Callable[[Any], int | None], args: Any, plan: LaunchPlan) -> in
         return errors.OUTAGE_EXIT
 
 
-def _work(worker: Callable[[Any], int | None], args: Any, plan: LaunchPlan, report: Callable[[str], None]) -> int:
-    """``report`` is given a sentence before the watcher ends this process, which cannot raise in its main thread."""
+def _work(
+    worker: Callable[[Any], int | None], args: Any, plan: LaunchPlan, report: Callable[[str], None],
+    met: Callable[[], None] = lambda: None,
+) -> int:  # fmt: skip
+    """``report`` is given a sentence before the watcher ends this process, which cannot raise in its main thread;
+    ``met`` is called once the processes have met."""
     minutes = getattr(args, "hang_minutes", 0)
     # a process that stands still is named before the exchange that waits for it is given up
     patience = timedelta(minutes=max(30.0, (watch.FIRST_STEP + 1) * minutes))
     try:
         _join(plan, args.dist_backend, args.gpu, patience)
+        met()
         with watch.watching(minutes, getattr(args, "save_dir", ""), report):
             return worker(args) or 0
     except (MemoryError, RuntimeError) as error:
@@ -274,12 +280,19 @@ def _join(plan: LaunchPlan, backend: str | None, gpu: int | None, patience: time
 
 def _child(worker: Callable, args: Any, plan: LaunchPlan, threads: int, reports: Any, listening: Any) -> None:
     signals.begin(led=True)
-    listening[plan.local_rank] = True
+    listening[plan.local_rank] = LISTENS
     signals.of_several(plan.rank, scheduled=False)
     torch.set_num_threads(threads)
     threading.Thread(target=_end_with_the_parent, args=(plan.folder,), daemon=True).start()
+
+    def report(sentence: str) -> None:
+        reports.put((errors.OUTAGE_EXIT, sentence))
+
+    def met() -> None:
+        listening[plan.local_rank] = HAS_MET
+
     try:
-        sys.exit(_work(worker, args, plan, lambda sentence: reports.put((errors.OUTAGE_EXIT, sentence))))
+        sys.exit(_work(worker, args, plan, report, met))
     except (UserError, TrainingError, OutageError) as error:
         reports.put((error.exit_code, str(error)))
         sys.exit(error.exit_code)
@@ -320,7 +333,9 @@ def _spawn(worker: Callable, args: Any, plan: LaunchPlan) -> int:
                 alive[child] = local
             for number in signals.noted():  # those that came before all were there
                 _pass_on(alive, listening, number, signals.twice())
-            code = _wait(alive)
+            code = _wait(
+                alive, partial(_late, listening, plan, getattr(args, "hang_minutes", 0), time.monotonic()), reports
+            )
         finally:
             for child in list(alive):
                 child.kill()
@@ -366,14 +381,30 @@ def _explain(code: int, reports: Any) -> int:
     return code
 
 
-def _wait(alive: dict[Any, int]) -> int:
+def _late(listening: Any, plan: LaunchPlan, minutes: float, begun: float) -> tuple[float | None, str]:
+    """Seconds until a process that has not met the others stands still, None where none does, and what is said then:
+    it is not watched before, and the others wait for it for half an hour."""
+    late = [plan.rank + local for local, state in enumerate(listening) if state != HAS_MET]
+    if not late or not minutes:
+        return None, ""
+    limit = watch.FIRST_STEP * minutes
+    names = ", ".join(map(str, late[: watch.MANY]))
+    sentence = f"rank {names} has not met the others {limit:g} minutes after the start; go on with --resume auto."
+    return max(0.0, begun + 60 * limit - time.monotonic()), sentence
+
+
+def _wait(alive: dict[Any, int], late: Callable[[], tuple[float | None, str]], reports: Any) -> int:
     """Wait for all; after the first failure the others get EXIT_GRACE_SECONDS. Returns the first failure's code; one
-    that may only tell of another's end, OUTAGE_EXIT, gives way to it."""
+    that may only tell of another's end, OUTAGE_EXIT, gives way to it. ``late``: :func:`_late`."""
     first = 0
     while alive and first not in EARLY_EXITS:
         grace = USAGE_GRACE_SECONDS if first == errors.USAGE_EXIT else EXIT_GRACE_SECONDS
-        ended = wait([child.sentinel for child in alive], timeout=grace if first else None)
-        if not ended:
+        left, sentence = late()
+        if left == 0 and not first:
+            reports.put((errors.OUTAGE_EXIT, sentence))
+            return errors.OUTAGE_EXIT
+        ended = wait([child.sentinel for child in alive], timeout=grace if first else left)
+        if not ended and first:
             break
         for child in [c for c in alive if c.sentinel in ended]:
             child.join()

@@ -45,7 +45,8 @@ def save(state: dict, folder: str, keep: int | None, own: set[str] | None = None
         name = f"checkpoint_{done:04d}_step_{run['step']:08d}.pth.tar"
     path = os.path.join(folder, name)
     write(state, path)
-    write_text(name + "\n", os.path.join(folder, POINTER))
+    if not os.path.isdir(pointer := os.path.join(folder, POINTER)):  # which is only for people
+        write_text(name + "\n", pointer)
     own = set() if own is None else own
     own.add(name)
     if keep is not None:

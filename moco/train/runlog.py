@@ -13,6 +13,7 @@ import os
 import re
 import socket
 import sys
+import threading
 import time
 from collections import deque
 from collections.abc import Callable
@@ -24,6 +25,7 @@ from moco import distributed, files, owner, resources
 from moco.errors import UserError, one_line, tell
 
 T = TypeVar("T")
+tqdm.set_lock(threading.RLock())  # its own is a semaphore of the system, which a process that is killed leaves behind
 KEPT = 10_000  # records, some megabytes, that wait for a place that cannot be written
 
 

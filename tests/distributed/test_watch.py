@@ -1,8 +1,11 @@
 """A process that stands still is named, with everybody's stacks in files, and the run ends with code 75."""
 
+import functools
+import multiprocessing
 import os
 import re
 import signal
+import time
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -108,6 +111,25 @@ class Hasty(Program):
         self.out = out
         out.write_text("")
         self.process = fork(hasty, [*map(str, words)], out)
+
+
+@pytest.mark.dist
+@pytest.mark.parametrize(("states", "minutes", "named"), [
+    ([2, 1, 0], 0.001, "rank 5, 6 has not met the others 0.003 minutes after the start"), ([2, 2, 2], 0.001, ""),
+    ([2, 1, 0], 0.0, ""),
+])  # fmt: skip
+def test_a_process_that_stands_still_before_it_meets_the_others_is_named(states, minutes, named):
+    context = multiprocessing.get_context("fork")
+    child, reports = context.Process(target=time.sleep, args=(1.0,)), context.SimpleQueue()
+    child.start()
+    late = functools.partial(launcher._late, states, launcher.LaunchPlan("spawn", rank=4), minutes, time.monotonic())
+    code = launcher._wait({child: 0}, late, reports)
+    child.kill()
+    child.join()
+    assert code == (75 if named else 0)
+    if named:
+        assert reports.get() == (75, f"{named}; go on with --resume auto.")
+    assert reports.empty()
 
 
 @pytest.mark.dist

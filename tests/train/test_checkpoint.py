@@ -276,6 +276,12 @@ def test_pruning_rule(tmp_path):
     assert kept(tmp_path) == ["checkpoint_0005.pth.tar"]
 
 
+def test_a_folder_called_latest_ends_no_run(tmp_path):
+    (tmp_path / "latest").mkdir()
+    save(tmp_path, 1)
+    assert kept(tmp_path) == ["checkpoint_0000.pth.tar"]
+
+
 def test_keep_0_keeps_all_but_what_lies_inside_epochs(tmp_path):
     for epoch in range(1, 5):
         save(tmp_path, epoch - 1, batch=1, step=epoch)
