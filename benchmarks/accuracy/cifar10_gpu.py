@@ -148,12 +148,14 @@ def name_of(args: argparse.Namespace) -> str:
     return "_".join(filter(None, ["dry" * args.dry, args.method, more, f"seed{args.seed}"]))
 
 
-def report(trainer: Any, encoder: Any, sources: Any, extractor: Any, seed: int, config: Any) -> None:
+def report(
+    trainer: Any, encoder: Any, sources: Any, extractor: Any, seed: int, config: Any, recorded: Sequence[str] = ()
+) -> None:
     """In the place of :func:`moco.eval.between_epochs.report`: k-NN on features and on the head's output, from one
     pass."""
     from moco.eval.knn import knn_predict
 
-    if trainer.exit_code is not None or not trainer.due(config.knn_every):
+    if trainer.exit_code is not None or "knn" in recorded or not trainer.due(config.knn_every):
         return
     bank, queries = (extractor.shard(encoder, source, head=True) for source in (sources.train, sources.val))
     found, classes = {}, len(sources.train.classes)
@@ -185,7 +187,7 @@ def inserted(source: Path, ends: float) -> Iterator[None]:
     with (
         mock.patch("moco.data.sources.named.cifar10", side_effect=lambda *_: unpack(source)),
         mock.patch.object(between_epochs, "report", report),
-        mock.patch("main_pretrain.StopRequest", limited),
+        mock.patch("moco.train.outage.StopRequest", limited),
     ):
         yield
 

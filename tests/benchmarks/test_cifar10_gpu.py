@@ -152,7 +152,7 @@ def test_knn_is_of_the_features_and_of_the_output(bench):
     encoder, cpu = build_encoder("test_resnet", 16, size=32), torch.device("cpu")
     extractor, seen = FeatureExtractor(EvalData(32, 16), cpu, (0.5,) * 3, (0.2,) * 3), {}
     trainer = SimpleNamespace(
-        due=lambda every: True, progress=SimpleNamespace(step=7, epoch=2, trained=1),
+        exit_code=None, due=lambda every: True, progress=SimpleNamespace(step=7, epoch=2, trained=1),
         log=SimpleNamespace(scalars=lambda step, found, **more: seen.update(found, step=step, **more)),
     )  # fmt: skip
     bench.report(trainer, encoder, Sources(train, train, val), extractor, 0, ValidationConfig(1, 0, (9,), 0.1))

@@ -97,7 +97,7 @@ def test_a_step_of_fine_tuning_makes_no_host_wait(optimizer, loss, bench):
         scaler = torch.amp.GradScaler("cuda", enabled=False)
         average = moving_average(model, 0.9, None, 1)
         plan, log = count_epochs(4, ScheduleConfig(1, accum=2)), SimpleNamespace(line=print)
-        stop: Any = SimpleNamespace(flags=lambda: (False, False))
+        stop: Any = SimpleNamespace(asked=lambda: 0)
         tuner = Tuner(model, made, scaler, plan, Progress(0), log, stop, {}, objective, [0.1, 0.1], average)  # type: ignore
         model.train()
         views = (8, 2) if loss == "supcon" else (8,)
