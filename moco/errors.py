@@ -14,6 +14,7 @@ HANGUP_EXIT = 129  # 128 + SIGHUP, as the next two: saved and stopped because so
 INTERRUPTED_EXIT = 130  # Ctrl-C
 SIGTERM_EXIT = 143
 FINAL_EXITS = (USAGE_EXIT, DIVERGED_EXIT, HANGUP_EXIT, INTERRUPTED_EXIT, SIGTERM_EXIT)  # not to be tried again
+DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO, errno.ESTALE)  # what writers of files meet
 # What a terminal obeys instead of showing it: all control characters but tab and newline, and changes of the direction
 # of writing; and what no encoding has, the bytes of file names that are not UTF-8.
 _UNPRINTABLE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
@@ -45,6 +46,18 @@ def exit_code(work: Callable[[], int | None]) -> int:
     except (UserError, OutageError) as error:
         tell(f"error: {error}", error=True)
         return error.exit_code
+    except OSError as error:
+        if not (said := of_the_disk(error)):
+            raise
+        tell(f"error: {said}", error=True)
+        return OUTAGE_EXIT
+
+
+def of_the_disk(error: BaseException) -> str:
+    """A sentence on a disk that has no room or is gone, where nobody nearer knew what to do; empty for other errors."""
+    if not isinstance(error, OSError) or error.errno not in DISK:
+        return ""
+    return f"{error.filename or 'a file'} cannot be written ({error.strerror}); make room or choose another folder."
 
 
 def one_line(error: BaseException, most: int = 300) -> str:

@@ -19,7 +19,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, BinaryIO, TextIO
 
 from moco import archive, owner, processes, schema, signals
-from moco.errors import UserError, one_line
+from moco.errors import DISK, UserError, one_line
 
 if TYPE_CHECKING:  # otherwise in the functions that use it: a wrong flag is answered before a second of imports
     from torch import Tensor
@@ -34,7 +34,6 @@ _CONTAINERS = [
     )),
 ]  # fmt: skip
 _FLOATS = ("float16", "bfloat16", "float32", "float64")
-_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO, errno.ESTALE)  # what writers meet
 # of the entries of a network, those that must be floats
 _WEIGHT = re.compile(r"(weight|bias|running_mean|running_var|_token|pos_embed|pos_embedding)$")
 
@@ -180,7 +179,7 @@ def _of_the_disk(error: BaseException) -> OSError | None:
     """The system's error behind the failure of a writer; libraries in other languages only quote it."""
     if isinstance(error, OSError):
         return error
-    quoted = (n for n in _DISK if f"(os error {n})" in str(error) or os.strerror(n) in str(error))
+    quoted = (n for n in DISK if f"(os error {n})" in str(error) or os.strerror(n) in str(error))
     number = next(quoted, None) if isinstance(error, Exception) else None
     return None if number is None else OSError(number, os.strerror(number))
 

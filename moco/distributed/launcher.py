@@ -228,7 +228,9 @@ def _work(
         met()
         with watch.watching(minutes, getattr(args, "save_dir", ""), report):
             return worker(args) or 0
-    except (MemoryError, RuntimeError) as error:
+    except (MemoryError, RuntimeError, OSError) as error:
+        if said := errors.of_the_disk(error):
+            raise OutageError(said) from error
         if _of_memory(error):
             what = "out of memory; lower --batch-size, --size, --moco-k or --workers, or free some"
             raise OutageError(f"{what} ({one_line(error, 160)}).") from error

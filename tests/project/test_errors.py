@@ -1,6 +1,8 @@
 """What people read: nothing in it is obeyed by a terminal, and every character can be written."""
 
+import errno
 import io
+import os
 import sys
 
 import pytest
@@ -32,3 +34,15 @@ def test_an_error_is_one_sentence_and_its_exit_code(kind, code, capsys):
     assert exit_code(fail) == code
     assert capsys.readouterr().err == "error: no \\x1b[31m here\n"
     assert TrainingError.exit_code == 3
+
+
+def test_a_full_disk_is_a_sentence_wherever_it_is_met(capsys):
+    def fail(number):
+        raise OSError(number, os.strerror(number), "a/b")
+
+    assert exit_code(lambda: fail(errno.ENOSPC)) == 75
+    assert capsys.readouterr().err == (
+        "error: a/b cannot be written (No space left on device); make room or choose another folder.\n"
+    )
+    with pytest.raises(FileNotFoundError):
+        exit_code(lambda: fail(errno.ENOENT))
