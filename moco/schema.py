@@ -1,10 +1,9 @@
 """What the entries of a checkpoint of ours and of a backbone's card may be: one table, asked once when a file is read.
 
 A file is ours when it has a dictionary ``run``; of other projects' files nothing is asked when they are read, and
-:func:`not_gone_on` before a run goes on from one. Entries that this
-version does not know are left alone, those of later versions among them; an entry may be missing where an earlier
-version did not write it. See moco/train/checkpoint.py, moco/eval/linear_checkpoint.py and moco/eval/finetune.py for
-who writes what.
+:func:`not_gone_on` before a run goes on from one. Entries that this version does not know are left alone, those of
+later versions among them; an entry may be missing where an earlier version did not write it. See
+moco/train/checkpoint.py, moco/eval/linear_checkpoint.py and moco/eval/finetune.py for who writes what.
 """
 
 from __future__ import annotations
@@ -15,9 +14,7 @@ from typing import Any, NamedTuple
 
 MOST = 1 << 48  # of anything that is counted
 _DEEPEST = 40  # dictionaries and lists in one another
-_OVERLAP = (
-    1 << 28
-)  # bytes that tensors may have beyond their storages: sizes of repeated numbers cost nothing in a file
+_OVERLAP = 1 << 28  # bytes that tensors may have beyond their storages, as repeated numbers cost a file nothing
 
 
 class Kind(NamedTuple):
