@@ -130,8 +130,15 @@ def _end_with_the_parent(parent: int) -> None:
 
 
 def _prepare_worker(_: int) -> None:
-    """One torch thread a worker, and an ear for the parent's SIGTERM."""
+    """One torch thread a worker, an ear for the parent's SIGTERM, and no trace of a connection that it has cut off."""
     torch.set_num_threads(1)
+    parent = os.getppid()
+
+    def report(*error: Any) -> None:  # of multiprocessing's thread that hands tensors over, when the parent was killed
+        if os.getppid() == parent:
+            sys.__excepthook__(*error)
+
+    sys.excepthook = report
     if _TELLS_THE_SENDER:
         threading.Thread(target=_end_with_the_parent, args=(os.getppid(),), daemon=True).start()
 

@@ -25,6 +25,7 @@ from moco.data import (
     make_loader,
     probe_preset,
 )
+from moco.data import loader as loader_module
 from moco.data.datasets import load_or_replace
 from moco.errors import UserError
 from moco.models.inputs import normalise
@@ -329,3 +330,14 @@ def test_bad_images_are_named_once_and_limited():
         assert counter.note(batch(9, 3), source) == []
         with pytest.raises(UserError, match=r"4 images of holes cannot be read, the limit is 3 \(last: holes\[1\]\)"):
             counter.note(batch(1), source)
+
+
+def test_a_worker_whose_parent_is_gone_says_nothing(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "excepthook", sys.excepthook)
+    monkeypatch.setattr(loader_module, "_TELLS_THE_SENDER", False)
+    loader_module._prepare_worker(0)
+    sys.excepthook(ConnectionResetError, ConnectionResetError("cut off"), None)
+    assert "cut off" in capsys.readouterr().err
+    monkeypatch.setattr(os, "getppid", lambda: 1)
+    sys.excepthook(ConnectionResetError, ConnectionResetError("cut off"), None)
+    assert capsys.readouterr().err == ""
