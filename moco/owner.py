@@ -179,12 +179,13 @@ def _make(folder: str) -> list[str]:
 
 
 def _create(path: str, content: bytes) -> bool:
-    """Make the file, which the file system lets one process do, and see that it has stayed."""
+    """Make the file, which the file system lets one process do, and see that it has stayed: somebody who took it for
+    that of an owner who is gone may hold it under another name for an instant, and then it is there again."""
     try:
         with open(path, "xb") as file:
             file.write(content)
     except FileExistsError:
-        return False
+        pass
     except OSError:  # a full disk: an empty file would have to be watched by who comes next
         with contextlib.suppress(OSError):
             os.remove(path)

@@ -11,6 +11,7 @@ import re
 import resource
 import runpy
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -45,6 +46,8 @@ SYNCO = ["--n-hard", "8", "--n1", "4", "--n2", "4", "--n3", "4", "--n4", "2", "-
 def pytest_configure(config: pytest.Config) -> None:
     """Under ``-m gpu`` the tensors of these suites lie on the card, and the suites themselves are collected."""
     global DEVICE
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as in what a script has begun in the background
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     if re.search(r"(?<!not )\bgpu\b", config.option.markexpr):
         DEVICE = "cuda"
         config.addinivalue_line("python_files", "*_interpreted.py")

@@ -277,7 +277,14 @@ def _join(plan: LaunchPlan, backend: str | None, gpu: int | None, patience: time
             timeout=patience, device_id=bound,
         )  # fmt: skip
     except (OSError, RuntimeError, ValueError) as error:  # a port in use: DistNetworkError, in torch 2.6 its base class
-        raise UserError(f"the processes cannot meet at {plan.folder or url}: {one_line(error)}") from error
+        raise _cannot_meet(plan, url, one_line(error)) from error
+
+
+def _cannot_meet(plan: LaunchPlan, url: str, why: str) -> UserError | OutageError:
+    """In a folder that was made for it only one that is gone can be missing."""
+    if plan.folder:
+        return OutageError(f"the processes cannot meet: {why}; go on with --resume auto.")
+    return UserError(f"the processes cannot meet at {url}: {why}")
 
 
 def _child(worker: Callable, args: Any, plan: LaunchPlan, threads: int, reports: Any, listening: Any) -> None:

@@ -229,6 +229,11 @@ def test_of_several_that_take_over_at_once_one_does(tmp_path):
         run.communicate()
 
 
+def test_ones_own_file_that_was_taken_aside_and_put_back_is_ones_own(tmp_path):
+    path = str(tmp_path / "owner.json")
+    assert [owner._create(path, content) for content in (b"mine", b"mine", b"yours")] == [True, True, False]
+
+
 # ------------------------------------------------------------------------------------------------ temporary names
 
 
