@@ -22,7 +22,7 @@ from moco import signals
 if __name__ == "__main__":
     signals.begin("stopped")
 
-from moco.errors import USAGE_EXIT, TrainingError, UserError, tell
+from moco.errors import TrainingError, UserError, exit_code, tell
 from moco.files import read_json, write_json
 from moco.weights.detectron2_names import convert, pixels_of, write_pickle
 
@@ -74,18 +74,18 @@ def main(argv: list[str]) -> int:
     from . import needs
 
     args = parse(argv)
-    try:
+
+    def work() -> None:
         needs.check()
         config = args.config_file or config_name(args.task, args.schedule, args.backbone, args.method)
         out = Path(args.out or f"output/detection_{args.task}")
         tell(run(args.checkpoint, config, out, args.trials, args.seed, args.num_gpus, args.pictures, args.opts))
-    except UserError as error:
-        tell(f"error: {error}", error=True)
-        return USAGE_EXIT
+
+    try:
+        return exit_code(work)
     except TrainingError as error:
         tell(f"error: {error}", error=True)
         return 1
-    return 0
 
 
 def run(

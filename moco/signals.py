@@ -211,20 +211,19 @@ def block() -> None:
         signal.pthread_sigmask(signal.SIG_BLOCK, here.numbers)
 
 
-@contextlib.contextmanager
-def blocked() -> Iterator[None]:
+def blocked() -> contextlib.AbstractContextManager[None]:
     """Threads and processes that are started inside are born with the signals blocked."""
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, CODES)
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+    return _born_with(signal.SIG_BLOCK)
+
+
+def open_to_children() -> contextlib.AbstractContextManager[None]:
+    """Processes that are started inside by this thread get the signals as any program does."""
+    return _born_with(signal.SIG_UNBLOCK)
 
 
 @contextlib.contextmanager
-def open_to_children() -> Iterator[None]:
-    """Processes that are started inside by this thread get the signals as any program does."""
-    before = signal.pthread_sigmask(signal.SIG_UNBLOCK, CODES)
+def _born_with(how: int) -> Iterator[None]:
+    before = signal.pthread_sigmask(how, CODES)
     try:
         yield
     finally:

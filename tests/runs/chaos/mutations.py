@@ -87,10 +87,16 @@ _TENSORS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
 def _json(path: Path, rng: random.Random) -> str:
     if rng.random() < 0.4 or not path.read_bytes().strip():
         return _text(path, rng)
-    tree = [json.loads(path.read_text())]
-    said = _change(_somewhere(tree, rng), rng, PLAIN)
-    path.write_text(json.dumps(tree[0] if tree else []))
+    said, value = _changed(json.loads(path.read_text()), rng)
+    path.write_text(json.dumps(value))
     return said
+
+
+def _changed(value: Any, rng: random.Random) -> tuple[str, Any]:
+    """What was changed somewhere in plain values, and what they are then."""
+    tree = [value]
+    said = _change(_somewhere(tree, rng), rng, PLAIN)
+    return said, tree[0] if tree else []
 
 
 def _jsonl(path: Path, rng: random.Random) -> str:
@@ -100,9 +106,8 @@ def _jsonl(path: Path, rng: random.Random) -> str:
         lines[place] = rng.choice(TEXTS)
         said = f"line {place} is {lines[place]!r:.60}"
     else:
-        tree = [json.loads(lines[place])]
-        said = f"line {place}: {_change(_somewhere(tree, rng), rng, PLAIN)}"
-        lines[place] = json.dumps(tree[0] if tree else []).encode()
+        said, value = _changed(json.loads(lines[place]), rng)
+        said, lines[place] = f"line {place}: {said}", json.dumps(value).encode()
     path.write_bytes(b"\n".join(lines) + b"\n")
     return said
 
@@ -115,9 +120,8 @@ def _yaml(path: Path, rng: random.Random) -> str:
         return f"it is {path.read_bytes()!r:.60}"
     if rng.random() < 0.3:
         return _text(path, rng)
-    tree = [yaml.safe_load(path.read_text())]
-    said = _change(_somewhere(tree, rng), rng, PLAIN)
-    path.write_text(yaml.safe_dump(tree[0] if tree else []))
+    said, value = _changed(yaml.safe_load(path.read_text()), rng)
+    path.write_text(yaml.safe_dump(value))
     return said
 
 
