@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import fcntl
 import json
 import os
 import secrets
@@ -68,7 +69,9 @@ class _Lock:
         Raises:
             OSError: the folder is gone, or cannot be read.
         """
-        content = self._read(beat)
+        content = None
+        with contextlib.suppress(FileNotFoundError):
+            content, _ = _read(self.path, self.content if beat else None)
         if content == self.content or self.released.is_set():
             return
         if not os.path.isdir(self.folder):
@@ -77,16 +80,6 @@ class _Lock:
         who = f"{owner} took it over" if owner else f"{self.path} was removed or written over"
         signals.unfinished.discard(self.path)
         self.lost = f"{self.folder} is no longer this run's: {who}. Nothing more is saved there."
-
-    def _read(self, beat: bool) -> bytes | None:
-        for seconds in (0.2, 0.0):  # for an instant somebody who wants to take it over may hold it under another name
-            try:
-                content, _ = _read(self.path, self.content if beat else None)
-            except FileNotFoundError:
-                time.sleep(seconds)
-            else:
-                return content
-        return None
 
     def release(self) -> None:
         """Give the folder back, and remove it where it was made for nothing."""
@@ -133,7 +126,8 @@ def hold(folder: str, kind: str = "", choose: str = "--save-dir") -> None:
     try:
         while not _create(path, content):
             with contextlib.suppress(FileNotFoundError):  # it was given back meanwhile
-                _judge(folder, path, choose)
+                if _take_over(folder, path, content, choose):
+                    break
     except OSError as error:
         raise UserError(f"{path} cannot be written ({error.strerror}); choose another {choose}.") from error
     remove_stale(folder)
@@ -179,21 +173,17 @@ def _make(folder: str) -> list[str]:
 
 
 def _create(path: str, content: bytes) -> bool:
-    """Make the file, which the file system lets one process do, and see that it has stayed: somebody who took it for
-    that of an owner who is gone may hold it under another name for an instant, and then it is there again."""
+    """Make the file, which the file system lets one process do."""
     try:
         with open(path, "xb") as file:
             file.write(content)
     except FileExistsError:
-        pass
+        return False
     except OSError:  # a full disk: an empty file would have to be watched by who comes next
         with contextlib.suppress(OSError):
             os.remove(path)
         raise
-    try:
-        return _read(path)[0] == content
-    except FileNotFoundError:
-        return False
+    return True
 
 
 def _read(path: str, expected: bytes | None = None) -> tuple[bytes, int]:
@@ -217,8 +207,8 @@ def _parse(content: bytes) -> Owner | None:
     return owner if typed and 0 < owner.pid < 2**31 else None
 
 
-def _judge(folder: str, path: str, choose: str) -> None:
-    """Take the file away from an owner that is gone.
+def _take_over(folder: str, path: str, mine: bytes, choose: str) -> bool:
+    """Put this process's file in the place of one whose owner is gone; False where another's came first.
 
     Raises:
         UserError: it is at work.
@@ -232,10 +222,11 @@ def _judge(folder: str, path: str, choose: str) -> None:
         state = _watch(path, content, beat)
     if state == ALIVE:
         raise UserError(f"{folder} is in use by {who}; wait for its end, end it, or choose another {choose}.")
-    if state == GONE:
-        _remove(path, content)
-        remove_stale(folder, of=owner.process if owner else None)
-        tell(f"{folder} is taken over from {who}, which is gone", error=True)
+    if state != GONE or not _replace(path, content, mine):
+        return False
+    remove_stale(folder, of=owner.process if owner else None)
+    tell(f"{folder} is taken over from {who}, which is gone", error=True)
+    return True
 
 
 def _watch(path: str, content: bytes, beat: int) -> str:
@@ -251,13 +242,25 @@ def _watch(path: str, content: bytes, beat: int) -> str:
     return GONE
 
 
-def _remove(path: str, content: bytes) -> None:
-    """Remove the file if it holds this; of several that try, one does, and a new owner's file is put back."""
-    aside = temporary(path)
-    os.rename(path, aside)
+def _replace(path: str, content: bytes, mine: bytes) -> bool:
+    """Write over the file if it still holds this; of several that try, one does, and at no instant is there no file.
+
+    They take turns by a lock on the file that is there, which the kernel drops with a process that dies. Where the file
+    system has no locks, the last one has the folder, and another finds that out here or at its next beat or save.
+    """
+    writable = os.path.isfile(path) and os.access(path, os.W_OK)  # not a pipe, nor another user's in a shared folder
+    handle = os.open(path, (os.O_RDWR if writable else os.O_RDONLY) | os.O_NONBLOCK)  # NFS locks what is open to write
+    fresh = temporary(path)
     try:
-        if _read(aside)[0] != content:
-            with contextlib.suppress(OSError):  # the new owner, or a newer one, has made it again
-                os.link(aside, path)
+        with contextlib.suppress(OSError):
+            fcntl.flock(handle, fcntl.LOCK_EX)
+        if not os.path.samestat(os.fstat(handle), os.stat(path)) or _read(path)[0] != content:
+            return False
+        with open(fresh, "xb") as file:
+            file.write(mine)
+        os.replace(fresh, path)
+        return _read(path)[0] == mine
     finally:
-        os.remove(aside)
+        os.close(handle)
+        with contextlib.suppress(FileNotFoundError):
+            os.remove(fresh)

@@ -1,5 +1,7 @@
 """Two runs in one folder: who may work there, what is left by who is gone, and names of files in the making."""
 
+import contextlib
+import errno
 import json
 import os
 import signal
@@ -194,10 +196,37 @@ def test_a_newer_owner_is_not_taken_for_the_one_that_is_gone(tmp_path):
     path = held_by(tmp_path, NOBODY)
     gone = path.read_bytes()
     path.write_bytes(b"of a newer owner")
-    owner._remove(str(path), gone)
+    assert not owner._replace(str(path), gone, b"mine")
     assert path.read_bytes() == b"of a newer owner"
-    owner._remove(str(path), b"of a newer owner")
-    assert list(tmp_path.iterdir()) == []
+    assert owner._replace(str(path), b"of a newer owner", b"mine")
+    assert path.read_bytes() == b"mine"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_who_waited_for_its_turn_sees_that_another_took_the_folder(tmp_path, monkeypatch):
+    """Both judged the same owner to be gone; at no instant is there no file, so none of them makes a new one."""
+    path = held_by(tmp_path, NOBODY)
+    gone = path.read_bytes()
+
+    def flock(handle: int, operation: int) -> None:
+        monkeypatch.undo()
+        assert owner._replace(str(path), gone, b"the other's")
+
+    monkeypatch.setattr(owner.fcntl, "flock", flock)
+    assert not owner._replace(str(path), gone, b"mine")
+    assert path.read_bytes() == b"the other's"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_file_system_without_locks_and_another_users_file_are_no_hindrance(tmp_path, monkeypatch):
+    def flock(handle: int, operation: int) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    path = held_by(tmp_path, NOBODY)
+    path.chmod(0o444)
+    monkeypatch.setattr(owner.fcntl, "flock", flock)
+    owner.hold(str(tmp_path))
+    assert json.loads(path.read_text())["pid"] == os.getpid()
 
 
 TRY = """
@@ -216,22 +245,16 @@ for folder in sys.stdin:
 @pytest.mark.dist
 def test_of_several_that_take_over_at_once_one_does(tmp_path):
     pipe: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True, "bufsize": 1}
-    runs = [subprocess.Popen([sys.executable, "-c", TRY], cwd=ROOT, **pipe) for _ in range(5)]
-    assert [run.stdout.readline() for run in runs] == ["ready\n"] * 5
-    for number in range(20):
-        folder = tmp_path / str(number)
-        folder.mkdir()
-        held_by(folder, NOBODY)
-        for run in runs:
-            run.stdin.write(f"{folder}\n")
-        assert sorted(run.stdout.readline() for run in runs) == ["held\n", *["refused\n"] * 4]
-    for run in runs:
-        run.communicate()
-
-
-def test_ones_own_file_that_was_taken_aside_and_put_back_is_ones_own(tmp_path):
-    path = str(tmp_path / "owner.json")
-    assert [owner._create(path, content) for content in (b"mine", b"mine", b"yours")] == [True, True, False]
+    with contextlib.ExitStack() as stack:
+        runs = [stack.enter_context(subprocess.Popen([sys.executable, "-c", TRY], cwd=ROOT, **pipe)) for _ in range(5)]
+        assert [run.stdout.readline() for run in runs] == ["ready\n"] * 5
+        for number in range(200):
+            folder = tmp_path / str(number)
+            folder.mkdir()
+            held_by(folder, NOBODY)
+            for run in runs:
+                run.stdin.write(f"{folder}\n")
+            assert sorted(run.stdout.readline() for run in runs) == ["held\n", *["refused\n"] * 4]
 
 
 # ------------------------------------------------------------------------------------------------ temporary names
