@@ -1,3 +1,31 @@
-"""Contrastive pretraining of image encoders with synthetic hard negatives."""
+"""Contrastive pretraining of image encoders with synthetic hard negatives: what ``import moco`` offers.
+
+A name is imported when it is first asked for, so ``import moco`` takes milliseconds and imports no torch.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from moco.errors import UserError
 
 __version__ = "0.1.0"
+
+_MODULES = {  # of each public name
+    "UserError": "moco.errors",
+}
+
+__all__ = ["UserError"]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _MODULES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = globals()[name] = getattr(importlib.import_module(_MODULES[name]), name)
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

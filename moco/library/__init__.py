@@ -1,0 +1,1 @@
+"""What ``import moco`` offers, a file for each kind; :mod:`moco` has the names."""
