@@ -6,7 +6,7 @@ WORKERS ?= 2
 MINUTES ?= 30
 SEED ?= 0
 
-.PHONY: demo test test-fast test-machines chaos gpu lint clean
+.PHONY: demo test test-fast test-machines chaos gpu docs docs-serve lint clean
 
 demo: $(VENV)/installed-demo
 	$(BIN)/python -m moco.demo
@@ -32,6 +32,13 @@ chaos: $(VENV)/installed-test
 gpu: $(VENV)/installed-test
 	$(BIN)/python benchmarks/gpu.py
 
+# The documentation as a site, in site/; warnings are errors. docs-serve shows it at localhost:8000 and follows changes.
+docs: $(VENV)/installed-test
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build
+
+docs-serve: $(VENV)/installed-test
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs serve
+
 lint: $(VENV)/installed-test
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -51,4 +58,4 @@ $(VENV)/installed-test: $(VENV)/bin/python pyproject.toml detection/requirements
 	touch $@
 
 clean:
-	rm -rf $(VENV) runs build *.egg-info
+	rm -rf $(VENV) runs build site *.egg-info
