@@ -222,7 +222,7 @@ def test_a_page_of_the_docs_is_a_session_that_runs(name, session, capsys):
         assert [path for path in WRITTEN.split() if not Path(path).exists()] == []
 
 
-@pytest.mark.parametrize("name", [*PAGES, "experiments", "migrating", "scaling"])
+@pytest.mark.parametrize("name", [*PAGES, "experiments", "migrating", "published", "scaling"])
 def test_links_of_the_docs_lead_somewhere(name):
     for file, _, part in re.findall(r"\]\((?!http)([^)#]*)(#([^)]+))?\)", page(name)):
         assert (ROOT / "docs" / file).exists(), file
