@@ -10,14 +10,31 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from moco.errors import UserError
+    from moco.library.criteria import DCLLoss, HCLLoss, MoCHiLoss, MoCoLoss, SimCLRLoss, SupConLoss, SynCoLoss
 
 __version__ = "0.1.0"
 
 _MODULES = {  # of each public name
     "UserError": "moco.errors",
+    "DCLLoss": "moco.library.criteria",
+    "HCLLoss": "moco.library.criteria",
+    "MoCHiLoss": "moco.library.criteria",
+    "MoCoLoss": "moco.library.criteria",
+    "SimCLRLoss": "moco.library.criteria",
+    "SupConLoss": "moco.library.criteria",
+    "SynCoLoss": "moco.library.criteria",
 }
 
-__all__ = ["UserError"]
+__all__ = [
+    "DCLLoss",
+    "HCLLoss",
+    "MoCHiLoss",
+    "MoCoLoss",
+    "SimCLRLoss",
+    "SupConLoss",
+    "SynCoLoss",
+    "UserError",
+]
 
 
 def __getattr__(name: str) -> Any:

@@ -68,6 +68,11 @@ class LossOutput(NamedTuple):
     hardest: Tensor  # () mean over queries of the largest queue similarity, queries without any negative left out
     synthetic_mass: Tensor  # () mean over queries of the softmax mass on synthetic negatives
 
+    def statistics(self) -> dict[str, Tensor]:
+        """() each, for a log: top1 and top5 are the shares of queries with so near a key."""
+        top1, top5 = ((self.rank < n).mean(dtype=torch.float32) for n in (1, 5))
+        return {"top1": top1, "top5": top5, "hardest": self.hardest, "synthetic_mass": self.synthetic_mass}
+
 
 def hardest_rows(similarities: Tensor, hard: int) -> tuple[Tensor, Tensor]:
     """The definition of the hardest set and of its order, which is what slots refer to.

@@ -20,6 +20,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from moco import distributed
+from moco.config import InBatchConfig
+from moco.kernels.spec import mean_hardest
+from moco.methods.registry import METHODS
 
 Loss = Callable[["Pairs", float], Tensor]  # pairs, temperature -> (A,)
 CONTRAST_MODES = ("all", "one")
@@ -38,7 +41,7 @@ class Pairs(NamedTuple):
         return ~self.positive.any(1)
 
 
-def compare(z: Tensor, groups: Tensor, *, contrast_mode: str = "all") -> Pairs:
+def compare(z: Tensor, groups: Tensor, *, contrast_mode: str = "all", mask: Tensor | None = None) -> Pairs:
     """Every view of this process against every view of all processes, with a gradient.
 
     Args:
@@ -46,6 +49,7 @@ def compare(z: Tensor, groups: Tensor, *, contrast_mode: str = "all") -> Pairs:
         groups: (N,) int64. Rows of one group are positives of each other: labels for supervised losses, the images'
             own numbers for SimCLR.
         contrast_mode: all: every view is an anchor, the published setting; one: the first view of each image is.
+        mask: (N, G) bool in place of ``groups``: which of the images of all processes are of which image's group.
 
     Returns Pairs with A = N V (N with "one") anchors, image by image, and M = G V candidates.
 
@@ -64,14 +68,38 @@ def compare(z: Tensor, groups: Tensor, *, contrast_mode: str = "all") -> Pairs:
     image = distributed.rank() * len(z) + torch.arange(len(z), device=z.device)
     own = (image[:, None] * V + view[:anchors_an_image]).flatten()  # (A,) where an anchor is among the candidates
     other = own[:, None] != torch.arange(cosine.shape[1], device=z.device)  # (A, M)
-    mine, theirs = groups.repeat_interleave(anchors_an_image), everyones_groups.repeat_interleave(V)
-    same = mine[:, None] == theirs  # (A, M)
-    return Pairs(cosine, same & other, ~same)
+    if mask is None:
+        mine, theirs = groups.repeat_interleave(anchors_an_image), everyones_groups.repeat_interleave(V)
+        same = mine[:, None] == theirs  # (A, M)
+        return Pairs(cosine, same & other, ~same)
+    same = mask.repeat_interleave(anchors_an_image, 0).repeat_interleave(V, 1)  # (A, M)
+    return Pairs(cosine, same & other, ~same & other)
 
 
 def unit(z: Tensor) -> Tensor:
     """Rows of length 1, of any width; float32, or float64 of float64."""
     return F.normalize(z if z.dtype == torch.float64 else z.float(), dim=-1)
+
+
+@torch.no_grad()
+def rank_statistics(pairs: Pairs) -> dict[str, Tensor]:
+    """Shares of anchors with a positive nearer than every negative and than all but four, the mean over anchors of the
+    largest similarity to a negative, and the share of anchors without a positive, which give no loss."""
+    nearest = pairs.cosine.masked_fill(~pairs.positive, -torch.inf).amax(1, keepdim=True)  # (A, 1)
+    negatives = pairs.cosine.masked_fill(~pairs.negative, -torch.inf)  # (A, M)
+    rank = (negatives > nearest).sum(1)  # (A,)
+    alone = pairs.alone
+    top1, top5 = (((rank < n) & ~alone).float().mean() for n in (1, 5))
+    hardest = mean_hardest(negatives.amax(1))
+    return {"top1": top1, "top5": top5, "hardest": hardest, "no_positive": alone.float().mean()}
+
+
+def chance(config: InBatchConfig, images: int) -> float:
+    """The loss, before any training, of an anchor whose candidates all look alike; ``images``: G."""
+    left_out = getattr(METHODS[config.method].hooks, "left_out", lambda views: 0)(config.views)
+    terms = config.views * images - 1 - left_out  # what stands in an anchor's denominator
+    scale = config.T / config.base_temperature if config.base_temperature else 1.0
+    return scale * math.log(max(terms, 2))
 
 
 # ------------------------------------------------------------------------------------------------------ losses

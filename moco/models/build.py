@@ -5,7 +5,6 @@ Legend: C feature width, K queue rows, T temperature, n images of the data set, 
 
 from __future__ import annotations
 
-import math
 from dataclasses import replace
 from typing import NamedTuple
 
@@ -14,6 +13,7 @@ from torch import Tensor, nn
 
 from moco import distributed, kernels
 from moco.config import InBatchConfig, MoCoConfig
+from moco.methods import losses
 from moco.methods.negatives import HardNegatives, Recipe, group_counts, starting_at
 from moco.methods.registry import METHODS
 from moco.models.batchnorm import choose_splits, describe_batchnorm, has_batchnorm, split_batchnorm, sync_batchnorm
@@ -79,16 +79,14 @@ def _worst(numbers: list[float]) -> list[float]:
 def in_batch(encoder: nn.Module, config: InBatchConfig, context: Context) -> tuple[BatchContrast, str]:
     """The model of a method without a queue, and a line for the log."""
     views, hooks, base = config.views, METHODS[config.method].hooks, config.base_temperature
-    candidates = views * context.batch * distributed.world_size() - 1
-    terms = candidates - getattr(hooks, "left_out", lambda views: 0)(views)  # what stands in an anchor's denominator
-    scale = config.T / base if base else 1.0
-    chance = scale * math.log(max(terms, 2))
+    images = context.batch * distributed.world_size()
     norm = "no BatchNorm in the encoder"
     if has_batchnorm(encoder):
         which = "both views" if views == 2 else f"all {views} views"
         norm = f"BatchNorm over {which} of {'all processes' if config.sync_bn else 'this process'}"
     if config.sync_bn:
         encoder = sync_batchnorm(encoder)
+    chance = losses.chance(config, images)
     model = BatchContrast(encoder, hooks.loss(config), config, chance=chance, labels=context.labels)
     scaled = f", multiplied by T / {base:g}" if base else ""
-    return model, f"each view against {candidates} others, loss in fp32{scaled}; {norm}"
+    return model, f"each view against {views * images - 1} others, loss in fp32{scaled}; {norm}"

@@ -15,8 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from moco.config import InBatchConfig
-from moco.kernels.spec import mean_hardest
-from moco.methods.losses import Loss, Pairs, compare
+from moco.methods.losses import Loss, compare, rank_statistics
 from moco.models.base import Contrast, StepOutput
 
 
@@ -61,16 +60,3 @@ class BatchContrast(Contrast):
             found = rank_statistics(pairs)
         unit = F.normalize(z.detach(), dim=2)
         return StepOutput(loss, found, unit[:, 0], unit[:, 1], unit[:0, 0])
-
-
-@torch.no_grad()
-def rank_statistics(pairs: Pairs) -> dict[str, Tensor]:
-    """Shares of anchors with a positive nearer than every negative and than all but four, the mean over anchors of the
-    largest similarity to a negative, and the share of anchors without a positive, which give no loss."""
-    nearest = pairs.cosine.masked_fill(~pairs.positive, -torch.inf).amax(1, keepdim=True)  # (A, 1)
-    negatives = pairs.cosine.masked_fill(~pairs.negative, -torch.inf)  # (A, M)
-    rank = (negatives > nearest).sum(1)  # (A,)
-    alone = pairs.alone
-    top1, top5 = (((rank < n) & ~alone).float().mean() for n in (1, 5))
-    hardest = mean_hardest(negatives.amax(1))
-    return {"top1": top1, "top5": top5, "hardest": hardest, "no_positive": alone.float().mean()}

@@ -165,6 +165,4 @@ def _round_queue(model: nn.Module, _: object) -> None:
 
 
 def _output(head: LossOutput, loss: Tensor, q: Tensor, keys: Tensor, paired: Tensor) -> StepOutput:
-    top1, top5 = ((head.rank < n).mean(dtype=torch.float32) for n in (1, 5))  # share of queries with so near a key
-    statistics = {"top1": top1, "top5": top5, "hardest": head.hardest, "synthetic_mass": head.synthetic_mass}
-    return StepOutput(loss, statistics, q.detach(), paired, keys)
+    return StepOutput(loss, head.statistics(), q.detach(), paired, keys)

@@ -18,12 +18,11 @@ from moco import distributed
 from moco.config import MoCoV3Config
 from moco.errors import UserError
 from moco.methods import moco_v3
-from moco.methods.losses import unit
+from moco.methods.losses import rank_statistics, unit
 from moco.models.base import Momentum, StepOutput
 from moco.models.batchnorm import sync_batchnorm
 from moco.models.build import Context
 from moco.models.encoder import head_of, use_heads
-from moco.models.in_batch import rank_statistics
 
 
 class MoCoV3(Momentum):
