@@ -22,9 +22,10 @@ from moco import signals
 if __name__ == "__main__":
     signals.begin("stopped")
 
+from moco import doors
+from moco.cli.parser import Parser
 from moco.errors import TrainingError, UserError, exit_code, tell
 from moco.files import read_json, write_json
-from moco.weights.detectron2_names import convert, pixels_of, write_pickle
 
 HERE = Path(__file__).resolve().parent
 SCHEDULES = {"voc": ("24k", "12k"), "coco": ("1x", "2x")}  # the first is the default
@@ -35,7 +36,8 @@ TRAIN_NET = HERE / "train_net.py"
 
 def parse(argv: list[str]) -> argparse.Namespace:
     """The command line."""
-    parser = argparse.ArgumentParser(prog=f"python -m {HERE.name}.run", description=str(__doc__).partition("\n")[0])
+    text = "Train and evaluate detectors from a pretraining checkpoint: AP, mean and spread over trials."
+    parser = Parser(doors.typed("detection"), text, allow_abbrev=True)
     parser.add_argument("checkpoint", help="a pretraining checkpoint; any layout that the converter reads")
     parser.add_argument("--task", choices=SCHEDULES, required=True)
     parser.add_argument("--schedule", help="voc: 24k (default) or 12k; coco: 1x (default) or 2x")
@@ -105,6 +107,8 @@ def run(
         TrainingError: a trial ended with an error; those before it are kept.
     """
     import torch
+
+    from moco.weights.detectron2_names import convert, pixels_of, write_pickle
 
     from . import pictures as drawing
     from . import recipe, report, trainer

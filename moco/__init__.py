@@ -8,11 +8,13 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from moco import doors
+
 if TYPE_CHECKING:
     from moco.errors import UserError
     from moco.library.criteria import DCLLoss, HCLLoss, MoCHiLoss, MoCoLoss, SimCLRLoss, SupConLoss, SynCoLoss
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"  # nowhere else: pyproject.toml reads it here
 
 _MODULES = {  # of each public name
     "UserError": "moco.errors",
@@ -35,6 +37,8 @@ __all__ = [
     "SynCoLoss",
     "UserError",
 ]
+
+doors.check(__name__)
 
 
 def __getattr__(name: str) -> Any:

@@ -17,6 +17,7 @@ HERE = Path(__file__).resolve().parent
 INSTALLED = (HERE / "recipes").is_dir()  # from a wheel
 RECIPES = HERE / "recipes" if INSTALLED else HERE.parent / "configs"
 MAINS = HERE / "mains" if INSTALLED else HERE.parent
+DETECTION = "moco_detection" if INSTALLED else "detection"  # the package
 
 
 def script(name: str) -> str:

@@ -1,10 +1,11 @@
-"""The flags of the commands ``python -m moco.NAME``, of those that have some; no torch here."""
+"""The flags of the commands ``moco NAME`` but the three mains and sweep; no torch here."""
 
 from __future__ import annotations
 
 import argparse
 import os
 
+from moco import doors
 from moco.cli.common import add_batch_size, add_data, add_launch, add_statistics, add_workers, check_images
 from moco.cli.parser import Parser, at_least, parse, positive, with_config
 from moco.cli.pretrain import DEMO_CONFIG, parse_pretrain, pretrain_config
@@ -15,7 +16,7 @@ EXPORTS = ("torchvision", "timm", "detectron2", "safetensors", "onnx", "features
 
 
 def export_parser() -> Parser:
-    p = Parser("moco.export", "Write a checkpoint's backbone for other tools.")
+    p = Parser(doors.typed("export"), "Write a checkpoint's backbone for other tools.")
     add = p.add_argument
     add("checkpoint", metavar="CKPT", help="of ours, MoCo v1 to v3, SynCo, SupContrast, Barlow Twins, lightly, "
         "solo-learn, torchvision or timm")  # fmt: skip
@@ -33,13 +34,13 @@ def export_parser() -> Parser:
 
 def describe_parser() -> Parser:
     text = "Say what a checkpoint is and whether it is ok: exit code 0 if so, 1 if not, 2 if it cannot be read."
-    p = Parser("moco.describe", text)
-    p.add_argument("checkpoint", metavar="CKPT", help="any checkpoint that moco.export reads")
+    p = Parser(doors.typed("describe"), text)
+    p.add_argument("checkpoint", metavar="CKPT", help="any checkpoint that moco export reads")
     return p
 
 
 def average_parser() -> Parser:
-    p = Parser("moco.average", "Average the weights of several checkpoints.")
+    p = Parser(doors.typed("average"), "Average the weights of several checkpoints.")
     add = p.add_argument
     add("checkpoints", metavar="CKPT", nargs="+", help="checkpoints of one network, or the folder of a run")
     add("--last", type=at_least(2), metavar="N", help="of a folder: the newest N of its epochs")
@@ -79,7 +80,7 @@ def _finish_average(parser: Parser, argv: list[str]) -> argparse.Namespace:
 
 def parse_data(argv: list[str] | None = None) -> argparse.Namespace:
     """The arguments of python -m moco.data."""
-    p = Parser("moco.data", "Work on data sets.")
+    p = Parser(doors.typed("data"), "Work on data sets.")
     commands = p.add_subparsers(dest="command", required=True, parser_class=Parser)
     index = commands.add_parser("index", help="write BEiT-3's index of an image folder")
     index.add_argument("folder", metavar="DIR", help="with train and val, each with class folders")
@@ -95,7 +96,7 @@ def parse_data(argv: list[str] | None = None) -> argparse.Namespace:
 def parse_embed(argv: list[str] | None = None) -> argparse.Namespace:
     """The flags of moco.embed."""
     text = "Features of a set of images as a file, and a picture of them in two dimensions."
-    p = Parser("python -m moco.embed", text)
+    p = Parser(doors.typed("embed"), text)
     add = p.add_argument
     _add_read(p)
     add("--out", default="embedding", metavar="DIR", help="where the files go (default: embedding)")
@@ -111,7 +112,7 @@ def parse_embed(argv: list[str] | None = None) -> argparse.Namespace:
 def parse_retrieval(argv: list[str] | None = None) -> argparse.Namespace:
     """The flags of moco.retrieval."""
     text = "How well features find and group their classes, before the projection head and behind it."
-    p = Parser("python -m moco.retrieval", text)
+    p = Parser(doors.typed("retrieval"), text)
     _add_read(p)
     p.add_argument("--out", default="./", metavar="DIR", help="where retrieval.json goes (default ./)")
     p.add_argument("--seed", default=0, type=int, help="of k-means (default: 0)")
@@ -141,7 +142,7 @@ def _finish_read(parser: Parser, argv: list[str]) -> argparse.Namespace:
 def bench_parser() -> Parser:
     """The parser of moco.bench; what it does not know is main_pretrain.py's."""
     text = "Where the time of a run would go on this machine. Takes DIR and the flags of main_pretrain.py."
-    p = Parser("python -m moco.bench", text)
+    p = Parser(doors.typed("bench"), text)
     add = p.add_argument
     add("what", choices=("data", "step", "head", "all"), help="what to measure")
     add("--bench-steps", default=10, type=at_least(1), metavar="N", help="measured steps, after two (default: 10)")
@@ -161,7 +162,7 @@ def parse_bench(argv: list[str] | None = None) -> argparse.Namespace:
 def parse_demo(argv: list[str] | None = None) -> argparse.Namespace:
     """The flags of python -m moco.demo, and the configuration that it follows."""
     text = "Pretrain SynCo on 4,000 real digits, and show on 1,000 others that it learned."
-    p = Parser("python -m moco.demo", text, allow_abbrev=True)
+    p = Parser(doors.typed("demo"), text, allow_abbrev=True)
     p.add_argument("--save-dir", default="runs/demo", help="where everything goes (default: runs/demo)")
     p.add_argument("--epochs", type=at_least(1), help="of the pretraining (default: those of configs/demo.yml)")
     p.set_defaults(config=DEMO_CONFIG)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 
+from moco import doors
 from moco.cli import common, training
 from moco.cli.parser import Parser, at_least, parse, share, with_config
 from moco.errors import UserError
@@ -17,7 +18,7 @@ def parse_lincls(argv: list[str] | None = None) -> argparse.Namespace:
 def lincls_parser() -> Parser:
     """The parser of main_lincls.py."""
     text = "Train a linear classifier on frozen features (MoCo's protocol), or evaluate them by k-NN."
-    p = Parser("main_lincls.py", text)
+    p = Parser(doors.typed("lincls"), text)
     common.add_data(p, of_file=True)
     common.add_folder(p, "the labelled images to train on, as DIR", "--train-folder", "--data-folder")
     add = p.group("model")

@@ -10,6 +10,7 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
+from moco import doors
 from moco.cli import common, methods, training
 from moco.cli.parser import Parser, at_least, parse, take_defaults, with_config
 from moco.config import EncoderConfig, PretrainConfig, ScheduleConfig, ValidationConfig, ViewConfig
@@ -30,7 +31,7 @@ def parse_pretrain(argv: list[str] | None = None, any_demo: bool = False) -> arg
 def pretrain_parser() -> Parser:
     """The parser of main_pretrain.py; without DIR, --dataset and a training's flags it runs the built-in demo."""
     p = Parser(
-        "main_pretrain.py",
+        doors.typed("pretrain"),
         "Pretrain an image encoder with a momentum encoder, a queue and synthetic hard negatives "
         "(MoCo, MoCHi, SynCo, SupCon with a queue), or by the other images of its batch (SimCLR, SupCon, HCL, DCL). "
         "Without DIR, --dataset and flags of a training: the built-in demo on 4,000 digits.",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from dataclasses import replace
 
+from moco import doors
 from moco.cli import common, training
 from moco.cli.parser import Parser, at_least, parse, positive, share, with_config
 from moco.config import ClassifierConfig, ObjectiveConfig, ScheduleConfig, SubsetConfig
@@ -23,7 +24,7 @@ def parse_semisup(argv: list[str] | None = None) -> argparse.Namespace:
 def semisup_parser() -> Parser:
     """The parser of main_semisup.py."""
     text = "Fine-tune a pretrained encoder and a linear classifier on a share of the labels."
-    p = Parser("main_semisup.py", text)
+    p = Parser(doors.typed("semisup"), text)
     common.add_data(p, of_file=True)
     _add_subset(p)
     _add_model(p)

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import argparse
 import itertools
 import os
 import shlex
 import sys
 import threading
 
-from moco import resources, signals
+from moco import doors, resources, signals
+from moco.cli.parser import Parser
 from moco.errors import UserError, exit_code, tell
 from moco.sweep import pool, report, spec, trial
 
@@ -20,9 +20,8 @@ def main(argv: list[str] | None = None) -> int:
     """One sweep from its file to its tables; returns the exit code (see the package)."""
     argv = sys.argv[1:] if argv is None else argv
     cut = argv.index("--") if "--" in argv else len(argv)
-    parser = argparse.ArgumentParser(
-        prog="python -m moco.sweep", description="Run a grid of settings. Words after -- go to every trial.",
-    )  # fmt: skip
+    text = "Run a grid of settings. Words after -- go to every trial."
+    parser = Parser(doors.typed("sweep"), text, allow_abbrev=True)
     parser.add_argument("spec", metavar="SPEC.yml", help="a file, or the name of a recipe")
     parser.add_argument("--out", metavar="DIR", help="instead of the file's (default: runs/sweeps/NAME)")
     parser.add_argument("--gpus", nargs="+", metavar="ID", help="run on these GPUs, one trial each (default: all)")

@@ -1,0 +1,115 @@
+"""The commands of this project, how one was typed, and what is said of a name or a module that is none. No torch here.
+
+``moco NAME``, ``python -m moco NAME`` and ``python -m moco.NAME`` are one command; pretrain, lincls and semisup are
+also ``moco-NAME`` and ``python main_NAME.py``.
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+import sys
+
+from moco.errors import USAGE_EXIT, tell
+from moco.resources import DETECTION
+
+COMMANDS = {  # in the order of a user's work
+    "first": {
+        "demo": "pretrain on 4,000 handwritten digits and show what the network has learned",
+    },
+    "before training": {
+        "data": "index an image folder, or pack it into tar shards",
+        "bench": "measure where the time of a training step goes on this machine",
+    },
+    "training": {
+        "pretrain": "pretrain an encoder with MoCo, MoCHi, SynCo, SimCLR, SupCon, HCL, DCL or MoCo v3",
+        "average": "average the weights of several checkpoints",
+    },
+    "evaluation": {
+        "lincls": "linear probe, k-NN or few-shot accuracy of frozen features",
+        "semisup": "fine-tune on all labels or a share of them",
+        "retrieval": "retrieval and clustering measures of frozen features",
+        "detection": "fine-tune detectors on VOC or COCO with detectron2 and report AP",
+        "sweep": "run a grid of settings, select one on a validation figure, report its test figure",
+    },
+    "using a checkpoint": {
+        "describe": "say what a checkpoint is and whether it is intact",
+        "embed": "write the features of images and draw them in two dimensions",
+        "export": "write the backbone for torchvision, timm, detectron2, safetensors or ONNX",
+    },
+}
+MAINS = ("pretrain", "lincls", "semisup")
+NAMES = [name for group in COMMANDS.values() for name in group]
+# what `python -m` starts, and in other words a path to: the module of each command
+MODULES = {name: f"moco.mains.main_{name}" if name in MAINS else f"moco.{name}" for name in NAMES}
+MODULES["detection"] = f"{DETECTION}.run"
+OTHERS = {f"{DETECTION}.{name}" for name in ("train_net", "convert-pretrain-to-detectron2", "install_for_ci")}
+# what somebody may look for under the name of a module
+ALSO = {
+    "knn": "lincls --knn", "fewshot": "lincls --few-shot", "few_shot": "lincls --few-shot",
+    "lr_find": "lincls --lr-find", "linear": "lincls", "probe": "lincls",
+    "finetune": "semisup", "pretraining": "pretrain", "train": "pretrain", "loop": "pretrain", "trainer": "detection",
+    "detectron2_names": "export", "pack": "data pack",
+}  # fmt: skip
+
+
+def listing(moco: str) -> str:
+    """What `moco` prints without a command; ``moco``: how it was typed."""
+    lines = [f"usage: {moco} COMMAND [flags]", "", "Contrastive pretraining of image encoders with hard negatives."]
+    for title, commands in COMMANDS.items():
+        lines += ["", f"{title}:", *(f"  {name:10} {summary}" for name, summary in commands.items())]
+    return "\n".join([*lines, "", f"{moco} COMMAND --help lists the flags of a command; {moco} --version its version."])
+
+
+def instead(word: str, moco: str) -> str:
+    """The end of a sentence on a word that is no command: what to type instead; ``moco``: how it is typed."""
+    word = word.lower().replace("-", "_").removesuffix(".py").removeprefix("main_")
+    if word in NAMES or word in ALSO:
+        return f"; type `{moco} {ALSO.get(word, word)}`"
+    near = difflib.get_close_matches(word, [*NAMES, *ALSO], 1, cutoff=0.75)
+    return f"; did you mean `{moco} {ALSO.get(near[0], near[0])}`?" if near else f"; `{moco}` lists the commands"
+
+
+def started() -> tuple[str, str]:
+    """The command that this process runs and how it was typed: ("embed", "python -m moco.embed"); empty where it runs
+    none."""
+    spec = getattr(sys.modules["__main__"], "__spec__", None)
+    module = spec.name.removesuffix(".__main__") if spec else ""
+    script = "" if module else os.path.basename(sys.argv[0])
+    if "moco" in (module, script) and len(sys.argv) > 1:
+        return sys.argv[1], f"{'python -m ' * bool(module)}moco {sys.argv[1]}"
+    for name, own in MODULES.items():
+        if module == own:
+            return name, f"python -m {own}"
+        if script == f"{own.rpartition('.')[2]}.py":
+            return name, f"python {sys.argv[0]}"
+        if script == f"moco-{name}":
+            return name, script
+    return "", ""
+
+
+def typed(name: str) -> str:
+    """How the command of this name was typed, for usage lines; ``moco NAME`` where it was not."""
+    command, words = started()
+    return words if command == name else f"moco {name}"
+
+
+def check(package: str) -> None:
+    """End with one sentence where ``python -m`` asks for a module of this package that is no command.
+
+    Called by the package itself, which Python imports before the module: then sys.argv begins with "-m" and goes on
+    behind the module's name.
+    """
+    if sys.argv[:1] != ["-m"]:
+        return
+    name = sys.orig_argv[-len(sys.argv)]
+    name = name.partition("m")[2] if name.startswith("-") else name  # -mmoco.knn
+    if name.partition(".")[0] == package and not is_door(name):
+        sentence = f"{name} is no command{instead(name.rpartition('.')[2], 'python -m moco')}"
+        tell(f"error: {sentence}", error=True)
+        sys.exit(USAGE_EXIT)
+
+
+def is_door(module: str) -> bool:
+    """Whether ``python -m`` of this module starts something."""
+    return module.removesuffix(".__main__") in {"moco", *MODULES.values(), *OTHERS}
