@@ -106,8 +106,7 @@ def choose_method(args: argparse.Namespace, typed: dict[str, Any]) -> None:
     if given and asked("mochi"):
         raise UserError("--mochi and SynCo's --n1..--n6 are two methods; give one of them.")
     if implied and args.method not in (None, "supcon", implied):
-        flag = "--" + (given[0] if given else "mochi")
-        raise UserError(f"--method {args.method} does not use {flag}; leave one of them out.")
+        raise UserError(f"--method {args.method} does not use --{[*given, 'mochi'][0]}; leave one of them out.")
     args.method = args.method or implied or "moco"
     method = METHODS[args.method]
     args.family = "queue" if asked("moco_k") and method.family == "batch" else method.family
@@ -153,8 +152,9 @@ def _check_family(args: argparse.Namespace, asked: set[str]) -> None:
     if "base_temperature" not in METHODS[args.method].defaults:  # the loss is not scaled, so the log must not say so
         refused.add("base_temperature")
     if idle := [name for name in sorted(refused & asked) if getattr(args, name)]:
-        flag = f"--{idle[0].replace('_', '-')}"
-        raise UserError(f"--method {args.method} does not use {flag}; leave one of them out.")
+        warm = " (--warmup-epochs), the start of synthetic negatives; a warm-up is --rise-epochs or --warm."
+        more = warm if idle[0] == "hard_start_epoch" else "; leave one of them out."
+        raise UserError(f"--method {args.method} does not use --{idle[0].replace('_', '-')}{more}")
     args.base_temperature = None if "base_temperature" in refused else args.base_temperature  # of a file's own method
     if args.contrast_mode == "one" and args.family != "batch":
         raise UserError("--contrast-mode one is for the methods without a queue, where a query is one view anyway.")

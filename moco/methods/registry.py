@@ -60,9 +60,9 @@ class Method:
         return importlib.import_module(self.file)
 
 
-_OF_A_QUEUE = ("symmetric", "bn_splits", "mask_same_image", "head_impl")
+_OF_A_QUEUE = ("symmetric", "bn_splits", "mask_same_image", "head_impl", "hard_start_epoch")
 _MOCO_V3S_OWN = ("moco_mlp_dim", "moco_m_cos", "stop_grad_conv1")
-_NOT_MOCO_V3S = (*_OF_A_QUEUE, "mlp", "hard_start_epoch")
+_NOT_MOCO_V3S = (*_OF_A_QUEUE, "mlp")
 FAMILIES = {
     "queue": Family("moco.models.build:with_queue", 2, "synthetic_mass", _MOCO_V3S_OWN),
     "batch": Family("moco.models.build:in_batch", 1, "no_positive", _OF_A_QUEUE + _MOCO_V3S_OWN),

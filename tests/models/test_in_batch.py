@@ -192,6 +192,7 @@ MISTAKES = [
     (["--method", "supcon", "--mochi", "4", "2", "2", "DIR"], "give --method supcon a --moco-k"),
     (["--method", "simclr", "--n1", "4", "DIR"], "--method simclr does not use --n1"),
     (["--method", "simclr", "--symmetric", "DIR"], "--method simclr does not use --symmetric"),
+    (["--method", "simclr", "--warmup-epochs", "5", "DIR"], "synthetic negatives; a warm-up is --rise-epochs"),
     (["--method", "supcon", "--moco-k", "64", "--syncBN", "DIR"], "--syncBN is for the methods without a queue"),
     (["--method", "supcon", "--moco-k", "64", "--head-impl", "cpu", "DIR"], "does not use --head-impl"),
     (["--method", "supcon", "--moco-k", "64", "--contrast-mode", "one", "DIR"], "--contrast-mode one"),
