@@ -1,31 +1,45 @@
-"""docs/migrating.md: its commands parse, and the flags that it says are here are."""
+"""docs/migrating.md and the pages it leads to: their commands parse, and the flags that they say are here are."""
 
+import importlib
 import re
-from pathlib import Path
 
 import pytest
-from conftest import load, records
+import torch
+from conftest import ROOT, load, records
 from PIL import Image
+from support.layouts import THEIRS
 
-from moco import cli
+from moco import cli, distributed
 from moco.cli import commands as command_options
 from moco.cli.methods import negatives_config
 from moco.cli.semisup import semisup_schedule
 from moco.methods import negatives
 from moco.methods.registry import METHODS
 
-TEXT = (Path(__file__).resolve().parents[2] / "docs" / "migrating.md").read_text(encoding="utf-8")
+INDEX = (ROOT / "docs" / "migrating.md").read_text(encoding="utf-8")
+PAGES = {path.stem: path.read_text(encoding="utf-8") for path in (ROOT / "docs" / "migrating").glob("*.md")}
+TEXT = "\n".join([INDEX, *(PAGES[name] for name in sorted(PAGES))])
 PARSE = {
     "main_pretrain.py": cli.parse_pretrain, "main_lincls.py": cli.parse_lincls,
     "main_semisup.py": cli.parse_semisup,
 }  # fmt: skip
 
 
+def commands(text: str) -> list[list[str]]:
+    return [line.split()[1:] for block in re.findall(r"```bash\n(.*?)```", text, re.S) for line in block.splitlines()]
+
+
+def test_every_page_is_in_the_index_and_has_a_whole_command():
+    assert sorted(re.findall(r"\(migrating/(\w+)\.md\)", INDEX)) == sorted(PAGES)
+    assert [name for name, text in PAGES.items() if name != "moco" and not commands(text)] == []
+
+
 def test_the_commands_parse():
-    commands = [line.split() for block in re.findall(r"```bash\n(.*?)```", TEXT, re.S) for line in block.splitlines()]
-    assert len(commands) == 6
-    for _, script, *words in commands:
-        PARSE[script](words)
+    found = commands(TEXT)
+    assert len(found) == 21
+    for script, *words in found:
+        if script != "-m":
+            PARSE[script](words)
 
 
 def test_supcontrasts_linear_line_means_the_same():
@@ -78,12 +92,29 @@ def test_main_ces_schedule(words, milestones, warm):
 def test_flags_that_are_here_exist():
     parsers = (cli.pretrain_parser, cli.lincls_parser, cli.semisup_parser, command_options.average_parser)
     known = {word for make in parsers for action in make()._actions for word in action.option_strings}
-    rows = [line.split("|")[1:3] for line in TEXT.splitlines() if line.startswith("| `") or line.startswith("| SynCo")]
-    assert len(rows) > 50
+    lines = [line for line in TEXT.splitlines() if line.startswith(("| `", "| SynCo"))]
+    rows = [re.split(r"(?<!\\)\|", line)[1:3] for line in lines]
+    assert len(rows) > 130
     for theirs, here in rows:
         flags = re.findall(r"(?<![\w-])--?[A-Za-z][\w-]*", here + (theirs if here.strip().startswith("same") else ""))
         missing = [flag for flag in flags if flag not in known and flag.replace("_", "-") not in known | {"-m"}]
         assert missing == [], theirs
+
+
+@pytest.mark.parametrize("name", ["barlow_twins", "lightly", "moco_v3", "solo_learn"])
+def test_their_files_are_read_by_the_pages_commands(name, tmp_path, image_folder, monkeypatch, alone, restored, capsys):
+    """A file in the project's layout in the place of the checkpoint: the first of its evaluations runs to its end."""
+    monkeypatch.chdir(tmp_path)
+    torch.manual_seed(0)
+    torch.set_num_threads(1)
+    torch.save(THEIRS[name]()[0], "checkpoint_0199.pth.tar")
+    script, *words = next(c for c in commands(PAGES[name]) if c[0] != "main_pretrain.py")
+    words = [str(image_folder) if word == "DIR" else word for word in words]
+    args = PARSE[script]([*words, *["--size", "16", "-b", "8", "-j", "0", "--epochs", "1", "--save-dir", "here"]])
+    worker = importlib.import_module(script.removesuffix(".py")).worker
+    assert distributed.launch(worker, args) == 0
+    assert list(tmp_path.glob("here/*.json"))
+    assert "read 12" in capsys.readouterr().out  # all 120 to 122 tensors of a ResNet-18
 
 
 def public_mochis_types(step: int, counts: tuple[int, int], starts: tuple[int, int]) -> list[bool]:

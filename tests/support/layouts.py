@@ -3,7 +3,10 @@
 from collections.abc import Callable
 
 import torch
+import torchvision
 from torch import nn
+
+C = 128  # width of the features that a loss compares
 
 
 def prefixed(prefix: str, tensors: dict) -> dict:
@@ -52,9 +55,77 @@ def by_position(network: nn.Module) -> nn.Sequential:
     return nn.Sequential(*list(network.children())[:-1], nn.AdaptiveAvgPool2d(1))
 
 
+def resnet(head: nn.Module | None = None, arch: str = "resnet18") -> nn.Module:
+    """torchvision's own network, as upstream builds it, with random running statistics."""
+    network = torchvision.models.get_model(arch, weights=None, num_classes=C)
+    for module in network.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            assert module.running_mean is not None
+            module.running_mean.normal_()
+    if head is not None:
+        network.fc = head
+    return network
+
+
+def small(padding: int = 1) -> nn.Module:
+    network = resnet()
+    network.conv1 = nn.Conv2d(3, 64, 3, padding=padding, bias=False)
+    network.maxpool = nn.Identity()
+    return network
+
+
+def without_head(network: nn.Module) -> dict[str, torch.Tensor]:
+    return {name: value for name, value in network.state_dict().items() if not name.startswith("fc.")}
+
+
+def moco_v3() -> tuple[dict, Callable]:
+    network = resnet(nn.Identity())
+    head = nn.Sequential(nn.Linear(512, 64, bias=False), nn.BatchNorm1d(64), nn.ReLU(), nn.Linear(64, 16, bias=False))
+    entries = {**network.state_dict(), **prefixed("fc.", head.state_dict())}
+    other = prefixed("module.momentum_encoder.", resnet().state_dict())
+    entries = {**prefixed("module.base_encoder.", entries), **other, "module.predictor.0.weight": torch.zeros(8, 8)}
+    return {"epoch": 300, "arch": "resnet18", "state_dict": entries}, network
+
+
+def moco_v3_vit() -> tuple[dict, Callable]:
+    import timm
+
+    network = timm.create_model("vit_small_patch16_224", num_heads=12, img_size=32, depth=12, num_classes=0)
+    with torch.no_grad():
+        network.pos_embed[0, 0] = 0  # its positions are sines and cosines, the class token has none
+    head = {"head.0.weight": torch.zeros(8, 384), "head.1.running_mean": torch.zeros(8)}
+    entries = prefixed("module.base_encoder.", {**network.state_dict(), **head})
+    return {"epoch": 300, "arch": "vit_small", "state_dict": entries}, network
+
+
+def barlow_twins(whole: bool) -> tuple[dict, Callable]:
+    network = resnet(nn.Identity())
+    if not whole:
+        return dict(network.state_dict()), network
+    extra = {"module.projector.0.weight": torch.zeros(8, 512), "module.bn.running_mean": torch.zeros(8)}
+    return {"epoch": 1000, "model": {**prefixed("module.backbone.", network.state_dict()), **extra}}, network
+
+
+def solo_learn(prefix: str) -> tuple[dict, Callable]:
+    network = small(padding=2)
+    head = {"classifier.weight": torch.zeros(10, 512), "classifier.bias": torch.zeros(10)}
+    head |= {"queue": torch.zeros(2, 8, 16), "projector.0.weight": torch.zeros(8, 512)}
+    state = {**prefixed(f"{prefix}.", without_head(network)), **head}
+    state |= prefixed(f"momentum_{prefix}.", {name: value + 1 for name, value in without_head(network).items()})
+    return {"epoch": 999, "pytorch-lightning_version": "1.6.4", "state_dict": state}, network
+
+
 def lightly(build: Callable[[], nn.Module]) -> tuple[dict, Callable]:
     network = build()
     entries = {name: value for name, value in network.state_dict().items() if not name.startswith("fc.")}
     momentum = prefixed("backbone_momentum.", {name: value + 1 for name, value in entries.items()})
     state = {**prefixed("backbone.", entries), **momentum, "projection_head.layers.0.weight": torch.zeros(8, 512)}
     return {"epoch": 9, "pytorch-lightning_version": "2.4.0", "state_dict": state}, network
+
+
+THEIRS = {  # a file of each project that docs/migrating/ is about, and whose layout is its own
+    "barlow_twins": lambda: barlow_twins(True),
+    "lightly": lambda: lightly(lambda: by_position(resnet())),
+    "moco_v3": moco_v3,
+    "solo_learn": lambda: solo_learn("backbone"),
+}

@@ -17,7 +17,20 @@ import torch
 import torch.nn.functional as F
 import torchvision
 from safetensors.torch import save_file
-from support.layouts import OwnResNet, by_position, lightly, prefixed
+from support.layouts import (
+    C,
+    OwnResNet,
+    barlow_twins,
+    by_position,
+    lightly,
+    moco_v3,
+    moco_v3_vit,
+    prefixed,
+    resnet,
+    small,
+    solo_learn,
+    without_head,
+)
 from torch import nn
 
 from moco import cli as flags
@@ -28,19 +41,7 @@ from moco.weights.changes import apply_changes, has_fixed_positions, restore_cha
 from moco.weights.layouts import RESNETS, File, Submodule, arch_of, open_file
 from moco.weights.read import load_backbone, open_backbone
 
-K, C = 12, 128
-
-
-def resnet(head: nn.Module | None = None, arch: str = "resnet18") -> nn.Module:
-    """torchvision's own network, as upstream builds it, with random running statistics."""
-    network = torchvision.models.get_model(arch, weights=None, num_classes=C)
-    for module in network.modules():
-        if isinstance(module, nn.BatchNorm2d):
-            assert module.running_mean is not None
-            module.running_mean.normal_()
-    if head is not None:
-        network.fc = head
-    return network
+K = 12
 
 
 def contrastive_file(queue_shape: tuple[int, int], head: str, arch: str = "resnet18") -> tuple[dict, nn.Module]:
@@ -239,17 +240,6 @@ def by_hand(x: torch.Tensor, t: dict[str, torch.Tensor]) -> torch.Tensor:
     return x.mean((2, 3))
 
 
-def small(padding: int = 1) -> nn.Module:
-    network = resnet()
-    network.conv1 = nn.Conv2d(3, 64, 3, padding=padding, bias=False)
-    network.maxpool = nn.Identity()
-    return network
-
-
-def without_head(network: nn.Module) -> dict[str, torch.Tensor]:
-    return {name: value for name, value in network.state_dict().items() if not name.startswith("fc.")}
-
-
 def supcontrast(wrapper: str = "") -> tuple[dict, Callable]:
     shortcuts = {name.replace("downsample", "shortcut"): value for name, value in without_head(small()).items()}
     head = nn.Sequential(nn.Linear(512, 512), nn.ReLU(), nn.Linear(512, 128)).state_dict()
@@ -258,47 +248,10 @@ def supcontrast(wrapper: str = "") -> tuple[dict, Callable]:
     return {"opt": flags, "model": model, "optimizer": {}, "epoch": 1000}, lambda x: by_hand(x, shortcuts)
 
 
-def moco_v3() -> tuple[dict, Callable]:
-    network = resnet(nn.Identity())
-    head = nn.Sequential(nn.Linear(512, 64, bias=False), nn.BatchNorm1d(64), nn.ReLU(), nn.Linear(64, 16, bias=False))
-    entries = {**network.state_dict(), **prefixed("fc.", head.state_dict())}
-    other = prefixed("module.momentum_encoder.", resnet().state_dict())
-    entries = {**prefixed("module.base_encoder.", entries), **other, "module.predictor.0.weight": torch.zeros(8, 8)}
-    return {"epoch": 300, "arch": "resnet18", "state_dict": entries}, network
-
-
-def moco_v3_vit() -> tuple[dict, Callable]:
-    import timm
-
-    network = timm.create_model("vit_small_patch16_224", num_heads=12, img_size=32, depth=12, num_classes=0)
-    with torch.no_grad():
-        network.pos_embed[0, 0] = 0  # its positions are sines and cosines, the class token has none
-    head = {"head.0.weight": torch.zeros(8, 384), "head.1.running_mean": torch.zeros(8)}
-    entries = prefixed("module.base_encoder.", {**network.state_dict(), **head})
-    return {"epoch": 300, "arch": "vit_small", "state_dict": entries}, network
-
-
-def barlow_twins(whole: bool) -> tuple[dict, Callable]:
-    network = resnet(nn.Identity())
-    if not whole:
-        return dict(network.state_dict()), network
-    extra = {"module.projector.0.weight": torch.zeros(8, 512), "module.bn.running_mean": torch.zeros(8)}
-    return {"epoch": 1000, "model": {**prefixed("module.backbone.", network.state_dict()), **extra}}, network
-
-
 def own_by_name() -> nn.Module:
     network = OwnResNet()
     network.linear = nn.Identity()
     return network
-
-
-def solo_learn(prefix: str) -> tuple[dict, Callable]:
-    network = small(padding=2)
-    head = {"classifier.weight": torch.zeros(10, 512), "classifier.bias": torch.zeros(10)}
-    head |= {"queue": torch.zeros(2, 8, 16), "projector.0.weight": torch.zeros(8, 512)}
-    state = {**prefixed(f"{prefix}.", without_head(network)), **head}
-    state |= prefixed(f"momentum_{prefix}.", {name: value + 1 for name, value in without_head(network).items()})
-    return {"epoch": 999, "pytorch-lightning_version": "1.6.4", "state_dict": state}, network
 
 
 LAYOUTS = {
