@@ -77,6 +77,11 @@ NETWORK, FLAGS = _named(Kind("a tensor", _is_tensor)), _named(Kind("a plain valu
 # In these tables a name with "?" may be missing, [kind] is a list of such, and of (kind, kind) either fits.
 IMAGES = {"stem?": WORD, "size?": _whole(1, 1 << 14), "channels?": _whole(1, 64), "mean?": [NUMBER], "std?": [POSITIVE]}
 RULE = {"best": ANY_NUMBER, "num_bad_epochs": COUNT, "last_epoch": COUNT, "_last_lr": [NUMBER]}
+PRETRAINING = {
+    "method": WORD, "recipe": FLAGS, "projection?": {"kind?": WORD, "widths?": [COUNT], "batchnorm?": FLAG},
+    "data?": {"name?": WORD, "images?": COUNT}, "epochs?": COUNT, "steps?": COUNT,
+    "seed?": _whole(-MOST * MOST, MOST * MOST), "torch?": WORD,
+}  # fmt: skip
 RUN = {
     "seed?": _whole(-MOST * MOST, MOST * MOST), "step?": COUNT, "draw?": COUNT, "batch?": COUNT, "ema_due?": FLAG,
     "bad_steps?": COUNT, "bad_images?": {"seen": [COUNT]}, "best_epoch?": COUNT, "losses?": [[NUMBER]],
@@ -85,6 +90,7 @@ RUN = {
     "torch?": {"version": WORD, "processor": WORD, "threads?": _whole(1, 1 << 20)}, "processes?": _whole(1, 1 << 20),
     "head?": (NOTHING, {"impl": WORD, "precision?": WORD, "device?": WORD, "asked?": [WORD]}), "images?": IMAGES,
     "changes?": _named(_whole(0, 256)), "classes?": (NOTHING, [WORD]), "averaged?": [WORD], "lr?": POSITIVE,
+    "pretraining?": PRETRAINING,
 }  # fmt: skip
 SCALER = {"scale": POSITIVE, "growth_factor": _number(1), "backoff_factor": SHARE, "growth_interval": _whole(1),
           "_growth_tracker": COUNT}  # fmt: skip
@@ -96,7 +102,7 @@ ENTRIES = {
 # Of the cards that moco.export writes, and of the flags of a run that lie beside it, where None is the data set's own.
 CARD = {name: (NO_VALUE, kind) for name, kind in {
     **IMAGES, "arch?": WORD, "width?": COUNT, "changes?": _named(_whole(0, 256)), "source?": WORD, "epoch?": COUNT,
-    "dataset?": WORD, "aug?": WORD, "method?": WORD,
+    "dataset?": WORD, "aug?": WORD, "method?": WORD, "pretraining?": PRETRAINING,
 }.items()}  # fmt: skip
 # Of a file of upstream's or of another project's, as far as a run can go on from it or it can be averaged.
 THEIRS = {

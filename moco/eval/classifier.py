@@ -243,6 +243,8 @@ def check_state(state: dict, path: str, arch: str, *needed: str) -> None:
 def fill(encoder: nn.Module, state: dict, path: str, entry: str = "state_dict") -> None:
     """Put a checkpoint's network, classifier included, into the encoder; UserError where it does not fit."""
     restore_changes(encoder, state, path)
+    if made := run_of(state).get("pretraining"):  # of the file that --pretrained named when the run began
+        encoder.pretraining = made
     fill_network(encoder, state[entry], path)
 
 

@@ -22,6 +22,7 @@ from moco.train.loop import Loop
 from moco.train.metrics import alignment, uniformity
 from moco.train.plan import batch_shape
 from moco.train.resume import describe_stop
+from moco.weights.origin import entry_of
 from moco.weights.settings import images_of
 
 IMAGES = ("q", "k", "more", "index")  # of a batch, what goes to the device; more: only where views are more than two
@@ -276,6 +277,8 @@ class Trainer(Loop):
     def _write(self, keep: int | None, named: bool, last: bool) -> None:
         run = {**self.progress.entries(), "batches": batch_shape(self.sampler, self.plan.accum), **self.about}
         run |= images_of(self.model.encoder_q, self.model.mean, self.model.std)
+        at, queue = self.progress, hasattr(self.model, "queue")
+        run |= entry_of(self.about, self.model.encoder_q, at.epoch, at.step, at.seed, queue)
         state = checkpoint.pack(self.model, self.optimizer, self.scaler, self.arch, self.progress.epoch, run)
         self.saver.write(state, partial(self._write_file, keep, named), last)
         if self.exit_code is not None and not self.finished():

@@ -22,6 +22,8 @@ from moco.files import run_of
 from moco.models.encoder import backbone_keys
 from moco.models.inputs import normalise
 from moco.weights.changes import describe_changes, recorded_changes
+from moco.weights.layouts import file_of
+from moco.weights.origin import pretraining_of
 from moco.weights.read import Backbone, differing, fill_backbone, open_backbone
 from moco.weights.settings import Settled, settle_from_file
 
@@ -135,9 +137,11 @@ def _traits(state: dict) -> dict[str, Any]:
 def _packed(mean: dict[str, Tensor], last: dict, paths: list[str]) -> dict[str, Any]:
     """A checkpoint of the mean with the last file's other entries."""
     kept = {name: last[name] for name in ("epoch", "arch", "best_acc1") if name in last}
-    run = {name: value for name, value in run_of(last).items() if name in ("lr", "classes", "images")}
+    run = {name: value for name, value in run_of(last).items() if name in ("lr", "classes", "images", "pretraining")}
     changes = recorded_changes(last)
     run |= {} if changes is None else {"changes": changes}
+    if made := pretraining_of(file_of(paths[-1], last), {}).value:
+        run.setdefault("pretraining", made)
     return {**kept, "state_dict": mean, "run": {**run, "averaged": [os.path.basename(path) for path in paths]}}
 
 

@@ -24,6 +24,7 @@ from moco.models.key_queue import EMPTY
 from moco.train import checkpoint
 from moco.train.resume import describe_machine
 from moco.weights.layouts import File, arch_of, head_entries, named_arch, open_file
+from moco.weights.origin import described, pretraining_of
 from moco.weights.read import differing, open_backbone
 from moco.weights.settings import listed, settings_of
 
@@ -99,12 +100,15 @@ def _architecture(file: File) -> Iterator[str]:
     except UserError as error:
         yield WARNING + f"architecture: {arch}, {how}, but {error}"
         return
-    head = [tuple(value.shape) for value in head_entries(source.encoder, file, sound=False).values() if value.ndim > 1]
+    entries = head_entries(source.encoder, file, sound=False)
+    head = [tuple(value.shape) for value in entries.values() if value.ndim > 1]
     summary = "head " + "-".join(map(str, [head[0][1], *(shape[0] for shape in head)])) if head else "no head"
     built = f"{source.stem} stem, {source.channels} channels, {source.size} px, {summary}"
     yield f"architecture: {arch}, {how}; {built}"
     yield source.summary
     yield f"settings: {listed(settings_of(file))}"
+    if (made := pretraining_of(file, entries)).value:
+        yield f"pretrained by {described(made.value)} ({made.origin})"
 
 
 def _progress(file: File) -> Iterator[str]:
@@ -113,7 +117,7 @@ def _progress(file: File) -> Iterator[str]:
     entries |= {name: run[name] for name in ("step", "batch", "seed") if name in run}
     if "best_acc1" in file.state and not schema.not_gone_on({"best_acc1": file.state["best_acc1"]}):
         entries["best top-1"] = f"{float(file.state['best_acc1']):.2f}"
-    entries["method"] = beside.get("method") or (run.get("flags") or {}).get("--method") or "not recorded"
+    entries["method"] = pretraining_of(file, {}).value.get("method") or "not recorded"
     entries |= {name: beside[name] for name in ("dataset", "data") if beside.get(name)}
     yield ", ".join(f"{name} {value}" for name, value in entries.items())
 

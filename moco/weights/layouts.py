@@ -90,7 +90,11 @@ def open_file(path: str) -> File:
     """
     if path.endswith(SAFETENSORS) and os.path.isfile(path):
         return _open_safetensors(path)
-    state = files.read(path)
+    return file_of(path, files.read(path))
+
+
+def file_of(path: str, state: dict) -> File:
+    """The same of a checkpoint that was read."""
     return File(path, state, tensors_of(state, path), *_settings(path, state))
 
 

@@ -7,7 +7,7 @@ project builds otherwise, :mod:`moco.weights.changes`; what it was trained at, :
 from __future__ import annotations
 
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torchvision
@@ -18,6 +18,7 @@ from moco.errors import UserError, one_line
 from moco.models.encoder import backbone_keys, build_encoder, head_of
 from moco.weights.changes import adapt, changes_of
 from moco.weights.layouts import PUBLISHED, File, from_beit3, named_arch, open_file, part_for, tensors_of
+from moco.weights.origin import pretraining_of
 from moco.weights.settings import settings_of
 
 
@@ -32,6 +33,7 @@ class Backbone(NamedTuple):
     changes: dict[str, int]  # see :func:`moco.weights.changes.apply_changes`
     file: File
     summary: str  # what was read
+    pretraining: dict  # see :mod:`moco.weights.origin`; empty where it is not known
 
 
 def load_backbone(encoder: nn.Module, path: str, arch: str = "") -> tuple[dict[str, Tensor], str]:
@@ -79,7 +81,8 @@ def open_backbone(
     size = int(size or known.get("size") or (32 if stem == "cifar" else 224))
     encoder = build_encoder(arch, 1, stem=stem, size=size, in_chans=channels)
     _, summary = _read_into(encoder, file, arch, fill)
-    return Backbone(encoder.eval(), arch, stem, size, channels, changes_of(encoder), file, summary)
+    made: Any = encoder.pretraining
+    return Backbone(encoder.eval(), arch, stem, size, channels, changes_of(encoder), file, summary, made)
 
 
 def fill_backbone(encoder: nn.Module, tensors: dict[str, Tensor]) -> None:
@@ -142,6 +145,8 @@ def _read_into(encoder: nn.Module, file: File, arch: str, fill: bool = True) -> 
     found = {name: value for name, value in part.entries.items() if not name.startswith(head)}
     _check(encoder, found, file, arch)
     changes = adapt(encoder, file)
+    own_head = {name.removeprefix(head): value for name, value in part.entries.items() if name not in found}
+    encoder.pretraining = pretraining_of(file, own_head).value  # type: ignore[assignment]
     if fill:
         files.refuse_odd(found, file.path, encoder.state_dict())
         fill_backbone(encoder, found)

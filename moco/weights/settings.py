@@ -39,7 +39,8 @@ class Setting(NamedTuple):
 
 
 def images_of(encoder: nn.Module, mean: Any, std: Any) -> dict[str, dict[str, Any]]:
-    """The entries of a checkpoint's ``run`` that build this encoder anew and say how it sees images: plain values.
+    """The entries of a checkpoint's ``run`` that build this encoder anew, say how it sees images and, of one that was
+    read from a file, how that pretrained it (:mod:`moco.weights.origin`): plain values.
 
     Args:
         encoder: from :func:`moco.models.encoder.build_encoder`, which remembers its stem, size and channels; of one
@@ -49,6 +50,8 @@ def images_of(encoder: nn.Module, mean: Any, std: Any) -> dict[str, dict[str, An
     entries: dict[str, dict[str, Any]] = {"changes": changes_of(encoder)} if changes_of(encoder) else {}
     if built := getattr(encoder, "built", {}):
         entries["images"] = {**built, "mean": _numbers(mean), "std": _numbers(std)}
+    if made := getattr(encoder, "pretraining", {}):
+        entries["pretraining"] = made
     return entries
 
 
