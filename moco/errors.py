@@ -20,19 +20,25 @@ DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO, errno.E
 _UNPRINTABLE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 
 
-class UserError(Exception):
+class MocoError(Exception):
+    """What a function of this package raises besides Python's own errors, or one of the three below: a sentence."""
+
+    exit_code = 1
+
+
+class UserError(MocoError):
     """Input that cannot be used: one sentence that says what to do."""
 
     exit_code = USAGE_EXIT
 
 
-class TrainingError(Exception):
+class TrainingError(MocoError):
     """Training cannot go on (for example non-finite losses): one sentence."""
 
     exit_code = DIVERGED_EXIT
 
 
-class OutageError(Exception):
+class OutageError(MocoError):
     """Something outside the program is gone (images, room on the disk, another process): one sentence. What could be
     saved is saved; the same command goes on once it is back."""
 
@@ -44,13 +50,30 @@ def exit_code(work: Callable[[], int | None]) -> int:
     try:
         return work() or 0
     except (UserError, OutageError) as error:
-        tell(f"error: {error}", error=True)
+        refuse(error)
         return error.exit_code
     except OSError as error:
         if not (said := of_the_disk(error)):
             raise
-        tell(f"error: {said}", error=True)
+        refuse(said)
         return OUTAGE_EXIT
+
+
+_caller: Callable[[str], None] | None = None
+
+
+def answer_to(caller: Callable[[str], None]) -> None:
+    """From now on ``caller`` is given what :func:`refuse` says: this process works for a function in another one."""
+    global _caller
+    _caller = caller
+
+
+def refuse(sentence: object, who: str = "error: ") -> None:
+    """Say why the program ends, on standard error after ``who``."""
+    if _caller:
+        _caller(str(sentence))
+    else:
+        tell(f"{who}{sentence}", error=True)
 
 
 def of_the_disk(error: BaseException) -> str:
@@ -72,14 +95,14 @@ def printable(text: str) -> str:
 
 def tell(*lines: str, error: bool = False) -> None:
     """Print lines for people, :func:`printable`, at once: on standard output, or standard error with ``error``."""
-    stream = sys.stderr if error else sys.stdout
-    text = printable("\n".join(lines)) + "\n"
-    encoding = getattr(stream, "encoding", None) or "utf-8"
-    write_out(text.encode(encoding, "backslashreplace").decode(encoding), stream)
+    write_out(printable("\n".join(lines)) + "\n", sys.stderr if error else sys.stdout)
 
 
 def write_out(text: str, stream: Any) -> None:
-    """Write at once. Where the reader (head, a terminal) is gone, this and all that follows goes nowhere."""
+    """Write at once, with escapes for what the stream's encoding has not. Where the reader (head, a terminal) is gone,
+    this and all that follows goes nowhere."""
+    encoding = getattr(stream, "encoding", None) or "utf-8"
+    text = text.encode(encoding, "backslashreplace").decode(encoding)
     try:
         stream.write(text)
         stream.flush()

@@ -93,8 +93,8 @@ def parse_data(argv: list[str] | None = None) -> argparse.Namespace:
     return p.parse_args(argv)
 
 
-def parse_embed(argv: list[str] | None = None) -> argparse.Namespace:
-    """The flags of moco.embed."""
+def embed_parser() -> Parser:
+    """The parser of moco.embed."""
     text = "Features of a set of images as a file, and a picture of them in two dimensions."
     p = Parser(doors.typed("embed"), text)
     add = p.add_argument
@@ -106,18 +106,28 @@ def parse_embed(argv: list[str] | None = None) -> argparse.Namespace:
     add("--points", default=2000, type=at_least(10), metavar="N", help="images in the picture at most (default: 2000)")
     add("--seed", default=0, type=int, help="of the choice of images and of the picture (default: 0)")
     add_launch(p)
-    return parse(p, argv, _finish_read)
+    return p
 
 
-def parse_retrieval(argv: list[str] | None = None) -> argparse.Namespace:
-    """The flags of moco.retrieval."""
+def parse_embed(argv: list[str] | None = None) -> argparse.Namespace:
+    """The flags of moco.embed."""
+    return parse(embed_parser(), argv, _finish_read)
+
+
+def retrieval_parser() -> Parser:
+    """The parser of moco.retrieval."""
     text = "How well features find and group their classes, before the projection head and behind it."
     p = Parser(doors.typed("retrieval"), text)
     _add_read(p)
     p.add_argument("--out", default="./", metavar="DIR", help="where retrieval.json goes (default ./)")
     p.add_argument("--seed", default=0, type=int, help="of k-means (default: 0)")
     add_launch(p)
-    return parse(p, argv, _finish_read)
+    return p
+
+
+def parse_retrieval(argv: list[str] | None = None) -> argparse.Namespace:
+    """The flags of moco.retrieval."""
+    return parse(retrieval_parser(), argv, _finish_read)
 
 
 def _add_read(p: Parser) -> None:

@@ -12,6 +12,7 @@ import difflib
 import math
 import sys
 from collections.abc import Callable, Container, Iterable
+from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any, NoReturn, cast
 
@@ -62,6 +63,10 @@ positive = NumberRange(float, lambda x: 0 < x < math.inf, "must be a number abov
 finite = NumberRange(float, math.isfinite, "must be a finite number")
 
 
+# Set, what a parser refuses is raised as a UserError and no program ends: for functions that take flags.
+raising: ContextVar[bool] = ContextVar("raising", default=False)
+
+
 class Parser(argparse.ArgumentParser):
     """One sentence and exit code 2 instead of the whole usage text. ``filed``: what ``--config`` has set, by name."""
 
@@ -73,6 +78,8 @@ class Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         if message.startswith("unrecognized arguments: "):
             message += close_to(next((word for word in message.split() if word.startswith("--")), ""), self.flags())
+        if raising.get():
+            raise UserError(message)
         tell(f"error: {message} (--help lists the flags)", error=True)
         sys.exit(USAGE_EXIT)
 

@@ -28,7 +28,7 @@ import torch.multiprocessing as mp
 
 from moco import errors, owner, run_folder, signals
 from moco.distributed import collectives, meeting, watch
-from moco.errors import OutageError, TrainingError, UserError, exit_code, one_line, tell
+from moco.errors import OutageError, TrainingError, UserError, exit_code, one_line, refuse, tell
 
 LOST = 0  # in reports of processes, where they have their exit code: only that another one is gone
 EXIT_GRACE_SECONDS = 20  # how long the other processes may take to end after one has failed
@@ -196,11 +196,7 @@ def _pause(seconds: float) -> None:
 def _run(worker: Callable[[Any], int | None], args: Any, plan: LaunchPlan) -> int:
     """This process is the run, or one of several that somebody else started."""
     signals.of_several(plan.rank, scheduled=plan.world_size > 1)
-    who = "error" if plan.world_size == 1 else f"error (rank {plan.rank})"
-
-    def report(sentence: object) -> None:
-        tell(f"{who}: {sentence}", error=True)
-
+    report = partial(refuse, who="error: " if plan.world_size == 1 else f"error (rank {plan.rank}): ")
     try:
         return _work(worker, args, plan, report)
     except (UserError, TrainingError, OutageError) as error:
@@ -378,15 +374,15 @@ def _explain(code: int, reports: Any) -> int:
     sentences = [(known, text) for known, text in told if known > 1]
     if sentences:
         code, text = sentences[0]
-        tell(f"error: {text}", error=True)
+        refuse(text)
     elif code > 128 and code not in errors.FINAL_EXITS:  # the others' tracebacks only say that it is gone
         why = f"a process was ended by signal {code - 128}" + ", perhaps for want of memory" * (code == 137)
-        tell(f"error: {why}; go on from the newest checkpoint with --resume auto.", error=True)
+        refuse(f"{why}; go on from the newest checkpoint with --resume auto.")
     else:
-        tracebacks = dict.fromkeys(text for known, text in told if known == 1)
-        lost = [f"error: {text}; go on with --resume auto." for known, text in told if known == LOST]
-        for text in tracebacks or lost[:1]:
-            tell(text, error=True)
+        tracebacks = [(text, "") for text in dict.fromkeys(text for known, text in told if known == 1)]
+        lost = [(f"{text}; go on with --resume auto.", "error: ") for known, text in told if known == LOST]
+        for text, who in tracebacks or lost[:1]:
+            refuse(text, who)
     return code
 
 
