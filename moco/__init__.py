@@ -11,31 +11,58 @@ from typing import TYPE_CHECKING, Any
 from moco import doors
 
 if TYPE_CHECKING:
-    from moco.errors import UserError
+    from moco.embed import embed
+    from moco.errors import MocoError, OutageError, TrainingError, UserError
+    from moco.export import export
     from moco.library.criteria import DCLLoss, HCLLoss, MoCHiLoss, MoCoLoss, SimCLRLoss, SupConLoss, SynCoLoss
+    from moco.library.encoder import Encoder, load_encoder
+    from moco.library.program import evaluate, pretrain
+    from moco.library.results import Embedding, RunResult
 
 __version__ = "0.2.0"  # nowhere else: pyproject.toml reads it here
 
 _MODULES = {  # of each public name
-    "UserError": "moco.errors",
     "DCLLoss": "moco.library.criteria",
+    "Embedding": "moco.library.results",
+    "Encoder": "moco.library.encoder",
     "HCLLoss": "moco.library.criteria",
     "MoCHiLoss": "moco.library.criteria",
     "MoCoLoss": "moco.library.criteria",
+    "MocoError": "moco.errors",
+    "OutageError": "moco.errors",
+    "RunResult": "moco.library.results",
     "SimCLRLoss": "moco.library.criteria",
     "SupConLoss": "moco.library.criteria",
     "SynCoLoss": "moco.library.criteria",
+    "TrainingError": "moco.errors",
+    "UserError": "moco.errors",
+    "embed": "moco.embed",
+    "evaluate": "moco.library.program",
+    "export": "moco.export",
+    "load_encoder": "moco.library.encoder",
+    "pretrain": "moco.library.program",
 }
 
 __all__ = [
     "DCLLoss",
+    "Embedding",
+    "Encoder",
     "HCLLoss",
     "MoCHiLoss",
     "MoCoLoss",
+    "MocoError",
+    "OutageError",
+    "RunResult",
     "SimCLRLoss",
     "SupConLoss",
     "SynCoLoss",
+    "TrainingError",
     "UserError",
+    "embed",
+    "evaluate",
+    "export",
+    "load_encoder",
+    "pretrain",
 ]
 
 doors.check(__name__)

@@ -1,6 +1,14 @@
-"""python -m moco.embed: features, a picture of them and a page. The work is in moco/eval/embed.py."""
+"""python -m moco.embed and moco.embed(...): features, a picture and a page. The work is in moco/eval/embed.py."""
+
+from typing import TYPE_CHECKING
 
 from moco import signals
+from moco.library.door import callable_module
+
+if TYPE_CHECKING:
+    from moco.library.program import embed as embed
+else:
+    embed = callable_module(__name__)  # moco.embed(...)
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -1,7 +1,15 @@
-"""python -m moco.export: a checkpoint's backbone for other tools. The work is in moco/weights/export.py."""
+"""python -m moco.export and moco.export(...): a backbone for other tools. The work is in moco/weights/export.py."""
+
+from typing import TYPE_CHECKING
 
 from moco import signals
 from moco.errors import exit_code
+from moco.library.door import callable_module
+
+if TYPE_CHECKING:
+    from moco.library.program import export as export
+else:
+    export = callable_module(__name__)  # moco.export(...)
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -232,11 +232,16 @@ def _be_the_program(words: list[str], out: Path, main: Callable | None, variable
     sys.exit(distributed.launch(Worker(out, main), cli.parse_pretrain(words)))
 
 
-def fork(target: Callable, *args: object) -> multiprocessing.process.BaseProcess:
-    """Start ``target(*args)`` in a process of the server's."""
+def server() -> multiprocessing.context.ForkServerContext:
+    """What starts processes that have imported torch."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["main_pretrain", "timm", "torch.utils.tensorboard"])
-    process = context.Process(target=target, args=args)
+    return context
+
+
+def fork(target: Callable, *args: object) -> multiprocessing.process.BaseProcess:
+    """Start ``target(*args)`` in a process of the server's."""
+    process = server().Process(target=target, args=args)
     process.start()
     return process
 

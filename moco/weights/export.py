@@ -67,7 +67,7 @@ def run_export(args: Namespace) -> None:
         raise UserError(f"--head keep has no meaning for --to {args.to}; leave it out.")
     settled = settle_from_file(args, args.checkpoint, args.dataset)
     source = open_backbone(args.checkpoint, args.arch, args.stem, args.size)
-    out = _destination(args)
+    out = destination(args)
     card = make_card(source, *settled.statistics(source.channels, source.size))
     if args.head == "keep":
         keep_the_head(source)
@@ -75,7 +75,7 @@ def run_export(args: Namespace) -> None:
     tell(f"{source.arch}, {source.stem} stem, {source.size} px: {source.summary}{settled.summary}", *lines)
 
 
-def _destination(args: Namespace) -> str:
+def destination(args: Namespace) -> str:
     """--out, else beside the checkpoint; never the checkpoint itself."""
     stem = re.sub(r"(\.pth\.tar|\.[A-Za-z]\w*)$", "", args.checkpoint)
     out = args.out or stem + SUFFIXES[args.to]
