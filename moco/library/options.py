@@ -1,4 +1,4 @@
-"""The options of the functions, by their names in Python: written by ``python -m moco.library.generate``."""
+"""The options of the functions by their names in Python, written by ``python tests/support/typed_options.py``."""
 
 # fmt: off
 

@@ -12,11 +12,12 @@ import numpy as np
 import pytest
 import torch
 from conftest import ARCH, environment, server
+from support import typed_options
 
 import moco
 from moco import cli, distributed, errors
 from moco.cli import commands
-from moco.library import child, generate, program, results
+from moco.library import child, program, results
 
 TINY = {
     "arch": ARCH, "size": 16, "batch_size": 8, "moco_k": 20, "moco_dim": 16, "workers": 0, "amp": "off", "seed": 3,
@@ -136,7 +137,8 @@ def test_errors_are_of_one_class():
 
 
 def test_the_file_of_types_is_fresh():
-    assert generate.PATH.read_text(encoding="utf-8") == generate.source(), "run python -m moco.library.generate"
+    fresh = typed_options.PATH.read_text(encoding="utf-8") == typed_options.source()
+    assert fresh, "run python tests/support/typed_options.py"
 
 
 @pytest.mark.parametrize("name", ["pretrain", "evaluate", "embed", "export"])

@@ -1,4 +1,4 @@
-"""python -m moco.library.generate: write moco/library/options.py, the functions' options with their types.
+"""python tests/support/typed_options.py: write moco/library/options.py, the functions' options with their types.
 
 Editors and type checkers read that file; the functions themselves ask the parsers. A test holds it fresh.
 """
@@ -8,11 +8,12 @@ from __future__ import annotations
 import textwrap
 from pathlib import Path
 
+import moco
 from moco import files
 from moco.library.program import EMBED, EXPORT, LINCLS, PRETRAIN, RETRIEVAL, SEMISUP, Program
 from moco.library.words import Option, options_of
 
-PATH = Path(__file__).with_name("options.py")
+PATH = Path(moco.__file__).parent / "library" / "options.py"
 CLASSES = {
     "PretrainOptions": ("Of :func:`moco.pretrain`: the flags of ``moco pretrain``.", (PRETRAIN,)),
     "EvaluateOptions": (
@@ -22,7 +23,8 @@ CLASSES = {
     "EmbedOptions": ("Of :func:`moco.embed`: the flags of ``moco embed``.", (EMBED,)),
     "ExportOptions": ("Of :func:`moco.export`: the flags of ``moco export``.", (EXPORT,)),
 }
-HEAD = '''"""The options of the functions, by their names in Python: written by ``python -m moco.library.generate``."""
+HEAD = '''\
+"""The options of the functions by their names in Python, written by ``python tests/support/typed_options.py``."""
 
 # fmt: off
 
@@ -48,16 +50,11 @@ def _class(name: str, text: str, programs: tuple[Program, ...]) -> str:
             found.setdefault(option.name, []).append(option)
     lines = [f"\n\nclass {name}(TypedDict, total=False):", f'    """{text}"""', ""]
     for key, options in found.items():
-        kinds = dict.fromkeys(kind for option in options for kind in _kinds(option.type))
+        kinds = dict.fromkeys(kind for option in options for kind in option.type.split(" | "))
         helps = dict.fromkeys(option.help for option in options if option.help)
         lines.append(f"    {key}: {' | '.join(kinds)}")
         lines += textwrap.wrap(f'"""{"; or ".join(helps)}"""', 116, initial_indent="    ", subsequent_indent="    ")
     return "\n".join(lines) + "\n"
-
-
-def _kinds(text: str) -> list[str]:
-    """The parts of a union, None last where several are joined."""
-    return text.split(" | ")
 
 
 if __name__ == "__main__":
