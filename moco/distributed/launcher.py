@@ -227,6 +227,8 @@ def _work(
     except (MemoryError, RuntimeError, OSError) as error:
         if said := errors.of_the_disk(error):
             raise OutageError(said) from error
+        if "Too many open files" in str(error):
+            raise UserError("too many open files; raise the limit (ulimit -n 65536) or lower --workers.") from error
         if _of_memory(error):
             what = "out of memory; lower --batch-size, --size, --moco-k or --workers, or free some"
             raise OutageError(f"{what} ({one_line(error, 160)}).") from error
@@ -280,7 +282,8 @@ def _cannot_meet(plan: LaunchPlan, url: str, why: str) -> UserError | OutageErro
     """In a folder that was made for it only one that is gone can be missing."""
     if plan.folder:
         return OutageError(f"the processes cannot meet: {why}; go on with --resume auto.")
-    return UserError(f"the processes cannot meet at {url}: {why}")
+    other = "; give another port by --dist-url (or MASTER_PORT)." * ("in use" in why)
+    return UserError(f"the processes cannot meet at {url}: {why}{other}")
 
 
 def _child(worker: Callable, args: Any, plan: LaunchPlan, threads: int, reports: Any, listening: Any) -> None:

@@ -164,7 +164,10 @@ def unpack(state: dict, path: str, model: Any, optimizer: Any, scaler: Any, arch
             (:func:`odd_tensors`); nothing is loaded in part.
     """
     if not isinstance(state.get("state_dict"), dict) or "optimizer" not in state:
-        raise UserError(f"{path} is no pretraining checkpoint: it lacks state_dict or optimizer.")
+        raise UserError(
+            f"{path} cannot be resumed: it lacks state_dict or optimizer, as published weights do; to evaluate its "
+            "encoder, give it to main_lincls.py or main_semisup.py by --pretrained."
+        )
     if state.get("arch") not in (None, arch):
         raise UserError(f"{path} was trained with -a {state['arch']}; this run has -a {arch}.")
     found = {str(name).removeprefix("module."): value for name, value in state["state_dict"].items()}

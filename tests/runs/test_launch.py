@@ -287,7 +287,7 @@ def test_a_port_in_use(mistake):
         url = f"tcp://127.0.0.1:{taken.getsockname()[1]}"
         sentence = mistake("--world-size", 2, "--rank", 0, "--dist-url", url)
     assert f"the processes cannot meet at {url}" in sentence
-    assert "in use" in sentence
+    assert "in use; give another port by --dist-url" in sentence
 
 
 def test_resuming_what_does_not_fit(mistake, in_process, image_folder, tmp_path):

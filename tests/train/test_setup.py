@@ -87,6 +87,21 @@ def test_want_of_memory_is_a_sentence(image_folder, tmp_path, in_process, capsys
     assert "(CUDA out of memory.)" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    "error",
+    [RuntimeError("Too many open files. Communication with the workers .."), OSError(24, "Too many open files")],
+)
+def test_a_limit_of_open_files_is_a_sentence(error, image_folder, tmp_path, in_process, capsys, monkeypatch):
+    def fail(*_, **__):
+        raise error
+
+    monkeypatch.setattr(MoCo, "forward", fail)
+    assert in_process(*TINY, "--steps", 1, "--save-dir", tmp_path, image_folder) == 2
+    assert capsys.readouterr().err == (
+        "error: too many open files; raise the limit (ulimit -n 65536) or lower --workers.\n"
+    )
+
+
 @pytest.mark.parametrize(("variables", "flags", "word"), [
     ({"RANK": "zero", "WORLD_SIZE": "2"}, [], "'zero'"),
     ({"SLURM_STEP_NUM_TASKS": "2(x3)", "SLURM_PROCID": "0"}, [], "'2(x3)'"),
