@@ -15,8 +15,11 @@ from moco.errors import OutageError, UserError
 if TYPE_CHECKING:
     import numpy as np
 
-# of the runs that have one checkpoint, the encoder that is handed on first
-_ONE = ("model_best_semisup.pth.tar", "checkpoint_semisup.pth.tar", "model_best.pth.tar", "checkpoint.pth.tar")
+# of folders that hold one checkpoint, the encoder that is handed on first
+_ONE = (
+    "model_best_semisup.pth.tar", "checkpoint_semisup.pth.tar", "model_best.pth.tar", "checkpoint.pth.tar",
+    "model.safetensors",  # the Hub's layout
+)  # fmt: skip
 _STEP = re.compile(r"checkpoint_(\d+)(?:_step_(\d+))?\.")
 
 
