@@ -2,10 +2,9 @@
 
 import inspect
 import json
+import os
 import subprocess
 import sys
-from argparse import Namespace
-from importlib import import_module
 from pathlib import Path
 
 import numpy as np
@@ -13,9 +12,10 @@ import pytest
 import torch
 from conftest import ARCH, environment, server
 from support import typed_options
+from support.here import run_here
 
 import moco
-from moco import cli, distributed, errors
+from moco import cli
 from moco.cli import commands
 from moco.library import child, program, results
 
@@ -29,32 +29,20 @@ READ = {"batch_size": 8, "workers": 0}
 @pytest.fixture
 def here(alone, restored, monkeypatch):
     """Runs are in this process, and answer as from one of their own."""
-
-    def run(worker: str, args: Namespace) -> int:
-        module, _, name = worker.partition(":")
-        said: list[str] = []
-        monkeypatch.setattr(errors, "_caller", said.append)
-        code = distributed.launch(getattr(import_module(module), name), args)
-        return child._answer(code, "".join(json.dumps(text) + "\n" for text in said))
-
-    monkeypatch.setattr(child, "run", run)
+    run_here(monkeypatch)
 
 
 @pytest.fixture(scope="module")
 def trained(image_folder, tmp_path_factory) -> results.RunResult:
     """A run of two epochs, in this process."""
+    flags = (torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark)
     with pytest.MonkeyPatch.context() as patch:
-        for name in set(program.os.environ) - set(environment()):
+        for name in set(os.environ) - set(environment()):
             patch.delenv(name)
-        patch.setattr(
-            child, "run", lambda worker, args: distributed.launch(import_module("main_pretrain").worker, args)
-        )
-        flags = (torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark)
-        out = tmp_path_factory.mktemp("run")
-        try:
-            return moco.pretrain(image_folder, out, epochs=2, knn_every=1, keep=1, **TINY)
-        finally:
-            torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = flags
+        run_here(patch)
+        run = moco.pretrain(image_folder, tmp_path_factory.mktemp("run"), epochs=2, knn_every=1, keep=1, **TINY)
+    torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = flags
+    return run
 
 
 # ------------------------------------------------------------------------------------------------------ options
