@@ -11,11 +11,14 @@ from typing import TYPE_CHECKING, Any
 from moco import doors
 
 if TYPE_CHECKING:
+    from moco.config import MoCHiConfig, SynCoConfig
     from moco.embed import embed
     from moco.errors import MocoError, OutageError, TrainingError, UserError
     from moco.export import export
     from moco.library.criteria import DCLLoss, HCLLoss, MoCHiLoss, MoCoLoss, SimCLRLoss, SupConLoss, SynCoLoss
     from moco.library.encoder import Encoder, load_encoder
+    from moco.library.momentum import MoCo
+    from moco.library.negatives import hard_negatives
     from moco.library.program import evaluate, pretrain
     from moco.library.results import Embedding, RunResult
 
@@ -26,19 +29,23 @@ _MODULES = {  # of each public name
     "Embedding": "moco.library.results",
     "Encoder": "moco.library.encoder",
     "HCLLoss": "moco.library.criteria",
+    "MoCHiConfig": "moco.config",
     "MoCHiLoss": "moco.library.criteria",
+    "MoCo": "moco.library.momentum",
     "MoCoLoss": "moco.library.criteria",
     "MocoError": "moco.errors",
     "OutageError": "moco.errors",
     "RunResult": "moco.library.results",
     "SimCLRLoss": "moco.library.criteria",
     "SupConLoss": "moco.library.criteria",
+    "SynCoConfig": "moco.config",
     "SynCoLoss": "moco.library.criteria",
     "TrainingError": "moco.errors",
     "UserError": "moco.errors",
     "embed": "moco.embed",
     "evaluate": "moco.library.program",
     "export": "moco.export",
+    "hard_negatives": "moco.library.negatives",
     "load_encoder": "moco.library.encoder",
     "pretrain": "moco.library.program",
 }
@@ -48,19 +55,23 @@ __all__ = [
     "Embedding",
     "Encoder",
     "HCLLoss",
+    "MoCHiConfig",
     "MoCHiLoss",
+    "MoCo",
     "MoCoLoss",
     "MocoError",
     "OutageError",
     "RunResult",
     "SimCLRLoss",
     "SupConLoss",
+    "SynCoConfig",
     "SynCoLoss",
     "TrainingError",
     "UserError",
     "embed",
     "evaluate",
     "export",
+    "hard_negatives",
     "load_encoder",
     "pretrain",
 ]

@@ -136,6 +136,8 @@ def _certainly_ours(state: dict) -> bool:
     """Of a file without ``run``: it has what none but this project's programs write."""
     network = state.get("state_dict")
     names = network.keys() if isinstance(network, dict) else ()
+    if "module.calls" in names:  # moco.MoCo's in DistributedDataParallel, saved by a loop of somebody's own
+        return False
     queued = "module.queue_ids" in names
     scaled = "scaler" in state and any(str(name).startswith("module.encoder_q.") for name in names)
     classifier = "best_acc1" in state and "optimizer" in state and bool({"heads", "trained", "scaler"} & state.keys())

@@ -9,8 +9,8 @@ import functools
 from argparse import Action
 from typing import Any, TypedDict
 
-from moco.cli.methods import add_batch, add_moco, add_negatives
-from moco.cli.parser import NumberRange, Parser
+from moco.cli.parser import NumberRange
+from moco.cli.pretrain import pretrain_parser
 from moco.errors import UserError
 
 _FLAGS = {  # of arguments that are not called like their flag
@@ -67,6 +67,18 @@ class SynCoArguments(NegativesArguments, total=False):
     extrapolation: str
 
 
+class MoCoArguments(TypedDict, total=False):
+    """Of :class:`moco.library.momentum.MoCo`."""
+
+    width: int | None
+    symmetric: bool
+    accum: int
+    shuffle: bool
+    bn_splits: int | None
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+
 def taken(given: dict[str, Any], *names: str) -> dict[str, Any]:
     """Those of the given arguments that have these names, which are then gone from ``given``."""
     return {name: given.pop(name) for name in names if name in given}
@@ -103,8 +115,4 @@ def _refuse_unless(fits: bool, name: str, sentence: str, value: Any) -> None:
 
 @functools.cache
 def _flags() -> dict[str, Action]:
-    parser = Parser()
-    add_moco(parser)
-    add_batch(parser)
-    add_negatives(parser)
-    return parser.flags()
+    return pretrain_parser().flags()

@@ -112,7 +112,7 @@ class QueueLoss(nn.Module):
             self._calls += 1
             self.calls.add_(1)
             if update:
-                self.enqueue(k, torch.full((len(k),), EMPTY, device=k.device) if ids is None else ids)
+                self._enqueue(k, ids)
         return head.loss
 
     def next_draws(self, q: Tensor) -> Draws | None:
@@ -124,10 +124,20 @@ class QueueLoss(nn.Module):
         here = replace(self.negatives, rank=distributed.rank(), device=q.device)
         return here(len(q), self.epoch or 0, self._calls, step)
 
+    @property
+    def number(self) -> int:
+        """How many calls there were in train mode, which is the number of the next one."""
+        return self._calls
+
+    def enqueue(self, k: Tensor, ids: Tensor | None = None) -> None:
+        """Put the keys (N, C) of all processes into the queue, as a call does after its loss; arguments as there."""
+        self._enqueue(losses.unit(k.detach()), self._checked(k, k, ids))
+
     @torch.no_grad()
-    def enqueue(self, keys: Tensor, ids: Tensor) -> None:
-        """Put the unit rows (N, C) of all processes into the queue, in rank order; those not finite stay out."""
-        keys, ids = distributed.all_gather(keys)[-self.K :], distributed.all_gather(ids)
+    def _enqueue(self, keys: Tensor, ids: Tensor | None) -> None:
+        """Unit rows in rank order; where they are not finite the oldest row stays."""
+        ids = distributed.all_gather(torch.full((len(keys),), EMPTY, device=keys.device) if ids is None else ids)
+        keys = distributed.all_gather(keys)[-self.K :]
         skipped, ids = len(ids) - len(keys), ids[-self.K :]
         rows = next_rows(self.queue, self.queue_ptr + skipped, len(keys))
         finite = keys.isfinite().all(1)

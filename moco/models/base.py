@@ -12,6 +12,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from moco import distributed, seeding
 from moco.config import ModelConfig
 from moco.kernels import Earlier
 from moco.models.buffers import Counts, Rounded, Small
@@ -124,6 +125,21 @@ class Momentum(Contrast):
         """(N, C) of the key encoder."""
         with self.timer("k forward"), self._count_k.at_once(images.device), self._round_k.at_once(images.device):
             return self.encoder_k(self.prepare(images))
+
+    @torch.no_grad()
+    def in_shuffled_order(self, encode: Callable[[Tensor], Tensor], images: Tensor, seed: int, draw: int) -> Tensor:
+        """``encode`` (N, C) of images whose order among all processes is drawn anew, and the rows put back (ShuffleBN).
+
+        Args:
+            draw: number of this batch since the start of training; with ``seed`` it keys the order.
+        """
+        with self.timer("shuffle"):
+            rows = images.shape[0] * distributed.world_size()
+            permutation = torch.randperm(rows, generator=seeding.torch_generator("shuffle", seed, draw))
+            shuffled = distributed.exchange_rows(images, permutation)
+        made = encode(shuffled)
+        with self.timer("shuffle"):
+            return distributed.exchange_rows(made, torch.argsort(permutation))
 
     @torch.no_grad()
     def update_key_encoder(self, due: Tensor | None = None) -> None:

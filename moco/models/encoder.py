@@ -58,7 +58,7 @@ def build_encoder(
     built = {"stem": "cifar" if changed else "imagenet", "size": size, "channels": in_chans}
     encoder.built = built  # type: ignore[assignment]
     if mlp:
-        encoder.set_submodule(head, _mlp_head(encoder.get_submodule(head)))
+        encoder.set_submodule(head, mlp_head(encoder.get_submodule(head)))
     return encoder
 
 
@@ -102,24 +102,31 @@ def _from_timm(arch: str, dim: int, in_chans: int, size: int, drop_path: float =
         module = encoder.get_submodule(head) if isinstance(head, str) else None
         if isinstance(module, (nn.Linear, nn.Conv2d)):
             return encoder, str(head)
-        return Headed(create(num_classes=0), dim, in_chans, size), "fc"
+        backbone = create(num_classes=0)
+        return Headed(backbone, _width(backbone, in_chans, size), dim), "fc"
     except (TypeError, ValueError, AssertionError, RuntimeError) as error:
         raise UserError(f"{arch} cannot be built for {size} px images with {in_chans} channels: {error}") from error
 
 
-class Headed(nn.Module):
-    """A backbone whose own classifier is not one linear layer (two heads, a fused norm), with a plain ``fc``."""
+@torch.no_grad()
+def _width(backbone: nn.Module, in_chans: int, size: int) -> int:
+    """F of a backbone that returns features."""
+    width = backbone.eval()(torch.zeros(2, in_chans, size, size)).shape[1]
+    backbone.train()
+    return width
 
-    def __init__(self, backbone: nn.Module, dim: int, in_chans: int, size: int):
+
+class Headed(nn.Module):
+    """A backbone that returns features (N, F), with a plain ``fc``: its own classifier is not one linear layer (two
+    heads, a fused norm), or it has none."""
+
+    def __init__(self, backbone: nn.Module, width: int, dim: int):
         super().__init__()
-        self.backbone = backbone.eval()
-        with torch.no_grad():
-            width = backbone(torch.zeros(2, in_chans, size, size)).shape[1]
-        self.backbone.train()
+        self.backbone = backbone
         self.fc = nn.Linear(width, dim)
 
     def forward(self, images: Tensor) -> Tensor:
-        return self.fc(self.backbone(images))
+        return self.fc(self.backbone(images).flatten(1))
 
 
 def _conv_like(conv: nn.Conv2d, **changes) -> nn.Conv2d:
@@ -139,7 +146,7 @@ def _use_small_stem(encoder: nn.Module, in_chans: int) -> bool:
     return True
 
 
-def _mlp_head(last: nn.Module) -> nn.Sequential:
+def mlp_head(last: nn.Module) -> nn.Sequential:
     """MoCo v2's head: Linear(F, F) ReLU Linear(F, C); 1x1 convolutions where the network's classifier is one."""
     assert isinstance(last, (nn.Linear, nn.Conv2d))
     width = last.weight.shape[1]

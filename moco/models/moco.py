@@ -104,13 +104,7 @@ class MoCo(Momentum):
         """Unit features (N, C) of the key encoder, computed in a shuffled order and put back."""
         if not self.config.shuffle:
             return self._unit_keys(images)
-        with self.timer("shuffle"):
-            rows = images.shape[0] * distributed.world_size()
-            permutation = torch.randperm(rows, generator=seeding.torch_generator("shuffle", self.seed, draw))
-            shuffled = distributed.exchange_rows(images, permutation)
-        k = self._unit_keys(shuffled)
-        with self.timer("shuffle"):
-            return distributed.exchange_rows(k, torch.argsort(permutation))
+        return self.in_shuffled_order(self._unit_keys, images, self.seed, draw)
 
     def _unit_keys(self, images: Tensor) -> Tensor:
         z = self.forward_k(images)

@@ -160,7 +160,9 @@ def tensors_of(state: dict, path: str) -> dict[str, Tensor]:
     found = {wrapper.sub("", name): value for name, value in named}
     if not found:
         raise UserError(f"{path} holds no weights: neither tensors nor a state_dict with tensors.")
-    return found
+    pointers = (name.removesuffix("queue_ptr") for name in found if name.endswith(".queue_ptr"))
+    outer = next((prefix for prefix in pointers if any(n.startswith(f"{prefix}encoder_q.") for n in found)), "")
+    return {name.removeprefix(outer): value for name, value in found.items()}  # a LightningModule's ``model.``
 
 
 # ------------------------------------------------------------------------------------------------ the encoder in it
