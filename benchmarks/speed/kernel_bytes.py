@@ -121,6 +121,11 @@ def _mb(size: float) -> str:
     return f"{size / 1e6:,.0f}" if size >= 1e7 else f"{size / 1e6:.1f}"
 
 
-if __name__ == "__main__":
+def main() -> int:
+    """Print the table; the exit code."""
     print(table())
-    sys.exit(0)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
