@@ -14,8 +14,9 @@ from the checkpoint of `moco/1`, so a change of it is a change of theirs.
 that only one record has is a difference too, but for what a checkpoint notes of its run: that is only told.
 `both` records two checkouts side by side and compares them.
 
-Times, rates, paths and versions are left out (LEFT_OUT). --only takes a run (`synco/2`) or its two (`synco`). Compare
-records of one machine and one torch: other processors round differently.
+Times, rates, paths and versions are left out (LEFT_OUT), and a figure that is read off the queue, whose bits are
+compared. --only takes a run (`synco/2`) or its two (`synco`). Compare records of one machine and one torch: other
+processors round differently.
 """
 
 from __future__ import annotations
@@ -90,6 +91,7 @@ RUNS = {
 
 # The speed of the machine, where a run lies, what it was given (the same words on both sides) and what it ran on.
 LEFT_OUT = {"images_per_second", "wait_share", "eta_seconds", "pretrained", "settings", "torch", "data.name"}
+LEFT_OUT |= {"old_mass"}  # read off the queue
 SECTIONS = ("log", "results", "tensors", "entries")  # in the order compared
 
 

@@ -19,7 +19,7 @@ class Family:
     Args:
         model: MODULE:FUNCTION, (encoders.., config, context) -> (model, a line for the log).
         encoders: how many it takes.
-        figure: what its log says besides what all models' say.
+        figure: what its log says besides what all models' say, names with a space between.
         refuses: settings that mean nothing to it.
     """
 
@@ -64,7 +64,7 @@ _OF_A_QUEUE = ("symmetric", "bn_splits", "mask_same_image", "head_impl", "hard_s
 _MOCO_V3S_OWN = ("moco_mlp_dim", "moco_m_cos", "stop_grad_conv1")
 _NOT_MOCO_V3S = (*_OF_A_QUEUE, "mlp")
 FAMILIES = {
-    "queue": Family("moco.models.build:with_queue", 2, "synthetic_mass", _MOCO_V3S_OWN),
+    "queue": Family("moco.models.build:with_queue", 2, "synthetic_mass old_mass", _MOCO_V3S_OWN),
     "batch": Family("moco.models.build:in_batch", 1, "no_positive", _OF_A_QUEUE + _MOCO_V3S_OWN),
     "momentum": Family("moco.models.moco_v3:build", 2, "", _NOT_MOCO_V3S),
 }

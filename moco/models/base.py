@@ -82,6 +82,14 @@ class Contrast(nn.Module):
     def enqueue(self, keys: Tensor, ids: Tensor) -> None:
         """Told after each batch, with the keys of its output and its images."""
 
+    def measure(self, q: Tensor, ids: Tensor) -> dict[str, float]:
+        """Numbers for a log line beside the averages of ``STATS``; the host waits for them.
+
+        Args:
+            q: (N, C) queries of the newest batch. ids: (N,) their images.
+        """
+        return {}
+
     def shared(self) -> tuple[Tensor, ...]:
         """What must be equal on all processes besides the parameters."""
         return ()

@@ -5,6 +5,8 @@ Functions over plain tensors; the tensors are buffers of the model, so checkpoin
 
 from __future__ import annotations
 
+import math
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -42,3 +44,24 @@ def next_rows(queue: Tensor, pointer: Tensor, n: int) -> Tensor:
     """Indices (min(n, K),) of the rows that the next ``n`` keys will replace."""
     K = queue.shape[0]
     return (pointer + torch.arange(min(n, K), device=queue.device)) % K
+
+
+@torch.no_grad()
+def old_mass(q: Tensor, ids: Tensor, queue: Tensor, queue_ids: Tensor, pointer: Tensor, T: float) -> float | None:
+    """The share of a queue's softmax mass that is on its older half, mean over queries: 0.5 where keys of all ages are
+    alike, near 0 where old keys are told from new ones by their age. None while rows are left that no image has filled,
+    or where all rows are of a query's own image.
+
+    For a log line, not for a step: the host waits, and all products of q and the queue are kept.
+
+    Args:
+        q: (N, C) unit queries. ids: (N,) their images, whose own rows do not count.
+        queue, queue_ids, pointer: (K, C), (K,), (1,), see :func:`enqueue_`.
+        T: temperature.
+    """
+    K = queue.shape[0]
+    by_age = next_rows(queue, pointer, K)  # (K,) the oldest first
+    logits = (q @ queue[by_age].T).masked_fill(queue_ids[by_age] == ids[:, None], -torch.inf) / T  # (N, K)
+    old, new = (logits[:, rows].logsumexp(1) for rows in (slice(0, K // 2), slice(K - K // 2, K)))  # (N,) each
+    share = float(torch.sigmoid(old - new).mean())
+    return None if bool((queue_ids == EMPTY).any()) or math.isnan(share) else share

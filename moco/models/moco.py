@@ -19,7 +19,7 @@ from moco import distributed, seeding
 from moco.config import MoCoConfig
 from moco.kernels import Draws, LossOutput, contrastive_loss
 from moco.models.base import Momentum, StepOutput
-from moco.models.key_queue import EMPTY, enqueue_, new_queue, next_rows
+from moco.models.key_queue import EMPTY, enqueue_, new_queue, next_rows, old_mass
 
 # (queries on this process, epoch, draw number, step) -> the draws of the synthetic negatives, None for none
 ExtraNegatives = Callable[[int, int, int, int], "Draws | None"]
@@ -132,6 +132,11 @@ class MoCo(Momentum):
         for direction in keys.split(len(keys) // (2 if self.symmetric else 1)):
             gathered = distributed.all_gather(direction)
             enqueue_(self.queue, self.queue_ids, self.queue_ptr, gathered, ids, self.shadow)
+
+    def measure(self, q: Tensor, ids: Tensor) -> dict[str, float]:
+        few = slice(0, 64)  # of them a queue of 65,536 rows makes 16 MiB of logits
+        share = old_mass(q[few], ids[few], self.queue, self.queue_ids, self.queue_ptr, self.T)
+        return {} if share is None else {"old_mass": share}
 
     def shared(self) -> tuple[Tensor, ...]:
         return self.queue, self.queue_ids, self.queue_ptr

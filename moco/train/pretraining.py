@@ -19,7 +19,7 @@ from moco.errors import TrainingError, UserError
 from moco.models.base import Contrast, StepOutput
 from moco.train import checkpoint
 from moco.train.loop import Loop
-from moco.train.metrics import alignment, uniformity
+from moco.train.metrics import QueueWatch, alignment, uniformity
 from moco.train.plan import batch_shape
 from moco.train.resume import describe_stop
 from moco.weights.origin import entry_of
@@ -50,6 +50,7 @@ class Trainer(Loop):
         self.sums = torch.zeros(len(self.stats) + 1, device=self.device)  # the last entry counts the batches
         self.step_ok = torch.tensor(self.progress.ema_due, device=self.device)  # () did the last step move the weights?
         self.one = torch.ones((), device=self.device)
+        self.queue_watch = QueueWatch()  # a resumed run begins anew
         self.bad_images = BadImages(self.max_bad_images)
         self.bad_images.load_state_dict(self.progress.bad_images)
         rows, rank = self.progress.losses, distributed.rank()
@@ -75,6 +76,7 @@ class Trainer(Loop):
         self.log.line(f"epoch {at.epoch}, step time: {self.timer.summary()}")
         if at.batch // self.plan.accum >= self.plan.steps_per_epoch:
             self._follow_plateau()
+            self._judge_queue()
             at.close_epoch()
         if self.due(save_every):
             self.save()
@@ -108,6 +110,15 @@ class Trainer(Loop):
         if self.plateau.factor < before:
             summary = f"the mean loss, now {total / count:.4f}, has not fallen for more than {plan.patience} epochs"
             self.log.line(f"epoch {at.epoch}: {summary}; the rate drops to {plan.lr * self.plateau.factor:.4g}")
+
+    def _judge_queue(self) -> None:
+        """Say whether the queue was stale; a loss that is another, as negatives began or stopped, is not compared."""
+        at, plan = self.progress, self.plan
+        if at.epoch in plan.changes or plan.changed_before(at.step):
+            self.queue_watch.forget()
+        early = at.epoch == 0 or 10 * at.step < plan.total_steps
+        if odd := self.queue_watch.judge(at.epoch, early, self.model.chance_formula, getattr(self.model, "m", 0.0)):
+            self.log.line(f"warning: {odd}")
 
     def _queue_had_random_rows(self) -> bool:
         """Whether the queue of this epoch began with rows that were drawn at random: negatives so easy that the loss
@@ -217,6 +228,7 @@ class Trainer(Loop):
         values["alignment"] = float(alignment(self.last.q, self.last.paired))
         values["uniformity"] = float(uniformity(self.last.q))
         values["feature_std"] = float(self.last.q.std(0).mean() * math.sqrt(self.last.q.shape[1]))
+        values |= self.model.measure(self.last.q, self.ids[-1])
         eta = plan.steps_left(at) * self.watch.seconds_per_step()
         values["eta_seconds"] = round(eta)
         done = at.batch // plan.accum
@@ -228,6 +240,7 @@ class Trainer(Loop):
             f"ETA {int(eta) // 3600}:{int(eta) // 60 % 60:02d}:{int(eta) % 60:02d}"
         )
         self.log.scalars(at.step, values, epoch=at.epoch, text=text)
+        self.queue_watch.note(values)
         odd = diagnose(values)
         if odd and at.epoch > 0:  # a first epoch may look like anything
             self.log.line(f"warning: {odd}")
@@ -317,7 +330,7 @@ def prefetch(batches: Iterator[dict], device: torch.device) -> Iterator[dict]:
 def diagnose(values: dict[str, float]) -> str:
     """What looks wrong in a report, or an empty string: collapsed features and a loss above chance."""
     if values["feature_std"] < 0.05:
-        return "all queries look the same (feature_std near 0), the encoder has collapsed; lower --lr."
+        return "all queries look the same (feature_std near 0), the encoder has collapsed; lower --lr or --wd."
     if values["loss_ratio"] > 1.6:
         return "the loss is far above chance, worse than guessing; lower --lr or raise --moco-t."
     return ""

@@ -863,7 +863,7 @@ def numbers(path: Path) -> set[str]:
     return {name for name, value in found.items() if type(value) in (int, float) or (value is None and name in without)}
 
 
-PRETRAIN = ["--moco-k", "20", "--moco-dim", "16", "--amp", "off", "--seed", "3", "--steps", "1"]
+PRETRAIN = ["--moco-k", "4", "--moco-dim", "16", "--amp", "off", "--seed", "3", "--steps", "1"]
 
 
 @pytest.mark.parametrize(

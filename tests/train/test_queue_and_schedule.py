@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from moco import seeding
-from moco.models.key_queue import EMPTY, enqueue_, new_queue, next_rows
+from moco.models.key_queue import EMPTY, enqueue_, new_queue, next_rows, old_mass
 from moco.train.plan import learning_rate
 
 
@@ -36,6 +36,28 @@ def test_queue_holds_the_newest_keys_whatever_the_batch_sizes(sizes):
         assert torch.equal(queue, torch.stack([r for r, _ in rows]))
         assert ids.tolist() == [i for _, i in rows]
     torch.testing.assert_close(queue.norm(dim=1), torch.ones(K))
+
+
+def test_the_mass_of_old_keys_against_the_sum_over_rows_by_their_age():
+    """Rows are listed by when they came in; own images' rows count nowhere, nor does the middle row of an odd queue."""
+    K, C, T = 7, 4, 0.3
+    generator = torch.Generator().manual_seed(0)
+    queue, ids, pointer = new_queue(K, C, generator), torch.full((K,), EMPTY), torch.zeros(1, dtype=torch.long)
+    q, own = new_queue(3, C, generator), torch.tensor([12, 9, 99])
+    came: list[tuple[torch.Tensor, int]] = []
+    for first in (0, 6, 10):  # 6, 4 and 5 keys: the queue has gone round, and its oldest row is in its middle
+        keys = new_queue(5 if first == 10 else 6 - first // 3, C, generator)
+        enqueue_(queue, ids, pointer, keys, torch.arange(first, first + len(keys)))
+        came += [(key, first + i) for i, key in enumerate(keys)]
+        if first == 0:
+            assert old_mass(q, own, queue, ids, pointer, T) is None  # a row is left that was drawn at random
+    assert int(pointer) not in (0, K - 1)
+    shares = []
+    for query, image in zip(q, own.tolist(), strict=True):
+        mass = [0.0 if i == image else math.exp(float(query @ key) / T) for key, i in came[-K:]]
+        shares.append(sum(mass[:3]) / (sum(mass[:3]) + sum(mass[4:])))
+    assert old_mass(q, own, queue, ids, pointer, T) == pytest.approx(sum(shares) / 3, rel=1e-5)
+    assert old_mass(q[:1], own[:1], queue[:1], ids[:1], torch.zeros(1, dtype=torch.long), T) is None  # no halves
 
 
 def test_cosine_is_upstreams_for_every_epoch():
