@@ -1,0 +1,33 @@
+"""The pictures of docs/figures are those of the numbers beside them, and the numbers are those of this code."""
+
+import json
+from itertools import chain
+
+import pytest
+from conftest import ROOT
+
+from benchmarks.figures import negatives, normal_loss
+
+FOLDER = ROOT / "docs" / "figures"
+DRAWN = {"negatives": negatives.show, "normal_loss": normal_loss.show}
+
+
+@pytest.mark.parametrize("name", DRAWN)
+def test_a_picture_is_drawn_from_its_numbers(name):
+    numbers = json.loads((FOLDER / f"{name}.json").read_text(encoding="utf-8"))
+    assert DRAWN[name](numbers) == (FOLDER / f"{name}.svg").read_text(encoding="utf-8")
+
+
+def test_every_picture_is_small_has_numbers_and_is_on_a_page():
+    pages = "".join(page.read_text(encoding="utf-8") for page in (*ROOT.glob("docs/*.md"), ROOT / "README.md"))
+    pictures = [path for path in FOLDER.iterdir() if path.suffix != ".json"]
+    assert {path.stem for path in pictures} == set(DRAWN)
+    assert [path.name for path in FOLDER.iterdir() if path.stat().st_size >= 150_000] == []
+    assert [path.name for path in pictures if f"figures/{path.name})" not in pages] == []
+
+
+def test_the_negatives_of_the_picture_are_the_projects():
+    kept, made = json.loads((FOLDER / "negatives.json").read_text(encoding="utf-8")), negatives.compute()
+    assert kept.keys() == made.keys() and kept["kinds"].keys() == made["kinds"].keys()
+    for kind, points in made["kinds"].items():
+        assert list(chain(*kept["kinds"][kind])) == pytest.approx(list(chain(*points)), abs=1e-4), kind
