@@ -6,7 +6,7 @@ WORKERS ?= 2
 MINUTES ?= 30
 SEED ?= 0
 
-.PHONY: demo test test-fast test-machines chaos gpu docs docs-serve lint clean
+.PHONY: demo test test-fast test-machines chaos gpu docs docs-serve dist lint clean
 
 demo: $(VENV)/installed-demo
 	$(BIN)/python -m moco.demo
@@ -38,6 +38,12 @@ docs: $(VENV)/installed-test
 
 docs-serve: $(VENV)/installed-test
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs serve
+
+# dist/: a source distribution, and the wheel that is made from it, so that nothing else in this folder gets into it.
+dist: $(VENV)/installed-test
+	rm -rf build dist
+	$(BIN)/python -c "from setuptools import build_meta; build_meta.build_sdist('dist')"
+	$(BIN)/python -m pip wheel --quiet --no-deps --no-build-isolation --wheel-dir dist dist/*.tar.gz
 
 lint: $(VENV)/installed-test
 	$(BIN)/ruff check .

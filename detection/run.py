@@ -121,7 +121,10 @@ def run(
     depth = 101 if "res4.22.conv1.weight" in tensors else 50
     pixels = pixels_of(checkpoint)
     argv = ["MODEL.RESNETS.DEPTH", str(depth), *pixels, *opts, "MODEL.WEIGHTS", weights]
-    num_gpus = min(1, torch.cuda.device_count()) if num_gpus is None else num_gpus
+    gpus = torch.cuda.device_count()
+    if num_gpus is None and gpus > 1:
+        tell(f"1 of this machine's {gpus} GPUs is used; for all of them add --num-gpus {gpus}", error=True)
+    num_gpus = min(1, gpus) if num_gpus is None else num_gpus
     file = recipe.find_config(config)
     cfg, said = recipe.read_config(file, argv, num_gpus)
     said += [f"images are normalised as {checkpoint} was trained: {' '.join(pixels)}"] * bool(pixels)

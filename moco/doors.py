@@ -14,7 +14,7 @@ from moco.errors import USAGE_EXIT, tell
 from moco.resources import DETECTION
 
 COMMANDS = {  # in the order of a user's work
-    "first": {
+    "getting started": {
         "demo": "pretrain on 4,000 handwritten digits and show what the network has learned",
     },
     "before training": {
@@ -92,6 +92,13 @@ def typed(name: str) -> str:
     """How the command of this name was typed, for usage lines; ``moco NAME`` where it was not."""
     command, words = started()
     return words if command == name else f"moco {name}"
+
+
+def under_torchrun(processes: int) -> str:
+    """The command that this process runs, as it is typed for torchrun; empty where it runs none of ours."""
+    name, words = started()
+    program = words.removeprefix("python ") if words.startswith("python ") else f"-m moco {name}"
+    return f"torchrun --nproc-per-node {processes} {program} ..." if name else ""
 
 
 def check(package: str) -> None:

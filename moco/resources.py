@@ -8,6 +8,7 @@ from __future__ import annotations
 import difflib
 import importlib
 import os
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,14 @@ DETECTION = "moco_detection" if INSTALLED else "detection"  # the package
 def script(name: str) -> str:
     """The path of one of the three mains, such as main_pretrain.py."""
     return str(MAINS / name)
+
+
+def shown(path: str, *words: str) -> str:
+    """The command line of a script, as it is typed here: python main_pretrain.py ..., from a wheel moco pretrain ..."""
+    script = os.path.basename(path)
+    known = INSTALLED and os.path.abspath(path) == str(MAINS / script)
+    first = ["moco", script.removeprefix("main_").removesuffix(".py")] if known else ["python", path]
+    return shlex.join([*first, *words])
 
 
 def extra(name: str) -> str:

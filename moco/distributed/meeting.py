@@ -14,9 +14,11 @@ from datetime import timedelta
 from typing import Any
 from urllib.parse import urlsplit
 
+import torch
 import torch.distributed as dist
 
-from moco.errors import UserError, one_line
+from moco.distributed import collectives
+from moco.errors import OutageError, UserError, one_line
 
 LOOPBACK = ("localhost", "127.0.0.1", "::1")  # names by which only this machine is reached
 
@@ -48,7 +50,7 @@ def private_store(plan: Any, env: Mapping[str, str], patience: timedelta) -> Any
     loopback device, which this machine's users can reach. torchrun's agents bring a store of their own.
 
     Args:
-        plan: :class:`moco.distributed.launcher.LaunchPlan`.
+        plan: :class:`moco.distributed.launch_plan.LaunchPlan`.
         env: the environment, of which torchrun's variables are read.
         patience: how long processes wait for each other there.
 
@@ -75,3 +77,40 @@ def private_store(plan: Any, env: Mapping[str, str], patience: timedelta) -> Any
     return dist.TCPStore(  # pyright: ignore[reportPrivateImportUsage]
         "127.0.0.1", url.port, plan.world_size, main, patience, master_listen_fd=listening, use_libuv=False
     )  # torch 2.6's libuv takes no socket that listens already
+
+
+def join(plan: Any, backend: str | None, gpu: int | None, patience: timedelta) -> None:
+    """Take this process's device, and meet the others of its run; ``patience``: how long an exchange may last."""
+    collectives.set_place(plan.local_size, plan.local_rank)
+    if torch.cuda.is_available():
+        chosen = plan.local_rank % torch.cuda.device_count() if gpu is None else gpu
+        if chosen >= torch.cuda.device_count():
+            raise UserError(f"--gpu {chosen}: this machine has {torch.cuda.device_count()} GPUs, counted from 0.")
+        torch.cuda.set_device(chosen)
+    elif gpu is not None:
+        raise UserError(f"--gpu {gpu}: this machine has no GPU; leave the flag out to run on the CPU.")
+    if plan.world_size == 1:
+        return
+    if backend in (None, "nccl"):
+        backend = "nccl" if torch.cuda.is_available() else "gloo"
+    # NCCL connects now, not in the first exchange, where a mistake would hang, and no barrier guesses the device
+    bound = collectives.device() if "nccl" in backend and torch.cuda.is_available() else None
+    if plan.one_node:
+        listen_to_this_machine_only()
+    url = plan.url or "env://"
+    try:
+        store = private_store(plan, os.environ, patience)
+        dist.init_process_group(
+            backend, url if store is None else None, rank=plan.rank, world_size=plan.world_size, store=store,
+            timeout=patience, device_id=bound,
+        )  # fmt: skip
+    except (OSError, RuntimeError, ValueError) as error:  # a port in use: DistNetworkError, in torch 2.6 its base class
+        raise _cannot_meet(plan, url, one_line(error)) from error
+
+
+def _cannot_meet(plan: Any, url: str, why: str) -> UserError | OutageError:
+    """In a folder that was made for it only one that is gone can be missing."""
+    if plan.folder:
+        return OutageError(f"the processes cannot meet: {why}; go on with --resume auto.")
+    other = "; give another port by --dist-url (or MASTER_PORT)." * ("in use" in why)
+    return UserError(f"the processes cannot meet at {url}: {why}{other}")

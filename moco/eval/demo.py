@@ -9,7 +9,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import shlex
 import sys
 import time
 from pathlib import Path
@@ -43,8 +42,8 @@ def run_demo(asked: argparse.Namespace, settings: argparse.Namespace) -> int:
     before = probes(settings, os.path.join(folder, "untrained"))
     after = probes(settings, os.path.join(folder, "pretrained"), "--pretrained", weights)
     for command in (*before, pretraining, *after):
-        script = resources.script(command[0])
-        tell(f"\n$ python {shlex.join([os.path.relpath(script), *command[1:]])}")
+        script = os.path.relpath(resources.script(command[0]))
+        tell(f"\n$ {resources.shown(script, *command[1:])}")
         code = signals.call([sys.executable, script, *command[1:]])
         if code or signals.noted():
             return code or signals.code() or 0

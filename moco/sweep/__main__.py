@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import os
-import shlex
 import sys
 import threading
 
@@ -40,7 +39,7 @@ def main(argv: list[str] | None = None) -> int:
 
 def dry_run(sweep: spec.Spec) -> int:
     """Print the command of every trial."""
-    for command in dict.fromkeys(shlex.join(["python", *item.command]) for item in sweep.trials(sweep.stages[0])):
+    for command in dict.fromkeys(resources.shown(*item.command) for item in sweep.trials(sweep.stages[0])):
         tell(command)  # once for all settings of one run
     if sweep.select and sweep.select.flags != sweep.report.flags:
         without, instead = (sweep.words_of(stage) for stage in (sweep.select, sweep.report))

@@ -1,13 +1,15 @@
 """How flags and schedulers' variables become processes, decided without starting any."""
 
+import sys
 from argparse import Namespace
 from datetime import timedelta
 
 import pytest
 import torch
 
-from moco.distributed import collectives, launcher
-from moco.distributed.launcher import LaunchPlan, first_host, plan_launch
+from moco import console, doors
+from moco.distributed import collectives, launcher, meeting
+from moco.distributed.launch_plan import LaunchPlan, first_host, plan_launch
 from moco.errors import UserError
 
 HOUR = timedelta(hours=1)
@@ -165,11 +167,74 @@ def test_nccl_is_started_with_its_device(backend, gpus, url, expected, monkeypat
     )
     for name in ("_local_size", "_local_rank"):
         monkeypatch.setattr(collectives, name, getattr(collectives, name))
-    launcher._join(LaunchPlan("spawn", 6, 8, 2, 0, url, 4), backend, None, HOUR)
+    meeting.join(LaunchPlan("spawn", 6, 8, 2, 0, url, 4), backend, None, HOUR)
     everywhere = {"url": url or "env://", "rank": 6, "world_size": 8, "store": None, "timeout": HOUR}
     assert asked == [everywhere | {"device_id": None} | expected]
 
 
 def test_one_process_joins_nobody(monkeypatch):
     monkeypatch.setattr(torch.distributed, "init_process_group", lambda *_, **__: pytest.fail("joined"))
-    launcher._join(LaunchPlan("one process"), None, None, HOUR)
+    meeting.join(LaunchPlan("one process"), None, None, HOUR)
+
+
+# ------------------------------------------------------------------------------------------- one of several GPUs
+
+
+@pytest.fixture
+def told(monkeypatch, capsys, alone, restored):
+    """``told(gpus, *words)``: what the command `moco` says, on a machine with so many GPUs, before it begins."""
+    monkeypatch.setattr(launcher, "_run", lambda *_: 0)
+    monkeypatch.setattr(launcher, "start_all", lambda *_: 0)
+    monkeypatch.setattr(sys.modules["__main__"], "__spec__", None)
+
+    def run(gpus: int, *words: str, script: str = "/bin/moco") -> str:
+        monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
+        monkeypatch.setattr(sys, "argv", [script, *words])
+        assert console.run(words[0], list(words[1:])) == 0
+        return capsys.readouterr().err
+
+    return run
+
+
+PLAIN = {
+    "pretrain": ["DIR"], "lincls": ["DIR"], "semisup": ["DIR"], "embed": ["CKPT", "DIR"], "retrieval": ["CKPT", "DIR"],
+    "bench": ["all", "DIR"],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", PLAIN)
+def test_a_plain_command_says_that_it_takes_one_gpu_of_several(name, told):
+    said = told(4, name, *PLAIN[name])
+    assert said == (
+        "1 of this machine's 4 GPUs is used; for all of them add --multiprocessing-distributed or --nproc 4, "
+        f"or type `torchrun --nproc-per-node 4 -m moco {name} ...`\n"
+    )
+    assert told(4, name, *PLAIN[name], script=f"main_{name}.py").endswith(
+        f"or type `torchrun --nproc-per-node 4 main_{name}.py ...`\n"
+        if name in doors.MAINS
+        else "4 GPUs is used; for all of them add --multiprocessing-distributed or --nproc 4\n"
+    )
+
+
+@pytest.mark.parametrize(
+    ("gpus", "words", "env"),
+    [
+        (0, [], {}),
+        (1, [], {}),
+        (4, ["--gpu", "2"], {}),
+        (4, ["--nproc", "1"], {}),
+        (4, ["--multiprocessing-distributed"], {}),
+        (4, ["--world-size", "4", "--rank", "0", "--dist-url", "tcp://localhost:1"], {}),
+        (4, [], {"RANK": "0", "WORLD_SIZE": "1"}),
+        (4, [], {"SLURM_STEP_NUM_TASKS": "4", "SLURM_PROCID": "0"}),
+    ],
+)
+def test_who_chose_is_told_nothing(gpus, words, env, told, monkeypatch):
+    for variable, value in env.items():
+        monkeypatch.setenv(variable, value)
+    assert told(gpus, "lincls", "DIR", *words) == ""
+
+
+def test_a_batch_script_without_srun_is_told_too(told, monkeypatch):
+    monkeypatch.setenv("SLURM_NTASKS", "4")
+    assert told(4, "lincls", "DIR").count("1 of this machine's 4 GPUs") == 1

@@ -13,7 +13,8 @@ import pytest
 from conftest import TINY, Program, _be_the_program, fork
 
 import main_pretrain
-from moco.distributed import launcher, watch
+from moco.distributed import spawn, watch
+from moco.distributed.launch_plan import LaunchPlan
 from moco.distributed.watch import FIRST_STEP, Note, Watcher, pulse, who_is_behind
 from moco.train.pretraining import Trainer
 
@@ -100,7 +101,7 @@ def test_when_a_process_stands_still(looking):
 
 
 def hasty(words: list[str], out: Path) -> None:
-    launcher.EXIT_GRACE_SECONDS = 1.0
+    spawn.EXIT_GRACE_SECONDS = 1.0
     _be_the_program(words, out, None, {})
 
 
@@ -122,8 +123,8 @@ def test_a_process_that_stands_still_before_it_meets_the_others_is_named(states,
     context = multiprocessing.get_context("fork")
     child, reports = context.Process(target=time.sleep, args=(1.0,)), context.SimpleQueue()
     child.start()
-    late = functools.partial(launcher._late, states, launcher.LaunchPlan("spawn", rank=4), minutes, time.monotonic())
-    code = launcher._wait({child: 0}, late, reports)
+    late = functools.partial(spawn._late, states, LaunchPlan("spawn", rank=4), minutes, time.monotonic())
+    code = spawn._wait({child: 0}, late, reports)
     child.kill()
     child.join()
     assert code == (75 if named else 0)

@@ -13,7 +13,7 @@ from conftest import SYNCO, TINY, load
 
 import main_pretrain
 from moco import distributed
-from moco.distributed import launcher
+from moco.distributed import spawn
 from moco.models.moco import MoCo
 from moco.train.pretraining import Trainer
 
@@ -56,7 +56,7 @@ def test_kill_9_of_one_process_ends_the_run_and_costs_one_checkpoint_at_most(ima
     began = time.monotonic()
     os.kill(program.pid_of_rank(1), signal.SIGKILL)
     assert program.end() == 137, program.text
-    assert time.monotonic() - began < launcher.EXIT_GRACE_SECONDS + 30  # it did end by itself
+    assert time.monotonic() - began < spawn.EXIT_GRACE_SECONDS + 30  # it did end by itself
     assert "a process was ended by signal 9" in program.text
     assert "--resume auto" in program.text
     assert gone(program.pid_of_rank(0))
