@@ -11,6 +11,7 @@ from moco import signals
 if __name__ == "__main__":
     signals.begin("stopped")
 
+from moco.cli.common import encoder_file
 from moco.errors import UserError, exit_code, tell
 from moco.weights.detectron2_names import convert, pixels_of, write_pickle
 
@@ -24,10 +25,11 @@ def work(argv: list[str]) -> None:
     """Convert the file words[0] and write words[1]."""
     if len(argv) != 2:
         raise UserError(__doc__)
-    tensors = convert(argv[0])
+    source = encoder_file(argv[0])
+    tensors = convert(source)
     write_pickle(tensors, argv[1])
     tell(f"wrote {len(tensors)} arrays of the backbone to {argv[1]}")
-    if pixels := pixels_of(argv[0]):
+    if pixels := pixels_of(source):
         tell(f"images are normalised as in training by appending {shlex.join(pixels)}")
 
 

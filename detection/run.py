@@ -23,6 +23,7 @@ if __name__ == "__main__":
     signals.begin("stopped")
 
 from moco import doors
+from moco.cli.common import encoder_file
 from moco.cli.parser import Parser
 from moco.errors import TrainingError, UserError, exit_code, tell
 from moco.files import read_json, write_json
@@ -38,7 +39,11 @@ def parse(argv: list[str]) -> argparse.Namespace:
     """The command line."""
     text = "Train and evaluate detectors from a pretraining checkpoint: AP, mean and spread over trials."
     parser = Parser(doors.typed("detection"), text, allow_abbrev=True)
-    parser.add_argument("checkpoint", help="a pretraining checkpoint; any layout that the converter reads")
+    parser.add_argument(
+        "checkpoint",
+        type=encoder_file,
+        help="the folder of a run, or a checkpoint of any layout that the converter reads",
+    )
     parser.add_argument("--task", choices=SCHEDULES, required=True)
     parser.add_argument("--schedule", help="voc: 24k (default) or 12k; coco: 1x (default) or 2x")
     parser.add_argument("--backbone", choices=("C4", "FPN"), default="C4", help="FPN: coco, 1x")

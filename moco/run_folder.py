@@ -12,6 +12,11 @@ from moco.files import read, run_of
 
 POINTER = "latest"
 PREVIOUS = ".previous"  # behind the name of a run's one checkpoint: the one before it
+# of folders that hold one checkpoint, the encoder that is handed on first
+_ONE = (
+    "model_best_semisup.pth.tar", "checkpoint_semisup.pth.tar", "model_best.pth.tar", "checkpoint.pth.tar",
+    "model.safetensors",  # the Hub's layout
+)  # fmt: skip
 _NAME = re.compile(r"checkpoint_(\d{4,})(?:_step_(\d+))?\.pth\.tar$")
 
 
@@ -64,6 +69,22 @@ def newest(folder: str) -> str | None:
     """The checkpoint of a run's folder to go on from, by name and time alone."""
     names, _ = resume_order(folder)
     return os.path.join(folder, names[0]) if names else None
+
+
+def encoder_file(path: str) -> str:
+    """The file that is meant: itself; of a run's folder the newest checkpoint of a pretraining, else the best one of a
+    fine-tuning or a probe.
+
+    Raises:
+        UserError: a folder without any.
+    """
+    if not os.path.isdir(path):
+        return path
+    one = (os.path.join(path, name) for name in _ONE)
+    found = newest(path) or next(filter(os.path.exists, one), None)
+    if found is None:
+        raise UserError(f"{path} holds no checkpoint of a run; give a file, or the folder of another run.")
+    return found
 
 
 def written(folder: str) -> dict[str, int]:

@@ -6,7 +6,15 @@ import argparse
 import os
 
 from moco import doors
-from moco.cli.common import add_batch_size, add_data, add_launch, add_statistics, add_workers, check_images
+from moco.cli.common import (
+    add_batch_size,
+    add_data,
+    add_launch,
+    add_statistics,
+    add_workers,
+    check_images,
+    encoder_file,
+)
 from moco.cli.parser import Parser, at_least, parse, positive, with_config
 from moco.cli.pretrain import DEMO_CONFIG, parse_pretrain, pretrain_config
 from moco.data.registry import DATASETS
@@ -18,8 +26,8 @@ EXPORTS = ("torchvision", "timm", "detectron2", "safetensors", "onnx", "features
 def export_parser() -> Parser:
     p = Parser(doors.typed("export"), "Write a checkpoint's backbone for other tools.")
     add = p.add_argument
-    add("checkpoint", metavar="CKPT", help="of ours, MoCo v1 to v3, SynCo, SupContrast, Barlow Twins, lightly, "
-        "solo-learn, torchvision or timm")  # fmt: skip
+    add("checkpoint", type=encoder_file, metavar="CKPT", help="the folder of a run; or a file of ours, MoCo v1 to "
+        "v3, SynCo, SupContrast, Barlow Twins, lightly, solo-learn, torchvision or timm")  # fmt: skip
     add("--to", required=True, choices=EXPORTS, help="what to write")
     add("--out", metavar="FILE", help="where to (default: beside CKPT, named after it)")
     add("--head", choices=("drop", "keep"), default="drop", help="keep: logits of the file's linear classifier instead "
@@ -35,7 +43,8 @@ def export_parser() -> Parser:
 def describe_parser() -> Parser:
     text = "Say what a checkpoint is and whether it is ok: exit code 0 if so, 1 if not, 2 if it cannot be read."
     p = Parser(doors.typed("describe"), text)
-    p.add_argument("checkpoint", metavar="CKPT", help="any checkpoint that moco export reads")
+    text = "any checkpoint that moco export reads, or the folder of a run"
+    p.add_argument("checkpoint", type=encoder_file, metavar="CKPT", help=text)
     return p
 
 
@@ -133,8 +142,8 @@ def parse_retrieval(argv: list[str] | None = None) -> argparse.Namespace:
 def _add_read(p: Parser) -> None:
     """A checkpoint and the images whose features it makes."""
     add = p.add_argument
-    add("checkpoint", metavar="CHECKPOINT", nargs="?", help="checkpoint of ours or of nine other projects; "
-        "torchvision:NAME for its published weights")  # fmt: skip
+    add("checkpoint", metavar="CHECKPOINT", nargs="?", help="the folder of a run, or a checkpoint "
+        "of ours or of nine other projects; torchvision:NAME for its published weights")  # fmt: skip
     add_data(p, of_file=True)
     add_batch_size(p, where="data")
     add("--amp", choices=("off", "bf16", "fp16"), default="off", help="arithmetic of the encoder (default: off)")
@@ -145,6 +154,7 @@ def _finish_read(parser: Parser, argv: list[str]) -> argparse.Namespace:
     args = with_config(parser, argv)
     if args.checkpoint is None or (args.data is None and args.dataset is None):
         raise UserError("give a checkpoint, and an image folder or --dataset NAME to embed.")
+    args.checkpoint = encoder_file(args.checkpoint)
     check_images(args)
     return args
 

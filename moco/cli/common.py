@@ -5,14 +5,23 @@ from __future__ import annotations
 import argparse
 import os
 
+from moco import run_folder
 from moco.cli.parser import Parser, at_least, finite, positive
 from moco.config import FewShotConfig
 from moco.data.registry import DATASETS
-from moco.errors import UserError
+from moco.errors import UserError, tell
 
 SWITCH = argparse.BooleanOptionalAction
 
 # ------------------------------------------------------------------------------------------------------ flags
+
+
+def encoder_file(path: str) -> str:
+    """The file of an encoder, also where the folder of a run was given, which is told."""
+    found = run_folder.encoder_file(path)
+    if found != path:
+        tell(f"{path}: the checkpoint {os.path.basename(found)} of this run is taken", error=True)
+    return found
 
 
 def add_data(p: Parser, of_file: bool = False) -> None:

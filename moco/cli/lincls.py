@@ -22,7 +22,8 @@ def lincls_parser() -> Parser:
     common.add_data(p, of_file=True)
     common.add_folder(p, "the labelled images to train on, as DIR", "--train-folder", "--data-folder")
     add = p.group("model")
-    add("--pretrained", "--ckpt", default="", metavar="PATH", help="checkpoint of ours or of nine other projects; "
+    add("--pretrained", "--ckpt", default="", metavar="PATH",
+        help="the folder of a run, or a checkpoint of ours or of nine other projects; "
         "torchvision:NAME for its published weights")  # fmt: skip
     add("--amp", choices=("off", "bf16", "fp16"), default="off", help="arithmetic of the frozen encoder (default: off)")
     add("--features", choices=("views", "cached"), default="views", help="views: augmented anew every epoch, the "
@@ -67,6 +68,7 @@ def _add_evaluation(p: Parser) -> None:
 
 def _finish(parser: Parser, argv: list[str]) -> argparse.Namespace:
     args = with_config(parser, argv)
+    args.pretrained = common.encoder_file(args.pretrained)
     args.data = common.one_folder(args)
     if args.data is None and args.dataset is None:
         raise UserError("give an image folder or --dataset NAME to classify.")

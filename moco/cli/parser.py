@@ -117,7 +117,9 @@ class Parser(argparse.ArgumentParser):
 
 
 def spelling(action: argparse.Action) -> str:
-    """A flag as messages call it: after its setting where that is one of its spellings."""
+    """A flag as messages call it: after its setting where that is one of its spellings; CKPT and such as they are."""
+    if not action.option_strings:
+        return str(action.metavar or action.dest)
     longs = [word for word in action.option_strings if word.startswith("--")]
     own = f"--{action.dest.replace('_', '-')}"
     return own if own in longs else longs[0]

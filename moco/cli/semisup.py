@@ -57,7 +57,8 @@ def _add_subset(p: Parser) -> None:
 def _add_model(p: Parser) -> None:
     add = p.group("model")
     add("pretrained_file", metavar="FILE", nargs="?", help="Barlow Twins' spelling of --pretrained FILE")
-    add("--pretrained", "--finetune", default="", metavar="PATH", help="checkpoint of ours, of nine other projects or "
+    add("--pretrained", "--finetune", default="", metavar="PATH",
+        help="the folder of a run, or a checkpoint of ours, of nine other projects or "
         "of BEiT-3; torchvision:NAME for its published weights (default: random weights, a baseline)")  # fmt: skip
     add("--weights", choices=("finetune", "freeze"), default="finetune", help="train the encoder, or keep it")
     add("--drop-path", default=0.0, type=share(), metavar="P", help="stochastic depth of timm's networks (default: 0)")
@@ -136,7 +137,7 @@ def _finish(parser: Parser, argv: list[str]) -> argparse.Namespace:
         raise UserError("give an image folder or --dataset NAME to fine-tune on.")
     if args.pretrained and args.pretrained_file:
         raise UserError("--pretrained and FILE after DIR are two spellings of one flag; give one of them.")
-    args.pretrained = args.pretrained or args.pretrained_file or ""
+    args.pretrained = common.encoder_file(args.pretrained or args.pretrained_file or "")
     if args.train_percent is None and args.train_files in ("", "balanced"):
         args.train_percent = 100.0
     if args.lr is not None:

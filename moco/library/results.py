@@ -15,11 +15,6 @@ from moco.errors import OutageError, UserError
 if TYPE_CHECKING:
     import numpy as np
 
-# of folders that hold one checkpoint, the encoder that is handed on first
-_ONE = (
-    "model_best_semisup.pth.tar", "checkpoint_semisup.pth.tar", "model_best.pth.tar", "checkpoint.pth.tar",
-    "model.safetensors",  # the Hub's layout
-)  # fmt: skip
 _STEP = re.compile(r"checkpoint_(\d+)(?:_step_(\d+))?\.")
 
 
@@ -70,8 +65,7 @@ Checkpoint = Union[str, "os.PathLike[str]", RunResult]  # a file, the folder of 
 
 
 def path_of(checkpoint: Checkpoint) -> str:
-    """The file that is meant: itself; of a run or its folder the newest checkpoint of a pretraining, else the best one
-    of a fine-tuning or a probe. ``torchvision:NAME`` stays what it is.
+    """The file that is meant, see :func:`moco.run_folder.encoder_file`. ``torchvision:NAME`` stays what it is.
 
     Raises:
         UserError: a folder without any.
@@ -80,14 +74,7 @@ def path_of(checkpoint: Checkpoint) -> str:
         return str(checkpoint.checkpoint)
     if not isinstance(checkpoint, str | os.PathLike):
         raise UserError(f"a checkpoint is a file, a run's folder or what moco.pretrain returned, not {checkpoint!r}.")
-    path = os.fspath(checkpoint)
-    if not os.path.isdir(path):
-        return path
-    one = (os.path.join(path, name) for name in _ONE)
-    found = run_folder.newest(path) or next(filter(os.path.exists, one), None)
-    if found is None:
-        raise UserError(f"{path} holds no checkpoint of a run; give a file, or the folder of another run.")
-    return found
+    return run_folder.encoder_file(os.fspath(checkpoint))
 
 
 def result_of(folder: str, epochs: int, steps: int | None) -> RunResult:

@@ -10,10 +10,13 @@ from conftest import TINY, differences, load, save_pretrained
 
 import main_lincls
 import main_semisup
+from detection import run as detection_run
 from moco import cli, data
 from moco import embed as embed_door
 from moco import export as export_door
+from moco.cli import commands
 from moco.cli.commands import parse_embed
+from moco.errors import UserError
 from moco.eval import embed
 from moco.models.encoder import build_encoder
 from moco.weights import describe, settings
@@ -253,3 +256,35 @@ def test_an_opened_backbone_has_the_runs_shape(runs):
     for name, shape in (("stem", ("resnet18", "imagenet", 32, 3)), ("channels", ("test_resnet", "imagenet", 16, 1))):
         found = open_backbone(str(runs[name]))
         assert (found.arch, found.stem, found.size, found.channels) == shape
+
+
+# ------------------------------------------------------------------------------------------------ a folder for a file
+
+
+def test_every_reader_takes_a_runs_folder_and_says_which_checkpoint_that_is(tmp_path, capsys):
+    """The newest of a pretraining, though others lie there; else the best of a fine-tuning; no folder without any."""
+    names = ("checkpoint.pth.tar", "model_best.pth.tar", "checkpoint_0002.pth.tar", "checkpoint_0010.pth.tar")
+    readers = [
+        lambda path: commands.export_parser().parse_args([path, "--to", "timm"]).checkpoint,
+        lambda path: commands.describe_parser().parse_args([path]).checkpoint,
+        lambda path: commands.parse_embed([path, "DIR"]).checkpoint,
+        lambda path: commands.parse_retrieval([path, "DIR"]).checkpoint,
+        lambda path: cli.parse_lincls(["--pretrained", path, "DIR"]).pretrained,
+        lambda path: cli.parse_semisup(["--pretrained", path, "DIR"]).pretrained,
+        lambda path: cli.parse_semisup(["DIR", path]).pretrained,
+        lambda path: detection_run.parse([path, "--task", "voc"]).checkpoint,
+    ]
+    for expected in names[1:2] + names[2:]:
+        for name in names[: names.index(expected) + 1]:
+            (tmp_path / name).touch()
+        for read in readers:
+            assert read(str(tmp_path)) == str(tmp_path / expected)
+            assert capsys.readouterr().err == f"{tmp_path}: the checkpoint {expected} of this run is taken\n"
+            assert read(str(tmp_path / names[0])) == str(tmp_path / names[0])
+            assert capsys.readouterr().err == ""
+    (tmp_path / "empty").mkdir()
+    for read in readers:
+        with pytest.raises((UserError, SystemExit)):
+            read(str(tmp_path / "empty"))
+        said = capsys.readouterr().err
+        assert not said or "empty holds no checkpoint of a run; give a file, or the folder of another run." in said
