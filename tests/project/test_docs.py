@@ -20,7 +20,7 @@ import tomllib
 import torch
 import yaml
 from conftest import ROOT, save_pretrained
-from support import pages, programs
+from support import here, pages, programs
 
 import main_lincls
 import main_pretrain
@@ -221,6 +221,7 @@ class Session:
         monkeypatch.chdir(folder)
         for name in ("configs", "docs", "detection"):
             Path(name).symlink_to(ROOT / name)
+        Path("my_images").symlink_to(images)
         encoder = build_encoder("test_resnet", 16, size=16)
         encoder(torch.rand(4, 3, 16, 16))  # BatchNorm statistics that never moved are a sign of damage
         self.checkpoint = save_pretrained(folder / "checkpoint_0199.pth.tar", encoder, epoch=200)
@@ -322,6 +323,7 @@ def few_digits(directory: str | None, download: bool, channels: int | None):
 def session(image_folder, tmp_path, monkeypatch, alone, restored) -> Session:
     torch.set_num_threads(1)
     monkeypatch.setattr(named, "mnist5k", few_digits)
+    here.run_here(monkeypatch, here.SMALL)
     return Session(tmp_path, image_folder, monkeypatch)
 
 
