@@ -9,6 +9,7 @@ import posixpath
 import re
 from pathlib import Path
 
+import reference
 from latex2mathml.converter import convert
 from mkdocs.exceptions import PluginError
 from mkdocs.structure.files import File
@@ -30,9 +31,11 @@ FORMULA = re.compile(r'<(span|div) class="arithmatex">\\([(\[])(.*?)\\[)\]]</\1>
 
 
 def on_files(files, config):
-    """Add the pages from outside docs/, and what any page links to."""
+    """Add the pages from outside docs/, those that reference.py writes, and what any page links to."""
     for path, name in PAGES.items():
         files.append(File.generated(config, name, abs_src_path=str(TOP / path)))
+    for name, write in reference.PAGES.items():
+        files.append(File.generated(config, name, content=write()))
     for page in files.documentation_pages():
         origin = _origin(page.src_uri)
         for part in _prose(page.content_string):

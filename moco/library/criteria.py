@@ -400,10 +400,9 @@ class SupConLoss(InBatchLoss):
 
         Args:
             features: (N, V, C), further dimensions are flattened; or (N, C) with ``k`` (N, C).
-            labels: (N,) or (N, 1): images of one label are positives of each other. Without labels and mask every
-                image is a class of its own, which is SimCLR.
-            mask: in place of labels, (N, G), G = N in one process: entry (i, j) is not 0 where image j is a positive of
-                image i; it need not be symmetric.
+            *rest, **named: ``labels`` (N,) or (N, 1): images of one label are positives of each other. Without labels
+                and mask every image is a class of its own, which is SimCLR. ``mask``, in place of labels, (N, G), G = N
+                in one process: entry (i, j) is not 0 where image j is a positive of image i; it need not be symmetric.
 
         Raises:
             UserError: labels and mask, or shapes that do not fit.

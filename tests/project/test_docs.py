@@ -218,7 +218,9 @@ class Session:
     def __init__(self, folder: Path, images: Path, monkeypatch: pytest.MonkeyPatch):
         self.images, self.monkeypatch = images, monkeypatch
         self.names: dict[str, object] = {"__name__": "__main__"}
+        here.run_here(monkeypatch, here.SMALL)  # moco.pretrain and its like
         monkeypatch.chdir(folder)
+        Path("my_images").symlink_to(images)
         for name in ("configs", "docs", "detection"):
             Path(name).symlink_to(ROOT / name)
         Path("my_images").symlink_to(images)
@@ -341,13 +343,18 @@ WRITTEN = {
 
 @pytest.mark.parametrize("page", pages.PAGES)
 def test_a_page_is_a_session_that_runs(page, session, capsys):
+    before = output = ""
     for block in pages.blocks(page):
         with told(block, capsys):
+            if block.language == "text" and before == "python":
+                assert block.text in output  # is what the block above printed
+            before = block.language
             if page in RECORDS and block.language == "bash":
                 for words in pages.commands(block.text):
                     parsed([word for word in words if not re.match("[A-Z_]+=", word)])
             else:
                 session.run(block)
+                output = capsys.readouterr().out
     assert [path for path in WRITTEN.get(page, "").split() if not Path(path).exists()] == []
 
 
@@ -392,17 +399,8 @@ def flags() -> set[str]:
     modules = {f"benchmarks.{path.parent.name}.{path.stem}" for path in (ROOT / "benchmarks").glob("*/[a-z]*.py")}
     for name in [*programs.NAMES, "benchmarks.gpu", *sorted(modules & set(NOT_RUN) | modules & set(RUN))]:
         if name != "benchmarks.speed.kernel_bytes":
-            found |= long_flags(programs.parser_of(name))
+            found |= programs.long_flags(programs.parser_of(name))
     return found | OF_OTHERS
-
-
-def long_flags(parser: argparse.ArgumentParser) -> set[str]:
-    """Those of its subcommands too."""
-    found = {word for word in parser._option_string_actions if word.startswith("--")}
-    for action in parser._actions:
-        for one in action.choices.values() if isinstance(action, argparse._SubParsersAction) else ():
-            found |= long_flags(one)
-    return found
 
 
 @pytest.mark.parametrize("page", pages.PAGES)

@@ -11,6 +11,9 @@ import pytest
 from conftest import ROOT
 from mkdocs.commands.build import build
 from mkdocs.config import load_config
+from support import programs
+
+import moco
 
 LOADS = {"script": "src", "img": "src", "source": "src", "iframe": "src", "object": "data", "link": "href"}
 ELSEWHERE = re.compile(r"[a-z][a-z0-9+.-]*:|//", re.I)
@@ -104,3 +107,13 @@ def test_a_page_has_one_title_and_its_markdown_is_read_as_on_github(pages):
     # A list or table that does not begin after an empty line stays words here, and is a list on GitHub.
     stays = re.compile(r"^\s*(?:[-*] |\d+\. |\| )|```|\$\$", re.M)
     assert [(name, text[:80]) for name, page in pages.items() for text in page.texts if stays.search(text)] == []
+
+
+def test_the_reference_has_every_flag_and_every_public_name(pages):
+    known = set().union(*(programs.long_flags(programs.parser_of(name)) for name in programs.NAMES))
+    shown = set(re.findall(r"<code>(?:-\w )?(--[\w-]+)", pages["flags.html"].text))
+    assert len(known) > 180
+    assert {word for word in known - shown if not word.startswith("--no-")} == {"--help"}
+    titles = re.findall(r'class="doc doc-heading">\s*(?:<[^>]*>\s*)*moco\.(\w+)', pages["api.html"].text)
+    assert sorted({*titles} & {*moco.__all__}) == sorted(moco.__all__)
+    assert "(default: 0.07" in pages["flags.html"].text

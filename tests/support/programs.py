@@ -73,6 +73,15 @@ def parser_of(name: str) -> argparse.ArgumentParser:
     return stopped(PARSE.get(name) or main_of(name), None)
 
 
+def long_flags(parser: argparse.ArgumentParser) -> set[str]:
+    """Those of its subcommands too."""
+    found = {word for word in parser._option_string_actions if word.startswith("--")}
+    for action in parser._actions:
+        for one in action.choices.values() if isinstance(action, argparse._SubParsersAction) else ():
+            found |= long_flags(one)
+    return found
+
+
 def parse(name: str, words: list[str]) -> Any:
     """What a program's parser makes of words; SystemExit where it refuses them."""
     return PARSE[name](words) if name in PARSE else stopped(main_of(name), words)
