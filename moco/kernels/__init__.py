@@ -286,9 +286,10 @@ def contrastive_loss(
 
 # The operator: opaque to torch.compile, so that neither the choice of an implementation nor a Triton launch is traced.
 # Its last result is the gradient (N, C) of its first, formed with it, or empty (0,) where none is wanted.
+# No argument has a default: the dispatcher drops one that equals it, and torch 2.6 then expects one gradient less.
 
 
-def _compute(q, k, queue, draws, ids, queue_ids, temperature, n_hard, impl, precision, wants_gradient, shadow=None):
+def _compute(q, k, queue, draws, ids, queue_ids, temperature, n_hard, impl, precision, wants_gradient, shadow):
     d = Draws(*draws).to(q.device, q.dtype) if draws else None
     if impl == "auto" and kind(q.device) == "cuda" and q.dtype == torch.float32:
         counts = d.counts if d else (0, 0, 0, 0)
@@ -319,13 +320,13 @@ _operator = torch.library.custom_op(
     _compute,
     mutates_args=(),
     schema="(Tensor q, Tensor k, Tensor queue, Tensor[] draws, Tensor? ids, Tensor? queue_ids, float temperature, "
-    "SymInt n_hard, str impl, str precision, bool wants_gradient, Tensor? shadow=None) "
+    "SymInt n_hard, str impl, str precision, bool wants_gradient, Tensor? shadow) "
     "-> (Tensor, Tensor, Tensor, Tensor, Tensor)",
 )
 
 
 @_operator.register_fake
-def _shapes(q, k, queue, draws, ids, queue_ids, temperature, n_hard, impl, precision, wants_gradient, shadow=None):
+def _shapes(q, k, queue, draws, ids, queue_ids, temperature, n_hard, impl, precision, wants_gradient, shadow):
     loss, hardest, mass = (q.new_empty(()) for _ in range(3))
     rank = q.new_empty(q.shape[0], dtype=torch.int64)
     return loss, rank, hardest, mass, q.new_empty(q.shape if wants_gradient else (0,))
