@@ -1,19 +1,32 @@
 # Two commands are all the set-up: `make demo` and `make test`.
 PYTHON ?= python3
 VENV ?= .venv
+# Versions of what is installed, by name (pip's constraints); LOCK=/dev/null for the newest that pyproject.toml admits.
+LOCK ?= requirements/lock.txt
 BIN := $(VENV)/bin
 WORKERS ?= 2
 MINUTES ?= 30
 SEED ?= 0
 
-.PHONY: demo test test-fast test-machines chaos gpu docs docs-serve dist lint clean
+.PHONY: demo test suite test-oldest test-fast lock test-machines chaos gpu docs docs-serve dist lint clean
 
 demo: $(VENV)/installed-demo
 	$(BIN)/python -m moco.demo
 
 test: $(VENV)/installed-test
 	$(MAKE) lint
+	$(MAKE) suite
+
+suite: $(VENV)/installed-test
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder
+
+# The same tests with the oldest versions that pyproject.toml admits, in a virtual environment of their own.
+test-oldest:
+	$(MAKE) suite VENV=.venv-oldest LOCK=requirements/oldest.txt
+
+# The versions in $(VENV), as those with which the tests ran: CONTRIBUTING.md says when.
+lock: $(VENV)/installed-test
+	$(BIN)/python requirements/lock.py
 
 # What takes no processes of its own and at most two seconds a test: under two minutes.
 test-fast: $(VENV)/installed-test
@@ -53,15 +66,15 @@ lint: $(VENV)/installed-test
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)
 
-$(VENV)/installed-demo: $(VENV)/bin/python pyproject.toml
+$(VENV)/installed-demo: $(VENV)/bin/python pyproject.toml $(LOCK)
 	@echo "installing torch and the rest into $(VENV): a minute or more, once"
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[demo]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c $(LOCK) -e '.[demo]'
 	touch $@
 
-$(VENV)/installed-test: $(VENV)/bin/python pyproject.toml detection/requirements-ci.txt
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[test]'
+$(VENV)/installed-test: $(VENV)/bin/python pyproject.toml detection/requirements-ci.txt $(LOCK)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c $(LOCK) -e '.[test]'
 	$(BIN)/python detection/install_for_ci.py
 	touch $@
 
 clean:
-	rm -rf $(VENV) runs build site *.egg-info
+	rm -rf $(VENV) .venv-oldest runs build site *.egg-info

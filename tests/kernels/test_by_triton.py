@@ -11,6 +11,7 @@ import pytest
 import torch
 from conftest import ROOT, environment, interpreted
 from support.machine_code import judges_code
+from support.versions import dataless_gpu
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -158,6 +159,7 @@ class Operators(TorchDispatchMode):
         return result
 
 
+@dataless_gpu
 @pytest.mark.parametrize("masked", [False, True])
 @pytest.mark.parametrize("width", [16, 13])
 @pytest.mark.parametrize(

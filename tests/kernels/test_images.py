@@ -9,6 +9,7 @@ from conftest import interpreted, launched_by
 from support.machine_code import judges_code, machine_code
 from support.networks import batch_contrast as simclr
 from support.networks import moco
+from support.versions import dataless_gpu
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
@@ -91,6 +92,7 @@ def test_a_step_prepares_its_images_in_one_launch(family, memory, amp, launched)
     assert made.is_contiguous(memory_format=memory)
 
 
+@dataless_gpu
 def test_what_it_cannot_do_is_left_to_torch(launched):
     with FakeTensorMode(allow_non_fake_inputs=True):
         given = torch.empty(4, 3, 8, 8, dtype=torch.uint8, device="cuda")

@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from conftest import rounding
 from support.loss import ALL_TYPES, ONE_TYPE, T, assert_same_training, problem, run, tensors, train
+from support.versions import dataless_gpu
 from torch._dynamo.testing import CompileCounterWithBackend
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -784,6 +785,7 @@ class Names(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
+@dataless_gpu
 @pytest.mark.parametrize("temperature", [0.02, 0.2])
 @pytest.mark.parametrize("masked", [False, True])
 @pytest.mark.parametrize("drawn", [False, True])

@@ -9,6 +9,7 @@ import pytest
 import torch
 from conftest import ROOT, environment, interpreted, launched_by
 from support.machine_code import judges_code, machine_code
+from support.versions import dataless_gpu
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.checkpoint import checkpoint
@@ -85,6 +86,7 @@ def launched(monkeypatch):
     return launched_by(norm, monkeypatch)
 
 
+@dataless_gpu
 @pytest.mark.parametrize("memory", [torch.contiguous_format, torch.channels_last])
 @pytest.mark.parametrize("dtype", by_triton.DTYPES)
 def test_it_is_two_launches_each_way_and_the_host_waits_for_none(dtype, memory, launched):
@@ -105,6 +107,7 @@ def test_it_is_two_launches_each_way_and_the_host_waits_for_none(dtype, memory, 
     assert not any(gradients[3:])
 
 
+@dataless_gpu
 def test_every_batchnorm_of_a_network_uses_it(launched):
     net = split_batchnorm(build_encoder("resnet50", 8, size=224), 8)
     with FakeTensorMode(allow_non_fake_inputs=True):
@@ -119,6 +122,7 @@ def test_every_batchnorm_of_a_network_uses_it(launched):
     assert launched == []
 
 
+@dataless_gpu
 def test_what_it_cannot_do_is_left_to_torch(launched):
     weight = torch.ones(6)
     with FakeTensorMode(allow_non_fake_inputs=True):

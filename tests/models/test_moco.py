@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from conftest import rounding
 from support.networks import MEAN, STD, batch, moco, step_inputs
+from support.versions import bf16_sgd
 
 from moco.config import MoCHiConfig, SynCoConfig
 from moco.methods.negatives import HardNegatives
@@ -87,7 +88,7 @@ def apart(m: float, dtype: torch.dtype = torch.float32, **settings) -> MoCo:
     return model
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, pytest.param(torch.bfloat16, marks=bf16_sgd)])
 @pytest.mark.parametrize("m", [0.999, 0.99, 0.9, 0.6])
 @pytest.mark.parametrize("due", [True, False])
 def test_the_device_decides_in_one_pass_whether_the_key_encoder_moves(due, m, dtype):
