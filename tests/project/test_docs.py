@@ -223,7 +223,6 @@ class Session:
         Path("my_images").symlink_to(images)
         for name in ("configs", "docs", "detection"):
             Path(name).symlink_to(ROOT / name)
-        Path("my_images").symlink_to(images)
         encoder = build_encoder("test_resnet", 16, size=16)
         encoder(torch.rand(4, 3, 16, 16))  # BatchNorm statistics that never moved are a sign of damage
         self.checkpoint = save_pretrained(folder / "checkpoint_0199.pth.tar", encoder, epoch=200)
@@ -325,7 +324,6 @@ def few_digits(directory: str | None, download: bool, channels: int | None):
 def session(image_folder, tmp_path, monkeypatch, alone, restored) -> Session:
     torch.set_num_threads(1)
     monkeypatch.setattr(named, "mnist5k", few_digits)
-    here.run_here(monkeypatch, here.SMALL)
     return Session(tmp_path, image_folder, monkeypatch)
 
 
