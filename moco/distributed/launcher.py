@@ -50,12 +50,11 @@ def _start(worker: Callable[[Any], int | None], args: Any, restarts: int) -> int
 
 
 def of_many(gpus: int) -> str:
-    """What a plain command is told on a machine with several GPUs."""
+    """What a plain command, or a function that runs one, is told on a machine with several GPUs."""
     torchrun = doors.under_torchrun(gpus)
-    return (
-        f"1 of this machine's {gpus} GPUs is used; for all of them add --multiprocessing-distributed or --nproc {gpus}"
-        + f", or type `{torchrun}`" * bool(torchrun)
-    )
+    typed = f"add --multiprocessing-distributed or --nproc {gpus}, or type `{torchrun}`"
+    more = typed if torchrun else f'add --nproc {gpus}, or in Python nproc="all"'
+    return f"1 of this machine's {gpus} GPUs is used; for all of them {more}"
 
 
 def _spawn_again(worker: Callable, args: Any, plan: LaunchPlan, restarts: int) -> int:

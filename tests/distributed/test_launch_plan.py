@@ -209,11 +209,10 @@ def test_a_plain_command_says_that_it_takes_one_gpu_of_several(name, told):
         "1 of this machine's 4 GPUs is used; for all of them add --multiprocessing-distributed or --nproc 4, "
         f"or type `torchrun --nproc-per-node 4 -m moco {name} ...`\n"
     )
-    assert told(4, name, *PLAIN[name], script=f"main_{name}.py").endswith(
-        f"or type `torchrun --nproc-per-node 4 main_{name}.py ...`\n"
-        if name in doors.MAINS
-        else "4 GPUs is used; for all of them add --multiprocessing-distributed or --nproc 4\n"
-    )
+    script = doors.MODULES[name].rpartition(".")[2] + ".py"
+    assert told(4, name, *PLAIN[name], script=script).endswith(f" `torchrun --nproc-per-node 4 {script} ...`\n")
+    of_a_function = '1 of this machine\'s 4 GPUs is used; for all of them add --nproc 4, or in Python nproc="all"\n'
+    assert told(4, name, *PLAIN[name], script="-c") == of_a_function
 
 
 @pytest.mark.parametrize(
