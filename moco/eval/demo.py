@@ -13,6 +13,7 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from moco import data, distributed, resources, signals
@@ -86,6 +87,15 @@ def expected(results: dict[str, float]) -> str:
 
 def draw_embeddings(settings: argparse.Namespace, weights: str, path: str) -> None:
     """Write the picture of the held-out digits' features, untrained beside pretrained."""
+    panels, classes = embeddings(settings, weights)
+    picture(panels, classes, path)
+
+
+def embeddings(
+    settings: argparse.Namespace, weights: str
+) -> tuple[list[tuple[str, np.ndarray, np.ndarray]], list[str]]:
+    """(title, points (N, 2), labels (N,)) of the held-out digits by the untrained network and by ``weights``, and the
+    names of the classes."""
     source = data.open_sources(settings.dataset).val
     assert source is not None  # the built-in set always has one
     mean, std = data.channel_statistics(settings.dataset, source.channels)
@@ -98,4 +108,4 @@ def draw_embeddings(settings: argparse.Namespace, weights: str, path: str) -> No
             load_backbone(encoder, weights)
         features = extractor.whole(encoder, source)
         panels.append((title, project(features.x.numpy()), features.labels.numpy()))
-    picture(panels, source.classes or [], path)
+    return panels, source.classes or []

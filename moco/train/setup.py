@@ -136,6 +136,7 @@ def first_lines(
         summary,
         *negatives.sentences(model.extra, plan.total_steps, plan.steps_per_epoch),
         data.size_warning(images, size),
+        queue_warning(model.K, len(images), sampler.batch),
         *notes,
         f"from epoch {at.epoch}, step {at.step} of {plan.total_steps}" + f" ({path})" * bool(path),
         model.slow_reason(distributed.device()),
@@ -143,3 +144,14 @@ def first_lines(
         DONE * (plan.steps_left(at) <= 0),
     )
     return "\n".join(filter(None, lines))
+
+
+def queue_warning(K: int, images: int, batch: int) -> str:
+    """Of a queue with more rows than there are images, for the log; else empty. ``batch``: images a step."""
+    if images >= K:
+        return ""
+    half = 2 ** max(0, (images // 2).bit_length() - 1)  # the largest power of two in it
+    return (
+        f"warning: the queue has {K} rows for {images} images: each image is in it {K / images:.3g} times, the oldest "
+        f"keys are {K // batch} steps old, and until then there are random rows; give --moco-k {half}."
+    )

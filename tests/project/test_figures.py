@@ -6,10 +6,10 @@ from itertools import chain
 import pytest
 from conftest import ROOT
 
-from benchmarks.figures import negatives, normal_loss
+from benchmarks.figures import negatives, normal_loss, overview
 
 FOLDER = ROOT / "docs" / "figures"
-DRAWN = {"negatives": negatives.show, "normal_loss": normal_loss.show}
+DRAWN = {"negatives": negatives.show, "normal_loss": normal_loss.show, "overview": overview.show}
 
 
 @pytest.mark.parametrize("name", DRAWN)

@@ -10,6 +10,7 @@ from torch import nn
 from moco.data import EpochSampler
 from moco.models.batchnorm import trains_on
 from moco.models.moco import MoCo
+from moco.train.setup import queue_warning
 
 
 def test_the_first_lines_of_a_log_in_their_order(image_folder, tmp_path, in_process, capsys, monkeypatch):
@@ -33,6 +34,16 @@ def test_the_first_lines_of_a_log_in_their_order(image_folder, tmp_path, in_proc
     )
     assert len(lines) == len(expected), lines
     assert [line for line, form in zip(lines, expected, strict=True) if not re.fullmatch(form, line)] == []
+
+
+@pytest.mark.parametrize(
+    ("K", "images", "said"),
+    [(0, 5, ""), (500, 500, ""), (65536, 500, "131 times, the oldest keys are 1024 steps old, .* give --moco-k 128."),
+     (501, 500, "in it 1 times, the oldest keys are 7 steps .* --moco-k 128."), (9, 1, "9 times, .* --moco-k 1.")],
+)  # fmt: skip
+def test_a_queue_with_more_rows_than_images_is_warned_of(K, images, said):
+    assert re.search(said, queue_warning(K, images, 64))
+    assert bool(queue_warning(K, images, 64)) == bool(said)
 
 
 @pytest.mark.parametrize(("n", "batch", "world", "drop_last", "fewest"), [
