@@ -23,6 +23,7 @@ import threading
 import time
 import traceback
 from argparse import Namespace
+from collections.abc import Mapping
 from functools import partial
 from importlib import import_module
 from typing import Any
@@ -156,11 +157,28 @@ def serve(reports: int, parent: int) -> None:
     try:
         module, _, function = worker.partition(":")
         work = getattr(import_module(module), function)
-        code = import_module("moco.distributed").launch(work, args)
+        code = errors.exit_code(lambda: check_alone(args, os.environ))
+        code = code or import_module("moco.distributed").launch(work, args)
     except Exception:
         _report(reports, traceback.format_exc()[-8000:])
         code = 1
     sys.exit(code)
+
+
+def check_alone(args: Namespace, environment: Mapping[str, str]) -> None:
+    """UserError where a scheduler has started the caller several times: its variables are of one program, in which
+    processes meet once."""
+    from moco.distributed.launcher import plan_launch
+
+    try:
+        plan = plan_launch(args, 0, environment)
+    except ValueError:  # a variable that is none: the start of the run says so
+        return
+    if plan.world_size > 1 and plan.how not in ("spawn", "flags"):
+        raise UserError(
+            f"this is one of {plan.world_size} processes that {plan.how} has started, and the function starts those of "
+            f"a run itself: call it in one process, with nproc for several, or start the command `moco` by {plan.how}."
+        )
 
 
 def _report(reports: int, text: str) -> None:

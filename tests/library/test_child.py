@@ -4,10 +4,12 @@ import json
 import subprocess
 import sys
 from argparse import Namespace
+from contextlib import nullcontext
 
 import pytest
 from conftest import environment, load, wait_until
 
+from moco import cli
 from moco.errors import MocoError, OutageError, TrainingError, UserError
 from moco.library import child
 
@@ -60,6 +62,24 @@ def test_a_crash_is_an_error_whose_cause_is_the_traceback(capsys):
         child.run("json:nothing", Namespace())
     assert 'File "' in str(raised.value.__cause__)
     assert capsys.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize(
+    ("variables", "how"),
+    [
+        ({}, ""),
+        ({"RANK": "0", "WORLD_SIZE": "1"}, ""),
+        ({"RANK": "none", "WORLD_SIZE": "2"}, ""),  # the start of the run refuses it
+        ({"RANK": "0", "WORLD_SIZE": "2"}, "torchrun"),
+        ({"SLURM_STEP_NUM_TASKS": "4", "SLURM_PROCID": "1"}, "SLURM"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_one_of_several_callers_is_refused(variables, how):
+    child.check_alone(cli.parse_pretrain(["DIR", "--nproc", "2"]), variables)
+    args = cli.parse_pretrain(["DIR"])
+    with pytest.raises(UserError, match=f"processes that {how} has started") if how else nullcontext():
+        child.check_alone(args, variables)
 
 
 SCRIPT = """
