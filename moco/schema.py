@@ -103,6 +103,7 @@ ENTRIES = {
 CARD = {name: (NO_VALUE, kind) for name, kind in {
     **IMAGES, "arch?": WORD, "width?": COUNT, "changes?": _named(_whole(0, 256)), "source?": WORD, "epoch?": COUNT,
     "dataset?": WORD, "aug?": WORD, "method?": WORD, "pretraining?": PRETRAINING,
+    "measured?": [{"measure": WORD, "top1": PERCENT, "by": WORD}], "classes?": [WORD],
 }.items()}  # fmt: skip
 # Of a file of upstream's or of another project's, as far as a run can go on from it or it can be averaged.
 THEIRS = {

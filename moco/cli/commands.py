@@ -15,12 +15,13 @@ from moco.cli.common import (
     check_images,
     encoder_file,
 )
+from moco.cli.flag_classes import command_of
 from moco.cli.parser import Parser, at_least, parse, positive, with_config
 from moco.cli.pretrain import DEMO_CONFIG, parse_pretrain, pretrain_config
 from moco.data.registry import DATASETS
 from moco.errors import UserError
 
-EXPORTS = ("torchvision", "timm", "detectron2", "safetensors", "onnx", "features")
+EXPORTS = ("torchvision", "timm", "hub", "detectron2", "safetensors", "onnx", "features")
 
 
 def export_parser() -> Parser:
@@ -28,10 +29,12 @@ def export_parser() -> Parser:
     add = p.add_argument
     add("checkpoint", type=encoder_file, metavar="CKPT", help="the folder of a run; or a file of ours, MoCo v1 to "
         "v3, SynCo, SupContrast, Barlow Twins, lightly, solo-learn, torchvision or timm")  # fmt: skip
-    add("--to", required=True, choices=EXPORTS, help="what to write")
+    add("--to", required=True, choices=EXPORTS, help="what to write; hub: a folder for timm in the layout of the "
+        "Hugging Face Hub")  # fmt: skip
     add("--out", metavar="FILE", help="where to (default: beside CKPT, named after it)")
+    p.set_defaults(spelled=command_of)
     add("--head", choices=("drop", "keep"), default="drop", help="keep: logits of the file's linear classifier instead "
-        "of features (torchvision, timm, onnx; default: drop)")  # fmt: skip
+        "of features (torchvision, timm, hub, onnx; default: drop)")  # fmt: skip
     add("-a", "--arch", default="", metavar="ARCH", help="torchvision or timm network (default: the file's)")
     add("--stem", choices=("auto", "imagenet", "cifar"), default="auto", help="(default: the file's)")
     add("--size", type=at_least(8), metavar="PX", help="side of the images (default: the file's)")

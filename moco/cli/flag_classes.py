@@ -10,7 +10,7 @@ import argparse
 from typing import Any
 
 from moco.cli.lincls import lincls_parser
-from moco.cli.parser import Parser
+from moco.cli.parser import Parser, argv_of
 from moco.cli.pretrain import pretrain_parser
 from moco.cli.semisup import semisup_parser
 from moco.config import Classes, Flags
@@ -126,6 +126,19 @@ def tuning(args: argparse.Namespace, model: Any, images: Any, epochs: int, batch
     )  # fmt: skip
     kept = _kept(semisup_parser(), SEMISUP, args, _images(model.encoder.built, model.mean, model.std) | chosen)
     return {name: value for name, value in kept.items() if name not in idle}
+
+
+_TOLD = ("--method", "--arch", "--lr", "--batch-size", "--epochs")
+
+
+def command_of(flags: Flags) -> list[str]:
+    """The words with which main_pretrain.py gets these flags; what is its default is left out, but for ``_TOLD``."""
+    words: list[str] = []
+    for action in pretrain_parser().actions():
+        name = next((word for word in action.option_strings if word.startswith("--")), "")
+        if name in flags and (flags[name] != action.default or name in _TOLD):
+            words += argv_of(name, flags[name], action.option_strings)
+    return words
 
 
 def _images(built: Any, mean: Any, std: Any) -> Flags:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 from argparse import Namespace
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from PIL import Image
@@ -34,6 +35,8 @@ class Encoder(nn.Module):
         arch: torchvision's or timm's name.
         channels: C, 1 or 3.
         source: what was read, and where each setting is from.
+        pretraining: how it was pretrained: ``method``, ``recipe`` (flags and their values), ``projection`` (its head),
+            ``data``, ``epochs``, ``steps``, ``seed``, as far as the file says it; empty for other projects' files.
     """
 
     def __init__(
@@ -42,6 +45,7 @@ class Encoder(nn.Module):
         super().__init__()
         self.network, self.arch, self.size, self.source = network, arch, size, source
         self.mean, self.std, self.channels = list(mean), list(std), len(mean)
+        self.pretraining: dict[str, Any] = dict(getattr(network, "pretraining", {}))
         self.eval()
         with torch.no_grad():
             self.width = self(torch.zeros(1, self.channels, size, size)).shape[1]
@@ -87,7 +91,8 @@ def load_encoder(
 
     Args:
         checkpoint: what :func:`moco.pretrain` returned, the folder of a run, or a file: a checkpoint of ours or of
-            another project, or what :func:`moco.export` wrote for torchvision, timm, as safetensors or as features;
+            another project, or what :func:`moco.export` wrote for torchvision, timm, the Hub, as safetensors or as
+            features;
             ``torchvision:NAME`` for its published weights of ``arch``.
         arch, size, channels, mean, std: in place of the file's. A file of another project names no size and no
             statistics: 224 pixels (32 with a small stem) and ImageNet's are taken, and ``source`` says so.

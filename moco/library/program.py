@@ -222,7 +222,7 @@ def embed(
         return embedding_of(os.path.join(folder, names[0]), [Path(folder, name) for name in names] if out else [])
 
 
-ExportKind = Literal["torchvision", "timm", "detectron2", "safetensors", "onnx", "features"]
+ExportKind = Literal["torchvision", "timm", "hub", "detectron2", "safetensors", "onnx", "features"]
 
 
 @has_options(EXPORT)
@@ -238,7 +238,7 @@ def export(
         options: the flags of the command.
 
     Returns:
-        The file; a card with architecture, size and statistics lies beside it or in it.
+        The file, of ``hub`` the folder; a card with architecture, size and statistics lies beside it or in it.
 
     Raises:
         moco.UserError: an option or a checkpoint that cannot be used, or a library that computes other features.

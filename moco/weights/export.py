@@ -1,7 +1,8 @@
 """Write a checkpoint's backbone for other tools: python -m moco.export CKPT --to KIND [--out FILE].
 
     torchvision, timm   a state dict with that library's names, which its network loads strictly, the card beside it
-    detectron2          the weight file that detection/ reads (ResNet-50 and ResNet-101)
+    hub                 a folder that timm.create_model loads, with a model card (moco/weights/hub.py)
+    detectron2          the weight file that detection/ reads (ResNet-50 and ResNet-101), the card beside it
     safetensors         the encoder's own names, the card as metadata
     onnx                a graph from normalised images to features, for any batch size
     features            a state dict with the encoder's own names, the card beside it as JSON
@@ -19,15 +20,17 @@ import os
 import re
 from argparse import Namespace
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
 
 from moco import files, resources
 from moco.errors import UserError, tell
+from moco.files import run_of
 from moco.models.encoder import backbone_keys, build_encoder, features, head_of, torchvision_names
-from moco.weights import detectron2_names
+from moco.weights import card as model_card
+from moco.weights import detectron2_names, hub
 from moco.weights.changes import apply_changes, bare_names, describe_changes
 from moco.weights.layouts import CARD, head_entries
 from moco.weights.read import Backbone, differing, open_backbone
@@ -36,6 +39,7 @@ from moco.weights.settings import settle_from_file
 SUFFIXES = {
     "torchvision": ".torchvision.pth",
     "timm": ".timm.pth",
+    "hub": ".hub",  # a folder
     "detectron2": ".detectron2.pkl",
     "safetensors": ".safetensors",
     "onnx": ".onnx",
@@ -68,18 +72,23 @@ def run_export(args: Namespace) -> None:
     settled = settle_from_file(args, args.checkpoint, args.dataset)
     source = open_backbone(args.checkpoint, args.arch, args.stem, args.size)
     out = destination(args)
-    card = make_card(source, *settled.statistics(source.channels, source.size))
+    made = make_card(source, *settled.statistics(source.channels, source.size))
     if args.head == "keep":
-        keep_the_head(source)
-    lines = _write(source, args.to, out, card, args.head == "keep")
+        made |= keep_the_head(source)
+    command = model_card.training_command(made, args.spelled)
+    made |= {"command": command} if command else {}
+    lines = _write(source, args.to, out, made, args.head == "keep")
     tell(f"{source.arch}, {source.stem} stem, {source.size} px: {source.summary}{settled.summary}", *lines)
 
 
 def destination(args: Namespace) -> str:
     """--out, else beside the checkpoint; never the checkpoint itself."""
-    stem = re.sub(r"(\.pth\.tar|\.[A-Za-z]\w*)$", "", args.checkpoint)
+    stem = re.sub(r"(\.pth\.tar|\.[A-Za-z]\w*)?/*$", "", args.checkpoint)
     out = args.out or stem + SUFFIXES[args.to]
     folder = os.path.dirname(out) or "."
+    if args.to == "hub":
+        hub.check_folder(out)
+        return out
     if not os.path.isdir(folder):
         raise UserError(f"there is no folder {folder} to write {os.path.basename(out)} to; make it first.")
     if os.path.isdir(out):
@@ -94,6 +103,8 @@ def _write(source: Backbone, to: str, out: str, card: dict[str, Any], keep_head:
     the console: what was written and how it was made sure of."""
     if to in ("torchvision", "timm"):
         return _to_library(source, to, out, card, keep_head)
+    if to == "hub":
+        return _to_hub(source, out, card, keep_head)
     if to == "detectron2":
         return _to_detectron2(source, out, card)
     if to == "onnx":
@@ -108,8 +119,10 @@ def _write(source: Backbone, to: str, out: str, card: dict[str, Any], keep_head:
 
 
 def make_card(source: Backbone, mean: list[float], std: list[float]) -> dict[str, Any]:
-    """How to build and feed the encoder: plain values, the same for every kind of file."""
-    epoch = source.file.state.get("epoch")
+    """How to build and feed the encoder, how it was pretrained and what was measured of it: plain values, the same for
+    every kind of file. The last two are left out where nothing says them."""
+    epoch, found = source.file.state.get("epoch"), model_card.measured(source.file)
+    known = {"pretraining": source.pretraining, "measured": found}
     return {
         "kind": CARD,
         "arch": source.arch,
@@ -122,11 +135,13 @@ def make_card(source: Backbone, mean: list[float], std: list[float]) -> dict[str
         "changes": source.changes,
         "source": os.path.basename(source.file.path),
         "epoch": epoch if isinstance(epoch, int) else None,
+        **{name: value for name, value in known.items() if value},
     }
 
 
-def keep_the_head(source: Backbone) -> None:
-    """Put the file's own linear classifier in place of the fresh head.
+def keep_the_head(source: Backbone) -> dict[str, list[str]]:
+    """Put the file's own linear classifier in place of the fresh head; the names of its classes for the card, where the
+    file has them.
 
     Raises:
         UserError: the file's head is not one linear layer, or its tensors are odd.
@@ -139,6 +154,8 @@ def keep_the_head(source: Backbone) -> None:
     linear = nn.Linear(fresh.in_features, weight.shape[0])
     linear.load_state_dict(entries)
     source.encoder.set_submodule(head, linear)
+    classes = run_of(source.file.state).get("classes") or source.file.settings.get("classes") or []
+    return {"classes": list(classes)} if len(classes) == linear.out_features else {}
 
 
 # -------------------------------------------------------------------------------------------------- libraries
@@ -171,7 +188,17 @@ def timm_name(name: str) -> str:
     return name
 
 
-def _to_library(source: Backbone, to: str, out: str, card: dict[str, Any], keep_head: bool) -> list[str]:
+class InLibrary(NamedTuple):
+    """An encoder in another library: its name there, as :func:`moco.models.encoder.build_encoder` has it, the network,
+    the tensors by the library's names, and how far the features are from the source's."""
+
+    arch: str
+    target: nn.Module
+    tensors: dict[str, Tensor]
+    gap: float
+
+
+def _in_library(source: Backbone, to: str, keep_head: bool) -> InLibrary:
     arch = library_arch(source.arch, to)
     target = build_encoder(arch, 1, stem=source.stem, size=source.size, in_chans=source.channels).eval()
     if keep_head:
@@ -190,8 +217,12 @@ def _to_library(source: Backbone, to: str, out: str, card: dict[str, Any], keep_
     gap = _gap(_compute(source.encoder, source, keep_head), _compute(target, source, keep_head))
     if not gap <= FEATURE_TOLERANCE:
         raise UserError(f"{to}'s {arch} computes other features (relative difference {gap:.1e}); nothing was written.")
-    plain = {name.removeprefix(wrapped): value for name, value in tensors.items()}
-    lines = [_write_with_card(plain, out, {**card, "arch": arch})]
+    return InLibrary(arch, target, {name.removeprefix(wrapped): value for name, value in tensors.items()}, gap)
+
+
+def _to_library(source: Backbone, to: str, out: str, card: dict[str, Any], keep_head: bool) -> list[str]:
+    arch, target, tensors, gap = _in_library(source, to, keep_head)
+    lines = [_write_with_card(tensors, out, {**card, "arch": arch})]
     if summary := describe_changes(source.changes):
         lines.append(f"{to}'s own network differs, and the file cannot say so: the lines below give it {summary}")
     lines.append(f"{to} computes the same (relative difference {gap:.0e}); load it with")
@@ -244,6 +275,25 @@ def _stem_lines(source: Backbone, to: str, target: nn.Module) -> list[str]:
     return lines + [f"model.{name} = torch.nn.Identity()" for name in sorted(gone)]
 
 
+def _to_hub(source: Backbone, out: str, card: dict[str, Any], keep_head: bool) -> list[str]:
+    hub.check_timm_builds(source.stem, source.changes, source.file.path)
+    arch, target, tensors, _ = _in_library(source, "timm", keep_head)
+    head, network = head_of(target), cast("Any", getattr(target, "backbone", target))
+    classes = network.get_submodule(head).out_features if keep_head else 0
+    made = {**card, "arch": arch}
+    config = hub.config_of(network, arch.removeprefix("timm/"), made, classes)
+    with torch.no_grad():
+        found = hub.built_by_timm(config, tensors)(_images(source))
+    gap = _gap(_compute(source.encoder, source, keep_head), found)
+    if not gap <= FEATURE_TOLERANCE:
+        raise UserError(f"timm's {arch} computes other values (relative difference {gap:.1e}); nothing was written.")
+    name = os.path.basename(os.path.abspath(out))
+    hub.write_folder(out, config, tensors, made, model_card.readme(made, name, config))
+    lines = [f"wrote {', '.join(os.path.join(out, name) for name in (hub.CONFIG, hub.WEIGHTS, hub.README))}"]
+    lines.append(f"timm computes the same (relative difference {gap:.0e}); load it with (timm 1.0.16 or later)")
+    return [*lines, "import timm", f"model = timm.create_model({'local-dir:' + out!r}, pretrained=True)"]
+
+
 def _to_detectron2(source: Backbone, out: str, card: dict[str, Any]) -> list[str]:
     known = detectron2_names.ARCHS
     if source.arch.removeprefix("timm/") not in known or source.stem == "cifar" or source.channels != 3:
@@ -252,9 +302,14 @@ def _to_detectron2(source: Backbone, out: str, card: dict[str, Any]) -> list[str
             f"{source.arch} with {source.stem} stem and {source.channels} channels."
         )
     tensors = detectron2_names.renamed(_entries(source.encoder), source.encoder, source.file.path)
+    beside = _card_path(out)
     detectron2_names.write_pickle(tensors, out)
+    files.write_text(json.dumps(card, indent=1) + "\n", beside, "--out")
     pixels = detectron2_names.pixel_options(card["mean"], card["std"])
-    return [f"wrote {out}", f"{len(tensors)} arrays; give the file as {' '.join(['MODEL.WEIGHTS', *pixels])}"]
+    return [
+        f"wrote {out} and {beside}",
+        f"{len(tensors)} arrays; give the file as {' '.join(['MODEL.WEIGHTS', *pixels])}",
+    ]
 
 
 # ------------------------------------------------------------------------------------------------------- onnx
@@ -338,11 +393,17 @@ def _gap(one: Tensor, other: Tensor) -> float:
     return float((one - other).abs().max() / one.abs().max().clamp_min(1e-12)) if one.shape == other.shape else 1.0
 
 
-def _write_with_card(tensors: dict[str, Tensor], out: str, card: dict[str, Any]) -> str:
-    """What was written, for the console; UserError where the card would replace what is no card."""
+def _card_path(out: str) -> str:
+    """Where the card goes; UserError where it would replace what is no card."""
     beside = os.path.splitext(out)[0] + ".json"
     if beside == out or (os.path.exists(beside) and files.read_json(beside).get("kind") != CARD):
         raise UserError(f"the card goes to {beside}, which is something else; choose another --out.")
+    return beside
+
+
+def _write_with_card(tensors: dict[str, Tensor], out: str, card: dict[str, Any]) -> str:
+    """What was written, for the console."""
+    beside = _card_path(out)
     with files.replacing(out, "--out") as path, open(path, "wb") as file:
         files.torch_save(tensors, file)
     files.write_text(json.dumps(card, indent=1) + "\n", beside, "--out")

@@ -132,16 +132,23 @@ def described(entry: dict[str, Any]) -> str:
     if not entry:
         return ""
     flags = [f"{name} {typed(value)}" for name, value in entry["recipe"].items() if value is not False]
-    parts = [f"{entry['method']} {' '.join(flags)}".rstrip(), _of_head(entry.get("projection") or {})]
-    done = [f"{entry[name]} {name}" for name in ("epochs", "steps") if name in entry]
+    head = projection_words(entry.get("projection") or {})
+    parts = [f"{entry['method']} {' '.join(flags)}".rstrip(), f"projection {head}" if head else ""]
     data = entry.get("data") or {}
     on = f" on {data['images']} images of {data['name']}" if data else ""
-    parts += [", ".join(done) + on, f"seed {entry['seed']}" if "seed" in entry else ""]
+    parts += [length_words(entry) + on, f"seed {entry['seed']}" if "seed" in entry else ""]
     return "; ".join(filter(None, parts))
 
 
-def _of_head(projection: dict[str, Any]) -> str:
+def length_words(entry: dict[str, Any]) -> str:
+    """How long a pretraining was; empty where it is not known."""
+    known = [(entry[name], name) for name in ("epochs", "steps") if name in entry]
+    return ", ".join(f"{count} {name.removesuffix('s') if count == 1 else name}" for count, name in known)
+
+
+def projection_words(projection: dict[str, Any]) -> str:
+    """A head of :func:`projection_of` in words; empty where it is not known."""
     if not projection:
         return ""
     norm = " with BatchNorm" if projection.get("batchnorm") else ""
-    return f"projection {projection['kind']} {'-'.join(map(str, projection['widths']))}{norm}"
+    return f"{projection['kind']} {'-'.join(map(str, projection['widths']))}{norm}"

@@ -201,7 +201,9 @@ def test_onnx_takes_any_batch_size(tmp_path, capsys):
             same(in_onnxruntime(tmp_path / "o.onnx", x), features(encoder, x))
     assert "onnxruntime computes the same" in capsys.readouterr().out
     props = {p.key: p.value for p in onnx.load(str(tmp_path / "o.onnx")).metadata_props}
-    assert json.loads(props["card"])["arch"] == "test_vit"
+    card = {name: json.loads(props["card"])[name] for name in ("arch", "size", "channels", "mean", "std")}
+    mean, std = data.channel_statistics(None, 3)
+    assert card == {"arch": "test_vit", "size": 64, "channels": 3, "mean": mean, "std": std}
 
 
 def test_onnx_logits_of_a_classifier(tmp_path):
@@ -264,6 +266,9 @@ def test_detectron2_has_what_detections_own_script_writes(tmp_path):
     expected, made = convert(path), pickle.loads(out.read_bytes())["model"]
     assert set(made) == set(expected)
     assert all(torch.equal(torch.from_numpy(made[name]), value) for name, value in expected.items())
+    card = json.loads((tmp_path / "c.detectron2.json").read_text())
+    mean, std = data.channel_statistics(None, 3)
+    assert [card[name] for name in ("arch", "size", "mean", "std")] == ["resnet50", 64, mean, std]
 
 
 # --------------------------------------------------------------------------------------------------- refusals
