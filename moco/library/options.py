@@ -549,7 +549,8 @@ class ExportOptions(TypedDict, total=False):
     """Of :func:`moco.export`: the flags of ``moco export``."""
 
     head: Literal["drop", "keep"]
-    """keep: logits of the file's linear classifier instead of features (torchvision, timm, onnx; default: drop)"""
+    """keep: logits of the file's linear classifier instead of features (torchvision, timm, hub, onnx; default:
+    drop)"""
     arch: str
     """torchvision or timm network (default: the file's)"""
     stem: Literal["auto", "imagenet", "cifar"]
