@@ -83,14 +83,11 @@ class Submodule(NamedTuple):
 
 
 def open_file(path: str) -> File:
-    """Read a checkpoint or a safetensors file; of a folder in the Hub's layout its model.safetensors.
+    """Read a checkpoint or a safetensors file.
 
     Raises:
         UserError: unreadable, or without tensors.
     """
-    inside = os.path.join(path, f"model{SAFETENSORS}")
-    if os.path.isfile(inside):
-        return _open_safetensors(inside)
     if path.endswith(SAFETENSORS) and os.path.isfile(path):
         return _open_safetensors(path)
     return file_of(path, files.read(path))

@@ -19,7 +19,7 @@ from torch import nn
 
 import main_lincls
 import main_pretrain
-from moco import cli
+from moco import cli, run_folder
 from moco import export as export_door
 from moco.cli.commands import parse_embed
 from moco.data.augment.by_pil import eval_view
@@ -251,7 +251,7 @@ def test_every_kind_is_read_back_without_a_flag(runs, image_folder, tmp_path, to
     results = [json.loads((tmp_path / f"knn{i}" / "knn.json").read_text()) for i in (1, 2)]
     one, other = ({**result, "pretrained": "", "arch": ""} for result in results)
     assert one == other
-    assert open_backbone(out).pretraining == load(path.parent)["run"]["pretraining"]
+    assert open_backbone(run_folder.encoder_file(out)).pretraining == load(path.parent)["run"]["pretraining"]
 
 
 # --------------------------------------------------------------------------------------------------- refusals
@@ -291,4 +291,4 @@ def test_a_folder_of_something_else_stays(runs, tmp_path, capsys, monkeypatch):
         assert "cannot be written" in refused(capsys, runs(VIT), "--out", folder)
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
     assert export_door.main([str(runs(VIT)), "--to", "hub", "--out", str(folder)]) == 0  # an earlier export is replaced
-    assert open_backbone(str(folder)).arch == "timm/test_vit"
+    assert open_backbone(str(folder / "model.safetensors")).arch == "timm/test_vit"
