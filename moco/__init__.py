@@ -76,7 +76,7 @@ __all__ = [
     "pretrain",
 ]
 
-doors.check(__name__)
+doors.check(__name__)  # python -m of a module that is no command ends here
 
 
 def __getattr__(name: str) -> Any:
