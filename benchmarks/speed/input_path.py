@@ -76,7 +76,7 @@ def one_pass(dataset: Dataset, images: int, batch: int) -> Callable[[], None]:
     return run
 
 
-def main() -> int:
+def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("data", nargs="?", default=str(SAMPLE))
     parser.add_argument("--rounds", type=int, default=7)
@@ -84,7 +84,7 @@ def main() -> int:
     parser.add_argument("--size", type=int, default=224)
     parser.add_argument("--batch-size", type=int, default=50)
     parser.add_argument("--cache", metavar="DIR", help="main_pretrain.py's, for sets of small images")
-    args = parser.parse_args()
+    args = parser.parse_args(argv)
     source = open_sources(None, args.data).pretrain
     views = partial(TwoViews, source, get_preset(args.aug), args.size, 0)
     datasets = {

@@ -52,6 +52,11 @@ SMALL = {
     "bench": "-a test_resnet --size 16 -b 8 -j 0 --moco-k 1024 --amp off --bench-images 8 --bench-steps 1",
     "embed": "-a test_resnet --size 16 -b 8 -j 0 --split train --points 12",
     "retrieval": "-a test_resnet --size 16 -b 8 -j 0",
+    "benchmarks.speed.checkpoints": "-a test_resnet --size 16 -b 8 --moco-k 64 --every 1 --rounds 1",
+    "benchmarks.speed.contrastive_loss": "--sizes 4x256 --hard 16 --counts 4 4 4 2 2 2 --repeats 1 --no-memory "
+    "--speed-side 64 --device cpu",
+    "benchmarks.speed.loss_precision": "--queries 4 --rows 64 --hard 8",
+    "benchmarks.speed.training_step": "-a test_resnet --size 16 -b 8 --moco-k 1100 --moco-dim 16 --amp off --rounds 2",
     "benchmarks.speed.probe_heads": "-a test_resnet --size 16 -b 8 --heads 2 --steps 1",
     "benchmarks.speed.knn": "--bank 300 --queries 8 --dim 16 --k 5 --only 'ours, in parts'",
     "moco_v3": "--moco-mlp-dim 16",
@@ -68,6 +73,12 @@ IMAGES = ("data", "train_folder", "val_data", "few_shot_data", "source", "folder
 CHECKPOINTS = ("pretrained", "checkpoint", "resume")  # arguments that name a checkpoint
 EXPORTS_PARSED = ("torchvision", "detectron2", "safetensors", "onnx")  # test_export.py runs them
 
+
+def benchmark(name: str) -> Callable[[list[str]], int]:
+    """Its main, imported when it is run."""
+    return lambda words: programs.main_of(name)(words)
+
+
 RUN: dict[str, Callable] = {
     "pretrain": lambda words: distributed.launch(main_pretrain.worker, programs.MAINS["pretrain"](words)),
     "lincls": lambda words: distributed.launch(main_lincls.worker, programs.MAINS["lincls"](words)),
@@ -80,10 +91,11 @@ RUN: dict[str, Callable] = {
     "export": lambda words: programs.parse("export", words).to not in EXPORTS_PARSED and export.main(words),
     "retrieval": retrieval.main,
     "sweep": lambda words: sweep.main(["--dry-run", *words]),  # test_sweep.py runs trials
+    **{f"benchmarks.speed.{name}": benchmark(f"benchmarks.speed.{name}") for name in (
+        "checkpoints", "contrastive_loss", "knn", "loss_precision", "probe_heads", "traffic", "training_step",
+    )},
     "benchmarks.speed.kernel_bytes": lambda words: programs.main_of("benchmarks.speed.kernel_bytes")(),
-    "benchmarks.speed.knn": lambda words: programs.main_of("benchmarks.speed.knn")(words),
-    "benchmarks.speed.probe_heads": lambda words: programs.main_of("benchmarks.speed.probe_heads")(words),
-}
+}  # fmt: skip
 
 
 # ------------------------------------------------------------------------------------------- what cannot run here
@@ -143,7 +155,7 @@ def nothing(words: list[str]) -> None:
     """There is nothing to check."""
 
 
-PARSED = "minutes to hours of work, which a test of its own does in small: parsed"
+PARSED = "minutes to hours of work, whose parts tests/benchmarks and tests/detection run: parsed"
 NOT_RUN: dict[str, tuple[str, Callable[[list[str]], None]]] = {
     "make": ("it runs the whole suite, or what other tests run: the target is in the Makefile", makes),
     "pip": ("no network: extras, files and version are the project's", installs),
@@ -166,9 +178,8 @@ NOT_RUN: dict[str, tuple[str, Callable[[list[str]], None]]] = {
     "detection.convert-pretrain-to-detectron2": ("test_detection_convert.py runs it", nothing),
     **{f"benchmarks.{name}": (PARSED, nothing) for name in (
         "gpu", "accuracy.cifar10_gpu", "accuracy.cifar10_methods", "accuracy.fast_paths",
-        "accuracy.supervised_methods", "accuracy.time_to_accuracy", "accuracy.trajectories", "speed.checkpoints",
-        "speed.contrastive_loss", "speed.input_path", "speed.kernel_resources", "speed.loss_precision",
-        "speed.step_operators", "speed.traffic", "speed.training_step", "speed.whole_step",
+        "accuracy.supervised_methods", "accuracy.time_to_accuracy", "accuracy.trajectories", "speed.input_path",
+        "speed.kernel_resources", "speed.step_operators", "speed.whole_step",
     )},
 }  # fmt: skip
 
@@ -189,7 +200,7 @@ def parsed(words: list[str]) -> argparse.Namespace | None:
         assert row, f"test_docs.py does not know how to run or check {words[0]}"
         return None
     try:
-        return None if program[0] == "benchmarks.speed.kernel_bytes" else programs.parse(*program)
+        return programs.parse(*program)
     except SystemExit as end:
         raise AssertionError(f"{' '.join(words)} is refused, see standard error") from end
 
@@ -251,6 +262,13 @@ class Session:
         assert program, f"test_docs.py does not know how to run or check {words[0]}"
         name, words = self.at_hand(*program)
         assert not RUN[name]([*words, *small(name, words)]), words
+
+    def record(self, words: list[str]) -> None:
+        """Parse what was typed for a measurement; run it where it is a benchmark that has small sizes."""
+        program = programs.started(words)
+        parsed(words)
+        if program and program[0].startswith("benchmarks") and program[0] in RUN:
+            self.command(words)
 
     def at_hand(self, name: str, words: list[str]) -> tuple[str, list[str]]:
         """The command with its images and checkpoints there: links to small ones, and an image folder in the place of
@@ -349,7 +367,7 @@ def test_a_page_is_a_session_that_runs(page, session, capsys):
             before = block.language
             if page in RECORDS and block.language == "bash":
                 for words in pages.commands(block.text):
-                    parsed([word for word in words if not re.match("[A-Z_]+=", word)])
+                    session.record([word for word in words if not re.match("[A-Z_]+=", word)])
             else:
                 session.run(block)
                 output = capsys.readouterr().out
@@ -396,8 +414,7 @@ def flags() -> set[str]:
     found: set[str] = set()
     modules = {f"benchmarks.{path.parent.name}.{path.stem}" for path in (ROOT / "benchmarks").glob("*/[a-z]*.py")}
     for name in [*programs.NAMES, "benchmarks.gpu", *sorted(modules & set(NOT_RUN) | modules & set(RUN))]:
-        if name != "benchmarks.speed.kernel_bytes":
-            found |= programs.long_flags(programs.parser_of(name))
+        found |= set() if name in programs.NO_FLAGS else programs.long_flags(programs.parser_of(name))
     return found | OF_OTHERS
 
 

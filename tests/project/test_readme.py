@@ -1,5 +1,5 @@
-"""README: its commands of several processes and its benchmarks are started as typed, with the network and the sizes
-reduced; its tree has every room. test_docs.py runs the others, as those of docs/."""
+"""README: its commands of several processes, and a benchmark that starts some, run as typed, with the network and the
+sizes reduced; its tree has every room. test_docs.py runs the others, as those of docs/."""
 
 import re
 import shlex
@@ -17,7 +17,6 @@ README = (ROOT / "README.md").read_text(encoding="utf-8")
 PRETRAIN = """-a resnet18 --size 16 --moco-k 1024 --moco-dim 16 -b 8 -j 0 --steps 2 --hard-start-epoch 0 --knn-every 0
 --amp off"""
 UPSTREAM = "-a test_resnet --size 32 -b 8 --moco-k 1200 --epochs 2 -p 1"
-HEAD = "--sizes 4x256 --hard 16 --counts 4 4 4 2 2 2 --repeats 1 --no-memory --speed-side 64"
 CIFAR = "--images 16 --batch-size 16 --queries 8 --epochs 1 --seeds 0 --methods moco synco"
 PROBE = "-a resnet18 --size 16 -b 8 -j 0 --epochs 1"
 
@@ -29,7 +28,7 @@ def commands(text: str = README) -> list[str]:
 
 def scripts() -> list[str]:
     """What test_docs.py only parses."""
-    return [c for c in commands() if re.search("--dist-url|^torchrun|benchmarks", c)]
+    return [c for c in commands() if re.search("--dist-url|^torchrun|cifar10_methods", c)]
 
 
 @pytest.fixture(scope="module")
@@ -63,7 +62,6 @@ def reduced(command: str, folder: Path, checkpoint: Path, images: Path, cifar: P
         "main_pretrain.py": [*PRETRAIN.split(), "--save-dir", str(folder)],
         "main_lincls.py": [*PROBE.split(), "--save-dir", str(folder)],
         "main_semisup.py": [*PROBE.split(), "--save-dir", str(folder), "--train-percent", "50"],  # 1 % is 2 images
-        "speed.contrastive_loss": [*HEAD.split()],
         "accuracy.cifar10_methods": [*CIFAR.split(), "--data", str(cifar), "--out", str(folder)],
     }
     script = next(name for name in more if any(word.endswith(name) for word in words))
