@@ -268,6 +268,7 @@ class InBatchLoss(nn.Module):
         self.loss: losses.Loss = METHODS[config.method].hooks.loss(config)
         self.stats: dict[str, Tensor] = {}
 
+    @torch.compiler.disable  # small beside the encoders, and torch 2.6 cannot trace it
     def forward(self, features: Tensor, k: Tensor | None = None, *, ids: Tensor | None = None) -> Tensor:
         """The loss (), with a gradient for all features.
 
@@ -395,6 +396,7 @@ class SupConLoss(InBatchLoss):
         self, features: Tensor, k: Tensor, labels: Tensor | None = None, mask: Tensor | None = None
     ) -> Tensor: ...
 
+    @torch.compiler.disable
     def forward(self, features: Tensor, *rest: Tensor | None, **named: Tensor | None) -> Tensor:
         """``loss(features, labels, mask)`` or ``loss(q, k, labels, mask)``: the loss ().
 

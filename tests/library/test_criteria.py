@@ -332,6 +332,17 @@ def test_an_unknown_option_is_pythons_own_error():
 # --------------------------------------------------------------------------------------------------- two processes
 
 
+class Holder(torch.nn.Module):
+    """A module of a user's that holds its loss; DistributedDataParallel sends the queue with each step."""
+
+    def __init__(self, network: torch.nn.Module):
+        super().__init__()
+        self.network, self.criterion = network, moco.MoCoLoss(16, 20, 0.2)
+
+    def forward(self, q, k):
+        return self.criterion(self.network(q), k)
+
+
 def everything(rank: int, size: int) -> dict[str, list[Tensor]]:
     """Losses, gradients and queues of this process's share of two batches."""
     found = {}
@@ -349,6 +360,15 @@ def everything(rank: int, size: int) -> dict[str, list[Tensor]]:
             assert network.weight.grad is not None
             values += [loss.detach(), network.weight.grad.clone()]
         found[type(criterion).__name__] = [*values, *criterion.state_dict().values()]
+    holder: torch.nn.Module = Holder(network)
+    if size > 1:
+        holder = torch.nn.parallel.DistributedDataParallel(holder)
+    share = slice(rank * 6 // size, (rank + 1) * 6 // size)
+    losses = [holder(*(x.detach()[share] for x in features(seed=i))) for i in range(2)]
+    network.zero_grad()
+    losses[1].backward()
+    assert network.weight.grad is not None
+    found["Holder"] = [losses[0].detach(), torch.zeros(1), losses[1].detach(), network.weight.grad.clone()]
     return found
 
 
