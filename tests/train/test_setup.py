@@ -14,7 +14,7 @@ from moco.train.setup import queue_warning
 
 
 def test_the_first_lines_of_a_log_in_their_order(image_folder, tmp_path, in_process, capsys, monkeypatch):
-    words = [*TINY, *SYNCO, "--warmup-epochs", 9, "--steps", 1, "--save-dir", tmp_path, image_folder]
+    words = [*TINY, *SYNCO, "--moco-k", 48, "--warmup-epochs", 9, "--steps", 1, "--save-dir", tmp_path, image_folder]
     assert in_process(*words) == 0
     capsys.readouterr()
     monkeypatch.setattr(MoCo, "slow_reason", lambda *_: "slow on purpose")
@@ -26,6 +26,7 @@ def test_the_first_lines_of_a_log_in_their_order(image_folder, tmp_path, in_proc
         r"loss by cpu in .*",
         r"synthetic negatives per query, .*",
         r"warning: the synthetic negatives never start, .*",
+        r"warning: the queue has 48 rows for 24 images: each image is in it 2 times, .*; give --moco-k 8\.",
         r"resumed with --lr 0.02 .*",
         r"from epoch 0, step 1 of 1 \(.*checkpoint_0000_step_00000001.pth.tar\)",
         "slow on purpose",
