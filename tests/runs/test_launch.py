@@ -348,7 +348,7 @@ def test_the_rest_of_an_epoch_needs_the_same_processes(image_folder, tmp_path, s
     assert start(*words, "--steps", 3, "--nproc", 2, "--resume", "auto").end() == 0
     assert in_process(*words, "--steps", 4, "--resume", "auto") == 0  # between epochs all is free
     run = load(tmp_path)["run"]
-    assert [run.pop(name) for name in ("flags", "data", "torch", "images", "processes", "head")]
+    assert [run.pop(name) for name in ("flags", "data", "torch", "images", "processes", "head", "pretraining")]
     assert run | {"bad_images": 0} == {
         "losses": [], "plateau": {},
         "seed": 3, "batch": 1, "step": 4, "draw": 4, "ema_due": True, "bad_steps": 0, "bad_images": 0,
