@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from typing import Literal, TypedDict, Union
 
 StrPath = Union[str, "os.PathLike[str]"]
+ExportKind = Literal["torchvision", "timm", "hub", "detectron2", "safetensors", "onnx", "features"]
 
 
 class PretrainOptions(TypedDict, total=False):

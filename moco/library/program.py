@@ -28,7 +28,7 @@ from moco.library.words import arguments, options_of
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
-    from moco.library.options import EmbedOptions, EvaluateOptions, ExportOptions, PretrainOptions
+    from moco.library.options import EmbedOptions, EvaluateOptions, ExportKind, ExportOptions, PretrainOptions
 
 F = TypeVar("F", bound=Callable)
 StrPath = str | os.PathLike[str]
@@ -220,9 +220,6 @@ def embed(
         names = [f"features.{args.format}"]
         names += ["embedding.png", "embedding.html"] if args.picture != "none" else []
         return embedding_of(os.path.join(folder, names[0]), [Path(folder, name) for name in names] if out else [])
-
-
-ExportKind = Literal["torchvision", "timm", "hub", "detectron2", "safetensors", "onnx", "features"]
 
 
 @has_options(EXPORT)

@@ -82,6 +82,21 @@ def test_one_of_several_callers_is_refused(variables, how):
         child.check_alone(args, variables)
 
 
+def test_whatever_ends_the_function_ends_the_run(monkeypatch):
+    """Such as what a signal handler of the caller raises."""
+    begun = []
+
+    def fails(process, *_):
+        begun.append(process)
+        if len(begun) == 1:
+            raise LookupError("of the caller")
+
+    monkeypatch.setattr(child, "_relay", fails)
+    with pytest.raises(LookupError, match="of the caller"):
+        child.run("time:sleep", Namespace())
+    assert begun[0].returncode is not None
+
+
 SCRIPT = """
 import os, signal, sys, threading, time
 import moco

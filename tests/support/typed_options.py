@@ -40,7 +40,9 @@ StrPath = Union[str, "os.PathLike[str]"]
 
 def source() -> str:
     """The text of options.py."""
-    return HEAD + "".join(_class(name, *row) for name, row in CLASSES.items())
+    (to,) = (option for option in options_of(EXPORT.parser(), {}) if option.name == "to")
+    kinds = to.type.removesuffix(" | None")
+    return f"{HEAD}ExportKind = {kinds}\n" + "".join(_class(name, *row) for name, row in CLASSES.items())
 
 
 def _class(name: str, text: str, programs: tuple[Program, ...]) -> str:
