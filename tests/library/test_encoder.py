@@ -107,7 +107,7 @@ def test_a_file_of_another_project(project, tmp_path):
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("to", ["torchvision", "timm", "safetensors", "features"])
+@pytest.mark.parametrize("to", ["torchvision", "timm", "hub", "safetensors", "features"])
 def test_what_was_exported_comes_back(to, tmp_path, capsys):
     torch.manual_seed(0)
     network = resnet()
