@@ -67,7 +67,7 @@ def _of_parser(parser: argparse.ArgumentParser, anchor: str) -> list[str]:
 
 def _row(parser: argparse.ArgumentParser, action: argparse.Action) -> str:
     formatter = parser._get_formatter()
-    metavar = action.metavar or action.dest.upper()
+    metavar = action.metavar or {int: "N", float: "X"}.get(getattr(action.type, "kind", action.type), "NAME")
     value = formatter._format_args(argparse.Namespace(**{**vars(action), "choices": None}), metavar)
     value = "" if action.nargs == 0 else value
     names = [f"`{word}`" for word in action.option_strings if not word.startswith("--no-")] or [f"`{value}`"]
