@@ -80,7 +80,7 @@ RULE = {"best": ANY_NUMBER, "num_bad_epochs": COUNT, "last_epoch": COUNT, "_last
 PRETRAINING = {
     "method": WORD, "recipe": FLAGS, "projection?": {"kind?": WORD, "widths?": [COUNT], "batchnorm?": FLAG},
     "data?": {"name?": WORD, "images?": COUNT}, "epochs?": COUNT, "steps?": COUNT,
-    "seed?": _whole(-MOST * MOST, MOST * MOST), "torch?": WORD,
+    "seed?": _whole(-MOST * MOST, MOST * MOST), "torch?": WORD, "finetuned?": {"name": WORD, "epochs": COUNT},
 }  # fmt: skip
 RUN = {
     "seed?": _whole(-MOST * MOST, MOST * MOST), "step?": COUNT, "draw?": COUNT, "batch?": COUNT, "ema_due?": FLAG,

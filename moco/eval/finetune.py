@@ -274,6 +274,9 @@ class Tuner(Loop):
             "plateau": self.plateau.state_dict(),
             **images_of(encoder, self.model.mean, self.model.std),
         }
+        if "pretraining" in run and not self.model.freeze:
+            data = {"name": self.about["data"]["name"]} if "data" in self.about else {"name": "not recorded"}
+            run["pretraining"] = {**run["pretraining"], "finetuned": {**data, "epochs": at.epoch}}
         state = checkpoint.pack(self.evaluated.encoder, self.optimizer, self.scaler, self.arch, at.epoch, run)
         state["best_acc1"] = at.best_acc1
         if self.ema is not None:

@@ -140,7 +140,7 @@ def readme(card: dict[str, Any], name: str, config: dict[str, Any]) -> str:
     text += [f"{_code(config['architecture'])} {ending}, pretrained by {method}.", ""]
     text += [*_loading(card, name), "", "## What it is", "", *_table(_facts(card, config)), ""]
     if command := card.get("command"):
-        text += ["## Training", "", "```bash", command, "```", ""]
+        text += ["## Pretraining", "", "```bash", command, "```", ""]
     return "\n".join([*text, "## Measured", "", *_measures(card.get("measured", [])), "", *_versions(made)]) + "\n"
 
 
@@ -181,6 +181,8 @@ def _facts(card: dict[str, Any], config: dict[str, Any]) -> Iterator[tuple[str, 
             "trained for",
             f"{length_words(made) or 'not recorded'}" + (f", seed {made['seed']}" if "seed" in made else ""),
         )
+    if tuned := made.get("finetuned"):
+        yield "then fine-tuned on", f"{_code(short(tuned['name']))}, {tuned['epochs']} epochs"
     yield "checkpoint", _code(str(card["source"]))
 
 

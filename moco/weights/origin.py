@@ -2,8 +2,9 @@
 says it, whoever wrote the file.
 
 A pretraining's checkpoint has the entry as ``run["pretraining"]``. Probes, fine-tunings and averages copy it from the
-file that they read, exported backbones have it in their card. Of an older checkpoint it is made from the flags in the
-file, else from those in log_settings.json beside it, and the head from the tensors.
+file that they read, where fine-tunings add ``finetuned``; exported backbones have it in their card. Of an older
+checkpoint it is made from the flags in the file, else from those in log_settings.json beside it, and the head from the
+tensors.
 """
 
 from __future__ import annotations
@@ -136,8 +137,10 @@ def described(entry: dict[str, Any]) -> str:
     parts = [f"{entry['method']} {' '.join(flags)}".rstrip(), f"projection {head}" if head else ""]
     data = entry.get("data") or {}
     on = f" on {data['images']} images of {data['name']}" if data else ""
+    tuned = entry.get("finetuned")
     parts += [length_words(entry) + on, f"seed {entry['seed']}" if "seed" in entry else ""]
-    return "; ".join(filter(None, parts))
+    parts += [f"then fine-tuned on {tuned['name']}, {tuned['epochs']} epochs"] if tuned else []
+    return " ".join("; ".join(filter(None, parts)).split())
 
 
 def length_words(entry: dict[str, Any]) -> str:

@@ -101,7 +101,8 @@ def test_probes_fine_tunings_and_averages_hand_it_on(run, image_folder, tmp_path
     assert made_in(probe) == made
     tuned = [str(image_folder), "-b", "8", "-j", "0", "--epochs", "1", "--pretrained", str(probe)]
     assert main_semisup.worker(cli.parse_semisup([*tuned, "--save-dir", str(tmp_path / "tuned")])) == 0
-    assert made_in(tmp_path / "tuned" / "checkpoint_semisup.pth.tar") == made
+    tuned = made_in(tmp_path / "tuned" / "checkpoint_semisup.pth.tar")
+    assert tuned == {**made, "finetuned": {"name": load(probe)["run"]["data"]["name"], "epochs": 1}}
     for kind, source in (("new", run), ("old", tmp_path / "aged" / run.name)):
         both = [str(source)] * 2
         assert average_door.main([*both, "--no-refresh", "--out", str(tmp_path / f"{kind}.pth.tar")]) == 0
@@ -114,7 +115,8 @@ def test_probes_fine_tunings_and_averages_hand_it_on(run, image_folder, tmp_path
         assert "method synco" in said
         assert "\npretrained by synco --moco-k 20 --moco-m 0.999 " in said
         assert "projection linear 96-16; 2 epochs, 6 steps on 24 images of " in said
-        assert said.count("seed 3 (checkpoint)") == 1
+        assert said.count("seed 3 (checkpoint)") == ("tuned" not in str(path.parent))
+        assert said.count("; then fine-tuned on ") == ("tuned" in str(path.parent))
 
 
 def test_a_classifier_that_does_not_say_it_is_of_no_known_method(run, image_folder, tmp_path, capsys):
