@@ -75,6 +75,8 @@ def test_timm_loads_the_folder_and_computes_the_same(runs, tmp_path, flags):
     source = open_backbone(str(runs(flags)))
     folder = exported(runs(flags))
     assert sorted(os.listdir(folder)) == ["README.md", "config.json", "model.safetensors"]
+    arguments = {RESNET: {}, GREY: {"in_chans": 1}, VIT: {"img_size": 64}}[flags]
+    assert json.loads((folder / "config.json").read_text())["model_args"] == arguments
     images = torch.randn(2, source.channels, source.size, source.size)
     for network in (timm.create_model(f"local-dir:{folder}", pretrained=True).eval(), by_overlay(folder)):
         with torch.no_grad():
