@@ -286,9 +286,11 @@ def test_of_the_recorded_runs_the_stale_ones_are_told_and_no_healthy_one():
                 watch.note({figure: curve[step] for figure, curve in values.items() if step in curve})
             if epoch == begin.get(name):
                 watch.forget()
-            if watch.judge(epoch, epoch == 0 or 10 * steps[-1] < max(epochs), "ln(1+K)", 0.99):
-                found[name] = epoch
-    assert found == {"stale": 14, "leaking": 5}
+            if words := watch.judge(epoch, epoch == 0 or 10 * steps[-1] < max(epochs), "ln(1+K)", 0.99):
+                found[name] = epoch, words
+    assert {name: epoch for name, (epoch, _) in found.items()} == {"stale": 14, "leaking": 5}
+    page = (ROOT / "docs" / "normal_loss.md").read_text(encoding="utf-8")
+    assert f"\nwarning: {found['stale'][1]}\n" in page  # as that run's own log has it
     assert len(runs) >= 8
 
 
