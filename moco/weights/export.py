@@ -47,6 +47,7 @@ SUFFIXES = {
 }
 FEATURE_TOLERANCE = 1e-5  # of features, relative to their largest
 ONNX_TOLERANCE = 1e-4  # other kernels add in another order
+MOST_IMAGES = 2**31 - 1  # of a batch; torch 2.6 traces no ViT without a bound
 
 # torchvision's ViT by timm's names: a pure renaming (timm's qkv is torchvision's in_proj).
 TORCHVISION_VITS = {f"vit_{word[0]}_{p}": f"vit_{word}_patch{p}_224" for word in ("base", "large") for p in (16, 32)}
@@ -337,9 +338,9 @@ def _to_onnx(source: Backbone, out: str, card: dict[str, Any], keep_head: bool) 
     try:
         program = torch.onnx.export(
             model, (_images(source),), dynamo=True, input_names=["images"], output_names=[name],
-            dynamic_shapes=({0: torch.export.Dim("batch")},), verbose=False,
+            dynamic_shapes=({0: torch.export.Dim("batch", max=MOST_IMAGES)},), verbose=False,
         )  # fmt: skip
-    except RuntimeError as error:  # 2.6 fails for any batch size and for a classifier, 2.14 writes both
+    except RuntimeError as error:  # a network that this torch cannot trace
         reason = str(error).split(". ")[0].splitlines()[0] if str(error) else type(error).__name__
         raise UserError(f"torch {torch.__version__} cannot write this as ONNX ({reason}); try a newer one.") from error
     assert program is not None

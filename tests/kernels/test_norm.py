@@ -54,6 +54,7 @@ def test_activations_are_read_and_written_in_wide_pieces(last, align, bits, reso
         assert "RED." not in code
 
 
+@judges_code
 def test_no_offset_of_an_activation_is_computed_in_32_bits(resources, tmp_path, monkeypatch):
     """N C h w passes 2^31 with large images; the number of a part is widened before it is multiplied."""
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
