@@ -16,7 +16,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import tomllib
 import torch
 import yaml
 from conftest import ROOT, save_pretrained
@@ -108,7 +107,7 @@ def makes(words: list[str]) -> None:
 
 def installs(words: list[str]) -> None:
     """Extras, files and the version that pip is told of are the project's."""
-    project = tomllib.loads(pages.read("pyproject.toml"))["project"]
+    project = pages.project()
     for word in words:
         name, _, extras = word.removesuffix("]").partition("[")
         for extra in filter(None, extras.split(",")):

@@ -1,19 +1,14 @@
 """requirements/: the locked versions cover pyproject.toml and are admitted by it, the oldest are its bounds."""
 
 import re
-import sys
 
 import pytest
 from conftest import ROOT
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
+from support import pages
 
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib  # pytest's
-
-PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+PROJECT = pages.project()
 EXTRAS = PROJECT["optional-dependencies"]
 CORE = PROJECT["dependencies"]
 TEST = [line for name in ("test", "detection", "docs") for line in EXTRAS[name] if not line.startswith(PROJECT["name"])]

@@ -1,9 +1,16 @@
-"""The project's Markdown pages, taken apart: fenced blocks, the commands in them, what stands in `code`."""
+"""pyproject.toml, and the Markdown pages taken apart: fenced blocks, the commands in them, what stands in `code`."""
 
 import re
 import shlex
+import sys
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib  # pytest's
 
 ROOT = Path(__file__).resolve().parents[2]
 OTHERS = ("README.md", "CONTRIBUTING.md", "detection/README.md", "benchmarks/README.md", "moco/kernels/README.md")
@@ -28,6 +35,11 @@ class Block:
 def read(page: str) -> str:
     """A page's Markdown."""
     return (ROOT / page).read_text(encoding="utf-8")
+
+
+def project() -> dict[str, Any]:
+    """pyproject.toml's table ``project``."""
+    return tomllib.loads(read("pyproject.toml"))["project"]
 
 
 def blocks(page: str) -> list[Block]:

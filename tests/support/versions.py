@@ -22,6 +22,6 @@ bf16_sgd = pytest.mark.skipif(
 
 @contextlib.contextmanager
 def on_meta() -> Iterator[None]:
-    """Networks without data; timm 1.0.12 reads the values of a linspace, which then has some."""
+    """Networks without data; timm 1.0.16 reads the values of a linspace, which then has some."""
     with torch.device("meta"), mock.patch.object(torch, "linspace", partial(torch.linspace, device="cpu")):
         yield
