@@ -37,25 +37,31 @@ TRAIN_NET = HERE / "train_net.py"
 
 def parse(argv: list[str]) -> argparse.Namespace:
     """The command line."""
-    text = "Train and evaluate detectors from a pretraining checkpoint: AP, mean and spread over trials."
+    text = "Fine-tune detectors from a pretraining checkpoint and report AP: mean and standard deviation over trials."
     parser = Parser(doors.typed("detection"), text, allow_abbrev=True)
     parser.add_argument(
         "checkpoint",
         type=encoder_file,
-        help="the folder of a run, or a checkpoint of any layout that the converter reads",
+        help="the folder of a run, or a checkpoint of this project or of nine others",
     )
-    parser.add_argument("--task", choices=SCHEDULES, required=True)
-    parser.add_argument("--schedule", help="voc: 24k (default) or 12k; coco: 1x (default) or 2x")
-    parser.add_argument("--backbone", choices=("C4", "FPN"), default="C4", help="FPN: coco, 1x")
+    parser.add_argument("--task", choices=SCHEDULES, required=True, help="Pascal VOC or COCO")
+    parser.add_argument("--schedule", help="length of training; voc: 24k (default) or 12k; coco: 1x (default) or 2x")
     parser.add_argument(
-        "--method", choices=METHODS, default="moco", help="whose config; all but synco_lr0.01 are alike"
+        "--backbone", choices=("C4", "FPN"), default="C4", help="detector's backbone; FPN: for coco at 1x (default: C4)"
     )
-    parser.add_argument("--config-file", help="another config, in place of the four flags above")
-    parser.add_argument("--trials", type=int, default=5, help="published rows are means of 5 (default)")
-    parser.add_argument("--seed", type=int, default=0, help="of the first trial; the next one has the next seed")
-    parser.add_argument("--num-gpus", type=int, help="default: 1, or 0 (the CPU) where there is none")
-    parser.add_argument("--pictures", type=int, default=4, help="test images to draw predictions on (default 4)")
-    parser.add_argument("--out", help="default: output/detection_TASK")
+    parser.add_argument(
+        "--method", choices=METHODS, default="moco", help="method whose config is used; only synco_lr0.01 differs"
+    )
+    parser.add_argument("--config-file", help="config file, instead of the four flags above")
+    parser.add_argument(
+        "--trials", type=int, default=5, help="number of trials (default: 5, as in the published tables)"
+    )
+    parser.add_argument("--seed", type=int, default=0, help="seed of the first trial; each next trial adds 1")
+    parser.add_argument("--num-gpus", type=int, help="number of GPUs (default: 1, or 0, the CPU, where there is none)")
+    parser.add_argument(
+        "--pictures", type=int, default=4, help="number of test images to draw predictions on (default: 4)"
+    )
+    parser.add_argument("--out", help="folder to write to (default: output/detection_TASK)")
     parser.add_argument("opts", nargs="*", help="KEY VALUE pairs of detectron2, such as SOLVER.BASE_LR 0.01")
     return parser.parse_intermixed_args(argv)  # KEY VALUE may stand behind the flags
 

@@ -41,7 +41,7 @@ def parse(argv: list[str]) -> argparse.Namespace:
 
     parser = default_argument_parser(epilog=__doc__)
     parser.add_argument(
-        "--no-scaling", action="store_true", help="SOLVER.IMS_PER_BATCH changes no rate and no schedule"
+        "--no-scaling", action="store_true", help="do not scale rate and schedule with SOLVER.IMS_PER_BATCH"
     )
     # Upstream's default is one GPU; without any the default is the CPU.
     parser.set_defaults(num_gpus=min(1, torch.cuda.device_count()))

@@ -27,24 +27,30 @@ EXPORTS = ("torchvision", "timm", "hub", "detectron2", "safetensors", "onnx", "f
 def export_parser() -> Parser:
     p = Parser(doors.typed("export"), "Write a checkpoint's backbone for other tools.")
     add = p.add_argument
-    add("checkpoint", type=encoder_file, metavar="CKPT", help="the folder of a run; or a file of ours, MoCo v1 to "
-        "v3, SynCo, SupContrast, Barlow Twins, lightly, solo-learn, torchvision or timm")  # fmt: skip
-    add("--to", required=True, choices=EXPORTS, help="what to write; hub: a folder for timm in the layout of the "
-        "Hugging Face Hub")  # fmt: skip
-    add("--out", metavar="FILE", help="where to (default: beside CKPT, named after it)")
+    add("checkpoint", type=encoder_file, metavar="CKPT", help="the folder of a run, or a checkpoint of this "
+        "project, MoCo v1 to v3, SynCo, SupContrast, Barlow Twins, lightly, solo-learn, torchvision or "
+        "timm")  # fmt: skip
+    add("--to", required=True, choices=EXPORTS, help="format to write; hub: a folder for timm in the layout of "
+        "the Hugging Face Hub")  # fmt: skip
+    add("--out", metavar="FILE", help="file or folder to write (default: beside CKPT, named after it)")
     p.set_defaults(spelled=command_of)
-    add("--head", choices=("drop", "keep"), default="drop", help="keep: logits of the file's linear classifier instead "
-        "of features (torchvision, timm, hub, onnx; default: drop)")  # fmt: skip
-    add("-a", "--arch", default="", metavar="ARCH", help="torchvision or timm network (default: the file's)")
-    add("--stem", choices=("auto", "imagenet", "cifar"), default="auto", help="(default: the file's)")
-    add("--size", type=at_least(8), metavar="PX", help="side of the images (default: the file's)")
-    add("--dataset", choices=DATASETS, help="whose channel statistics the card names (default: the run's)")
-    add_statistics(p, "for the card")
+    add("--head", choices=("drop", "keep"), default="drop", help="keep: export the linear classifier of the file too, "
+        "for logits instead of features (torchvision, timm, hub, onnx; default: drop)")  # fmt: skip
+    add("-a", "--arch", default="", metavar="ARCH", help="name of a torchvision or timm network (default: the file's)")
+    add(
+        "--stem",
+        choices=("auto", "imagenet", "cifar"),
+        default="auto",
+        help="first layers of a ResNet (default: the file's)",
+    )
+    add("--size", type=at_least(8), metavar="PX", help="side of the images in pixels (default: the file's)")
+    add("--dataset", choices=DATASETS, help="data set whose channel statistics go into the card (default: the run's)")
+    add_statistics(p, "(default: the run's), for the card")
     return p
 
 
 def describe_parser() -> Parser:
-    text = "Say what a checkpoint is and whether it is ok: exit code 0 if so, 1 if not, 2 if it cannot be read."
+    text = "Say what a checkpoint is and whether it is intact: exit code 0 if so, 1 if not, 2 if it cannot be read."
     p = Parser(doors.typed("describe"), text)
     text = "any checkpoint that moco export reads, or the folder of a run"
     p.add_argument("checkpoint", type=encoder_file, metavar="CKPT", help=text)
@@ -55,21 +61,21 @@ def average_parser() -> Parser:
     p = Parser(doors.typed("average"), "Average the weights of several checkpoints.")
     add = p.add_argument
     add("checkpoints", metavar="CKPT", nargs="+", help="checkpoints of one network, or the folder of a run")
-    add("--last", type=at_least(2), metavar="N", help="of a folder: the newest N of its epochs")
-    add("--best", type=at_least(2), metavar="N", help="of a folder: the N with the highest accuracy (fine-tuning, "
-        "probe) or k-NN accuracy (pretraining)")  # fmt: skip
-    add("--out", metavar="FILE", help="where to (default: averaged.pth.tar beside the checkpoints)")
-    add("--refresh", action=argparse.BooleanOptionalAction, default=True, help="measure BatchNorm's statistics anew on "
-        "--data (default: on)")  # fmt: skip
-    add("--data", metavar="DIR", help="training images: a folder, a list, or the root of --dataset")
-    add("--dataset", choices=DATASETS, help="a known data set instead of a folder")
-    add("--download", action="store_true", help="let --dataset fetch its files")
-    add("--aug", choices=("v1", "v2", "cifar", "supcon", "digits"), help="its views (default: the run's, else crop and "
-        "flip)")  # fmt: skip
-    add("-a", "--arch", default="", metavar="ARCH", help="torchvision or timm network (default: the file's)")
-    add("--size", type=at_least(8), metavar="PX", help="side of the images (default: the run's)")
+    add("--last", type=at_least(2), metavar="N", help="average the newest N epochs of the folder")
+    add("--best", type=at_least(2), metavar="N", help="average the N epochs of the folder with the highest "
+        "accuracy (fine-tuning, probe) or k-NN accuracy (pretraining)")  # fmt: skip
+    add("--out", metavar="FILE", help="file to write (default: averaged.pth.tar beside the checkpoints)")
+    add("--refresh", action=argparse.BooleanOptionalAction, default=True, help="recompute BatchNorm's running "
+        "statistics on --data (default: on)")  # fmt: skip
+    add("--data", metavar="DIR", help="training images: a folder, a list of paths, or the root of --dataset")
+    add("--dataset", choices=DATASETS, help="use a known data set instead of a folder")
+    add("--download", action="store_true", help="let --dataset download its files")
+    add("--aug", choices=("v1", "v2", "cifar", "supcon", "digits"), help="augmentation of --data (default: the run's, "
+        "else crop and flip)")  # fmt: skip
+    add("-a", "--arch", default="", metavar="ARCH", help="name of a torchvision or timm network (default: the file's)")
+    add("--size", type=at_least(8), metavar="PX", help="side of the images in pixels (default: the run's)")
     add_statistics(p, "(default: the run's)")
-    add("-b", "--batch-size", default=256, type=at_least(1), metavar="N", help="images a batch (default: 256)")
+    add("-b", "--batch-size", default=256, type=at_least(1), metavar="N", help="images per batch (default: 256)")
     add_workers(p, 4, "(default: 4)")
     return p
 
@@ -92,31 +98,41 @@ def _finish_average(parser: Parser, argv: list[str]) -> argparse.Namespace:
 
 def parse_data(argv: list[str] | None = None) -> argparse.Namespace:
     """The arguments of python -m moco.data."""
-    p = Parser(doors.typed("data"), "Work on data sets.")
+    p = Parser(doors.typed("data"), "Write the index of an image folder, or pack images into tar shards.")
     commands = p.add_subparsers(dest="command", required=True, parser_class=Parser)
     index = commands.add_parser("index", help="write BEiT-3's index of an image folder")
-    index.add_argument("folder", metavar="DIR", help="with train and val, each with class folders")
-    index.add_argument("--out", metavar="FOLDER", help="where the index goes (default: DIR)")
-    pack = commands.add_parser("pack", help="write an image folder or list as tar shards")
+    index.add_argument("folder", metavar="DIR", help="folder with train and val, each with one folder per class")
+    index.add_argument("--out", metavar="FOLDER", help="folder to write the index to (default: DIR)")
+    pack = commands.add_parser("pack", help="pack an image folder or list into tar shards")
     pack.add_argument("source", metavar="DIR", help="image folder (with or without train/ and val/) or list of paths")
-    pack.add_argument("out", metavar="OUT", help="new or empty folder; train/ and val/ become folders in it")
-    pack.add_argument("--shard-mb", type=positive, default=200, metavar="MB", help="size of a shard (default: 200)")
-    pack.add_argument("--seed", type=int, default=0, help="of the order of the images (default: 0)")
+    pack.add_argument(
+        "out", metavar="OUT", help="new or empty folder to write to; train/ and val/ become folders in it"
+    )
+    pack.add_argument(
+        "--shard-mb", type=positive, default=200, metavar="MB", help="size of a shard in MB (default: 200)"
+    )
+    pack.add_argument("--seed", type=int, default=0, help="seed of the order of the images (default: 0)")
     return p.parse_args(argv)
 
 
 def embed_parser() -> Parser:
     """The parser of moco.embed."""
-    text = "Features of a set of images as a file, and a picture of them in two dimensions."
+    text = "Write the features of images to a file, and a picture of them in two dimensions."
     p = Parser(doors.typed("embed"), text)
     add = p.add_argument
     _add_read(p)
-    add("--out", default="embedding", metavar="DIR", help="where the files go (default: embedding)")
-    add("--format", choices=("npz", "safetensors"), default="npz", help="of the features (default: npz)")
-    add("--picture", choices=("tsne", "umap", "pacmap", "none"), default="tsne", help="how features become points "
-        "(default: tsne; the extras umap and pacmap install the others)")  # fmt: skip
-    add("--points", default=2000, type=at_least(10), metavar="N", help="images in the picture at most (default: 2000)")
-    add("--seed", default=0, type=int, help="of the choice of images and of the picture (default: 0)")
+    add("--out", default="embedding", metavar="DIR", help="folder to write to (default: embedding)")
+    add("--format", choices=("npz", "safetensors"), default="npz", help="format of the features (default: npz)")
+    add("--picture", choices=("tsne", "umap", "pacmap", "none"), default="tsne", help="projection of the "
+        "features to two dimensions (default: tsne; the extras umap and pacmap install the others)")  # fmt: skip
+    add(
+        "--points",
+        default=2000,
+        type=at_least(10),
+        metavar="N",
+        help="largest number of images in the picture (default: 2000)",
+    )
+    add("--seed", default=0, type=int, help="seed of the choice of images and of the picture (default: 0)")
     add_launch(p)
     return p
 
@@ -128,11 +144,11 @@ def parse_embed(argv: list[str] | None = None) -> argparse.Namespace:
 
 def retrieval_parser() -> Parser:
     """The parser of moco.retrieval."""
-    text = "How well features find and group their classes, before the projection head and behind it."
+    text = "Retrieval and clustering metrics of frozen features, before and after the projection head."
     p = Parser(doors.typed("retrieval"), text)
     _add_read(p)
-    p.add_argument("--out", default="./", metavar="DIR", help="where retrieval.json goes (default ./)")
-    p.add_argument("--seed", default=0, type=int, help="of k-means (default: 0)")
+    p.add_argument("--out", default="./", metavar="DIR", help="folder for retrieval.json (default: ./)")
+    p.add_argument("--seed", default=0, type=int, help="seed of k-means (default: 0)")
     add_launch(p)
     return p
 
@@ -145,12 +161,12 @@ def parse_retrieval(argv: list[str] | None = None) -> argparse.Namespace:
 def _add_read(p: Parser) -> None:
     """A checkpoint and the images whose features it makes."""
     add = p.add_argument
-    add("checkpoint", metavar="CHECKPOINT", nargs="?", help="the folder of a run, or a checkpoint "
-        "of ours or of nine other projects; torchvision:NAME for its published weights")  # fmt: skip
+    add("checkpoint", metavar="CHECKPOINT", nargs="?", help="the folder of a run, a checkpoint of this "
+        "project or of nine others, or torchvision:NAME for published weights")  # fmt: skip
     add_data(p, of_file=True)
     add_batch_size(p, where="data")
-    add("--amp", choices=("off", "bf16", "fp16"), default="off", help="arithmetic of the encoder (default: off)")
-    add("--split", choices=("val", "train"), help="which images (default: the held-out ones where there are any)")
+    add("--amp", choices=("off", "bf16", "fp16"), default="off", help="precision of the encoder (default: off, fp32)")
+    add("--split", choices=("val", "train"), help="images to use (default: the validation images, where there are any)")
 
 
 def _finish_read(parser: Parser, argv: list[str]) -> argparse.Namespace:
@@ -164,14 +180,28 @@ def _finish_read(parser: Parser, argv: list[str]) -> argparse.Namespace:
 
 def bench_parser() -> Parser:
     """The parser of moco.bench; what it does not know is main_pretrain.py's."""
-    text = "Where the time of a run would go on this machine. Takes DIR and the flags of main_pretrain.py."
+    text = (
+        "Measure where the time of a training step goes on this machine. Takes DIR and the flags of main_pretrain.py."
+    )
     p = Parser(doors.typed("bench"), text)
     add = p.add_argument
     add("what", choices=("data", "step", "head", "all"), help="what to measure")
-    add("--bench-steps", default=10, type=at_least(1), metavar="N", help="measured steps, after two (default: 10)")
-    add("--bench-images", default=64, type=at_least(1), metavar="N", help="images to decode, crop and augment "
-        "(default: 64)")  # fmt: skip
-    add("--bench-seconds", default=5.0, type=positive, metavar="S", help="how long the loader is watched (default: 5)")
+    add(
+        "--bench-steps",
+        default=10,
+        type=at_least(1),
+        metavar="N",
+        help="number of timed steps, after two to warm up (default: 10)",
+    )
+    add("--bench-images", default=64, type=at_least(1), metavar="N", help="number of images to decode, crop and "
+        "augment (default: 64)")  # fmt: skip
+    add(
+        "--bench-seconds",
+        default=5.0,
+        type=positive,
+        metavar="S",
+        help="seconds for which the loader is timed (default: 5)",
+    )
     return p
 
 
@@ -184,9 +214,9 @@ def parse_bench(argv: list[str] | None = None) -> argparse.Namespace:
 
 def parse_demo(argv: list[str] | None = None) -> argparse.Namespace:
     """The flags of python -m moco.demo, and the configuration that it follows."""
-    text = "Pretrain SynCo on 4,000 real digits, and show on 1,000 others that it learned."
+    text = "Pretrain SynCo on 4,000 handwritten digits and evaluate its features on 1,000 others."
     p = Parser(doors.typed("demo"), text, allow_abbrev=True)
-    p.add_argument("--save-dir", default="runs/demo", help="where everything goes (default: runs/demo)")
-    p.add_argument("--epochs", type=at_least(1), help="of the pretraining (default: those of configs/demo.yml)")
+    p.add_argument("--save-dir", default="runs/demo", help="folder for all files of the demo (default: runs/demo)")
+    p.add_argument("--epochs", type=at_least(1), help="number of epochs (default: that of configs/demo.yml)")
     p.set_defaults(config=DEMO_CONFIG)
     return p.parse_args(argv)

@@ -28,25 +28,28 @@ def add_data(p: Parser, of_file: bool = False) -> None:
     """The images and the network, the same for every program that reads images; of_file: one that evaluates a file,
     whose settings hold where none is typed (moco/weights/settings.py)."""
     add, files = p.group("data"), "the file's, else " if of_file else ""
-    add("data", metavar="DIR", nargs="?", help="image folder (with or without train/ and val/), a text file of paths, "
-        "or the root of --dataset")  # fmt: skip
-    add("--config", metavar="FILE.yml", help="defaults from a file or a recipe's name; flags override them")
-    add("--dataset", type=_dataset, choices=DATASETS, help="a known data set instead of an image folder")
-    add("--download", action="store_true", help="let --dataset fetch its files")
-    add("--cache", metavar="DIR", help="keep decoded images in this folder, for sets of small images: decoded once "
-        "instead of in every epoch, then mapped into memory (20 GB at most)")  # fmt: skip
-    add("--val-data", "--test-folder", metavar="PATH", help="labelled validation images when DIR does not hold them")
-    add("--size", "--input-size", type=at_least(8), metavar="PX",
-        help=f"side of the square views (default: {files}224, small sets their own size)")  # fmt: skip
-    add("--channels", type=int, choices=(1, 3), help="read images as grey (1) or colour (3; default: "
-        f"{files}the data set's)")  # fmt: skip
+    add("data", metavar="DIR", nargs="?", help="the images: a folder (with or without train/ and val/), a text file of "
+        "paths, or the root of --dataset")  # fmt: skip
+    add("--config", metavar="FILE.yml", help="read defaults from this YAML file or from the recipe of this name; flags "
+        "override them")  # fmt: skip
+    add("--dataset", type=_dataset, choices=DATASETS, help="use a known data set instead of an image folder")
+    add("--download", action="store_true", help="let --dataset download its files")
+    add("--cache", metavar="DIR", help="folder in which decoded images are kept and mapped into memory, for sets of "
+        "small images: each is decoded once instead of in every epoch (20 GB at most)")  # fmt: skip
+    add("--val-data", "--test-folder", metavar="PATH", help="labelled validation images, where DIR does not hold them")
+    add("--size", "--input-size", type=at_least(8), metavar="PX", help="side of the square views in pixels (default: "
+        f"{files}224; sets of small images have their own size)")  # fmt: skip
+    add("--channels", type=int, choices=(1, 3), help=f"read the images as grey (1) or colour (3; default: {files}the "
+        "data set's)")  # fmt: skip
     add_statistics(p, f"(default: {files}the data set's)")
-    add_workers(p, 32, "on this machine in all (default: 32, never more than its cores)", "--num-workers")
+    add_workers(
+        p, 32, "on this machine, for all processes together (default: 32, at most one per core)", "--num-workers"
+    )
     add = p.group("model")
-    add("-a", "--arch", "--model", default=None if of_file else "resnet50", metavar="ARCH",
-        help=f"torchvision or timm network (default: {files}resnet50)")  # fmt: skip
-    add("--stem", choices=("auto", "imagenet", "cifar"), default="auto", help="cifar: 3x3 and no pooling; auto: "
-        f"{files}cifar up to 64 px")  # fmt: skip
+    add("-a", "--arch", "--model", default=None if of_file else "resnet50", metavar="ARCH", help="name of a "
+        f"torchvision or timm network (default: {files}resnet50)")  # fmt: skip
+    add("--stem", choices=("auto", "imagenet", "cifar"), default="auto", help="cifar: a 3x3 first convolution without "
+        f"pooling; auto: {files}cifar up to 64 px")  # fmt: skip
 
 
 def _dataset(name: str) -> str:
@@ -55,40 +58,43 @@ def _dataset(name: str) -> str:
 
 def add_statistics(p: Parser, default: str) -> None:
     add = p.group("data")
-    add("--mean", type=finite, nargs="+", metavar="X", help=f"channel means in 0..1 {default}")
-    add("--std", type=positive, nargs="+", metavar="X", help=f"channel deviations in 0..1 {default}")
+    add("--mean", type=finite, nargs="+", metavar="X", help=f"mean of each channel, in 0..1 {default}")
+    add("--std", type=positive, nargs="+", metavar="X", help=f"standard deviation of each channel, in 0..1 {default}")
 
 
 def add_workers(p: Parser, default: int, text: str, *more: str) -> None:
-    p.group("data")("-j", "--workers", *more, default=default, type=at_least(0), metavar="N",
-                    help=f"loader processes {text}")  # fmt: skip
+    p.group("data")("-j", "--workers", *more, default=default, type=at_least(0), metavar="N", help="number of loader "
+        f"processes {text}")  # fmt: skip
 
 
 def add_batch_size(p: Parser, default: int = 256, where: str = "schedule") -> None:
-    p.group(where)("-b", "--batch-size", default=default, type=at_least(1), metavar="N",
-                   help=f"images a step over all processes of this node (default: {default})")  # fmt: skip
+    p.group(where)("-b", "--batch-size", default=default, type=at_least(1), metavar="N", help="images per step, over "
+        f"all processes of this node (default: {default})")  # fmt: skip
 
 
 def add_resume(p: Parser, which: str, seed: str) -> None:
     """The log's step, --resume and --seed."""
     add = p.group("run")
-    add("-p", "--print-freq", default=10, type=at_least(1), metavar="N", help="steps between log lines (default: 10)")
-    add("--resume", default="", metavar="PATH", help=f"continue this checkpoint; auto: the {which} in --save-dir")
+    add("-p", "--print-freq", default=10, type=at_least(1), metavar="N", help="number of steps between log lines "
+        "(default: 10)")  # fmt: skip
+    add("--resume", default="", metavar="PATH", help=f"checkpoint to resume from; auto: the {which} in --save-dir")
     add("--seed", type=int, help=seed)
 
 
 def add_stop(p: Parser) -> None:
     """--overwrite, and when a run stops, is saved and counts as hanging."""
     add = p.group("run")
-    add("--overwrite", action="store_true", help="start afresh in a folder that holds another run")
-    add("--max-minutes", type=at_least(0.0), metavar="M", help="save and stop (exit code 0) after M minutes")
-    add("--save-minutes", type=positive, metavar="M", help="also save inside an epoch, M minutes after the last save "
-        "(default: only at epochs' ends)")  # fmt: skip
-    add("--save-steps", type=at_least(1), metavar="S", help="the same, S steps after the last save")
-    add("--hang-minutes", default=10.0, type=at_least(0.0), metavar="M", help="when a step stands still for M minutes, "
-        "name the process that holds it up and end with exit code 75 (default: 10; 0: never)")  # fmt: skip
-    add("--data-patience", default=10.0, type=at_least(0.0), metavar="M", help="wait M minutes for images or a disk "
-        "that are gone, then stop (exit code 75; default: 10)")  # fmt: skip
+    add("--overwrite", action="store_true", help="start a new run in a folder that holds another run")
+    add("--max-minutes", type=at_least(0.0), metavar="M", help="save and stop after M minutes, with exit code 0 "
+        "(default: no limit)")  # fmt: skip
+    add("--save-minutes", type=positive, metavar="M", help="save within an epoch too, M minutes after the last save "
+        "(default: only at the end of an epoch)")  # fmt: skip
+    add("--save-steps", type=at_least(1), metavar="S", help="save within an epoch too, S steps after the last save "
+        "(default: only at the end of an epoch)")  # fmt: skip
+    add("--hang-minutes", default=10.0, type=at_least(0.0), metavar="M", help="when a step has made no progress for M "
+        "minutes, name the process that holds it up and exit with code 75 (default: 10; 0: never)")  # fmt: skip
+    add("--data-patience", default=10.0, type=at_least(0.0), metavar="M", help="when the images or the disk are "
+        "unreachable, wait M minutes for them, then exit with code 75 (default: 10)")  # fmt: skip
 
 
 def add_sync_bn(p: Parser) -> None:
@@ -96,48 +102,50 @@ def add_sync_bn(p: Parser) -> None:
 
 
 def add_trial(p: Parser) -> None:
-    p.group("run")("--trial", metavar="NAME", help="put the run into --save-dir/trial_NAME")
+    p.group("run")("--trial", metavar="NAME", help="write the run to --save-dir/trial_NAME")
 
 
 def add_folder(p: Parser, help: str, *spellings: str) -> None:
     """SupContrast's DIR and --num-classes."""
     add = p.group("data")
     add(*spellings, dest="train_folder", metavar="DIR", help=help)
-    add("--num-classes", type=at_least(1), metavar="C", help="checked against the data, which decides by itself")
+    add("--num-classes", type=at_least(1), metavar="C", help="number of classes; only checked, the data decide")
 
 
 def add_launch(p: Parser) -> None:
     """How many processes there are and how they meet."""
     add = p.group("processes")
-    add("--world-size", default=-1, type=int, help="nodes (with --multiprocessing-distributed) or processes")
-    add("--rank", default=-1, type=int, help="this node's or process's number")
-    add("--dist-url", metavar="URL", help="where the processes of several nodes meet, tcp://HOST:PORT")
-    add("--dist-backend", default="nccl", help="nccl, or gloo without GPUs (chosen by itself)")
-    add("--gpu", type=int, help="use this GPU")
-    add("--multiprocessing-distributed", action="store_true", help="one process a GPU (or --nproc) on each node")
-    add("--nproc", type=int, metavar="N", help="processes on this node; without GPUs they use gloo")
+    add("--world-size", default=-1, type=int, help="number of nodes (--multiprocessing-distributed) or processes")
+    add("--rank", default=-1, type=int, help="number of this node or process, from 0")
+    add("--dist-url", metavar="URL", help="address at which the processes of several nodes meet, tcp://HOST:PORT")
+    add("--dist-backend", default="nccl", help="communication backend: nccl, or gloo, which is chosen where there are "
+        "no GPUs")  # fmt: skip
+    add("--gpu", type=int, help="number of the GPU to use")
+    add("--multiprocessing-distributed", action="store_true", help="start one process per GPU (or --nproc processes) "
+        "on each node")  # fmt: skip
+    add("--nproc", type=int, metavar="N", help="number of processes on this node; gloo connects them without GPUs")
 
 
 def add_knn(p: Parser) -> None:
     add = p.group("evaluation")
-    add("--knn-k", default=[200], nargs="+", type=at_least(1), metavar="k", help="neighbours; several numbers are "
-        "answered in one pass, the first is reported as knn (default: 200)")  # fmt: skip
-    add("--knn-t", default=0.1, type=positive, metavar="T", help="temperature of the votes (default: 0.1)")
+    add("--knn-k", default=[200], nargs="+", type=at_least(1), metavar="k", help="number of neighbours; several "
+        "numbers are evaluated in one pass, and the first is reported as knn (default: 200)")  # fmt: skip
+    add("--knn-t", default=0.1, type=positive, metavar="T", help="temperature of the neighbours' votes (default: 0.1)")
 
 
 def add_few_shot(p: Parser) -> None:
     """Few-shot episodes; one class is no question, one episode has no interval."""
     add = p.group("evaluation")
-    add("--few-shot", "--eval-fewshot", action="store_true", help="few-shot accuracy of the frozen features: logistic "
-        "regression on few images a class, mean and 95 %% interval over episodes")  # fmt: skip
-    add("--few-shot-classes", default="", metavar="FILE", help="the classes to draw from, one a line, or "
-        "miniImageNet's CSV of filename,label (default: all, held-out images only)")  # fmt: skip
-    add("--few-shot-way", default=5, type=at_least(2), metavar="N", help="classes an episode (default: 5)")
-    add("--few-shot-shots", default=[1, 5], nargs="+", type=at_least(1), metavar="N",
-        help="labelled images a class (1 5)")  # fmt: skip
-    add("--few-shot-queries", default=15, type=at_least(1), metavar="N", help="images to classify a class "
+    add("--few-shot", "--eval-fewshot", action="store_true", help="evaluate frozen features on few-shot episodes: "
+        "logistic regression on a few images per class, mean accuracy with its 95 %% interval")  # fmt: skip
+    add("--few-shot-classes", default="", metavar="FILE", help="file with the classes to draw from, one per line, or "
+        "miniImageNet's CSV with the columns filename,label (default: all classes, held-out images only)")  # fmt: skip
+    add("--few-shot-way", default=5, type=at_least(2), metavar="N", help="number of classes per episode (default: 5)")
+    add("--few-shot-shots", default=[1, 5], nargs="+", type=at_least(1), metavar="N", help="number of labelled images "
+        "per class, one result for each number (default: 1 5)")  # fmt: skip
+    add("--few-shot-queries", default=15, type=at_least(1), metavar="N", help="number of images to classify per class "
         "(default: 15)")  # fmt: skip
-    add("--few-shot-episodes", default=600, type=at_least(2), metavar="N", help="episodes (default: 600)")
+    add("--few-shot-episodes", default=600, type=at_least(2), metavar="N", help="number of episodes (default: 600)")
 
 
 # ------------------------------------------------------------------------------- what several flags say together

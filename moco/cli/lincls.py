@@ -20,19 +20,20 @@ def lincls_parser() -> Parser:
     text = "Train a linear classifier on frozen features (MoCo's protocol), or evaluate them by k-NN."
     p = Parser(doors.typed("lincls"), text)
     common.add_data(p, of_file=True)
-    common.add_folder(p, "the labelled images to train on, as DIR", "--train-folder", "--data-folder")
+    common.add_folder(p, "DIR, as SupContrast spells it", "--train-folder", "--data-folder")
     add = p.group("model")
-    add("--pretrained", "--ckpt", default="", metavar="PATH",
-        help="the folder of a run, or a checkpoint of ours or of nine other projects; "
-        "torchvision:NAME for its published weights")  # fmt: skip
-    add("--amp", choices=("off", "bf16", "fp16"), default="off", help="arithmetic of the frozen encoder (default: off)")
-    add("--features", choices=("views", "cached"), default="views", help="views: augmented anew every epoch, the "
-        "published protocol; cached: computed once, without augmentation, then epochs cost seconds")  # fmt: skip
+    add("--pretrained", "--ckpt", default="", metavar="PATH", help="encoder to evaluate: the folder of a run, a "
+        "checkpoint of this project or of nine others, or torchvision:NAME for published weights")  # fmt: skip
+    add("--amp", choices=("off", "bf16", "fp16"), default="off", help="precision of the frozen encoder (default: off, "
+        "fp32)")  # fmt: skip
+    add("--features", choices=("views", "cached"), default="views", help="views: augment the images anew in every "
+        "epoch, as in the published protocol; cached: compute the features once, without augmentation, so that an "
+        "epoch takes seconds (default: views)")  # fmt: skip
     training.add_training(p, epochs=100, lr=[30.0], schedule=[60, 80], wd=0.0)
     training.add_warm(p, "default: off")
     training.add_optimizer(p)
-    p.group("optimizer")("--label-smoothing", default=0.0, type=share(), metavar="E", help="of the training loss, in "
-        "0..1 (default: 0)")  # fmt: skip
+    p.group("optimizer")("--label-smoothing", default=0.0, type=share(), metavar="E", help="label smoothing of the "
+        "training loss, in 0..1 (default: 0)")  # fmt: skip
     _add_run(p)
     _add_evaluation(p)
     common.add_launch(p)
@@ -41,24 +42,27 @@ def lincls_parser() -> Parser:
 
 def _add_run(p: Parser) -> None:
     add = p.group("run")
-    add("--save-dir", default="./", metavar="DIR", help="where checkpoint.pth.tar and the log go (default ./)")
+    add("--save-dir", default="./", metavar="DIR", help="folder for checkpoint.pth.tar and the log (default: ./)")
     common.add_stop(p)
-    add("--save-freq", type=int, metavar="E", help="SupContrast's: changes nothing, every epoch is saved")
-    add("--save-ckpt-freq", default=0, type=at_least(0), metavar="E", help="also keep the checkpoint of every E-th "
-        "epoch, as checkpoint_lincls_NNNN.pth.tar, for moco.average (default: 0, none)")  # fmt: skip
+    add("--save-freq", type=int, metavar="E", help="SupContrast's flag, without effect: every epoch is saved")
+    add("--save-ckpt-freq", default=0, type=at_least(0), metavar="E", help="keep the checkpoint of every E-th epoch "
+        "too, as checkpoint_lincls_NNNN.pth.tar, for moco average (default: 0, none)")  # fmt: skip
     add("--lr-find", action="store_true", help="learning-rate range test: raise the rate step by step, write "
-        "lr_find.csv and lr_find.png, suggest a --lr, stop")  # fmt: skip
-    add("--lr-find-steps", type=at_least(10), metavar="N", help="steps of --lr-find (default: one epoch, at least 100)")
+        "lr_find.csv and lr_find.png, suggest a --lr and stop")  # fmt: skip
+    add("--lr-find-steps", type=at_least(10), metavar="N", help="number of steps of --lr-find (default: one epoch, at "
+        "least 100)")  # fmt: skip
 
 
 def _add_evaluation(p: Parser) -> None:
     add = p.group("evaluation")
     add("-e", "--evaluate", action="store_true", help="evaluate on the validation set and stop")
-    add("--val-share", default=0.0, type=share(), metavar="X", help="evaluate on this share of every class's training "
-        "images, held out, and leave the validation images alone: to choose settings by (default: 0)")  # fmt: skip
-    add("--per-class", metavar="FILE.csv", help="also write top-1, top-5 and the likeliest mistake of each class")
-    add("--confusion", action="store_true", help="also write confusion.csv and confusion.png into --save-dir")
-    add("--knn", action="store_true", help="k-NN accuracy of the frozen features instead of a linear classifier")
+    add("--val-share", default=0.0, type=share(), metavar="X", help="hold out this share of every class's training "
+        "images and evaluate on it, to select settings without the validation images (default: 0)")  # fmt: skip
+    add("--per-class", metavar="FILE.csv", help="write top-1, top-5 and the most frequent mistake of each class to "
+        "this file")  # fmt: skip
+    add("--confusion", action="store_true", help="write the confusion matrix to confusion.csv and confusion.png in "
+        "--save-dir")  # fmt: skip
+    add("--knn", action="store_true", help="evaluate the frozen features by k-NN instead of a linear classifier")
     common.add_knn(p)
     common.add_few_shot(p)
 

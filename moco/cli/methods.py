@@ -26,33 +26,31 @@ SYNCO_KINDS = {
 def add_moco(p: Parser) -> None:
     """The method, the queue and the key encoder."""
     add = p.group("method")
-    add("--method", type=_method_name, choices=METHODS, help="default moco; --n1..--n6 mean "
-        "synco, --mochi mochi; simclr, supcon, hcl, dcl compare the images of a batch; supcon and --moco-k: with a "
-        "queue of keys and labels, and synthetic negatives if --mochi or --n1..--n6 ask for them; moco_v3 compares "
-        "with the keys of the batch")  # fmt: skip
+    add("--method", type=_method_name, choices=METHODS, help="default: moco, or what --n1..--n6 (synco) or --mochi "
+        "imply; simclr, supcon, hcl, dcl: in-batch negatives; moco_v3: keys of the batch; supcon with --moco-k: a "
+        "queue of keys and labels, with synthetic negatives if --mochi or --n1..--n6 ask for them")  # fmt: skip
     add("--moco-dim", default=128, type=at_least(1), help="feature dimension C (default: 128; moco_v3: 256)")
-    add("--moco-mlp-dim", default=4096, type=at_least(1), help="moco_v3: width inside of its MLPs (default: 4096)")
-    add("--moco-k", type=at_least(1), help="queue size K (default: 65536; supcon: no queue)")
-    add("--moco-m", default=0.999, type=share(ends="[]"), help="momentum of the key encoder (default: 0.999; moco_v3: "
-        "0.99)")  # fmt: skip
+    add("--moco-mlp-dim", default=4096, type=at_least(1), help="moco_v3: hidden width of its MLP heads (default: 4096)")
+    add("--moco-k", type=at_least(1), help="queue size K in keys (default: 65536; supcon: no queue)")
+    add("--moco-m", default=0.999, type=share(ends="[]"), help="key encoder's momentum (default: 0.999; moco_v3: 0.99)")
     add("--moco-m-cos", action=SWITCH, default=True, help="moco_v3: raise the momentum to 1 over the run by half a "
         "cosine (default: on)")  # fmt: skip
-    add("--moco-t", "--temp", default=0.07, type=positive, help="temperature T (default: 0.07; moco_v3: 1)")
-    add("--mlp", action=SWITCH, help="MoCo v2's head (default: on for simclr, supcon, hcl, dcl)")
-    add("--stop-grad-conv1", action=SWITCH, default=True, help="moco_v3: keep a ViT's patch embedding as it was drawn "
-        "(default: on)")  # fmt: skip
-    add("--symmetric", action=SWITCH, default=False, help="each view is query once; the two losses are added")
-    add("--bn-splits", type=at_least(1), metavar="S", help="parts of the batch that BatchNorm sees alone "
-        "(default: 8 or what the batch allows with one process, 1 with several)")  # fmt: skip
-    add("--shuffle-bn", action=SWITCH, default=True, help="shuffle keys between processes (or splits) for BatchNorm")
-    add("--mask-same-image", action=SWITCH, help="leave out queue rows of the query's own image "
+    add("--moco-t", "--temp", default=0.07, type=positive, help="temperature T of the loss (default: 0.07; moco_v3: 1)")
+    add("--mlp", action=SWITCH, help="use MoCo v2's MLP head (default: on for simclr, supcon, hcl, dcl)")
+    add("--stop-grad-conv1", action=SWITCH, default=True, help="moco_v3: freeze a ViT's patch embedding at its random "
+        "weights (default: on)")  # fmt: skip
+    add("--symmetric", action=SWITCH, default=False, help="add the loss with the two views exchanged (default: off)")
+    add("--bn-splits", type=at_least(1), metavar="S", help="number of parts of a process's batch that BatchNorm "
+        "normalises separately (default: with one process 8, or what the batch allows; with several 1)")  # fmt: skip
+    add("--shuffle-bn", action=SWITCH, default=True, help="MoCo's shuffled BatchNorm of the keys (default: on)")
+    add("--mask-same-image", action=SWITCH, help="leave the queue's keys of the query's own image out of its negatives "
         "(default: on when the queue holds more than a tenth of the data set)")  # fmt: skip
     add("--head-impl", "--loss-impl", choices=("auto", "reference", "cpu", "triton"), default="auto",
-        help="loss implementation; auto: triton (fused) on a GPU where it is right and not slower, else cpu (closed "
-        "forms, any device)")  # fmt: skip
+        help="implementation of the loss; auto: triton (fused) on a GPU where it is right and not slower, else cpu "
+        "(closed forms, for any device)")  # fmt: skip
     add("--head-precision", "--loss-precision", choices=("auto", "fp32", "tf32", "tf32x3", "bf16"), default="auto",
-        help="operands of the loss's two matrix products with the queue, summed in fp32; auto: tf32x3 (three products, "
-        "as exact as fp32) with triton, bf16 on a CPU that is faster with it, else fp32")  # fmt: skip
+        help="precision of the loss's two matrix products with the queue, which are summed in fp32; auto: tf32x3 "
+        "(three products, as exact as fp32) with triton, bf16 on a CPU that is faster with it, else fp32")  # fmt: skip
 
 
 def _method_name(text: str) -> str:
@@ -62,14 +60,12 @@ def _method_name(text: str) -> str:
 def add_batch(p: Parser) -> None:
     """The methods that compare the images of a batch."""
     add = p.group("method")
-    add("--base-temperature", type=positive, metavar="T0", help="multiply the loss by T / T0 (default: "
-        "0.07 for simclr and supcon without a queue, as SupContrast does; supcon with a queue takes it)")  # fmt: skip
+    add("--base-temperature", type=positive, metavar="T0", help="multiply the loss by T / T0 (default: T0 = 0.07, as "
+        "in SupContrast, for simclr and supcon without a queue; supcon with a queue takes it)")  # fmt: skip
     add("--contrast-mode", choices=("all", "one"), default="all", help="anchors: all views, or the first of each image")
-    add("--views", default=2, type=at_least(2), metavar="V", help="random views an image, for the methods without a "
-        "queue (default: 2)")  # fmt: skip
-    add("--beta", default=1.0, type=at_least(0.0), metavar="B", help="hcl: how much harder negatives weigh more "
-        "(default: 1)")  # fmt: skip
-    add("--tau-plus", default=0.1, type=share(), metavar="X", help="hcl: share of negatives that are positives (0.1)")
+    add("--views", default=2, type=at_least(2), metavar="V", help="views per image, without a queue (default: 2)")
+    add("--beta", default=1.0, type=at_least(0.0), metavar="B", help="hcl: weight of hardness, its beta (default: 1)")
+    add("--tau-plus", default=0.1, type=share(), metavar="X", help="hcl: share of false negatives (default: 0.1)")
     add("--estimator", choices=("hard", "easy"), default="hard", help="hcl: easy weighs all negatives alike")
     add_sync_bn(p)
 
@@ -77,20 +73,23 @@ def add_batch(p: Parser) -> None:
 def add_negatives(p: Parser) -> None:
     """Synthetic negatives and their times."""
     add = p.group("negatives")
-    add("--n-hard", default=1024, type=at_least(1), help="hardest queue rows that a query mixes (default: 1024)")
+    add("--n-hard", default=1024, type=at_least(1), help="number of hardest negatives in the queue from which a "
+        "query's synthetic ones are made (default: 1024)")  # fmt: skip
     for name, kind in SYNCO_KINDS.items():
-        add(f"--{name}", type=at_least(0), help=f"SynCo: negatives by {kind} (default: {getattr(SynCoConfig, name)})")
-    add("--sigma", default=0.01, type=at_least(0.0), help="SynCo: deviation of the noise (default: 0.01)")
-    add("--delta", default=0.01, type=finite, help="SynCo: step of the perturbation (default: 0.01)")
-    add("--eta", default=0.01, type=finite, help="SynCo: step of the adversarial sign (default: 0.01)")
-    add("--mochi", nargs=3, type=at_least(0), metavar=("N", "S", "S2"),
-        help="MoCHi: N hardest rows, S negatives of type 1, S2 of type 2")  # fmt: skip
-    add("--hard-start-epoch", "--warmup-epochs", default=10, type=at_least(0), metavar="E",
-        help="first epoch, counted from 0, with synthetic negatives (default: 10)")  # fmt: skip
-    add("--hard-stop-epoch", type=int, metavar="E", help="first epoch without them again (default: none)")
+        add(f"--{name}", type=at_least(0), help=f"SynCo: {kind} negatives per query (default: "
+            f"{getattr(SynCoConfig, name)})")  # fmt: skip
+    add("--sigma", default=0.01, type=at_least(0.0), help="SynCo: standard deviation of the noise (default: 0.01)")
+    add("--delta", default=0.01, type=finite, help="SynCo: step size of the perturbation (default: 0.01)")
+    add("--eta", default=0.01, type=finite, help="SynCo: step size of the adversarial negatives (default: 0.01)")
+    add("--mochi", nargs=3, type=at_least(0), metavar=("N", "S", "S2"), help="MoCHi: for each query, mix the N hardest "
+        "negatives into S of type 1 and S2 of type 2")  # fmt: skip
+    add("--hard-start-epoch", "--warmup-epochs", default=10, type=at_least(0), metavar="E", help="first epoch, counted "
+        "from 0, with synthetic negatives (default: 10)")  # fmt: skip
+    add("--hard-stop-epoch", type=int, metavar="E", help="first epoch without them again (default: never)")
     add("--type-starts", default=[], nargs="*", metavar="KIND=E", help="a later first epoch for one kind, such as "
         "interpolation=20, or optimizer step, mixup=1000steps; kinds: " + " ".join(TYPES))  # fmt: skip
-    add("--extrapolation", choices=("code", "paper"), default="code", help="SynCo's released code or its paper's text")
+    add("--extrapolation", choices=("code", "paper"), default="code", help="extrapolate as SynCo's code or its paper "
+        "does")  # fmt: skip
 
 
 # ------------------------------------------------------------------------------------------------------ choices

@@ -33,12 +33,12 @@ def pretrain_parser() -> Parser:
     p = Parser(
         doors.typed("pretrain"),
         "Pretrain an image encoder with a momentum encoder, a queue and synthetic hard negatives "
-        "(MoCo, MoCHi, SynCo, SupCon with a queue), or by the other images of its batch (SimCLR, SupCon, HCL, DCL). "
-        "Without DIR, --dataset and flags of a training: the built-in demo on 4,000 digits.",
+        "(MoCo, MoCHi, SynCo, SupCon with a queue), with in-batch negatives (SimCLR, SupCon, HCL, DCL) or by MoCo v3. "
+        "Without images and training flags it runs the built-in demo on 4,000 digits.",
     )
     common.add_data(p)
     _add_views(p)
-    common.add_folder(p, "SupContrast's DIR", "--data-folder", "--train-folder")
+    common.add_folder(p, "DIR, as SupContrast spells it", "--data-folder", "--train-folder")
     methods.add_moco(p)
     methods.add_batch(p)
     methods.add_negatives(p)
@@ -54,65 +54,69 @@ def pretrain_parser() -> Parser:
 
 def _add_views(p: Parser) -> None:
     add = p.group("data")
-    add("--aug-plus", action=common.SWITCH, default=False, help="MoCo v2's augmentation (same as --aug v2)")
+    add("--aug-plus", action=common.SWITCH, default=False, help="use MoCo v2's augmentation (the same as --aug v2)")
     add("--aug", choices=("v1", "v2", "v3", "v3-wide", "cifar", "supcon", "digits"), help="augmentation preset "
-        "(default v1; small sets their own; simclr, supcon, hcl, dcl: supcon; moco_v3: v3)")  # fmt: skip
+        "(default: v1; simclr, supcon, hcl, dcl: supcon; moco_v3: v3; sets of small images have their "
+        "own)")  # fmt: skip
     add("--aug-device", choices=("cpu", "gpu", "auto"), default="auto", help="where views are made after their crop: "
-        "by the loader's processes, or in batches on the run's device (default: auto, the loader's)")  # fmt: skip
-    add("--decode", choices=("exact", "fast"), default="exact", help="fast: JPEG decoded only as finely as the crops "
-        "need, crops within two levels of PIL's (default: exact)")  # fmt: skip
-    add("--drop-last", action=common.SWITCH, default=True, help="drop an epoch's last short batch (default: on)")
+        "cpu, by the loader's processes, or gpu, in batches on the run's device (default: auto, which is "
+        "cpu)")  # fmt: skip
+    add("--decode", choices=("exact", "fast"), default="exact", help="fast: decode a JPEG only as finely as its crops "
+        "need, which changes pixel values by at most two levels (default: exact)")  # fmt: skip
+    add("--drop-last", action=common.SWITCH, default=True, help="drop the incomplete batch at the end of an epoch "
+        "(default: on)")  # fmt: skip
 
 
 def _add_steps(p: Parser) -> None:
     add = p.group("schedule")
-    add("--steps", type=at_least(1), metavar="N", help="train N optimizer steps instead of --epochs")
-    training.add_plateau(p, "--schedule: lr drops 10x when the mean loss of an epoch has not fallen for more than E "
-        "epochs")  # fmt: skip
+    add("--steps", type=at_least(1), metavar="N", help="train for N optimizer steps instead of --epochs")
+    training.add_plateau(p, "--schedule: the learning rate drops 10x when the mean loss of an epoch has not fallen for "
+        "more than E epochs")  # fmt: skip
     training.add_warm(p, "default: on for simclr, supcon, hcl, dcl at batches above 256")
-    add("--warm-steps", type=at_least(1), metavar="N", help="in place of --warm: raise the rate from "
-        "--warm-from over N steps, also of a run that counts --steps")  # fmt: skip
-    add("--rise-epochs", default=0.0, type=at_least(0.0), metavar="E", dest="rise", help="in place of --warm: raise "
-        "the rate from 0 over E epochs, then the cosine takes the rest; both move every step (default: 0; MoCo v3's "
-        "recipes have it)")  # fmt: skip
-    add("--accum", default=1, type=at_least(1), metavar="A", help="batches a step: gradients are averaged over A "
-        "batches, keys are enqueued after each, the key encoder moves once")  # fmt: skip
+    add("--warm-steps", type=at_least(1), metavar="N", help="instead of --warm: raise the learning rate from "
+        "--warm-from over N steps; also with --steps")  # fmt: skip
+    add("--rise-epochs", default=0.0, type=at_least(0.0), metavar="E", dest="rise", help="instead of --warm: raise the "
+        "learning rate linearly from 0 over E epochs, then decay it by --cos or --plateau, both at every step "
+        "(default: 0; MoCo v3's recipes use it)")  # fmt: skip
+    add("--accum", default=1, type=at_least(1), metavar="A", help="number of batches per step: their gradients are "
+        "averaged, keys are enqueued after each, and the key encoder is updated once (default: 1)")  # fmt: skip
 
 
 def _add_arithmetic(p: Parser) -> None:
     add = p.group("arithmetic")
-    add("--amp", choices=("auto", "off", "bf16", "fp16"), default="auto", help="encoder arithmetic (default: bf16 "
-        "where the device has it; the loss is always fp32)")  # fmt: skip
-    add("--channels-last", action=common.SWITCH, default=True, help="memory layout of convolutions (default: on)")
-    add("--compile", action="store_true", help="torch.compile the two encoders")
-    add("--compile-mode", choices=("default", "reduce-overhead", "max-autotune"), default="default", help="torch's "
-        "modes; the last two replay the encoders as CUDA graphs (default: default)")  # fmt: skip
-    add("--recompute", action="store_true", help="keep less of the forward pass for backward, for larger batches")
+    add("--amp", choices=("auto", "off", "bf16", "fp16"), default="auto", help="precision of the encoders (default: "
+        "auto, bf16 where the device has it; the loss is always fp32)")  # fmt: skip
+    add("--channels-last", action=common.SWITCH, default=True, help="use the channels-last memory layout for "
+        "convolutions (default: on)")  # fmt: skip
+    add("--compile", action="store_true", help="compile the two encoders by torch.compile (default: off)")
+    add("--compile-mode", choices=("default", "reduce-overhead", "max-autotune"), default="default",
+        help="mode of torch.compile; the last two replay the encoders as CUDA graphs (default: default)")  # fmt: skip
+    add("--recompute", action="store_true", help="save memory for larger batches: recompute part of the forward pass "
+        "in the backward pass (default: off)")  # fmt: skip
 
 
 def _add_run(p: Parser) -> None:
     add = p.group("run")
-    add("--save-dir", metavar="DIR", help="checkpoints and logs (default ./; the demo: runs/demo)")
-    add("--save-every", "--save-freq", default=1, type=at_least(1), metavar="E",
-        help="epochs between checkpoints (default: 1)")  # fmt: skip
-    add("--keep", default=0, type=at_least(0), metavar="N", help="keep only the newest N checkpoints (default: 0 = "
-        "all)")  # fmt: skip
+    add("--save-dir", metavar="DIR", help="folder for checkpoints and logs (default: ./; the demo's: runs/demo)")
+    add("--save-every", "--save-freq", default=1, type=at_least(1), metavar="E", help="number of epochs between "
+        "checkpoints (default: 1)")  # fmt: skip
+    add("--keep", default=0, type=at_least(0), metavar="N", help="keep only the newest N checkpoints (default: 0, all)")
     common.add_stop(p)
-    add("--max-restarts", default=0, type=at_least(0), metavar="N", help="with --nproc: start again from the newest "
-        "good checkpoint when a process dies, at most N times (default: 0; torchrun has its own)")  # fmt: skip
-    add("--max-bad-steps", default=5, type=at_least(1), metavar="N", help="stop after N non-finite steps in a row "
-        "(default: 5)")  # fmt: skip
-    add("--max-bad-images", default=100, type=at_least(0), metavar="N", help="stop when more images are unreadable "
-        "(100)")  # fmt: skip
-    add("--check-every", default=1000, type=at_least(1), metavar="N", help="steps between checks that all queues are "
-        "equal")  # fmt: skip
-    add("--wandb", metavar="PROJECT", help="also log to Weights & Biases (extra: wandb)")
+    add("--max-restarts", default=0, type=at_least(0), metavar="N", help="with --nproc: restart from the newest good "
+        "checkpoint when a process dies, at most N times (default: 0; torchrun has its own flag)")  # fmt: skip
+    add("--max-bad-steps", default=5, type=at_least(1), metavar="N", help="stop after N steps in a row with a "
+        "non-finite loss or gradient (default: 5)")  # fmt: skip
+    add("--max-bad-images", default=100, type=at_least(0), metavar="N", help="stop when more than N images are "
+        "unreadable (default: 100)")  # fmt: skip
+    add("--check-every", default=1000, type=at_least(1), metavar="N", help="number of steps between checks that the "
+        "queues of all processes are equal (default: 1000)")  # fmt: skip
+    add("--wandb", metavar="PROJECT", help="log to this project of Weights & Biases too (needs the extra wandb)")
     add = p.group("evaluation")
-    add("--knn-every", default=10, type=at_least(0), metavar="E", help="epochs between k-NN evaluations (default: 10; "
-        "0: off)")  # fmt: skip
-    add("--retrieval-every", default=0, type=at_least(0), metavar="E", help="epochs between measures of held-out "
-        "images before the projection head and behind it: precision@1, R-precision, mAP@R, mAP, AMI, NMI (default: 0, "
-        "never)")  # fmt: skip
+    add("--knn-every", default=10, type=at_least(0), metavar="E", help="number of epochs between k-NN evaluations "
+        "(default: 10; 0: never)")  # fmt: skip
+    add("--retrieval-every", default=0, type=at_least(0), metavar="E", help="number of epochs between retrieval and "
+        "clustering metrics of held-out images, before and after the projection head: precision@1, R-precision, mAP@R, "
+        "mAP, AMI, NMI (default: 0, never)")  # fmt: skip
     common.add_knn(p)
 
 

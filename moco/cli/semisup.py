@@ -32,8 +32,8 @@ def semisup_parser() -> Parser:
     _add_objective(p)
     _add_run(p)
     common.add_few_shot(p)
-    p.group("evaluation")("--few-shot-data", default="", metavar="PATH", help="images of new classes for --few-shot, a "
-                          "folder or list (default: the test images, whose classes were trained on)")  # fmt: skip
+    p.group("evaluation")("--few-shot-data", default="", metavar="PATH", help="folder or list of images of new classes "
+        "for --few-shot (default: the test images, whose classes were trained on)")  # fmt: skip
     common.add_launch(p)
     return p
 
@@ -41,90 +41,95 @@ def semisup_parser() -> Parser:
 def _add_subset(p: Parser) -> None:
     add = p.group("data")
     add("--train-percent", type=share(100, "(]"), metavar="P", help="train on P percent of the labelled images "
-        "(default: 100): of ImageNet at 1 and 10 SimCLR's lists, fetched once, else a class-balanced draw")  # fmt: skip
-    add("--train-files", default="", metavar="PATH", help="train on the images named in this file, one a line "
-        "(n01440764_18.JPEG, or FOLDER/NAME); balanced: a draw, also of ImageNet at 1 and 10 percent")  # fmt: skip
-    add("--subset-seed", default=0, type=int, metavar="N", help="of the draw and of the validation part (default: 0); "
-        "not --seed, so that runs with several seeds train on the same images")  # fmt: skip
-    add("--val-share", default=0.0, type=share(), metavar="X", help="hold this share of every class's training images "
-        "out, evaluate each epoch on it, and the test images once, at the end (default: 0, each epoch on the test "
-        "images)")  # fmt: skip
-    add("--val-only", action="store_true", help="with --val-share: leave the test images alone")
+        "(default: 100): SimCLR's published lists for 1 and 10 percent of ImageNet, downloaded once, otherwise a "
+        "class-balanced draw")  # fmt: skip
+    add("--train-files", default="", metavar="PATH", help="file of the names of the images to train on, one per line "
+        "(n01440764_18.JPEG, or FOLDER/NAME); balanced: a class-balanced draw, also at 1 and 10 percent of "
+        "ImageNet")  # fmt: skip
+    add("--subset-seed", default=0, type=int, metavar="N", help="seed of the draw of training and held-out images "
+        "(default: 0); apart from --seed, so that runs with several seeds train on the same images")  # fmt: skip
+    add("--val-share", default=0.0, type=share(), metavar="X", help="hold out this share of every class's training "
+        "images, evaluate on it after each epoch and on the test images once, at the end (default: 0, on the test "
+        "images after each epoch)")  # fmt: skip
+    add("--val-only", action="store_true", help="with --val-share: do not evaluate on the test images")
     add("--task", metavar="NAME", help="BEiT-3's: imagenet for an image folder, or a --dataset's name")
-    add("--data-path", "--data-folder", "--train-folder", metavar="DIR", help="BEiT-3's and SupContrast's DIR")
+    add("--data-path", "--data-folder", "--train-folder", metavar="DIR", help="DIR, as BEiT-3 and SupContrast spell it")
 
 
 def _add_model(p: Parser) -> None:
     add = p.group("model")
     add("pretrained_file", metavar="FILE", nargs="?", help="Barlow Twins' spelling of --pretrained FILE")
-    add("--pretrained", "--finetune", default="", metavar="PATH",
-        help="the folder of a run, or a checkpoint of ours, of nine other projects or "
-        "of BEiT-3; torchvision:NAME for its published weights (default: random weights, a baseline)")  # fmt: skip
-    add("--weights", choices=("finetune", "freeze"), default="finetune", help="train the encoder, or keep it")
+    add("--pretrained", "--finetune", default="", metavar="PATH", help="encoder to fine-tune: the folder of a run, a "
+        "checkpoint of this project, of nine others or of BEiT-3, or torchvision:NAME for published weights (default: "
+        "random weights, a baseline)")  # fmt: skip
+    add("--weights", choices=("finetune", "freeze"), default="finetune", help="fine-tune the encoder, or freeze it")
     add("--drop-path", default=0.0, type=share(), metavar="P", help="stochastic depth of timm's networks (default: 0)")
     common.add_sync_bn(p)
-    add("--amp", choices=("auto", "off", "bf16", "fp16"), default="off", help="encoder arithmetic (default: off)")
-    add("--channels-last", action=common.SWITCH, default=True, help="memory layout of convolutions (default: on)")
+    add("--amp", choices=("auto", "off", "bf16", "fp16"), default="off", help="precision of the encoder (default: off, "
+        "fp32)")  # fmt: skip
+    add("--channels-last", action=common.SWITCH, default=True, help="use the channels-last memory layout for "
+        "convolutions (default: on)")  # fmt: skip
 
 
 def _add_schedule(p: Parser) -> None:
     add = p.group("schedule")
-    add("--lr-backbone", default=0.01, type=at_least(0.0), metavar="LR", help="of the encoder (default: 0.01; SynCo's "
-        "grid: 0.01 0.02 0.05 0.1 0.005)")  # fmt: skip
-    add("--lr-classifier", default=0.5, type=positive, metavar="LR", help="of the linear layer (default: 0.5)")
-    add("--lr", "--learning-rate", type=positive, metavar="LR", help="of both, in place of the two")
-    training.add_milestones(p, None, "epochs at which rates drop 10x, in place of the cosine")
-    add("--cos", "--cosine", action="store_true", help="the cosine also where --schedule is given")
-    training.add_epochs(p, None, "60 below 10 percent, 30 below 100, 90 for all images", 1024)
-    add("--update-freq", default=1, type=at_least(1), metavar="A", help="batches a step: gradients are averaged over "
-        "A, each with its own contrastive loss (default: 1)")  # fmt: skip
-    add("--warmup-epochs", default=0.0, type=at_least(0.0), metavar="E", help="raise the rates from 0 over E epochs; "
-        "then the cosine moves every step (default: 0, every epoch)")  # fmt: skip
+    add("--lr-backbone", default=0.01, type=at_least(0.0), metavar="LR", help="learning rate of the encoder (default: "
+        "0.01; SynCo's grid: 0.01 0.02 0.05 0.1 0.005)")  # fmt: skip
+    add("--lr-classifier", default=0.5, type=positive, metavar="LR", help="learning rate of the classifier (default: "
+        "0.5)")  # fmt: skip
+    add("--lr", "--learning-rate", type=positive, metavar="LR", help="learning rate of encoder and classifier")
+    training.add_milestones(p, None, "epochs at which the learning rates drop 10x (default: the cosine)")
+    add("--cos", "--cosine", action="store_true", help="cosine decay even if --schedule is given")
+    training.add_epochs(p, None, "60 below 10 percent of the images, 30 below 100, 90 for all", 1024)
+    add("--update-freq", default=1, type=at_least(1), metavar="A", help="number of batches per step: their gradients "
+        "are averaged, and each has its own contrastive loss (default: 1)")  # fmt: skip
+    add("--warmup-epochs", default=0.0, type=at_least(0.0), metavar="E", help="raise the learning rates from 0 over E "
+        "epochs; the cosine then acts at every step (default: 0, with the cosine once per epoch)")  # fmt: skip
     training.add_warm(p, "default: on, as in SupContrast's main_ce.py, for --lr with --cos or --schedule and without "
              "--pretrained at batches above 256")  # fmt: skip
-    training.add_plateau(p, "the cosine: rates drop 10x when the accuracy has not risen for more than E epochs")
-    training.add_sgd(p, 1e-6, "(default: 1e-6)")
+    training.add_plateau(p, "the cosine: rates drop 10x when accuracy has not risen for more than E epochs")
+    training.add_sgd(p, 1e-6)
     training.add_average(p)
     add = p.group("optimizer")
-    add("--layer-decay", type=share(ends="()"), metavar="D", help="each layer's rate is D times that of "
-        "the layer above; biases and norms are not decayed (default: off)")  # fmt: skip
+    add("--layer-decay", type=share(ends="()"), metavar="D", help="the learning rate of each layer is D times that of "
+        "the layer above; biases and norm layers have no weight decay (default: off)")  # fmt: skip
 
 
 def _add_objective(p: Parser) -> None:
     add = p.group("objective")
     add("--loss", type=str.lower, choices=TUNING_LOSSES, default="ce", help="ce: cross-entropy; the others: (1 - "
-        "alpha) cross-entropy + alpha times the contrastive loss of two views an image (default: ce)")  # fmt: skip
+        "alpha) * cross-entropy + alpha * contrastive loss of two views per image (default: ce)")  # fmt: skip
     add("--alpha", type=share(ends="[]"), metavar="A", help="weight of the contrastive loss (default: 0.9)")
     add("--temp", type=positive, metavar="T", help="temperature of the contrastive loss (default: 0.5)")
-    add("--estimator", choices=("hard", "easy"), help="schane: weigh hard negatives, or all alike, which is supcon "
-        "(default: hard)")  # fmt: skip
-    add("--beta", type=at_least(0.0), metavar="B", help="schane: how much more hard negatives weigh (1)")
-    add("--smoothing", "--label-smoothing", default=0.0, type=share(), metavar="E", help="of cross-entropy (default: "
-        "0)")  # fmt: skip
-    add("--mixup", default=0.0, type=at_least(0.0), metavar="A", help="of cross-entropy's images, timm's (default: 0, "
-        "off)")  # fmt: skip
-    add("--cutmix", default=0.0, type=at_least(0.0), metavar="A", help="the same by rectangles (default: 0, off)")
-    add("--reprob", default=0.0, type=share(ends="[]"), metavar="P", help="probability of erasing a rectangle "
-        "(default: 0)")  # fmt: skip
+    add("--estimator", choices=("hard", "easy"), help="schane: weigh hard negatives more, or weigh all alike (easy), "
+        "which is supcon (default: hard)")  # fmt: skip
+    add("--beta", type=at_least(0.0), metavar="B", help="schane: how much more hard negatives weigh (default: 1)")
+    add("--smoothing", "--label-smoothing", default=0.0, type=share(), metavar="E", help="label smoothing of "
+        "cross-entropy, in 0..1 (default: 0)")  # fmt: skip
+    add("--mixup", default=0.0, type=at_least(0.0), metavar="A", help="alpha of timm's mixup, for cross-entropy "
+        "(default: 0, off)")  # fmt: skip
+    add("--cutmix", default=0.0, type=at_least(0.0), metavar="A", help="alpha of timm's CutMix, for cross-entropy "
+        "(default: 0, off)")  # fmt: skip
+    add("--reprob", default=0.0, type=share(ends="[]"), metavar="P", help="probability of erasing a random rectangle "
+        "of an image (default: 0)")  # fmt: skip
     add = p.group("data")
-    add("--aa", default="", metavar="POLICY", help="timm's AutoAugment or RandAugment, such as rand-m9-mstd0.5-inc1, "
-        "after the random crop (default: none)")  # fmt: skip
-    add("--aug", choices=("v1", "v2", "cifar", "supcon", "digits"),
-        help="a pretraining's views in place of crop and flip")  # fmt: skip
+    add("--aa", default="", metavar="POLICY", help="timm's AutoAugment or RandAugment policy, such as "
+        "rand-m9-mstd0.5-inc1, applied after the random crop (default: none)")  # fmt: skip
+    add("--aug", choices=("v1", "v2", "cifar", "supcon", "digits"), help="augmentation preset (default: crop and flip)")
 
 
 def _add_run(p: Parser) -> None:
     add = p.group("run")
-    add("--save-dir", "--checkpoint-dir", "--output-dir", default="./", metavar="DIR",
-        help="where checkpoint_semisup.pth.tar, result.json and the log go (default ./)")  # fmt: skip
+    add("--save-dir", "--checkpoint-dir", "--output-dir", default="./", metavar="DIR", help="folder for "
+        "checkpoint_semisup.pth.tar, result.json and the log (default: ./)")  # fmt: skip
     common.add_trial(p)
-    add("--save-ckpt-freq", "--save-freq", default=0, type=at_least(0), metavar="E", help="also keep the checkpoint of "
-        "every E-th epoch, as checkpoint_semisup_NNNN.pth.tar (default: 0, none)")  # fmt: skip
-    common.add_resume(p, "one", "of all randomness but the draw (default: drawn, logged and kept)")
+    add("--save-ckpt-freq", "--save-freq", default=0, type=at_least(0), metavar="E", help="keep the checkpoint of "
+        "every E-th epoch too, as checkpoint_semisup_NNNN.pth.tar (default: 0, none)")  # fmt: skip
+    common.add_resume(p, "one", "random seed, but for the draw of images (default: drawn, logged and kept)")
     common.add_stop(p)
     add = p.group("evaluation")
-    add("-e", "--evaluate", action="store_true", help="evaluate --resume on the test images and stop")
-    add("--dist-eval", action="store_true", help="BEiT-3's: changes nothing, processes always share the evaluation")
+    add("-e", "--evaluate", action="store_true", help="evaluate the checkpoint of --resume on the test images and stop")
+    add("--dist-eval", action="store_true", help="BEiT-3's, without effect: processes always share the evaluation")
 
 
 # ------------------------------------------------------------------------------------------------- after parsing

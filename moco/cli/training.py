@@ -18,30 +18,33 @@ def add_training(p: Parser, epochs: int, lr: float | list[float], schedule: list
     """How long and how fast, of main_pretrain.py and main_lincls.py."""
     add, several = p.group("schedule"), isinstance(lr, list)
     add_epochs(p, epochs, f"{epochs}")
-    more = "; several, such as 30 10 3: a classifier each, on the same features" if several else ""
-    add("--lr", "--learning-rate", default=lr, type=positive, nargs="+" if several else None,
-        metavar="LR", help=f"learning rate ({lr}){more}")  # fmt: skip
-    add_milestones(p, schedule, f"epochs at which lr drops 10x ({schedule})")
-    add("--cos", "--cosine", action=SWITCH, default=False, help="cosine learning "
-        "rate instead, one value an epoch (with pretraining's --steps, a step)")  # fmt: skip
-    add_sgd(p, wd, f"({wd})")
-    add_resume(p, "newest", "of all randomness (default: drawn, logged and kept in checkpoints)")
+    shown = lr[0] if isinstance(lr, list) else lr
+    more = "; several, such as 30 10 3, train one classifier each on the same features" if several else ""
+    add("--lr", "--learning-rate", default=lr, type=positive, nargs="+" if several else None, metavar="LR",
+        help=f"learning rate (default: {shown:g}){more}")  # fmt: skip
+    add_milestones(p, schedule, "epochs at which the learning rate drops 10x (default: "
+        f"{' '.join(map(str, schedule))})")  # fmt: skip
+    add("--cos", "--cosine", action=SWITCH, default=False, help="decay the learning rate by a cosine instead, once per "
+        "epoch (with pretraining's --steps: at every step)")  # fmt: skip
+    add_sgd(p, wd)
+    add_resume(p, "newest", "random seed (default: drawn, logged and kept in checkpoints)")
 
 
 def add_epochs(p: Parser, default: int | None, text: str, batch: int = 256) -> None:
     """--epochs, --start-epoch and the batch."""
     add = p.group("schedule")
-    add("--epochs", default=default, type=at_least(1), metavar="N", help=f"epochs to run (default: {text})")
+    add("--epochs", default=default, type=at_least(1), metavar="N", help=f"number of epochs (default: {text})")
     add("--start-epoch", default=0, type=at_least(0), metavar="N", help="number of the first epoch, for restarts by "
-        "hand")  # fmt: skip
+        "hand (default: 0)")  # fmt: skip
     add_batch_size(p, batch)
 
 
-def add_sgd(p: Parser, wd: float, text: str) -> None:
+def add_sgd(p: Parser, wd: float) -> None:
     """Momentum and weight decay."""
     add = p.group("optimizer")
     add("--momentum", default=0.9, type=at_least(0.0), metavar="M", help="momentum of SGD (default: 0.9)")
-    add("--wd", "--weight-decay", default=wd, type=at_least(0.0), metavar="W", dest="weight_decay", help=text)
+    add("--wd", "--weight-decay", default=wd, type=at_least(0.0), metavar="W", dest="weight_decay",
+        help=f"weight decay (default: {wd:g})")  # fmt: skip
 
 
 def add_milestones(p: Parser, default: list[int] | None, text: str) -> None:
@@ -50,8 +53,8 @@ def add_milestones(p: Parser, default: list[int] | None, text: str) -> None:
     add("--schedule", default=default, nargs="*", type=int, help=text)
     add("--lr-decay-epochs", type=_epoch_list, default=argparse.SUPPRESS, dest="schedule", metavar="E,E",
         help="SupContrast's spelling of --schedule E E")  # fmt: skip
-    add("--lr-decay-rate", default=DECAY, type=share(ends="(]"), metavar="X", help="what lr is multiplied by at those "
-        "epochs (0.1)")  # fmt: skip
+    add("--lr-decay-rate", default=DECAY, type=share(ends="(]"), metavar="X", help="factor of the learning rate at the "
+        "epochs of --schedule (default: 0.1)")  # fmt: skip
 
 
 def _epoch_list(text: str) -> list[int]:
@@ -61,36 +64,39 @@ def _epoch_list(text: str) -> list[int]:
 def add_warm(p: Parser, when: str) -> None:
     """SupContrast's warm-up: a line from a rate, not from 0, to what the schedule says at its end."""
     add = p.group("schedule")
-    add("--warm", action=SWITCH, help=f"raise the rate from --warm-from over --warm-epochs ({when})")
-    add("--warm-epochs", default=10, type=at_least(1), metavar="E", help="of --warm (default: 10)")
-    add("--warm-from", default=0.01, type=at_least(0.0), metavar="LR", help="of --warm (default: 0.01)")
+    add("--warm", action=SWITCH, help=f"warm up: raise the learning rate from --warm-from over --warm-epochs ({when})")
+    add("--warm-epochs", default=10, type=at_least(1), metavar="E", help="length of the warm-up --warm in epochs "
+        "(default: 10)")  # fmt: skip
+    add("--warm-from", default=0.01, type=at_least(0.0), metavar="LR", help="learning rate at which the warm-up --warm "
+        "starts (default: 0.01)")  # fmt: skip
 
 
 def add_optimizer(p: Parser) -> None:
     """What any training can have: timm's optimizers, clipping, a floor of the rate."""
     add = p.group("optimizer")
-    add("--opt", default="sgd", metavar="NAME", help="sgd, or an optimizer of timm: adamw, lars, lookahead_adamw .. "
-        "(default: sgd)")  # fmt: skip
-    add("--opt-betas", nargs="+", type=share(), metavar="B", help="of optimizers that have betas "
-        "(default: timm's, for adamw 0.9 0.999)")  # fmt: skip
-    add("--clip-grad", type=positive, metavar="X", help="largest norm of the gradient (default: no limit)")
-    add("--min-lr", default=0.0, type=at_least(0.0), metavar="LR", help="where the cosine ends, and what no plateau "
-        "goes below (0)")  # fmt: skip
+    add("--opt", default="sgd", metavar="NAME", help="sgd, or an optimizer of timm such as adamw, lars or "
+        "lookahead_adamw (default: sgd)")  # fmt: skip
+    add("--opt-betas", nargs="+", type=share(), metavar="B", help="betas of an optimizer that has them (default: "
+        "timm's, for adamw 0.9 0.999)")  # fmt: skip
+    add("--clip-grad", type=positive, metavar="X", help="clip the norm of the gradient at X (default: no clipping)")
+    add("--min-lr", default=0.0, type=at_least(0.0), metavar="LR", help="learning rate at which --cos ends and below "
+        "which --plateau does not go (default: 0)")  # fmt: skip
 
 
 def add_average(p: Parser) -> None:
     """What the training of an encoder can have: the same and a moving average of the weights."""
     add_optimizer(p)
     add = p.group("optimizer")
-    add("--exclude-bias-norm", action="store_true", help="no weight decay of biases and norms, and with --opt lars no "
-        "adaptation of their rates (default: off; --layer-decay has it already)")  # fmt: skip
-    add("--ema", type=share(ends="()"), metavar="D", help="evaluate and save an average of the weights "
-        "that keeps a share D of itself at every step")  # fmt: skip
-    add("--ema-epoch", type=share(ends="()"), metavar="D", help="the same, D an epoch")
+    add("--exclude-bias-norm", action="store_true", help="exclude biases and norm layers from weight decay and, with "
+        "--opt lars, from its adaptation (default: off; --layer-decay does so anyway)")  # fmt: skip
+    add("--ema", type=share(ends="()"), metavar="D", help="evaluate and save an exponential moving average of the "
+        "weights, with decay D per step (default: off)")  # fmt: skip
+    add("--ema-epoch", type=share(ends="()"), metavar="D", help="the moving average of --ema with its decay D given "
+        "per epoch instead of per step (default: off)")  # fmt: skip
 
 
 def add_plateau(p: Parser, text: str) -> None:
-    p.group("schedule")("--plateau", type=at_least(0), metavar="E", help=f"in place of {text}")
+    p.group("schedule")("--plateau", type=at_least(0), metavar="E", help=f"instead of {text}")
 
 
 # ------------------------------------------------------------------------------- what several flags say together

@@ -21,8 +21,8 @@ def main(argv: list[str] | None = None) -> int:
     cut = argv.index("--") if "--" in argv else len(argv)
     text = "Run a grid of settings. Words after -- go to every trial."
     parser = Parser(doors.typed("sweep"), text, allow_abbrev=True)
-    parser.add_argument("spec", metavar="SPEC.yml", help="a file, or the name of a recipe")
-    parser.add_argument("--out", metavar="DIR", help="instead of the file's (default: runs/sweeps/NAME)")
+    parser.add_argument("spec", metavar="SPEC.yml", help="YAML file of the sweep, or the name of a recipe")
+    parser.add_argument("--out", metavar="DIR", help="folder to write to (default: the file's, else runs/sweeps/NAME)")
     parser.add_argument("--gpus", nargs="+", metavar="ID", help="run on these GPUs, one trial each (default: all)")
     parser.add_argument("--slots", type=int, metavar="N", help="run without GPUs, N trials at a time")
     parser.add_argument("--dry-run", action="store_true", help="print the commands and stop")
