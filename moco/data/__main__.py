@@ -32,7 +32,8 @@ def _pack(args: argparse.Namespace) -> None:
     names = found if "train" in found else {"": args.source}
     sources = {name: open_path(path) for name, path in names.items()}
     for name, shards in pack(sources, args.out, args.seed, args.shard_mb).items():
-        tell(f"{len(sources[name])} images in {shards} shards: {os.path.join(args.out, name) if name else args.out}")
+        count = f"{shards} shard{'s' * (shards > 1)}"
+        tell(f"{len(sources[name])} images in {count}: {os.path.join(args.out, name) if name else args.out}")
 
 
 if __name__ == "__main__":

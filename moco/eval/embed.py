@@ -155,7 +155,7 @@ def draw_points(share: Features, source: Source, folder: str, method: str, most:
     text = page(title, points, labels, classes, names, thumbnails)
     shown = os.path.join(folder, "embedding.html")
     files.write_text(text.encode(errors="replace").decode(), shown, "--out")  # a file's name can be any bytes
-    tell(f"{len(rows)} of them by {method}: {image}, {shown}")
+    tell(f"picture of {len(rows)} of them by {method}: {image}, {shown}")
 
 
 def project(features: np.ndarray, method: str = "tsne", seed: int = 0) -> np.ndarray:

@@ -225,7 +225,7 @@ class Tuner(Loop):
         run that is killed between the two repeats both."""
         at, score = self.progress, self.score
         if score is not None and self.exit_code is None:
-            best = f"(best {at.best_acc1:.3f} after {at.best_epoch} epochs)"
+            best = f"(best {at.best_acc1:.3f} after {at.best_epoch} epoch{'s' * (at.best_epoch != 1)})"
             text = f"epoch {at.epoch - 1}: {which} {score} {best}{score.left_out}"
             values = {**score.values(which), "best_acc1": at.best_acc1}
             self.log.scalars(self.position, values, epoch=at.epoch - 1, text=text)

@@ -99,15 +99,15 @@ def describe_run(mode: str, train: Source, val: Source, images: EvalData, cached
     if mode == "evaluate":
         what = f"{len(val)} images held out"
     elif val is not train:
-        what = f"{len(train)} images to learn from and {len(val)} held out"
+        what = f"{len(train)} training and {len(val)} held-out images"
     else:
-        how = "from which episodes are drawn" if mode == "few_shot" else "each against the others"
+        how = "from which episodes are drawn" if mode == "few_shot" else "each classified by the others"
         what = f"{len(val)} images, {how}"
-    once, anew = "computed once from whole images, without augmentation", "of new random crops in every epoch"
+    once, anew = "computed once from whole images, without augmentation", "from new random crops in every epoch"
     views = f"; features {once if cached else anew}" if mode in ("lincls", "lr_find") else ""
     return (
-        f"{what}, {len(train.classes or ())} classes; {distributed.world_size()} process(es) on "
-        f"{distributed.device().type}, {images.batch} images a step in all, {images.workers} loaders each{views}"
+        f"{what}, {len(train.classes or ())} classes; {distributed.processes()}, batch {images.batch}, "
+        f"{images.workers} loader workers each{views}"
     )
 
 

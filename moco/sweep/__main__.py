@@ -63,7 +63,7 @@ def run(sweep: spec.Spec) -> int:
         chosen = _stages(sweep, before, stop)
         tell("\n" + report.write_tables(sweep, chosen))
         if (code := signals.code()) is not None:
-            tell("stopped: run the same command again to go on")
+            tell("stopped: run the same command again to continue")
             return code
     return FAILED_EXIT if _something_is_missing(sweep, chosen) else 0
 

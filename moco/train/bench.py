@@ -144,8 +144,8 @@ def loader_table(loads: dict[str, float], views: int) -> str:
     """Of what :func:`data_rows` returns."""
     parts = {name: value for name, value in loads.items() if name != "loader"}
     alone = 1 / max(sum(parts.values()), 1e-9)
-    rows = timing_table(f"an image, {'two' if views == 2 else views} views, one process", parts)
-    return f"{rows}\n{alone:.0f} images/s a process, {loads['loader']:.0f} from the loader by itself"
+    rows = timing_table(f"per image of {'two' if views == 2 else views} views, one process", parts)
+    return f"{rows}\n{alone:.0f} images/s per process, {loads['loader']:.0f} from the loader alone"
 
 
 # ---------------------------------------------------------------------------------------------------- the step
@@ -318,10 +318,10 @@ def verdict(loads: dict[str, float], parts: dict[str, float], batch: int, settin
     if parts:
         slowest = max((name for name in parts if name != "other"), key=lambda name: parts[name])
         share = 100 * parts[slowest] / sum(parts.values())
-        said.append(f"In the step the most goes to {slowest} ({share:.0f} %): {_step_advice(slowest, settings)}")
+        said.append(f"Most of the step's time goes to {slowest} ({share:.0f} %): {_step_advice(slowest, settings)}")
     if loads:
         slowest = max((name for name in loads if name != "loader"), key=lambda name: loads[name])
-        said.append(f"In the loader the most goes to {slowest}: {_loader_advice(slowest, settings)}")
+        said.append(f"Most of the loader's time goes to {slowest}: {_loader_advice(slowest, settings)}")
     if loads and parts:
         step, loader = batch / sum(parts.values()), loads["loader"]
         name = "loader" if loader < step else "step"

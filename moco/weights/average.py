@@ -190,8 +190,8 @@ def _batches(args: Namespace, like: Backbone, settled: Settled) -> tuple[Iterato
     batch = min(args.batch_size, len(source))
     sampler = data.EpochSampler(len(source), batch, seed=0)  # a short last batch would weigh as much as the others
     loader = data.make_loader(data.TwoViews(source, preset, like.size, seed=0), sampler, args.workers)
-    images = f"{len(sampler) * batch} images of {source.name}, views {aug or 'crop and flip'}"
-    summary = f"BatchNorm measured anew on {images}{settled.summary}"
+    images = f"{len(sampler) * batch} images of {source.name}, augmentation {aug or 'crop and flip'}"
+    summary = f"BatchNorm statistics recomputed on {images}{settled.summary}"
     return (normalise(found["q"], mean, std) for found in loader), summary
 
 
@@ -201,12 +201,12 @@ def run_average(args: Namespace) -> None:
     if folder:
         paths = choose_checkpoints(folder, args.last, args.best)
     state, stale = average(paths)
-    summary = "no BatchNorm to measure anew"
+    summary = "no BatchNorm statistics to recompute"
     if not stale and any(name.endswith("running_mean") for name in state["state_dict"]):
-        summary = "BatchNorm's statistics are those of every file"
+        summary = "BatchNorm statistics are equal in all files"
     elif stale and args.refresh:
         if args.data is None and args.dataset is None:
-            raise UserError("BatchNorm's statistics are to be measured anew: give training images by --data or "
+            raise UserError("BatchNorm's statistics must be recomputed: give training images by --data or "
                             "--dataset, or --no-refresh to keep the mean of the old ones.")  # fmt: skip
         settled = settle_from_file(args, paths[-1])
         like = open_backbone(paths[-1], args.arch, args.stem, args.size)

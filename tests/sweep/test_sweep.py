@@ -347,7 +347,7 @@ def test_a_signal_stops_the_trials_and_leaves_what_is_known(sweep, number, code,
     assert [(r["status"], r["exit_code"]) for r in rows(sweep.out)] == [
         ("stopped", "143"), ("stopped", "143"), ("not run", "")
     ]  # fmt: skip
-    assert "run the same command again to go on" in capsys.readouterr().out
+    assert "run the same command again to continue" in capsys.readouterr().out
     quick = {name: Path(sweep.out, "trials", name, "checkpoint") for name in starts(sweep.out)}
     assert all(file.read_text() == "saved" for file in quick.values())
 

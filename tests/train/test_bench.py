@@ -67,11 +67,11 @@ def test_one_part_alone(what, absent, measured, image_folder):
 def test_a_method_without_a_queue_is_measured_by_its_own_parts(method, measured, image_folder):
     text = measured("all", image_folder, *NO_QUEUE, "--method", method, *QUICK)
     found = rows(text)
-    assert set(found) - {"part of a step", "an image, two views, one process", "the loss alone"} == {
+    assert set(found) - {"part of a step", "per image of two views, one process", "the loss alone"} == {
         *BATCH, "decode", "crop", "augment", f"{method}, in fp32"
     }  # fmt: skip
     assert text.startswith(f"{method}, test_resnet at 16 px, batch 8, no queue, ")
-    assert "In the step the most goes to " in text
+    assert "Most of the step's time goes to " in text
     assert "shuffle" not in text
 
 
@@ -139,7 +139,7 @@ def test_more_views_are_loaded_finished_and_compared(measured, image_folder, mon
     monkeypatch.setattr(BatchContrast, "forward", forward)
     words = ["--method", "simclr", "--views", 4, "--aug-device", "gpu", "--aug-plus"]
     found = rows(measured("all", image_folder, *NO_QUEUE, *words, *QUICK))
-    assert {"an image, 4 views, one process", "augmentation", "simclr, in fp32"} <= set(found)
+    assert {"per image of 4 views, one process", "augmentation", "simclr, in fp32"} <= set(found)
     assert set(seen) == {(4, 8, 3, 16, 16), (4, 8, 1, 1, 1)}
 
 
@@ -236,16 +236,18 @@ def test_advice_about_the_loader_and_the_bottleneck():
     loads = {"decode": 0.002, "crop": 0.001, "augment": 0.004, "loader": 100.0}
     step, loader, both = verdict(loads, {"head": 0.5}, 64, USED)
     assert "head (100 %)" in step
-    assert loader == "In the loader the most goes to augment: try -j 16 (now 2)."
+    assert loader == "Most of the loader's time goes to augment: try -j 16 (now 2)."
     assert both == "The bottleneck is the loader: loader 100 images/s, step 128."
     *_, both = verdict({**loads, "loader": 200.0}, {"head": 0.5}, 64, {**USED, "gpu": False})
     assert both.startswith("The bottleneck is the step: loader 200 images/s, step 128; on a CPU they share the cores")
     (_, loader, _) = verdict(loads, {"head": 0.5}, 64, {**USED, "workers": 16})
-    assert loader == "In the loader the most goes to augment: try --aug-device gpu, which finishes the views there."
+    assert loader == "Most of the loader's time goes to augment: try --aug-device gpu, which finishes the views there."
     (loader,) = verdict({**loads, "decode": 0.1}, {}, 64, {**USED, "workers": 16, "fast_decode": True})
-    assert loader == "In the loader the most goes to decode: try --decode fast."
+    assert loader == "Most of the loader's time goes to decode: try --decode fast."
     (loader,) = verdict({**loads, "decode": 0.1}, {}, 64, {**USED, "workers": 16, "fast_decode": True, "cache": True})
-    assert loader == "In the loader the most goes to decode: try --cache DIR, which keeps the decoded images in a file."
+    assert (
+        loader == "Most of the loader's time goes to decode: try --cache DIR, which keeps the decoded images in a file."
+    )
     (loader,) = verdict({**loads, "decode": 0.1}, {}, 64, {**USED, "workers": 16})
     assert "all 16 cores load already" in loader
 
@@ -262,7 +264,7 @@ def test_a_cache_is_advised_where_it_would_help(image_folder, tmp_path, measured
     monkeypatch.setattr("moco.train.bench.distributed.cores", lambda: 0)  # all of them load already
     monkeypatch.setattr("moco.data.sources.base.decode_bytes", functools.partial(slowly, decode_bytes))
     words = [image_folder, *TINY, *QUICK]
-    assert "the most goes to decode: try --cache DIR" in measured("data", *words)
+    assert "time goes to decode: try --cache DIR" in measured("data", *words)
     assert "--cache" not in measured("data", *words, "--cache", tmp_path / "kept")
     monkeypatch.setattr("moco.data.sources.cache.LIMIT", 10_000)
     assert "--cache" not in measured("data", *words)

@@ -389,7 +389,7 @@ def test_evaluating_a_classifier_compares_no_training(probed, tmp_path, capsys):
     probe_once(images, run, "-e", "--resume", "auto", "--lr", 9, "--wd", 1, "--features", "cached")
     said = capsys.readouterr().out
     assert "resumed with" not in said
-    assert " images held out, 3 classes" in said and "to learn from" not in said
+    assert " images held out, 3 classes" in said and "training and" not in said
     assert json.loads((run / "evaluate.json").read_text())["lr"] == 0.3  # which trained it
 
 

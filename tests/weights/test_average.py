@@ -1,4 +1,4 @@
-"""Averages of checkpoints: the mean, which files, BatchNorm measured anew; and BEiT-3's index of a folder."""
+"""Averages of checkpoints: the mean, which files, BatchNorm recomputed; and BEiT-3's index of a folder."""
 
 import json
 
@@ -38,7 +38,7 @@ def test_weights_are_the_mean_and_batchnorm_is_measured_anew(folder, tuned, caps
     )
     said = capsys.readouterr().out
     assert "averaged 2 checkpoints: checkpoint_semisup_0001.pth.tar checkpoint_semisup_0002.pth.tar" in said
-    assert "BatchNorm measured anew on 60 images" in said
+    assert "BatchNorm statistics recomputed on 60 images" in said
     files = [state_of(tuned, finetune.KEPT.format(epoch))["state_dict"] for epoch in (1, 2)]
     found = disk.read(str(out))["state_dict"]
     assert "--size 16 --channels 3 --mean 0.485" in said.partition("settings of ")[2]
@@ -89,7 +89,7 @@ def test_a_pretrainings_query_encoder_alone_is_averaged(image_folder, in_process
     chosen = average.choose_checkpoints(str(tmp_path), None, 2)
     assert {logged[int(path[-12:-8]) + 1] for path in chosen} == {logged[int(name[11:15]) + 1] for name in best[1:]}
     assert average_door.main([str(tmp_path), "--last", "3", "--data", str(image_folder), "-b", "8", "-j", "0"]) == 0
-    assert "views crop and flip" in capsys.readouterr().out
+    assert "augmentation crop and flip" in capsys.readouterr().out
     found = disk.read(str(tmp_path / "averaged.pth.tar"))
     assert all(name.startswith("module.encoder_q.") for name in found["state_dict"])
     name = "module.encoder_q.fc.weight"
@@ -131,7 +131,7 @@ def test_a_probes_classifiers_are_averaged_and_its_encoder_stays(folder, tmp_pat
     assert average_door.main([str(tmp_path), "--last", "2"]) == 0
     said = capsys.readouterr().out
     assert "averaged 2 checkpoints: checkpoint_lincls_0001.pth.tar checkpoint_lincls_0002.pth.tar" in said
-    assert "BatchNorm's statistics are those of every file" in said
+    assert "BatchNorm statistics are equal in all files" in said
     files = [state_of(tmp_path, linear_checkpoint.KEPT_PROBE.format(epoch)) for epoch in range(3)]
     found = state_of(tmp_path, "averaged.pth.tar")["state_dict"]
     for name, value in found.items():
