@@ -100,7 +100,9 @@ def tell(*lines: str, error: bool = False) -> None:
 
 def write_out(text: str, stream: Any) -> None:
     """Write at once, with escapes for what the stream's encoding has not. Where the reader (head, a terminal) is gone,
-    this and all that follows goes nowhere."""
+    this and all that follows goes nowhere, as where the stream is closed or None (a service without a terminal)."""
+    if stream is None or getattr(stream, "closed", False):
+        return
     encoding = getattr(stream, "encoding", None) or "utf-8"
     text = text.encode(encoding, "backslashreplace").decode(encoding)
     try:

@@ -165,7 +165,7 @@ def evaluate(
         >>> moco.evaluate(run, "my_images")["knn"]
         >>> moco.evaluate(run, "my_images", "linear", out="runs/mine_linear", epochs=20)["acc1"]
     """
-    if protocol not in PROTOCOLS:
+    if protocol not in [*PROTOCOLS]:  # which need not be hashable
         raise UserError(f"protocol is one of {', '.join(PROTOCOLS)}, not {protocol!r}.")
     program, mode = PROTOCOLS[protocol]
     if out is None and protocol in ("linear", "finetune"):
@@ -259,19 +259,28 @@ def export(
 
 def _images(data: StrPath | None) -> list[str]:
     """DIR as a word; a folder's name may begin like a flag's."""
-    path = "" if data is None else os.fspath(data)
-    return [os.path.join(".", path) if path.startswith("-") else path] if data is not None else []
+    if data is None:
+        return []
+    path = _path("data", data)
+    return [os.path.join(".", path) if path.startswith("-") else path]
 
 
 def _flag(flag: str, value: StrPath | None = None) -> list[str]:
-    return [] if value is None else [f"{flag}={os.fspath(value)}"]
+    return [] if value is None else [f"{flag}={_path('out', value)}"]
+
+
+def _path(name: str, value: Any) -> str:
+    path = os.fspath(value) if isinstance(value, os.PathLike) else value
+    if not isinstance(path, str):
+        raise UserError(f"{name} is a path, not {value!r}.")
+    return path
 
 
 @contextlib.contextmanager
 def _folder(out: StrPath | None) -> Iterator[str]:
     """``out``, or a folder that is removed afterwards."""
     if out is not None:
-        yield os.fspath(out)
+        yield _path("out", out)
         return
     with tempfile.TemporaryDirectory(prefix="moco-") as folder:
         yield folder

@@ -121,10 +121,14 @@ def _flags(parser: Parser) -> dict[str, argparse.Action]:
 
 def _of_value(name: str, value: Any, action: argparse.Action) -> list[str]:
     flag = spelling(action)
+    if getattr(value, "ndim", None) == 0:  # of numpy or torch
+        value = value.item()
     if name == "nproc" and value == "all":
         return ["--multiprocessing-distributed"]
     if value is None or isinstance(value, bool):
         return argv_of(flag, value, action.option_strings)
+    if action.nargs == 0:  # a word behind it would be taken for DIR
+        raise UserError(f"{name} is True or False, not {value!r}.")
     if isinstance(value, str | os.PathLike) or not hasattr(value, "__iter__"):
         word = _word(name, value)
         return [flag, word] if action.nargs is not None else [f"{flag}={word}"]

@@ -1,5 +1,6 @@
 """A run in a process of its own: what ends it, and what it leaves of the caller's."""
 
+import io
 import json
 import subprocess
 import sys
@@ -9,7 +10,7 @@ from contextlib import nullcontext
 import pytest
 from conftest import environment, load, wait_until
 
-from moco import cli
+from moco import cli, errors
 from moco.errors import MocoError, OutageError, TrainingError, UserError
 from moco.library import child
 
@@ -154,3 +155,12 @@ def test_a_script_is_interrupted_goes_on_in_a_thread_and_is_killed(image_folder,
     records = [json.loads(line) for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()]
     saved = load(tmp_path / "run")["run"]["step"]
     assert saved >= records[-1]["step"]
+
+
+@pytest.mark.parametrize("stream", [None, io.StringIO()], ids=["none", "closed"])
+def test_a_caller_without_an_output_is_no_failure(stream, monkeypatch):
+    if stream is not None:
+        stream.close()
+    monkeypatch.setattr(sys, "stdout", stream)
+    errors.write_out("a line of the run", sys.stdout)
+    errors.tell("a line")

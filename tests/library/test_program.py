@@ -57,6 +57,7 @@ def words(text: str, **options) -> tuple[dict, dict]:
     ("text", "options"),
     [
         ("DIR --epochs 3 --lr 0.5 --cos --mlp", {"epochs": 3, "lr": np.float64(0.5), "cos": True, "mlp": True}),
+        ("DIR --cos --seed 3 --lr 0.5", {"cos": np.bool_(True), "seed": torch.tensor(3), "lr": np.array(0.5)}),
         ("DIR --no-cos --schedule 1 2 --knn-k 5 7", {"cos": False, "schedule": [1, 2], "knn_k": (5, 7)}),
         ("DIR --schedule --mean .1 .2 .3 --std 1 1 1", {"schedule": [], "mean": (0.1, 0.2, 0.3), "std": [1, 1, 1]}),
         ("DIR --mochi 20 8 4 --moco-k 64 -b 16 --overwrite", {"mochi": (20, 8, 4), "moco_k": 64, "b": 16,
@@ -106,6 +107,7 @@ def test_what_the_command_refuses_is_raised_in_its_words(options, text, capsys):
         ({"arch": "a", "model": "b"}, "arch and model are the same option; give one of them."),
         ({"epochs": [1, 2]}, r"epochs takes one value, not \[1, 2\]."),
         ({"lr": {}}, "lr takes one value, not {}."),
+        ({"cos": "DIR"}, "cos is True or False, not 'DIR'."),
         ({"lr": object}, "lr takes words, numbers and paths, not <class 'object'>."),
         ({"config": "FILE", "recompute": False}, "recompute=False: config sets --recompute, which has no opposite"),
     ],
@@ -117,6 +119,22 @@ def test_an_option_that_is_none_is_refused(options, sentence, tmp_path):
         options = {**options, "config": tmp_path / "file.yml"}
     with pytest.raises(moco.UserError, match=f"^{sentence}"):
         moco.pretrain("DIR", **options)
+
+
+@pytest.mark.parametrize(
+    ("call", "sentence"),
+    [
+        (lambda: moco.pretrain(3), "data is a path, not 3."),  # type: ignore[arg-type]
+        (lambda: moco.pretrain(b"-images"), "data is a path, not b'-images'."),  # type: ignore[arg-type]
+        (lambda: moco.pretrain("DIR", ["out"]), r"out is a path, not \['out'\]."),  # type: ignore[arg-type]
+        (lambda: moco.evaluate(None, "DIR", out=3), "out is a path, not 3."),  # type: ignore[arg-type]
+        (lambda: moco.evaluate(None, "DIR", ["knn"]), "protocol is one of"),  # type: ignore[arg-type]
+    ],
+    ids=["data", "bytes", "out", "folder", "protocol"],
+)
+def test_what_is_no_path_is_refused(call, sentence):
+    with pytest.raises(moco.UserError, match=f"^{sentence}"):
+        call()
 
 
 def test_errors_are_of_one_class():
