@@ -88,7 +88,7 @@ def _from_timm(arch: str, dim: int, in_chans: int, size: int, drop_path: float =
 
     name = arch.removeprefix("timm/")
     if not timm.is_model(name):
-        known = [*torchvision_names(), *timm.list_models()]
+        known = sorted({*torchvision_names(), *timm.list_models()})  # many names are in both
         close = ", ".join(difflib.get_close_matches(name, known, 3)) or "resnet50, resnet18, vit_small_patch16_224"
         raise UserError(f"-a {arch}: no torchvision or timm network has this name; close ones: {close}.")
     config = timm.get_pretrained_cfg(name)
