@@ -202,7 +202,9 @@ def write(out: Path, found: dict[str, dict], work: Path, seconds: float) -> str:
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=ROOT / "runs" / "gpu", help="folder of the files (runs/gpu)")
-    parser.add_argument("--limit", type=float, default=450, help="seconds in all (default: 450)")
+    parser.add_argument(
+        "--limit", type=float, default=450, help="time limit of the whole run in seconds (default: 450)"
+    )
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS), help="default: all")
     parser.add_argument("--dry", action="store_true", help="on a CPU, tiny, by triton's interpreter; nothing is timed")
     parser.add_argument("--list", action="store_true", help="print the parts, their limits and packages")

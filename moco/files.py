@@ -363,4 +363,4 @@ def refuse_odd(tensors: dict[str, Tensor], path: str, like: dict[str, Tensor] | 
         first, summary = next(iter(odd.items()))
         more = f" ({len(odd)} such tensors)" if len(odd) > 1 else ""
         raise UserError(f"{path} cannot be used: {first} holds {summary}{more}; take another checkpoint of that run "
-                        "(python -m moco.describe lists what is odd).")  # fmt: skip
+                        "(python -m moco.describe lists the faults).")  # fmt: skip

@@ -361,7 +361,9 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--pack", type=Path, default=PACK, help="the packed images (default: runs/cifar10.npz)")
     parser.add_argument("--method", choices=("moco", "mochi", "synco"), default="moco")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--minutes", type=float, default=8.5, help="after which a run saves and stops (default: 8.5)")
+    parser.add_argument(
+        "--minutes", type=float, default=8.5, help="minutes after which a run saves and stops (default: 8.5)"
+    )
     parser.add_argument("--work", type=Path, default=WORK, help="folder of the checkpoints (runs/cifar10_gpu_work)")
     parser.add_argument("--out", type=Path, default=OUT, help="folder of the small files (runs/cifar10_gpu)")
     parser.add_argument("--pieces", type=Path, help="folder of the pieces of a checkpoint to go on from")

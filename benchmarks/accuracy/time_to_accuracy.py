@@ -180,8 +180,8 @@ def worker(args: Namespace) -> int:
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, default=TAR, help="tar or folder of train/CLASS/*.jpg, test/CLASS/*.jpg")
-    parser.add_argument("--images", type=int, default=5000, help="to train on, the same number of each class")
-    parser.add_argument("--queries", type=int, default=2000, help="held-out images, the same number of each class")
+    parser.add_argument("--images", type=int, default=5000, help="number of training images, equal per class")
+    parser.add_argument("--queries", type=int, default=2000, help="number of held-out images, equal per class")
     parser.add_argument("--epochs", type=int, default=20)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--target", type=float, help="k-NN accuracy in percent (default: the highest both reached)")

@@ -107,7 +107,7 @@ def main(argv: list[str] | None = None) -> int:
         add[name].add_argument("after", type=Path)
     for name, run in {"record": record, "compare": compare, "both": both}.items():
         add[name].set_defaults(run=run)
-        add[name].add_argument("--only", nargs="+", default=[], metavar="NAME", help="these runs")
+        add[name].add_argument("--only", nargs="+", default=[], metavar="NAME", help="names of the runs (default: all)")
     add["record"].add_argument("--parallel", type=int, default=2, help="runs side by side (default: 2)")
     args = parser.parse_args(argv)
     if odd := [name for name in args.only if name.split("/")[0] not in RUNS]:

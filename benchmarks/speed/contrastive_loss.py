@@ -461,7 +461,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--sizes", type=pair, nargs="+", default=[LARGE, FEW, SHORT], metavar="NxK",
         help="queries x queue rows (default: 256x65536 32x65536 64x16384)")  # fmt: skip
     add("--dim", type=int, default=128, help="feature width C (default: 128)")
-    add("--hard", type=int, default=1024, help="hardest rows a query (default: 1024)")
+    add("--hard", type=int, default=1024, help="number of hardest rows per query (default: 1024)")
     add("--counts", type=int, nargs=6, default=[256, 256, 256, 64, 64, 64], metavar="n",
         help="SynCo's n1 .. n6 (default: 256 256 256 64 64 64)")  # fmt: skip
     add("--temperature", type=float, default=0.2)
@@ -470,7 +470,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--threads", type=int, default=0, help="torch threads (default: torch's choice)")
     add("--seed", type=int, default=0)
     add("--no-memory", action="store_true", help="leave the memory column out")
-    add("--json", type=Path, metavar="FILE", help="also write every number there")
+    add("--json", type=Path, metavar="FILE", help="write every number to this file too")
     add("--speed-side", type=int, default=0, help="side of the matrices that measure the device (default: by device)")
     add("--memory-of", choices=list(VARIANTS), help="only print this variant's peak at the first size, in MiB")
     args = parser.parse_args(argv)

@@ -83,7 +83,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--aug", choices=("v1", "v2"), default="v2")
     parser.add_argument("--size", type=int, default=224)
     parser.add_argument("--batch-size", type=int, default=50)
-    parser.add_argument("--cache", metavar="DIR", help="main_pretrain.py's, for sets of small images")
+    parser.add_argument("--cache", metavar="DIR", help="folder for decoded images, as in main_pretrain.py")
     args = parser.parse_args(argv)
     source = open_sources(None, args.data).pretrain
     views = partial(TwoViews, source, get_preset(args.aug), args.size, 0)

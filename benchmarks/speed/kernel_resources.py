@@ -252,7 +252,7 @@ def occupancy(queries: int, width: int = 128) -> str:
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--widths", type=int, nargs="+", default=WIDTHS, help="feature widths C")
-    parser.add_argument("--queries", type=int, nargs="+", default=QUERIES, help="N")
+    parser.add_argument("--queries", type=int, nargs="+", default=QUERIES, help="numbers of queries N")
     args = parser.parse_args(argv)
     unbuilt: dict[str, str] = {}
 

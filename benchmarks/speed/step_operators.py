@@ -268,8 +268,8 @@ def table(found: dict[str, dict[str, Counter[str]]], reads: dict[str, int]) -> s
 
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0], allow_abbrev=False)
-    parser.add_argument("--bn-splits", nargs="+", type=int, default=[1, 8], help="a column each (default: 1 8)")
-    parser.add_argument("--names", action="store_true", help="also each part's operators by name")
+    parser.add_argument("--bn-splits", nargs="+", type=int, default=[1, 8], help="one column for each (default: 1 8)")
+    parser.add_argument("--names", action="store_true", help="list the operators of each part by name too")
     args, argv = parser.parse_known_args(argv)
     found, reads = {}, {}
     setting = [] if any(word.partition("=")[0] == "--config" for word in argv) else SETTING

@@ -206,7 +206,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--synco", type=Path, metavar="DIR", help="checkout of the released code")
     parser.add_argument("--lightly", action="store_true", help="also MoCo v2 of lightly's building blocks")
     parser.add_argument("--data", type=Path, default=TAR, help="tar or folder of train/CLASS/*.jpg, test/CLASS/*.jpg")
-    parser.add_argument("--images", type=int, default=5000, help="to train on (default: 5000)")
+    parser.add_argument("--images", type=int, default=5000, help="number of training images (default: 5000)")
     parser.add_argument("--rounds", type=int, default=7, help="timed steps of each row, at least 2 (default: 7)")
     parser.add_argument("--rows", nargs="+", choices=ROWS, default=ROWS, metavar="ROW", help="default: all there are")
     parser.add_argument("--threads", type=int, default=2, help="torch threads (default: 2)")

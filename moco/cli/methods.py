@@ -144,7 +144,7 @@ def choose_family(args: argparse.Namespace, typed: dict[str, Any], filed: frozen
 def _check_family(args: argparse.Namespace, asked: set[str]) -> None:
     queue = args.family == "queue"
     if args.sync_bn and queue:
-        raise UserError("--syncBN is for the methods without a queue; with one, --shuffle-bn keeps BatchNorm honest.")
+        raise UserError("--syncBN is for the methods without a queue; with one, --shuffle-bn is used instead.")
     refused = set(FAMILIES[args.family].refuses)
     if queue and METHODS[args.method].queue:  # it has labels
         refused |= {"mask_same_image", "head_impl"}

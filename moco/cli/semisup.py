@@ -180,14 +180,14 @@ def _take_beit3_names(args: argparse.Namespace) -> None:
     if args.task is not None:
         name = {"imagenet": "folder", "imagenet1k": "folder"}.get(args.task.lower(), args.task.lower())
         if name not in DATASETS or args.dataset not in (None, name):
-            raise UserError(f"--task {args.task} classifies no images known here; give imagenet or one of "
+            raise UserError(f"--task {args.task} is no image classification known here; give imagenet or one of "
                             f"{', '.join(DATASETS)}, the same as --dataset.")  # fmt: skip
         args.dataset = name
 
 
 def _check_run(args: argparse.Namespace) -> None:
     if args.sync_bn and args.weights == "freeze":
-        raise UserError("--syncBN is of a BatchNorm in training, and --weights freeze keeps it; leave one of them out.")
+        raise UserError("--syncBN acts on BatchNorm in training, and --weights freeze has none; leave one out.")
     if args.val_only and not args.val_share:
         raise UserError("--val-only needs --val-share, the share of the training images to validate on.")
     if args.evaluate and (args.val_only or not args.resume):

@@ -114,7 +114,7 @@ def check_min_lr(args: argparse.Namespace, lr: float, lowered: bool) -> None:
 def check_average(args: argparse.Namespace) -> None:
     """UserError for two decays of one average."""
     if args.ema is not None and args.ema_epoch is not None:
-        raise UserError("--ema and --ema-epoch are one decay, a step and an epoch; give one of them.")
+        raise UserError("--ema is the decay per step and --ema-epoch per epoch; give one of them.")
 
 
 def check_warm(args: argparse.Namespace, epochs: int, more: str = "") -> None:

@@ -24,7 +24,7 @@ def class_labels(source: Source, method: str) -> np.ndarray:
     if source.labels is None:
         raise UserError(
             f"--method {method} needs labels and {source.name} has none: give class folders (DIR/CLASS/image) or a "
-            "list with a label a line, or choose --method simclr."
+            "list with a label on each line, or choose --method simclr."
         )
     return source.labels
 

@@ -224,7 +224,7 @@ class Labelled(Dataset):
 
     def __post_init__(self) -> None:
         if self.source.labels is None:
-            raise UserError(f"{self.source.name} has no labels: give class folders, or a list with a label a line")
+            raise UserError(f"{self.source.name} has no labels: give class folders, or a list with labels")
         self.labels = self.source.labels
         if self.auto:
             if self.source.channels != 3:

@@ -37,7 +37,9 @@ def labelled_images(sources: Sources, test: bool) -> tuple[Source, Source | None
         return labelled_pair(sources)
     train = sources.train or sources.pretrain
     if train.labels is None:
-        raise UserError(f"{train.name} has no labels: give class folders, or a list with a TAB and a label a line.")
+        raise UserError(
+            f"{train.name} has no labels: give class folders, or a list with a TAB and a label on each line."
+        )
     return train, None
 
 
@@ -114,8 +116,8 @@ def open_sets(
     if not model.freeze and has_batchnorm(model.encoder) and training.sampler.fewest < 2:
         n, batch = training.sampler.n, training.sampler.batch
         raise UserError(
-            f"{n} training images in batches of {batch} leave a step with one image a process, too few for BatchNorm: "
-            "choose another --batch-size."
+            f"{n} training images in batches of {batch} leave a step with one image per process, too few for "
+            "BatchNorm: choose another --batch-size."
         )
     if not images.val and not images.evaluate:
         log.line(

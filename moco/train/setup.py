@@ -114,7 +114,7 @@ def _check_fewest(model: Contrast, view: Views, sampler: data.EpochSampler) -> N
     at_once = 2 if isinstance(model, BatchContrast) else 1  # views that BatchNorm sees together
     if sampler.fewest < 2 > at_once and not trains_on(model.encoder_q, 1, view.channels, view.size):
         raise UserError(
-            f"{sampler.n} images in batches of {sampler.batch} leave a step with one image a process, too few for "
+            f"{sampler.n} images in batches of {sampler.batch} leave a step with one image per process, too few for "
             "BatchNorm: choose another --batch-size" + ", or leave out --no-drop-last." * (not sampler.drop_last)
         )
 

@@ -63,7 +63,7 @@ EVERYTHING = (
         ("--plateau -1", "--plateau must be at least 0"),
         ("--clip-grad 0", "--clip-grad must be a number above 0"),
         ("--few-shot-data X", "are for --few-shot"),
-        ("--task vqav2", "--task vqav2 classifies no images known here"),
+        ("--task vqav2", "--task vqav2 is no image classification known here"),
         ("--data-path X", "DIR and --data-path are the same thing"),
     ],
 )

@@ -69,7 +69,7 @@ def test_a_last_step_of_one_image_is_answered_before_the_first(image_folder, tmp
     words = [*TINY, "-b", 23, "--no-drop-last", "--stem", "imagenet", "--save-dir", tmp_path, image_folder]
     assert in_process(*words) == 2
     assert capsys.readouterr().err == (
-        "error: 24 images in batches of 23 leave a step with one image a process, too few for BatchNorm: choose "
+        "error: 24 images in batches of 23 leave a step with one image per process, too few for BatchNorm: choose "
         "another --batch-size, or leave out --no-drop-last.\n"
     )
     assert list(tmp_path.iterdir()) == []
