@@ -57,8 +57,12 @@ class Encoder(nn.Module):
         evaluations do it; images of another type are taken as normalised.
 
         Raises:
-            UserError: not four axes, or other channels.
+            UserError: no tensor, not four axes, or other channels.
         """
+        if not isinstance(images, Tensor):
+            raise UserError(
+                f"the encoder takes a batch of images as a tensor, not {images!r}: encoder.transform makes one."
+            )
         if images.ndim != 4 or images.shape[1] != self.channels:
             raise UserError(
                 f"the encoder takes images (N, {self.channels}, {self.size}, {self.size}), not {tuple(images.shape)}."

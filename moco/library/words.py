@@ -100,7 +100,8 @@ def _words(function: str, parser: Parser, options: Mapping[str, Any], left_out: 
             raise UserError(f"{name} is no option of {function}: {left_out[name]}.")
         if name not in flags:
             close = difflib.get_close_matches(name, flags, 1)
-            raise UserError(f"{name} is no option of {function}" + (f"; did you mean {close[0]}?" if close else "."))
+            near = [_name(spelling(flags[other])) for other in close]  # not another spelling that happens to be closer
+            raise UserError(f"{name} is no option of {function}" + (f"; did you mean {near[0]}?" if near else "."))
         action = flags[name]
         if (other := given.setdefault(spelling(action), name)) != name:
             raise UserError(f"{other} and {name} are the same option; give one of them.")

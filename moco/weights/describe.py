@@ -24,7 +24,7 @@ from moco.models.key_queue import EMPTY
 from moco.train import checkpoint
 from moco.train.resume import describe_machine
 from moco.weights.layouts import File, arch_of, head_entries, named_arch, open_file
-from moco.weights.origin import described, pretraining_of
+from moco.weights.origin import described, pretraining_of, without_other_methods
 from moco.weights.read import differing, open_backbone
 from moco.weights.settings import listed, settings_of
 
@@ -126,6 +126,7 @@ def _run(file: File) -> Iterator[str]:
     """The settings that are not off, the images and the machine of the run that wrote it, where the file says them."""
     run = run_of(file.state)
     if flags := run.get("flags") or run.get("settings"):
+        flags = without_other_methods(flags, pretraining_of(file, {}).value.get("recipe", {}))
         shown = ((name, typed(value)) for name, value in flags.items())
         yield "flags of its run: " + ", ".join(f"{n} {text}" for n, text in shown if text not in ("none", "off"))
     if "data" in run:

@@ -9,6 +9,7 @@ tensors.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from torch import Tensor, nn
@@ -57,6 +58,14 @@ def made_by(flags: Flags, queue: bool) -> dict[str, Any]:
         "method": method,
         "recipe": {name: value for name, value in given.items() if schema.FLAGS.fits({name: value})},
     }
+
+
+def without_other_methods(flags: Flags, recipe: Mapping[str, Any]) -> Flags:
+    """The flags of a run; of a pretraining not those that belong to a method that it is not, or that rest."""
+    if "--method" not in flags:
+        return flags
+    kept = (set(flags) - {name for names in FLAGS.values() for name in names.split()}) | set(recipe)
+    return {name: value for name, value in flags.items() if name in kept}
 
 
 def _asks(flag: str, flags: Flags) -> bool:

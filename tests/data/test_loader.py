@@ -217,7 +217,7 @@ def test_a_position_in_the_middle():
 
 
 def test_sampler_mistakes():
-    with pytest.raises(UserError, match=r"fewer than one batch: lower --batch-size 8"):
+    with pytest.raises(UserError, match=r"fewer than one batch of 8; give a --batch-size of at most"):
         EpochSampler(7, 8, 0)
     with pytest.raises(UserError, match=r"--batch-size 9 cannot be divided among 2 processes"):
         EpochSampler(70, 9, 0, world=2)

@@ -101,6 +101,7 @@ def test_what_the_command_refuses_is_raised_in_its_words(options, text, capsys):
     [
         ({"epoch": 3}, "epoch is no option of moco.pretrain; did you mean epochs?"),
         ({"zzz": 3}, "zzz is no option of moco.pretrain."),
+        ({"image_size": 32}, "image_size is no option of moco.pretrain; did you mean size?"),  # --input-size is closer
         ({"help": True}, "help is no option of moco.pretrain"),
         ({"no_cos": True}, "no_cos is no option of moco.pretrain"),
         ({"save_dir": "x"}, "save_dir is no option of moco.pretrain: give out."),

@@ -248,7 +248,7 @@ def test_a_folder_with_other_files(mistake, tmp_path):
     ("words", "sentence"),
     [
         (["-a", "resnet51"], r"-a resnet51: no torchvision or timm network has this name; close ones: .*resnet"),
-        (["-b", 64], r"24 images, fewer than one batch: lower --batch-size 64"),
+        (["-b", 64], r"24 images, fewer than one batch of 64; give a --batch-size of at most 24"),
         (["--accum", 4], r"--accum 4 is more than the 3 batches of an epoch"),
         (["--bn-splits", 3], r"--bn-splits 3 does not divide a batch of 8"),
         (["--bn-splits", 8], r"--bn-splits 8 does not divide a batch of 8 into equal parts of two or more"),
