@@ -150,7 +150,7 @@ def _loading(card: dict[str, Any], name: str) -> list[str]:
         json.dumps(text) for text in (f"local-dir:{own}", f"{own}/config.json", f"{own}/model.safetensors")
     )
     return [
-        "## Load it", "", "Run in the folder that this one lies in, with timm 1.0.16 or later:", "",
+        "## Load it", "", "Run in the folder that this one lies in, with timm 1.0.26 or later:", "",
         "```python", "import timm", "from PIL import Image", "",
         f'model = timm.create_model({place}, pretrained=True).eval()',
         "transform = timm.data.create_transform(**timm.data.resolve_model_data_config(model))",

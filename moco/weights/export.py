@@ -291,7 +291,7 @@ def _to_hub(source: Backbone, out: str, card: dict[str, Any], keep_head: bool) -
     name = os.path.basename(os.path.abspath(out))
     hub.write_folder(out, config, tensors, made, model_card.readme(made, name, config))
     lines = [f"wrote {', '.join(os.path.join(out, name) for name in (hub.CONFIG, hub.WEIGHTS, hub.README))}"]
-    lines.append(f"timm computes the same (relative difference {gap:.0e}); load it with (timm 1.0.16 or later)")
+    lines.append(f"timm computes the same (relative difference {gap:.0e}); load it with (timm 1.0.26 or later)")
     return [*lines, "import timm", f"model = timm.create_model({'local-dir:' + out!r}, pretrained=True)"]
 
 

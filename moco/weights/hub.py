@@ -1,6 +1,6 @@
 """The folder of a model on the Hugging Face Hub, for timm: config.json, model.safetensors and README.md.
 
-timm 1.0.16 and later load it by ``timm.create_model("local-dir:FOLDER", pretrained=True)``; with earlier versions the
+timm 1.0.26 and later load it by ``timm.create_model("local-dir:FOLDER", pretrained=True)``; with earlier versions the
 entries of config.json are given as ``pretrained_cfg_overlay``. config.json has what timm's own exports have
 (timm/models/_hub.py, ``save_config_for_hf``), and its ``pretrained_cfg`` the fields of timm's ``PretrainedCfg``.
 """

@@ -1,10 +1,5 @@
 """What tests ask of the installed torch; requirements/oldest.txt has the oldest versions that are supported."""
 
-import contextlib
-from collections.abc import Iterator
-from functools import partial
-from unittest import mock
-
 import pytest
 import torch
 
@@ -18,10 +13,3 @@ dataless_gpu = pytest.mark.skipif(
 bf16_sgd = pytest.mark.skipif(
     TORCH < (2, 8), reason="needs torch 2.8: before, fused SGD on a CPU moves not every element of a bf16 tensor"
 )
-
-
-@contextlib.contextmanager
-def on_meta() -> Iterator[None]:
-    """Networks without data; timm 1.0.16 reads the values of a linspace, which then has some."""
-    with torch.device("meta"), mock.patch.object(torch, "linspace", partial(torch.linspace, device="cpu")):
-        yield

@@ -9,7 +9,6 @@ import timm
 import torch
 import torchvision
 from support.layouts import OwnResNet, by_position, lightly
-from support.versions import on_meta
 from torch import nn
 
 from moco import data
@@ -145,7 +144,7 @@ def test_lightlys_own_resnet_stays_without_its_relu_or_is_refused(tmp_path, caps
 
 
 def test_vits_of_the_two_libraries_are_renamings():
-    with on_meta():
+    with torch.device("meta"):
         for ours, theirs in export.TORCHVISION_VITS.items():
             one = torchvision.models.get_model(ours).state_dict()
             other = timm.create_model(theirs, num_classes=1000).state_dict()

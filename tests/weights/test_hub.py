@@ -62,7 +62,7 @@ def exported(path: Path, *words: str) -> Path:
 
 
 def by_overlay(folder: Path) -> nn.Module:
-    """As with a timm before 1.0.16, which knows no local-dir."""
+    """As with a timm before 1.0.26, whose local-dir knows no safetensors."""
     config = json.loads((folder / "config.json").read_text())
     overlay = {**config["pretrained_cfg"], "file": str(folder / "model.safetensors")}
     return timm.create_model(

@@ -145,12 +145,13 @@ def box_weights(sigma: float) -> list[int]:
 
     PIL's BoxBlur.c: a box of radius r + a, whose outermost pixels count by the share a that keeps the variance.
     """
-    variance = np.float32(sigma) * np.float32(sigma) / np.float32(3)
+    one, two, three, six = map(np.float32, (1, 2, 3, 6))  # beside a Python number, numpy 1 computes in float64
+    variance = np.float32(sigma) * np.float32(sigma) / three
     length = np.float32(math.sqrt(12.0 * float(variance) + 1.0))
     whole = np.float32(math.floor((float(length) - 1.0) / 2.0))
-    edge = (2 * whole + 1) * (whole * (whole + 1) - 3 * variance)
-    radius = whole + edge / (6 * (variance - (whole + 1) * (whole + 1)))
-    inner = int(np.float32(1 << 24) / (np.float32(radius) * 2 + 1))
+    edge = (two * whole + one) * (whole * (whole + one) - three * variance)
+    radius = whole + edge / (six * (variance - (whole + one) * (whole + one)))
+    inner = int(np.float32(1 << 24) / (radius * two + one))
     outer = ((1 << 24) - (int(radius) * 2 + 1) * inner) // 2
     return [inner] * (int(radius) + 1) + [outer]
 

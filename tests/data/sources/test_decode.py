@@ -44,7 +44,11 @@ def test_grey_and_colour(tmp_path):
 def test_sixteen_bit_grey_is_scaled_not_clipped(tmp_path, name):
     deep = GREY.astype(np.uint16) * 257
     deep[0, :4] = (128, 129, 65000, 65535)  # 257 levels to one, rounded to the nearest
-    path = saved(tmp_path, Image.fromarray(deep), name)
+    if name == "deep.pgm":  # by hand, as Pillow before 11 writes none
+        path = str(tmp_path / name)
+        Path(path).write_bytes(b"P5 %d %d 65535\n" % deep.shape[::-1] + deep.astype(">u2").tobytes())
+    else:
+        path = saved(tmp_path, Image.fromarray(deep), name)
     expected = GREY.copy()
     expected[0, :4] = (0, 1, 253, 255)
     assert np.array_equal(np.array(decode(path, 1)), expected)
