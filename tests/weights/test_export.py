@@ -309,7 +309,6 @@ def refused(capsys, folder, *words: str) -> str:
     ("words", "sentence"),
     [
         ("DIR/nowhere.pth --to timm", "no checkpoint at"),
-        ("DIR/folder.pth --to timm", "no checkpoint at"),
         ("DIR/nowhere.safetensors --to timm", "no checkpoint at"),
         ("DIR/cut.pth.tar --to timm", "truncated, damaged"),
         ("DIR/cut.safetensors --to timm", "no readable safetensors"),
@@ -337,6 +336,13 @@ def refused(capsys, folder, *words: str) -> str:
 )
 def test_what_cannot_be_exported_is_one_sentence(tiny, capsys, words, sentence):
     assert sentence in refused(capsys, tiny, *words.split())
+
+
+def test_a_folder_without_a_run_is_one_sentence(tiny, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        export_door.main([str(tiny / "folder.pth"), "--to", "timm"])
+    assert stopped.value.code == 2
+    assert "holds no checkpoint of a run" in capsys.readouterr().err
 
 
 def test_a_network_of_the_same_name_and_another_make_is_refused(tmp_path, capsys):
