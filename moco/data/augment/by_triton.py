@@ -58,7 +58,7 @@ def suits(table: Tensor, order: Sequence[str]) -> bool:
     contrasts = (drawn["jitter"][:, :, 0] == OPERATIONS.index("contrast")).sum(1).max(initial=0)
     if "solarize" in order and drawn["solarize"].any():
         return False
-    return not after & {"jitter", "grey"} and contrasts <= 1 and drawn["blur"].max(initial=0) <= SIGMA
+    return not after & {"jitter", "grey"} and contrasts <= 1 and drawn["blur"].max(initial=0) <= np.float32(SIGMA)
 
 
 def plan_views(table: Tensor, order: Sequence[str]) -> tuple[np.ndarray, tuple[int, int, int]]:
