@@ -96,7 +96,8 @@ def entry_of(about: dict[str, Any], encoder: nn.Module, epochs: int, steps: int,
     found = made_by(about.get("flags", {}), queue)
     if not found:
         return {}
-    found["projection"] = projection_of(encoder.get_submodule(head_of(encoder)).state_dict())
+    head = encoder.get_submodule(head_of(encoder)).state_dict() if hasattr(encoder, "head_name") else {}
+    found["projection"] = projection_of(head)  # of an encoder that was built elsewhere nothing is said
     data = {name: about["data"][name] for name in ("name", "images")} if "data" in about else {}
     version = {"torch": about["torch"]["version"]} if "torch" in about else {}
     return {"pretraining": {**found, "data": data, "epochs": epochs, "steps": steps, "seed": seed, **version}}

@@ -13,6 +13,7 @@ import pytest
 import torch
 from conftest import ROOT, environment, records
 from PIL import Image
+from support.versions import counted
 
 from moco import run_folder
 from moco.config import ValidationConfig
@@ -176,6 +177,7 @@ def test_a_bare_python_is_enough_and_a_state_is_as_large_as_said(packed, tmp_pat
     assert 136e6 < state.stat().st_size < 138e6
 
 
+@counted
 def test_a_step_leaves_the_host_time(bench):
     """19,400 steps in nine minutes are 27 ms each; docs/running.md says what an operator takes of that."""
     pytest.importorskip("triton", reason="needs the package triton: pip install triton")

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 from conftest import ROOT
+from support.versions import counted
 from torch import nn
 
 from moco.config import ObjectiveConfig, OptimizerConfig, ScheduleConfig
@@ -74,6 +75,7 @@ def test_a_step_of_synco(splits, bench):
 TRITON = ["--head-impl", "triton", "--amp", "off", "--bn-splits", "1", "--ema", "0.99"]
 
 
+@counted
 @pytest.mark.parametrize(
     ("optimizer", "waits"), [("sgd", 0), ("adamw", 0), ("lars", 0), ("lamb", 1), ("lookahead_adamw", 1)]
 )
@@ -116,6 +118,7 @@ def test_a_step_of_fine_tuning_makes_no_host_wait(optimizer, loss, bench):
 BOUNDS = {("off", 1): 614, ("off", 8): 775, ("bf16", 1): 732, ("bf16", 8): 893}
 
 
+@counted
 @pytest.mark.parametrize(("amp", "splits"), BOUNDS)
 def test_a_step_with_a_resnet50_is_so_many_operators(amp, splits, bench):
     pytest.importorskip("triton", reason="needs the package triton: pip install triton")
