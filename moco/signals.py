@@ -123,8 +123,9 @@ _here: Listener | None = None
 
 
 def begin(said: str = BEFORE, led: bool = False) -> None:
-    """Listen from now on, in the main thread of a program that begins; see :class:`Listener`."""
+    """Listen from now on, in the main thread of a program that begins, in place of who does; see :class:`Listener`."""
     global _here
+    end()
     _here = Listener(said, led)
 
 

@@ -86,6 +86,13 @@ def rounding(terms: int) -> float:
     return terms * 2**-24
 
 
+@pytest.fixture(autouse=True)
+def no_listener_stays():
+    """A command that a test calls in this process listens to signals until its process ends, and blocks them."""
+    yield
+    signals.end()
+
+
 @pytest.fixture(scope="session")
 def image_folder(tmp_path_factory) -> Path:
     """Two classes, train (24 images) and val (8), 20 x 20 pixels, colours by class."""

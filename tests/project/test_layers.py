@@ -170,3 +170,9 @@ def test_a_worker_is_a_table_of_contents(name, lines):
     tree = ast.parse(MODULES[name].read_text(encoding="utf-8"))
     (worker,) = (n for n in tree.body if isinstance(n, ast.FunctionDef) and n.name == "worker")
     assert worker.end_lineno is not None and worker.end_lineno - worker.lineno < lines
+
+
+def test_no_two_test_files_have_one_name():
+    """pytest takes the second for the first and leaves its tests out."""
+    names = [path.name for path in (ROOT / "tests").rglob("test_*.py")]
+    assert sorted(names) == sorted(set(names))

@@ -201,6 +201,15 @@ def test_what_was_ignored_at_the_start_stays_ignored_and_all_is_put_back():
     assert (signals.noted(), signals.code(), signals.twice()) == ([], None, False)
 
 
+def test_a_second_command_of_one_process_listens_in_place_of_the_first():
+    before = {number: signal.getsignal(number) for number in CODES}
+    for _ in range(2):
+        assert signals.run(lambda: 3) == 3
+    signals.end()
+    assert {number: signal.getsignal(number) for number in CODES} == before
+    assert not signal.pthread_sigmask(signal.SIG_BLOCK, []) & set(CODES)
+
+
 @pytest.mark.parametrize(
     ("seconds", "scheduled", "senders", "again"),
     [
