@@ -489,7 +489,7 @@ def test_a_pretraining_that_spares_vectors_resumes_as_itself_alone(image_folder,
         ("semisup", "--cosine --plateau 3", "--plateau and --cos are two schedules"),
         ("semisup", "--schedule 3 --min-lr 1e-3", "--min-lr is where --cos or --plateau ends"),
         ("semisup", "--lr_decay_rate 2", "--lr-decay-rate is above 0 and at most 1"),
-        ("semisup", "--syncBN --weights freeze", "--weights freeze keeps it"),
+        ("semisup", "--syncBN --weights freeze", "--weights freeze has none"),
         ("semisup", "--min-lr 0.5", "--min-lr 0.5 must be below the learning rate 0.5"),
     ],
 )
