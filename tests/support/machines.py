@@ -30,6 +30,7 @@ NUMBERS = [
         "data/augment": "batched by_numpy by_pil views_by_triton",
         "eval": "between_epochs embed fewshot finetune_loss finetune_recipes knn retrieval",
         "kernels": "draws images norm threads trial",
+        "library": "criteria momentum load_encoder",
         "methods": "losses negatives",
         "models": "buffers encoder in_batch moco moco_v3 more_views supcon_queue",
         "train": "queue_and_schedule schedules step",
