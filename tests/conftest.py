@@ -253,6 +253,14 @@ def fork(target: Callable, *args: object) -> multiprocessing.process.BaseProcess
     return process
 
 
+def two_of(target: Callable[[int, str], None], folder: Path) -> None:
+    """``target(rank, folder)`` in two processes, to their end."""
+    processes = [fork(target, rank, str(folder)) for rank in range(2)]
+    for process in processes:
+        process.join(120)
+        assert process.exitcode == 0
+
+
 def run_script(folder: Path, path: Path, *words: object) -> subprocess.CompletedProcess[str]:
     """A script as its own process and from its first line to its last, without the seconds of importing torch."""
     out, err = folder / "out", folder / "err"

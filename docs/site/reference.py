@@ -130,35 +130,32 @@ BELOW = {
 
 def interface() -> str:
     """What `import moco` offers, as Markdown with mkdocstrings' blocks."""
-    lines = [
-        "# Python interface",
-        "",
-        "What `import moco` offers; [the library](library.md) shows it at work. What lies",
-    ]
-    lines += ["below is on [a page of its own](internals.md).", ""]
     if differ := {name for names in PUBLIC.values() for name in names} ^ set(moco.__all__):
         raise AssertionError(f"PUBLIC in docs/site/reference.py is not moco.__all__: {sorted(differ)}")
-    for title, names in PUBLIC.items():
-        lines += [f"## {title}", ""]
-        for name in names:
-            module = moco._MODULES[name]
-            lines += _block(f"{DEFINED.get(module, module)}.{name}", f"moco.{name}")
-    return "\n".join(lines)
+    homes = {name: DEFINED.get(module, module) for name, module in moco._MODULES.items()}
+    return _page(
+        "Python interface",
+        "What `import moco` offers; [the library](library.md) shows it at work. What lies below is on "
+        "[a page of its own](internals.md).",
+        {title: [(f"{homes[name]}.{name}", f"moco.{name}") for name in names] for title, names in PUBLIC.items()},
+    )
 
 
 def internals() -> str:
     """The modules below the public names."""
-    lines = [
-        "# Below the public names",
-        "",
-        "Modules that [the public names](api.md) are made of. They may change with",
-    ]
-    lines += ["any version.", ""]
-    for title, modules in BELOW.items():
-        lines += [f"## {title}", ""]
-        for module, names in modules.items():
-            for name in names:
-                lines += _block(f"{module}.{name}", f"{module}.{name}")
+    return _page(
+        "Below the public names",
+        "Modules that [the public names](api.md) are made of. They may change with any version.",
+        {title: [(f"{module}.{name}",) * 2 for module, names in modules.items() for name in names]
+         for title, modules in BELOW.items()},
+    )  # fmt: skip
+
+
+def _page(title: str, text: str, sections: dict[str, list[tuple[str, str]]]) -> str:
+    """Sections of objects, each by its path and how it is called."""
+    lines = [f"# {title}", "", text, ""]
+    for section, objects in sections.items():
+        lines += [f"## {section}", "", *(line for path, heading in objects for line in _block(path, heading))]
     return "\n".join(lines)
 
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
-from conftest import SYNCO, TINY, fork, rounding
+from conftest import SYNCO, TINY, rounding, two_of
 from pytorch_metric_learning import losses as others
 from torch import Tensor
 
@@ -382,10 +382,7 @@ def one_of_two(rank: int, folder: str) -> None:
 
 @pytest.mark.dist
 def test_two_processes_of_ones_own_compute_what_one_does(tmp_path):
-    processes = [fork(one_of_two, rank, str(tmp_path)) for rank in range(2)]
-    for process in processes:
-        process.join(120)
-        assert process.exitcode == 0
+    two_of(one_of_two, tmp_path)
     first, second = (torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(2))
     for name, alone in everything(0, 1).items():
         for place, value in enumerate(alone):

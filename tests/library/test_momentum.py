@@ -8,7 +8,7 @@ import timm
 import torch
 import torch.distributed as dist
 import torchvision
-from conftest import SYNCO, TINY, differences, fork
+from conftest import SYNCO, TINY, differences, two_of
 from support.networks import MEAN, STD, Tiny, batch
 from torch import Tensor, nn
 
@@ -293,10 +293,7 @@ def one_of_two(rank: int, folder: str) -> None:
 
 @pytest.mark.dist
 def test_two_processes_train_as_one_does_and_send_no_queue(tmp_path):
-    processes = [fork(one_of_two, rank, str(tmp_path)) for rank in range(2)]
-    for process in processes:
-        process.join(120)
-        assert process.exitcode == 0
+    two_of(one_of_two, tmp_path)
     first, second = (torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(2))
     alone, losses = train(0, 1, plain(0))
     assert differences(first["state"], second["state"]) == []
