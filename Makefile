@@ -8,7 +8,7 @@ WORKERS ?= 2
 MINUTES ?= 30
 SEED ?= 0
 
-.PHONY: demo test suite test-oldest test-fast lock test-machines chaos gpu docs docs-serve dist lint clean
+.PHONY: demo test browser suite test-oldest test-fast lock test-machines chaos gpu docs docs-serve dist lint clean
 
 demo: $(VENV)/installed-demo
 	$(BIN)/python -m moco.demo
@@ -17,7 +17,11 @@ test: $(VENV)/installed-test
 	$(MAKE) lint
 	$(MAKE) suite
 
-suite: $(VENV)/installed-test
+# As root, Chromium by apt-get where there is no browser; without one the tests of pages are skipped.
+browser: $(VENV)/installed-test
+	$(BIN)/python tests/support/browser.py
+
+suite: $(VENV)/installed-test browser
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 
 # The same tests with the oldest versions that pyproject.toml admits, in a virtual environment of their own.
@@ -29,7 +33,7 @@ lock: $(VENV)/installed-test
 	$(BIN)/python requirements/lock.py
 
 # What takes no processes of its own and at most two seconds a test: under two minutes.
-test-fast: $(VENV)/installed-test
+test-fast: $(VENV)/installed-test browser
 	$(MAKE) lint
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal -m "not gpu and not slow and not dist"
 

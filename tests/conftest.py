@@ -24,6 +24,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from support.browser import browse, browser  # noqa: F401 (fixtures)
 from torch import nn
 
 from moco import signals

@@ -132,6 +132,15 @@ def test_the_page_holds_every_point_and_loads_nothing(done, image_folder):
         assert image.format == "PNG"
 
 
+def test_the_page_shows_the_image_under_the_pointer(done, browse):
+    page = browse(done / "embedding.html")
+    point = page.locator("circle").first
+    assert page.locator("#tip").is_hidden()
+    point.hover()
+    assert page.locator("#tip").text_content().strip() == point.get_attribute("data-text")
+    assert page.evaluate("document.images[0].naturalWidth") == 20
+
+
 def test_large_images_become_small_and_odd_names_are_text():
     uri = embed.thumbnail(Image.new("L", (300, 150), 7))
     with Image.open(io.BytesIO(base64.b64decode(uri.split(",")[1]))) as image:
