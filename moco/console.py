@@ -43,7 +43,7 @@ def _other(name: str, argv: list[str] | None) -> int:
     if name == "detection" and not resources.INSTALLED:
         sys.path.insert(0, str(resources.MAINS))  # the top of a checkout, which need not be the folder one is in
     module = doors.MODULES[name]
-    return import_module(f"{module}.__main__" if name in ("data", "sweep") else module).main(argv)
+    return import_module(f"{module}.__main__" if name in ("data", "report", "sweep") else module).main(argv)
 
 
 def pretrain() -> int:

@@ -32,6 +32,9 @@ COMMANDS = {  # in the order of a user's work
         "detection": "fine-tune detectors on VOC or COCO with detectron2 and report AP",
         "sweep": "run a grid of settings, select one on a validation figure, report its test figure",
     },
+    "looking at it": {
+        "report": "write a page with the curves, settings and warnings of runs",
+    },
     "using a checkpoint": {
         "describe": "say what a checkpoint is and whether it is intact",
         "embed": "write the features of images and draw them in two dimensions",

@@ -33,6 +33,7 @@ from moco.data.sources.base import ArraySource
 from moco.errors import UserError
 from moco.methods.registry import METHODS
 from moco.models.encoder import build_encoder
+from moco.report import __main__ as report
 from moco.sweep import __main__ as sweep
 from moco.sweep import spec
 
@@ -88,6 +89,7 @@ RUN: dict[str, Callable] = {
     "describe": describe.main,
     "embed": embed.main,
     "export": lambda words: programs.parse("export", words).to not in EXPORTS_PARSED and export.main(words),
+    "report": report.main,
     "retrieval": retrieval.main,
     "sweep": lambda words: sweep.main(["--dry-run", *words]),  # test_sweep.py runs trials
     **{f"benchmarks.speed.{name}": benchmark(f"benchmarks.speed.{name}") for name in (

@@ -10,7 +10,7 @@ from typing import Any
 from unittest.mock import patch
 
 from moco import cli
-from moco.cli import commands
+from moco.cli import commands, looking
 from moco.sweep import __main__ as sweep
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -25,6 +25,7 @@ PARSE: dict[str, Callable[[list[str]], Any]] = {
     "describe": lambda words: commands.describe_parser().parse_args(words),
     "embed": commands.parse_embed,
     "export": lambda words: commands.export_parser().parse_args(words),
+    "report": looking.parse_report,
     "retrieval": commands.parse_retrieval,
     "detection": lambda words: importlib.import_module("detection.run").parse(words),
 }

@@ -1,0 +1,48 @@
+"""moco report: which runs it finds in folders, and what it says of others."""
+
+import json
+
+import pytest
+
+from moco.report import __main__ as report
+from moco.report import runs
+
+
+def write_log(folder, *records, log="log", **files):
+    folder.mkdir(parents=True, exist_ok=True)
+    lines = (record if isinstance(record, str) else json.dumps(record) + "\n" for record in records)
+    (folder / f"{log}.jsonl").write_text("".join(lines))
+    for ending, content in files.items():
+        (folder / f"{log}_{ending}").write_text(content)
+
+
+def test_runs_below_a_folder_are_found_and_named_apart(tmp_path):
+    write_log(tmp_path / "sweep" / "lr=1", {"step": 1, "loss": 2.0})
+    write_log(tmp_path / "sweep" / "lr=2", {"step": 1, "loss": 3.0})
+    write_log(tmp_path / "sweep" / "lr=2", {"step": 1, "acc1": 50.0}, log="lincls")
+    found = runs.find([str(tmp_path)])
+    assert [run.name for run in found] == ["lr=1", "lr=2 (pretraining)", "lr=2 (linear probe)"]
+    assert [list(run.figures["loss"][1]) for run in found[:2]] == [[2.0], [3.0]]
+
+
+def test_damaged_lines_are_counted_and_a_line_being_written_is_not(tmp_path):
+    lines = ['{"step": 1, "loss": 2.0}\n', '{"step": 2, "lo\n', "[]\n", '{"loss": 1}\n', '{"step": 3, "loss": null}\n']
+    write_log(tmp_path, *lines, '{"step": 4, "lo')
+    (run,) = runs.find([str(tmp_path)])
+    assert (run.records, run.damaged) == (2, 3)
+    assert list(run.figures["loss"][0]) == [1.0, 3.0]
+
+
+@pytest.mark.parametrize(
+    ("name", "sentence"),
+    [
+        ("empty", "holds no log of a run (log.jsonl, lincls.jsonl, semisup.jsonl)."),
+        ("absent", "is missing; give the folder of a run, or a folder of runs."),
+        ("file", "is a file; give the folder of a run, or a folder of runs."),
+    ],
+)
+def test_what_is_no_run_is_one_sentence(name, sentence, tmp_path, capsys):
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "file").touch()
+    assert report.main([str(tmp_path / name)]) == 2
+    assert capsys.readouterr().err == f"error: {tmp_path / name} {sentence}\n"
