@@ -18,9 +18,10 @@ import torch
 
 from moco import data, distributed, resources, signals
 from moco.errors import tell
-from moco.eval.embed import picture, project
+from moco.eval.embed import project
 from moco.eval.features import EvalData, FeatureExtractor
 from moco.models.encoder import build_encoder
+from moco.pictures.scatter import scatter
 from moco.weights.read import load_backbone
 
 # Percent after all epochs. Processors round differently, which a run makes grow like another seed: 93.9 and 95.7 on an
@@ -88,7 +89,7 @@ def expected(results: dict[str, float]) -> str:
 def draw_embeddings(settings: argparse.Namespace, weights: str, path: str) -> None:
     """Write the picture of the held-out digits' features, untrained beside pretrained."""
     panels, classes = embeddings(settings, weights)
-    picture(panels, classes, path)
+    scatter(panels, classes, path)
 
 
 def embeddings(

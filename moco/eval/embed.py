@@ -10,10 +10,7 @@ Legend: n images of the set, N points of the picture, F feature width.
 
 from __future__ import annotations
 
-import base64
 import copy
-import html
-import io
 import json
 import os
 from argparse import Namespace
@@ -23,21 +20,23 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import nn
 
 from moco import data, distributed, files, resources
 from moco.data import Source, Sources
-from moco.errors import UserError, printable, tell
+from moco.errors import UserError, tell
 from moco.eval.features import EvalData, FeatureExtractor, Features, bad_image_notes
 from moco.models.encoder import build_encoder
+from moco.pictures.colours import colour_of
+from moco.pictures.page import page, text
+from moco.pictures.scatter import IN_LEGEND, scatter
+from moco.pictures.thumbnails import thumbnail
 from moco.seeding import numpy_generator
 from moco.train.pretraining import pick_amp
 from moco.weights.read import load_backbone
 from moco.weights.settings import settle_from_file
 
 FEWEST = 10  # images that a picture needs; the methods look at neighbourhoods
-THUMBNAIL = 64  # longest side in pixels
 
 
 def embed_worker(args: Namespace) -> int:
@@ -150,11 +149,10 @@ def draw_points(share: Features, source: Source, folder: str, method: str, most:
     if not classes:
         labels, classes = np.zeros_like(labels), ["unlabelled"]
     image = os.path.join(folder, "embedding.png")
-    picture([(title, points, labels)], classes, image)
+    scatter([(title, points, labels)], classes, image)
     names, thumbnails = zip(*((source.name_of(int(i)), thumbnail(source.load(int(i)))) for i in ids), strict=True)
-    text = page(title, points, labels, classes, names, thumbnails)
     shown = os.path.join(folder, "embedding.html")
-    files.write_text(text.encode(errors="replace").decode(), shown, "--out")  # a file's name can be any bytes
+    files.write_text(embedding_page(title, points, labels, classes, names, thumbnails), shown, "--out")
     tell(f"picture of {len(rows)} of them by {method}: {image}, {shown}")
 
 
@@ -181,96 +179,10 @@ def _extra(name: str) -> Any:
     return resources.package(name, name, f"--picture {name} needs the package {EXTRAS[name]}")
 
 
-# ----------------------------------------------------------------------------------------------------- pictures
+# --------------------------------------------------------------------------------------------------------- the page
 
 
-def _colour(label: int, classes: int) -> str:
-    from matplotlib import colormaps
-    from matplotlib.colors import to_hex
-
-    colours = colormaps["tab10" if classes <= 10 else "tab20"]
-    return to_hex(colours(label % colours.N))
-
-
-def _plain(name: str) -> str:
-    """As matplotlib shows it: no formula between dollars, and no bytes that are not UTF-8, at which it fails."""
-    return printable(name).replace("$", r"\$")
-
-
-def picture(panels: list[tuple[str, np.ndarray, np.ndarray]], classes: list[str], path: str) -> None:
-    """Write a PNG with one scatter plot a panel.
-
-    Args:
-        panels: (title, (N, 2) points, (N,) labels).
-        classes: names for the legend, by label.
-        path: of the PNG.
-    """
-    from matplotlib.figure import Figure  # not pyplot's: no screen is needed
-
-    figure = Figure(figsize=(6 * len(panels), 6))
-    axes = figure.subplots(1, len(panels), squeeze=False)[0]
-    for axis, (title, points, labels) in zip(axes, panels, strict=True):
-        for label, name in enumerate(classes):
-            mine = points[labels == label]
-            axis.scatter(mine[:, 0], mine[:, 1], s=8, color=_colour(label, len(classes)), label=_plain(name))
-        axis.set(title=_plain(title), xticks=[], yticks=[])
-    if len(classes) <= 20:
-        axes[-1].legend(markerscale=2, loc="center left", bbox_to_anchor=(1, 0.5))
-    files.write_figure(figure, path, "--out")
-
-
-def thumbnail(image: Image.Image) -> str:
-    """A small JPEG of ``image`` as a data URI."""
-    small = image.convert("RGB")
-    small.thumbnail((THUMBNAIL, THUMBNAIL))
-    file = io.BytesIO()
-    small.save(file, "JPEG", quality=75)
-    return "data:image/jpeg;base64," + base64.b64encode(file.getvalue()).decode()
-
-
-# The policy in the head forbids the page to load anything from anywhere.
-_PAGE = """<!DOCTYPE html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta http-equiv="Content-Security-Policy"
- content="default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'unsafe-inline'">
-<title>{title}</title>
-<style>
-body {{ font: 14px sans-serif; margin: 1em; }}
-svg {{ width: 100%; height: 85vh; }}
-circle:hover {{ stroke: #000; stroke-width: 2; }}
-#legend span {{ margin-right: 1em; white-space: nowrap; }}
-#tip {{ position: fixed; padding: 6px; background: #fff; color: #000; border: 1px solid #888; pointer-events: none; }}
-#tip img {{ display: block; width: 128px; margin-bottom: 4px; }}
-</style>
-</head>
-<body>
-<div>{title}</div>
-<div id="legend">{legend}</div>
-<svg viewBox="0 0 1000 1000">
-{circles}
-</svg>
-<div id="tip" hidden><img alt=""><div></div></div>
-<script>
-const tip = document.getElementById("tip"), [image, text] = tip.children;
-function show(event) {{
-  const point = event.target.closest("circle");
-  tip.hidden = !point;
-  if (!point) return;
-  image.src = point.dataset.image;
-  text.textContent = point.dataset.text;
-  tip.style.left = Math.min(event.clientX + 12, innerWidth - 160) + "px";
-  tip.style.top = Math.min(event.clientY + 12, innerHeight - 190) + "px";
-}}
-for (const kind of ["pointermove", "pointerdown"]) addEventListener(kind, show);
-</script>
-</body>
-</html>
-"""
-
-
-def page(
+def embedding_page(
     title: str,
     points: np.ndarray,
     labels: np.ndarray,
@@ -287,13 +199,14 @@ def page(
     low, high = points.min(0), points.max(0)
     places = 20 + 960 * (points - low) / np.maximum(high - low, 1e-12)  # (N, 2) in a square of 1000
     circles = [
-        f'<circle cx="{x:.1f}" cy="{1000 - y:.1f}" r="5" fill="{_colour(int(label), len(classes))}" '
-        f'data-text="{html.escape(f"{classes[label]}: {name}")}" data-image="{uri}"/>'
+        f'<circle cx="{x:.1f}" cy="{1000 - y:.1f}" r="5" fill="{colour_of(int(label))}" '
+        f'data-text="{text(f"{classes[label]}: {name}")}" data-image="{uri}"/>'
         for (x, y), label, name, uri in zip(places, labels, names, thumbnails, strict=True)
     ]
     legend = [
-        f'<span style="color: {_colour(label, len(classes))}">&#9679; {html.escape(name)}</span>'
-        for label, name in enumerate(classes)
+        f'<span style="color: {colour_of(label)}">&#9679; {text(name)}</span>' for label, name in enumerate(classes)
     ]
-    shown = "".join(legend) if len(classes) <= 20 else ""  # colours repeat beyond
-    return _PAGE.format(title=html.escape(title), legend=shown, circles="\n".join(circles))
+    shown = "".join(legend) if len(classes) <= IN_LEGEND else ""  # colours repeat beyond
+    drawn = '<svg viewBox="0 0 1000 1000">\n{}\n</svg>'.format("\n".join(circles))
+    body = f'<div id="legend">{shown}</div>\n{drawn}\n<div id="tip" hidden><img alt=""><div></div></div>'
+    return page(title, body=body, scripts=["embedding.js"], styles=["embedding.css"])

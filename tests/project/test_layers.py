@@ -31,7 +31,7 @@ FLOORS = [
         "moco.data.registry",
     ),
     ("moco.distributed", "moco.kernels", "moco.cli"),
-    ("moco.data", "moco.methods"),
+    ("moco.data", "moco.methods", "moco.pictures"),
     ("moco.models",),
     ("moco.train", "moco.weights"),
     ("moco.eval",),

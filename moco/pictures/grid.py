@@ -1,0 +1,147 @@
+"""Rows of images with captions and frames, as a PNG and as part of a page.
+
+A frame tells what an image is by colour, line and sign: MARKS in :mod:`moco.pictures.colours`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from PIL import Image
+
+from moco.errors import printable
+from moco.files import replacing
+from moco.pictures.colours import MARKS
+from moco.pictures.page import text
+from moco.pictures.thumbnails import thumbnail
+
+STYLES, SCRIPTS = ("grid.css",), ("grid.js",)  # of a page with :func:`grid_html`
+ENLARGED = 320  # pixels of the longest side in a page
+# Pixels of the PNG: an image, between two, a line of text, around all, and the width that the legend needs.
+BOX, GAP, LINE, MARGIN, LEAST = 96, 14, 15, 16, 480
+
+
+@dataclass(frozen=True)
+class Cell:
+    """An image of a grid.
+
+    image: of any size, shown as a whole. lines: below it, short ones. mark: a key of MARKS, or "" for no frame.
+    detail: what the page says of it when it is enlarged, such as the file's name.
+    """
+
+    image: Image.Image
+    lines: tuple[str, ...] = ()
+    mark: str = ""
+    detail: str = ""
+
+
+Rows = Sequence[Sequence[Cell]]
+
+
+def marks_of(rows: Rows) -> list[str]:
+    """The marks in the grid, in the order of MARKS: a legend names those."""
+    found = {cell.mark for row in rows for cell in row}
+    return [mark for mark in MARKS if mark in found]
+
+
+def grid_html(rows: Rows) -> str:
+    """The grid as HTML; an image is enlarged under the pointer, by a click or by the Enter key."""
+    legend = "".join(
+        f'<span class="legend {mark}">{_sign(mark)} {MARKS[mark].meaning}</span>' for mark in marks_of(rows)
+    )
+    return "\n".join([
+        f'<div class="legends">{legend}</div>',
+        *(f'<div class="row">{"".join(map(_cell_html, row))}</div>' for row in rows),
+        '<div id="enlarged" hidden><img alt=""><div></div></div>',
+    ])  # fmt: skip
+
+
+def _sign(mark: str) -> str:
+    return f'<b title="{MARKS[mark].meaning}">{MARKS[mark].sign}</b>' if mark else ""
+
+
+def _cell_html(cell: Cell) -> str:
+    lines = "".join(f"<span>{text(line)}</span>" for line in cell.lines)
+    return (
+        f'<figure tabindex="0" class="{cell.mark}" data-detail="{text(cell.detail)}">'
+        f'<div><img src="{thumbnail(cell.image, ENLARGED)}" alt="{text(cell.detail)}">{_sign(cell.mark)}</div>'
+        f"<figcaption>{lines}</figcaption></figure>"
+    )
+
+
+def grid_png(rows: Rows, path: str, title: str, choose: str = "--out") -> None:
+    """Write the grid as a PNG, ``title`` and a legend above it; ``choose`` as in :func:`moco.files.replacing`."""
+    across, lines = max(map(len, rows)), max(len(cell.lines) for row in rows for cell in row)
+    step = BOX + GAP, BOX + GAP + 4 + lines * LINE
+    top = MARGIN + 3 * LINE
+    canvas = _Canvas(max(LEAST, 2 * MARGIN + across * step[0] - GAP), top + len(rows) * step[1])
+    canvas.words(title, MARGIN, MARGIN, canvas.width - 2 * MARGIN, size=10)
+    legend = [f"{MARKS[mark].sign} {MARKS[mark].meaning}" for mark in marks_of(rows)]
+    for number, (mark, words) in enumerate(zip(marks_of(rows), legend, strict=True)):
+        canvas.words(words, MARGIN + number * LEAST // 3, MARGIN + LINE + 6, LEAST // 3, colour=MARKS[mark].colour)
+    for down, row in enumerate(rows):
+        for right, cell in enumerate(row):
+            canvas.cell(cell, MARGIN + right * step[0], top + down * step[1])
+    with replacing(path, choose) as beside:
+        canvas.write(beside)
+
+
+class _Canvas:
+    """A white picture that is drawn on in pixels from its upper left corner; matplotlib has letters of any size."""
+
+    def __init__(self, width: int, height: int) -> None:
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+        from matplotlib.figure import Figure  # not pyplot's: no screen is needed
+
+        self.width, self.height = width, height
+        self.figure = Figure(figsize=(width / 100, height / 100), dpi=100, facecolor="white")
+        self.canvas = FigureCanvasAgg(self.figure)
+
+    def write(self, path: str) -> None:
+        with open(path, "wb") as file:
+            self.canvas.print_png(file)
+
+    def words(self, words: str, x: float, y: float, width: float, size: float = 8, colour: str = "#1d2026") -> None:
+        """A line below ``y``, cut to the width in the middle: of a path both ends say something."""
+        shown, kept = printable(words), len(words)
+        while kept > 1 and self._width(shown, size) > width:
+            kept -= 1
+            shown = printable(words[: -(-kept // 2)] + "\N{HORIZONTAL ELLIPSIS}" + words[len(words) - kept // 2 :])
+        self.figure.text(
+            x / self.width, 1 - y / self.height, shown, size=size, color=colour, va="top", parse_math=False
+        )  # fmt: skip
+
+    def _width(self, words: str, size: float) -> float:
+        from matplotlib.font_manager import FontProperties
+
+        return self.canvas.get_renderer().get_text_width_height_descent(words, FontProperties(size=size), False)[0]
+
+    def cell(self, cell: Cell, x: int, y: int) -> None:
+        """An image in a box with its frame, and its lines below."""
+        from matplotlib.patches import Rectangle
+
+        image = cell.image.convert("RGB")
+        scale = BOX / max(image.size)
+        size = max(1, round(image.width * scale)), max(1, round(image.height * scale))
+        image = image.resize(size, Image.Resampling.NEAREST if scale > 1 else Image.Resampling.LANCZOS)
+        left, above = x + (BOX - size[0]) // 2, y + (BOX - size[1]) // 2
+        self.figure.figimage(np.asarray(image), left, self.height - above - size[1])
+        if mark := MARKS.get(cell.mark):
+            corner = x - 3, self.height - y - BOX - 3
+            self.figure.add_artist(
+                Rectangle(
+                    corner,
+                    BOX + 6,
+                    BOX + 6,
+                    fill=False,
+                    edgecolor=mark.colour,
+                    linewidth=2,
+                    linestyle=mark.line,
+                    transform=None,
+                )
+            )
+            self.words(mark.sign, x + BOX - 12, y + BOX + 6, 14, size=9, colour=mark.colour)
+        for number, line in enumerate(cell.lines):
+            self.words(line, x, y + BOX + 7 + number * LINE, BOX - 14 * bool(mark and not number))
