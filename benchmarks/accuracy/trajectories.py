@@ -91,7 +91,7 @@ RUNS = {
 
 # The speed of the machine, where a run lies, what it was given (the same words on both sides) and what it ran on.
 LEFT_OUT = {"images_per_second", "wait_share", "eta_seconds", "pretrained", "settings", "torch", "data.name"}
-LEFT_OUT |= {"old_mass"}  # read off the queue
+LEFT_OUT |= {"old_mass", "false_negatives"}  # read off the queue
 SECTIONS = ("log", "results", "tensors", "entries")  # in the order compared
 
 

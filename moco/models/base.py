@@ -82,11 +82,11 @@ class Contrast(nn.Module):
     def enqueue(self, keys: Tensor, ids: Tensor) -> None:
         """Told after each batch, with the keys of its output and its images."""
 
-    def measure(self, q: Tensor, ids: Tensor) -> dict[str, float]:
+    def measure(self, q: Tensor, ids: Tensor, labels: Tensor | None = None) -> dict[str, float]:
         """Numbers for a log line beside the averages of ``STATS``; the host waits for them.
 
         Args:
-            q: (N, C) queries of the newest batch. ids: (N,) their images.
+            q: (N, C) queries of the newest batch. ids: (N,) their images. labels: (n,) int64 of all images, if any.
         """
         return {}
 

@@ -5,11 +5,13 @@ Functions over plain tensors; the tensors are buffers of the model, so checkpoin
 
 from __future__ import annotations
 
-import math
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from moco.kernels.topk import hardest
 
 EMPTY = -1  # id of a row that no image has filled yet
 
@@ -46,22 +48,40 @@ def next_rows(queue: Tensor, pointer: Tensor, n: int) -> Tensor:
     return (pointer + torch.arange(min(n, K), device=queue.device)) % K
 
 
-@torch.no_grad()
-def old_mass(q: Tensor, ids: Tensor, queue: Tensor, queue_ids: Tensor, pointer: Tensor, T: float) -> float | None:
-    """The share of a queue's softmax mass that is on its older half, mean over queries: 0.5 where keys of all ages are
-    alike, near 0 where old keys are told from new ones by their age. None while rows are left that no image has filled,
-    or where all rows are of a query's own image.
+class QueueReading(NamedTuple):
+    """What :func:`read_queue` finds of a queue that is full of keys."""
 
-    For a log line, not for a step: the host waits, and all products of q and the queue are kept.
+    old_mass: float  # share of the queue's softmax mass on its older half, mean over queries; NaN: no rows count
+    false_negatives: float | None  # share of the hardest rows that are of the query's class; None without labels
+
+
+@torch.no_grad()
+def read_queue(
+    q: Tensor, ids: Tensor, queue: Tensor, queue_ids: Tensor, pointer: Tensor, T: float,
+    labels: Tensor | None = None, hard: int = 0,
+) -> QueueReading | None:  # fmt: skip
+    """How a few queries see the queue, in one pass over it. None while rows are left that no image has filled.
+
+    ``old_mass`` is 0.5 where keys of all ages are alike, and near 0 where old keys are told from new ones by their age.
+    For a log line, not for a step: the host waits once, and all products of q and the queue are kept.
 
     Args:
         q: (N, C) unit queries. ids: (N,) their images, whose own rows do not count.
         queue, queue_ids, pointer: (K, C), (K,), (1,), see :func:`enqueue_`.
         T: temperature.
+        labels: (n,) int64, the class of every image. hard: how many rows, K at most, are a query's hardest.
     """
     K = queue.shape[0]
     by_age = next_rows(queue, pointer, K)  # (K,) the oldest first
-    logits = (q @ queue[by_age].T).masked_fill(queue_ids[by_age] == ids[:, None], -torch.inf) / T  # (N, K)
-    old, new = (logits[:, rows].logsumexp(1) for rows in (slice(0, K // 2), slice(K - K // 2, K)))  # (N,) each
-    share = float(torch.sigmoid(old - new).mean())
-    return None if bool((queue_ids == EMPTY).any()) or math.isnan(share) else share
+    numbers = queue_ids[by_age]
+    own = numbers == ids[:, None]  # (N, K)
+    logits = (q @ queue[by_age].T).masked_fill(own, -torch.inf) / T  # (N, K)
+    old, new = (logits[:, half].logsumexp(1) for half in (slice(0, K // 2), slice(K - K // 2, K)))  # (N,) each
+    found = [(queue_ids == EMPTY).any().float(), torch.sigmoid(old - new).mean()]
+    if labels is not None:
+        rows, _ = hardest(logits, min(hard, K))  # (N, H)
+        counts = ~own.gather(1, rows)
+        alike = (labels[numbers[rows]] == labels[ids][:, None]) & counts
+        found.append(alike.sum() / counts.sum())
+    empty, share, *false = torch.stack(found).tolist()
+    return None if empty else QueueReading(share, false[0] if false else None)

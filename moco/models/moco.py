@@ -19,7 +19,7 @@ from moco import distributed, seeding
 from moco.config import MoCoConfig
 from moco.kernels import Draws, LossOutput, contrastive_loss
 from moco.models.base import Momentum, StepOutput
-from moco.models.key_queue import EMPTY, enqueue_, new_queue, next_rows, old_mass
+from moco.models.key_queue import EMPTY, enqueue_, new_queue, next_rows, read_queue
 
 # (queries on this process, epoch, draw number, step) -> the draws of the synthetic negatives, None for none
 ExtraNegatives = Callable[[int, int, int, int], "Draws | None"]
@@ -38,6 +38,7 @@ class MoCo(Momentum):
     STATS = ("loss", "top1", "top5", "hardest", "synthetic_mass")
     LARGE = ("queue", "queue_ids", "shadow")
     scale = 1.0  # by which the loss is multiplied
+    READ = 64  # queries a log line compares with the queue: of 65,536 rows they make 16 MiB of logits
 
     def __init__(
         self,
@@ -133,10 +134,17 @@ class MoCo(Momentum):
             gathered = distributed.all_gather(direction)
             enqueue_(self.queue, self.queue_ids, self.queue_ptr, gathered, ids, self.shadow)
 
-    def measure(self, q: Tensor, ids: Tensor) -> dict[str, float]:
-        few = slice(0, 64)  # of them a queue of 65,536 rows makes 16 MiB of logits
-        share = old_mass(q[few], ids[few], self.queue, self.queue_ids, self.queue_ptr, self.T)
-        return {} if share is None else {"old_mass": share}
+    @property
+    def hard(self) -> int:
+        """How many of a query's hardest rows ``false_negatives`` is of: those that its synthetic negatives are made
+        from; without any one in 64, as in SynCo's published 1,024 of 65,536."""
+        return self.config.n_hard if self.extra else -(-self.K // 64)
+
+    def measure(self, q: Tensor, ids: Tensor, labels: Tensor | None = None) -> dict[str, float]:
+        few, rows = slice(0, self.READ), (self.queue, self.queue_ids, self.queue_ptr)
+        found = read_queue(q[few], ids[few], *rows, self.T, labels, self.hard)
+        values = {} if found is None else found._asdict()
+        return {name: x for name, x in values.items() if x is not None and not math.isnan(x)}
 
     def shared(self) -> tuple[Tensor, ...]:
         return self.queue, self.queue_ids, self.queue_ptr

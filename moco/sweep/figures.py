@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from argparse import Namespace
 
-from moco.methods.registry import FAMILIES
+from moco.methods.registry import FAMILIES, METHODS
 
 TRAINING, PART, NOTHING = "the training images", "the held-out part of the training images", ""
 Figures = dict[str, str]  # name -> images, NOTHING where none were measured
@@ -36,6 +36,8 @@ def _pretrain(args: Namespace) -> Figures:
     found = _all("step epoch lr images_per_second wait_share eta_seconds", NOTHING)
     found |= _all("loss top1 top5 hardest grad_norm loss_ratio alignment uniformity feature_std", TRAINING)
     found |= _all(FAMILIES[args.family].figure, TRAINING)
+    if args.family == "queue" and not METHODS[args.method].supervised:
+        found |= _all("false_negatives", TRAINING)  # where they have labels
     names = ["knn", *(f"knn_{k}" for k in args.knn_k if len(args.knn_k) > 1)] if args.knn_every else []
     if args.retrieval_every:
         from moco.eval.retrieval import MEASURES  # with torch, which a wrong flag does not wait for

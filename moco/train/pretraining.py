@@ -51,6 +51,8 @@ class Trainer(Loop):
         self.step_ok = torch.tensor(self.progress.ema_due, device=self.device)  # () did the last step move the weights?
         self.one = torch.ones((), device=self.device)
         self.queue_watch = QueueWatch()  # a resumed run begins anew
+        labels = None if self.source.labels is None or not self.model.K else torch.from_numpy(self.source.labels)
+        self.labels = None if labels is None else labels.to(self.device)  # (n,) of all images, where a queue holds them
         self.bad_images = BadImages(self.max_bad_images)
         self.bad_images.load_state_dict(self.progress.bad_images)
         rows, rank = self.progress.losses, distributed.rank()
@@ -228,7 +230,7 @@ class Trainer(Loop):
         values["alignment"] = float(alignment(self.last.q, self.last.paired))
         values["uniformity"] = float(uniformity(self.last.q))
         values["feature_std"] = float(self.last.q.std(0).mean() * math.sqrt(self.last.q.shape[1]))
-        values |= self.model.measure(self.last.q, self.ids[-1])
+        values |= self.model.measure(self.last.q, self.ids[-1], self.labels)
         eta = plan.steps_left(at) * self.watch.seconds_per_step()
         values["eta_seconds"] = round(eta)
         done = at.batch // plan.accum

@@ -251,3 +251,19 @@ def test_floats_are_taken_as_already_normalised():
     a = model([im_q, im_k], ids, 0, 0)
     b = model([normalise(im_q, MEAN, STD), normalise(im_k, MEAN, STD)], ids, 0, 0)
     assert torch.equal(a.loss, b.loss)
+
+
+@pytest.mark.parametrize(("rows", "hard"), [(None, 1), (5, 5)], ids=["plain", "synthetic"])
+def test_false_negatives_are_of_the_rows_that_synthetic_negatives_are_made_from(rows, hard):
+    """Without any of one row in 64."""
+    recipe = METHODS["synco"].hooks.recipe(SynCoConfig(3, 3, 3, 2, 2, 2))
+    extra = HardNegatives(recipe, rows, 4, 0, 0, torch.device("cpu")) if rows else None
+    model, labels = moco(extra=extra, n_hard=rows or 9), torch.arange(1000) % 3
+    q, ids = F.normalize(torch.randn(6, 4), dim=1), torch.arange(100, 106)
+    assert model.measure(q, ids, labels) == {}  # rows that were drawn at random have no class
+    model.queue_ids.copy_(torch.arange(20))
+    assert model.measure(q, ids).keys() == {"old_mass"}
+    nearest = (q @ model.queue.T).topk(hard, dim=1).indices
+    alike = (labels[nearest] == labels[ids][:, None]).float().mean()
+    found = model.measure(q, ids, labels)
+    assert found == {"old_mass": found["old_mass"], "false_negatives": pytest.approx(float(alike))}

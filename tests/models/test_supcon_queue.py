@@ -180,3 +180,9 @@ def test_base_temperature_multiplies_loss_and_chance():
     assert scaled.chance == pytest.approx(2 * plain.chance)
     assert (scaled.chance_formula, plain.chance_formula) == ("2 ln(1+K)", "ln(1+K)")
     assert labelled(base_temperature=0.1, symmetric=True).chance_formula == "4 ln(1+K)"
+
+
+def test_rows_of_the_querys_class_are_no_false_negatives():
+    model = labelled()
+    model.queue_ids.copy_(torch.arange(20))
+    assert model.measure(model.queue[:6], torch.arange(100, 106), LABELS).keys() == {"old_mass"}

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from moco import seeding
-from moco.models.key_queue import EMPTY, enqueue_, new_queue, next_rows, old_mass
+from moco.models.key_queue import EMPTY, enqueue_, new_queue, next_rows, read_queue
 from moco.train.plan import learning_rate
 
 
@@ -38,9 +38,11 @@ def test_queue_holds_the_newest_keys_whatever_the_batch_sizes(sizes):
     torch.testing.assert_close(queue.norm(dim=1), torch.ones(K))
 
 
-def test_the_mass_of_old_keys_against_the_sum_over_rows_by_their_age():
-    """Rows are listed by when they came in; own images' rows count nowhere, nor does the middle row of an odd queue."""
-    K, C, T = 7, 4, 0.3
+def test_old_mass_and_false_negatives_against_sums_over_rows_by_their_age():
+    """Rows are listed by when they came in; own images' rows count nowhere, nor has the middle row of an odd queue an
+    age."""
+    K, C, T, hard = 7, 4, 0.3, 5
+    labels = torch.arange(100) % 3
     generator = torch.Generator().manual_seed(0)
     queue, ids, pointer = new_queue(K, C, generator), torch.full((K,), EMPTY), torch.zeros(1, dtype=torch.long)
     q, own = new_queue(3, C, generator), torch.tensor([12, 9, 99])
@@ -50,14 +52,23 @@ def test_the_mass_of_old_keys_against_the_sum_over_rows_by_their_age():
         enqueue_(queue, ids, pointer, keys, torch.arange(first, first + len(keys)))
         came += [(key, first + i) for i, key in enumerate(keys)]
         if first == 0:
-            assert old_mass(q, own, queue, ids, pointer, T) is None  # a row is left that was drawn at random
+            assert read_queue(q, own, queue, ids, pointer, T) is None  # a row is left that was drawn at random
     assert int(pointer) not in (0, K - 1)
-    shares = []
+    shares, alike, counted = [], 0, 0
     for query, image in zip(q, own.tolist(), strict=True):
         mass = [0.0 if i == image else math.exp(float(query @ key) / T) for key, i in came[-K:]]
         shares.append(sum(mass[:3]) / (sum(mass[:3]) + sum(mass[4:])))
-    assert old_mass(q, own, queue, ids, pointer, T) == pytest.approx(sum(shares) / 3, rel=1e-5)
-    assert old_mass(q[:1], own[:1], queue[:1], ids[:1], torch.zeros(1, dtype=torch.long), T) is None  # no halves
+        nearest = sorted(((float(query @ key), i) for key, i in came[-K:] if i != image), reverse=True)[:hard]
+        alike, counted = alike + sum(i % 3 == image % 3 for _, i in nearest), counted + len(nearest)
+    found = read_queue(q, own, queue, ids, pointer, T, labels, hard)
+    assert found == pytest.approx((sum(shares) / 3, alike / counted), rel=1e-5)
+    assert 0 < alike < counted == 15
+    assert read_queue(q, own, queue, ids, pointer, T) == (found.old_mass, None)
+    every = read_queue(q, own, queue, ids, pointer, T, labels, 99)  # more than there are: all but the own rows
+    rows = [(i, image) for _, i in came[-K:] for image in own.tolist() if i != image]
+    assert every.false_negatives == pytest.approx(sum(i % 3 == image % 3 for i, image in rows) / len(rows))
+    one = read_queue(q[:1], ids[:1], queue[:1], ids[:1], torch.zeros(1, dtype=torch.long), T, labels, 1)
+    assert one is not None and all(map(math.isnan, one))  # no halves, and no rows but the query's own
 
 
 def test_cosine_is_upstreams_for_every_epoch():
