@@ -43,14 +43,18 @@ def table(found: dict[str, dict[str, Any]], name: str, trials: int, recipe: str)
     Args:
         found: from :func:`summary`.
         name: of the checkpoint.
-        recipe: a config's name; methods share the rows of the one whose name theirs begins with.
+        recipe: see :func:`published`.
     """
     rows = [["pretraining", "trials", *found], ["---"] * (len(found) + 2)]
-    for base, published in PUBLISHED.items():
-        if recipe.startswith(base):
-            rows += [[f"{who} (published)", *map(str, values)] for who, values in published.items()]
+    rows += [[f"{who} (published)", *map(str, values)] for who, values in published(recipe).items()]
     rows.append([name, str(trials), *(_with_spread(one, trials) for one in found.values())])
     return "".join(f"| {' | '.join(row)} |\n" for row in rows)
+
+
+def published(recipe: str) -> dict[str, tuple[str, float, float, float]]:
+    """Trials, AP50, AP and AP75 by who published them; ``recipe``: a config's name, as methods share the rows of the
+    one whose name theirs begins with."""
+    return next((rows for base, rows in PUBLISHED.items() if recipe.startswith(base)), {})
 
 
 def _with_spread(one: dict[str, Any], trials: int) -> str:

@@ -159,9 +159,8 @@ def run(
         ) from error
     published = Path(file).stem if not opts else ""  # changed settings are no longer the published recipe
     table = report.table(figures, Path(checkpoint).name, trials, published)
-    write_json(
-        {"checkpoint": checkpoint, "config": config, "opts": opts, **figures}, str(out / "summary.json"), "--out"
-    )
+    about = {"checkpoint": checkpoint, "config": config, "opts": opts, "published": report.published(published)}
+    write_json({**about, **figures}, str(out / "summary.json"), "--out")
     (out / "table.md").write_text(table, encoding="utf-8")
     if pictures > 0:
         final = [*argv, "MODEL.WEIGHTS", str(out / "trial_0" / "model_final.pth")]

@@ -9,47 +9,15 @@ from __future__ import annotations
 import csv
 import io
 import os
-import statistics
-from dataclasses import dataclass
 from typing import Any
 
 from moco import files
 from moco.sweep import trial as trials
 from moco.sweep.commands import plain
+from moco.sweep.results import CSV, REPORT, RUN, SELECT, Figure
 from moco.sweep.spec import Spec, Stage, Trial
 
-CSV, TABLE, PLOT = "results.csv", "results.md", "results.png"
-
-
-@dataclass(frozen=True)
-class Figure:
-    """One metric of one setting: its values over the seeds that have one, of ``seeds`` in all."""
-
-    values: list[float]
-    seeds: int
-
-    @property
-    def complete(self) -> bool:
-        """Whether every seed has a value."""
-        return len(self.values) == self.seeds
-
-    @property
-    def mean(self) -> float:
-        """Over the seeds that have a value, of which there is one at least."""
-        return statistics.mean(self.values)
-
-    @property
-    def std(self) -> float:
-        """Standard deviation over seeds (n - 1 in the denominator); 0 for one seed."""
-        return statistics.stdev(self.values) if len(self.values) > 1 else 0.0
-
-    def summary(self) -> str:
-        """Mean and standard deviation; how many seeds are missing, if any are."""
-        if not self.values:
-            return "-"
-        spread = f" ± {self.std:.2f}" if len(self.values) > 1 else ""
-        missing = "" if self.complete else f" ({len(self.values)} of {self.seeds} seeds)"
-        return f"{self.mean:.2f}{spread}{missing}"
+TABLE, PLOT = "results.md", "results.png"
 
 
 def figure(spec: Spec, stage: Stage, setting: dict[str, Any], metric: str) -> Figure:
@@ -79,8 +47,8 @@ def selected(spec: Spec) -> list[dict[str, Any]]:
 
 def passes(spec: Spec, chosen: list[dict[str, Any]]) -> list[tuple[str, Stage, list[Trial]]]:
     """(name, stage, trials) of all that the sweep runs, given the selected settings."""
-    first = [("select", spec.select, spec.trials(spec.select))] if spec.select else []
-    return [*first, ("report", spec.report, spec.trials(spec.report, chosen))]
+    first = [(SELECT, spec.select, spec.trials(spec.select))] if spec.select else []
+    return [*first, (REPORT, spec.report, spec.trials(spec.report, chosen))]
 
 
 def write_tables(spec: Spec, chosen: list[dict[str, Any]]) -> str:
@@ -97,7 +65,7 @@ def _csv(spec: Spec, chosen: list[dict[str, Any]]) -> str:
     names = list(spec.settings[0])
     metrics = dict.fromkeys(metric for stage in spec.stages for metric in stage.metrics)
     file = io.StringIO()
-    columns = ["stage", *names, "seed", "status", "exit_code", "seconds", *metrics, "folder"]
+    columns = ["stage", *names, *RUN, *metrics, "folder"]
     rows = csv.DictWriter(file, columns, lineterminator="\n")
     rows.writeheader()
     for name, stage, mine in passes(spec, chosen):
