@@ -289,6 +289,7 @@ class ValidationConfig:
     retrieval_every: int = 0  # the same
     k: tuple[int, ...] = (200,)
     temperature: float = 0.1
+    rankme_every: int = 10  # the same as the first two, of training images, see :mod:`moco.eval.rankme`
 
 
 @dataclass(frozen=True)

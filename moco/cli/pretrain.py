@@ -117,6 +117,9 @@ def _add_run(p: Parser) -> None:
     add("--retrieval-every", default=0, type=at_least(0), metavar="E", help="number of epochs between retrieval and "
         "clustering metrics of held-out images, before and after the projection head: precision@1, R-precision, mAP@R, "
         "mAP, AMI, NMI (default: 0, never)")  # fmt: skip
+    add("--rankme-every", type=at_least(0), metavar="E", help="number of epochs between measurements of RankMe, the "
+        "effective rank of the features of at most 25,600 training images, which needs no labels (default: as "
+        "--knn-every)")  # fmt: skip
     common.add_knn(p)
 
 
@@ -186,10 +189,16 @@ def pretrain_config(args: argparse.Namespace) -> PretrainConfig:
         model=methods.model_config(args),
         optimizer=training.encoder_optimizer(args, args.lr),
         schedule=pretrain_schedule(args),
-        validation=ValidationConfig(args.knn_every, args.retrieval_every, tuple(args.knn_k), args.knn_t),
+        validation=validation_config(args),
         amp=args.amp,
         seed=args.seed,
     )
+
+
+def validation_config(args: argparse.Namespace) -> ValidationConfig:
+    """What is measured between epochs."""
+    ranked = args.knn_every if args.rankme_every is None else args.rankme_every
+    return ValidationConfig(args.knn_every, args.retrieval_every, tuple(args.knn_k), args.knn_t, ranked)
 
 
 def pretrain_schedule(args: argparse.Namespace) -> ScheduleConfig:

@@ -1,6 +1,7 @@
-"""What pretraining measures on held-out images between epochs: k-NN accuracy, and retrieval around the projection head.
+"""What pretraining measures between epochs: k-NN accuracy, retrieval around the projection head, and RankMe.
 
-Both from one pass over the held-out images; k-NN also reads the labelled training images.
+The first two from one pass over the held-out images; k-NN also reads the labelled training images. RankMe needs no
+labels: it takes its sample of the training images from those that k-NN has read, and else reads it itself.
 """
 
 from __future__ import annotations
@@ -16,8 +17,9 @@ from moco.config import ValidationConfig
 from moco.data import Sources
 from moco.errors import UserError
 from moco.eval import retrieval
-from moco.eval.features import FeatureExtractor
+from moco.eval.features import FeatureExtractor, Features
 from moco.eval.knn import evaluate_knn, knn_values
+from moco.eval.rankme import measure_rankme
 from moco.train.pretraining import Trainer
 
 
@@ -52,18 +54,35 @@ def report(
 
     Args:
         encoder: its mode is put back.
-        seed: of retrieval's part and clusters.
+        seed: of RankMe's sample, and of retrieval's part and clusters.
         recorded: names of what the log has of this step already.
     """
+    if trainer.exit_code is not None:
+        return
+    ranked = trainer.due(config.rankme_every) and "rankme" not in recorded
+    read = _by_labels(trainer, encoder, sources, extractor, seed, config, recorded, ranked)
+    if ranked:
+        trainer.report_measured(*measure_rankme(encoder, sources.pretrain, extractor, seed, read))
+
+
+def _by_labels(
+    trainer: Trainer, encoder: nn.Module, sources: Sources, extractor: FeatureExtractor, seed: int,
+    config: ValidationConfig, recorded: Sequence[str], ranked: bool,
+) -> Features | None:  # fmt: skip
+    """k-NN and retrieval, where they are due and there are labels. Where k-NN reads the images of the pretraining,
+    returns their features, and with ``ranked`` also what leaves the head."""
     train, val = sources.train, sources.val
     by_knn = trainer.due(config.knn_every) and "knn" not in recorded
     both_ways = trainer.due(config.retrieval_every) and not any(name.startswith("features/") for name in recorded)
-    if trainer.exit_code is not None or train is None or val is None or not (by_knn or both_ways):
-        return
-    share = extractor.shard(encoder, val, head=both_ways)
+    if train is None or val is None or not (by_knn or both_ways):
+        return None
+    share, bank = extractor.shard(encoder, val, head=both_ways), None
     if by_knn:
-        found = evaluate_knn(encoder, train, val, extractor, k=config.k, temperature=config.temperature, queries=share)
+        bank = extractor.shard(encoder, train, head=ranked and train is sources.pretrain)
+        k = {"k": config.k, "temperature": config.temperature}
+        found = evaluate_knn(encoder, train, val, extractor, **k, queries=share, bank=bank)
         percent = ", ".join(f"{value:.2f} %" + f" (k={k})" * (len(found) > 1) for k, value in found.items())
         trainer.report_measured(knn_values(found), f"k-NN {percent} on held-out images (encoder features)")
     if both_ways:
         trainer.report_measured(*retrieval.both_ways(share, seed))
+    return bank if train is sources.pretrain else None

@@ -44,7 +44,7 @@ def labelled_sets(sources: Sources) -> tuple[Source, Source]:
 
 def evaluate_knn(
     encoder: nn.Module, train: Source, val: Source, extractor: FeatureExtractor, *, k: Sequence[int] = (200,),
-    temperature: float = 0.1, queries: Features | None = None,
+    temperature: float = 0.1, queries: Features | None = None, bank: Features | None = None,
 ) -> dict[int, float]:  # fmt: skip
     """Percent of ``val`` whose class the k nearest images of ``train`` vote for, for every k, in one pass.
 
@@ -56,7 +56,7 @@ def evaluate_knn(
         train, val: labelled sources with the same classes. One object for both: an image is not its own neighbour.
         extractor: how they become features.
         k, temperature: as in :func:`knn_predict`.
-        queries: this process's share of ``val``, if it was read already.
+        queries, bank: this process's shares of ``val`` and of ``train``, if they were read already.
 
     Raises:
         UserError: a set that is both bank and queries holds a single image.
@@ -65,7 +65,8 @@ def evaluate_knn(
     if train is val and len(train) < 2:
         raise UserError(f"{train.name} holds one image, which has no neighbour; give more, or held-out ones.")
     queries = extractor.shard(encoder, val) if queries is None else queries
-    bank = queries if train is val else extractor.shard(encoder, train)
+    if bank is None:
+        bank = queries if train is val else extractor.shard(encoder, train)
     classes, own = int(max(train.labels.max(), val.labels.max())) + 1, bank.ids if train is val else None
     predicted = knn_predict(
         bank, queries.x, k=k, temperature=temperature, num_classes=classes, own=own, device=extractor.device

@@ -243,6 +243,9 @@ class PretrainOptions(TypedDict, total=False):
     retrieval_every: int
     """number of epochs between retrieval and clustering metrics of held-out images, before and after the projection
     head: precision@1, R-precision, mAP@R, mAP, AMI, NMI (default: 0, never)"""
+    rankme_every: int | None
+    """number of epochs between measurements of RankMe, the effective rank of the features of at most 25,600
+    training images, which needs no labels (default: as --knn-every)"""
     knn_k: int | Sequence[int]
     """number of neighbours; several numbers are evaluated in one pass, and the first is reported as knn (default:
     200)"""

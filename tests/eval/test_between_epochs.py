@@ -66,7 +66,7 @@ def test_every_record_names_the_epoch_of_its_step(image_folder, tmp_path, in_pro
     words = [*PRETRAIN, "--steps", 5, "--knn-every", 1, "--retrieval-every", 1, image_folder, "--save-dir", tmp_path]
     assert in_process(*words) == 0
     found = records(tmp_path)
-    assert len(found) == 5 + 2 + 2
+    assert len(found) == 5 + 2 + 2 + 2  # steps, k-NN, retrieval, RankMe
     assert [record["epoch"] for record in found] == [(record["step"] - 1) // 3 for record in found]
     assert [record["finished_epochs"] for record in found if "knn" in record] == [1, 1]
 

@@ -203,11 +203,12 @@ def test_a_probe_and_a_fine_tuning_are_saved_inside_an_epoch(program, image_fold
 def test_what_was_due_when_a_run_ended_is_measured_after_the_resume(
     stopped, image_folder, tmp_path, in_process, monkeypatch
 ):
-    """k-NN and retrieval of the first epoch, which its checkpoint came before; once."""
+    """k-NN, RankMe and retrieval of the first epoch, which its checkpoint came before; once."""
     words = [*TINY, "--epochs", 2, "--knn-every", 1, "--knn-k", 3, "--retrieval-every", 2, image_folder]
     assert in_process(*words, "--save-dir", tmp_path / "one") == 0
-    assert [sorted(set(r) & {"knn", "head/ami"}) for r in records(tmp_path / "one") if "loss" not in r] == [
-        ["knn"], ["knn"], ["head/ami"]
+    measured = {"knn", "head/ami", "rankme"}
+    assert [sorted(set(r) & measured) for r in records(tmp_path / "one") if "loss" not in r] == [
+        ["knn"], ["rankme"], ["knn"], ["head/ami"], ["rankme"]
     ]  # fmt: skip
     words += ["--resume", "auto", "--save-dir", tmp_path / "two"]
     for _ in range(3 * stopped):
@@ -216,7 +217,7 @@ def test_what_was_due_when_a_run_ended_is_measured_after_the_resume(
         killed_after(1, monkeypatch, checkpoint, "save")
         with pytest.raises(Killed):
             in_process(*words)
-        assert len(records(tmp_path / "two")) == (3 if number + stopped == 0 else 7)
+        assert len(records(tmp_path / "two")) == (3 if number + stopped == 0 else 8)
     for _ in range(2):
         assert in_process(*words) == 0
         assert entries_of_log(tmp_path / "one") == entries_of_log(tmp_path / "two")
