@@ -76,8 +76,8 @@ def worker(args: Namespace) -> int:
     at, resumed = begin_at(state, path, seed, args.start_epoch)
     if trained:
         reserve_run_folder(args.save_dir, path, args.overwrite, *linear_checkpoint.PROBE_FILES)
-    done = at.batches(plan.steps_per_epoch) if path else None
-    with RunLog(args.save_dir, config=vars(args), resume_step=done, name=mode) as log:
+    where, settings = partial(at.where, plan.steps_per_epoch), vars(args)
+    with RunLog(args.save_dir, config=settings, name=mode, resumed=path, where=where) as log:
         workers, flip = distributed.share_of_cores(args.workers), data.dataset_of(args.dataset).mirrored
         patience = Patience.of(args.data_patience, args.max_minutes, log.line)
         images = EvalData(size, batch, seed, workers, flip, bad_image_notes(log.line), patience=patience)

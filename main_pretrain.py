@@ -63,7 +63,7 @@ def worker(args: Namespace) -> int:
     reserve_run_folder(args.save_dir, path, args.overwrite)
 
     # train, save
-    with RunLog(args.save_dir, wandb=args.wandb, config=vars(args), resume_step=progress.step if path else None) as log:
+    with RunLog(args.save_dir, wandb=args.wandb, config=vars(args), resumed=path, where=progress.where) as log:
         lines = first_lines(config, given, model, plan, progress, path, summary, notes)
         log.line("the demo, as no DIR is given: " * args.demo + lines)
         patience = Patience.of(args.data_patience, args.max_minutes, log.line)

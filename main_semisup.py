@@ -10,6 +10,7 @@ with a checkpoint.
 
 import sys
 from argparse import Namespace
+from functools import partial
 
 if __name__ == "__main__":  # a wrong flag is answered before torch is imported; spawned children are not __main__
     from moco import signals
@@ -66,8 +67,8 @@ def worker(args: Namespace) -> int:
     at, resumed = begin_at(state, path, seed, args.start_epoch)
     if not args.evaluate:
         reserve_run_folder(args.save_dir, path, args.overwrite, *finetune.TUNING_FILES)
-    mode, step = "evaluate" if args.evaluate else "semisup", at.batches(plan.batches) if path else None
-    with RunLog(args.save_dir, config=vars(args), resume_step=step, name=mode) as log:
+    mode, where = "evaluate" if args.evaluate else "semisup", partial(at.where, plan.batches)
+    with RunLog(args.save_dir, config=vars(args), name=mode, resumed=path, where=where) as log:
         summary = "; ".join(filter(None, [read, resumed, numbered, *args.notes])) + settled.summary
         log.line(f"{args.arch} at {size} px, --weights {args.weights}: {summary}")
         log.line("\n".join([setup.describe_tuning(images, model, plan, batch, seed), *notes]))

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import difflib
 import os
+import shlex
 import sys
+from collections.abc import Callable
 
 from moco.errors import USAGE_EXIT, tell
 from moco.resources import DETECTION
@@ -79,6 +81,8 @@ def started() -> tuple[str, str]:
     spec = getattr(sys.modules["__main__"], "__spec__", None)
     module = spec.name.removesuffix(".__main__") if spec else ""
     script = "" if module else os.path.basename(sys.argv[0])
+    if script == "__main__.py" and os.path.basename(os.path.dirname(sys.argv[0])) == "moco":
+        module = "moco"  # a process that multiprocessing has started, which has no spec
     if "moco" in (module, script) and len(sys.argv) > 1:
         return sys.argv[1], f"{'python -m ' * bool(module)}moco {sys.argv[1]}"
     for name, own in MODULES.items():
@@ -89,6 +93,28 @@ def started() -> tuple[str, str]:
         if script == f"moco-{name}":
             return name, script
     return "", ""
+
+
+def command() -> str:
+    """The whole command that this process runs, for a shell; empty where it runs none of ours."""
+    return _line(lambda flags: flags)
+
+
+def again() -> str:
+    """The command that goes on with this process's run; empty where it runs none of ours."""
+    return _line(lambda flags: [*_without(flags, "--resume", "--overwrite"), "--resume", "auto"])
+
+
+def _line(change: Callable[[list[str]], list[str]]) -> str:
+    name, words = started()
+    flags = sys.argv[2:] if words in (f"moco {name}", f"python -m moco {name}") else sys.argv[1:]
+    return f"{words} {shlex.join(change(flags))}".rstrip() if name else ""
+
+
+def _without(flags: list[str], value: str, switch: str) -> list[str]:
+    """The words without a flag that has a value and without one that has none."""
+    left = [word for number, word in enumerate(flags) if not (number and flags[number - 1] == value)]
+    return [word for word in left if word not in (value, switch) and not word.startswith(f"{value}=")]
 
 
 def typed(name: str) -> str:

@@ -36,6 +36,8 @@ BEFORE = "stopped before the first step, nothing to save"
 
 # paths of what is to be removed if the program ends at once: files that are being written, the lock of a folder
 unfinished: set[str] = set()
+# given the exit code and the reason of a program that ends at once, in whatever thread: what has a record to write
+parting: list[Callable[[int, str], None]] = []
 
 
 class Listener:
@@ -111,6 +113,7 @@ class Listener:
         for path in list(unfinished):
             with contextlib.suppress(OSError):
                 os.remove(path)
+        part(code, f"signal {signal.Signals(self.noted[-1]).name}")
         if not (self.led or self.silent):
             _say(said)
         sys.setswitchinterval(60)  # the main thread is not to notice, and tell of, what is ended here
@@ -154,6 +157,13 @@ def end() -> None:
     if here := _mine():
         here.close()
         _here = None
+
+
+def part(code: int, reason: str) -> None:
+    """Tell all of :data:`parting`."""
+    for call in list(parting):
+        with contextlib.suppress(Exception):
+            call(code, reason)
 
 
 def hold() -> None:

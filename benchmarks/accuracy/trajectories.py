@@ -90,7 +90,7 @@ RUNS = {
 }  # fmt: skip
 
 # The speed of the machine, where a run lies, what it was given (the same words on both sides) and what it ran on.
-LEFT_OUT = {"images_per_second", "wait_share", "eta_seconds", "pretrained", "settings", "torch", "data.name"}
+LEFT_OUT = {"images_per_second", "wait_share", "eta_seconds", "time", "pretrained", "settings", "torch", "data.name"}
 LEFT_OUT |= {"old_mass", "false_negatives"}  # read off the queue
 SECTIONS = ("log", "results", "tensors", "entries")  # in the order compared
 
@@ -204,7 +204,8 @@ def read(folder: Path) -> dict[str, Any]:
     """The record of a finished run: numbers by step and name, results, tensors and other entries by file and name."""
     found: dict[str, Any] = {section: {} for section in SECTIONS}
     for path in sorted(folder.glob("*.jsonl")):
-        found["log"].update(numbers(path))
+        if not path.stem.endswith("_events"):
+            found["log"].update(numbers(path))
     for path in sorted(folder.glob("*.json")):
         if not path.stem.endswith("_settings"):
             found["results"].update(leaves(json.loads(path.read_text(encoding="utf-8")), path.name))

@@ -6,4 +6,5 @@ no caller asks whether it is distributed.
 
 from moco.distributed.collectives import *  # noqa: F403
 from moco.distributed.launcher import launch as launch
+from moco.distributed.spawn import known_error as known_error
 from moco.distributed.watch import pulse as pulse

@@ -26,7 +26,7 @@ import torch.multiprocessing as mp
 from moco import errors, owner, signals
 from moco.distributed import collectives, meeting, watch
 from moco.distributed.launch_plan import LaunchPlan
-from moco.errors import OutageError, TrainingError, UserError, one_line, refuse, tell
+from moco.errors import MocoError, OutageError, TrainingError, UserError, one_line, refuse, tell
 
 LOST = 0  # in reports of processes, where they have their exit code: only that another one is gone
 EXIT_GRACE_SECONDS = 20  # how long the other processes may take to end after one has failed
@@ -50,13 +50,8 @@ def take_part(
         with watch.watching(minutes, getattr(args, "save_dir", ""), report):
             return worker(args) or 0
     except (MemoryError, RuntimeError, OSError) as error:
-        if said := errors.of_the_disk(error):
-            raise OutageError(said) from error
-        if "Too many open files" in str(error):
-            raise UserError("too many open files; raise the limit (ulimit -n 65536) or lower --workers.") from error
-        if _of_memory(error):
-            what = "out of memory; lower --batch-size, --size, --moco-k or --workers, or free some"
-            raise OutageError(f"{what} ({one_line(error, 160)}).") from error
+        if known := _in_words(error):
+            raise known from error
         raise
     finally:
         owner.release()
@@ -68,7 +63,27 @@ def take_part(
                 dist.destroy_process_group()
 
 
-def _of_memory(error: Exception) -> bool:
+def known_error(error: BaseException) -> MocoError | None:
+    """With what a run ends that this error ends; None where it is nobody's but a programmer's."""
+    if isinstance(error, MocoError):
+        return error
+    lost = collectives.lost_peer(error)
+    return OutageError(lost) if lost else _in_words(error)
+
+
+def _in_words(error: BaseException) -> MocoError | None:
+    """What a library's error means, of the disk, too many open files or memory."""
+    if said := errors.of_the_disk(error):
+        return OutageError(said)
+    if "Too many open files" in str(error):
+        return UserError("too many open files; raise the limit (ulimit -n 65536) or lower --workers.")
+    if _of_memory(error):
+        what = "out of memory; lower --batch-size, --size, --moco-k or --workers, or free some"
+        return OutageError(f"{what} ({one_line(error, 160)}).")
+    return None
+
+
+def _of_memory(error: BaseException) -> bool:
     """Whether a device or this machine had no memory: of GPUs a class of its own, of the CPU's allocator words."""
     words = "can't allocate memory", "size calculation overflowed"
     return isinstance(error, MemoryError | torch.OutOfMemoryError) or any(word in str(error) for word in words)

@@ -28,6 +28,7 @@ from typing import Any, NamedTuple
 
 import torch.distributed as dist
 
+from moco import signals
 from moco.distributed import collectives
 from moco.errors import OUTAGE_EXIT
 
@@ -201,6 +202,7 @@ class Watcher:
         stacks = "on standard error" if writing.is_alive() else f"in {path.replace(f'rank{self.rank}.', 'rank*.')}"
         minutes = f"{self.limit / 60:g} minutes"
         self.report(f"for {minutes} {sentence}. The stacks of who answers are {stacks}; go on with --resume auto.")
+        signals.part(OUTAGE_EXIT, "error")
         for child in multiprocessing.active_children():  # the loader's, which would wait for ever
             child.kill()
         os._exit(OUTAGE_EXIT)

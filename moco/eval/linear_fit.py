@@ -65,6 +65,7 @@ class ProbeRun:
                 self.save()
                 self.saver.wait()
                 self.log.line(describe_stop(at.epoch, at.batch, steps))
+                self.log.ended(code, self.saver.patience.stop.reason(code))
                 return code
             if at.batch < steps:  # images were gone
                 self.saver.patience.save = self.save if at.epoch or at.batch else lambda: None
@@ -173,4 +174,4 @@ class ProbeRun:
         head.diverged, head.score = True, None
         if all(other.diverged for other in self.heads):
             raise TrainingError(f"{where} the loss is {loss}; lower --lr (30 is for ImageNet features at batch 256).")
-        self.log.line(f"{where} the loss of lr {head.name} is {loss}: it is trained no more, the other rates go on")
+        self.log.warn(f"{where} the loss of lr {head.name} is {loss}: it is trained no more, the other rates go on")

@@ -81,9 +81,9 @@ class Sweep:
                 "warning": self.warning()}  # fmt: skip
 
     def summary(self) -> str:
-        """The last line of a range test."""
-        warning = f"; warning: {self.warning()}" if self.warning() else ""
-        return f" * lr-find suggests --lr {self.suggestion():g} ({len(self.rates)} steps in lr_find.png{warning})"
+        """The last line of a range test, after its warning."""
+        warning = f"warning: {self.warning()}\n" if self.warning() else ""
+        return f"{warning} * lr-find suggests --lr {self.suggestion():g} ({len(self.rates)} steps in lr_find.png)"
 
 
 def find_rate(

@@ -33,7 +33,7 @@ def _held_out(args: Namespace) -> str:
 
 
 def _pretrain(args: Namespace) -> Figures:
-    found = _all("step epoch lr images_per_second wait_share eta_seconds", NOTHING)
+    found = _all("step epoch time lr images_per_second wait_share eta_seconds", NOTHING)
     found |= _all("loss top1 top5 hardest grad_norm loss_ratio alignment uniformity feature_std", TRAINING)
     found |= _all(FAMILIES[args.family].figure, TRAINING)
     if args.family == "queue" and not METHODS[args.method].supervised:

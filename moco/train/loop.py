@@ -205,7 +205,9 @@ class Loop(ABC):
         self.timer.read()
         for (step, put_back), (bad_loss, bad, asked) in zip(steps, found, strict=True):
             code, saves = answers(asked)
-            self.exit_code = self.exit_code if code is None else code
+            if code is not None:
+                self.exit_code = code
+                self.log.ended(code, self.stop.reason(code))
             self.saver.asked |= saves
             if bad == AWAY:  # and so are all steps after it
                 put_back()

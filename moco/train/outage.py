@@ -20,6 +20,10 @@ GO_ON = "the same command with --resume auto goes on"
 class StoppedError(OutageError):
     """The run was asked to stop while it waited; it ends with the exit code of that."""
 
+    def __init__(self, sentence: str, code: int, reason: str) -> None:
+        super().__init__(sentence)
+        self.exit_code, self.reason = code, reason
+
 
 @dataclass
 class Patience:
@@ -65,9 +69,7 @@ class Patience:
         late = time.monotonic() - begun >= 60 * self.minutes
         code, late = self.stop.look(late)
         if code is not None:
-            error = StoppedError(f"stopped while waiting, as {left}: {GO_ON}")
-            error.exit_code = code
-            raise error
+            raise StoppedError(f"stopped while waiting, as {left}: {GO_ON}", code, self.stop.reason(code))
         if late:
             raise OutageError(f"{left}, for {self.minutes:g} minutes (--data-patience); the run is saved: {GO_ON}")
 

@@ -157,6 +157,11 @@ class Progress:
         """The epoch, counted from 0, that is running or has just ended: the one that a checkpoint is named after."""
         return self.epoch if self.batch else self.epoch - 1
 
+    def where(self, per_epoch: int = 0) -> tuple[int, int]:
+        """What the log says of it: the last step, and the epoch, counted from 0, that it belongs to. In steps, or where
+        ``per_epoch`` is given in batches, of which an epoch has so many."""
+        return (self.batches(per_epoch) if per_epoch else self.step), max(0, self.trained)
+
     def batches(self, per_epoch: int) -> int:
         """Batches since the start, of which an epoch has so many."""
         return self.epoch * per_epoch + self.batch

@@ -120,7 +120,7 @@ class Trainer(Loop):
             self.queue_watch.forget()
         early = at.epoch == 0 or 10 * at.step < plan.total_steps
         if odd := self.queue_watch.judge(at.epoch, early, self.model.chance_formula, getattr(self.model, "m", 0.0)):
-            self.log.line(f"warning: {odd}")
+            self.log.warn(odd)
 
     def _queue_had_random_rows(self) -> bool:
         """Whether the queue of this epoch began with rows that were drawn at random: negatives so easy that the loss
@@ -192,7 +192,7 @@ class Trainer(Loop):
         """Say so; raise a TrainingError, with a dump, after too many in a row."""
         at = self.progress
         where, names = self._culprit() if newest else ("the loss" if bad_loss else "a gradient", [])
-        self.log.line(f"step {step}: {where} is not finite; nothing was changed ({at.bad_steps} in a row)")
+        self.log.warn(f"step {step}: {where} is not finite; nothing was changed ({at.bad_steps} in a row)")
         if at.bad_steps < self.plan.max_bad_steps:
             return
         path = os.path.join(self.save_dir, f"bad_step_{at.step - 1:08d}_rank{distributed.rank()}.pt")
@@ -245,7 +245,7 @@ class Trainer(Loop):
         self.queue_watch.note(values)
         odd = diagnose(values)
         if odd and at.epoch > 0:  # a first epoch may look like anything
-            self.log.line(f"warning: {odd}")
+            self.log.warn(odd)
         self.sums.zero_()
         self.watch.restart()
 
@@ -275,7 +275,7 @@ class Trainer(Loop):
         self.saver.restart()
         if bad and not last:
             self.saver.asked = True  # as soon as a step is finite
-            self.log.line(f"not saved, as the newest {bad} steps were not finite; older checkpoints stay as they are")
+            self.log.warn(f"not saved, as the newest {bad} steps were not finite; older checkpoints stay as they are")
             return
         self.progress.bad_images = self.bad_images.state_dict()
         self.progress.plateau = self.plateau.state_dict()

@@ -21,11 +21,12 @@ from typing import Any, TypeVar
 
 from tqdm import tqdm
 
-from moco import distributed, files, owner, resources
-from moco.errors import UserError, one_line, tell
+from moco import distributed, doors, files, owner, resources, signals
+from moco.errors import MocoError, UserError, one_line, tell
 
 T = TypeVar("T")
 tqdm.set_lock(threading.RLock())  # its own is a semaphore of the system, which a process that is killed leaves behind
+WARNING = "warning: "
 KEPT = 10_000  # records, some megabytes, that wait for a place that cannot be written
 
 
@@ -39,27 +40,30 @@ class _Place:
         self.name, self.write, self.close, self.say = name, write, close, say
         self.waiting: deque[tuple] = deque(maxlen=KEPT)
         self.failed = False
+        self._one_at_a_time = threading.RLock()  # a checkpoint's thread has warnings too
 
     def put(self, *record: Any) -> None:
         """Write the record behind those that wait, or keep it; tells when that begins and when it ends."""
-        self.waiting.append(record)
-        self.catch_up()
+        with self._one_at_a_time:
+            self.waiting.append(record)
+            self.catch_up()
 
     def catch_up(self) -> None:
+        failed = self.failed
         try:
             while self.waiting:
                 self.write(*self.waiting[0])
                 self.waiting.popleft()
         except Exception as error:  # Weights & Biases has errors of its own
-            if not self.failed:
+            self.failed = True  # before the warning, which is a record too
+            if not failed:
                 self.say(
                     f"warning: {self.name} cannot be written ({one_line(error)}); its records are kept until it can"
                 )
-            self.failed = True
         else:
-            if self.failed:
-                self.say(f"{self.name} is written again")
             self.failed = False
+            if failed:
+                self.say(f"{self.name} is written again")
 
     def finish(self) -> None:
         """The last attempt."""
@@ -126,18 +130,24 @@ class RunLog:
     """One run's log: readable lines on the console, numbers as ``NAME.jsonl``, TensorBoard events, and W&B if asked.
 
     Every process may call it; only the main one writes. To be used in ``with``, after which the run's folder is no
-    longer held (:mod:`moco.owner`), or closed. Each record of the file is one line of JSON with ``step`` and what
-    :meth:`scalars` was given, written when the call returns, or where the disk is full as soon as it can be; numbers
-    that are not finite become null.
+    longer held (:mod:`moco.owner`), or closed. Each record of the file is one line of JSON with ``step``, ``epoch``,
+    ``time`` (seconds since 1970) and what :meth:`scalars` was given, written when the call returns, or where the disk
+    is full as soon as it can be; numbers that are not finite become null.
+
+    Beside it NAME_events.jsonl says in the same way what happened, one line each with ``time``, ``step``, ``epoch``,
+    ``kind`` and ``text``: "begin" with ``resumed``, the checkpoint or null, and ``command``; "warning"; "end" with
+    ``reason`` ("finished", "max-minutes", "signal SIGTERM", "error"), ``exit_code`` and ``next``, what to type. A
+    process that is killed has no end. A resumed run appends to it.
 
     Args:
         save_dir: the run's folder, made if missing.
         tensorboard: also write events into ``save_dir``/tensorboard/NAME.
         wandb: project on Weights & Biases to send the numbers to; a resumed run goes on in its page.
         config: the run's settings: written to NAME_settings.json, and for W&B.
-        resume_step: None begins a new log in place of an older one; else the log goes on after this step, and what
-            an interrupted run had written beyond it is dropped.
         name: tells apart two kinds of run in one folder.
+        resumed: the checkpoint that the run goes on from. None begins a new log in place of an older one; else the log
+            goes on, and what an interrupted run had written beyond the step ``where`` it is resumed is dropped.
+        where: the run's step and its epoch, counted from 0 (:meth:`moco.train.plan.Progress.where`).
 
     Raises:
         UserError: the folder cannot be written, or wandb is not installed.
@@ -150,22 +160,28 @@ class RunLog:
         wandb: str | None = None,
         *,
         config: dict[str, Any] | None = None,
-        resume_step: int | None = None,
         name: str = "log",
+        resumed: str | None = None,
+        where: Callable[[], tuple[int, int]] = lambda: (0, 0),
     ) -> None:
         self._places: list[_Place] = []
+        self._happened: _Place | None = None
         self._inside = contextlib.ExitStack()
         self._main = distributed.is_main()
-        self.recorded: list[str] = []  # names of what an older log has of ``resume_step``, in the main process
+        self.recorded: list[str] = []  # names of what an older log has of this step, in the main process
         self._path = path = os.path.join(save_dir, f"{name}.jsonl")
+        self._where, self._end = where, (0, "finished")
         if not self._main:
             return
+        step, happened = where()[0], os.path.join(save_dir, f"{name}_events.jsonl")
         try:
             os.makedirs(save_dir, exist_ok=True)
-            run = _wandb_run(wandb, save_dir, name, config, resumed=resume_step is not None) if wandb else None
-            files.write_text("" if resume_step is None else _records_until(path, resume_step), path)
-            self.recorded = [name for r in files.records(path) if r.get("step") == resume_step for name in r]
-            records = _Appended(path)
+            run = _wandb_run(wandb, save_dir, name, config, resumed=resumed is not None) if wandb else None
+            files.write_text("" if resumed is None else _records_until(path, step), path)
+            files.write_text("" if resumed is None else _records_until(happened), happened)
+            if resumed is not None:
+                self.recorded = [name for r in files.records(path) if r.get("step") == step for name in r]
+            records, self._events = _Appended(path), _Appended(happened)
         except OSError as error:
             reason = error.strerror or error
             raise UserError(f"{path} cannot be written ({reason}); choose another --save-dir.") from error
@@ -173,8 +189,9 @@ class RunLog:
             settings = json.dumps(config, indent=1, default=str)
             files.write_text(settings + "\n", os.path.join(save_dir, f"{name}_settings.json"))
         self._places = [_Place(path, lambda line, *_: records.append(line), records.close, self.line)]
+        self._happened = _Place(happened, self._events.append, self._events.close, self.line)
         if tensorboard:
-            first = 0 if resume_step is None else resume_step + 1
+            first = 0 if resumed is None else step + 1
             events = _Events(os.path.join(save_dir, "tensorboard", name), first)
             self._places.append(
                 _Place("TensorBoard's file", lambda _, *now: events.write(*now), events.close, self.line)
@@ -182,12 +199,32 @@ class RunLog:
         if run is not None:
             send = lambda _, step, numbers: run.log(numbers, step=step)  # noqa: E731
             self._places.append(_Place("Weights & Biases", send, run.finish, self.line))
+        signals.parting.append(self._part)
+        self.event("begin", "", resumed=resumed, command=doors.command() or None)
 
     def line(self, text: str) -> None:
-        """One line on the console, above the bar if there is one."""
-        if self._main:
-            with tqdm.external_write_mode():
-                tell(text)
+        """Lines on the console, above the bar if there is one; one that begins with "warning: " is an event too."""
+        if not self._main:
+            return
+        with tqdm.external_write_mode():
+            tell(text)
+        for line in text.splitlines():
+            if line.startswith(WARNING):
+                self.event("warning", line.removeprefix(WARNING))
+
+    def warn(self, text: str) -> None:
+        """A line that begins with "warning: ", and an event."""
+        self.line(WARNING + text)
+
+    def event(self, kind: str, text: str, **extra: Any) -> None:
+        """Record what happened; ``extra``: any JSON values."""
+        if self._happened is not None:
+            self._happened.put(self._event(kind, text, **extra))
+
+    def _event(self, kind: str, text: str, **extra: Any) -> bytes:
+        step, epoch = self._where()
+        record = {"time": round(time.time(), 3), "step": step, "epoch": epoch, "kind": kind, "text": text, **extra}
+        return (json.dumps(record) + "\n").encode()
 
     def scalars(self, step: int, values: dict[str, float], *, text: str | None = None, **extra: Any) -> None:
         """Record numbers of ``step``: as curves, and with ``extra`` (any JSON values) as one record of the file.
@@ -200,7 +237,8 @@ class RunLog:
             return
         numbers = {name: float(value) for name, value in values.items()}
         finite = {name: value if math.isfinite(value) else None for name, value in numbers.items()}
-        line = (json.dumps({"step": step, **extra, **finite}) + "\n").encode()
+        record = {"step": step, "epoch": self._where()[1], **extra, **finite, "time": round(time.time(), 3)}
+        line = (json.dumps(record) + "\n").encode()
         for place in self._places:
             place.put(line, step, numbers)
 
@@ -216,25 +254,54 @@ class RunLog:
         """Enter a context, to be left before the log is closed."""
         return self._inside.enter_context(inside)
 
-    def __exit__(self, kind: Any, *raised: Any) -> None:
+    def ended(self, code: int, reason: str) -> None:
+        """The run stops before its end, for this reason and with this exit code."""
+        self._end = code, reason
+
+    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
         try:
-            self._inside.__exit__(kind, *raised)
-            self.close()
+            self._inside.__exit__(kind, error, trace)
+            self._finish()
             if kind is None:
                 with contextlib.suppress(OSError):
                     owner.check(self._path)  # the run must not end as if all that it did were there
+        except BaseException as later:
+            error = later
+            raise
         finally:
+            self._finish()
+            self._say_end(error)
             self.close()
             owner.release()
 
+    def _say_end(self, error: BaseException | None) -> None:
+        code, reason = self._end
+        if error is not None:
+            known = distributed.known_error(error)
+            code, reason = known.exit_code if known else 1, getattr(error, "reason", "error")
+            error = known or error
+        text = f"{type(error).__name__}: " * (not isinstance(error, MocoError)) + one_line(error) if error else ""
+        self.event("end", text, reason=reason, exit_code=code, next=doors.again() if reason != "finished" else None)
+
+    def _part(self, code: int, reason: str) -> None:
+        """The process ends at once, whatever its main thread does: no lock is waited for."""
+        self._events.append(self._event("end", "", reason=reason, exit_code=code, next=doors.again()))
+
     def close(self) -> None:
         """Finish all files; a second call does nothing."""
+        self._finish()
+        if self._happened is not None:
+            self._happened.finish()
+            signals.parting.remove(self._part)
+        self._happened = None
+
+    def _finish(self) -> None:
         for place in self._places:
             place.finish()
         self._places = []
 
 
-def _records_until(path: str, step: int) -> str:
+def _records_until(path: str, step: float = math.inf) -> str:
     """The file's records up to ``step``; a line that a kill cut short is dropped."""
     if not os.path.exists(path):
         return ""

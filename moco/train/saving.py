@@ -67,7 +67,7 @@ class Saver:
         """
         self.wait()
         if odd := first_not_finite(state):
-            self.line(f"not saved, as {odd} is not finite; older checkpoints stay as they are")
+            self.line(f"warning: not saved, as {odd} is not finite; older checkpoints stay as they are")
         elif not self.beside:
             self.patience.keep_trying(partial(work, state))
         else:
@@ -95,7 +95,7 @@ class Saver:
         try:  # what has ended the run is what is to be told
             self.wait()
         except Exception as error:
-            self.line(f"the last checkpoint was not written: {error}")
+            self.line(f"warning: the last checkpoint was not written: {error}")
 
     def _work(self, work: Callable[[State], None], state: State) -> None:
         try:

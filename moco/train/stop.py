@@ -4,6 +4,7 @@ each other after a step."""
 from __future__ import annotations
 
 import math
+import signal
 import time
 
 import torch
@@ -39,6 +40,15 @@ class StopRequest:
     def exit_code(self) -> int | None:
         """With which every process must stop now, because of any of them; None to go on. Every process has to call."""
         return self.look(False)[0]
+
+    def reason(self, code: int) -> str:
+        """Why a run stops with this exit code of :meth:`exit_code`: "max-minutes" or "signal NAME"; the signal may have
+        come to another process."""
+        if code:
+            names = [signal.Signals(number).name for number, other in signals.CODES.items() if other == code]
+            return f"signal {names[0]}"
+        late = time.monotonic() > self.deadline and signal.SIGUSR1 not in signals.noted()
+        return "max-minutes" if late else "signal SIGUSR1"
 
     def look(self, gone: bool) -> tuple[int | None, bool]:
         """:meth:`exit_code`, and whether something is ``gone`` on any process."""

@@ -48,7 +48,7 @@ def test_a_state_that_is_not_finite_is_not_written():
     saver = Saver(line=told.append)
     saver.write({"queue": torch.tensor([math.inf])}, made.append)
     assert made == []
-    assert told == ["not saved, as queue is not finite; older checkpoints stay as they are"]
+    assert told == ["warning: not saved, as queue is not finite; older checkpoints stay as they are"]
     saver.write({"queue": torch.ones(1)}, made.append)
     assert len(made) == len(told) == 1
 
@@ -278,4 +278,4 @@ def test_two_writes_are_never_under_way_and_an_error_is_raised_by_the_next(tmp_p
     saver.write({}, failing)
     with pytest.raises(KeyError), saver:
         raise KeyError
-    assert told == ["the last checkpoint was not written: the disk is full"]
+    assert told == ["warning: the last checkpoint was not written: the disk is full"]

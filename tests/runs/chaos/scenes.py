@@ -21,7 +21,7 @@ SMALL = ["-a", "test_resnet", "--size", "16", "-b", "8", "-j", "0", "--seed", "3
 PRETRAIN = ["main_pretrain", *TINY, *SYNCO, "--epochs", "3", "--save-every", "1", "--keep", "0", "--knn-every", "1"]
 LINCLS = ["main_lincls", *SMALL, "--lr", "0.3", "0.1", "--epochs", "2"]
 SEMISUP = ["main_semisup", *SMALL, "--lr-classifier", "0.1", "--epochs", "2", "--train-percent", "50"]
-TIMES = ("images_per_second", "wait_share", "eta_seconds", "ended", "seconds")
+TIMES = ("images_per_second", "wait_share", "eta_seconds", "time", "ended", "seconds")
 FAKE = """import argparse, json, os
 p = argparse.ArgumentParser()
 for name in ("lr", "save-dir", "resume", "seed"):
@@ -95,7 +95,8 @@ def run_value(here: Path, ended: Ended) -> Any:
 
 def log_value(here: Path, ended: Ended) -> Any:
     """The same and its log."""
-    return {**run_value(here, ended), **{path.name: records(path) for path in sorted(here.glob("*.jsonl"))}}
+    logs = [path for path in sorted(here.glob("*.jsonl")) if not path.stem.endswith("_events")]
+    return {**run_value(here, ended), **{path.name: records(path) for path in logs}}
 
 
 def of_file(name: str) -> Value:
