@@ -111,7 +111,7 @@ def hold(folder: str, kind: str = "", choose: str = "--save-dir") -> None:
         UserError: another run is at work there, or the folder cannot be made or written.
     """
     global _lock
-    path = os.path.join(folder, f"owner_{kind}.json" if kind else "owner.json")
+    path = _path(folder, kind)
     lock = _held()
     if lock and lock.path == path and not lock.lost:
         return
@@ -142,6 +142,18 @@ def release() -> None:
     _lock = None
 
 
+def look_at(folder: str, kind: str = "") -> tuple[str, str, float]:
+    """Whether a run of this kind is at work in a folder, which stays as it is: its state as of
+    :meth:`moco.processes.Process.state`, who it is, and when it last gave a sign of life (the time of its file). GONE
+    and an empty name where nobody holds the folder."""
+    try:
+        content, beat = _read(_path(folder, kind))
+    except OSError:
+        return GONE, "", 0.0
+    owner = _parse(content)
+    return (owner.process.state(), str(owner), beat / 1e9) if owner else (UNKNOWN, "an unnamed process", beat / 1e9)
+
+
 def lost() -> bool:
     """Whether the folder that this process held is known to be another's; asks no disk."""
     lock = _held()
@@ -160,6 +172,10 @@ def check(path: str) -> None:
         lock.look()
         if lock.lost:
             raise UserError(lock.lost)
+
+
+def _path(folder: str, kind: str) -> str:
+    return os.path.join(folder, f"owner_{kind}.json" if kind else "owner.json")
 
 
 def _make(folder: str) -> list[str]:

@@ -36,7 +36,7 @@ class Run:
         name: what tells it apart from the other runs of a report.
         figures: the numbers of the log by name, NaN where it has null: steps and values of equal lengths.
         epochs, times: of the steps that say so.
-        damaged: lines of the log that cannot be read.
+        records: how many it has. step: of the last one. damaged: lines of the log that cannot be read.
     """
 
     folder: str
@@ -44,6 +44,7 @@ class Run:
     name: str = ""
     figures: dict[str, tuple[array, array]] = field(default_factory=dict)
     records: int = 0
+    step: float = 0.0
     damaged: int = 0
     settings: dict[str, Any] = field(default_factory=dict)
     events: list[dict[str, Any]] = field(default_factory=list)
@@ -124,7 +125,7 @@ def _name(runs: list[Run]) -> None:
 
 def read(run: Run) -> None:
     """Fill a run from its files."""
-    run.figures, run.records, run.damaged = {}, 0, 0
+    run.figures, run.records, run.step, run.damaged = {}, 0, 0.0, 0
     _read_log(run)
     run.settings = _dictionary(run.path("_settings.json"))
     run.events = [event for event in files.records(run.path("_events.jsonl")) if isinstance(event.get("kind"), str)]
@@ -154,7 +155,7 @@ def _record(line: str) -> dict[str, Any] | None:
 
 def _add(run: Run, record: dict[str, Any]) -> None:
     run.records += 1
-    step = float(record.pop("step"))
+    run.step = step = float(record.pop("step"))
     for name, value in record.items():
         value = math.nan if value is None else number(value)
         if value is not None:

@@ -1,19 +1,10 @@
 """moco report: which runs it finds in folders, and what it says of others."""
 
-import json
-
 import pytest
+from support.logs import write_log
 
 from moco.report import __main__ as report
 from moco.report import runs
-
-
-def write_log(folder, *records, log="log", **files):
-    folder.mkdir(parents=True, exist_ok=True)
-    lines = (record if isinstance(record, str) else json.dumps(record) + "\n" for record in records)
-    (folder / f"{log}.jsonl").write_text("".join(lines))
-    for ending, content in files.items():
-        (folder / f"{log}_{ending}").write_text(content)
 
 
 def test_runs_below_a_folder_are_found_and_named_apart(tmp_path):
