@@ -10,7 +10,7 @@ import os
 from moco.report import of_evaluations, of_trials
 from moco.report.gather import CHECKPOINT, DAMAGED, FILE, Entries, Finds, relative
 from moco.report.table import Table
-from moco.report.walk import Place, Walk
+from moco.report.walk import DEPTH, Place, Walk
 
 EVALUATIONS = {
     "result.json": of_evaluations.of_result, "evaluate.json": of_evaluations.of_result,
@@ -27,13 +27,13 @@ PICTURES = {
 }  # fmt: skip
 
 
-def tables(folder: str) -> list[Table]:
-    """Every result in ``folder`` and below it, a table for each measure and each sweep; empty for none.
+def tables(folder: str, depth: int = DEPTH) -> list[Table]:
+    """Every result in ``folder`` and so many levels below it, a table for each measure and each sweep; empty for none.
 
     Each row names the checkpoint that was measured, as the result does. At most a moment is spent on looking
     (:mod:`moco.report.walk`); what was not looked at is the note of the last table.
     """
-    finds, walk = Finds(folder), Walk(folder)
+    finds, walk = Finds(folder), Walk(folder, depth)
     for place in walk:
         for name in (*EVALUATIONS, *TRIALS):
             if name in place.files:
@@ -59,10 +59,10 @@ def _read(finds: Finds, place: Place, name: str) -> None:
         finds.add(DAMAGED, {FILE: relative(path, finds.folder), "what is wrong": why})
 
 
-def pictures(folder: str) -> list[tuple[str, str]]:
-    """Title and path of each picture that evaluations and sweeps have drawn in ``folder`` and below it."""
+def pictures(folder: str, depth: int = DEPTH) -> list[tuple[str, str]]:
+    """Title and path of each picture that evaluations and sweeps have drawn in ``folder`` and so many levels below."""
     found = []
-    for place in Walk(folder):
+    for place in Walk(folder, depth):
         swept = "results.csv" in place.files and "trials" in place.folders
         if swept:
             place.leave("trials")

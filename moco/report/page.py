@@ -7,17 +7,19 @@ import math
 import os
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from urllib.parse import quote
 
 import moco
 from moco import files
+from moco.errors import UserError
 from moco.pictures.page import page, text
-from moco.report import curves, ending, figures, plotly, runs, settings
+from moco.report import curves, ending, figures, found, plotly, runs, settings
 from moco.report.curves import Line, Panel
 from moco.report.runs import KINDS, Run, number
 from moco.report.table import Cell, Table
+from moco.report.walk import DEPTH
 
 MOST_WARNINGS = 200
 MOST_PICTURES, LARGEST_PICTURE = 24, 3 << 20  # in the page; of larger ones there is a link
@@ -59,13 +61,27 @@ class Report:
         return any(found.state == ending.RUNNING for found in self.endings)
 
 
-def of(paths: list[str], align: str = "step", below: bool = True) -> Report:
-    """What is to be said of these folders and, with ``below``, of those in them.
+def of(paths: list[str], align: str = "step", depth: int = DEPTH) -> Report:
+    """What is to be said of these folders and those so many levels below.
 
     Raises:
-        UserError: a path is no folder, or there is nothing of a run in it.
+        UserError: a path is no folder, or holds nothing of a run.
     """
-    return Report(runs.find(paths, below), align=align)
+    there = runs.find(paths, depth)
+    tables, pictures = [], []
+    for path in paths:
+        mine = found.tables(path, depth)
+        if not any(table.rows for table in mine) and not any(_below(run.folder, path) for run in there):
+            raise UserError(f"{path} holds no log of a run (log.jsonl, lincls.jsonl, semisup.jsonl) and no results.")
+        shown = f"{os.path.basename(os.path.abspath(path))}: " * (len(paths) > 1)
+        tables += [replace(table, title=shown + table.title) for table in mine]
+        pictures += [(shown + title, picture) for title, picture in found.pictures(path, depth)]
+    return Report(there, tables, pictures, align)
+
+
+def _below(folder: str, top: str) -> bool:
+    folder, top = os.path.realpath(folder), os.path.realpath(top)
+    return os.path.commonpath([folder, top]) == top
 
 
 def write(report: Report, path: str) -> None:
@@ -79,9 +95,10 @@ def write(report: Report, path: str) -> None:
     data = {
         "lines": [{"name": line.name, "colour": line.colour} for line in report.lines],
         "panels": [curves.data_of(panel, lines, report.lines) for _, panel, lines in shown] if js else [],
-        "align": report.align, "again": report.again, "plotly": js,
+        "align": report.align, "again": report.again, "plotly": js if shown else "",
     }  # fmt: skip
-    name = report.runs[0].name if len(report.runs) == 1 else f"{len(report.runs)} runs"
+    count = len(report.runs)
+    name = report.runs[0].name if count == 1 else f"{count} runs" if count else "results"
     whole = page(
         f"Report: {name}", body="\n".join(filter(None, body)), data=data, scripts=["report.js"], styles=["report.css"]
     )
@@ -105,6 +122,8 @@ def _runs(report: Report) -> str:
     """The table of runs, which is the legend of all curves."""
     columns = [name for name in LATEST if any(name in line.figures for line in report.lines)
                or any(name in run.figures for run in report.runs if run.log not in curves.DRAWN)]  # fmt: skip
+    if not report.runs:
+        return ""
     several = len({run.log for run in report.runs}) > 1
     head = ["run", *["kind"] * several, "what became of it", "epochs", "time", *(LATEST[name][0] for name in columns)]
     cells = "".join(_element("th", text(name), i > 1 + several) for i, name in enumerate(head))

@@ -14,16 +14,13 @@ from typing import Any
 
 from moco import files
 from moco.errors import UserError
+from moco.report.walk import DEPTH, Walk
 
 # What a log's name says of its run: NAME.jsonl of moco.train.runlog.RunLog.
 KINDS = {
     "log": "pretraining", "lincls": "linear probe", "semisup": "fine-tuning", "evaluate": "evaluation",
     "knn": "k-NN", "few_shot": "few-shot episodes", "lr_find": "rate search",
 }  # fmt: skip
-DEEPEST = 4  # folders below the one that is named
-MOST_FOLDERS = 5_000  # that are looked into: somebody may name the folder of all images
-NOT_ENTERED = ("tensorboard", "wandb", "train", "val", "__pycache__")
-EPOCH, TIME = "epoch", "time"
 MOST_BYTES = 4 << 30  # of a log
 
 
@@ -59,22 +56,19 @@ class Run:
         return os.path.join(self.folder, self.log + ending)
 
 
-def find(paths: list[str], below: bool = True) -> list[Run]:
-    """The runs in these folders and, with ``below``, in the folders there, read and named.
+def find(paths: list[str], depth: int = DEPTH) -> list[Run]:
+    """The runs in these folders and so many levels below, read and named; none for folders without a log.
 
     Raises:
-        UserError: a path is no folder, or there is no log in any.
+        UserError: a path is no folder.
     """
     found: dict[str, Run] = {}
     for path in paths:
         if not os.path.isdir(path):
             what = "a file" if os.path.exists(path) else "missing"
             raise UserError(f"{path} is {what}; give the folder of a run, or a folder of runs.")
-        folders = _folders(path) if below else [path]
-        mine = [Run(folder, log) for folder in folders for log in KINDS if _has_log(folder, log)]
-        if not mine:
-            raise UserError(f"{path} holds no log of a run (log.jsonl, lincls.jsonl, semisup.jsonl).")
-        for run in mine:
+        places = sorted(Walk(path, depth), key=lambda place: place.path)
+        for run in (Run(place.path, log) for place in places for log in KINDS if f"{log}.jsonl" in place.files):
             found.setdefault(os.path.realpath(run.path()), run)
     runs = list(found.values())
     for run in runs:
@@ -83,34 +77,11 @@ def find(paths: list[str], below: bool = True) -> list[Run]:
     return runs
 
 
-def _has_log(folder: str, log: str) -> bool:
-    return os.path.isfile(os.path.join(folder, f"{log}.jsonl"))
-
-
-def _folders(top: str) -> list[str]:
-    """The folder and those in it, in the order of their names; at most ``MOST_FOLDERS`` and ``DEEPEST`` levels."""
-    found: list[str] = []
-    todo = [(top, 0)]
-    while todo and len(found) < MOST_FOLDERS:
-        folder, depth = todo.pop()
-        found.append(folder)
-        if depth < DEEPEST:
-            todo += [(os.path.join(folder, name), depth + 1) for name in reversed(_inside(folder))]
-    return found
-
-
-def _inside(folder: str) -> list[str]:
-    try:
-        with os.scandir(folder) as entries:
-            names = [entry.name for entry in entries if entry.is_dir(follow_symlinks=False)]
-    except OSError:
-        return []
-    return sorted(name for name in names if name not in NOT_ENTERED and not name.startswith("."))
-
-
 def _name(runs: list[Run]) -> None:
     """Names that tell the runs apart: their folders without what all have in common, and the kind where one folder
     holds several."""
+    if not runs:
+        return
     folders = [os.path.realpath(run.folder) for run in runs]
     common = os.path.commonpath(folders)
     several = {folder for folder in folders if folders.count(folder) > 1}

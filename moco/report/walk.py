@@ -25,23 +25,24 @@ class Place(NamedTuple):
 
 
 class Walk:
-    """The places at and below ``folder``, each level in the order of names. Hidden folders and links to folders are not
-    entered. ``left_out``: a sentence where something was not looked at, empty at the end of most walks."""
+    """The places at ``folder`` and ``depth`` levels below it, each level in the order of names. Hidden folders and
+    links to folders are not entered. ``left_out``: a sentence where something was not looked at, empty at the end of
+    most walks."""
 
-    def __init__(self, folder: str) -> None:
-        self.folder, self.left_out, self._entries = folder, "", 0
+    def __init__(self, folder: str, depth: int = DEPTH) -> None:
+        self.folder, self.depth, self.left_out, self._entries = folder, depth, "", 0
 
     def __iter__(self) -> Iterator[Place]:
         level = [self.folder]
-        for _ in range(DEPTH + 1):
+        for _ in range(self.depth + 1):
             below = []
             for path in level:
                 place = self._read(path)
                 yield place
                 below += [os.path.join(path, name) for name in place.folders]
             level = below
-        if level:
-            self.left_out = self.left_out or f"Folders more than {DEPTH} levels below are not looked at."
+        if level and self.depth:
+            self.left_out = self.left_out or f"Folders more than {self.depth} levels below are not looked at."
 
     def _read(self, path: str) -> Place:
         place = Place(path, set(), [])

@@ -27,7 +27,7 @@ def test_damaged_lines_are_counted_and_a_line_being_written_is_not(tmp_path):
 @pytest.mark.parametrize(
     ("name", "sentence"),
     [
-        ("empty", "holds no log of a run (log.jsonl, lincls.jsonl, semisup.jsonl)."),
+        ("empty", "holds no log of a run (log.jsonl, lincls.jsonl, semisup.jsonl) and no results."),
         ("absent", "is missing; give the folder of a run, or a folder of runs."),
         ("file", "is a file; give the folder of a run, or a folder of runs."),
     ],
