@@ -36,6 +36,7 @@ COMMANDS = {  # in the order of a user's work
     },
     "looking at it": {
         "report": "write a page with the curves, settings and warnings of runs",
+        "neighbours": "show images beside their nearest ones by an encoder's features",
     },
     "using a checkpoint": {
         "describe": "say what a checkpoint is and whether it is intact",
@@ -54,7 +55,7 @@ ALSO = {
     "knn": "lincls --knn", "fewshot": "lincls --few-shot", "few_shot": "lincls --few-shot",
     "lr_find": "lincls --lr-find", "linear": "lincls", "probe": "lincls",
     "finetune": "semisup", "pretraining": "pretrain", "train": "pretrain", "loop": "pretrain", "trainer": "detection",
-    "detectron2_names": "export", "pack": "data pack",
+    "detectron2_names": "export", "pack": "data pack", "neighbors": "neighbours", "nearest": "neighbours",
 }  # fmt: skip
 
 

@@ -120,7 +120,7 @@ def embed_parser() -> Parser:
     text = "Write the features of images to a file, and a picture of them in two dimensions."
     p = Parser(doors.typed("embed"), text)
     add = p.add_argument
-    _add_read(p)
+    add_read(p)
     add("--out", default="embedding", metavar="DIR", help="folder to write to (default: embedding)")
     add("--format", choices=("npz", "safetensors"), default="npz", help="format of the features (default: npz)")
     add("--picture", choices=("tsne", "umap", "pacmap", "none"), default="tsne", help="projection of the "
@@ -139,14 +139,14 @@ def embed_parser() -> Parser:
 
 def parse_embed(argv: list[str] | None = None) -> argparse.Namespace:
     """The flags of moco.embed."""
-    return parse(embed_parser(), argv, _finish_read)
+    return parse(embed_parser(), argv, finish_read)
 
 
 def retrieval_parser() -> Parser:
     """The parser of moco.retrieval."""
     text = "Retrieval and clustering metrics of frozen features, before and after the projection head."
     p = Parser(doors.typed("retrieval"), text)
-    _add_read(p)
+    add_read(p)
     p.add_argument("--out", default="./", metavar="DIR", help="folder for retrieval.json (default: ./)")
     p.add_argument("--seed", default=0, type=int, help="seed of k-means (default: 0)")
     add_launch(p)
@@ -155,10 +155,10 @@ def retrieval_parser() -> Parser:
 
 def parse_retrieval(argv: list[str] | None = None) -> argparse.Namespace:
     """The flags of moco.retrieval."""
-    return parse(retrieval_parser(), argv, _finish_read)
+    return parse(retrieval_parser(), argv, finish_read)
 
 
-def _add_read(p: Parser) -> None:
+def add_read(p: Parser) -> None:
     """A checkpoint and the images whose features it makes."""
     add = p.add_argument
     add("checkpoint", metavar="CHECKPOINT", nargs="?", help="the folder of a run, a checkpoint of this "
@@ -169,7 +169,7 @@ def _add_read(p: Parser) -> None:
     add("--split", choices=("val", "train"), help="images to use (default: the validation images, where there are any)")
 
 
-def _finish_read(parser: Parser, argv: list[str]) -> argparse.Namespace:
+def finish_read(parser: Parser, argv: list[str]) -> argparse.Namespace:
     args = with_config(parser, argv)
     if args.checkpoint is None or (args.data is None and args.dataset is None):
         raise UserError("give a checkpoint, and an image folder or --dataset NAME to embed.")

@@ -34,7 +34,7 @@ from moco.pictures.thumbnails import thumbnail
 from moco.seeding import numpy_generator
 from moco.train.pretraining import pick_amp
 from moco.weights.read import load_backbone
-from moco.weights.settings import settle_from_file
+from moco.weights.settings import Settled, settle_from_file
 
 FEWEST = 10  # images that a picture needs; the methods look at neighbourhoods
 
@@ -70,11 +70,30 @@ class Found(NamedTuple):
 
 def read_features(args: Namespace) -> Found:
     """Features of the images that the flags of this command name; every process has to call."""
-    settled = settle_from_file(args, args.checkpoint)
-    settings = {"download": args.download, "val_path": args.val_data, "channels": args.channels, "cache": args.cache}
-    source = choose_source(data.open_on_nodes(args.dataset, args.data, **settings), args.split)
-    size, mean, std = settled.of(source)
+    settled = settle_from_file(args, args.checkpoint)  # before the images: it says how they are read
+    source = choose_source(open_images(args), args.split)
+    reader = open_reader(args, settled, source)
+    return Found(reader.extractor.whole(reader.encoder, source), source, reader.encoder, reader.size, reader.summary)
 
+
+def open_images(args: Namespace) -> Sources:
+    """The images that the flags name."""
+    settings = {"download": args.download, "val_path": args.val_data, "channels": args.channels, "cache": args.cache}
+    return data.open_on_nodes(args.dataset, args.data, **settings)
+
+
+class Reader(NamedTuple):
+    """A checkpoint's encoder, and how images become its features."""
+
+    encoder: nn.Module  # on the device
+    extractor: FeatureExtractor
+    size: int  # of the views, pixels
+    summary: str  # what was read from the checkpoint
+
+
+def open_reader(args: Namespace, settled: Settled, source: Source) -> Reader:
+    """The checkpoint's encoder for such images."""
+    size, mean, std = settled.of(source)
     # The head's width is of no account: features are what enters it.
     encoder = build_encoder(args.arch, 2, stem=args.stem, size=size, in_chans=source.channels)
     summary = load_backbone(encoder, args.checkpoint, args.arch)[1]
@@ -84,7 +103,7 @@ def read_features(args: Namespace) -> Found:
         note=bad_image_notes(partial(print, flush=True), "left out"),
     )  # fmt: skip
     extractor = FeatureExtractor(images, device, mean, std, pick_amp(args.amp, device))
-    return Found(extractor.whole(encoder.to(device), source), source, encoder, size, summary + settled.summary)
+    return Reader(encoder.to(device), extractor, size, summary + settled.summary)
 
 
 def choose_source(sources: Sources, split: str | None) -> Source:
@@ -92,7 +111,11 @@ def choose_source(sources: Sources, split: str | None) -> Source:
     if split == "val" and sources.val is None:
         raise UserError(f"--split val: {sources.no_pair or 'there are no held-out images'}; leave it out.")
     held_out = None if split == "train" else sources.val
-    source = held_out or sources.train or sources.pretrain
+    return with_labels(held_out or sources.train or sources.pretrain)
+
+
+def with_labels(source: Source) -> Source:
+    """The source, or a copy of an unlabelled one whose labels are -1."""
     if source.labels is None:
         source = copy.copy(source)
         source.labels = np.full(len(source), -1)

@@ -12,7 +12,7 @@ Legend: n bank images, m queries, F feature width, C classes, k neighbours, T te
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -121,21 +121,36 @@ def knn_predict(
         device: where to compute, by default where the queries are.
     """
     device = queries.device if device is None else device
-    codes = (bank.ids * num_classes + bank.labels).to(device)  # one number for image and class
-    wanted = max(k) + (own is not None)
-    rows = -(-QUERY_ROWS // distributed.world_size())
-    most = int(distributed.max_over_ranks(torch.tensor(len(queries), device=device)))
+    codes = bank.ids * num_classes + bank.labels  # one number for image and class
     answers = [torch.empty(len(k), 0, dtype=torch.int64)]
-    for start in range(0, most, rows):
-        mine = queries[start : start + rows]
-        asked = padded(F.normalize(mine.to(device), dim=1), min(rows, most - start))
-        s, code = _merged(*_nearest(distributed.all_gather(asked), bank.x, codes, wanted))
+    for rows, s, code in most_similar(bank.x, codes, queries, max(k) + (own is not None), device):
         if own is not None:
-            me = padded(own[start : start + rows, None], len(s)).to(device)
+            me = padded(own[rows, None], len(s)).to(device)
             s = s.masked_fill(code // num_classes == me, -torch.inf)
             s, code = _first(s, code, max(k))
-        answers.append(_vote(s, code % num_classes, k, temperature, num_classes)[:, : len(mine)].cpu())
+        answers.append(_vote(s, code % num_classes, k, temperature, num_classes)[:, : len(queries[rows])].cpu())
     return torch.cat(answers, 1)
+
+
+def most_similar(
+    bank: Tensor, codes: Tensor, queries: Tensor, k: int, device: torch.device
+) -> Iterator[tuple[slice, Tensor, Tensor]]:
+    """The k nearest images of all processes' shards of a bank to each query, by cosine similarity.
+
+    Yields the rows of some of this process's queries, and for them similarities and codes, (r, k) each on the device,
+    the nearest first, of equals the one with the lower code; r may be more than the queries, the others are of no
+    account. A smaller bank leaves similarities of minus infinity at the end. Every process has to call.
+
+    Args:
+        bank: (n, F) this process's shard. codes: (n,) int64 by which its images are known, ascending over all shards.
+        queries: (m, F) this process's.
+    """
+    rows, codes = -(-QUERY_ROWS // distributed.world_size()), codes.to(device)
+    most = int(distributed.max_over_ranks(torch.tensor(len(queries), device=device)))
+    for start in range(0, most, rows):
+        mine = slice(start, start + rows)
+        asked = padded(F.normalize(queries[mine].to(device), dim=1), min(rows, most - start))
+        yield mine, *_merged(*_nearest(distributed.all_gather(asked), bank, codes, k))
 
 
 def _nearest(queries: Tensor, bank: Tensor, codes: Tensor, k: int) -> tuple[Tensor, Tensor]:

@@ -14,6 +14,7 @@ from PIL import Image
 from moco.errors import printable
 from moco.files import replacing
 from moco.pictures.colours import MARKS
+from moco.pictures.lettering import lettering
 from moco.pictures.page import text
 from moco.pictures.thumbnails import thumbnail
 
@@ -66,26 +67,32 @@ def _cell_html(cell: Cell) -> str:
     lines = "".join(f"<span>{text(line)}</span>" for line in cell.lines)
     return (
         f'<figure tabindex="0" class="{cell.mark}" data-detail="{text(cell.detail)}">'
-        f'<div><img src="{thumbnail(cell.image, ENLARGED)}" alt="{text(cell.detail)}">{_sign(cell.mark)}</div>'
-        f"<figcaption>{lines}</figcaption></figure>"
+        f'<div><img src="{thumbnail(cell.image, ENLARGED)}" alt="{text(cell.detail)}"></div>'
+        f"<figcaption>{_sign(cell.mark)}{lines}</figcaption></figure>"
     )
 
 
-def grid_png(rows: Rows, path: str, title: str, choose: str = "--out") -> None:
-    """Write the grid as a PNG, ``title`` and a legend above it; ``choose`` as in :func:`moco.files.replacing`."""
+def grid_png(rows: Rows, path: str, title: str, words: str = "", choose: str = "--out") -> None:
+    """Write the grid as a PNG, with ``title``, a line of ``words`` and a legend above it; ``choose`` as in
+    :func:`moco.files.replacing`."""
+    with lettering(), replacing(path, choose) as beside:
+        _drawn(rows, [title, *([words] if words else [])]).write(beside)
+
+
+def _drawn(rows: Rows, head: list[str]) -> _Canvas:
     across, lines = max(map(len, rows)), max(len(cell.lines) for row in rows for cell in row)
     step = BOX + GAP, BOX + GAP + 4 + lines * LINE
-    top = MARGIN + 3 * LINE
+    top = MARGIN + (len(head) + 2) * LINE
     canvas = _Canvas(max(LEAST, 2 * MARGIN + across * step[0] - GAP), top + len(rows) * step[1])
-    canvas.words(title, MARGIN, MARGIN, canvas.width - 2 * MARGIN, size=10)
-    legend = [f"{MARKS[mark].sign} {MARKS[mark].meaning}" for mark in marks_of(rows)]
-    for number, (mark, words) in enumerate(zip(marks_of(rows), legend, strict=True)):
-        canvas.words(words, MARGIN + number * LEAST // 3, MARGIN + LINE + 6, LEAST // 3, colour=MARKS[mark].colour)
+    for number, line in enumerate(head):
+        canvas.words(line, MARGIN, MARGIN - 6 + number * (LINE + 3), canvas.width - 2 * MARGIN, size=10 - number)
+    for number, mark in enumerate(marks_of(rows)):
+        meaning, left = f"{MARKS[mark].sign} {MARKS[mark].meaning}", MARGIN + number * LEAST // 3
+        canvas.words(meaning, left, top - LINE - 10, LEAST // 3, colour=MARKS[mark].colour)
     for down, row in enumerate(rows):
         for right, cell in enumerate(row):
             canvas.cell(cell, MARGIN + right * step[0], top + down * step[1])
-    with replacing(path, choose) as beside:
-        canvas.write(beside)
+    return canvas
 
 
 class _Canvas:
@@ -105,7 +112,8 @@ class _Canvas:
 
     def words(self, words: str, x: float, y: float, width: float, size: float = 8, colour: str = "#1d2026") -> None:
         """A line below ``y``, cut to the width in the middle: of a path both ends say something."""
-        shown, kept = printable(words), len(words)
+        kept = min(len(words), int(width))
+        shown = printable(words[:kept])
         while kept > 1 and self._width(shown, size) > width:
             kept -= 1
             shown = printable(words[: -(-kept // 2)] + "\N{HORIZONTAL ELLIPSIS}" + words[len(words) - kept // 2 :])
@@ -129,19 +137,9 @@ class _Canvas:
         left, above = x + (BOX - size[0]) // 2, y + (BOX - size[1]) // 2
         self.figure.figimage(np.asarray(image), left, self.height - above - size[1])
         if mark := MARKS.get(cell.mark):
+            style = {"edgecolor": mark.colour, "linewidth": 2, "linestyle": mark.line}
             corner = x - 3, self.height - y - BOX - 3
-            self.figure.add_artist(
-                Rectangle(
-                    corner,
-                    BOX + 6,
-                    BOX + 6,
-                    fill=False,
-                    edgecolor=mark.colour,
-                    linewidth=2,
-                    linestyle=mark.line,
-                    transform=None,
-                )
-            )
+            self.figure.add_artist(Rectangle(corner, BOX + 6, BOX + 6, fill=False, transform=None, **style))
             self.words(mark.sign, x + BOX - 12, y + BOX + 6, 14, size=9, colour=mark.colour)
         for number, line in enumerate(cell.lines):
             self.words(line, x, y + BOX + 7 + number * LINE, BOX - 14 * bool(mark and not number))

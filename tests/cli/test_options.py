@@ -280,7 +280,8 @@ def test_a_wrong_flag_is_answered_before_torch_is_imported(name, capsys, monkeyp
 
 @pytest.mark.filterwarnings("ignore:.*found in sys.modules:RuntimeWarning")  # of runpy: other tests import the doors
 @pytest.mark.parametrize(
-    "name", ["average", "bench", "data", "demo", "describe", "embed", "export", "report", "retrieval", "sweep"]
+    "name",
+    ["average", "bench", "data", "demo", "describe", "embed", "export", "neighbours", "report", "retrieval", "sweep"],
 )
 @pytest.mark.usefixtures("restored")
 def test_so_does_every_command(name, capsys, monkeypatch):

@@ -94,12 +94,18 @@ def reading(name: str, work: Callable[[], Read]) -> Read:
         raise BadImageError(f"{name} ({reason})") from error
 
 
-def opened(data: bytes) -> Image.Image:
+def every_format() -> tuple[str, ...]:
+    """Whatever PIL opens by itself: EPS goes to another program."""
+    Image.init()
+    return tuple(name for name in Image.ID if name != "EPS")
+
+
+def opened(data: bytes, formats: tuple[str, ...] = FORMATS) -> Image.Image:
     """A file's header: its size and mode are known, no pixel is decoded. To be called by ``reading``.
 
-    Raises ValueError for more than ``PIXELS``, and what PIL raises for what is none of ``FORMATS``.
+    Raises ValueError for more than ``PIXELS``, and what PIL raises for what is none of ``formats``.
     """
-    image = Image.open(io.BytesIO(data), formats=FORMATS)
+    image = Image.open(io.BytesIO(data), formats=formats)
     width, height = image.size
     if width * height > PIXELS:
         raise ValueError(f"{width} x {height} pixels are above the limit of {PIXELS:,}")
@@ -112,14 +118,14 @@ def opened(data: bytes) -> Image.Image:
     return image
 
 
-def decode_bytes(data: bytes, channels: int, shrink: int = 1) -> Image.Image:
+def decode_bytes(data: bytes, channels: int, shrink: int = 1, formats: tuple[str, ...] = FORMATS) -> Image.Image:
     """The first frame of a file's bytes in mode "L" (``channels`` 1) or "RGB" (3), with the decoder's own exceptions:
     to be called by ``reading``.
 
     A file cut short is broken. ``shrink`` 2, 4 or 8, for JPEG: each side divided by it (and rounded up), by an inverse
     cosine transform of fewer points.
     """
-    image = opened(data)
+    image = opened(data, formats)
     by_tensor = decode_jpeg and channels == 3 and shrink == 1 and image.width * image.height <= BY_TENSOR
     if by_tensor and _is_colour_jpeg(image):
         return Image.fromarray(decode_colour_jpeg(data).permute(1, 2, 0).numpy())
