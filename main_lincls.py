@@ -22,7 +22,7 @@ if __name__ == "__main__":  # a wrong flag is answered before torch is imported;
     ARGS = parse_lincls()
 
 from moco import data, distributed, seeding
-from moco.cli.common import few_shot_config
+from moco.cli.common import few_shot_config, image_options
 from moco.cli.flag_classes import LINCLS, probing
 from moco.cli.training import optimizer_config, schedule_config
 from moco.config import ClassifierConfig
@@ -32,6 +32,7 @@ from moco.eval import fewshot, knn, linear, linear_checkpoint, linear_report, lr
 from moco.eval.classifier import Classifier, backbone_of, begin_at, build_classifier, check_frozen
 from moco.eval.features import EvalData, bad_image_notes
 from moco.eval.linear_fit import ProbeFeatures, ProbeRun
+from moco.report import write_page
 from moco.train.checkpoint import reserve_run_folder
 from moco.train.outage import Patience
 from moco.train.plan import count_epochs
@@ -47,8 +48,7 @@ MODES = (*MEASURES, "lr_find", "evaluate")  # else a classifier is trained
 def worker(args: Namespace) -> int:
     """One process of a probe, from data to the result; returns the exit code."""
     mode = next((mode for mode in MODES if getattr(args, mode)), "lincls")
-    trained = mode == "lincls"
-    kind = "result" if trained else mode  # a fine-tuning writes result.json too
+    trained, kind = mode == "lincls", {"lincls": "result"}.get(mode, mode)  # a fine-tuning writes result.json too
     path, state, seed = begin_run(args.resume, args.save_dir, args.seed, linear_checkpoint.CHECKPOINT, kind)
 
     # data
@@ -76,8 +76,9 @@ def worker(args: Namespace) -> int:
     at, resumed = begin_at(state, path, seed, args.start_epoch)
     if trained:
         reserve_run_folder(args.save_dir, path, args.overwrite, *linear_checkpoint.PROBE_FILES)
-    where, settings = partial(at.where, plan.steps_per_epoch), vars(args)
-    with RunLog(args.save_dir, config=settings, name=mode, resumed=path, where=where) as log:
+    where = partial(at.where, plan.steps_per_epoch)
+    with RunLog(args.save_dir, config=vars(args), name=mode, resumed=path, where=where) as log:
+        log.at_end(write_page, args.save_dir, args.report)
         workers, flip = distributed.share_of_cores(args.workers), data.dataset_of(args.dataset).mirrored
         patience = Patience.of(args.data_patience, args.max_minutes, log.line)
         images = EvalData(size, batch, seed, workers, flip, bad_image_notes(log.line), patience=patience)
@@ -104,8 +105,7 @@ def open_images(args: Namespace, mode: str, path: str | None, state: dict) -> tu
     if mode == "evaluate" and not path:  # a classifier that nobody trained must not be evaluated by mistake
         raise UserError("--evaluate needs --resume with a classifier's checkpoint (--knn needs no classifier).")
     settled = settle_from_file(args, path or args.pretrained)
-    settings = {"download": args.download, "val_path": args.val_data, "channels": args.channels, "cache": args.cache}
-    sources = data.open_on_nodes(args.dataset, args.data, **settings)
+    sources = data.open_on_nodes(args.dataset, args.data, **image_options(args))
     state = {} if mode in MEASURES else state
     numbered = data.number_as_in(state, str(path), mode == "lincls", sources.train, sources.val)
     if mode == "few_shot":

@@ -20,11 +20,13 @@ if __name__ == "__main__":  # a wrong flag is answered before torch is imported;
     ARGS = parse_pretrain()
 
 from moco import data, distributed, seeding
+from moco.cli.common import image_options
 from moco.cli.flag_classes import PRETRAIN, pretraining
 from moco.cli.pretrain import pretrain_config
 from moco.eval import between_epochs
 from moco.eval.features import EvalData, FeatureExtractor
 from moco.methods.registry import METHODS
+from moco.report import write_page
 from moco.train.checkpoint import reserve_run_folder, unpack
 from moco.train.outage import Patience
 from moco.train.plan import Progress, batch_shape
@@ -42,8 +44,7 @@ def worker(args: Namespace) -> int:
     seeding.begin(seed, asked=args.seed is not None)
 
     # data
-    settings = {"download": args.download, "val_path": args.val_data, "channels": args.channels, "cache": args.cache}
-    sources = data.open_on_nodes(args.dataset, args.data, **settings)
+    sources = data.open_on_nodes(args.dataset, args.data, **image_options(args))
     images = sources.pretrain
     labels = data.class_labels(images, args.method) if METHODS[args.method].supervised else None
     data.check_classes(images, args.num_classes)
@@ -64,6 +65,7 @@ def worker(args: Namespace) -> int:
 
     # train, save
     with RunLog(args.save_dir, wandb=args.wandb, config=vars(args), resumed=path, where=progress.where) as log:
+        log.at_end(write_page, args.save_dir, args.report)
         lines = first_lines(config, given, model, plan, progress, path, summary, notes)
         log.line("the demo, as no DIR is given: " * args.demo + lines)
         patience = Patience.of(args.data_patience, args.max_minutes, log.line)

@@ -21,7 +21,7 @@ if __name__ == "__main__":  # a wrong flag is answered before torch is imported;
     ARGS = parse_semisup()
 
 from moco import data, distributed, seeding
-from moco.cli.common import few_shot_config
+from moco.cli.common import few_shot_config, image_options
 from moco.cli.flag_classes import SEMISUP, tuning
 from moco.cli.semisup import classifier_config, objective_config, semisup_schedule, subset_config
 from moco.cli.training import encoder_optimizer
@@ -31,6 +31,7 @@ from moco.eval import finetune_setup as setup
 from moco.eval.classifier import backbone_of, begin_at, build_classifier
 from moco.eval.features import EvalData, bad_image_notes
 from moco.eval.finetune_loss import Objective
+from moco.report import write_page
 from moco.train.checkpoint import reserve_run_folder
 from moco.train.outage import Patience
 from moco.train.plan import count_epochs
@@ -69,6 +70,7 @@ def worker(args: Namespace) -> int:
         reserve_run_folder(args.save_dir, path, args.overwrite, *finetune.TUNING_FILES)
     mode, where = "evaluate" if args.evaluate else "semisup", partial(at.where, plan.batches)
     with RunLog(args.save_dir, config=vars(args), name=mode, resumed=path, where=where) as log:
+        log.at_end(write_page, args.save_dir, args.report)
         summary = "; ".join(filter(None, [read, resumed, numbered, *args.notes])) + settled.summary
         log.line(f"{args.arch} at {size} px, --weights {args.weights}: {summary}")
         log.line("\n".join([setup.describe_tuning(images, model, plan, batch, seed), *notes]))
@@ -79,8 +81,7 @@ def worker(args: Namespace) -> int:
             weights or backbone_of(model.encoder), args.arch,
             saver=log.enter(Saver(args.save_dir, log.line, args.save_minutes, args.save_steps, None, views.patience)),
         )  # fmt: skip
-        # loop
-        while not (tuner.finished() or args.evaluate or tuner.exit_code is not None):
+        while not (tuner.finished() or args.evaluate or tuner.exit_code is not None):  # the loop
             tuner.run_epoch(training, selecting)
             tuner.end_epoch("val" if images.val else "test")
         if tuner.exit_code is not None:
@@ -96,8 +97,7 @@ def open_images(args: Namespace, path: str | None, state: dict) -> tuple[setup.I
     """The images of a run and of few-shot episodes, how they are seen, and what the log must say of their classes'
     numbers."""
     settled = settle_from_file(args, path or args.pretrained)
-    settings = {"download": args.download, "val_path": args.val_data, "channels": args.channels, "cache": args.cache}
-    sources = data.open_on_nodes(args.dataset, args.data, **settings)
+    sources = data.open_on_nodes(args.dataset, args.data, **image_options(args))
     whole, test = setup.labelled_images(sources, test=not args.val_only)
     numbered = data.number_as_in(state, str(path), not args.evaluate, whole, test)
     images = setup.choose_labelled(whole, test, subset_config(args), args.evaluate)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+from typing import Any
 
 from moco import run_folder
 from moco.cli.parser import Parser, at_least, finite, positive
@@ -82,8 +83,10 @@ def add_resume(p: Parser, which: str, seed: str) -> None:
 
 
 def add_stop(p: Parser) -> None:
-    """--overwrite, and when a run stops, is saved and counts as hanging."""
+    """--overwrite, --report, and when a run stops, is saved and counts as hanging."""
     add = p.group("run")
+    add("--report", action=SWITCH, default=True, help="write report.html, a page with the curves of the run, into "
+        "--save-dir at its end (default: on)")  # fmt: skip
     add("--overwrite", action="store_true", help="start a new run in a folder that holds another run")
     add("--max-minutes", type=at_least(0.0), metavar="M", help="save and stop after M minutes, with exit code 0 "
         "(default: no limit)")  # fmt: skip
@@ -171,6 +174,11 @@ def check_images(args: argparse.Namespace) -> None:
 
 
 # ------------------------------------------------------------------------------------------------- typed settings
+
+
+def image_options(args: argparse.Namespace) -> dict[str, Any]:
+    """How images are opened: the options of :func:`moco.data.open_on_nodes`."""
+    return {"download": args.download, "val_path": args.val_data, "channels": args.channels, "cache": args.cache}
 
 
 def few_shot_config(args: argparse.Namespace, seed: int) -> FewShotConfig:

@@ -204,6 +204,8 @@ class PretrainOptions(TypedDict, total=False):
     """number of epochs between checkpoints (default: 1)"""
     keep: int
     """keep only the newest N checkpoints (default: 0, all)"""
+    report: bool
+    """write report.html, a page with the curves of the run, into --save-dir at its end (default: on)"""
     overwrite: bool
     """start a new run in a folder that holds another run"""
     max_minutes: float | None
@@ -356,6 +358,8 @@ class EvaluateOptions(TypedDict, total=False):
     seed: int | None
     """random seed (default: drawn, logged and kept in checkpoints); or random seed, but for the draw of images
     (default: drawn, logged and kept); or seed of k-means (default: 0)"""
+    report: bool
+    """write report.html, a page with the curves of the run, into --save-dir at its end (default: on)"""
     overwrite: bool
     """start a new run in a folder that holds another run"""
     max_minutes: float | None

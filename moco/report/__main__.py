@@ -20,9 +20,9 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _write(args: Namespace) -> int:
-    from moco.report import figures, page
+    from moco.report import FILE, figures, page
 
-    path = args.out or os.path.join(args.runs[0] if len(args.runs) == 1 else ".", "report.html")
+    path = args.out or os.path.join(args.runs[0] if len(args.runs) == 1 else ".", FILE)
     quiet, told = 0, False
     while True:
         report = page.of(args.runs, args.align)

@@ -84,8 +84,8 @@ def _below(folder: str, top: str) -> bool:
     return os.path.commonpath([folder, top]) == top
 
 
-def write(report: Report, path: str) -> None:
-    """Write the page as :func:`moco.files.replacing` does."""
+def write(report: Report, path: str, choose: str = "--out") -> None:
+    """Write the page as :func:`moco.files.replacing` does; ``choose``: see there."""
     js = plotly.packed()
     shown = [(log, panel, lines) for log, (panels, lines) in report.sections.items() for panel in panels]
     body = [_introduction(report, bool(js)), _runs(report), _controls(report) if js and shown else ""]
@@ -102,7 +102,7 @@ def write(report: Report, path: str) -> None:
     whole = page(
         f"Report: {name}", body="\n".join(filter(None, body)), data=data, scripts=["report.js"], styles=["report.css"]
     )
-    files.write_text(whole, path, "--out")
+    files.write_text(whole, path, choose)
 
 
 def _introduction(report: Report, interactive: bool) -> str:

@@ -17,6 +17,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable
+from functools import partial
 from typing import Any, TypeVar
 
 from tqdm import tqdm
@@ -171,6 +172,7 @@ class RunLog:
         self.recorded: list[str] = []  # names of what an older log has of this step, in the main process
         self._path = path = os.path.join(save_dir, f"{name}.jsonl")
         self._where, self._end = where, (0, "finished")
+        self._at_end: Callable[[], None] = lambda: None
         if not self._main:
             return
         step, happened = where()[0], os.path.join(save_dir, f"{name}_events.jsonl")
@@ -258,6 +260,11 @@ class RunLog:
         """The run stops before its end, for this reason and with this exit code."""
         self._end = code, reason
 
+    def at_end(self, work: Callable[..., None], *given: Any) -> None:
+        """What the main process does once the log is complete and the folder still held: ``work(*given)``, however the
+        run has ended. It may not raise."""
+        self._at_end = partial(work, *given)
+
     def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
         try:
             self._inside.__exit__(kind, error, trace)
@@ -272,6 +279,8 @@ class RunLog:
             self._finish()
             self._say_end(error)
             self.close()
+            if self._main:
+                self._at_end()
             owner.release()
 
     def _say_end(self, error: BaseException | None) -> None:

@@ -1,11 +1,10 @@
 """The page of a report in a browser: curves, switches, text that stays text; and without plotly."""
 
-import html
 import json
 import re
 
 import pytest
-from support.logs import BEGIN, EPOCHS, FINISHED, event, write_log
+from support.logs import BEGIN, EPOCHS, FINISHED, event, words_of, write_log
 
 from moco.report import __main__ as report
 from moco.report import page, plotly
@@ -26,12 +25,6 @@ def two(tmp_path):
 def written(folder, *words):
     assert report.main([str(folder), *map(str, words)]) == 0
     return folder / "report.html"
-
-
-def words(path):
-    """The text of a page, without its elements."""
-    body = path.read_text(encoding="utf-8").partition("<body>")[2].partition("<script")[0]
-    return " ".join(html.unescape(re.sub("<[^>]*>", " ", body)).split())
 
 
 DRAWN = "[...document.querySelector('.plot').data].map(trace => [trace.name, [...trace.x], trace.opacity ?? 1])"
@@ -69,7 +62,7 @@ def test_what_users_named_stays_text_and_nothing_is_sent_away(two, browse):
 
 
 def test_the_page_says_what_differs_what_was_warned_and_what_is_left_out(two):
-    text = words(written(two))
+    text = words_of(written(two))
     assert "Settings in which the runs differ (pretraining) setting <img src=x onerror=alert(1)> a --lr 0.2 0.1" in text
     assert "--moco-k" not in text
     assert f"Warnings run epoch step warning times a 0 2 {EVIL} again 3" in text
@@ -80,7 +73,7 @@ def test_the_page_says_what_differs_what_was_warned_and_what_is_left_out(two):
 
 def test_one_run_is_compared_with_the_defaults(tmp_path):
     write_log(tmp_path, *EPOCHS, settings={"batch_size": 64, "moco_m": 0.999, "unknown": 1, "save_dir": "x"})
-    text = words(written(tmp_path))
+    text = words_of(written(tmp_path))
     assert "setting value default --batch-size 64 256" in text
     assert "--moco-m" not in text and "--save-dir" not in text
 
@@ -101,8 +94,7 @@ def test_a_watched_page_reads_itself_again(two, browse, monkeypatch):
     path = two / "again.html"
     page.write(found, str(path))
     tab = browse(path)
-    tab.evaluate("window.before = true")
-    tab.wait_for_function("!window.before")
+    tab.wait_for_event("load")
 
 
 def test_watching_ends_with_the_runs(tmp_path, monkeypatch, capsys):

@@ -1,6 +1,8 @@
 """Logs of runs as RunLog leaves them, for tests of what reads them."""
 
+import html
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -29,3 +31,9 @@ EPOCHS = [
     {"step": s, "epoch": (s - 1) // 2, "time": 100.0 + 10 * s, "loss": 8.0 / s, "loss_ratio": 1.0 / s, "top1": 10.0 * s}
     for s in range(1, 5)
 ]
+
+
+def words_of(page: Path) -> str:
+    """The text of a page, without its elements and what its scripts would add."""
+    body = page.read_text(encoding="utf-8").partition("<body>")[2].partition("<script")[0]
+    return " ".join(html.unescape(re.sub("<[^>]*>", " ", body)).split())
