@@ -25,12 +25,14 @@ def collect(folder: str) -> dict:
     settings = parse_pretrain([])
     weights = Path(folder, f"checkpoint_{settings.epochs - 1:04d}.pth.tar")
     found: dict = {}
-    for title, points, labels in embeddings(settings, str(weights))[0]:
-        low, high = points.min(0), points.max(0)
-        places = (1000 * (points - low) / (high - low)).round().astype(int)
-        knn = json.loads(Path(folder, title, "knn.json").read_text(encoding="utf-8"))["knn"]
-        found[title] = {"knn": knn, "points": places[::2].tolist()}
-        found["labels"] = labels[::2].tolist()
+    source, maps = embeddings(settings, str(weights))
+    assert source.labels is not None
+    found["labels"] = source.labels[::2].tolist()
+    for one in maps:
+        low, high = one.points.min(0), one.points.max(0)
+        places = (1000 * (one.points - low) / (high - low)).round().astype(int)
+        knn = json.loads(Path(folder, one.title, "knn.json").read_text(encoding="utf-8"))["knn"]
+        found[one.title] = {"knn": knn, "points": places[::2].tolist()}
     return found
 
 

@@ -117,7 +117,7 @@ def parse_data(argv: list[str] | None = None) -> argparse.Namespace:
 
 def embed_parser() -> Parser:
     """The parser of moco.embed."""
-    text = "Write the features of images to a file, and a picture of them in two dimensions."
+    text = "Write the features of images to a file, and a map of them as a picture and a page."
     p = Parser(doors.typed("embed"), text)
     add = p.add_argument
     add_read(p)
@@ -132,6 +132,7 @@ def embed_parser() -> Parser:
         metavar="N",
         help="largest number of images in the picture (default: 2000)",
     )
+    add("--beside", metavar="CKPT", help="second checkpoint, whose map of the same images is drawn beside the first")
     add("--seed", default=0, type=int, help="seed of the choice of images and of the picture (default: 0)")
     add_launch(p)
     return p
@@ -139,7 +140,16 @@ def embed_parser() -> Parser:
 
 def parse_embed(argv: list[str] | None = None) -> argparse.Namespace:
     """The flags of moco.embed."""
-    return parse(embed_parser(), argv, finish_read)
+    return parse(embed_parser(), argv, _finish_embed)
+
+
+def _finish_embed(parser: Parser, argv: list[str]) -> argparse.Namespace:
+    args = finish_read(parser, argv)
+    if args.beside is not None:
+        if args.picture == "none":
+            raise UserError("--beside draws a second map and --picture none draws none; leave one of them out.")
+        args.beside = encoder_file(args.beside)
+    return args
 
 
 def retrieval_parser() -> Parser:

@@ -1,7 +1,7 @@
 """`make demo`: pretrain SynCo on 4,000 real digits, and show on 1,000 others that it learned.
 
 Runs the commands a user would type, each printed before it runs: k-NN and linear probe of the untrained network, the
-pretraining, the same two of the pretrained network; then a picture of both embeddings.
+pretraining, the same two of the pretrained network; then a picture and a page of both embeddings.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ import torch
 
 from moco import data, distributed, resources, signals
 from moco.errors import tell
-from moco.eval.embed import project
+from moco.eval.embed import maps_of, write_maps
 from moco.eval.features import EvalData, FeatureExtractor
 from moco.models.encoder import build_encoder
-from moco.pictures.scatter import scatter
+from moco.pictures.embedding_page import Map
 from moco.weights.read import load_backbone
 
 # Percent after all epochs. Processors round differently, which a run makes grow like another seed: 93.9 and 95.7 on an
@@ -49,10 +49,9 @@ def run_demo(asked: argparse.Namespace, settings: argparse.Namespace) -> int:
         code = signals.call([sys.executable, script, *command[1:]])
         if code or signals.noted():
             return code or signals.code() or 0
-    image = os.path.join(folder, "embedding.png")
-    draw_embeddings(settings, weights, image)
+    image, shown = draw_embeddings(settings, weights, folder)
     tell(f"\n{results_table(folder, whole=asked.epochs is None)}")
-    tell(f"\nThe embedding of the held-out digits, before and after: {image}")
+    tell(f"\nThe embedding of the held-out digits, before and after: {image}, and to look into: {shown}")
     tell(f"Log {folder}/log.jsonl, curves: tensorboard --logdir {folder}, weights: {weights}")
     tell(f"{time.monotonic() - began:.0f} s in all, on {distributed.processes()}.")
     return 0
@@ -86,27 +85,24 @@ def expected(results: dict[str, float]) -> str:
     return f"{summary}\nwarning: this run is outside of it; please report it with the processor's name"
 
 
-def draw_embeddings(settings: argparse.Namespace, weights: str, path: str) -> None:
-    """Write the picture of the held-out digits' features, untrained beside pretrained."""
-    panels, classes = embeddings(settings, weights)
-    scatter(panels, classes, path)
+def draw_embeddings(settings: argparse.Namespace, weights: str, folder: str) -> tuple[str, str]:
+    """Write the held-out digits' maps, untrained beside pretrained, as a picture and a page; returns their paths."""
+    source, maps = embeddings(settings, weights)
+    title = f"{len(source)} held-out digits before and after pretraining"
+    return write_maps(folder, title, maps, source, np.arange(len(source)))
 
 
-def embeddings(
-    settings: argparse.Namespace, weights: str
-) -> tuple[list[tuple[str, np.ndarray, np.ndarray]], list[str]]:
-    """(title, points (N, 2), labels (N,)) of the held-out digits by the untrained network and by ``weights``, and the
-    names of the classes."""
+def embeddings(settings: argparse.Namespace, weights: str) -> tuple[data.Source, list[Map]]:
+    """The held-out digits, and maps of them by the untrained network and by ``weights``."""
     source = data.open_sources(settings.dataset).val
     assert source is not None  # the built-in set always has one
     mean, std = data.channel_statistics(settings.dataset, source.channels)
     extractor = FeatureExtractor(EvalData(settings.size, 256), torch.device("cpu"), mean, std)
-    panels = []
+    features = []
     for title in ("untrained", "pretrained"):
         torch.manual_seed(settings.seed)
         encoder = build_encoder(settings.arch, 10, size=settings.size, in_chans=source.channels)
         if title == "pretrained":
             load_backbone(encoder, weights)
-        features = extractor.whole(encoder, source)
-        panels.append((title, project(features.x.numpy()), features.labels.numpy()))
-    return panels, source.classes or []
+        features.append((title, extractor.whole(encoder, source).x.numpy()))
+    return source, maps_of(features)

@@ -2,10 +2,11 @@
 
     python -m moco.embed CHECKPOINT DIR [flags] --out FOLDER        --help lists the flags
 
-In --out: features.npz or features.safetensors (all images), embedding.png, and embedding.html, one file that shows each
-image under the pointer and loads nothing. Exit codes: 0 done; 2 input that cannot be used.
+In --out: features.npz or features.safetensors (all images), embedding.png, and embedding.html, one file that loads
+nothing: the images on a map, to zoom and to filter, and the nearest of each. --beside CHECKPOINT draws a second map of
+the same images. Exit codes: 0 done; 2 input that cannot be used.
 
-Legend: n images of the set, N points of the picture, F feature width.
+Legend: n images of the set, N points of the picture, F feature width, k neighbours.
 """
 
 from __future__ import annotations
@@ -15,11 +16,13 @@ import json
 import os
 from argparse import Namespace
 from collections.abc import Sequence
-from functools import partial
+from functools import partial, reduce
+from textwrap import wrap
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 from moco import data, distributed, files, resources
@@ -27,15 +30,15 @@ from moco.data import Source, Sources
 from moco.errors import UserError, tell
 from moco.eval.features import EvalData, FeatureExtractor, Features, bad_image_notes
 from moco.models.encoder import build_encoder
-from moco.pictures.colours import colour_of
-from moco.pictures.page import page, text
-from moco.pictures.scatter import IN_LEGEND, scatter
-from moco.pictures.thumbnails import thumbnail
+from moco.pictures.embedding_page import Map, embedding_page, side_of
+from moco.pictures.scatter import scatter
+from moco.pictures.thumbnails import small
 from moco.seeding import numpy_generator
 from moco.train.pretraining import pick_amp
 from moco.weights.read import load_backbone
 from moco.weights.settings import Settled, settle_from_file
 
+NEIGHBOURS = 8  # of each image on the page
 FEWEST = 10  # images that a picture needs; the methods look at neighbourhoods
 
 
@@ -44,18 +47,21 @@ def embed_worker(args: Namespace) -> int:
     if args.picture in EXTRAS:
         _extra(args.picture)  # said before an hour of features, not after it
     make_folder(args.out)
-    distributed.by_main(partial(write_embedding, args, read_features(args)))
+    each = [Namespace(**{**vars(args), "checkpoint": path}) for path in (args.checkpoint, args.beside) if path]
+    found = [read_features(one) for one in each]  # each with the settings of its own file
+    distributed.by_main(partial(write_embedding, each, found))
     return 0
 
 
-def write_embedding(args: Namespace, found: Found) -> None:
+def write_embedding(each: Sequence[Namespace], found: Sequence[Found]) -> None:
     """The files. A picture of many points takes minutes."""
-    share, source = found.share, found.source
-    tell(f"{args.arch} at {found.size} px: {found.summary}")
+    for one, read in zip(each, found, strict=True):
+        tell(f"{one.arch} at {read.size} px: {read.summary}")
+    args, share, source = each[0], found[0].share, found[0].source
     written = save_features(share, source, args.out, args.format)
     tell(f"{len(share.x)} x {share.x.shape[1]} features of {source.name}: {written}")
     if args.picture != "none":
-        draw_points(share, source, args.out, args.picture, args.points, args.seed)
+        draw_points(args, found)
 
 
 class Found(NamedTuple):
@@ -158,25 +164,71 @@ def save_features(share: Features, source: Source, folder: str, kind: str) -> st
 # ------------------------------------------------------------------------------------------------ two dimensions
 
 
-def draw_points(share: Features, source: Source, folder: str, method: str, most: int, seed: int) -> None:
-    """Write embedding.png and embedding.html with at most ``most`` images, drawn by ``seed``."""
-    if len(share.x) < FEWEST:
-        raise UserError(f"a picture needs {FEWEST} images, not {len(share.x)}; --picture none writes features alone.")
-    rows = np.arange(len(share.x))
-    if len(rows) > most:
-        rows = np.sort(numpy_generator("sample", seed).choice(len(rows), most, replace=False))
-    points = project(share.x.numpy()[rows], method, seed)  # (N, 2)
-    ids, labels = share.ids.numpy()[rows], share.labels.numpy()[rows]
-    classes = list(source.classes or ())
-    title = f"{source.name}: {len(rows)} of {len(share.x)} images, {method}"
-    if not classes:
-        labels, classes = np.zeros_like(labels), ["unlabelled"]
-    image = os.path.join(folder, "embedding.png")
-    scatter([(title, points, labels)], classes, image)
-    names, thumbnails = zip(*((source.name_of(int(i)), thumbnail(source.load(int(i)))) for i in ids), strict=True)
-    shown = os.path.join(folder, "embedding.html")
-    files.write_text(embedding_page(title, points, labels, classes, names, thumbnails), shown, "--out")
-    tell(f"picture of {len(rows)} of them by {method}: {image}, {shown}")
+def draw_points(args: Namespace, found: Sequence[Found]) -> None:
+    """Write embedding.png and embedding.html with at most --points images, drawn by --seed."""
+    ids = reduce(np.intersect1d, [one.share.ids.numpy() for one in found])
+    if len(ids) < FEWEST:
+        raise UserError(f"a picture needs {FEWEST} images, not {len(ids)}; --picture none writes features alone.")
+    every = len(ids)
+    if every > args.points:
+        ids = ids[np.sort(numpy_generator("sample", args.seed).choice(every, args.points, replace=False))]
+    names = [args.checkpoint, args.beside] if args.beside else [""]
+    features = [
+        (name, one.share.x.numpy()[np.searchsorted(one.share.ids.numpy(), ids)])
+        for name, one in zip(names, found, strict=True)
+    ]
+    source = found[0].source
+    title = f"{source.name}: {len(ids)} of {every} images, {args.picture}"
+    written = write_maps(args.out, title, maps_of(features, args.picture, args.seed), source, ids)
+    tell(f"picture of {len(ids)} of them by {args.picture}: {', '.join(written)}")
+
+
+def maps_of(features: Sequence[tuple[str, np.ndarray]], method: str = "tsne", seed: int = 0) -> list[Map]:
+    """A map of the same N images for each (title, (N, F) features), all turned onto the first one."""
+    maps: list[Map] = []
+    for title, x in features:
+        points = project(x, method, seed)
+        maps.append(Map(title, aligned(points, maps[0].points) if maps else points, *nearest(x)))
+    return maps
+
+
+def write_maps(folder: str, title: str, maps: Sequence[Map], source: Source, ids: np.ndarray) -> tuple[str, str]:
+    """embedding.png and embedding.html of images ``ids`` of ``source``; returns their paths."""
+    classes, paths = list(source.classes or ()), [os.path.join(folder, f"embedding.{kind}") for kind in ("png", "html")]
+    labels = np.zeros(len(ids), int) if source.labels is None or not classes else source.labels[ids]
+    panels = [("\n".join(wrap(one.title or title, 56)), one.points, labels) for one in maps]
+    scatter(panels, classes or ["unlabelled"], paths[0])
+    names = [source.name_of(int(i)) for i in ids]
+    images = (small(source, int(i), side_of(len(ids))) for i in ids)
+    text = embedding_page(title, maps, labels, classes, names, images)
+    files.write_text(text, paths[1], "--out")
+    return paths[0], paths[1]
+
+
+def nearest(x: np.ndarray, k: int = NEIGHBOURS) -> tuple[np.ndarray, np.ndarray]:
+    """For each of (N, F) features the rows of the k others with the largest cosine, the nearest first, and these
+    cosines, (N, k) each; fewer than k where there are no more."""
+    unit = F.normalize(torch.from_numpy(x), dim=1)
+    rows, cosines = [], []
+    for part in torch.arange(len(x)).split(1024):
+        s = unit[part] @ unit.T  # (r, N)
+        s[torch.arange(len(part)), part] = -torch.inf
+        best = s.topk(min(k, len(x) - 1))
+        rows.append(best.indices)
+        cosines.append(best.values)
+    return torch.cat(rows).numpy(), torch.cat(cosines).numpy()
+
+
+def aligned(points: np.ndarray, onto: np.ndarray) -> np.ndarray:
+    """Points of the same images, (N, 2) each, in the place, turn and size in which they lie nearest to ``onto``.
+
+    The rotation or reflection is that of orthogonal Procrustes (Schoenemann, Psychometrika 31, 1966), the mean and the
+    mean square distance from it are those of ``onto``: distances within the map keep their ratios.
+    """
+    one, other = points - points.mean(0), onto - onto.mean(0)
+    u, _, v = np.linalg.svd(one.T @ other)
+    size = np.linalg.norm(other) / max(np.linalg.norm(one), 1e-12)
+    return size * one @ (u @ v) + onto.mean(0)
 
 
 def project(features: np.ndarray, method: str = "tsne", seed: int = 0) -> np.ndarray:
@@ -200,36 +252,3 @@ EXTRAS = {"umap": "umap-learn", "pacmap": "pacmap"}  # module and extra: package
 
 def _extra(name: str) -> Any:
     return resources.package(name, name, f"--picture {name} needs the package {EXTRAS[name]}")
-
-
-# --------------------------------------------------------------------------------------------------------- the page
-
-
-def embedding_page(
-    title: str,
-    points: np.ndarray,
-    labels: np.ndarray,
-    classes: Sequence[str],
-    names: Sequence[str],
-    thumbnails: Sequence[str],
-) -> str:
-    """A web page with one circle a point, which shows its image, class and name under the pointer.
-
-    Args:
-        points: (N, 2). labels: (N,), below len(classes).
-        names, thumbnails: N each, the latter data URIs.
-    """
-    low, high = points.min(0), points.max(0)
-    places = 20 + 960 * (points - low) / np.maximum(high - low, 1e-12)  # (N, 2) in a square of 1000
-    circles = [
-        f'<circle cx="{x:.1f}" cy="{1000 - y:.1f}" r="5" fill="{colour_of(int(label))}" '
-        f'data-text="{text(f"{classes[label]}: {name}")}" data-image="{uri}"/>'
-        for (x, y), label, name, uri in zip(places, labels, names, thumbnails, strict=True)
-    ]
-    legend = [
-        f'<span style="color: {colour_of(label)}">&#9679; {text(name)}</span>' for label, name in enumerate(classes)
-    ]
-    shown = "".join(legend) if len(classes) <= IN_LEGEND else ""  # colours repeat beyond
-    drawn = '<svg viewBox="0 0 1000 1000">\n{}\n</svg>'.format("\n".join(circles))
-    body = f'<div id="legend">{shown}</div>\n{drawn}\n<div id="tip" hidden><img alt=""><div></div></div>'
-    return page(title, body=body, scripts=["embedding.js"], styles=["embedding.css"])

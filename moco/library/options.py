@@ -519,6 +519,8 @@ class EmbedOptions(TypedDict, total=False):
     others)"""
     points: int
     """largest number of images in the picture (default: 2000)"""
+    beside: StrPath | None
+    """second checkpoint, whose map of the same images is drawn beside the first"""
     seed: int
     """seed of the choice of images and of the picture (default: 0)"""
     config: StrPath | None

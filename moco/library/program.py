@@ -210,7 +210,7 @@ def embed(
         >>> found = moco.embed("runs/mine", "my_images", out="runs/mine/embedding")
         >>> found.features.shape, found.paths[0]
     """
-    files_of = [name for name in ("picture", "points", "format") if out is None and name in options]
+    files_of = [name for name in ("picture", "points", "beside", "format") if out is None and name in options]
     if files_of:
         raise UserError(f"{files_of[0]} is of the files that go to out; give both.")
     with _folder(out) as folder:

@@ -15,6 +15,7 @@ import torch
 from conftest import environment, save_pretrained
 from PIL import Image
 from safetensors import safe_open
+from support.browser import data_of
 
 from moco import embed as embed_door
 from moco import files
@@ -24,7 +25,6 @@ from moco.errors import UserError
 from moco.eval import embed
 from moco.models.encoder import build_encoder, features
 from moco.pictures.scatter import scatter
-from moco.pictures.thumbnails import thumbnail
 
 pytestmark = pytest.mark.usefixtures("alone")
 TINY = ["-a", "test_resnet", "--size", "16", "-b", "8", "-j", "0"]
@@ -84,11 +84,11 @@ class Page(HTMLParser):
 
     def __init__(self, text: str):
         super().__init__()
-        self.open, self.points, self.addresses = [], [], []
+        self.open, self.addresses = [], []
         self.feed(text)
 
     def handle_starttag(self, tag, attrs):
-        if tag not in ("meta", "img", "link"):
+        if tag not in ("meta", "img", "link", "input"):
             self.open.append(tag)
         self._note(tag, dict(attrs))
 
@@ -99,10 +99,26 @@ class Page(HTMLParser):
         assert self.open.pop() == tag
 
     def _note(self, tag, attrs):
-        loading = ("src", "href", "data-image", "srcset")
+        loading = ("src", "href", "srcset")
         self.addresses += [value for name, value in attrs.items() if name in loading and value != "data:,"]
-        if tag == "circle":
-            self.points.append(attrs)
+
+
+def shown(folder) -> list[dict]:
+    """Of each image of a folder's embedding.html its name, class, place, neighbours by name, and the copy of it."""
+    text = (folder / "embedding.html").read_text()
+    data, (sheet,) = data_of(text), [a for a in Page(text).addresses if a.startswith("data:image")]
+    assert sheet.startswith("data:image/jpeg;base64,")
+    pixels = np.asarray(Image.open(io.BytesIO(base64.b64decode(sheet.split(",")[1]))))
+    cell, columns, places = data["sheets"]["cell"], data["sheets"]["columns"], data["maps"][0]["points"]
+    found = []
+    for i, name in enumerate(data["names"]):
+        (width, height), x, y = data["sheets"]["sizes"][2 * i :][:2], i % columns * cell, i // columns * cell
+        found.append({
+            "name": name, "class": data["classes"][data["labels"][i]] if data["classes"] else "",
+            "place": places[2 * i : 2 * i + 2], "copy": pixels[y : y + height, x : x + width],
+            "nearest": [data["names"][other] for other in data["maps"][0]["neighbours"][i]],
+        })  # fmt: skip
+    return found
 
 
 def test_a_picture_of_classes_with_any_name(tmp_path):
@@ -113,46 +129,71 @@ def test_a_picture_of_classes_with_any_name(tmp_path):
         assert image.width > 100
 
 
-def test_the_page_holds_every_point_and_loads_nothing(done, image_folder):
+def test_the_page_holds_every_image_and_loads_nothing(done, image_folder):
     text = (done / "embedding.html").read_text()
     found = Page(text)
     assert found.open == []
-    assert len(found.points) == 15
-    assert all(address.startswith("data:image/jpeg;base64,") for address in found.addresses)
     assert not re.search(r"https?:|url\(|@import|fetch\(", text)
     assert "default-src 'none'" in text
-    for point in found.points:
-        label, name = point["data-text"].split(": ", 1)
-        assert f"/{label}/" in name and os.path.isfile(name)
-        image = Image.open(io.BytesIO(base64.b64decode(point["data-image"].split(",")[1])))
-        assert (image.format, image.size) == ("JPEG", (20, 20))
-        assert (np.asarray(image).mean((0, 1)).argmax() == 0) == (label == "red")  # the image that it names
-        assert 0 < float(point["cx"]) < 1000 and 0 < float(point["cy"]) < 1000
-    assert len({point["data-text"] for point in found.points}) == 15
-    colours = {(point["data-text"].split(":")[0], point["fill"]) for point in found.points}
-    assert len(colours) == 2  # a colour a class
+    images = shown(done)
+    assert len({image["name"] for image in images}) == 15
+    for image in images:
+        assert os.path.isfile(image_folder / "train" / image["name"])
+        assert image["name"].startswith(image["class"] + "/")
+        assert image["copy"].shape == (20, 20, 3)
+        assert (image["copy"].mean((0, 1)).argmax() == 0) == (image["class"] == "red")  # the image that it names
+        assert all(0 <= at <= 65535 for at in image["place"])
+    assert str(image_folder / "train") in text  # what all names begin with
     with Image.open(done / "embedding.png") as image:
         assert image.format == "PNG"
 
 
-def test_the_page_shows_the_image_under_the_pointer(done, browse):
-    page = browse(done / "embedding.html")
-    point = page.locator("circle").first
-    assert page.locator("#tip").is_hidden()
-    point.hover()
-    assert page.locator("#tip").text_content().strip() == point.get_attribute("data-text")
-    assert page.evaluate("document.images[0].naturalWidth") == 20
+def test_the_page_has_the_nearest_by_cosine(done):
+    """By numpy, of the features in the file."""
+    with np.load(done / "features.npz") as file:
+        root = os.path.commonpath([*file["names"]])
+        x = {os.path.relpath(name, root): row for name, row in zip(file["names"], file["features"], strict=True)}
+    images = shown(done)
+    for image in images:
+        cosine = {
+            other["name"]: x[image["name"]] @ x[other["name"]] / np.linalg.norm(x[other["name"]])
+            for other in images if other is not image
+        }  # fmt: skip
+        assert image["nearest"] == sorted(cosine, key=cosine.get, reverse=True)[: embed.NEIGHBOURS]
 
 
-def test_large_images_become_small_and_odd_names_are_text():
-    uri = thumbnail(Image.new("L", (300, 150), 7))
-    with Image.open(io.BytesIO(base64.b64decode(uri.split(",")[1]))) as image:
-        assert image.size == (64, 32)
-    odd = ['"><script>alert(1)</script>', "a&b'c"]
-    found = Page(embed.embedding_page("<t>", np.eye(2), np.array([0, 1]), odd, odd, [uri, uri]))
-    assert [p["data-text"] for p in found.points] == [f"{name}: {name}" for name in odd]
-    assert [(p["cx"], p["cy"]) for p in found.points] == [("980.0", "980.0"), ("20.0", "20.0")]  # y points up
-    assert found.open == []
+def test_a_second_checkpoint_has_a_map_of_the_same_images_beside(done, pretrained, image_folder, tmp_path, browse):
+    torch.manual_seed(1)
+    other = save_pretrained(tmp_path / "other.pth.tar", build_encoder("test_resnet", 16, size=16).eval())
+    words = [*TINY, str(image_folder), "--split", "train", "--points", "15"]
+    out = [tmp_path / name for name in ("pair", "alone")]
+    assert embed_door.main([str(pretrained), *words, "--beside", str(other), "--out", str(out[0])]) == 0
+    assert embed_door.main([str(other), *words, "--out", str(out[1])]) == 0
+    pair, first, second = (data_of((folder / "embedding.html").read_text()) for folder in (out[0], done, out[1]))
+    assert [one["title"] for one in pair["maps"]] == [str(pretrained), str(other)]
+    assert pair["names"] == first["names"] == second["names"]
+    assert pair["maps"][0]["neighbours"] == first["maps"][0]["neighbours"]
+    assert pair["maps"][1]["neighbours"] == second["maps"][0]["neighbours"] != first["maps"][0]["neighbours"]
+    with np.load(out[0] / "features.npz") as file, np.load(done / "features.npz") as same:
+        assert np.array_equal(file["features"], same["features"])  # the first one's
+    page = browse(out[0] / "embedding.html")
+    assert page.locator("section h2").all_text_contents() == [str(pretrained), str(other)]
+
+
+def test_maps_are_turned_onto_the_first_one():
+    rng = np.random.default_rng(0)
+    onto = rng.standard_normal((30, 2)) * (3, 1) + 5
+    turned = 4 * (onto - 1) @ np.array([[0.6, 0.8], [0.8, -0.6]])  # a reflection, another size and place
+    assert np.allclose(embed.aligned(turned, onto), onto)
+    noisy = turned + rng.standard_normal((30, 2))
+    best = np.sum((embed.aligned(noisy, onto) - onto) ** 2)
+    one = noisy - noisy.mean(0)
+    for angle in np.linspace(0, 2 * np.pi, 50):  # none of 100 others lies nearer
+        c, s = np.cos(angle), np.sin(angle)
+        for turn in ([[c, s], [-s, c]], [[c, s], [s, -c]]):
+            other = one @ np.array(turn) * np.linalg.norm(onto - onto.mean(0)) / np.linalg.norm(one) + onto.mean(0)
+            assert best <= np.sum((other - onto) ** 2) + 1e-9
+    assert np.isfinite(embed.aligned(np.zeros((3, 2)), onto[:3])).all()
 
 
 def test_the_same_seed_chooses_the_same_images(pretrained, image_folder, tmp_path):
@@ -160,7 +201,7 @@ def test_the_same_seed_chooses_the_same_images(pretrained, image_folder, tmp_pat
         out = tmp_path / folder
         flags = ["--split", "train", "--points", "12", "--out", str(out), *words]
         assert embed_door.main([str(pretrained), *TINY, str(image_folder), *flags]) == 0
-        return [(p["data-text"], p["cx"], p["cy"]) for p in Page((out / "embedding.html").read_text()).points]
+        return [(image["name"], image["place"]) for image in shown(out)]
 
     one, again, other = points("a"), points("b"), points("c", "--seed", "1")
     assert one == again
@@ -178,7 +219,9 @@ def test_images_without_labels_and_unreadable_ones(pretrained, image_folder, tmp
         assert file["labels"].tolist() == [-1] * 11
         assert [os.path.basename(name) for name in file["names"]] == [f"{i:02d}.png" for i in range(12) if i != 4]
         assert file["classes"].tolist() == []
-    assert len(Page((tmp_path / "out" / "embedding.html").read_text()).points) == 11
+    assert [(image["name"], image["class"]) for image in shown(tmp_path / "out")] == [
+        (f"{i:02d}.png", "") for i in range(12) if i != 4
+    ]
     assert "unreadable image left out: " + str(flat / "04.png") in capsys.readouterr().out
 
 
@@ -233,6 +276,7 @@ def test_an_extra_gets_unit_rows_and_the_seed(method, module, maker, monkeypatch
         (["--picture", "umap"], "needs the package umap-learn: run `pip install '.\\[umap\\]'`"),
         (["--picture", "pacmap"], "needs the package pacmap: run `pip install '.\\[pacmap\\]'`"),
         (["-a", "resnet18"], "does not fit the encoder"),
+        (["--beside", "{file}"], "file is no readable checkpoint"),
         (["--out", "{file}/x"], "cannot be made .* choose another"),
         ([], "a picture needs 10 images, not 8; --picture none writes features alone"),
     ],
@@ -275,6 +319,7 @@ def test_one_set_has_no_held_out_images(pretrained, image_folder, tmp_path, caps
     [
         ([], "give a checkpoint, and an image folder"),
         (["x.pth"], "give a checkpoint, and an image folder"),
+        (["x.pth", "DIR", "--picture", "none", "--beside", "y.pth"], "--beside draws a second map"),
         (["x.pth", "DIR", "--points", "3"], "--points must be at least 10"),
         (["x.pth", "DIR", "--size", "1"], "--size must be at least 8"),
         (["x.pth", "DIR", "--picture", "pca"], "--picture: invalid choice"),

@@ -10,6 +10,7 @@ and each request for anything but the page itself. One browser serves all tests 
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import shutil
 import subprocess
@@ -88,6 +89,11 @@ class Browse:
         for context in self._contexts:
             context.close()
         self._contexts = []
+
+
+def data_of(page: str) -> Any:
+    """What a page's scripts read: the ``data`` of :func:`moco.pictures.page.page`."""
+    return json.loads(page.split('<script type="application/json" id="data">')[1].split("</script>")[0])
 
 
 @pytest.fixture(scope="session")
