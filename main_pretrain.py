@@ -34,7 +34,7 @@ from moco.train.pretraining import Trainer
 from moco.train.resume import about_run, begin_run, changes, loss_choice_of
 from moco.train.runlog import RunLog
 from moco.train.saving import Saver
-from moco.train.setup import build_model, first_lines, open_batches, prepare_training
+from moco.train.setup import build_model, first_lines, open_batches, prepare_training, setting_of
 
 
 def worker(args: Namespace) -> int:
@@ -71,7 +71,7 @@ def worker(args: Namespace) -> int:
         patience = Patience.of(args.data_patience, args.max_minutes, log.line)
         trainer = Trainer(
             model, optimizer, scaler, plan, progress, log, patience.stop, args.save_dir, sampler,
-            images, args.max_bad_images, about, args.arch, args.keep,
+            images, args.max_bad_images, about, args.arch, args.keep, setting_of(args, given, model, plan),
             saver=log.enter(Saver(args.save_dir, log.line, args.save_minutes, args.save_steps, patience=patience)),
         )  # fmt: skip
         images_to_score = EvalData(view.size, sampler.batch, workers=given.workers, patience=patience)

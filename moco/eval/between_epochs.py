@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import nn
@@ -20,6 +21,7 @@ from moco.eval import retrieval
 from moco.eval.features import FeatureExtractor, Features
 from moco.eval.knn import evaluate_knn, knn_values
 from moco.eval.rankme import measure_rankme
+from moco.models.encoder import build_encoder
 from moco.train.pretraining import Trainer
 
 
@@ -83,6 +85,22 @@ def _by_labels(
         found = evaluate_knn(encoder, train, val, extractor, **k, queries=share, bank=bank)
         percent = ", ".join(f"{value:.2f} %" + f" (k={k})" * (len(found) > 1) for k, value in found.items())
         trainer.report_measured(knn_values(found), f"k-NN {percent} on held-out images (encoder features)")
+
+        def untrained() -> float:
+            new = untrained_like(trainer)
+            first = config.k[:1]
+            return evaluate_knn(new, train, val, extractor, k=first, temperature=config.temperature)[first[0]]
+
+        trainer.warn(trainer.diagnoses.validated(trainer.progress.step, found[config.k[0]], untrained))
     if both_ways:
         trainer.report_measured(*retrieval.both_ways(share, seed))
     return bank if train is sources.pretrain else None
+
+
+def untrained_like(trainer: Trainer) -> nn.Module:
+    """A new network of the same shape, with first weights of its own."""
+    built: Any = trainer.model.encoder_q.built
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(trainer.progress.seed)
+        new = build_encoder(trainer.arch, 2, stem=built["stem"], size=built["size"], in_chans=built["channels"])
+    return new.to(trainer.device)

@@ -30,17 +30,17 @@ from torch import Tensor, nn
 
 from moco import data, distributed
 from moco.config import MoCoConfig, PretrainConfig
-from moco.data.sources.cache import fits
 from moco.errors import tell
 from moco.kernels import Draws, contrastive_loss, describe
 from moco.methods.registry import METHODS
 from moco.models.base import Contrast, Momentum
 from moco.models.moco import MoCo
 from moco.models.supcon_queue import LabelledMoCo
+from moco.train.diagnoses import loader_advice
 from moco.train.plan import Progress
 from moco.train.pretraining import Trainer
 from moco.train.runlog import RunLog
-from moco.train.setup import Views, build_model, prepare_training, view_settings
+from moco.train.setup import Views, build_model, loader_facts, prepare_training, view_settings
 
 WARM_UP = 2  # steps: allocators, libraries and compilers do their work once
 ON_DEVICE = "augmentation"  # the part of a step that finishes views there
@@ -293,23 +293,13 @@ def _head_of_batch(args: Namespace, model: Contrast, n: int) -> dict[str, LossCa
 # -------------------------------------------------------------------------------------------------- the verdict
 
 
-def settings_in_use(args: Namespace, images: data.Source, view: Views) -> dict[str, object]:
+def settings_in_use(args: Namespace, images: data.Source, view: Views) -> dict[str, Any]:
     """What the advice depends on."""
-    device = distributed.device()
-    fast = data.TwoViews(images, view.preset, view.size, 0, crop_only=args.aug_device == "gpu", fast=True).fast
-    return {
-        "gpu": device.type == "cuda", "workers": distributed.share_of_cores(args.workers) * distributed.local_size(),
-        "cores": distributed.cores(), "amp": args.amp != "off", "channels_last": args.channels_last,
-        "compile": args.compile, "queue": args.family == "queue", "exact_head": METHODS[args.method].family == "queue"
-        and describe(args.head_impl, args.head_precision, device).endswith(("fp32", "tf32x3")),
-        "cache": not args.cache and fits(images), "fast_decode": args.decode == "exact" and fast and _is_jpeg(images),
+    return loader_facts(args, images, view) | {
+        "amp": args.amp != "off", "channels_last": args.channels_last, "compile": args.compile,
+        "queue": args.family == "queue", "exact_head": METHODS[args.method].family == "queue"
+        and describe(args.head_impl, args.head_precision, distributed.device()).endswith(("fp32", "tf32x3")),
     }  # fmt: skip
-
-
-def _is_jpeg(images: data.Source) -> bool:
-    with contextlib.suppress(data.BadImageError):
-        return (images.read(0) or b"").startswith(b"\xff\xd8")
-    return False
 
 
 def verdict(loads: dict[str, float], parts: dict[str, float], batch: int, settings: dict) -> list[str]:
@@ -321,7 +311,7 @@ def verdict(loads: dict[str, float], parts: dict[str, float], batch: int, settin
         said.append(f"Most of the step's time goes to {slowest} ({share:.0f} %): {_step_advice(slowest, settings)}")
     if loads:
         slowest = max((name for name in loads if name != "loader"), key=lambda name: loads[name])
-        said.append(f"Most of the loader's time goes to {slowest}: {_loader_advice(slowest, settings)}")
+        said.append(f"Most of the loader's time goes to {slowest}: {loader_advice(settings, slowest)}")
     if loads and parts:
         step, loader = batch / sum(parts.values()), loads["loader"]
         name = "loader" if loader < step else "step"
@@ -342,15 +332,3 @@ def _step_advice(part: str, settings: dict) -> str:
         "shuffle": "more images a process; with --bn-splits 1 or a network without BatchNorm nothing is shuffled.",
         "transfer": "smaller --size; views travel as bytes already.",
     }.get(part, "a larger --batch-size has fewer of them.")
-
-
-def _loader_advice(part: str, settings: dict) -> str:
-    if settings["workers"] < settings["cores"]:
-        return f"try -j {settings['cores']} (now {settings['workers']})."
-    if part == "augment" and settings["gpu"]:
-        return "try --aug-device gpu, which finishes the views there."
-    if part.startswith("decode") and settings["cache"]:
-        return "try --cache DIR, which keeps the decoded images in a file."
-    if part != "augment" and settings["fast_decode"]:
-        return "try --decode fast."
-    return f"all {settings['cores']} cores load already; store the images smaller, or train on a machine with more."

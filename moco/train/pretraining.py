@@ -18,8 +18,9 @@ from moco.data import BadImages, EpochSampler, Source
 from moco.errors import TrainingError, UserError
 from moco.models.base import Contrast, StepOutput
 from moco.train import checkpoint
+from moco.train.diagnoses import Diagnoses, Setting
 from moco.train.loop import Loop
-from moco.train.metrics import QueueWatch, alignment, uniformity
+from moco.train.metrics import alignment, uniformity
 from moco.train.plan import batch_shape
 from moco.train.resume import describe_stop
 from moco.weights.origin import entry_of
@@ -40,6 +41,7 @@ class Trainer(Loop):
     about: dict[str, Any] = field(default_factory=dict)  # of the run, for its checkpoints: see moco/train/resume.py
     arch: str = ""  # name of the encoder, for the same
     keep: int = 0  # checkpoints of epochs' ends that stay, 0: all
+    setting: Setting = field(default_factory=Setting)  # of the run, for its diagnoses
 
     FALLING = True
 
@@ -50,7 +52,7 @@ class Trainer(Loop):
         self.sums = torch.zeros(len(self.stats) + 1, device=self.device)  # the last entry counts the batches
         self.step_ok = torch.tensor(self.progress.ema_due, device=self.device)  # () did the last step move the weights?
         self.one = torch.ones((), device=self.device)
-        self.queue_watch = QueueWatch()  # a resumed run begins anew
+        self.diagnoses = Diagnoses(self.setting)
         labels = None if self.source.labels is None or not self.model.K else torch.from_numpy(self.source.labels)
         self.labels = None if labels is None else labels.to(self.device)  # (n,) of all images, where a queue holds them
         self.bad_images = BadImages(self.max_bad_images)
@@ -78,7 +80,7 @@ class Trainer(Loop):
         self.log.line(f"epoch {at.epoch}, step time: {self.timer.summary()}")
         if at.batch // self.plan.accum >= self.plan.steps_per_epoch:
             self._follow_plateau()
-            self._judge_queue()
+            self._judge_epoch()
             at.close_epoch()
         if self.due(save_every):
             self.save()
@@ -113,14 +115,11 @@ class Trainer(Loop):
             summary = f"the mean loss, now {total / count:.4f}, has not fallen for more than {plan.patience} epochs"
             self.log.line(f"epoch {at.epoch}: {summary}; the rate drops to {plan.lr * self.plateau.factor:.4g}")
 
-    def _judge_queue(self) -> None:
-        """Say whether the queue was stale; a loss that is another, as negatives began or stopped, is not compared."""
+    def _judge_epoch(self) -> None:
+        """Say what is wrong with the epoch that has ended."""
         at, plan = self.progress, self.plan
-        if at.epoch in plan.changes or plan.changed_before(at.step):
-            self.queue_watch.forget()
-        early = at.epoch == 0 or 10 * at.step < plan.total_steps
-        if odd := self.queue_watch.judge(at.epoch, early, self.model.chance_formula, getattr(self.model, "m", 0.0)):
-            self.log.warn(odd)
+        changed = at.epoch in plan.changes or plan.changed_before(at.step)
+        self.warn(self.diagnoses.epoch_ended(at.epoch, at.step, changed))
 
     def _queue_had_random_rows(self) -> bool:
         """Whether the queue of this epoch began with rows that were drawn at random: negatives so easy that the loss
@@ -242,12 +241,14 @@ class Trainer(Loop):
             f"ETA {int(eta) // 3600}:{int(eta) // 60 % 60:02d}:{int(eta) % 60:02d}"
         )
         self.log.scalars(at.step, values, epoch=at.epoch, text=text)
-        self.queue_watch.note(values)
-        odd = diagnose(values)
-        if odd and at.epoch > 0:  # a first epoch may look like anything
-            self.log.warn(odd)
+        self.warn(self.diagnoses.report(at.epoch, values))
         self.sums.zero_()
         self.watch.restart()
+
+    def warn(self, sentences: Iterable[str]) -> None:
+        """Say what looks wrong."""
+        for sentence in sentences:
+            self.log.warn(sentence)
 
     def report_measured(self, values: dict[str, float], summary: str) -> None:
         """Log what was measured of the encoder; ``finished_epochs`` is a checkpoint's ``epoch``, as upstream's."""
@@ -327,15 +328,6 @@ def prefetch(batches: Iterator[dict], device: torch.device) -> Iterator[dict]:
             batch[name].record_stream(here)  # the allocator must not hand their memory to the side stream too early
         following = copied()
         yield batch
-
-
-def diagnose(values: dict[str, float]) -> str:
-    """What looks wrong in a report, or an empty string: collapsed features and a loss above chance."""
-    if values["feature_std"] < 0.05:
-        return "all queries look the same (feature_std near 0), the encoder has collapsed; lower --lr or --wd."
-    if values["loss_ratio"] > 1.6:
-        return "the loss is far above chance, worse than guessing; lower --lr or raise --moco-t."
-    return ""
 
 
 def pick_amp(choice: str, device: torch.device, broken: str = "") -> torch.dtype | None:

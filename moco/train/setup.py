@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import math
+from argparse import Namespace
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -11,16 +15,20 @@ from torch import nn
 
 from moco import data, distributed
 from moco.config import PretrainConfig, ViewConfig
+from moco.data.sources.cache import fits
 from moco.errors import UserError
 from moco.kernels import Earlier
 from moco.methods import negatives
 from moco.methods.registry import FAMILIES
 from moco.models import build as models
 from moco.models.base import Contrast
-from moco.models.batchnorm import trains_on
+from moco.models.batchnorm import has_batchnorm, trains_on
 from moco.models.ema import attach_ema
 from moco.models.encoder import build_encoder, compile_encoders, strided_point
 from moco.models.in_batch import BatchContrast
+from moco.models.moco import MoCo
+from moco.models.supcon_queue import LabelledMoCo
+from moco.train.diagnoses import Setting, loader_advice
 from moco.train.optimizers import build_optimizer
 from moco.train.plan import Progress, TrainPlan, make_plan
 from moco.train.pretraining import pick_amp
@@ -117,6 +125,46 @@ def _check_fewest(model: Contrast, view: Views, sampler: data.EpochSampler) -> N
             f"{sampler.n} images in batches of {sampler.batch} leave a step with one image per process, too few for "
             "BatchNorm: choose another --batch-size" + ", or leave out --no-drop-last." * (not sampler.drop_last)
         )
+
+
+def setting_of(args: Namespace, given: PretrainData, model: Contrast, plan: TrainPlan) -> Setting:
+    """What the diagnoses of a run depend on besides its reports."""
+    images, bank, queries = given.sources.pretrain, given.sources.train, given.sources.val
+    negatives = isinstance(model, MoCo) and not isinstance(model, LabelledMoCo)
+    leaks = isinstance(model, MoCo) and has_batchnorm(model.encoder_q) and not model.config.shuffle
+    of_negatives = _class_shares(images) if negatives else ()
+    banked = _class_shares(bank)
+    return Setting(
+        {**vars(args), "aug": given.view.aug, "wd": args.weight_decay}, plan.total_steps, model.chance_formula, leaks,
+        alike=sum(share * share for share in of_negatives) or None,
+        guess=100 * max(_class_shares(queries), default=0.0),
+        class_size=len(bank) / len(banked) if bank is not None and banked else math.inf,
+        loader=lambda: loader_advice(loader_facts(args, images, given.view)),
+    )  # fmt: skip
+
+
+def _class_shares(source: data.Source | None) -> list[float]:
+    """Of each class the share of the images that it has; empty without labels."""
+    if source is None or source.labels is None or not len(source):
+        return []
+    return (np.unique(source.labels, return_counts=True)[1] / len(source)).tolist()
+
+
+def loader_facts(args: Namespace, images: data.Source, view: Views) -> dict[str, Any]:
+    """What a faster loader depends on."""
+    on_device, cores = args.aug_device == "gpu", distributed.cores()
+    fast = data.TwoViews(images, view.preset, view.size, 0, crop_only=on_device, fast=True).fast
+    return {
+        "gpu": distributed.device().type == "cuda", "on_device": on_device, "cores": cores,
+        "workers": distributed.share_of_cores(args.workers) * distributed.local_size(),
+        "cache": not args.cache and fits(images), "fast_decode": args.decode == "exact" and fast and _is_jpeg(images),
+    }  # fmt: skip
+
+
+def _is_jpeg(images: data.Source) -> bool:
+    with contextlib.suppress(data.BadImageError):
+        return (images.read(0) or b"").startswith(b"\xff\xd8")
+    return False
 
 
 def first_lines(

@@ -7,16 +7,15 @@ import signal
 
 import pytest
 import torch
-from conftest import ROOT, SYNCO, TINY, records, wait_until
+from conftest import SYNCO, TINY, records, wait_until
 from timm.scheduler.cosine_lr import CosineLRScheduler
 
 from moco import signals
 from moco.cli.methods import SYNCO_KINDS
 from moco.data import EpochSampler
 from moco.errors import UserError
-from moco.train.metrics import QueueWatch
 from moco.train.plan import Progress, TrainPlan, batch_shape
-from moco.train.pretraining import diagnose, pick_amp
+from moco.train.pretraining import pick_amp
 from moco.train.stop import StopRequest
 
 
@@ -217,97 +216,6 @@ def test_the_time_limit(monkeypatch):
 
 
 # ----------------------------------------------------------------------------------------------------- oddities
-
-
-@pytest.mark.parametrize(
-    ("values", "words"),
-    [
-        ({"feature_std": 0.9, "loss_ratio": 0.8}, ""),
-        ({"feature_std": 0.01, "loss_ratio": 0.8}, "collapsed"),
-        ({"feature_std": 0.9, "loss_ratio": 1.7}, "worse than guessing"),
-    ],
-)
-def test_what_is_called_odd(values, words):
-    assert (words in diagnose(values)) if words else diagnose(values) == ""
-
-
-FALLING = [(0.9 - 0.02 * epoch, 5.0 + epoch, 0.3 + 0.01 * epoch) for epoch in range(10)]
-STALE = [
-    (0.95, 3, 0.4),
-    (0.8, 12, 0.3),
-    (0.81, 9, 0.35),
-    (0.84, 7, 0.41),
-    (0.84, 5, 0.39),
-    (0.84, 5, 0.42),
-    (0.9, 2, 0.5),
-]
-
-
-def told_by(curve: list[tuple[float, float, float]], early: int = 1, changes: tuple[int, ...] = ()) -> dict[int, str]:
-    """What is said after which epoch of a run with these (loss_ratio, top1, old_mass), three log lines each."""
-    watch, said = QueueWatch(), {}
-    for epoch, means in enumerate(curve):
-        for change in (-0.02, 0.0, 0.02):  # their mean counts
-            watch.note(dict(zip(QueueWatch.NAMES, (means[0] + change, *means[1:]), strict=True)))
-        if epoch in changes:
-            watch.forget()
-        if words := watch.judge(epoch, epoch < early, "ln(1+K)", 0.99):
-            said[epoch] = words
-    return said
-
-
-def test_a_stale_queue_is_told_once_where_loss_top1_and_age_have_all_changed():
-    assert list(told_by(STALE)) == [5]  # before it top1 had not halved, or the old half was not heavier by a tenth
-    words = told_by(STALE)[5]
-    assert (
-        "since epoch 1 the loss has risen from 0.800 to 0.840 of ln(1+K) and top1 has fallen from 12.0 to 5.0" in words
-    )
-    assert "its older half had 30 % of the softmax mass, now 42 %" in words
-    assert "Raise --moco-m (here 0.99) or lower --lr." in words
-    for name, even in ((0, 0.8), (1, 12), (2, 0.3)):  # each of the three alone says nothing
-        assert told_by([(*p[:name], even, *p[name + 1 :]) for p in STALE]) == {}
-    assert told_by(FALLING) == told_by(FALLING[::-1]) == {}
-    assert list(told_by(STALE, early=2)) == [6]  # epoch 2 is the easiest, compared with which 5 is not worse enough
-    assert told_by(STALE, changes=(3,)) == {}  # what was before is forgotten, and since then the age has not changed
-    assert told_by([(a, b, math.nan) for a, b, _ in STALE]) == {}  # no queue
-
-
-def test_of_the_recorded_runs_the_stale_ones_are_told_and_no_healthy_one():
-    """Runs of several methods, see docs/normal_loss.md. The leaking one's queue is stale too; its momentum is 0.99."""
-    runs = json.loads((ROOT / "docs" / "figures" / "normal_loss.json").read_text(encoding="utf-8"))
-    begin = {"SynCo": 5, "MoCHi": 3}  # epochs in which synthetic negatives begin
-    found = {}
-    for name, run in runs.items():
-        watch, epochs = QueueWatch(), dict(run["epoch"])
-        values = {figure: dict(run[figure]) for figure in QueueWatch.NAMES}
-        for epoch in range(max(epochs.values()) + 1):
-            steps = [step for step in epochs if epochs[step] == epoch]
-            for step in steps:
-                watch.note({figure: curve[step] for figure, curve in values.items() if step in curve})
-            if epoch == begin.get(name):
-                watch.forget()
-            if words := watch.judge(epoch, epoch == 0 or 10 * steps[-1] < max(epochs), "ln(1+K)", 0.99):
-                found[name] = epoch, words
-    assert {name: epoch for name, (epoch, _) in found.items()} == {"stale": 14, "leaking": 5}
-    page = (ROOT / "docs" / "normal_loss.md").read_text(encoding="utf-8")
-    assert f"\nwarning: {found['stale'][1]}\n" in page  # as that run's own log has it
-    assert len(runs) >= 8
-
-
-@pytest.mark.parametrize(
-    ("words", "since"),
-    [([*SYNCO, "--hard-start-epoch", 2], [1, 2]), (["--moco-k", 20], [1]), (["--method", "dcl"], [])],
-)
-def test_a_run_asks_after_its_epochs_and_anew_where_negatives_begin(
-    words, since, image_folder, tmp_path, in_process, monkeypatch, capsys
-):
-    """With bounds that everything exceeds, so that it is said as soon as it may be."""
-    for name, bound in (("RISE", -9.0), ("FALL", 9e9), ("AGE", -9.0)):
-        monkeypatch.setattr(QueueWatch, name, bound)
-    flags = [*TINY[: TINY.index("--moco-k")], *TINY[TINY.index("--moco-k") + 2 :]] if "dcl" in words else TINY
-    assert in_process(image_folder, *flags, *words, "--epochs", 4, "--save-dir", tmp_path) == 0
-    said = [line for line in capsys.readouterr().out.splitlines() if "the queue was stale" in line]
-    assert [line.partition(" the loss")[0] for line in said] == [f"warning: since epoch {epoch}" for epoch in since]
 
 
 def test_amp_by_name():

@@ -1,0 +1,311 @@
+"""What looks wrong in a run, and the flag that helps: judged from reports alone, so that a recorded run can be judged
+again. Each diagnosis is said once, and none that follows from one that was said before.
+
+The table of docs/looking.md has them all, and docs/experiments.md the runs on which the bounds were chosen.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+from moco.config import typed
+from moco.train.metrics import Mean
+
+COLLAPSE, ABOVE, LEAK, STALE, FALSE, STILL, STARVED = DIAGNOSES = (
+    "collapse", "loss above chance", "leaking BatchNorm", "stale queue", "false negatives", "k-NN does not move",
+    "starved loader",
+)  # fmt: skip
+CAUSES = {  # what explains a sign as well, and is to be mended first
+    COLLAPSE: (LEAK,),
+    ABOVE: (COLLAPSE,),
+    LEAK: (COLLAPSE,),
+    STALE: (COLLAPSE, LEAK),
+    FALSE: (COLLAPSE,),
+    STILL: (COLLAPSE, ABOVE, LEAK, FALSE),
+}
+SPREAD = 0.05  # feature_std of a collapse; 1 is even
+WORST = 1.6  # loss_ratio; synthetic negatives alone bring it above 1
+LEAKED, ALL = 35.0, 90.0  # top1 in the first tenth of a run, or its first three epochs, where features do not spread
+NARROW = 0.4  # (feature_std), or whatever they do
+FALSE_SHARE, FALSE_MORE = 0.6, 0.15  # of the hardest rows, and by how much more than chance
+VALIDATIONS, POINTS = 4, 2.0  # k-NN accuracy that stays within so many points over so many validations
+LOSS_MOVED = 0.02  # of loss_ratio
+WAITED, WORTH = 0.4, 60.0  # share of two epochs in succession, with so many seconds of the run left
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What the sentences need of a run besides its reports.
+
+    Args:
+        flags: the settings by their flags, without dashes and with underscores.
+        total_steps: of the whole run.
+        chance: the formula of the loss of guessing.
+        may_leak: BatchNorm may tell which key is a query's: keys are not shuffled, in a method with a queue.
+        alike: the share of all pairs of images that are of one class; None where negatives have no labels.
+        guess: percent of held-out images in the largest class: the k-NN accuracy of guessing.
+        class_size: labelled training images of an average class.
+        loader: what would feed a starved run, asked when it is needed.
+    """
+
+    flags: Mapping[str, Any] = field(default_factory=dict)
+    total_steps: int = 0
+    chance: str = "chance"
+    may_leak: bool = False
+    alike: float | None = None
+    guess: float = 0.0
+    class_size: float = math.inf
+    loader: Callable[[], str] = str
+
+    def here(self, flag: str) -> str:
+        """The flag and its present value."""
+        return f"{flag} (here {typed(self.flags.get(flag.removeprefix('--').replace('-', '_')))})"
+
+
+class EpochMeans(NamedTuple):
+    """The means of an epoch's reports, NaN where there are none."""
+
+    epoch: int
+    loss_ratio: float
+    top1: float
+    feature_std: float
+    old_mass: float
+    false_negatives: float
+    synthetic_mass: float
+    wait_share: float
+    eta_seconds: float
+
+
+class Diagnoses:
+    """Told of every report and validation; each answer is what to say of it, mostly nothing. A run that is resumed
+    begins anew."""
+
+    def __init__(self, setting: Setting) -> None:
+        self.setting = setting
+        self.told: dict[str, str] = {}
+        self.queue = QueueWatch()
+        self.means = {name: Mean() for name in EpochMeans._fields[1:]}
+        self.epochs: list[EpochMeans] = []
+        self.knn: list[float] = []
+        self.untrained: float | None = None  # k-NN accuracy of the untrained network, once it was asked for
+
+    def _tell(self, found: Mapping[str, str]) -> list[str]:
+        """The sentences that are new and no consequence of others; of a moment's signs the cause comes first."""
+        said = []
+        for name in DIAGNOSES:
+            if found.get(name) and not {name, *CAUSES.get(name, ())} & self.told.keys():
+                self.told[name] = found[name]
+                said.append(found[name])
+        return said
+
+    def report(self, epoch: int, values: Mapping[str, float]) -> list[str]:
+        """A report of ``epoch``, by the names of the log."""
+        for name, mean in self.means.items():
+            mean.add(values.get(name, math.nan))
+        self.queue.note(values)
+        if epoch == 0:  # it may look like anything
+            return []
+        return self._tell(
+            {COLLAPSE: collapsed(values, epoch, self.setting), ABOVE: above_chance(values, epoch, self.setting)}
+        )
+
+    def epoch_ended(self, epoch: int, step: int, changed: bool = False) -> list[str]:
+        """``epoch`` has ended at ``step``. changed: in it the loss became another, as negatives began or stopped."""
+        now = EpochMeans(epoch, *(mean.value for mean in self.means.values()))
+        self.means = {name: Mean() for name in self.means}
+        self.epochs = [*([] if changed else self.epochs), now]
+        if changed:
+            self.queue.forget()
+        own = self.setting
+        beginning = 10 * step < own.total_steps
+        stale = self.queue.judge(epoch, epoch == 0 or beginning, own.chance, own.flags.get("moco_m", 0.0))
+        return self._tell({
+            LEAK: leaking(now, epoch < 3 or beginning, own), STALE: stale, FALSE: false_negatives(now, own),
+            STARVED: starved(self.epochs, own),
+        })  # fmt: skip
+
+    def validated(self, step: int, knn: float, untrained: Callable[[], float]) -> list[str]:
+        """The k-NN accuracy at ``step``, percent. ``untrained``: measures that of an untrained network, once, where the
+        accuracies alone say that nothing moves; it is called on all processes or on none."""
+        self.knn.append(knn)
+        if 5 * step < self.setting.total_steps or not unmoved(self.knn):
+            return []
+        if self.untrained is None:
+            self.untrained = untrained()
+        return self._tell({STILL: still(self.knn, self.untrained, self.epochs, self.setting)})
+
+
+def collapsed(values: Mapping[str, float], epoch: int, own: Setting) -> str:
+    """All queries are one vector."""
+    if not values["feature_std"] < SPREAD:
+        return ""
+    return (
+        f"all queries look the same, the encoder has collapsed: feature_std is {values['feature_std']:.3f} in epoch "
+        f"{epoch} (1 is even, below {SPREAD:g} is a collapse). Lower {own.here('--lr')} or "
+        f"{own.here('--wd')}, and go back to a checkpoint from before it."
+    )
+
+
+def above_chance(values: Mapping[str, float], epoch: int, own: Setting) -> str:
+    """The loss is worse than guessing's, by more than synthetic negatives explain."""
+    if not values["loss_ratio"] > WORST:
+        return ""
+    return (
+        f"the loss is worse than guessing: {values['loss_ratio']:.2f} of {own.chance} in epoch {epoch} (below 1 is "
+        f"normal, up to {WORST:g} with synthetic negatives). Lower {own.here('--lr')} or raise "
+        f"{own.here('--moco-t')}."
+    )
+
+
+def leaking(now: EpochMeans, beginning: bool, own: Setting) -> str:
+    """Keys are found at once, by BatchNorm's statistics."""
+    at_once = now.top1 >= ALL or (now.top1 >= LEAKED and now.feature_std < NARROW)
+    if not own.may_leak or not beginning or now.epoch == 0 or not at_once:
+        return ""
+    flags = own.flags
+    cure = f"give a --batch-size that is a multiple of 8 (here {flags.get('batch_size', '?')})"
+    if not flags.get("shuffle_bn", True):
+        cure = "leave out --no-shuffle-bn (here --shuffle-bn is off)"
+    elif flags.get("bn_splits") is not None:
+        cure = f"leave out {own.here('--bn-splits')}"
+    return (
+        f"top1 is {now.top1:.0f} % already in epoch {now.epoch} (below {LEAKED:g} so early where nothing leaks), "
+        f"feature_std {now.feature_std:.2f} (1 is even): keys are not shuffled, so BatchNorm's statistics tell which "
+        f"key is a query's. To shuffle them, {cure}."
+    )
+
+
+def false_negatives(now: EpochMeans, own: Setting) -> str:
+    """The rows that synthetic negatives are made from are mostly no negatives."""
+    if own.alike is None or not now.synthetic_mass > 0:
+        return ""
+    if not now.false_negatives >= max(FALSE_SHARE, own.alike + FALSE_MORE):
+        return ""
+    hard, rows = own.flags.get("n_hard", 0), own.flags.get("moco_k", 0)
+    flag = f"N of --mochi (here {hard})" if own.flags.get("negatives") == "mochi" else own.here("--n-hard")
+    wanted = math.ceil(2 * own.alike * rows)  # of them at most half can be of a class
+    cure = f"With classes so large no {flag} avoids it: end them earlier (--hard-stop-epoch) or use the labels"
+    if hard < wanted <= rows // 2:
+        cure = f"Raise {flag} to {wanted} or more, as the queue has about {own.alike * rows:.0f} rows of a class"
+    return (
+        f"{100 * now.false_negatives:.0f} % of a query's {hard} hardest rows are of its own class in epoch {now.epoch} "
+        f"(by chance {100 * own.alike:.0f} %), so most synthetic negatives push images of a class apart. {cure}."
+    )
+
+
+def starved(epochs: list[EpochMeans], own: Setting) -> str:
+    """The steps wait for images."""
+    now = epochs[-1]
+    if len(epochs) < 2 or not min(epoch.wait_share for epoch in epochs[-2:]) >= WAITED or now.eta_seconds < WORTH:
+        return ""
+    return (
+        f"the steps have waited for images for {100 * now.wait_share:.0f} % of epoch {now.epoch} (a few "
+        f"percent are normal), so the loader is the bottleneck: {own.loader()}"
+    )
+
+
+def loader_advice(facts: Mapping[str, Any], part: str = "") -> str:
+    """What would feed a run faster.
+
+    Args:
+        facts: what may be changed, see :func:`moco.train.setup.loader_facts`.
+        part: where most of the loader's time goes, decode, crop or augment; where it is not known, any.
+    """
+    if facts["workers"] < facts["cores"]:
+        return f"try -j {facts['cores']} (now {facts['workers']})."
+    if part in ("augment", "") and facts["gpu"] and not facts.get("on_device"):
+        return "try --aug-device gpu (now cpu), which finishes the views there."
+    if (part.startswith("decode") or not part) and facts["cache"]:
+        return "try --cache DIR (now none), which keeps the decoded images in a file."
+    if part != "augment" and facts["fast_decode"]:
+        return "try --decode fast (now exact)."
+    return f"all {facts['cores']} cores load already; store the images smaller, or train on a machine with more."
+
+
+def unmoved(knn: list[float]) -> bool:
+    """Whether accuracies, percent, from the first one on have stayed where they were."""
+    return len(knn) >= VALIDATIONS and max(knn) - knn[0] < POINTS
+
+
+def still(knn: list[float], untrained: float, epochs: list[EpochMeans], own: Setting) -> str:
+    """k-NN accuracy is that of no training, or of guessing."""
+    nothing = max(untrained, own.guess)
+    if not unmoved(knn) or max(knn) >= nothing + POINTS:
+        return ""
+    return (
+        f"k-NN accuracy has not moved in {len(knn)} validations, from {knn[0]:.1f} to {knn[-1]:.1f} % (an untrained "
+        f"network has {untrained:.1f} %, guessing {own.guess:.1f} %). {_to_move_knn(epochs, own)}"
+    )
+
+
+def _to_move_knn(epochs: list[EpochMeans], own: Setting) -> str:
+    neighbours = own.flags.get("knn_k") or [0]
+    if neighbours[0] > own.class_size:
+        return (
+            f"A class has {own.class_size:.0f} images to vote: lower {own.here('--knn-k')}, and see whether it moves."
+        )
+    losses = [epoch.loss_ratio for epoch in epochs if epoch.epoch > 0]
+    fallen = f"from {losses[0]:.3f} to {losses[-1]:.3f} of {own.chance}" if losses else ""
+    if losses and losses[0] - losses[-1] >= LOSS_MOVED:
+        return (
+            f"The loss has fallen {fallen}, so the views are told apart by something else than their content: try "
+            f"stronger ones, such as --aug-plus, in place of {own.here('--aug')}."
+        )
+    return f"Nor has the loss, {fallen}: try to raise {own.here('--lr')}." if losses else f"Try {own.here('--lr')}."
+
+
+class QueueWatch:
+    """Finds a loss that was low only because old keys could be told from new ones by their age, and rises as they no
+    longer can: a stale queue. Told of every report, asked at the end of every epoch.
+
+    RISE, FALL and AGE are by how much the means of an epoch differ from those of the epoch with the lowest loss. In
+    docs/experiments.md is where they come from.
+    """
+
+    RISE = 0.03  # of loss_ratio
+    FALL = 0.5  # top1 at most this share of what it was
+    AGE = 0.1  # of old_mass
+    NAMES = ("loss_ratio", "top1", "old_mass")
+
+    def __init__(self) -> None:
+        self.means = {name: Mean() for name in self.NAMES}
+        self.forget()
+
+    def forget(self) -> None:
+        """The loss is another from here on."""
+        self.easiest: dict[str, float] = {}
+        self.told = False
+
+    def note(self, values: Mapping[str, float]) -> None:
+        """Add a report."""
+        for name in self.NAMES:
+            self.means[name].add(values.get(name, math.nan))
+
+    def judge(self, epoch: int, early: bool, chance: str, m: float) -> str:
+        """What is wrong after ``epoch``, or an empty string; it is said once.
+
+        Args:
+            early: the epoch is of the run's beginning, whose loss says nothing yet.
+            chance, m: the formula of chance and the key encoder's momentum, for the sentence.
+        """
+        now = {name: mean.value for name, mean in self.means.items()} | {"epoch": epoch}
+        self.means = {name: Mean() for name in self.NAMES}
+        if early or math.isnan(sum(now.values())):
+            return ""
+        was = self.easiest = self.easiest or now
+        if now["loss_ratio"] < was["loss_ratio"]:
+            self.easiest = now
+        older = now["old_mass"] - was["old_mass"] >= self.AGE and now["top1"] <= self.FALL * was["top1"]
+        if self.told or not older or now["loss_ratio"] - was["loss_ratio"] < self.RISE:
+            return ""
+        self.told = True
+        return (
+            f"since epoch {was['epoch']} the loss has risen from {was['loss_ratio']:.3f} to {now['loss_ratio']:.3f} of "
+            f"{chance} and top1 has fallen from {was['top1']:.1f} to {now['top1']:.1f}: the queue was stale, its old "
+            "keys were told from new ones by their age (its older half had "
+            f"{100 * was['old_mass']:.0f} % of the softmax mass, now {100 * now['old_mass']:.0f} %; 50 % is even). "
+            f"Raise --moco-m (here {m:g}) or lower --lr."
+        )
