@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -15,7 +16,7 @@ from torch import nn
 
 from moco import distributed
 from moco.config import ValidationConfig
-from moco.data import Sources
+from moco.data import Source, Sources
 from moco.errors import UserError
 from moco.eval import retrieval
 from moco.eval.features import FeatureExtractor, Features
@@ -85,22 +86,20 @@ def _by_labels(
         found = evaluate_knn(encoder, train, val, extractor, **k, queries=share, bank=bank)
         percent = ", ".join(f"{value:.2f} %" + f" (k={k})" * (len(found) > 1) for k, value in found.items())
         trainer.report_measured(knn_values(found), f"k-NN {percent} on held-out images (encoder features)")
-
-        def untrained() -> float:
-            new = untrained_like(trainer)
-            first = config.k[:1]
-            return evaluate_knn(new, train, val, extractor, k=first, temperature=config.temperature)[first[0]]
-
+        untrained = partial(untrained_knn, trainer, train, val, extractor, config)
         trainer.warn(trainer.diagnoses.validated(trainer.progress.step, found[config.k[0]], untrained))
     if both_ways:
         trainer.report_measured(*retrieval.both_ways(share, seed))
     return bank if train is sources.pretrain else None
 
 
-def untrained_like(trainer: Trainer) -> nn.Module:
-    """A new network of the same shape, with first weights of its own."""
+def untrained_knn(
+    trainer: Trainer, train: Source, val: Source, extractor: FeatureExtractor, config: ValidationConfig
+) -> float:  # fmt: skip
+    """The k-NN accuracy of a new network of the same shape, percent, by the first k; the run's randomness stays."""
     built: Any = trainer.model.encoder_q.built
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(trainer.progress.seed)
         new = build_encoder(trainer.arch, 2, stem=built["stem"], size=built["size"], in_chans=built["channels"])
-    return new.to(trainer.device)
+    k, temperature = config.k[:1], config.temperature
+    return evaluate_knn(new.to(trainer.device), train, val, extractor, k=k, temperature=temperature)[k[0]]

@@ -31,7 +31,7 @@ WORST = 1.6  # loss_ratio; synthetic negatives alone bring it above 1
 LEAKED, ALL = 35.0, 90.0  # top1 in the first tenth of a run, or its first three epochs, where features do not spread
 NARROW = 0.4  # (feature_std), or whatever they do
 FALSE_SHARE, FALSE_MORE = 0.6, 0.15  # of the hardest rows, and by how much more than chance
-VALIDATIONS, POINTS = 4, 2.0  # k-NN accuracy that stays within so many points over so many validations
+VALIDATIONS, RISEN, POINTS = 4, 5.0, 2.0  # k-NN accuracy: how many, since the first, above an untrained network's
 LOSS_MOVED = 0.02  # of loss_ratio
 WAITED, WORTH = 0.4, 60.0  # share of two epochs in succession, with so many seconds of the run left
 
@@ -92,7 +92,7 @@ class Diagnoses:
         self.knn: list[float] = []
         self.untrained: float | None = None  # k-NN accuracy of the untrained network, once it was asked for
 
-    def _tell(self, found: Mapping[str, str]) -> list[str]:
+    def fresh(self, found: Mapping[str, str]) -> list[str]:
         """The sentences that are new and no consequence of others; of a moment's signs the cause comes first."""
         said = []
         for name in DIAGNOSES:
@@ -108,7 +108,7 @@ class Diagnoses:
         self.queue.note(values)
         if epoch == 0:  # it may look like anything
             return []
-        return self._tell(
+        return self.fresh(
             {COLLAPSE: collapsed(values, epoch, self.setting), ABOVE: above_chance(values, epoch, self.setting)}
         )
 
@@ -122,7 +122,7 @@ class Diagnoses:
         own = self.setting
         beginning = 10 * step < own.total_steps
         stale = self.queue.judge(epoch, epoch == 0 or beginning, own.chance, own.flags.get("moco_m", 0.0))
-        return self._tell({
+        return self.fresh({
             LEAK: leaking(now, epoch < 3 or beginning, own), STALE: stale, FALSE: false_negatives(now, own),
             STARVED: starved(self.epochs, own),
         })  # fmt: skip
@@ -135,7 +135,7 @@ class Diagnoses:
             return []
         if self.untrained is None:
             self.untrained = untrained()
-        return self._tell({STILL: still(self.knn, self.untrained, self.epochs, self.setting)})
+        return self.fresh({STILL: still(self.knn, self.untrained, self.epochs, self.setting)})
 
 
 def collapsed(values: Mapping[str, float], epoch: int, own: Setting) -> str:
@@ -226,8 +226,8 @@ def loader_advice(facts: Mapping[str, Any], part: str = "") -> str:
 
 
 def unmoved(knn: list[float]) -> bool:
-    """Whether accuracies, percent, from the first one on have stayed where they were."""
-    return len(knn) >= VALIDATIONS and max(knn) - knn[0] < POINTS
+    """Whether accuracies, percent, have hardly risen since the first one."""
+    return len(knn) >= VALIDATIONS and max(knn) - knn[0] < RISEN
 
 
 def still(knn: list[float], untrained: float, epochs: list[EpochMeans], own: Setting) -> str:
@@ -236,23 +236,25 @@ def still(knn: list[float], untrained: float, epochs: list[EpochMeans], own: Set
     if not unmoved(knn) or max(knn) >= nothing + POINTS:
         return ""
     return (
-        f"k-NN accuracy has not moved in {len(knn)} validations, from {knn[0]:.1f} to {knn[-1]:.1f} % (an untrained "
-        f"network has {untrained:.1f} %, guessing {own.guess:.1f} %). {_to_move_knn(epochs, own)}"
+        f"k-NN accuracy has hardly moved in {len(knn)} validations, from {knn[0]:.1f} to {knn[-1]:.1f} % (an untrained "
+        f"network has {untrained:.1f} %, guessing {own.guess:.1f} %). {_to_move_knn(max(knn) - untrained, epochs, own)}"
     )
 
 
-def _to_move_knn(epochs: list[EpochMeans], own: Setting) -> str:
+def _to_move_knn(gain: float, epochs: list[EpochMeans], own: Setting) -> str:
     neighbours = own.flags.get("knn_k") or [0]
     if neighbours[0] > own.class_size:
         return (
             f"A class has {own.class_size:.0f} images to vote: lower {own.here('--knn-k')}, and see whether it moves."
         )
+    if gain < -POINTS:
+        return f"Training has made the features worse: lower {own.here('--lr')}."
     losses = [epoch.loss_ratio for epoch in epochs if epoch.epoch > 0]
     fallen = f"from {losses[0]:.3f} to {losses[-1]:.3f} of {own.chance}" if losses else ""
     if losses and losses[0] - losses[-1] >= LOSS_MOVED:
         return (
-            f"The loss has fallen {fallen}, so the views are told apart by something else than their content: try "
-            f"stronger ones, such as --aug-plus, in place of {own.here('--aug')}."
+            f"The loss has fallen {fallen}, so images are told apart by something else than their content: try "
+            f"stronger views than those of {own.here('--aug')}."
         )
     return f"Nor has the loss, {fallen}: try to raise {own.here('--lr')}." if losses else f"Try {own.here('--lr')}."
 
