@@ -187,7 +187,8 @@ def false_negatives(now: EpochMeans, own: Setting) -> str:
     hard, rows = own.flags.get("n_hard", 0), own.flags.get("moco_k", 0)
     flag = f"N of --mochi (here {hard})" if own.flags.get("negatives") == "mochi" else own.here("--n-hard")
     wanted = math.ceil(2 * own.alike * rows)  # of them at most half can be of a class
-    cure = f"With classes so large no {flag} avoids it: end them earlier (--hard-stop-epoch) or use the labels (--method supcon)"
+    labels = "end them earlier (--hard-stop-epoch) or use the labels (--method supcon)"
+    cure = f"With classes so large no {flag} avoids it: {labels}"
     if hard < wanted <= rows // 2:
         cure = f"Raise {flag} to {wanted} or more, as the queue has about {own.alike * rows:.0f} rows of a class"
     return (
