@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from moco.library.negatives import hard_negatives
     from moco.library.program import evaluate, pretrain
     from moco.library.results import Embedding, RunResult
+    from moco.neighbours import neighbours
 
 __version__ = "0.2.0"  # nowhere else: pyproject.toml reads it here
 
@@ -47,6 +48,7 @@ _MODULES = {  # of each public name
     "export": "moco.export",
     "hard_negatives": "moco.library.negatives",
     "load_encoder": "moco.library.encoder",
+    "neighbours": "moco.neighbours",
     "pretrain": "moco.library.program",
 }
 
@@ -73,6 +75,7 @@ __all__ = [
     "export",
     "hard_negatives",
     "load_encoder",
+    "neighbours",
     "pretrain",
 ]
 

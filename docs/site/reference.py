@@ -38,7 +38,8 @@ def parser_of(name: str) -> argparse.ArgumentParser:
     def stop(parser: argparse.ArgumentParser, *_) -> None:
         raise _Made(parser)
 
-    module = {"data": "moco.data.__main__", "sweep": "moco.sweep.__main__", "detection": "detection.run"}.get(name)
+    packages = {of: f"moco.{of}.__main__" for of in ("data", "report", "sweep")}
+    module = {"detection": "detection.run", **packages}.get(name)
     main = getattr(cli, f"parse_{name}") if name in doors.MAINS else import_module(module or doors.MODULES[name]).main
     with patch.object(argparse.ArgumentParser, "parse_known_args", stop):
         try:
@@ -102,13 +103,15 @@ def _plain(text: str) -> str:
 
 # The public names under the words that a reader looks for.
 PUBLIC = {
-    "The program as functions": ("pretrain", "evaluate", "embed", "export", "RunResult", "Embedding"),
+    "The program as functions": ("pretrain", "evaluate", "embed", "neighbours", "export", "RunResult", "Embedding"),
     "Encoders": ("load_encoder", "Encoder"),
     "Losses": ("MoCoLoss", "MoCHiLoss", "SynCoLoss", "SupConLoss", "SimCLRLoss", "HCLLoss", "DCLLoss"),
     "Momentum contrast": ("MoCo", "hard_negatives", "MoCHiConfig", "SynCoConfig"),
     "Errors": ("MocoError", "UserError", "TrainingError", "OutageError"),
 }
-DEFINED = {"moco.embed": "moco.library.program", "moco.export": "moco.library.program"}  # modules that are functions
+DEFINED = {
+    f"moco.{name}": "moco.library.program" for name in ("embed", "neighbours", "export")
+}  # modules that are functions
 # What lies below: modules, and the names of each that others may use.
 BELOW = {
     "The loss operator": {"moco.kernels": ("contrastive_loss", "labelled_loss", "resolve", "resolve_precision"),

@@ -46,7 +46,7 @@ def neighbours_parser() -> Parser:
     add("--k", type=at_least(1), default=10, metavar="N", help="number of neighbours (default: 10)")
     add("--queries", type=at_least(1), metavar="N", help="number of queries, drawn from the held-out images where "
         "there are any, else from all (default: 10)")  # fmt: skip
-    add("--class", dest="class_name", metavar="NAME", help="queries of this class alone")
+    add("--class", "--class-name", dest="class_name", metavar="NAME", help="queries of this class alone")
     add("--worst", action="store_true", help="the queries that have the most neighbours of another class")
     add("--seed", default=0, type=int, help="seed of the draw (default: 0)")
     add_launch(p)

@@ -87,10 +87,10 @@ def title_of(args: Namespace, found: Nearest, shown: int) -> str:
     pair = found.asked is not found.bank and not args.images
     of = f"of {found.asked.name}" + (f", class {args.class_name}" if args.class_name is not None else "")
     kind, other = ("held-out images", "training images") if pair else ("images", "images")
-    which = f"{shown} {found.asked.name}" if args.images else f"{shown} {kind} {of}"
+    which = f"Pictures of your own ({shown})" if args.images else f"{shown} {kind} {of}"
     if args.worst:
         which = f"Of {len(found.rows):,} {kind} {of}, the {shown} with the most neighbours of another class"
-    there = "the same" if found.asked is found.bank else f"the {found.read:,} {other} of {found.bank.name}"
+    there = f"all {found.read:,}" if found.asked is found.bank else f"the {found.read:,} {other} of {found.bank.name}"
     return f"{which}: each with its {found.s.shape[1]} nearest among {there}"
 
 

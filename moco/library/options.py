@@ -567,6 +567,67 @@ class EmbedOptions(TypedDict, total=False):
     """number of processes on this node; gloo connects them without GPUs"""
 
 
+class NeighboursOptions(TypedDict, total=False):
+    """Of :func:`moco.neighbours`: the flags of ``moco neighbours``."""
+
+    amp: Literal["off", "bf16", "fp16"]
+    """precision of the encoder (default: off, fp32)"""
+    split: Literal["val", "train"] | None
+    """images to use (default: the validation images, where there are any)"""
+    k: int
+    """number of neighbours (default: 10)"""
+    queries: int | None
+    """number of queries, drawn from the held-out images where there are any, else from all (default: 10)"""
+    class_name: str | None
+    """queries of this class alone"""
+    worst: bool
+    """the queries that have the most neighbours of another class"""
+    seed: int
+    """seed of the draw (default: 0)"""
+    config: StrPath | None
+    """read defaults from this YAML file or from the recipe of this name; flags override them"""
+    dataset: Literal["folder", "cifar10", "cifar100", "caltech256", "fashionmnist", "stl10", "mnist5k"] | None
+    """use a known data set instead of an image folder"""
+    download: bool
+    """let --dataset download its files"""
+    cache: StrPath | None
+    """folder in which decoded images are kept and mapped into memory, for sets of small images: each is decoded
+    once instead of in every epoch (20 GB at most)"""
+    val_data: StrPath | None
+    """labelled validation images, where DIR does not hold them"""
+    size: int | None
+    """side of the square views in pixels (default: the file's, else 224; sets of small images have their own
+    size)"""
+    channels: Literal[1, 3] | None
+    """read the images as grey (1) or colour (3; default: the file's, else the data set's)"""
+    mean: float | Sequence[float] | None
+    """mean of each channel, in 0..1 (default: the file's, else the data set's)"""
+    std: float | Sequence[float] | None
+    """standard deviation of each channel, in 0..1 (default: the file's, else the data set's)"""
+    workers: int
+    """number of loader processes on this machine, for all processes together (default: 32, at most one per core)"""
+    batch_size: int
+    """images per step, over all processes of this node (default: 256)"""
+    arch: str | None
+    """name of a torchvision or timm network (default: the file's, else resnet50)"""
+    stem: Literal["auto", "imagenet", "cifar"]
+    """cifar: a 3x3 first convolution without pooling; auto: the file's, else cifar up to 64 px"""
+    world_size: int
+    """number of nodes (--multiprocessing-distributed) or processes"""
+    rank: int
+    """number of this node or process, from 0"""
+    dist_url: str | None
+    """address at which the processes of several nodes meet, tcp://HOST:PORT"""
+    dist_backend: str
+    """communication backend: nccl, or gloo, which is chosen where there are no GPUs"""
+    gpu: int | None
+    """number of the GPU to use"""
+    multiprocessing_distributed: bool
+    """start one process per GPU (or --nproc processes) on each node"""
+    nproc: int | Literal["all"] | None
+    """number of processes on this node; gloo connects them without GPUs"""
+
+
 class ExportOptions(TypedDict, total=False):
     """Of :func:`moco.export`: the flags of ``moco export``."""
 

@@ -1,4 +1,5 @@
-"""The program as functions: pretrain, evaluate, embed and export. The options of each are the flags of its command.
+"""The program as functions: pretrain, evaluate, embed, neighbours and export. The options of each are the flags of its
+command.
 
 Each function reads its options as the command line does (:mod:`moco.library.words`), so files of ``config``, recipes by
 name, other spellings and ranges hold here too, and refuses what the command refuses, with the same sentence in a
@@ -12,13 +13,13 @@ import inspect
 import os
 import tempfile
 from argparse import Namespace
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeVar
 
 from moco import cli, errors, files
-from moco.cli import commands
+from moco.cli import commands, looking
 from moco.cli.parser import Parser
 from moco.errors import OutageError, UserError
 from moco.library import child
@@ -28,7 +29,14 @@ from moco.library.words import arguments, options_of
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
-    from moco.library.options import EmbedOptions, EvaluateOptions, ExportKind, ExportOptions, PretrainOptions
+    from moco.library.options import (
+        EmbedOptions,
+        EvaluateOptions,
+        ExportKind,
+        ExportOptions,
+        NeighboursOptions,
+        PretrainOptions,
+    )
 
 F = TypeVar("F", bound=Callable)
 StrPath = str | os.PathLike[str]
@@ -65,6 +73,9 @@ RETRIEVAL = Program(
     "evaluate", commands.retrieval_parser, commands.parse_retrieval, "moco.eval.retrieval:retrieval_worker", _READ
 )
 EMBED = Program("embed", commands.embed_parser, commands.parse_embed, "moco.eval.embed:embed_worker", _READ)
+NEIGHBOURS = Program(
+    "neighbours", looking.neighbours_parser, looking.parse_neighbours, "moco.eval.neighbours:neighbours_worker", _READ
+)
 EXPORT = Program(
     "export", commands.export_parser, lambda words: commands.export_parser().parse_args(words), "", {**_READ, "to": ""}
 )
@@ -220,6 +231,42 @@ def embed(
         names = [f"features.{args.format}"]
         names += ["embedding.png", "embedding.html"] if args.picture != "none" else []
         return embedding_of(os.path.join(folder, names[0]), [Path(folder, name) for name in names] if out else [])
+
+
+@has_options(NEIGHBOURS)
+def neighbours(
+    checkpoint: Checkpoint, data: StrPath | None = None, images: Sequence[StrPath] = (), out: StrPath | None = None,
+    **options: Unpack[NeighboursOptions],
+) -> dict[str, Any]:  # fmt: skip
+    """Images beside the images whose features are the most similar, as ``moco neighbours`` finds them; a process of its
+    own does it, see :func:`pretrain`.
+
+    Args:
+        checkpoint: as in :func:`evaluate`.
+        data: images, with labels or without: a folder, a text file of paths, or the root of ``dataset``.
+        images: pictures of your own as queries; by default queries are drawn from ``data``.
+        out: a folder for neighbours.png, neighbours.html and neighbours.json. Without it no file is left.
+        options: the flags of the command; ``--class`` is ``class_name``.
+
+    Returns:
+        The content of neighbours.json: ``queries``, a list of ``{"name", "class", "neighbours": [{"name", "class",
+        "similarity"}, ..]}``, and ``same_class``, the percentage of all neighbours that are of their query's class.
+
+    Raises:
+        moco.UserError, moco.OutageError, KeyboardInterrupt: as :func:`pretrain`.
+
+    Example:
+        >>> found = moco.neighbours("runs/mine", "my_images", ["query.jpg"], k=5)
+        >>> for query in found["queries"]:
+        ...     print(query["name"], query["neighbours"])
+    """
+    with _folder(out) as folder:
+        own = [word for path in images for word in _images(path)]
+        args = NEIGHBOURS.arguments(options, path_of(checkpoint), *_images(data), *own, *_flag("--out", folder))
+        path = os.path.join(folder, "neighbours.json")
+        before = _written(path)
+        NEIGHBOURS.run(args)
+        return files.read_json(path) if _written(path) != before else {}
 
 
 @has_options(EXPORT)

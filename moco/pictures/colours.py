@@ -33,7 +33,12 @@ def colour_of(label: int) -> str:
 
 
 def style() -> str:
-    """Variables of CSS: ``--class-0`` and so on, and ``--right`` for each of MARKS."""
+    """CSS: the variables ``--class-0`` and so on and ``--right`` for each of MARKS, and of a figure or an entry of a
+    legend whose class is a mark ``--mark`` and ``--line``."""
     found = {f"class-{number}": colour for number, colour in enumerate(CLASSES)}
     found |= {name: mark.colour for name, mark in MARKS.items()}
-    return ":root {" + "".join(f" --{name}: {colour};" for name, colour in found.items()) + " }"
+    marked = [
+        f"figure.{name}, .legend.{name} {{ --mark: {mark.colour}; --line: {mark.line}; }}"
+        for name, mark in MARKS.items()
+    ]
+    return "\n".join([":root {" + "".join(f" --{name}: {colour};" for name, colour in found.items()) + " }", *marked])

@@ -54,7 +54,9 @@ def grid_html(rows: Rows) -> str:
     )
     return "\n".join([
         f'<div class="legends">{legend}</div>',
+        '<div class="rows">',
         *(f'<div class="row">{"".join(map(_cell_html, row))}</div>' for row in rows),
+        "</div>",
         '<div id="enlarged" hidden><img alt=""><div></div></div>',
     ])  # fmt: skip
 

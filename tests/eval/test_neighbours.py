@@ -103,7 +103,7 @@ def test_unlabelled_images_have_no_frames(ask, hard_folder, tmp_path):
     ask(hard_folder / "train" / "class0", "--queries", 2, "--k", 3)
     text = (tmp_path / "out" / "neighbours.html").read_text()
     body = text.partition("<body>")[2]
-    assert body.count('<figure tabindex="0" class=""') == 6 and body.count('class="query"') == 2
+    assert body.count('<figure tabindex="0" class=""') == 6 and body.count('<figure tabindex="0" class="query"') == 2
     assert "<table" not in body and "by chance" not in body
 
 

@@ -16,7 +16,7 @@ from support.here import run_here
 
 import moco
 from moco import cli
-from moco.cli import commands
+from moco.cli import commands, looking
 from moco.library import child, program, results
 
 TINY = {
@@ -148,7 +148,7 @@ def test_the_file_of_types_is_fresh():
     assert fresh, "run python tests/support/typed_options.py"
 
 
-@pytest.mark.parametrize("name", ["pretrain", "evaluate", "embed", "export"])
+@pytest.mark.parametrize("name", ["pretrain", "evaluate", "embed", "neighbours", "export"])
 def test_a_function_tells_its_options(name):
     function = getattr(moco, name)
     parameters = inspect.signature(function).parameters
@@ -276,6 +276,22 @@ def test_features_alone_write_nothing(trained, image_folder, here, tmp_path, mon
         moco.embed(trained, image_folder, picture="tsne")
 
 
+def test_neighbours_are_those_of_the_command(trained, image_folder, here, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    found = moco.neighbours(trained, image_folder, class_name="red", k=3, queries=2, **READ)
+    assert [(query["class"], len(query["neighbours"])) for query in found["queries"]] == [("red", 3)] * 2
+    assert list(tmp_path.iterdir()) == []
+    picture = found["queries"][0]["name"]
+    own = moco.neighbours(trained, image_folder, [picture], tmp_path, k=3, **READ)["queries"][0]
+    near, same = ([one["similarity"] for one in q["neighbours"]] for q in (own, found["queries"][0]))
+    assert near == pytest.approx(same, abs=1e-5) and own["name"] == picture
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        f"neighbours.{kind}" for kind in ("html", "json", "png")
+    ]
+    with pytest.raises(moco.UserError, match="^--class rde: .*did you mean red"):
+        moco.neighbours(trained, image_folder, class_name="rde", **READ)
+
+
 def test_an_export_says_where_it_is(trained, tmp_path, capsys):
     before = torch.random.get_rng_state()
     path = moco.export(trained.folder, "timm", tmp_path / "net.pth")
@@ -307,13 +323,15 @@ def test_a_checkpoint_is_a_file_a_folder_or_a_run(trained, tmp_path):
 # -------------------------------------------------------------------------------------------- modules and doors
 
 
-@pytest.mark.parametrize("first", ["import moco.embed, moco.export", "from moco import embed, export", "import moco"])
+@pytest.mark.parametrize(
+    "first", ["import moco.embed, moco.export", "from moco import embed, export, neighbours", "import moco"]
+)
 def test_a_command_s_module_is_a_function_whatever_was_imported_first(first):
     code = f"""
 import sys
 {first}
 import moco
-for name in ("embed", "export"):
+for name in ("embed", "export", "neighbours"):
     door = getattr(moco, name)
     exec(f"import moco.{{name}}")
     assert getattr(moco, name) is door is sys.modules[f"moco.{{name}}"]
@@ -331,5 +349,6 @@ assert "torch" not in sys.modules
 
 def test_the_parsers_of_the_functions_are_those_of_the_commands(capsys):
     assert commands.parse_embed(["x", "DIR"]) == program.EMBED.arguments({}, "x", "DIR")
+    assert looking.parse_neighbours(["x", "DIR"]) == program.NEIGHBOURS.arguments({}, "x", "DIR")
     assert commands.parse_retrieval(["x", "DIR"]) == program.RETRIEVAL.arguments({}, "x", "DIR")
     assert cli.parse_semisup(["DIR"]) == program.SEMISUP.arguments({}, "DIR")

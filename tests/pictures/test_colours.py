@@ -68,5 +68,5 @@ def test_marks_differ_without_colour():
 
 
 def test_a_page_knows_them_all():
-    assert colours.style().count(": #") == len(colours.CLASSES) + len(colours.MARKS)
+    assert colours.style().count(": #") == len(colours.CLASSES) + 2 * len(colours.MARKS)
     assert colours.colour_of(3) == colours.colour_of(13) != colours.colour_of(4)

@@ -41,6 +41,8 @@ def test_a_png_has_the_frames_and_whole_images(drawn):
 def test_a_page_has_the_same_as_text():
     made = grid_html(rows())
     assert "<img src=x" not in made and made.count("<figure") == 7
-    assert made.count('class="right"') == 3 and made.count(f"{MARKS['right'].sign}</b>") == 4  # with the legend's
+    assert (
+        made.count('<figure tabindex="0" class="right"') == 3 and made.count(f"{MARKS['right'].sign}</b>") == 4
+    )  # with the legend's
     assert all(address.startswith("data:image/") for address in re.findall('src="([^"]*)', made))
     made.encode()

@@ -25,7 +25,7 @@ import main_lincls
 import main_pretrain
 import main_semisup
 import moco
-from moco import average, bench, describe, distributed, embed, export, retrieval, run_folder
+from moco import average, bench, describe, distributed, embed, export, neighbours, retrieval, run_folder
 from moco.cli.parser import take_defaults
 from moco.data import __main__ as data_work
 from moco.data.sources import named
@@ -51,6 +51,8 @@ SMALL = {
     "average": "-b 8 -j 0",
     "bench": "-a test_resnet --size 16 -b 8 -j 0 --moco-k 1024 --amp off --bench-images 8 --bench-steps 1",
     "embed": "-a test_resnet --size 16 -b 8 -j 0 --split train --points 12",
+    "neighbours": "-a test_resnet --size 16 -b 8 -j 0 --k 2",
+    "--class": "--class red",
     "retrieval": "-a test_resnet --size 16 -b 8 -j 0",
     "benchmarks.speed.checkpoints": "-a test_resnet --size 16 -b 8 --moco-k 64 --every 1 --rounds 1",
     "benchmarks.speed.contrastive_loss": "--sizes 4x256 --hard 16 --counts 4 4 4 2 2 2 --repeats 1 --no-memory "
@@ -89,6 +91,7 @@ RUN: dict[str, Callable] = {
     "describe": describe.main,
     "embed": embed.main,
     "export": lambda words: programs.parse("export", words).to not in EXPORTS_PARSED and export.main(words),
+    "neighbours": neighbours.main,
     "report": report.main,
     "retrieval": retrieval.main,
     "sweep": lambda words: sweep.main(["--dry-run", *words]),  # test_sweep.py runs trials
@@ -284,6 +287,8 @@ class Session:
             self.link(getattr(args, dest, None), self.split)
         for dest in CHECKPOINTS:
             self.link(getattr(args, dest, None), self.newest)
+        for picture in getattr(args, "images", []):
+            self.link(picture, lambda path: next(self.images.rglob("*.png")))
         return name, words
 
     def link(self, name: object, target: Callable[[Path], Path]) -> None:

@@ -25,6 +25,7 @@ PARSE: dict[str, Callable[[list[str]], Any]] = {
     "describe": lambda words: commands.describe_parser().parse_args(words),
     "embed": commands.parse_embed,
     "export": lambda words: commands.export_parser().parse_args(words),
+    "neighbours": looking.parse_neighbours,
     "report": looking.parse_report,
     "retrieval": commands.parse_retrieval,
     "detection": lambda words: importlib.import_module("detection.run").parse(words),

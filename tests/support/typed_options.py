@@ -10,7 +10,7 @@ from pathlib import Path
 
 import moco
 from moco import files
-from moco.library.program import EMBED, EXPORT, LINCLS, PRETRAIN, RETRIEVAL, SEMISUP, Program
+from moco.library.program import EMBED, EXPORT, LINCLS, NEIGHBOURS, PRETRAIN, RETRIEVAL, SEMISUP, Program
 from moco.library.words import Option, options_of
 
 PATH = Path(moco.__file__).parent / "library" / "options.py"
@@ -21,6 +21,7 @@ CLASSES = {
         (LINCLS, SEMISUP, RETRIEVAL),
     ),
     "EmbedOptions": ("Of :func:`moco.embed`: the flags of ``moco embed``.", (EMBED,)),
+    "NeighboursOptions": ("Of :func:`moco.neighbours`: the flags of ``moco neighbours``.", (NEIGHBOURS,)),
     "ExportOptions": ("Of :func:`moco.export`: the flags of ``moco export``.", (EXPORT,)),
 }
 HEAD = '''\
