@@ -13,15 +13,18 @@ from moco.errors import one_line, tell
 FILE = "report.html"
 
 
-def write_page(folder: str, wanted: bool = True) -> None:
-    """Write report.html about the runs of a folder, at the end of one; it never raises. Nothing is written where the
-    folder is another run's by now."""
+def write_page(folder: str, wanted: bool = True, below: bool = False) -> str:
+    """Write report.html about the runs of a folder, and with ``below`` about those in it, at the end of one: the path.
+    It never raises; nothing is written, and the path is empty, where it cannot be or the folder is another run's by
+    now."""
     if not wanted or owner.lost():
-        return
+        return ""
     path = os.path.join(folder, FILE)
     try:
-        from moco.report import page
+        from moco.report import page, walk
 
-        page.write(page.of([folder], depth=0), path, "--save-dir")
+        page.write(page.of([folder], depth=walk.DEPTH if below else 0), path, "--save-dir")
     except Exception as error:  # the run has done what it was asked for, and its exit code says so
         tell(f"warning: {path} is not written: {one_line(error)}")
+        return ""
+    return path

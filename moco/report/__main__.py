@@ -23,7 +23,8 @@ def _write(args: Namespace) -> int:
     from moco.report import FILE, figures, page
 
     path = args.out or os.path.join(args.runs[0] if len(args.runs) == 1 else ".", FILE)
-    quiet, told = 0, False
+    quiet = QUIET  # where nothing is at work from the beginning, nothing is waited for
+    told = False
     while True:
         report = page.of(args.runs, args.align)
         quiet = 0 if report.running else quiet + 1

@@ -141,7 +141,8 @@ def _runs(report: Report) -> str:
             numbers = ["", "", *_latest(run, columns, line)]
             rows.append(_run_row(_label(line.name, (i, line), "inner"), [""] * several + [""], numbers))
     table = f"<thead><tr>{cells}</tr></thead><tbody>{''.join(rows)}</tbody>"
-    return f'<h2>Runs</h2>\n<div class="wide"><table id="runs">{table}</table></div>'
+    many = " many" if len(rows) > 12 else ""
+    return f'<h2>Runs</h2>\n<div class="wide{many}"><table id="runs">{table}</table></div>'
 
 
 def _after(end: ending.Ending) -> str:

@@ -172,7 +172,7 @@ class RunLog:
         self.recorded: list[str] = []  # names of what an older log has of this step, in the main process
         self._path = path = os.path.join(save_dir, f"{name}.jsonl")
         self._where, self._end = where, (0, "finished")
-        self._at_end: Callable[[], None] = lambda: None
+        self._at_end: Callable[[], object] = lambda: None
         if not self._main:
             return
         step, happened = where()[0], os.path.join(save_dir, f"{name}_events.jsonl")
@@ -260,7 +260,7 @@ class RunLog:
         """The run stops before its end, for this reason and with this exit code."""
         self._end = code, reason
 
-    def at_end(self, work: Callable[..., None], *given: Any) -> None:
+    def at_end(self, work: Callable[..., object], *given: Any) -> None:
         """What the main process does once the log is complete and the folder still held: ``work(*given)``, however the
         run has ended. It may not raise."""
         self._at_end = partial(work, *given)

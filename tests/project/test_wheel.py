@@ -16,6 +16,7 @@ import pytest
 import yaml
 from conftest import ROOT, environment, records, run_script
 from PIL import Image
+from support.logs import words_of
 
 import moco
 from moco import cli, console, resources
@@ -142,6 +143,17 @@ def test_its_demo_runs_from_an_empty_folder_learns_and_shows_it(site, tmp_path):
         assert f"{when:20s} {knn:6.1f} % {acc1:6.1f} %" in said
     assert min(after - before for before, after in zip(found["untrained"], found["pretrained"], strict=True)) > 8
     assert str(Path("runs", "demo", "embedding.png")) in "\n".join(said.splitlines()[-8:])
+    page = Path("runs", "demo", "report.html")
+    assert said.splitlines()[-1].startswith(f"Open {page} in a browser")
+    told = words_of(tmp_path / page)
+    for part in (
+        "demo",
+        "untrained (linear probe)",
+        "pretrained (k-NN)",
+        "Loss relative to chance",
+        "Pictures Embedding",
+    ):
+        assert part in told, part
     with Image.open(run / "embedding.png") as image:
         assert image.width > 1000
     (knn,) = [record["knn"] for record in records(run) if "knn" in record]

@@ -75,7 +75,7 @@
       paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)", font: {color: ink, size: 11},
       hovermode: found.length > 12 ? "closest" : "x unified",
       hoverlabel: {bgcolor: style("--raised"), bordercolor: rule, font: {color: ink}, namelength: 60},
-      xaxis: {...axis, title: {text: unit, standoff: 6}, rangemode: "tozero", hoverformat: ".6~g"},
+      xaxis: {...axis, exponentformat: "none", separatethousands: true, title: {text: unit, standoff: 6}, rangemode: "tozero", hoverformat: ".6~g"},
       yaxis: {...axis, ticksuffix: panel.unit === "%" ? " %" : "", rangemode: panel.unit === "%" ? "nonnegative" : "normal"},
       modebar: {bgcolor: "rgba(0,0,0,0)", color: pale, activecolor: ink},
     };
