@@ -37,6 +37,7 @@ COMMANDS = {  # in the order of a user's work
     "looking at it": {
         "report": "write a page with the curves, settings and warnings of runs",
         "neighbours": "show images beside their nearest ones by an encoder's features",
+        "negatives": "show queries with their hardest and synthetic negatives, and count false negatives",
     },
     "using a checkpoint": {
         "describe": "say what a checkpoint is and whether it is intact",

@@ -14,7 +14,7 @@ from moco.errors import UserError
 from moco.kernels import Draws, hardest_rows, reference
 from moco.library.arguments import check
 from moco.methods.losses import unit
-from moco.methods.negatives import GROUPS, KINDS, Recipe, draw
+from moco.methods.negatives import Recipe, draw, in_columns
 from moco.methods.registry import METHODS
 
 _OF = {"mochi": MoCHiConfig, "synco": SynCoConfig}
@@ -64,8 +64,8 @@ def hard_negatives(
     if draws is None:
         return {}
     made = _made(q, queue.to(q.dtype), n_hard, draws.to(q.device, q.dtype), ids, queue_ids)
-    by_column = sorted(rows, key=lambda row: [*GROUPS].index(KINDS[row.kind].group))  # in the column order of Draws
-    found = dict(zip((row.kind for row in by_column), made.split([row.count for row in by_column], dim=1), strict=True))
+    ordered = in_columns(rows)
+    found = dict(zip((row.kind for row in ordered), made.split([row.count for row in ordered], dim=1), strict=True))
     return {row.kind: found[row.kind] for row in rows}
 
 

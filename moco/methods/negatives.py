@@ -77,6 +77,11 @@ def group_counts(recipe: Recipe) -> tuple[int, int, int, int]:
     return by_counters.group_sizes(counted(recipe))
 
 
+def in_columns(recipe: Recipe) -> Recipe:
+    """The rows of a recipe in the order of their columns in ``Draws``."""
+    return tuple(sorted(recipe, key=lambda row: list(GROUPS).index(KINDS[row.kind].group)))
+
+
 def synthetic(kind: str, count: int, constant: float | None = None) -> Synthetic:
     """A row of a recipe with the published range of its kind, or with the ``constant``."""
     if constant is None and kind in KINDS:

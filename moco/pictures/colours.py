@@ -24,6 +24,8 @@ MARKS = {
     "query": Mark("#767b85", "solid", "?", "query"),
     "right": Mark("#0a7bc4", "solid", "\N{CHECK MARK}", "the query's class"),
     "wrong": Mark("#d55e00", "dashed", "\N{BALLOT X}", "another class"),
+    "positive": Mark("#0a7bc4", "solid", "+", "the positive: the key of the same image"),
+    "false": Mark("#d55e00", "dashed", "!", "false negative: another image of the query's class"),
 }
 
 

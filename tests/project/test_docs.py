@@ -25,7 +25,7 @@ import main_lincls
 import main_pretrain
 import main_semisup
 import moco
-from moco import average, bench, describe, distributed, embed, export, neighbours, retrieval, run_folder
+from moco import average, bench, describe, distributed, embed, export, negatives, neighbours, retrieval, run_folder
 from moco.cli.parser import take_defaults
 from moco.data import __main__ as data_work
 from moco.data.sources import named
@@ -91,6 +91,7 @@ RUN: dict[str, Callable] = {
     "describe": describe.main,
     "embed": embed.main,
     "export": lambda words: programs.parse("export", words).to not in EXPORTS_PARSED and export.main(words),
+    "negatives": negatives.main,
     "neighbours": neighbours.main,
     "report": report.main,
     "retrieval": retrieval.main,

@@ -10,7 +10,7 @@ from conftest import ROOT
 
 MAINS = ("main_pretrain", "main_lincls", "main_semisup")
 DOORS = ("average", "bench", "demo", "describe", "embed", "export", "retrieval", "data.__main__", "sweep",
-         "report", "neighbours", "console")  # fmt: skip
+         "report", "neighbours", "negatives", "console")  # fmt: skip
 # A floor imports those above it in this table, and its neighbours where no circle results.
 FLOORS = [
     # the last two for the flags

@@ -25,6 +25,7 @@ PARSE: dict[str, Callable[[list[str]], Any]] = {
     "describe": lambda words: commands.describe_parser().parse_args(words),
     "embed": commands.parse_embed,
     "export": lambda words: commands.export_parser().parse_args(words),
+    "negatives": looking.parse_negatives,
     "neighbours": looking.parse_neighbours,
     "report": looking.parse_report,
     "retrieval": commands.parse_retrieval,
