@@ -33,6 +33,7 @@ NARROW = 0.4  # (feature_std), or whatever they do
 FALSE_SHARE, FALSE_MORE = 0.6, 0.15  # of the hardest rows, and by how much more than chance
 VALIDATIONS, RISEN, POINTS = 4, 5.0, 2.0  # k-NN accuracy: how many, since the first, above an untrained network's
 LOSS_MOVED = 0.02  # of loss_ratio
+FEW = 3  # images that share BatchNorm's statistics
 WAITED, WORTH = 0.4, 60.0  # share of two epochs in succession, with so many seconds of the run left
 
 
@@ -48,6 +49,7 @@ class Setting:
         alike: the share of all pairs of images that are of one class; None where negatives have no labels.
         guess: percent of held-out images in the largest class: the k-NN accuracy of guessing.
         class_size: labelled training images of an average class.
+        together: images whose statistics BatchNorm shares.
         loader: what would feed a starved run, asked when it is needed.
     """
 
@@ -58,6 +60,7 @@ class Setting:
     alike: float | None = None
     guess: float = 0.0
     class_size: float = math.inf
+    together: float = math.inf
     loader: Callable[[], str] = str
 
     def here(self, flag: str) -> str:
@@ -247,6 +250,11 @@ def _to_move_knn(gain: float, epochs: list[EpochMeans], own: Setting) -> str:
     if neighbours[0] > own.class_size:
         return (
             f"A class has {own.class_size:.0f} images to vote: lower {own.here('--knn-k')}, and see whether it moves."
+        )
+    if gain < -POINTS and own.together <= FEW:
+        return (
+            f"Training has made the features worse, as BatchNorm sees {own.together} images at a time: try --bn-splits "
+            f"1 (here {typed(own.flags.get('bn_splits'))}) or a larger {own.here('--batch-size')}."
         )
     if gain < -POINTS:
         return f"Training has made the features worse: lower {own.here('--lr')}."

@@ -130,15 +130,18 @@ def _check_fewest(model: Contrast, view: Views, sampler: data.EpochSampler) -> N
 def setting_of(args: Namespace, given: PretrainData, model: Contrast, plan: TrainPlan) -> Setting:
     """What the diagnoses of a run depend on besides its reports."""
     images, bank, queries = given.sources.pretrain, given.sources.train, given.sources.val
+    normed = has_batchnorm(model.encoder_q)
     negatives = isinstance(model, MoCo) and not isinstance(model, LabelledMoCo)
-    leaks = isinstance(model, MoCo) and has_batchnorm(model.encoder_q) and not model.config.shuffle
+    leaks = isinstance(model, MoCo) and normed and not model.config.shuffle
     of_negatives = _class_shares(images) if negatives else ()
+    parts = max(getattr(part, "splits", 1) for part in model.encoder_q.modules())
     banked = _class_shares(bank)
     return Setting(
         {**vars(args), "aug": given.view.aug, "wd": args.weight_decay}, plan.total_steps, model.chance_formula, leaks,
         alike=sum(share * share for share in of_negatives) or None,
         guess=100 * max(_class_shares(queries), default=0.0),
         class_size=len(bank) / len(banked) if bank is not None and banked else math.inf,
+        together=given.sampler.batch // given.sampler.world // parts if normed else math.inf,
         loader=lambda: loader_advice(loader_facts(args, images, given.view)),
     )  # fmt: skip
 

@@ -33,9 +33,9 @@ FLAGS = {"lr": 0.06, "wd": 1e-4, "moco_m": 0.99, "moco_t": 0.1, "moco_k": 1024, 
 RUNS = json.loads((ROOT / "tests" / "train" / "recorded_runs.json").read_text(encoding="utf-8"))
 OLDER = json.loads((ROOT / "docs" / "figures" / "normal_loss.json").read_text(encoding="utf-8"))
 ILL = {
-    "collapse": {COLLAPSE: 3}, "simclr_collapse": {COLLAPSE: 1}, "leak_parts_of_two": {LEAK: 1}, "stale": {STALE: 8},
-    "stuck": {STILL: 3}, "moco_v3_lr_30": {STILL: 3}, "starved": {STARVED: 1}, "n_hard_32": {FALSE: 5},
-    "two_classes": {FALSE: 13},
+    "collapse": {COLLAPSE: 3}, "simclr_collapse": {COLLAPSE: 1}, "leak_parts_of_two": {LEAK: 1},
+    "leak_batches_of_two": {LEAK: 1}, "stale": {STALE: 8}, "stuck": {STILL: 3}, "moco_v3_lr_30": {STILL: 3},
+    "shuffled_parts_of_two": {STILL: 3}, "starved": {STARVED: 1}, "n_hard_32": {FALSE: 5}, "two_classes": {FALSE: 13},
 }  # fmt: skip
 OLDER_ILL = {"collapsed": {COLLAPSE: 3}, "leaking": {LEAK: 1}, "stale": {STALE: 14}}
 
@@ -91,6 +91,8 @@ def test_the_sentences_name_what_was_seen_what_is_expected_and_a_flag_with_its_v
     expected = {
         "collapse": ("feature_std is 0.0", "1 is even", "Lower --lr (here 0.3) or --wd (here 0.1)"),
         "leak_parts_of_two": ("top1 is 44 % already in epoch 1", "below 35", "leave out --no-shuffle-bn"),
+        "leak_batches_of_two": ("top1 is 36 % already in epoch 1", "leave out --bn-splits (here 1)"),
+        "shuffled_parts_of_two": ("BatchNorm sees 2 images at a time: try --bn-splits 1 (here none)", "(here 8)"),
         "stale": ("50 % is even", "Raise --moco-m (here 0.99) or lower --lr"),
         "stuck": ("54.5 to 53.8 %", "network has 55.1 %, guessing 10.0 %", "Nor has the loss", "--lr (here 1e-06)"),
         "moco_v3_lr_30": ("35.0 to 37.3 %", "Training has made the features worse: lower --lr (here 30)"),
@@ -287,7 +289,9 @@ def test_a_run_asks_and_says_it_once(words, bounds, said, image_folder, tmp_path
     assert said is None or re.search(said, found[0]), found
 
 
-def test_measuring_an_untrained_network_leaves_the_run_as_it_is(image_folder, tmp_path, in_process, bound):
+def test_measuring_an_untrained_network_leaves_the_run_as_it_is(image_folder, tmp_path, in_process, bound, monkeypatch):
+    given = []
+    monkeypatch.setattr("moco.train.pretraining.Diagnoses", lambda setting: Diagnoses(given.append(setting) or setting))
     for risen in (-9e9, 9e9):  # never asked; in the fourth validation
         bound(RISEN=risen, POINTS=9e9)
         words = [*TINY, *SYNCO, "--knn-every", 1, "--epochs", 5, "--save-dir", tmp_path / f"{risen:g}"]
@@ -298,3 +302,6 @@ def test_measuring_an_untrained_network_leaves_the_run_as_it_is(image_folder, tm
     assert re.match(r"k-NN accuracy has hardly moved in 4 validations, .* network has [\d.]+ %, guessing 50\.0 %", said)
     one, other = (load(folder / "checkpoint_0004.pth.tar")["state_dict"] for folder in (never, asked))
     assert [name for name in one if not torch.equal(one[name], other[name])] == []
+    setting = given[0]
+    assert (setting.alike, setting.guess, setting.class_size, setting.together) == (0.5, 50.0, 12.0, 2)
+    assert (setting.may_leak, setting.total_steps, setting.chance) == (False, 15, "ln(1+K)")
