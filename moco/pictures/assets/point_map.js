@@ -253,7 +253,7 @@ class PointMap {
     // Whole device pixels: a mark between them would be computed anew for each point.
     const within = c.getTransform();
     c.setTransform(1, 0, 0, 1, 0, 0);
-    c.globalAlpha = pale ? 0.3 : page.pictures ? 0.6 : 1;
+    c.globalAlpha = pale ? 0.4 : page.pictures ? 0.6 : 1;
     const side = this.unit * this.view.zoom * ratio, half = marks[0].width / 2;
     const left = within.e + (this.width / 2) * ratio - this.view.x * side - half;
     const top = within.f + (this.height / 2) * ratio + this.view.y * side - half;
