@@ -209,7 +209,7 @@ def thinned(values: np.ndarray, most: int) -> np.ndarray:
 
 
 def epochs_at(run: Run, steps: np.ndarray) -> np.ndarray | None:
-    """Finished epochs at these steps, with fractions; None where the log does not say.
+    """Finished epochs at these steps, with fractions; None where the log does not say, as in a first epoch.
 
     An epoch ends with its last record; a last epoch that is shorter than the one before it has not ended.
     """
@@ -222,11 +222,19 @@ def epochs_at(run: Run, steps: np.ndarray) -> np.ndarray | None:
         return None
     numbers = np.unique(epoch)
     ends = np.array([at[epoch == number].max() for number in numbers])
+    if len(ends) == 1 and not _ended(run):
+        return None
     if len(ends) > 1:
         ends[-1] = max(ends[-1], 2 * ends[-2] - (ends[-3] if len(ends) > 2 else 0))
     x, y = np.concatenate([[0.0], ends]), np.concatenate([[numbers[0]], numbers + 1])
     rising = np.concatenate([[True], np.diff(np.maximum.accumulate(x)) > 0])
     return np.interp(steps, x[rising], y[rising])
+
+
+def _ended(run: Run) -> bool:
+    """Whether the only epoch of a log was finished; where an older version recorded no events, it may have been."""
+    measured = any(name == "finished_epochs" or name.startswith(("val_", "test_")) for name in run.figures)
+    return measured or not run.events or any(event.get("reason") == "finished" for event in run.events)
 
 
 def seconds_at(run: Run, steps: np.ndarray) -> np.ndarray | None:

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from support.logs import BEGIN, EPOCHS, event, write_log
+from support.logs import BEGIN, EPOCHS, FINISHED, event, write_log
 
 from moco.report import curves, figures, runs
 
@@ -32,6 +32,17 @@ def test_an_epoch_ends_with_its_last_record(tmp_path):
     run = the_run(tmp_path, *EPOCHS, {"step": 5, "epoch": 2, "loss": 1.0}, {"step": 4, "epoch": 1, "knn": 50.0})
     assert drawn(run, "loss")["training batches"].x["epoch"].tolist() == [0.5, 1.0, 1.5, 2.0, 2.5]
     assert drawn(run, "knn")[""].x["epoch"].tolist() == [2.0]
+
+
+@pytest.mark.parametrize(
+    ("last", "more", "expected"),
+    [(BEGIN, {}, None), (FINISHED, {}, [0.5, 1]), (BEGIN, {"finished_epochs": 1}, [0.5, 1])],
+    ids=["running", "finished", "measured"],
+)
+def test_how_long_a_first_epoch_is_shows_at_its_end(tmp_path, last, more, expected):
+    run = the_run(tmp_path, *EPOCHS[:2], *[{"step": 2, "epoch": 0, **more}] * bool(more), events=[last])
+    found = drawn(run, "contrast")["top-1"].x["epoch"]
+    assert (None if found is None else found.tolist()) == expected
 
 
 def test_hours_between_a_stop_and_its_resumption_are_no_time_of_the_run(tmp_path):
