@@ -138,7 +138,8 @@ class Nearest:
             of_query = _digest(self.asked, known[0], int(self.rows[row]))
             copies[row, column] = of_query == _digest(self.bank, known[1], int(self.near[row, column]))
         self.s[own | copies] = -np.inf
-        order = np.argsort(-self.s, axis=1, kind="stable")[:, :k]
+        most = int(self.there.sum(1).max(initial=1))
+        order = np.argsort(-self.s, axis=1, kind="stable")[:, : min(k, most)]
         self.s, self.near = (np.take_along_axis(x, order, 1) for x in (self.s, self.near))
         return int(copies.sum())
 

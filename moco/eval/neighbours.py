@@ -23,7 +23,7 @@ from PIL import Image
 from moco import distributed, files
 from moco.data import Source
 from moco.data.sources.subset import Subset
-from moco.errors import tell
+from moco.errors import UserError, tell
 from moco.eval import embed
 from moco.eval.features import Features
 from moco.eval.nearest import SPARE, Nearest, choose_queries, choose_sets, open_pictures, rows_of, search
@@ -66,6 +66,8 @@ def neighbours_worker(args: Namespace) -> int:
 
 def write_neighbours(args: Namespace, found: Nearest, order: np.ndarray, drawn_from: int) -> None:
     """The files, and what there is to say. order, drawn_from: see :func:`moco.eval.nearest.choose_queries`."""
+    if not len(found.rows):
+        raise UserError(f"none of the queries in {found.asked.name} can be read; choose others.")
     copies = found.leave_out(args.k)
     shown = found.worst(args.queries) if args.worst else found.drawn(order, args.queries)
     told = summary(args, found, len(order), drawn_from, copies)

@@ -5,6 +5,7 @@ A frame tells what an image is by colour, line and sign: MARKS in :mod:`moco.pic
 
 from __future__ import annotations
 
+import bisect
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -97,6 +98,11 @@ def _drawn(rows: Rows, head: list[str]) -> _Canvas:
     return canvas
 
 
+def _cut(words: str, kept: int) -> str:
+    """So many letters of the words, from both ends."""
+    return printable(words[: -(-kept // 2)] + "\N{HORIZONTAL ELLIPSIS}" + words[len(words) - kept // 2 :])
+
+
 class _Canvas:
     """A white picture that is drawn on in pixels from its upper left corner; matplotlib has letters of any size."""
 
@@ -114,11 +120,11 @@ class _Canvas:
 
     def words(self, words: str, x: float, y: float, width: float, size: float = 8, colour: str = "#1d2026") -> None:
         """A line below ``y``, cut to the width in the middle: of a path both ends say something."""
-        kept = min(len(words), int(width))
-        shown = printable(words[:kept])
-        while kept > 1 and self._width(shown, size) > width:
-            kept -= 1
-            shown = printable(words[: -(-kept // 2)] + "\N{HORIZONTAL ELLIPSIS}" + words[len(words) - kept // 2 :])
+        shown = printable(words)
+        if len(words) > width or self._width(shown, size) > width:  # no letter is narrower than a pixel
+            wider = range(1, min(len(words), int(width)))
+            kept = bisect.bisect(wider, width, key=lambda kept: self._width(_cut(words, kept), size))
+            shown = _cut(words, max(1, kept))
         self.figure.text(
             x / self.width, 1 - y / self.height, shown, size=size, color=colour, va="top", parse_math=False
         )  # fmt: skip

@@ -99,6 +99,20 @@ def test_of_one_set_an_image_and_its_copies_are_not_its_neighbours(ask, hard_fol
     assert "2 copies of queries are left out" in capsys.readouterr().out
 
 
+def test_one_image_has_no_neighbour_and_unreadable_ones_are_no_queries(ask, pretrained, hard_folder, tmp_path, capsys):
+    for name in ("one", "two"):
+        (tmp_path / "data" / name).mkdir(parents=True)
+    shutil.copy(hard_folder / "train" / "class0" / "0.png", tmp_path / "data" / "one")
+    found = ask(tmp_path / "data" / "one")
+    assert [query["neighbours"] for query in found["queries"]] == [[]]
+    (tmp_path / "data" / "two" / "broken.png").write_text("no image")
+    assert [query["class"] for query in ask(tmp_path / "data")["queries"]] == ["one"]
+    capsys.readouterr()
+    words = [pretrained, str(tmp_path / "data"), "--class", "two", *FLAGS, "--out", str(tmp_path / "none")]
+    assert door.main(words) == 2
+    assert capsys.readouterr().err == f"error: none of the queries in {tmp_path / 'data'} can be read; choose others.\n"
+
+
 def test_unlabelled_images_have_no_frames(ask, hard_folder, tmp_path):
     ask(hard_folder / "train" / "class0", "--queries", 2, "--k", 3)
     text = (tmp_path / "out" / "neighbours.html").read_text()
