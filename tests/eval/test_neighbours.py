@@ -63,7 +63,7 @@ def names(found: dict) -> list[str]:
 # ------------------------------------------------------------------------------------------------ which they are
 
 
-def test_neighbours_of_held_out_images_are_the_nearest_training_images(ask, encoder, hard_folder):
+def test_neighbours_of_held_out_images_are_the_nearest_training_images(ask, encoder, hard_folder, tmp_path):
     sources, k = open_sources(path=str(hard_folder)), 5
     train, val = sources.train, sources.val
     s = unit_features(encoder, val) @ unit_features(encoder, train).T
@@ -76,6 +76,8 @@ def test_neighbours_of_held_out_images_are_the_nearest_training_images(ask, enco
         assert query["class"] in query["name"]
         assert all(f"/{one['class']}/" in one["name"] for one in query["neighbours"])
     right = train.labels[order] == val.labels[:, None]
+    frames = re.findall(r'<figure tabindex="0" class="(\w+)"', (tmp_path / "out" / "neighbours.html").read_text())
+    assert frames == [mark for row in right for mark in ["query", *np.where(row, "right", "wrong")]]
     assert found["same_class"] == pytest.approx(100 * right.mean())
     assert (found["searched_queries"], found["searched_images"], found["k"]) == (15, 24, k)
 
