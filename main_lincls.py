@@ -4,9 +4,9 @@
 
 Reads top to bottom: data, model, optimizer, resume, then measure, find a rate, or train and report. In --save-dir:
 checkpoint.pth.tar, model_best.pth.tar, lincls.jsonl and result.json (with --evaluate, --knn, --few-shot or --lr-find:
-evaluate, knn, few_shot or lr_find, .jsonl and .json). Exit codes: 0 done, or stopped by --max-minutes or SIGUSR1 with a
-checkpoint; 2 input that cannot be used; 3 the loss was not finite or a frozen tensor changed; 129 SIGHUP, 130 Ctrl-C,
-143 SIGTERM, with a checkpoint.
+evaluate, knn, few_shot or lr_find, .jsonl and .json). Exit codes: 0 done; 2 input that cannot be used; 3 the
+loss was not finite or a frozen tensor changed; 75 (--stop-code) stopped by --max-minutes or SIGUSR1, 129 SIGHUP,
+130 Ctrl-C, 143 SIGTERM, with a checkpoint.
 """
 
 import sys
@@ -27,6 +27,7 @@ from moco.cli.flag_classes import LINCLS, probing
 from moco.cli.training import optimizer_config, schedule_config
 from moco.config import ClassifierConfig
 from moco.data import Source
+from moco.doors import beside
 from moco.errors import UserError
 from moco.eval import fewshot, knn, linear, linear_checkpoint, linear_report, lr_find
 from moco.eval.classifier import Classifier, backbone_of, begin_at, build_classifier, check_frozen
@@ -76,9 +77,9 @@ def worker(args: Namespace) -> int:
     at, resumed = begin_at(state, path, seed, args.start_epoch)
     if trained:
         reserve_run_folder(args.save_dir, path, args.overwrite, *linear_checkpoint.PROBE_FILES)
-    where = partial(at.where, plan.steps_per_epoch)
-    with RunLog(args.save_dir, config=vars(args), name=mode, resumed=path, where=where) as log:
-        log.at_end(write_page, args.save_dir, args.report)
+    where, then = partial(at.where, plan.steps_per_epoch), beside("report", [args.save_dir]) if trained else None
+    with RunLog(args.save_dir, vars(args), path, where, name=mode) as log:
+        log.at_end(write_page, args.save_dir, args.report, then=then)
         workers, flip = distributed.share_of_cores(args.workers), data.dataset_of(args.dataset).mirrored
         patience = Patience.of(args.data_patience, args.max_minutes, log.line)
         images = EvalData(size, batch, seed, workers, flip, bad_image_notes(log.line), patience=patience)
@@ -134,8 +135,7 @@ def measure(
 def fit(args: Namespace, probe: ProbeRun, features: ProbeFeatures, train: Source, val: Source, result: dict) -> int:
     """Train what epochs are left, or with --evaluate none, and report; returns the exit code."""
     end, details = probe.at.epoch if args.evaluate else args.epochs, bool(args.per_class or args.confusion)
-    code = probe.fit(features, train, val, end, details)
-    if code is not None:
+    if (code := probe.fit(features, train, val, end, details)) is not None:
         return code
     result |= {"features": args.features, "epochs": probe.at.epoch, **linear_report.result(probe.heads)}
     linear.write_result(result, args.save_dir, "evaluate.json" if args.evaluate else linear_checkpoint.RESULT)

@@ -2,9 +2,9 @@
 
     python main_pretrain.py [flags] [DIR]        --help lists the flags; without DIR: the built-in demo
 
-Reads in the order of a run: data, model, optimizer, resume, train, save. Exit codes: 0 done, or stopped by
---max-minutes or SIGUSR1 with a checkpoint; 2 input that cannot be used; 3 training went wrong; 129 SIGHUP, 130 Ctrl-C,
-143 SIGTERM, with a checkpoint.
+Reads in the order of a run: data, model, optimizer, resume, train, save. Exit codes: 0 done; 2 input that cannot
+be used; 3 training went wrong; 75 (--stop-code) stopped by --max-minutes or SIGUSR1, 129 SIGHUP, 130 Ctrl-C, 143
+SIGTERM, with a checkpoint.
 """
 
 import sys
@@ -22,7 +22,7 @@ if __name__ == "__main__":  # a wrong flag is answered before torch is imported;
 from moco import data, distributed, seeding
 from moco.cli.common import image_options
 from moco.cli.flag_classes import PRETRAIN, pretraining
-from moco.cli.pretrain import pretrain_config
+from moco.cli.pretrain import pretrain_config, what_next
 from moco.eval import between_epochs
 from moco.eval.features import EvalData, FeatureExtractor
 from moco.methods.registry import METHODS
@@ -64,8 +64,8 @@ def worker(args: Namespace) -> int:
     reserve_run_folder(args.save_dir, path, args.overwrite)
 
     # train, save
-    with RunLog(args.save_dir, wandb=args.wandb, config=vars(args), resumed=path, where=progress.where) as log:
-        log.at_end(write_page, args.save_dir, args.report)
+    with RunLog(args.save_dir, vars(args), path, progress.where, wandb=args.wandb) as log:
+        log.at_end(write_page, args.save_dir, args.report, then=what_next(args, sources.train))
         lines = first_lines(config, given, model, plan, progress, path, summary, notes)
         log.line("the demo, as no DIR is given: " * args.demo + lines)
         patience = Patience.of(args.data_patience, args.max_minutes, log.line)

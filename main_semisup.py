@@ -3,9 +3,9 @@
     python main_semisup.py --pretrained CHECKPOINT --train-percent 1 [flags] DIR        --help lists the flags
 
 Reads top to bottom: data, model, optimizer, loop, save. In --save-dir: checkpoint_semisup.pth.tar,
-model_best_semisup.pth.tar, semisup.jsonl and result.json. Exit codes: 0 done, or stopped by --max-minutes or SIGUSR1
-with a checkpoint; 2 input that cannot be used; 3 training went wrong; 129 SIGHUP, 130 Ctrl-C, 143 SIGTERM,
-with a checkpoint.
+model_best_semisup.pth.tar, semisup.jsonl and result.json. Exit codes: 0 done; 2 input that cannot be used;
+3 training went wrong; 75 (--stop-code) stopped by --max-minutes or SIGUSR1, 129 SIGHUP, 130 Ctrl-C, 143 SIGTERM, with a
+checkpoint.
 """
 
 import sys
@@ -26,6 +26,7 @@ from moco.cli.flag_classes import SEMISUP, tuning
 from moco.cli.semisup import classifier_config, objective_config, semisup_schedule, subset_config
 from moco.cli.training import encoder_optimizer
 from moco.data import Source
+from moco.doors import beside
 from moco.eval import finetune
 from moco.eval import finetune_setup as setup
 from moco.eval.classifier import backbone_of, begin_at, build_classifier
@@ -68,9 +69,9 @@ def worker(args: Namespace) -> int:
     at, resumed = begin_at(state, path, seed, args.start_epoch)
     if not args.evaluate:
         reserve_run_folder(args.save_dir, path, args.overwrite, *finetune.TUNING_FILES)
-    mode, where = "evaluate" if args.evaluate else "semisup", partial(at.where, plan.batches)
-    with RunLog(args.save_dir, config=vars(args), name=mode, resumed=path, where=where) as log:
-        log.at_end(write_page, args.save_dir, args.report)
+    mode, then = ("evaluate", None) if args.evaluate else ("semisup", beside("report", [args.save_dir]))
+    with RunLog(args.save_dir, vars(args), path, partial(at.where, plan.batches), name=mode) as log:
+        log.at_end(write_page, args.save_dir, args.report, then=then)
         summary = "; ".join(filter(None, [read, resumed, numbered, *args.notes])) + settled.summary
         log.line(f"{args.arch} at {size} px, --weights {args.weights}: {summary}")
         log.line("\n".join([setup.describe_tuning(images, model, plan, batch, seed), *notes]))

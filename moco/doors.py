@@ -107,10 +107,38 @@ def again() -> str:
     return _line(lambda flags: [*_without(flags, "--resume", "--overwrite"), "--resume", "auto"])
 
 
+def beside(name: str, words: list[str]) -> str:
+    """A command for a shell, in the way that this process's own was typed: `python main_lincls.py` beside
+    `python main_pretrain.py`."""
+    own, typed = started()
+    if own in MAINS and name in MAINS:
+        start, _, end = typed.rpartition(own)
+        program = start + name + end
+    elif typed.startswith("python ") and not typed.startswith("python -m moco "):
+        program = f"python -m {MODULES[name]}"
+    else:
+        program = typed.removesuffix(own) + name if typed.endswith(f"moco {own}") else f"moco {name}"
+    return f"{program} {shlex.join(words)}"
+
+
 def _line(change: Callable[[list[str]], list[str]]) -> str:
     name, words = started()
     flags = sys.argv[2:] if words in (f"moco {name}", f"python -m moco {name}") else sys.argv[1:]
-    return f"{words} {shlex.join(change(flags))}".rstrip() if name else ""
+    return f"{_launched(words)} {shlex.join(change(flags))}".rstrip() if name else ""
+
+
+def _launched(words: str) -> str:
+    """How the program was typed, with who started its processes."""
+    if "TORCHELASTIC_RUN_ID" in os.environ:
+        one = os.environ.get("GROUP_WORLD_SIZE", "1") == "1"  # where several nodes meet is not known
+        nodes = "" if one else "... "
+        processes = os.environ.get("LOCAL_WORLD_SIZE", "1")
+        program = words.removeprefix("python ") if words.startswith("python ") else f"-m {words}"
+        return f"torchrun {nodes}--nproc-per-node {processes} {program}"
+    if os.environ.get("SLURM_STEP_NUM_TASKS", "1") != "1":
+        return f"srun {words}"
+    by_mpi = any(name in os.environ for name in ("OMPI_COMM_WORLD_RANK", "PMI_RANK"))
+    return f"mpirun {words}" if by_mpi else words
 
 
 def _without(flags: list[str], value: str, switch: str) -> list[str]:

@@ -1,5 +1,6 @@
 """What a run can end with besides success, the exit code of each, and text for people."""
 
+import contextlib
 import errno
 import os
 import re
@@ -10,6 +11,7 @@ from typing import Any
 USAGE_EXIT = 2  # the user's input cannot be used; nothing was lost
 DIVERGED_EXIT = 3  # training itself went wrong (non-finite values, queues that differ)
 OUTAGE_EXIT = 75  # EX_TEMPFAIL of sysexits.h: something outside the program is gone; the same command goes on
+STOP_EXIT = 75  # the same of a run that --max-minutes or SIGUSR1 has stopped: it is saved and wants to be continued
 HANGUP_EXIT = 129  # 128 + SIGHUP, as the next two: saved and stopped because somebody asked for it
 INTERRUPTED_EXIT = 130  # Ctrl-C
 SIGTERM_EXIT = 143
@@ -93,9 +95,14 @@ def printable(text: str) -> str:
     return _UNPRINTABLE.sub(lambda found: ascii(found[0])[1:-1], text)
 
 
+# around a line that is told: moco.bars takes its bars off the terminal and puts them back below
+aside: Callable[[], contextlib.AbstractContextManager[Any]] = contextlib.nullcontext
+
+
 def tell(*lines: str, error: bool = False) -> None:
     """Print lines for people, :func:`printable`, at once: on standard output, or standard error with ``error``."""
-    write_out(printable("\n".join(lines)) + "\n", sys.stderr if error else sys.stdout)
+    with aside():
+        write_out(printable("\n".join(lines)) + "\n", sys.stderr if error else sys.stdout)
 
 
 def write_out(text: str, stream: Any) -> None:

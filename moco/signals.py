@@ -22,15 +22,16 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-from moco.errors import HANGUP_EXIT, INTERRUPTED_EXIT, SIGTERM_EXIT
+from moco.errors import HANGUP_EXIT, INTERRUPTED_EXIT, SIGTERM_EXIT, STOP_EXIT
 
-# of several the largest counts; SIGUSR1 is a scheduler's early warning
+# of several the largest counts; SIGUSR1 is a scheduler's early warning, with the code of :func:`stop_with`
 CODES: dict[int, int] = {
-    signal.SIGUSR1: 0, signal.SIGHUP: HANGUP_EXIT, signal.SIGINT: INTERRUPTED_EXIT, signal.SIGTERM: SIGTERM_EXIT,
+    signal.SIGUSR1: STOP_EXIT, signal.SIGHUP: HANGUP_EXIT, signal.SIGINT: INTERRUPTED_EXIT,
+    signal.SIGTERM: SIGTERM_EXIT,
 }  # fmt: skip
 AT_ONCE = (signal.SIGINT, signal.SIGTERM)  # whose second ends the program
 COPY_SECONDS = 1.0  # a terminal signals the whole group and a launcher passes it on: what comes so soon is no second
-LED_EARLY = 64  # added to the exit code of a process that its launcher is to tell: stopped before its first step
+LED_EARLY = 96  # added to the exit code of a process that its launcher is to tell: stopped before its first step
 TWICE = "ended at once; the newest checkpoint is whole"
 BEFORE = "stopped before the first step, nothing to save"
 
@@ -166,6 +167,11 @@ def part(code: int, reason: str) -> None:
             call(code, reason)
 
 
+def stop_with(code: int) -> None:
+    """The exit code of SIGUSR1 and of a time limit from now on in this process."""
+    CODES[signal.SIGUSR1] = code
+
+
 def hold() -> None:
     """From now on a signal waits for whoever asks for :func:`code`."""
     if here := _mine():
@@ -274,4 +280,4 @@ def _wait_for(numbers: set[Any]) -> tuple[int, int]:
 
 def _say(text: str) -> None:
     with contextlib.suppress(OSError):
-        os.write(2, f"{text}\n".encode())
+        os.write(2, ("\r\x1b[K" * os.isatty(2) + f"{text}\n").encode())  # in the place of a bar

@@ -381,10 +381,10 @@ def in_process(alone, restored) -> Callable[..., int]:
 
 
 def records(path: Path) -> list[dict]:
-    """The lines of a log: of a file, or of the one in a run's folder; without the time of each, which no two share."""
+    """The lines of a log: of a file, or of the one in a run's folder; without what a clock says, which no two share."""
     (path,) = (p for p in path.glob("*.jsonl") if "_events" not in p.name) if path.is_dir() else (path,)
     found = [json.loads(line) for line in path.read_text().splitlines()]
-    return [{name: value for name, value in record.items() if name != "time"} for record in found]
+    return [{name: value for name, value in record.items() if name not in ("time", "step_ms")} for record in found]
 
 
 def spoiled(folder: Path, copy: Path, count: int) -> Path:

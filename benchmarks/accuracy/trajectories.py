@@ -90,7 +90,8 @@ RUNS = {
 }  # fmt: skip
 
 # The speed of the machine, where a run lies, what it was given (the same words on both sides) and what it ran on.
-LEFT_OUT = {"images_per_second", "wait_share", "eta_seconds", "time", "pretrained", "settings", "torch", "data.name"}
+LEFT_OUT = {"images_per_second", "wait_share", "eta_seconds", "time", "step_ms", "pretrained", "settings", "torch"}
+LEFT_OUT |= {"data.name"}
 LEFT_OUT |= {"old_mass", "false_negatives"}  # read off the queue
 SECTIONS = ("log", "results", "tensors", "entries")  # in the order compared
 

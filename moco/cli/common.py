@@ -10,7 +10,7 @@ from moco import run_folder
 from moco.cli.parser import Parser, at_least, finite, positive
 from moco.config import FewShotConfig
 from moco.data.registry import DATASETS
-from moco.errors import UserError, tell
+from moco.errors import STOP_EXIT, UserError, tell
 
 SWITCH = argparse.BooleanOptionalAction
 
@@ -88,8 +88,9 @@ def add_stop(p: Parser) -> None:
     add("--report", action=SWITCH, default=True, help="write report.html, a page with the curves of the run, into "
         "--save-dir at its end (default: on)")  # fmt: skip
     add("--overwrite", action="store_true", help="start a new run in a folder that holds another run")
-    add("--max-minutes", type=at_least(0.0), metavar="M", help="save and stop after M minutes, with exit code 0 "
-        "(default: no limit)")  # fmt: skip
+    add("--max-minutes", type=at_least(0.0), metavar="M", help="save and stop after M minutes (default: no limit)")
+    add("--stop-code", type=int, choices=(0, STOP_EXIT), help="exit code of a run that --max-minutes or SIGUSR1 has "
+        "stopped (default: 75; under torchrun, which takes any other code for a failure, 0)")  # fmt: skip
     add("--save-minutes", type=positive, metavar="M", help="save within an epoch too, M minutes after the last save "
         "(default: only at the end of an epoch)")  # fmt: skip
     add("--save-steps", type=at_least(1), metavar="S", help="save within an epoch too, S steps after the last save "

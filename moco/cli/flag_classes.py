@@ -22,7 +22,7 @@ def _flags(*texts: str) -> frozenset[str]:
 
 _LAUNCH = "--world-size --rank --dist-url --dist-backend --gpu --multiprocessing-distributed --nproc"
 _FILES = "DIR --config --dataset --download --cache --val-data --workers --save-dir --resume --print-freq"
-_SAVE = "--report --max-minutes --save-minutes --save-steps --hang-minutes --data-patience"
+_SAVE = "--report --max-minutes --stop-code --save-minutes --save-steps --hang-minutes --data-patience"
 _SCHEDULE = "--epochs --schedule --lr-decay-rate --cos --min-lr --warm --warm-epochs --warm-from"
 _FEW_SHOT = "--few-shot --few-shot-classes --few-shot-way --few-shot-shots --few-shot-queries --few-shot-episodes"
 

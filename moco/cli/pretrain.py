@@ -6,6 +6,7 @@ No torch here: a wrong flag is answered before a second of imports.
 from __future__ import annotations
 
 import argparse
+import os
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -210,3 +211,16 @@ def pretrain_schedule(args: argparse.Namespace) -> ScheduleConfig:
         patience=args.plateau, warm_steps=args.warm_steps or 0, changes=epochs, change_steps=steps, accum=args.accum,
         max_bad_steps=args.max_bad_steps, check_every=args.check_every, rise=args.rise,
     )  # fmt: skip
+
+
+def what_next(args: argparse.Namespace, labelled: Any) -> str:
+    """The command to type once the run is finished: the probe of its encoder, or without ``labelled`` images (None)
+    the map of its features."""
+    folder = os.path.normpath(args.save_dir)
+    images = [*(["--dataset", args.dataset] if args.dataset else []), *([args.data] if args.data else [])]
+    if labelled is None:
+        return doors.beside("embed", ["--out", os.path.join(folder, "features"), folder, *images])
+    own = {"--val-data": args.val_data, "--channels": args.channels}
+    more = [word for flag, value in own.items() if value is not None for word in (flag, str(value))]
+    probe = "lincls" if folder == os.curdir else f"{folder}_lincls"
+    return doors.beside("lincls", ["--pretrained", folder, "--save-dir", probe, *more, *images])

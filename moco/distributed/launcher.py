@@ -13,7 +13,7 @@ import torch
 from moco import doors, errors, run_folder, signals
 from moco.distributed import collectives
 from moco.distributed.launch_plan import ALONE, LaunchPlan, plan_launch
-from moco.distributed.spawn import start_all, take_part
+from moco.distributed.spawn import ASKED, start_all, stop_code, take_part
 from moco.errors import OutageError, TrainingError, UserError, exit_code, one_line, refuse, tell
 
 
@@ -24,6 +24,7 @@ def launch(worker: Callable[[Any], int | None], args: Any) -> int:
     :class:`UserError` becomes one sentence on standard error and exit code 2. With max_restarts above 0 it also needs
     save_dir, resume and overwrite.
     """
+    signals.stop_with(stop_code(args))
     with signals.listening():
         return exit_code(lambda: _start(worker, args, getattr(args, "max_restarts", 0)))
 
@@ -38,7 +39,8 @@ def _start(worker: Callable[[Any], int | None], args: Any, restarts: int) -> int
             f"be: {one_line(error)}."
         ) from error
     if plan.spawn:
-        return _spawn_again(worker, args, plan, restarts) if restarts else start_all(worker, args, plan)
+        code = _spawn_again(worker, args, plan, restarts) if restarts else start_all(worker, args, plan)
+        return errors.STOP_EXIT if code == ASKED else code
     if restarts:
         raise UserError(
             "--max-restarts needs --nproc: a process that was killed cannot start itself again. Under torchrun "
@@ -70,7 +72,7 @@ def _spawn_again(worker: Callable, args: Any, plan: LaunchPlan, restarts: int) -
         code = errors.OUTAGE_EXIT if again else code
         outage = code == errors.OUTAGE_EXIT
         # who sent a signal wants the run to end, even if the process it was for is gone
-        if restart == restarts or code in (0, *errors.FINAL_EXITS) or signals.noted():
+        if restart == restarts or code in (0, ASKED, *errors.FINAL_EXITS) or signals.noted():
             return code
         if again:
             _pause(60 * args.data_patience)

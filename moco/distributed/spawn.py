@@ -30,7 +30,8 @@ from moco.errors import MocoError, OutageError, TrainingError, UserError, one_li
 
 LOST = 0  # in reports of processes, where they have their exit code: only that another one is gone
 EXIT_GRACE_SECONDS = 20  # how long the other processes may take to end after one has failed
-EARLY_EXITS = [code + signals.LED_EARLY for code in signals.CODES.values()]
+EARLY_EXITS = [code + signals.LED_EARLY for code in (0, *signals.CODES.values())]
+ASKED = 76  # of a process whose run has stopped as it was asked to, which is no outage to be tried again
 USAGE_GRACE_SECONDS = 3  # the same after a user's mistake: there is nothing to save, only sentences to collect
 LISTENS, HAS_MET = 1, 2  # what a process that was started has come to
 
@@ -45,10 +46,14 @@ def take_part(
     # a process that stands still is named before the exchange that waits for it is given up
     patience = timedelta(minutes=max(30.0, (watch.FIRST_STEP + 1) * minutes))
     try:
+        signals.stop_with(stop_code(args))
         meeting.join(plan, args.dist_backend, args.gpu, patience)
         met()
         with watch.watching(minutes, getattr(args, "save_dir", ""), report):
-            return worker(args) or 0
+            code = worker(args) or 0
+            if code == errors.STOP_EXIT:  # some launchers end all processes as soon as one has such a code
+                collectives.by_main(lambda: None)
+            return code
     except (MemoryError, RuntimeError, OSError) as error:
         if known := _in_words(error):
             raise known from error
@@ -61,6 +66,14 @@ def take_part(
             time.sleep(0.05)
             with contextlib.suppress(Exception):  # a peer that died must not hide this process's own reason
                 dist.destroy_process_group()
+
+
+def stop_code(args: Any) -> int:
+    """The exit code of a run that a time limit or SIGUSR1 has stopped: --stop-code, by default STOP_EXIT. torchrun
+    would take that for a failure: it starts the processes again, and its own exit code is 1."""
+    asked = getattr(args, "stop_code", None)
+    default = 0 if "TORCHELASTIC_RUN_ID" in os.environ else errors.STOP_EXIT
+    return default if asked is None else asked
 
 
 def known_error(error: BaseException) -> MocoError | None:
@@ -103,7 +116,8 @@ def _child(worker: Callable, args: Any, plan: LaunchPlan, threads: int, reports:
         listening[plan.local_rank] = HAS_MET
 
     try:
-        sys.exit(take_part(worker, args, plan, report, met))
+        code = take_part(worker, args, plan, report, met)
+        sys.exit(ASKED if code == errors.STOP_EXIT else code)
     except (UserError, TrainingError, OutageError) as error:
         reports.put((error.exit_code, str(error)))
         sys.exit(error.exit_code)
@@ -126,7 +140,8 @@ def _end_with_the_parent(folder: str) -> None:
 
 
 def start_all(worker: Callable, args: Any, plan: LaunchPlan) -> int:
-    """Start ``plan.spawn`` processes, pass signals on to them, end them all when one fails, or at a second Ctrl-C."""
+    """Start ``plan.spawn`` processes, pass signals on to them, end them all when one fails, or at a second Ctrl-C. The
+    exit code, ASKED in place of STOP_EXIT."""
     context = mp.get_context("spawn")
     threads = torch.get_num_threads()
     if not torch.cuda.is_available():

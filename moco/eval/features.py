@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from moco import distributed
+from moco import bars, distributed
 from moco.data import BadImages, EpochSampler, Labelled, Loader, Preset, Source, make_loader, probe_preset
 from moco.models.encoder import around_head, features
 from moco.models.inputs import normalise
@@ -192,7 +192,7 @@ class FeatureExtractor:
         training = encoder.training
         encoder.eval()
         try:
-            for batch in batches.batches(0):
+            for batch in bars.counted(batches.batches(0), len(batches.sampler), "features"):
                 pixels = normalise(batch["image"].to(self.device, non_blocking=True), self.mean, self.std)
                 with torch.autocast(self.device.type, self.amp, enabled=self.amp is not None):
                     made = around_head(encoder, pixels) if head else (features(encoder, pixels),)

@@ -40,7 +40,6 @@ from moco.train import checkpoint
 from moco.train.loop import Loop
 from moco.train.metrics import Mean, without_top5
 from moco.train.optimizer_state import finite
-from moco.train.resume import describe_stop
 from moco.weights.settings import images_of
 
 # The released code's names; they lie beside a probe's files and a pretraining's without harm.
@@ -218,7 +217,7 @@ class Tuner(Loop):
             f"{''.join(f'{name} {value:.4f} ' for name, value in terms)}Acc@1 {values['train_acc1']:.2f}{top5} "
             f"lr {' '.join(f'{rate:.4g}' for rate in rates.values())} {speed:.0f} images/s wait {wait:.0%}"
         )
-        self.log.scalars(self.position, values, epoch=at.epoch, text=text)
+        self.log.scalars(self.position, values, text=text)
 
     def end_epoch(self, which: str) -> None:
         """Record the evaluation of the epoch that has ended, on the images called ``which``, and save: last, so that a
@@ -228,7 +227,7 @@ class Tuner(Loop):
             best = f"(best {at.best_acc1:.3f} after {at.best_epoch} epoch{'s' * (at.best_epoch != 1)})"
             text = f"epoch {at.epoch - 1}: {which} {score} {best}{score.left_out}"
             values = {**score.values(which), "best_acc1": at.best_acc1}
-            self.log.scalars(self.position, values, epoch=at.epoch - 1, text=text)
+            self.log.scalars(self.position, values, finished_epochs=at.epoch, text=text)
         self.save()
 
     def result(self, val: Score | None, test: Score | None) -> dict[str, Any]:
@@ -260,9 +259,6 @@ class Tuner(Loop):
         self.saver.restart()
         distributed.by_main(self._write)
         self.saved = self.place
-        if self.exit_code is not None:
-            at = self.progress
-            self.log.line(describe_stop(at.epoch, at.batch, self.plan.batches))
 
     def _write(self) -> None:
         at, encoder = self.progress, self.model.encoder

@@ -19,7 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from moco import distributed
+from moco import bars, distributed
 from moco.data import Source, Sources
 from moco.errors import UserError
 from moco.eval.features import FeatureExtractor, Features, describe_unread, padded
@@ -147,7 +147,7 @@ def most_similar(
     """
     rows, codes = -(-QUERY_ROWS // distributed.world_size()), codes.to(device)
     most = int(distributed.max_over_ranks(torch.tensor(len(queries), device=device)))
-    for start in range(0, most, rows):
+    for start in bars.counted(range(0, most, rows), -(-most // rows), "neighbours"):
         mine = slice(start, start + rows)
         asked = padded(F.normalize(queries[mine].to(device), dim=1), min(rows, most - start))
         yield mine, *_merged(*_nearest(distributed.all_gather(asked), bank, codes, k))

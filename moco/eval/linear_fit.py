@@ -64,8 +64,8 @@ class ProbeRun:
             if code is not None:
                 self.save()
                 self.saver.wait()
-                self.log.line(describe_stop(at.epoch, at.batch, steps))
-                self.log.ended(code, self.saver.patience.stop.reason(code))
+                reason = self.saver.patience.stop.reason(code)
+                self.log.ended(code, reason, describe_stop(at.epoch, at.batch, steps))
                 return code
             if at.batch < steps:  # images were gone
                 self.saver.patience.save = self.save if at.epoch or at.batch else lambda: None
@@ -77,7 +77,7 @@ class ProbeRun:
             at.close_epoch()
             best = linear.note_best(heads)
             text = None if at.epoch == end else linear_report.summary(heads)  # the last line comes after the result
-            self.log.scalars(at.batches(steps), linear_report.values(heads), epoch=at.epoch - 1, text=text)
+            self.log.scalars(at.batches(steps), linear_report.values(heads), finished_epochs=at.epoch, text=text)
             self.save(new_best=best)  # last: a kill between the two repeats both
         self.saver.wait()
         return None
@@ -168,7 +168,7 @@ class ProbeRun:
         speed, wait = watch.rates()
         values |= {"images_per_second": speed, "wait_share": wait}
         text = f"{' '.join(summary)} {speed:.0f} images/s wait {wait:.0%}"
-        self.log.scalars(at.batches(steps), values, epoch=at.epoch, text=text)
+        self.log.scalars(at.batches(steps), values, text=text)
 
     def _diverge(self, head: LinearClassifier, loss: float, where: str) -> None:
         head.diverged, head.score = True, None

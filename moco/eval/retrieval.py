@@ -30,7 +30,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from moco import distributed
+from moco import bars, distributed
 from moco.errors import UserError
 from moco.eval import embed, linear
 from moco.eval.features import Features, gathered
@@ -147,7 +147,8 @@ def rankings(x: Tensor, labels: Tensor) -> Tensor:
     queries = (others > 0).nonzero()[:, 0]
     place = torch.arange(1, len(x)).double()
     sums = torch.zeros(4, dtype=torch.float64)
-    for rows in queries[distributed.rank() :: distributed.world_size()].split(max(1, CHUNK // len(x))):
+    parts = queries[distributed.rank() :: distributed.world_size()].split(max(1, CHUNK // len(x)))
+    for rows in bars.counted(parts, len(parts), "rankings"):
         s = x[rows] @ x.T  # (r, n)
         s[torch.arange(len(rows)), rows] = -torch.inf
         order = torch.from_numpy(np.argsort(-s.numpy(), axis=1))[:, :-1]  # numpy sorts in a quarter of torch's time

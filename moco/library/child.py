@@ -147,6 +147,7 @@ def _answer(code: int, reports: str) -> int:
 
 def serve(reports: int, parent: int) -> None:
     """Do the work that comes by standard input; what ends it is written to the file ``reports``, a JSON text a line."""
+    signals.stop_with(0)
     signals.begin()
     os.set_inheritable(reports, False)
     worker, args = pickle.load(sys.stdin.buffer)

@@ -209,7 +209,7 @@ class PretrainOptions(TypedDict, total=False):
     overwrite: bool
     """start a new run in a folder that holds another run"""
     max_minutes: float | None
-    """save and stop after M minutes, with exit code 0 (default: no limit)"""
+    """save and stop after M minutes (default: no limit)"""
     save_minutes: float | None
     """save within an epoch too, M minutes after the last save (default: only at the end of an epoch)"""
     save_steps: int | None
@@ -363,7 +363,7 @@ class EvaluateOptions(TypedDict, total=False):
     overwrite: bool
     """start a new run in a folder that holds another run"""
     max_minutes: float | None
-    """save and stop after M minutes, with exit code 0 (default: no limit)"""
+    """save and stop after M minutes (default: no limit)"""
     save_minutes: float | None
     """save within an epoch too, M minutes after the last save (default: only at the end of an epoch)"""
     save_steps: int | None

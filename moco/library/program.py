@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 
 F = TypeVar("F", bound=Callable)
 StrPath = str | os.PathLike[str]
-_OUT = {"save_dir": "give out", "trial": "give out"}
+_OUT = {"save_dir": "give out", "trial": "give out", "stop_code": "a function has no exit code"}
 _MODEL = {**_OUT, "pretrained": "give checkpoint"}
 _MEASURES = dict.fromkeys(("knn", "few_shot"), 'give protocol="knn" or "few_shot"')
 _READ = {"out": "it is an argument", "checkpoint": "it is an argument"}
@@ -61,6 +61,7 @@ class Program(NamedTuple):
 
     def run(self, args: Namespace) -> int:
         """In a process of its own."""
+        args.stop_code = 0  # 75 is an outage
         return child.run(self.worker, args)
 
 

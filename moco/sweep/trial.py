@@ -23,7 +23,7 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any
 
 from moco import files, signals
-from moco.errors import UserError
+from moco.errors import STOP_EXIT, UserError
 from moco.sweep.spec import Trial
 
 DONE, FAILED, STOPPED, OUT_OF_TIME = "done", "failed", "stopped", "out of time"
@@ -168,7 +168,8 @@ def running(folder: str) -> bool:
 def run_trial(
     trial: Trial, slot: Slot, minutes: float | None, before: str | None, stop: threading.Event | None = None
 ) -> None:
-    """Run a trial to its end and write its record; nothing happens when it is settled or another process runs it.
+    """Run a trial to its end and write its record; nothing happens when it is settled or another process runs it. One
+    that ends with STOP_EXIT (75), as it was asked to or as something outside was gone, goes on as long as it gets on.
 
     Args:
         minutes: after which it gets SIGTERM; None for no limit.
@@ -185,17 +186,28 @@ def run_trial(
         path, began = os.path.join(trial.folder, OUTPUT), time.monotonic()
         if trial.parent and not os.path.exists(path):
             _take_over(trial.parent, trial.folder)
-        with open(path, "ab") as output:
-            start = output.tell()
-            process = _start(trial, slot, output, lock)
-        status = STOPPED  # what an exception (a scheduler that ends this job) leaves behind
+        start, deadline = os.path.getsize(path) if os.path.exists(path) else 0, began + 60 * (minutes or math.inf)
+        code, again = None, True
         try:
-            status = _wait(process, stop or threading.Event(), began + 60 * (minutes or math.inf))
+            while again:
+                status, saved = STOPPED, _saved(trial.folder)  # what an exception, of a scheduler, leaves behind
+                with open(path, "ab") as output:
+                    process = _start(trial, slot, output, lock)
+                try:
+                    status = _wait(process, stop or threading.Event(), deadline)
+                finally:
+                    code = _end(process)
+                again = code == STOP_EXIT and not status and _saved(trial.folder) != saved
         finally:
-            code = _end(process)
             status = DONE if code == 0 else status or FAILED
             last = _last_line(path, start)
             write_record(trial, Record(status, code, round(time.monotonic() - began, 1), last))
+
+
+def _saved(folder: str) -> dict[str, int]:
+    """A trial's checkpoints and when each was written: one that ends with STOP_EXIT and has got on is continued."""
+    found = (entry for entry in os.scandir(folder) if entry.name.endswith((".tar", ".pth", ".pt", ".ckpt")))
+    return {entry.name: entry.stat().st_mtime_ns for entry in found}
 
 
 def _take_over(parent: str, folder: str) -> None:

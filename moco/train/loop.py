@@ -21,6 +21,7 @@ from moco.data.loader import AWAY_MARK
 from moco.models.base import StepOutput
 from moco.train.optimizers import Plateau, step_unless, use_fused_optimizer_step, waits
 from moco.train.plan import Progress, TrainPlan
+from moco.train.resume import describe_stop
 from moco.train.runlog import RunLog
 from moco.train.saving import Saver
 from moco.train.stop import AWAY, StopRequest, answers, outcome, requests, steps_between_looks
@@ -207,13 +208,18 @@ class Loop(ABC):
             code, saves = answers(asked)
             if code is not None:
                 self.exit_code = code
-                self.log.ended(code, self.stop.reason(code))
+                self.log.ended(code, self.stop.reason(code), self._stopped_where())
             self.saver.asked |= saves
             if bad == AWAY:  # and so are all steps after it
                 put_back()
                 self.away, self.progress.ema_due = True, False  # the key encoder has followed the step before
                 return
             self._note_outcome(step, step == steps[-1][0], bool(bad_loss), bool(bad))
+
+    def _stopped_where(self) -> str:
+        at, plan = self.progress, self.plan
+        done, of = (at.batch, plan.batches) if plan.batches else (at.batch // plan.accum, plan.steps_per_epoch)
+        return "" if self.finished() else describe_stop(at.epoch, done, of)
 
     def remember(self) -> Callable[[], None]:
         """Where the run is before a step; returns what puts back all that the host counts, and the scale of fp16, as if

@@ -19,10 +19,10 @@ from moco.errors import TrainingError, UserError
 from moco.models.base import Contrast, StepOutput
 from moco.train import checkpoint
 from moco.train.diagnoses import Diagnoses, Setting
+from moco.train.ending import SLOW_LOADER, Told
 from moco.train.loop import Loop
 from moco.train.metrics import alignment, uniformity
 from moco.train.plan import batch_shape
-from moco.train.resume import describe_stop
 from moco.weights.origin import entry_of
 from moco.weights.settings import images_of
 
@@ -52,6 +52,7 @@ class Trainer(Loop):
         self.sums = torch.zeros(len(self.stats) + 1, device=self.device)  # the last entry counts the batches
         self.step_ok = torch.tensor(self.progress.ema_due, device=self.device)  # () did the last step move the weights?
         self.one = torch.ones((), device=self.device)
+        self.told = Told()
         self.diagnoses = Diagnoses(self.setting)
         labels = None if self.source.labels is None or not self.model.K else torch.from_numpy(self.source.labels)
         self.labels = None if labels is None else labels.to(self.device)  # (n,) of all images, where a queue holds them
@@ -77,7 +78,7 @@ class Trainer(Loop):
         at = self.progress
         self.check_queues()
         self.train_on(loader, partial(self._batches, loader))
-        self.log.line(f"epoch {at.epoch}, step time: {self.timer.summary()}")
+        self._tell_times()
         if at.batch // self.plan.accum >= self.plan.steps_per_epoch:
             self._follow_plateau()
             self._judge_epoch()
@@ -97,6 +98,14 @@ class Trainer(Loop):
             for name in self.bad_images.note(batch, self.source):
                 self.log.line(f"unreadable image replaced by another: {name}")
             yield batch
+
+    def _tell_times(self) -> None:
+        """Where the time of the steps since the last such line went, now and then."""
+        at, last = self.progress, self.exit_code is not None or self.finished()
+        waiting = self.timer.share("waiting for images")
+        if self.told.times(at.epoch + 1, waiting, last):
+            odd = f"; above {SLOW_LOADER:.0%} the loader holds up the training" * (waiting > SLOW_LOADER)
+            self.log.line(f"epoch {at.epoch}, step time: {self.timer.summary()}{odd}")
 
     def _follow_plateau(self) -> None:
         """Where the plan has a plateau: judge the mean loss of the epoch that has ended."""
@@ -240,7 +249,9 @@ class Trainer(Loop):
             f"lr {values['lr']:.4g} {values['images_per_second']:.0f} images/s wait {100 * values['wait_share']:.0f}% "
             f"ETA {int(eta) // 3600}:{int(eta) // 60 % 60:02d}:{int(eta) % 60:02d}"
         )
-        self.log.scalars(at.step, values, epoch=at.epoch, text=text)
+        parts = {name: round(1e3 * seconds, 3) for name, seconds in self.timer.take().items()}
+        self.log.scalars(at.step, values, text=text, step_ms=parts)
+        self.told.report()
         self.warn(self.diagnoses.report(at.epoch, values))
         self.sums.zero_()
         self.watch.restart()
@@ -253,8 +264,7 @@ class Trainer(Loop):
     def report_measured(self, values: dict[str, float], summary: str) -> None:
         """Log what was measured of the encoder; ``finished_epochs`` is a checkpoint's ``epoch``, as upstream's."""
         at = self.progress
-        epochs = {"epoch": at.trained, "finished_epochs": at.epoch}
-        self.log.scalars(at.step, values, **epochs, text=f"epoch {at.trained}: {summary}")
+        self.log.scalars(at.step, values, finished_epochs=at.epoch, text=f"epoch {at.trained}: {summary}")
 
     def check_queues(self) -> None:
         """Every process must hold the same queue; a difference means that they no longer train one model."""
@@ -297,12 +307,11 @@ class Trainer(Loop):
         run |= entry_of(self.about, self.model.encoder_q, at.epoch, at.step, at.seed, queue)
         state = checkpoint.pack(self.model, self.optimizer, self.scaler, self.arch, self.progress.epoch, run)
         self.saver.write(state, partial(self._write_file, keep, named), last)
-        if self.exit_code is not None and not self.finished():
-            at, plan = self.progress, self.plan
-            self.log.line(describe_stop(at.epoch, at.batch // plan.accum, plan.steps_per_epoch))
 
     def _write_file(self, keep: int | None, named: bool, state: dict) -> None:
-        self.log.line(f"saved {checkpoint.save(state, self.save_dir, keep, self.saver.own, named)}")
+        path = checkpoint.save(state, self.save_dir, keep, self.saver.own, named)
+        if self.told.saved(self.exit_code is not None or self.finished()):
+            self.log.line(f"saved {path}")
 
 
 def prefetch(batches: Iterator[dict], device: torch.device) -> Iterator[dict]:

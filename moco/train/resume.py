@@ -194,8 +194,8 @@ def describe_resume(path: str, epochs: int, steps: int) -> str:
 
 
 def describe_stop(epoch: int, done: int, steps: int) -> str:
-    """The last line of a run that was stopped in an epoch, counted from 0, of so many steps."""
-    return f"stopped after {done} of {_count(steps, 'step')} of epoch {epoch}: continue with --resume auto"
+    """Where a run was stopped: in an epoch, counted from 0, of so many steps."""
+    return f"after {done} of {_count(steps, 'step')} of epoch {epoch}"
 
 
 def _count(number: int, what: str) -> str:

@@ -12,7 +12,6 @@ import math
 import os
 import re
 import socket
-import sys
 import threading
 import time
 from collections import deque
@@ -22,11 +21,11 @@ from typing import Any, TypeVar
 
 from tqdm import tqdm
 
-from moco import distributed, doors, files, owner, resources, signals
-from moco.errors import MocoError, UserError, one_line, tell
+from moco import bars, distributed, doors, files, owner, resources, signals
+from moco.errors import UserError, one_line, tell
+from moco.train.ending import Reached, last_line
 
 T = TypeVar("T")
-tqdm.set_lock(threading.RLock())  # its own is a semaphore of the system, which a process that is killed leaves behind
 WARNING = "warning: "
 KEPT = 10_000  # records, some megabytes, that wait for a place that cannot be written
 
@@ -142,13 +141,13 @@ class RunLog:
 
     Args:
         save_dir: the run's folder, made if missing.
-        tensorboard: also write events into ``save_dir``/tensorboard/NAME.
-        wandb: project on Weights & Biases to send the numbers to; a resumed run goes on in its page.
         config: the run's settings: written to NAME_settings.json, and for W&B.
-        name: tells apart two kinds of run in one folder.
         resumed: the checkpoint that the run goes on from. None begins a new log in place of an older one; else the log
             goes on, and what an interrupted run had written beyond the step ``where`` it is resumed is dropped.
         where: the run's step and its epoch, counted from 0 (:meth:`moco.train.plan.Progress.where`).
+        name: tells apart two kinds of run in one folder.
+        tensorboard: also write events into ``save_dir``/tensorboard/NAME.
+        wandb: project on Weights & Biases to send the numbers to; a resumed run goes on in its page.
 
     Raises:
         UserError: the folder cannot be written, or wandb is not installed.
@@ -157,13 +156,13 @@ class RunLog:
     def __init__(
         self,
         save_dir: str,
-        tensorboard: bool = True,
-        wandb: str | None = None,
-        *,
         config: dict[str, Any] | None = None,
-        name: str = "log",
         resumed: str | None = None,
         where: Callable[[], tuple[int, int]] = lambda: (0, 0),
+        *,
+        name: str = "log",
+        tensorboard: bool = True,
+        wandb: str | None = None,
     ) -> None:
         self._places: list[_Place] = []
         self._happened: _Place | None = None
@@ -171,8 +170,10 @@ class RunLog:
         self._main = distributed.is_main()
         self.recorded: list[str] = []  # names of what an older log has of this step, in the main process
         self._path = path = os.path.join(save_dir, f"{name}.jsonl")
-        self._where, self._end = where, (0, "finished")
+        self._where, self._end = where, (0, "finished", "")
         self._at_end: Callable[[], object] = lambda: None
+        self._then: str | None = None
+        self.reached, self._bar = Reached(), bars.bar(0, hidden=True)
         if not self._main:
             return
         step, happened = where()[0], os.path.join(save_dir, f"{name}_events.jsonl")
@@ -181,8 +182,9 @@ class RunLog:
             run = _wandb_run(wandb, save_dir, name, config, resumed=resumed is not None) if wandb else None
             files.write_text("" if resumed is None else _records_until(path, step), path)
             files.write_text("" if resumed is None else _records_until(happened), happened)
-            if resumed is not None:
-                self.recorded = [name for r in files.records(path) if r.get("step") == step for name in r]
+            for record in files.records(path) if resumed is not None else ():
+                self.recorded += record if record.get("step") == step else ()
+                self.reached.note(record)
             records, self._events = _Appended(path), _Appended(happened)
         except OSError as error:
             reason = error.strerror or error
@@ -208,8 +210,7 @@ class RunLog:
         """Lines on the console, above the bar if there is one; one that begins with "warning: " is an event too."""
         if not self._main:
             return
-        with tqdm.external_write_mode():
-            tell(text)
+        tell(text)
         for line in text.splitlines():
             if line.startswith(WARNING):
                 self.event("warning", line.removeprefix(WARNING))
@@ -241,13 +242,16 @@ class RunLog:
         finite = {name: value if math.isfinite(value) else None for name, value in numbers.items()}
         record = {"step": step, "epoch": self._where()[1], **extra, **finite, "time": round(time.time(), 3)}
         line = (json.dumps(record) + "\n").encode()
+        self.reached.note(record)
+        self._bar.set_postfix_str(self.reached.now())
         for place in self._places:
             place.put(line, step, numbers)
 
     def bar(self, total: int, initial: int = 0, desc: str = "") -> tqdm:
-        """A progress bar to use in ``with``; it shows only on the main process's terminal."""
-        hidden = not (self._main and sys.stderr.isatty())
-        return tqdm(total=total, initial=initial, desc=desc, disable=hidden, leave=False, dynamic_ncols=True)
+        """A progress bar to use in ``with``, with the newest figures; it shows only on the main process's terminal."""
+        self._bar = bars.bar(total, initial, desc)
+        self._bar.set_postfix_str(self.reached.now())
+        return self._bar
 
     def __enter__(self) -> RunLog:
         return self
@@ -256,14 +260,17 @@ class RunLog:
         """Enter a context, to be left before the log is closed."""
         return self._inside.enter_context(inside)
 
-    def ended(self, code: int, reason: str) -> None:
-        """The run stops before its end, for this reason and with this exit code."""
-        self._end = code, reason
+    def ended(self, code: int, reason: str, place: str = "") -> None:
+        """The run stops before its end, with this exit code, for this reason and at this :func:`last_line`'s place."""
+        self._end = code, reason, place
 
-    def at_end(self, work: Callable[..., object], *given: Any) -> None:
+    def at_end(self, work: Callable[..., object], *given: Any, then: str | None = None) -> None:
         """What the main process does once the log is complete and the folder still held: ``work(*given)``, however the
-        run has ended. It may not raise."""
-        self._at_end = partial(work, *given)
+        run has ended. It may not raise.
+
+        then: the command to type once the run is finished; None: no line says at the end what was reached.
+        """
+        self._at_end, self._then = partial(work, *given), then
 
     def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
         try:
@@ -284,13 +291,17 @@ class RunLog:
             owner.release()
 
     def _say_end(self, error: BaseException | None) -> None:
-        code, reason = self._end
-        if error is not None:
+        code, reason, place = self._end
+        if error is None:
+            following = (self._then or "") if reason == "finished" else doors.again()
+            text = last_line(self.reached.text(), reason, place, following)
+            if self._then is not None:
+                self.line(text)
+        else:
             known = distributed.known_error(error)
-            code, reason = known.exit_code if known else 1, getattr(error, "reason", "error")
-            error = known or error
-        text = f"{type(error).__name__}: " * (not isinstance(error, MocoError)) + one_line(error) if error else ""
-        self.event("end", text, reason=reason, exit_code=code, next=doors.again() if reason != "finished" else None)
+            code, reason, following = known.exit_code if known else 1, getattr(error, "reason", "error"), doors.again()
+            text = str(known) if known else f"{type(error).__name__}: {error}"
+        self.event("end", " ".join(text.split()), reason=reason, exit_code=code, next=following or None)
 
     def _part(self, code: int, reason: str) -> None:
         """The process ends at once, whatever its main thread does: no lock is waited for."""

@@ -23,7 +23,7 @@ def steps_between_looks(device: torch.device, print_freq: int = LOOK_STEPS) -> i
 class StopRequest:
     """Signals and a time limit, all answered by finishing the step, saving and leaving.
 
-    The exit code is that of :data:`moco.signals.CODES`, the largest of several; 0 at the time limit.
+    The exit code is that of :data:`moco.signals.CODES`, the largest of several; at the time limit that of SIGUSR1.
     """
 
     def __init__(self, max_minutes: float | None):
@@ -35,7 +35,9 @@ class StopRequest:
         signals.hold()
         code = signals.code()
         late = time.monotonic() > self.deadline or owner.lost()  # the latter's sentence comes with the save
-        return int(late) if code is None else 1 + code
+        if code is None:
+            return 1 + signals.CODES[signal.SIGUSR1] if late else 0
+        return 1 + code
 
     def exit_code(self) -> int | None:
         """With which every process must stop now, because of any of them; None to go on. Every process has to call."""
@@ -44,8 +46,8 @@ class StopRequest:
     def reason(self, code: int) -> str:
         """Why a run stops with this exit code of :meth:`exit_code`: "max-minutes" or "signal NAME"; the signal may have
         come to another process."""
-        if code:
-            names = [signal.Signals(number).name for number, other in signals.CODES.items() if other == code]
+        names = [signal.Signals(number).name for number, other in signals.CODES.items() if other == code]
+        if names != ["SIGUSR1"]:
             return f"signal {names[0]}"
         late = time.monotonic() > self.deadline and signal.SIGUSR1 not in signals.noted()
         return "max-minutes" if late else "signal SIGUSR1"

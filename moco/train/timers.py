@@ -69,8 +69,7 @@ class StepTimer:
         self._gpu = device.type == "cuda"
         self._on = False
         self._marks: list[tuple[str, Any, Any]] = []
-        self._seconds: dict[str, float] = {}
-        self._total, self.steps = 0.0, 0
+        self._taken, self._told = _Parts(), _Parts()
 
     def _mark(self) -> Any:
         if not self._gpu:
@@ -101,27 +100,50 @@ class StepTimer:
         """Add what was measured; the device must have finished it."""
         for name, begin, end in self._marks:
             seconds = begin.elapsed_time(end) / 1e3 if self._gpu else end - begin
-            if name:
-                self._seconds[name] = self._seconds.get(name, 0.0) + seconds
-            else:
-                self._total += seconds
-                self.steps += 1
+            self._taken.add(name, seconds)
+            self._told.add(name, seconds)
         self._marks.clear()
 
     def take(self) -> dict[str, float]:
-        """Seconds a step by part, the longest first, "other" what no part had; begins anew. Empty without a step."""
-        if not self.steps:
-            return {}
-        found = dict(sorted(self._seconds.items(), key=lambda item: -item[1]))
-        found["other"] = max(0.0, self._total - sum(found.values()))
-        means = {name: seconds / self.steps for name, seconds in found.items()}
-        self._seconds, self._total, self.steps = {}, 0.0, 0
-        return means
+        """Seconds a step by part since the last call, the longest first, "other" what no part had. Empty without a
+        step."""
+        taken, self._taken = self._taken, _Parts()
+        return taken.means()
+
+    def share(self, name: str) -> float:
+        """Of a part in the steps since the last :meth:`summary`, 0 to 1."""
+        means = self._told.means()
+        return means.get(name, 0.0) / max(sum(means.values()), 1e-9)
 
     def summary(self) -> str:
-        """The same as one line, and begins anew."""
-        means = self.take()
+        """The means since the last call as one line."""
+        told, self._told = self._told, _Parts()
+        means = told.means()
         total = sum(means.values())
         if not total:
             return "nothing was measured"
         return f"{1e3 * total:.4g} ms, " + ", ".join(f"{n} {100 * s / total:.1f} %" for n, s in means.items())
+
+
+class _Parts:
+    """Seconds of parts of steps, summed."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+        self.total, self.steps = 0.0, 0
+
+    def add(self, name: str, seconds: float) -> None:
+        """Of a part, or without a name of a whole step."""
+        if name:
+            self.seconds[name] = self.seconds.get(name, 0.0) + seconds
+        else:
+            self.total += seconds
+            self.steps += 1
+
+    def means(self) -> dict[str, float]:
+        """See :meth:`StepTimer.take`."""
+        if not self.steps:
+            return {}
+        found = dict(sorted(self.seconds.items(), key=lambda item: -item[1]))
+        found["other"] = max(0.0, self.total - sum(found.values()))
+        return {name: seconds / self.steps for name, seconds in found.items()}

@@ -25,7 +25,7 @@ from typing import Any, NamedTuple, cast
 import torch
 from torch import Tensor, nn
 
-from moco import files, resources
+from moco import bars, files, resources
 from moco.errors import UserError, tell
 from moco.files import run_of
 from moco.models.encoder import backbone_keys, build_encoder, features, head_of, torchvision_names
@@ -335,6 +335,21 @@ def _to_onnx(source: Backbone, out: str, card: dict[str, Any], keep_head: bool) 
     expected = _compute(source.encoder, source, keep_head)
     model = source.encoder if keep_head else FeatureModule(source.encoder).eval()
     name = "logits" if keep_head else "features"
+    with bars.bar(3, desc="ONNX: graph") as shown:
+        graph = _traced(model, source, name)
+        onnx.helper.set_model_props(graph, {"card": json.dumps(card)})
+        shown.update()
+        shown.set_description("ONNX: check")
+        checked = _checked(graph, source, model, expected)
+        shown.update()
+        with files.replacing(out, "--out") as beside:
+            onnx.save(graph, beside)
+    shape = f"(batch, {source.channels}, {source.size}, {source.size})"
+    feed = f"input images {shape}, normalised by the card's mean and std; output {name}; {checked}"
+    return [f"wrote {out}", feed]
+
+
+def _traced(model: nn.Module, source: Backbone, name: str) -> Any:
     try:
         program = torch.onnx.export(
             model, (_images(source),), dynamo=True, input_names=["images"], output_names=[name],
@@ -344,14 +359,7 @@ def _to_onnx(source: Backbone, out: str, card: dict[str, Any], keep_head: bool) 
         reason = str(error).split(". ")[0].splitlines()[0] if str(error) else type(error).__name__
         raise UserError(f"torch {torch.__version__} cannot write this as ONNX ({reason}); try a newer one.") from error
     assert program is not None
-    graph = program.model_proto
-    onnx.helper.set_model_props(graph, {"card": json.dumps(card)})
-    checked = _checked(graph, source, model, expected)
-    with files.replacing(out, "--out") as beside:
-        onnx.save(graph, beside)
-    shape = f"(batch, {source.channels}, {source.size}, {source.size})"
-    feed = f"input images {shape}, normalised by the card's mean and std; output {name}; {checked}"
-    return [f"wrote {out}", feed]
+    return program.model_proto
 
 
 def _checked(graph: Any, source: Backbone, model: nn.Module, expected: Tensor) -> str:

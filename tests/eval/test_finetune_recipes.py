@@ -368,7 +368,7 @@ def test_a_pretraining_has_the_same_comforts(image_folder, in_process, tmp_path)
     """A moving average that is evaluated, saved, read back and resumed; an optimizer of timm; clipping."""
     words = [image_folder, *PRETRAIN, "--opt", "lookahead_adamw", "--lr", 1e-3, "--clip-grad", 0.5, "--ema-epoch", 0.5]
     assert in_process(*words, "--epochs", 2, "--save-dir", tmp_path / "whole") == 0
-    assert in_process(*words, "--epochs", 2, "--save-dir", tmp_path / "parts", "--max-minutes", 1e-9) == 0
+    assert in_process(*words, "--epochs", 2, "--save-dir", tmp_path / "parts", "--max-minutes", 1e-9) == 75
     assert in_process(*words, "--epochs", 2, "--save-dir", tmp_path / "parts", "--resume", "auto") == 0
     whole, parts = (load(tmp_path / name) for name in ("whole", "parts"))
     assert differences(whole["state_dict"], parts["state_dict"]) == []

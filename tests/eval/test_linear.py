@@ -101,7 +101,7 @@ def test_separable_images_reach_all_right(image_folder, tmp_path, capsys):
     assert (found["classes"], found["train_images"], found["val_images"], found["epochs"]) == (2, 24, 8, 3)
     output = capsys.readouterr().out.splitlines()
     assert "a baseline" in output[0]
-    assert output[-1] == " * Acc@1 100.000 (best Acc@1 100.000)"
+    assert output[-2] == " * Acc@1 100.000 (best Acc@1 100.000)"
     lines = records(tmp_path / "lincls.jsonl")
     assert [r["step"] for r in lines if "val_acc1" in r] == [3, 6, 9]
     assert [r["epoch"] for r in lines] == [(r["step"] - 1) // 3 for r in lines]
@@ -183,7 +183,7 @@ def test_resumed_after_every_step_is_the_same_run(words, hard_folder, tmp_path):
     whole = probe_once(hard_folder, tmp_path / "whole", *words)
     args = [*map(str, [hard_folder, *TINY, *words, "--save-dir", tmp_path / "parts", "--resume", "auto"])]
     for step in range(6):  # two epochs of three steps
-        assert main_lincls.worker(parse_lincls([*args, "--max-minutes", "0"])) == 0
+        assert main_lincls.worker(parse_lincls([*args, "--max-minutes", "0"])) == 75
         assert not (tmp_path / "parts" / "result.json").exists()
         position = state_of(tmp_path / "parts")
         assert (position["epoch"], position["run"]["batch"]) == ((0, step + 1) if step < 3 else (1, step - 2))
@@ -199,7 +199,7 @@ def test_resumed_after_every_step_is_the_same_run(words, hard_folder, tmp_path):
 
 def test_a_probe_inside_an_epoch_goes_on_with_its_batches_only(hard_folder, tmp_path):
     args = parse_lincls([*map(str, [hard_folder, *TINY, "--save-dir", tmp_path, "--max-minutes", 0])])
-    assert main_lincls.worker(args) == 0
+    assert main_lincls.worker(args) == 75
     told = sentence(hard_folder, tmp_path, "--resume", "auto", "-b", 12)
     assert "inside epoch 0 with 24 images, 8 images a batch; this run has 24 images, 12 images a batch" in told
     again = probe_once(hard_folder, tmp_path, "--resume", tmp_path / "checkpoint.pth.tar", "-e", "-b", 12)
@@ -223,13 +223,13 @@ def test_signals_save_the_step_and_two_processes_go_on_inside_an_epoch(hard_fold
     assert program.end() == 143, program.text
     assert "Traceback" not in program.text
     assert differences(*(state_of(tmp_path / name) for name in ("whole", "parts"))) == []
-    assert "stopped after 2 of 3 steps of epoch 0: continue with --resume auto" in program.text
+    assert "stopped after 2 of 3 steps of epoch 0 by --max-minutes; continue with " in program.text
     state = state_of(tmp_path / "endless")
     assert state["epoch"] > 0
-    assert f"of epoch {state['epoch']}: continue with --resume auto" in program.text.splitlines()[-1]
+    assert f"of epoch {state['epoch']} by SIGTERM: Acc@1 " in program.text.splitlines()[-1]
 
 
-def test_sigusr1_ends_a_probe_with_a_checkpoint_and_exit_code_0(hard_folder, tmp_path, monkeypatch):
+def test_sigusr1_ends_a_probe_with_a_checkpoint_and_exit_code_75(hard_folder, tmp_path, monkeypatch):
     stepped, step = [], linear.LinearClassifier.step
 
     def signalled(self, x, labels):
@@ -241,7 +241,7 @@ def test_sigusr1_ends_a_probe_with_a_checkpoint_and_exit_code_0(hard_folder, tmp
 
     monkeypatch.setattr(linear.LinearClassifier, "step", signalled)
     with signals.listening():
-        assert main_lincls.worker(parse_lincls([str(hard_folder), *TINY, "--save-dir", str(tmp_path)])) == 0
+        assert main_lincls.worker(parse_lincls([str(hard_folder), *TINY, "--save-dir", str(tmp_path)])) == 75
     assert (len(stepped), state_of(tmp_path)["run"]["batch"]) == (2, 2)
 
 
@@ -546,7 +546,7 @@ def test_a_rate_that_diverges_does_not_end_the_others(hard_folder, tmp_path, cap
     found = probe_once(hard_folder, tmp_path / "all", "--epochs", 2, "--lr", 1e38, 0.3)
     output = capsys.readouterr().out
     assert output.count("the loss of lr 1e+38 is") == 1
-    assert "lr 1e+38 diverged, lr 0.3" in output.splitlines()[-1]
+    assert "lr 1e+38 diverged, lr 0.3" in output.splitlines()[-2]
     probe_once(hard_folder, tmp_path / "alone", "--epochs", 2, "--lr", 0.3)
     same_as_alone(state_of(tmp_path / "all")["heads"][1], state_of(tmp_path / "alone"))
     lost = found["per_lr"][0]

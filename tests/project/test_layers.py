@@ -30,7 +30,7 @@ FLOORS = [
         "moco.methods.registry",
         "moco.data.registry",
     ),
-    ("moco.distributed", "moco.kernels", "moco.cli"),
+    ("moco.distributed", "moco.bars", "moco.kernels", "moco.cli"),
     ("moco.data", "moco.methods", "moco.pictures"),
     ("moco.models",),
     ("moco.train", "moco.weights"),

@@ -34,7 +34,7 @@ def gone(pid: int) -> bool:
 
 @pytest.mark.dist
 @pytest.mark.parametrize(
-    ("number", "to", "code"), [(signal.SIGTERM, "parent", 143), (signal.SIGUSR1, 1, 0), (signal.SIGTERM, 1, 143)]
+    ("number", "to", "code"), [(signal.SIGTERM, "parent", 143), (signal.SIGUSR1, 1, 75), (signal.SIGTERM, 1, 143)]
 )
 def test_a_signal_to_any_process_stops_all_after_the_step(number, to, code, image_folder, tmp_path, start):
     program = start(*LONG, "--save-dir", tmp_path, image_folder)

@@ -991,7 +991,7 @@ def test_the_linear_grid_over_the_real_probe(image_folder, tmp_path, restored):
     made = spec.read_spec(str(path), own, str(tmp_path / "out"))
     assert made.select
     stopped = cli.parse_lincls([*made.trials(made.select)[0].command[1:], "--max-minutes", "0"])
-    assert main_lincls.worker(stopped) == 0
+    assert main_lincls.worker(stopped) == 75
     assert main([str(path), "--out", str(tmp_path / "out"), "--slots", "1", "--", *own]) == 0
     assert "after 0 epochs and 1 step of the next" in Path(stopped.save_dir, "output.txt").read_text()
     found = rows(tmp_path / "out")

@@ -59,7 +59,7 @@ def test_stopwatch_splits_waiting_from_working(monkeypatch):
     assert watch.rates() == (0.0, 0.0)
 
 
-def test_log_writes_lines_records_and_records(tmp_path, capsys):
+def test_log_writes_lines_records_and_events(tmp_path, capsys):
     log = RunLog(str(tmp_path / "run"))
     log.line("hello")
     log.scalars(1, {"loss": 2.5, "bad": float("nan")}, text="step 1", epoch=0)
@@ -159,21 +159,22 @@ def test_events_say_how_a_run_began_what_it_warned_of_and_how_it_ended(tmp_path,
         {"step": 0, "epoch": 0, **begin, "command": command},
         {"step": 0, "epoch": 0, "kind": "warning", "text": "the queue is long"},
         {"step": 7, "epoch": 1, "kind": "warning", "text": "odd"},
-        {"step": 7, "epoch": 1, "kind": "end", "text": "", "reason": "finished", "exit_code": 0, "next": None},
+        {"step": 7, "epoch": 1, "kind": "end", "text": "finished", "reason": "finished", "exit_code": 0, "next": None},
     ]
     assert records(path) == first
     assert "\nwarning: odd\nno warning: here\n" in capsys.readouterr().out
     path.write_text(path.read_text() + '{"step": 9, "ki')  # a kill in the middle of a line
-    for code, reason in ((143, "signal SIGTERM"), (0, "max-minutes")):
+    for code, reason in ((143, "signal SIGTERM"), (75, "max-minutes")):
         with RunLog(str(tmp_path), tensorboard=False, **resumed_at(5)) as log:
-            log.ended(code, reason)
+            log.ended(code, reason, "after 1 of 3 steps of epoch 0")
     *older, begun, ended, _, last = records(path)
     assert older == first  # all of it stays, also what lies beyond the checkpoint
     assert begun == {"step": 5, "epoch": 0, **begin, "resumed": "x.pth.tar", "command": command}
-    end = {"step": 5, "epoch": 0, "kind": "end", "text": "", "next": again}
-    assert [ended, last] == [
-        {**end, "reason": "signal SIGTERM", "exit_code": 143}, {**end, "reason": "max-minutes", "exit_code": 0}
-    ]  # fmt: skip
+    end = {"step": 5, "epoch": 0, "kind": "end", "next": again}
+    for found, name, more in ((ended, "SIGTERM", {"reason": "signal SIGTERM", "exit_code": 143}),
+                              (last, "--max-minutes", {"reason": "max-minutes", "exit_code": 75})):  # fmt: skip
+        text = f"stopped after 1 of 3 steps of epoch 0 by {name}; continue with {again}"
+        assert found == {**end, "text": text, **more}
     monkeypatch.setattr(sys, "argv", ["pytest"])
     with RunLog(str(tmp_path), tensorboard=False):
         pass
@@ -196,7 +197,7 @@ def run_of_a_log(folder, work) -> None:
 )  # fmt: skip
 def test_a_run_that_an_error_ends_says_so_in_its_events(error, code, text, tmp_path):
     def work(log):
-        log.ended(0, "max-minutes")  # what comes later counts
+        log.ended(75, "max-minutes")  # what comes later counts
         raise error
 
     with pytest.raises(type(error)):

@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import re
 import signal
 
 import pytest
@@ -87,9 +88,10 @@ def test_synthetic_negatives_that_never_start_are_warned_of_first(
 
 def test_a_stopped_run_says_how_to_go_on_and_a_finished_one_that_it_is(image_folder, tmp_path, in_process, capsys):
     words = [image_folder, *TINY, "--epochs", 1, "--save-dir", tmp_path, "--resume", "auto"]
-    assert in_process(*words, "--max-minutes", 0) == 0
+    assert in_process(*words, "--max-minutes", 0) == 75
     said = capsys.readouterr().out
-    assert said.endswith("stopped after 1 of 3 steps of epoch 0: continue with --resume auto\n")
+    last = r"stopped after 1 of 3 steps of epoch 0 by --max-minutes: loss 0\.\d+ of chance; continue with --resume auto"
+    assert re.fullmatch(last, said.splitlines()[-1])
     assert in_process(*words) == 0
     assert "the run is finished" not in capsys.readouterr().out
     assert in_process(*words, "--wd", 0.1) == 0
@@ -197,7 +199,7 @@ def test_signals_ask_to_stop_and_the_largest_code_counts():
     with signals.listening():
         stop = StopRequest(None)
         assert stop.asked() == 0  # from now on signals are noted
-        for number, asked in ((signal.SIGUSR1, 1), (signal.SIGHUP, 130), (signal.SIGINT, 131), (signal.SIGTERM, 144)):
+        for number, asked in ((signal.SIGUSR1, 76), (signal.SIGHUP, 130), (signal.SIGINT, 131), (signal.SIGTERM, 144)):
             os.kill(os.getpid(), number)
             wait_until(lambda asked=asked: stop.asked() == asked)
         os.kill(os.getpid(), signal.SIGUSR1)  # a later warning does not take SIGTERM back
@@ -212,7 +214,10 @@ def test_the_time_limit(monkeypatch):
     now[0] += 29
     assert stop.asked() == 0
     now[0] += 2
-    assert (stop.asked(), stop.exit_code()) == (1, 0)
+    assert (stop.asked(), stop.exit_code()) == (76, 75)
+    assert [stop.reason(code) for code in (75, 129, 130, 143)] == [
+        "max-minutes", "signal SIGHUP", "signal SIGINT", "signal SIGTERM"
+    ]  # fmt: skip
 
 
 # ----------------------------------------------------------------------------------------------------- oddities

@@ -112,7 +112,8 @@ def resumed(image_folder, tmp_path, in_process, capsys):
 
     def begin(*words, first=(), stop=False, images=image_folder, change=None, epochs=2) -> list[str]:
         own = [*TINY, "--save-dir", tmp_path / "run"]
-        assert in_process(*own, *first, "--epochs", epochs, *(["--max-minutes", 0] if stop else []), image_folder) == 0
+        more = ["--max-minutes", 0] if stop else []
+        assert in_process(*own, *first, "--epochs", epochs, *more, image_folder) == (75 if stop else 0)
         before = load(tmp_path / "run")
         if change:
             change(before)

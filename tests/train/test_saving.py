@@ -73,9 +73,9 @@ def test_while_steps_are_bad_nothing_is_saved_and_nothing_goes(image_folder, tmp
     assert said.count("not saved, as the newest 2 steps were not finite") == 1
     assert saved(tmp_path / "one") == ["checkpoint_0002.pth.tar", "checkpoint_0003.pth.tar"]  # both, as the last is bad
     assert load(tmp_path / "one")["run"]["bad_steps"] == 1
-    assert in_process(*words, "--max-minutes", 0, "--resume", "auto", "--save-dir", tmp_path / "two") == 0
+    assert in_process(*words, "--max-minutes", 0, "--resume", "auto", "--save-dir", tmp_path / "two") == 75
     for step in range(2, 7):  # a stop saves the last good state, and counts on
-        assert in_process(*words, "--max-minutes", 0, "--resume", "auto", "--save-dir", tmp_path / "two") == 0
+        assert in_process(*words, "--max-minutes", 0, "--resume", "auto", "--save-dir", tmp_path / "two") == 75
         state = load(tmp_path / "two")
         assert (state["run"]["step"], state["run"]["bad_steps"]) == (step, max(0, step - 4))
     assert saved(tmp_path / "two")[-3:] == [
@@ -212,7 +212,7 @@ def test_what_was_due_when_a_run_ended_is_measured_after_the_resume(
     ]  # fmt: skip
     words += ["--resume", "auto", "--save-dir", tmp_path / "two"]
     for _ in range(3 * stopped):
-        assert in_process(*words, "--max-minutes", 0) == 0
+        assert in_process(*words, "--max-minutes", 0) == 75
     for number in range(2 - stopped):  # after either checkpoint
         killed_after(1, monkeypatch, checkpoint, "save")
         with pytest.raises(Killed):

@@ -32,6 +32,7 @@ def test_the_first_lines_of_a_log_in_their_order(image_folder, tmp_path, in_proc
         "slow on purpose",
         "no k-NN accuracy: switched off by --knn-every 0",
         "the run is finished: .*",
+        r"finished: loss \d\.\d+ of chance; next: moco lincls --pretrained .*",
     )
     assert len(lines) == len(expected), lines
     assert [line for line, form in zip(lines, expected, strict=True) if not re.fullmatch(form, line)] == []

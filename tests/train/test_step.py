@@ -2,6 +2,7 @@
 
 import contextlib
 import copy
+import json
 import math
 from argparse import Namespace
 
@@ -99,6 +100,7 @@ def test_a_run_that_looks_seldom_is_the_run_that_looks_always(image_folder, tmp_
             words = ["--epochs", 3, "-p", 100, "--save-dir", tmp_path / str(steps)]
             assert in_process(*TINY, *words, image_folder) == 0
         lines = [line for line in capsys.readouterr().out.splitlines() if "nothing was changed" in line]
+        lines = [line.removeprefix("warning: ") for line in lines]
         said.append([line.split(":")[0] + line.split("changed")[1] for line in lines])
     assert said[0] == said[1] == ["step 0 (1 in a row)", "step 4 (1 in a row)", "step 5 (2 in a row)"]
     assert differences(load(tmp_path / "1"), load(tmp_path / "4")) == []
@@ -247,18 +249,35 @@ def test_parts_lie_beside_each_other(monkeypatch):
     parts.read()
     assert parts.take() == {"head": 5.0, "EMA": 1.0, "other": 0.5}
     assert parts.take() == {}
-    assert parts.summary() == "nothing was measured"
+    assert parts.share("EMA") == pytest.approx(1 / 6.5)
+    assert parts.summary() == "6500 ms, head 76.9 %, EMA 15.4 %, other 7.7 %"  # of all since the last one
+    assert (parts.summary(), parts.share("EMA")) == ("nothing was measured", 0)
     with parts.of_a_step(True), parts("head"):
         now[0] += 0.25
     parts.read()
     assert parts.summary() == "250 ms, head 100.0 %, other 0.0 %"
 
 
-def test_the_log_says_every_epoch_where_the_time_goes(image_folder, tmp_path, in_process, capsys):
-    assert in_process(*TINY, "--epochs", 2, "--save-dir", tmp_path, image_folder) == 0
-    lines = [x for x in capsys.readouterr().out.splitlines() if ", step time: " in x]
-    assert [line.split(",")[0] for line in lines] == ["epoch 0", "epoch 1"]
+def test_the_log_says_now_and_then_where_the_time_goes(
+    image_folder, tmp_path, in_process, monkeypatch, capsys
+):  # fmt: skip
+    """And each record of the steps in between; a line of times or of a file comes after one of the loss."""
+    monkeypatch.setattr(StepTimer, "share", lambda *_: 0.0)
+    assert in_process(*TINY, "-p", 4, "--epochs", 7, "--save-dir", tmp_path, image_folder) == 0
+    said = capsys.readouterr().out.splitlines()
+    told = [x.partition(" [")[0] if x.startswith("Epoch") else x.partition(",")[0] for x in said if "poch " in x[:6]]
+    assert [x for x in told if x.startswith("e") and "k-NN" not in x and "RankMe" not in x] == [
+        "epoch 1", "epoch 3", "epoch 6"
+    ], said  # fmt: skip
+    losses, saved = (sum(x.startswith(word) for x in said) for word in ("Epoch [", "saved "))
+    assert losses == 6 >= saved
+    lines = [x for x in said if ", step time: " in x]
+    parts = [json.loads(x) for x in (tmp_path / "log.jsonl").read_text().splitlines()]
+    parts = [r["step_ms"] for r in parts if "loss" in r]
+    assert len(parts) == losses
     for line in lines:
+        line = line.partition(";")[0]
+        assert set(parts[0]) == {x.rsplit(" ", 2)[0] for x in line.split(" ms, ")[1].split(", ")}
         shares = {x.rsplit(" ", 2)[0]: float(x.rsplit(" ", 2)[1]) for x in line.split(" ms, ")[1].split(", ")}
         assert set(shares) == {"waiting for images", "transfer", "q forward", "shuffle", "k forward", "head",
                                "q backward", "enqueue", "optimizer", "EMA", "other"}  # fmt: skip

@@ -26,9 +26,8 @@ import numpy as np
 import PIL
 import torchvision
 from PIL import Image
-from tqdm import tqdm
 
-from moco import signals
+from moco import bars, signals
 from moco.data.sources.away import ImagesAwayError
 from moco.data.sources.base import Source, some_sizes
 from moco.data.sources.decode import BadImageError
@@ -194,7 +193,7 @@ def _write(source: Source, file: Any, digest: bytes) -> int:
     table = np.zeros((len(source), 4), dtype="<i8")
     place = HEADER + table.nbytes
     file.seek(place)
-    for index in tqdm(range(len(source)), "decoding into --cache", disable=None, leave=False, dynamic_ncols=True):
+    for index in bars.counted(range(len(source)), len(source), "decoding into --cache"):
         try:
             image = source.load(index)
         except BadImageError:

@@ -17,7 +17,7 @@ from tests.runs.chaos import scenes
 from tests.runs.chaos.attempts import Ended, attempt, catches, children, members, start, start_truly, watch
 from tests.runs.chaos.verdicts import RIGHT, WRONG, Verdict, tail
 
-CODES = {signal.SIGKILL: 137, signal.SIGTERM: 143, signal.SIGINT: 130, signal.SIGHUP: 129, signal.SIGUSR1: 0}
+CODES = {signal.SIGKILL: 137, signal.SIGTERM: 143, signal.SIGINT: 130, signal.SIGHUP: 129, signal.SIGUSR1: 75}
 TRUE_START_SECONDS = 4.0  # what importing torch adds to a life
 MAINS = ("main_pretrain", "main_lincls", "main_semisup", "moco.sweep")
 LAYOUTS = {"": [], "2 workers": ["-j", "2"], "2 processes": ["--nproc", "2"],
@@ -82,7 +82,7 @@ class Chain:
         why = self.judge(ended, sender, before)
         what = f"{number.name} to {target} at {instant:.2f} s of {self.main} {self.layout}".rstrip()
         self.note(f"{number.name} to {target}", what + " (true start)" * self.truly, why)
-        return ended.code == 0 and number != signal.SIGUSR1
+        return ended.code == 0
 
     def judge(self, ended: Ended, sender: Sender, before: tuple) -> str:
         """Why that end is wrong."""
@@ -106,7 +106,9 @@ class Chain:
         now, logged = newest_step(self.here), last_logged(self.here)
         if now < before:
             return f"the newest checkpoint went back from {before} to {now}"
-        asked = ended.code in (129, 130, 143) or (sender.number == signal.SIGUSR1 and ended.code == 0 and sender.caught)
+        asked = ended.code in (129, 130, 143) or (
+            sender.number == signal.SIGUSR1 and ended.code == 75 and sender.caught
+        )
         asked &= "nothing to save" not in ended.text  # before the first step the log may be a killed run's
         if asked and self.main == "main_pretrain" and now[-1] < logged:
             return f"{logged} steps are logged and {now[-1]} are saved: {tail(ended.text)}"
