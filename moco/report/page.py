@@ -185,7 +185,8 @@ def _latest(run: Run, columns: list[str], line: Line | None) -> list[str]:
         figure = name if line is None else line.figures.get(name, "")
         values = run.figures.get(figure, ((), ()))[1]
         value = next((value for value in reversed(values) if math.isfinite(value)), None)
-        found.append("" if value is None else f"{LATEST[name][1] * value:.4g}")
+        value = None if value is None else LATEST[name][1] * value
+        found.append("" if value is None else f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}")
     return found
 
 
