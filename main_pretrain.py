@@ -28,6 +28,7 @@ from moco.eval.features import EvalData, FeatureExtractor
 from moco.methods.registry import METHODS
 from moco.report import write_page
 from moco.train.checkpoint import reserve_run_folder, unpack
+from moco.train.online_probe import begin_probe
 from moco.train.outage import Patience
 from moco.train.plan import Progress, batch_shape
 from moco.train.pretraining import Trainer
@@ -60,19 +61,21 @@ def worker(args: Namespace) -> int:
     about = about_run(pretraining(args, model.encoder_q.built, view, sampler.batch, plan.amp), images, model.head)
     notes = [*args.notes, *changes(state, path, about, PRETRAIN, args.seed)]
     entries = unpack(state, path, model, optimizer, scaler, args.arch) if path else {"epoch": args.start_epoch}
+    probe, said = begin_probe(model.encoder_q, images, args.online_probe, state, path)
     progress = Progress.resumed(entries, seed, batch_shape(sampler, args.accum), plan)
     reserve_run_folder(args.save_dir, path, args.overwrite)
 
     # train, save
     with RunLog(args.save_dir, vars(args), path, progress.where, wandb=args.wandb) as log:
         log.at_end(write_page, args.save_dir, args.report, then=what_next(args, sources.train))
-        lines = first_lines(config, given, model, plan, progress, path, summary, notes)
+        lines = first_lines(config, given, model, plan, progress, path, summary, [*notes, *said])
         log.line("the demo, as no DIR is given: " * args.demo + lines)
         patience = Patience.of(args.data_patience, args.max_minutes, log.line)
         trainer = Trainer(
             model, optimizer, scaler, plan, progress, log, patience.stop, args.save_dir, sampler,
             images, args.max_bad_images, about, args.arch, args.keep, setting_of(args, given, model, plan),
             saver=log.enter(Saver(args.save_dir, log.line, args.save_minutes, args.save_steps, patience=patience)),
+            probe=probe,
         )  # fmt: skip
         images_to_score = EvalData(view.size, sampler.batch, workers=given.workers, patience=patience)
         extractor = FeatureExtractor(images_to_score, trainer.device, view.mean, view.std, plan.amp)

@@ -95,9 +95,11 @@ RUN = {
 SCALER = {"scale": POSITIVE, "growth_factor": _number(1), "backoff_factor": SHARE, "growth_interval": _whole(1),
           "_growth_tracker": COUNT}  # fmt: skip
 HEAD = {"lr": POSITIVE, "layer": NETWORK, "optimizer": DICTIONARY, "best_acc1": PERCENT, "diverged": FLAG}
+ONLINE = {"layer": NETWORK, "optimizer": DICTIONARY, "classes": [WORD]}
 ENTRIES = {
     "epoch?": COUNT, "arch?": WORD, "state_dict?": NETWORK, "optimizer?": DICTIONARY, "scaler?": (NOTHING, SCALER),
     "best_acc1?": PERCENT, "acc1?": PERCENT, "trained?": NETWORK, "heads?": [HEAD], "run": RUN,
+    "online_probe?": (NOTHING, ONLINE),
 }  # fmt: skip
 # Of the cards that moco.export writes, and of the flags of a run that lie beside it, where None is the data set's own.
 CARD = {name: (NO_VALUE, kind) for name, kind in {

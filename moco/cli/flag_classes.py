@@ -43,7 +43,7 @@ PRETRAIN = Classes(
     ),
     silent=_flags(
         _LAUNCH, _FILES, _SAVE, "--data-folder --trial --overwrite --seed --start-epoch --num-classes --aug-plus",
-        "--lr-decay-epochs --recompute --save-every --keep --max-restarts --max-bad-steps",
+        "--lr-decay-epochs --recompute --save-every --keep --max-restarts --max-bad-steps --online-probe",
         "--max-bad-images --check-every --knn-every --retrieval-every --rankme-every --wandb --knn-k --knn-t",
     ),
     data=True,

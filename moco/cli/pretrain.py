@@ -121,6 +121,9 @@ def _add_run(p: Parser) -> None:
     add("--rankme-every", type=at_least(0), metavar="E", help="number of epochs between measurements of RankMe, the "
         "effective rank of the features of at most 25,600 training images, which needs no labels (default: as "
         "--knn-every)")  # fmt: skip
+    add("--online-probe", action=common.SWITCH, help="train a linear classifier beside the encoder, on its features "
+        "and without a gradient into it, so that the log has its accuracy (default: where the images have "
+        "labels)")  # fmt: skip
     common.add_knn(p)
 
 

@@ -80,17 +80,26 @@ def _by_labels(
     if train is None or val is None or not (by_knn or both_ways):
         return None
     share, bank = extractor.shard(encoder, val, head=both_ways), None
+    online = {} if "online_val_acc1" in recorded else _online(trainer, share)
     if by_knn:
         bank = extractor.shard(encoder, train, head=ranked and train is sources.pretrain)
         k = {"k": config.k, "temperature": config.temperature}
         found = evaluate_knn(encoder, train, val, extractor, **k, queries=share, bank=bank)
         percent = ", ".join(f"{value:.2f} %" + f" (k={k})" * (len(found) > 1) for k, value in found.items())
-        trainer.report_measured(knn_values(found), f"k-NN {percent} on held-out images (encoder features)")
+        percent += "".join(f", online probe {value:.2f} %" for value in online.values())
+        summary = f"k-NN {percent} on held-out images (encoder features)"
+        trainer.report_measured({**knn_values(found), **online}, summary)
         untrained = partial(untrained_knn, trainer, train, val, extractor, config)
         trainer.warn(trainer.diagnoses.validated(trainer.progress.step, found[config.k[0]], untrained))
     if both_ways:
-        trainer.report_measured(*retrieval.both_ways(share, seed))
+        values, summary = retrieval.both_ways(share, seed)
+        trainer.report_measured({**({} if by_knn else online), **values}, summary)
     return bank if train is sources.pretrain else None
+
+
+def _online(trainer: Trainer, share: Features) -> dict[str, float]:
+    """The online probe's accuracy on the held-out images, where there is one."""
+    return {} if trainer.probe is None else {"online_val_acc1": trainer.probe.accuracy(share.x, share.labels)}
 
 
 def untrained_knn(

@@ -248,6 +248,9 @@ class PretrainOptions(TypedDict, total=False):
     rankme_every: int | None
     """number of epochs between measurements of RankMe, the effective rank of the features of at most 25,600
     training images, which needs no labels (default: as --knn-every)"""
+    online_probe: bool | None
+    """train a linear classifier beside the encoder, on its features and without a gradient into it, so that the log
+    has its accuracy (default: where the images have labels)"""
     knn_k: int | Sequence[int]
     """number of neighbours; several numbers are evaluated in one pass, and the first is reported as knn (default:
     200)"""

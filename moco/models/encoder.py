@@ -188,6 +188,12 @@ def head_of(encoder: nn.Module) -> str:
     return str(encoder.head_name)
 
 
+def feature_width(encoder: nn.Module) -> int:
+    """F: what the head's first layer takes."""
+    layers = encoder.get_submodule(head_of(encoder)).modules()
+    return next(m.weight.shape[1] for m in layers if isinstance(m, (nn.Linear, nn.Conv2d)))
+
+
 def input_dtype(encoder: nn.Module, device_type: str) -> torch.dtype:
     """In what images may come: on a GPU autocast's type, if the first layer with weights rounds them to it anyway.
 

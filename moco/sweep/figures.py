@@ -43,6 +43,9 @@ def _pretrain(args: Namespace) -> Figures:
         from moco.eval.retrieval import MEASURES  # with torch, which a wrong flag does not wait for
 
         names += [f"{where}/{name}" for where in ("features", "head") for name in MEASURES]
+    if args.online_probe is not False:  # where the images have labels
+        found["online_acc1"] = TRAINING
+        names += ["online_val_acc1"] if names else []
     ranked = args.knn_every if args.rankme_every is None else args.rankme_every
     found |= _all("rankme rankme_head", TRAINING) if ranked else {}
     return found | dict.fromkeys(names, _held_out(args)) | (_all("finished_epochs", NOTHING) if names or ranked else {})

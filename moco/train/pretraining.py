@@ -22,6 +22,7 @@ from moco.train.diagnoses import Diagnoses, Setting
 from moco.train.ending import SLOW_LOADER, Told
 from moco.train.loop import Loop
 from moco.train.metrics import alignment, uniformity
+from moco.train.online_probe import OnlineProbe
 from moco.train.plan import batch_shape
 from moco.weights.origin import entry_of
 from moco.weights.settings import images_of
@@ -42,6 +43,7 @@ class Trainer(Loop):
     arch: str = ""  # name of the encoder, for the same
     keep: int = 0  # checkpoints of epochs' ends that stay, 0: all
     setting: Setting = field(default_factory=Setting)  # of the run, for its diagnoses
+    probe: OnlineProbe | None = None
 
     FALLING = True
 
@@ -180,11 +182,16 @@ class Trainer(Loop):
         self.last = self.last_outputs[-1]
         with self.timer("enqueue"):
             self.model.enqueue(self.last.keys, here["index"])
+        if self.probe is not None:
+            with self.timer("online probe"):
+                self.probe.add(here["index"])
 
     def after_move(self) -> None:
-        """Put back what a bad step has changed."""
+        """Put back what a bad step has changed; the online probe moves after a good one."""
         assert self.restore is not None
         self.restore(self.bad)
+        if self.probe is not None:
+            self.probe.step(self.bad)
 
     def count(self, norm: Tensor) -> None:
         """Add the statistics of a good step."""
@@ -239,13 +246,15 @@ class Trainer(Loop):
         values["uniformity"] = float(uniformity(self.last.q))
         values["feature_std"] = float(self.last.q.std(0).mean() * math.sqrt(self.last.q.shape[1]))
         values |= self.model.measure(self.last.q, self.ids[-1], self.labels)
+        online = {} if self.probe is None else self.probe.train_accuracy()
+        values |= online
         eta = plan.steps_left(at) * self.watch.seconds_per_step()
         values["eta_seconds"] = round(eta)
         done = at.batch // plan.accum
         text = (
             f"Epoch [{at.epoch}][{done:4d}/{plan.steps_per_epoch}] loss {values['loss']:.4f} "
             f"({values['loss_ratio']:.3f} of {self.model.chance_formula}) "
-            f"top1 {values['top1']:.1f} top5 {values['top5']:.1f} "
+            f"top1 {values['top1']:.1f} top5 {values['top5']:.1f} {_online(online)}"
             f"lr {values['lr']:.4g} {values['images_per_second']:.0f} images/s wait {100 * values['wait_share']:.0f}% "
             f"ETA {int(eta) // 3600}:{int(eta) // 60 % 60:02d}:{int(eta) % 60:02d}"
         )
@@ -306,6 +315,8 @@ class Trainer(Loop):
         at, queue = self.progress, hasattr(self.model, "queue")
         run |= entry_of(self.about, self.model.encoder_q, at.epoch, at.step, at.seed, queue)
         state = checkpoint.pack(self.model, self.optimizer, self.scaler, self.arch, self.progress.epoch, run)
+        if self.probe is not None:
+            state["online_probe"] = self.probe.state_dict()
         self.saver.write(state, partial(self._write_file, keep, named), last)
 
     def _write_file(self, keep: int | None, named: bool, state: dict) -> None:
@@ -337,6 +348,11 @@ def prefetch(batches: Iterator[dict], device: torch.device) -> Iterator[dict]:
             batch[name].record_stream(here)  # the allocator must not hand their memory to the side stream too early
         following = copied()
         yield batch
+
+
+def _online(found: dict[str, float]) -> str:
+    """The online probe's accuracy in a log line."""
+    return "".join(f"online {value:.1f} " for value in found.values())
 
 
 def pick_amp(choice: str, device: torch.device, broken: str = "") -> torch.dtype | None:

@@ -43,7 +43,7 @@ def describe_file(path: str) -> list[str]:
         UserError: it cannot be read, or holds no weights.
     """
     file = open_file(path)
-    told = (_kind, _architecture, _progress, _run, _keys, _entries, _numbers)
+    told = (_kind, _architecture, _progress, _run, _online, _keys, _entries, _numbers)
     computed = (_batchnorm, _queue, _momentum, _optimizer)
     sound = file._replace(tensors={name: value for name, value in file.tensors.items() if _is_plain(value)})
     return [line for check in told for line in check(file)] + [line for check in computed for line in check(sound)]
@@ -134,6 +134,13 @@ def _run(file: File) -> Iterator[str]:
         yield f"data: {data['images']} images of {data['name']}, fingerprint {data['fingerprint']}"
     if "torch" in run:
         yield f"written by {describe_machine(run['torch'])}"
+
+
+def _online(file: File) -> Iterator[str]:
+    probe = file.state.get("online_probe")
+    weight = probe["layer"].get("weight") if isinstance(probe, dict) and isinstance(probe.get("layer"), dict) else None
+    if isinstance(weight, Tensor) and weight.ndim == 2:
+        yield f"online probe: {weight.shape[0]} classes on {weight.shape[1]} features, beside the training"
 
 
 def _keys(file: File) -> Iterator[str]:
