@@ -31,6 +31,7 @@ from moco.doors import beside
 from moco.errors import UserError
 from moco.eval import fewshot, knn, linear, linear_checkpoint, linear_report, lr_find
 from moco.eval.classifier import Classifier, backbone_of, begin_at, build_classifier, check_frozen
+from moco.eval.details import Details
 from moco.eval.features import EvalData, bad_image_notes
 from moco.eval.linear_fit import ProbeFeatures, ProbeRun
 from moco.report import write_page
@@ -123,7 +124,8 @@ def measure(
     """k-NN or few-shot accuracy: a record, a result file and the last line."""
     extractor = model.extractor(images)
     if args.knn:
-        values, asked, text = knn.measure_knn(model.encoder, train, val, extractor, args.knn_k, args.knn_t)
+        details = Details.of(args, train, log.line)
+        values, asked, text = knn.measure_knn(model.encoder, train, val, extractor, args.knn_k, args.knn_t, details)
     else:
         config = few_shot_config(args, images.seed)
         values, asked, text = fewshot.measure_few_shot(model.encoder, train, extractor, config)
@@ -134,13 +136,13 @@ def measure(
 
 def fit(args: Namespace, probe: ProbeRun, features: ProbeFeatures, train: Source, val: Source, result: dict) -> int:
     """Train what epochs are left, or with --evaluate none, and report; returns the exit code."""
-    end, details = probe.at.epoch if args.evaluate else args.epochs, bool(args.per_class or args.confusion)
-    if (code := probe.fit(features, train, val, end, details)) is not None:
+    end, details = probe.at.epoch if args.evaluate else args.epochs, Details.of(args, train, probe.log.line)
+    if (code := probe.fit(features, train, val, end, bool(details))) is not None:
         return code
     result |= {"features": args.features, "epochs": probe.at.epoch, **linear_report.result(probe.heads)}
     linear.write_result(result, args.save_dir, "evaluate.json" if args.evaluate else linear_checkpoint.RESULT)
-    wanted = args.per_class, args.confusion and args.save_dir
-    linear_report.write_details(probe.heads, train.classes or [], *wanted, probe.log)
+    if details:
+        details.write(*linear_report.counts(probe.heads))
     probe.log.line(linear_report.describe_last(probe.heads))
     return 0
 

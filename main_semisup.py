@@ -30,6 +30,7 @@ from moco.doors import beside
 from moco.eval import finetune
 from moco.eval import finetune_setup as setup
 from moco.eval.classifier import backbone_of, begin_at, build_classifier
+from moco.eval.details import Details
 from moco.eval.features import EvalData, bad_image_notes
 from moco.eval.finetune_loss import Objective
 from moco.report import write_page
@@ -77,9 +78,10 @@ def worker(args: Namespace) -> int:
         log.line("\n".join([setup.describe_tuning(images, model, plan, batch, seed), *notes]))
         views = how_to_view(args, size, batch, seed, objective.views, log)
         training, selecting = setup.open_sets(images, views, model, log)
+        details = Details.of(args, whole, log.line)
         tuner = finetune.Tuner(
             model, optimizer, scaler, plan, at, log, views.patience.stop, about, objective, lrs, ema,
-            weights or backbone_of(model.encoder), args.arch,
+            weights or backbone_of(model.encoder), args.arch, details=bool(details),
             saver=log.enter(Saver(args.save_dir, log.line, args.save_minutes, args.save_steps, None, views.patience)),
         )  # fmt: skip
         while not (tuner.finished() or args.evaluate or tuner.exit_code is not None):  # the loop
@@ -90,7 +92,7 @@ def worker(args: Namespace) -> int:
         result = {"mode": mode, "arch": args.arch, "pretrained": args.pretrained, "seed": seed, "origin": images.origin,
                   "train_images": len(images.train), "settings": {**vars(args), "epochs": epochs}}  # fmt: skip
         result |= setup.measure_novel(tuner, novel, views, few_shot_config(args, seed)) if novel else {}
-        setup.write_report(tuner, selecting, images, views, result, args.save_dir)
+        setup.write_report(tuner, selecting, images, views, result, args.save_dir, details)
     return 0
 
 

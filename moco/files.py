@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import csv
 import errno
+import io
 import json
 import math
 import os
@@ -15,7 +17,7 @@ import pickle
 import re
 import stat
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any, BinaryIO, TextIO
 
 from moco import archive, owner, processes, schema, signals
@@ -243,6 +245,13 @@ def write_text(text: str, path: str, choose: str = "--save-dir") -> None:
 def write_json(value: Any, path: str, choose: str = "--save-dir") -> None:
     """Write plain values as :func:`replacing` does."""
     write_text(json.dumps(value, indent=2) + "\n", path, choose)
+
+
+def write_csv(path: str, rows: Iterable[Iterable[Any]], choose: str = "path") -> None:
+    """Write a table, whose first row is its header, as :func:`replacing` does."""
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows(rows)
+    write_text(text.getvalue(), path, choose)
 
 
 def read_json(path: str) -> dict[str, Any]:

@@ -137,6 +137,15 @@ def add_knn(p: Parser) -> None:
     add("--knn-t", default=0.1, type=positive, metavar="T", help="temperature of the neighbours' votes (default: 0.1)")
 
 
+def add_details(p: Parser) -> None:
+    """What each class got."""
+    add = p.group("evaluation")
+    add("--per-class", metavar="FILE.csv", help="write top-1, top-5 and the most frequent mistake of each class to "
+        "this file")  # fmt: skip
+    add("--confusion", action="store_true", help="write the confusion matrix to confusion.csv and confusion.png in "
+        "--save-dir (of --knn: knn_confusion)")  # fmt: skip
+
+
 def add_few_shot(p: Parser) -> None:
     """Few-shot episodes; one class is no question, one episode has no interval."""
     add = p.group("evaluation")

@@ -73,6 +73,7 @@ SEMISUP = Classes(
     ) - {"--cos"} | {"training images", "validation images"},
     free=_flags("--amp --channels-last"),  # the same but for rounding
     silent=_flags(
+        "--per-class --confusion",
         _LAUNCH, _FILES, _SAVE, _FEW_SHOT, "--cos --few-shot-data --train-percent --train-files --subset-seed",
         "--val-share --val-only FILE --pretrained --lr --lr-decay-epochs --start-epoch --trial --overwrite --seed",
         "--evaluate --save-ckpt-freq --task --data-path --dist-eval",

@@ -58,10 +58,7 @@ def _add_evaluation(p: Parser) -> None:
     add("-e", "--evaluate", action="store_true", help="evaluate on the validation set and stop")
     add("--val-share", default=0.0, type=share(), metavar="X", help="hold out this share of every class's training "
         "images and evaluate on it, to select settings without the validation images (default: 0)")  # fmt: skip
-    add("--per-class", metavar="FILE.csv", help="write top-1, top-5 and the most frequent mistake of each class to "
-        "this file")  # fmt: skip
-    add("--confusion", action="store_true", help="write the confusion matrix to confusion.csv and confusion.png in "
-        "--save-dir")  # fmt: skip
+    common.add_details(p)
     add("--knn", action="store_true", help="evaluate the frozen features by k-NN instead of a linear classifier")
     common.add_knn(p)
     common.add_few_shot(p)
@@ -97,5 +94,5 @@ def _check_modes(args: argparse.Namespace) -> None:
         raise UserError(f"{modes[0]} and --lr-find are two kinds of run; give one of them.")
     if args.lr_find and args.resume:
         raise UserError("--lr-find starts a new classifier; leave --resume out and give the encoder by --pretrained.")
-    if (args.per_class or args.confusion) and modes not in ([], ["--evaluate"]):
-        raise UserError(f"--per-class and --confusion show a trained classifier; {modes[-1]} has none.")
+    if (args.per_class or args.confusion) and modes not in ([], ["--evaluate"], ["--knn"]):
+        raise UserError(f"--per-class and --confusion show what each class is taken for; {modes[-1]} does not tell.")

@@ -129,6 +129,7 @@ def _add_run(p: Parser) -> None:
     common.add_stop(p)
     add = p.group("evaluation")
     add("-e", "--evaluate", action="store_true", help="evaluate the checkpoint of --resume on the test images and stop")
+    common.add_details(p)
     add("--dist-eval", action="store_true", help="BEiT-3's, without effect: processes always share the evaluation")
 
 

@@ -190,6 +190,15 @@ def score_sums(logits: Tensor, labels: Tensor) -> Tensor:
     return torch.stack([*hits, loss, loss.new_tensor(len(labels))]).double()
 
 
+def predictions_of(logits: Tensor, labels: Tensor, kept: Tensor) -> Tensor:
+    """(N, 3) int64 of :class:`Score`; the label is -1 outside the rows ``kept`` (r,)."""
+    first = logits.topk(min(5, logits.shape[1]), dim=1).indices  # (N, 5), best first
+    among5 = (first == labels[:, None]).any(1).long()
+    own = torch.full_like(labels, -1)
+    own[kept] = labels[kept]
+    return torch.stack([own, first[:, 0], among5], 1)
+
+
 def counted_once(batches: Iterable[Batch], n: int) -> Iterator[Batch]:
     """The batches of a set of n images in order, with the rows that count, (r,) int64, in the place of those that were
     read: the last step's repeats, which make the shares of all processes equal, do not."""

@@ -29,6 +29,7 @@ from moco.eval.classifier import (
     counted_once,
     fill,
     filling_optimizer,
+    predictions_of,
     score_sums,
 )
 from moco.eval.features import LabelledBatches
@@ -52,23 +53,34 @@ TUNING_FILES = (CHECKPOINT + run_folder.PREVIOUS, CHECKPOINT), (RESULT,), (BEST,
 # ---------------------------------------------------------------------------------------------------- evaluation
 
 
-def evaluate(model: Classifier, images: LabelledBatches) -> Score:
+def evaluate(model: Classifier, images: LabelledBatches, predictions: bool = False) -> Score:
     """Accuracy in eval mode, each image that can be read counted once. BatchNorm's statistics are the main process's,
-    which are those of checkpoints."""
-    return images.whole(lambda: _evaluate(model, images))
+    which are those of checkpoints.
+
+    Args:
+        predictions: also keep what was predicted for each image.
+    """
+    return images.whole(lambda: _evaluate(model, images, predictions))
 
 
 @torch.no_grad()
-def _evaluate(model: Classifier, images: LabelledBatches) -> Score:
+def _evaluate(model: Classifier, images: LabelledBatches, predictions: bool) -> Score:
     distributed.broadcast_buffers(list(model.buffers()))
     model.eval()
     n, device = images.sampler.n, distributed.device()
     sums = torch.zeros(4, dtype=torch.float64, device=device)
     batches = ((batch["image"], batch["label"], batch["bad"] < 0) for batch in images.batches(0))
+    parts: list[Tensor] = []
     for pixels, labels, rows in counted_once(batches, n):
+        logits = model(pixels[rows].to(device)) if len(rows) else torch.zeros(0, model.classes, device=device)
         if len(rows):
-            sums += score_sums(model(pixels[rows].to(device)), labels[rows].to(device))
-    return Score.of(sums, n, model.classes)
+            sums += score_sums(logits, labels[rows].to(device))
+        if predictions:
+            whole = torch.zeros(len(pixels), model.classes, device=device)
+            whole[rows] = logits
+            parts.append(distributed.all_gather(predictions_of(whole, labels.to(device), rows.to(device))).cpu())
+    found = torch.cat(parts) if parts else None
+    return Score.of(sums, n, model.classes, None if found is None else found[found[:, 0] >= 0])
 
 
 # ------------------------------------------------------------------------------------------------------ training
@@ -91,6 +103,7 @@ class Tuner(Loop):
     ema: Any = None
     frozen: dict[str, Tensor] = field(default_factory=dict)
     arch: str = ""  # name of the encoder, for checkpoints
+    details: bool = False  # keep the predictions of the last epoch's evaluation
 
     def __post_init__(self) -> None:
         self.plan = self.plan.as_shares(max(self.lrs))
@@ -117,7 +130,7 @@ class Tuner(Loop):
         self.train_on(images.loader, lambda: images.batches(at.epoch, at.batch))
         if self.exit_code is not None:
             return
-        self.score = evaluate(self.evaluated, selecting)
+        self.score = evaluate(self.evaluated, selecting, self.details and at.epoch == self.plan.epochs - 1)
         self.check_frozen()
         at.close_epoch()
         if self.score.acc1 > at.best_acc1 or not at.best_epoch:

@@ -15,6 +15,7 @@ from moco.data.sources import subset
 from moco.errors import UserError
 from moco.eval import fewshot, finetune
 from moco.eval.classifier import Classifier
+from moco.eval.details import Details, counts_of
 from moco.eval.features import EvalData, LabelledBatches
 from moco.eval.finetune import Tuner
 from moco.eval.linear import labelled_pair, write_result
@@ -136,17 +137,23 @@ def measure_novel(tuner: Tuner, novel: Source, images: EvalData, config: FewShot
 
 
 def write_report(
-    tuner: Tuner, selecting: LabelledBatches, images: Images, views: EvalData, result: dict[str, Any], save_dir: str
-) -> None:
+    tuner: Tuner, selecting: LabelledBatches, images: Images, views: EvalData, result: dict[str, Any], save_dir: str,
+    details: Details,
+) -> None:  # fmt: skip
     """Score the network that is handed on, on the validation and on the test images; write the result, in a file whose
-    name goes by its ``mode``, then the last line, whose beginning with test images is upstream's."""
-    val, test = tuner.score or finetune.evaluate(tuner.evaluated, selecting), None
+    name goes by its ``mode``, and what each class got if that is asked for, of the test images where there are any;
+    then the last line, whose beginning with test images is upstream's."""
+    val, test = tuner.score or finetune.evaluate(tuner.evaluated, selecting, tuner.details), None
     if not images.val:
         val, test = None, val
     elif images.test:
-        test = finetune.evaluate(tuner.evaluated, views.of(images.test))
+        test = finetune.evaluate(tuner.evaluated, views.of(images.test), tuner.details)
     name = "evaluate.json" if result["mode"] == "evaluate" else finetune.RESULT
     write_result({**result, **tuner.result(val, test)}, save_dir, name)
     found = [(val, "validation ", "validation"), (test, "", "test")]
+    score, _, kind = next(one for one in reversed(found) if one[0])
+    if details and score:
+        counts = counts_of(score, len(images.whole.classes or ()))
+        details.write(counts, f"fine-tuning after {tuner.progress.epoch} epochs, {score.images:,} {kind} images")
     told = (f" * {of}{score} ({score.images} {kind} images{score.left_out})" for score, of, kind in found if score)
     tuner.log.line("".join(told))

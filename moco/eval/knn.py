@@ -22,7 +22,9 @@ from torch import Tensor, nn
 from moco import bars, distributed
 from moco.data import Source, Sources
 from moco.errors import UserError
+from moco.eval.details import Counts, Details
 from moco.eval.features import FeatureExtractor, Features, describe_unread, padded
+from moco.pictures.confusion import count_confusions
 
 BANK_ROWS = 32768  # a shard of the bank is compared in parts of this many rows
 QUERY_ROWS = 16384  # queries of all processes that are answered in one pass over the bank
@@ -61,18 +63,36 @@ def evaluate_knn(
     Raises:
         UserError: a set that is both bank and queries holds a single image.
     """
-    assert train.labels is not None and val.labels is not None
+    queries = _read(encoder, train, val, extractor) if queries is None else queries
+    predicted = _classes_of(encoder, train, val, extractor, k, temperature, queries, bank)
+    return _accuracies(predicted, queries.labels, k, extractor.device)
+
+
+def _read(encoder: nn.Module, train: Source, val: Source, extractor: FeatureExtractor) -> Features:
+    """This process's share of the queries."""
     if train is val and len(train) < 2:
         raise UserError(f"{train.name} holds one image, which has no neighbour; give more, or held-out ones.")
-    queries = extractor.shard(encoder, val) if queries is None else queries
+    return extractor.shard(encoder, val)
+
+
+def _classes_of(
+    encoder: nn.Module, train: Source, val: Source, extractor: FeatureExtractor, k: Sequence[int], temperature: float,
+    queries: Features, bank: Features | None = None,
+) -> Tensor:  # fmt: skip
+    """What is predicted for this process's queries, (len(k), m) int64."""
+    assert train.labels is not None and val.labels is not None
     if bank is None:
         bank = queries if train is val else extractor.shard(encoder, train)
     classes, own = int(max(train.labels.max(), val.labels.max())) + 1, bank.ids if train is val else None
-    predicted = knn_predict(
+    return knn_predict(
         bank, queries.x, k=k, temperature=temperature, num_classes=classes, own=own, device=extractor.device
     )
-    hits = (predicted == queries.labels).sum(1)
-    counts = torch.cat([hits, torch.tensor([len(queries.labels)])]).to(extractor.device)
+
+
+def _accuracies(predicted: Tensor, labels: Tensor, k: Sequence[int], device: torch.device) -> dict[int, float]:
+    """In percent of the queries of all processes, for every k."""
+    hits = (predicted == labels).sum(1)
+    counts = torch.cat([hits, torch.tensor([len(labels)])]).to(device)
     *right, m = distributed.sum_over_ranks(counts).tolist()
     return {one: 100.0 * hit / m for one, hit in zip(k, right, strict=True)}
 
@@ -84,11 +104,21 @@ def knn_values(found: dict[int, float]) -> dict[str, float]:
 
 
 def measure_knn(
-    encoder: nn.Module, train: Source, val: Source, extractor: FeatureExtractor, k: Sequence[int], temperature: float
-) -> tuple[dict[str, float], dict[str, Any], str]:
-    """:func:`evaluate_knn` as numbers for a log, settings for a result file, and a line to read."""
-    queries = extractor.shard(encoder, val)
-    found = evaluate_knn(encoder, train, val, extractor, k=k, temperature=temperature, queries=queries)
+    encoder: nn.Module, train: Source, val: Source, extractor: FeatureExtractor, k: Sequence[int], temperature: float,
+    details: Details | None = None,
+) -> tuple[dict[str, float], dict[str, Any], str]:  # fmt: skip
+    """:func:`evaluate_knn` as numbers for a log, settings for a result file, and a line to read.
+
+    details: of the first k, to be written as knn_confusion.
+    """
+    queries = _read(encoder, train, val, extractor)
+    predicted = _classes_of(encoder, train, val, extractor, k, temperature, queries)
+    found = _accuracies(predicted, queries.labels, k, extractor.device)
+    if details:
+        matrix = count_confusions(queries.labels.numpy(), predicted[0].numpy(), len(details.classes))
+        whole = distributed.sum_over_ranks(torch.from_numpy(matrix).to(extractor.device)).cpu().numpy()
+        what = f"k-NN, k {k[0]}, T {temperature:g}, {whole.sum():,} images"
+        details.write(Counts(whole), what, "knn_confusion")
     read = int(distributed.sum_over_ranks(torch.tensor(len(queries.ids), device=extractor.device)))
     unread = len(val) - read
     asked = {"k": k[0], "T": temperature, "leave_one_out": train is val, "val_images": read, "unreadable": unread}

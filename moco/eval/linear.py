@@ -28,7 +28,7 @@ from moco.config import OptimizerConfig
 from moco.data import EpochSampler, Loader, Source, Sources
 from moco.data.sources.subset import Subset, split
 from moco.errors import UserError
-from moco.eval.classifier import Batch, Classifier, Score, counted_once, score_sums
+from moco.eval.classifier import Batch, Classifier, Score, counted_once, predictions_of, score_sums
 from moco.eval.features import EvalData, Features, LabelledBatches
 from moco.models.encoder import head_of
 from moco.train.metrics import accuracy
@@ -222,20 +222,11 @@ def _validate(heads: list[LinearClassifier], data: ProbeData, predictions: bool)
         for head, total, part in zip(heads, sums, parts, strict=True):
             logits = head.logits(x)
             if predictions:
-                part.append(distributed.all_gather(_predictions(logits, labels, kept)).cpu())
+                part.append(distributed.all_gather(predictions_of(logits, labels, kept)).cpu())
             total += score_sums(logits[kept], labels[kept])
     for head, total, part in zip(heads, sums, parts, strict=True):
         found = torch.cat(part) if part else None
         head.score = Score.of(total, n, head.classes, None if found is None else found[found[:, 0] >= 0])
-
-
-def _predictions(logits: Tensor, labels: Tensor, kept: Tensor) -> Tensor:
-    """(N, 3) int64 of :class:`Score`; the label is -1 outside the rows ``kept`` (r,)."""
-    first = logits.topk(min(5, logits.shape[1]), dim=1).indices  # (N, 5), best first
-    among5 = (first == labels[:, None]).any(1).long()
-    own = torch.full_like(labels, -1)
-    own[kept] = labels[kept]
-    return torch.stack([own, first[:, 0], among5], 1)
 
 
 def write_result(result: dict[str, Any], save_dir: str, name: str) -> None:

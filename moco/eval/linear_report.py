@@ -1,27 +1,16 @@
-"""What a probe found, for readers and for programs: the last line, result.json, and on request what each class got.
-
-Legend: n held-out images, C classes.
-"""
+"""What a probe found, for readers and for programs: the last line, and result.json."""
 
 from __future__ import annotations
 
-import csv
-import io
-import os
 from typing import Any
 
-import numpy as np
-from sklearn.metrics import confusion_matrix
-
-from moco import distributed, files
+from moco import distributed
 from moco.data import Source
 from moco.eval.classifier import Score
+from moco.eval.details import Counts, counts_of
 from moco.eval.features import EvalData
 from moco.eval.linear import LinearClassifier, leader
 from moco.train.metrics import without_top5
-from moco.train.runlog import RunLog
-
-NAMED_CLASSES = 40  # the picture has room for so many names
 
 
 def named(values: dict[str, float], head: LinearClassifier, heads: list[LinearClassifier]) -> dict[str, float]:
@@ -87,12 +76,6 @@ def _row(head: LinearClassifier, leads: bool) -> dict[str, Any]:
     }
 
 
-def _led(heads: list[LinearClassifier]) -> tuple[LinearClassifier, Score]:
-    first = leader(heads)
-    assert first.score is not None, "validated, and not every head has diverged"
-    return first, first.score
-
-
 def describe_run(mode: str, train: Source, val: Source, images: EvalData, cached: bool) -> str:
     """What a run reads, by what processes, and where the features come from that it trains on, for its log; one source
     twice where a measure needs no more."""
@@ -117,77 +100,13 @@ def begin_result(mode: str, arch: str, pretrained: str, train: Source, val: Sour
             "classes": len(train.classes or ()), "train_images": len(train), "val_images": len(val)}  # fmt: skip
 
 
-# ------------------------------------------------------------------------------------------------- classes
-
-
-def write_details(
-    heads: list[LinearClassifier], classes: list[str], per_class: str | None, confusion: str | None, log: RunLog
-) -> None:
-    """Write what was asked for of the leading head's predictions, and say in the log where.
-
-    Args:
-        classes: C names, by label.
-        per_class: path of the table of classes.
-        confusion: folder of confusion.csv and confusion.png.
-
-    Raises:
-        UserError: a path cannot be written.
-    """
-    if not (per_class or confusion) or not distributed.is_main():
-        return
+def counts(heads: list[LinearClassifier]) -> tuple[Counts, str]:
+    """The leading head's predictions of the last epoch, and what they are."""
     first, score = _led(heads)
-    assert score.predictions is not None, "validated with predictions"
-    labels, predicted, hit5 = score.predictions.numpy().T
-    matrix = confusion_matrix(labels, predicted, labels=np.arange(len(classes)))  # (C, C): rows are true classes
-    if per_class:
-        among5 = None if score.acc5 is None else np.bincount(labels, weights=hit5, minlength=len(classes))
-        write_csv(per_class, class_rows(matrix, among5, classes))
-        log.line(f"each class at lr {first.name}, last epoch: {per_class}")
-    if confusion:
-        table = [["true / predicted", *classes], *([name, *row] for name, row in zip(classes, matrix, strict=True))]
-        path = write_csv(os.path.join(confusion, "confusion.csv"), table)
-        draw_confusion(matrix, classes, os.path.join(confusion, "confusion.png"))
-        log.line(f"confusion at lr {first.name}, last epoch: {path} and confusion.png beside it")
+    return counts_of(score, first.classes), f"linear probe at lr {first.name}, {score.images:,} held-out images"
 
 
-def class_rows(matrix: np.ndarray, among5: np.ndarray | None, classes: list[str]) -> list[list]:
-    """A table with a header and a row for each class, the percentages empty where there is no image of it.
-
-    Args:
-        matrix: (C, C) int counts, rows are true classes.
-        among5: (C,) images of each class whose label was among the first five; None leaves the percentage empty.
-    """
-    table: list[list] = [["class", "images", "top-1", "top-5", "most confused with"]]
-    for label, name in enumerate(classes):
-        row = matrix[label]
-        images, wrong = int(row.sum()), np.where(np.arange(len(row)) == label, 0, row)
-        mistaken = classes[int(wrong.argmax())] if wrong.any() else ""
-        hit = (row[label], None if among5 is None else among5[label])
-        shares = [f"{100 * hits / images:.3f}" if images and hits is not None else "" for hits in hit]
-        table.append([name, images, *shares, mistaken])
-    return table
-
-
-def draw_confusion(matrix: np.ndarray, classes: list[str], path: str) -> None:
-    """A picture of the matrix, each row as shares of its class."""
-    from matplotlib.figure import Figure  # not pyplot's: no screen is needed
-
-    shares = matrix / np.maximum(matrix.sum(1, keepdims=True), 1)
-    side = 5 + 0.2 * min(len(classes), NAMED_CLASSES)
-    figure = Figure(figsize=(side + 1, side))
-    axis = figure.subplots()
-    picture = axis.imshow(shares, vmin=0, vmax=1, cmap="Blues", interpolation="nearest")
-    figure.colorbar(picture, label="share of the true class")
-    axis.set(xlabel="predicted", ylabel="true")
-    if len(classes) <= NAMED_CLASSES:
-        axis.set_xticks(range(len(classes)), classes, rotation=90)
-        axis.set_yticks(range(len(classes)), classes)
-    files.write_figure(figure, path, "path")
-
-
-def write_csv(path: str, rows: list[list]) -> str:
-    """A table whose first row is its header; returns the path."""
-    text = io.StringIO()
-    csv.writer(text, lineterminator="\n").writerows(rows)
-    files.write_text(text.getvalue(), path, "path")
-    return path
+def _led(heads: list[LinearClassifier]) -> tuple[LinearClassifier, Score]:
+    first = leader(heads)
+    assert first.score is not None, "validated, and not every head has diverged"
+    return first, first.score

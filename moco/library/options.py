@@ -396,7 +396,7 @@ class EvaluateOptions(TypedDict, total=False):
     per_class: StrPath | None
     """write top-1, top-5 and the most frequent mistake of each class to this file"""
     confusion: bool
-    """write the confusion matrix to confusion.csv and confusion.png in --save-dir"""
+    """write the confusion matrix to confusion.csv and confusion.png in --save-dir (of --knn: knn_confusion)"""
     knn_k: int | Sequence[int]
     """number of neighbours; several numbers are evaluated in one pass, and the first is reported as knn (default:
     200)"""

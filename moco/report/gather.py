@@ -36,7 +36,7 @@ COLUMNS = {
     KNN: [CHECKPOINT, "k", "T", "top-1, %", "queries", "each image against the others", "unreadable", FILE],
     SHOTS: [CHECKPOINT, "ways", "shots", "accuracy, %", "episodes", "queries a class", "images", "warning", FILE],
     RETRIEVAL: [CHECKPOINT, "of", *MEASURES.values(), "images", FILE],
-    RANGE: [CHECKPOINT, "suggested lr", "lowest loss at", "steps", "warning", FILE],
+    RANGE: [CHECKPOINT, "suggested lr", "lowest loss at", "diverged at", "steps", "warning", FILE],
     AP: [CHECKPOINT, "recipe", "trials", "AP50", "AP", "AP75", "mask AP50", "mask AP", "mask AP75", "state", FILE],
     DAMAGED: [FILE, "what is wrong"],
 }  # fmt: skip

@@ -94,5 +94,6 @@ def of_lr_find(found: Entries) -> Rows:
         edge = found.word("edge")
         yield RANGE, {
             "suggested lr": found.cell("suggestion"), "steps": found.count("steps"), "warning": found.word("warning"),
-            "lowest loss at": f"the {edge} rate tried" if edge else "a rate between",
+            "diverged at": found.cell("diverged_at", "{:.2g}"),
+            "lowest loss at": f"close to the {edge} rate" if edge else "a rate between",
         }  # fmt: skip

@@ -14,16 +14,12 @@ from typing import Any
 from moco import files
 from moco.sweep import trial as trials
 from moco.sweep.commands import plain
-from moco.sweep.results import CSV, REPORT, RUN, SELECT, Figure
+from moco.sweep.picture import draw_results
+from moco.sweep.results import CSV, REPORT, RUN, SELECT
 from moco.sweep.spec import Spec, Stage, Trial
+from moco.sweep.trial import figure
 
 TABLE, PLOT = "results.md", "results.png"
-
-
-def figure(spec: Spec, stage: Stage, setting: dict[str, Any], metric: str) -> Figure:
-    """A metric of a setting, from its finished trials."""
-    found = [trials.number(trial, metric) for trial in spec.trials(stage, [setting])]
-    return Figure([x for x in found if x is not None], len(found))
 
 
 def selected(spec: Spec) -> list[dict[str, Any]]:
@@ -56,7 +52,7 @@ def write_tables(spec: Spec, chosen: list[dict[str, Any]]) -> str:
     text = markdown(spec, chosen)
     files.write_text(_csv(spec, chosen), os.path.join(spec.out, CSV), "--out")
     files.write_text(text, os.path.join(spec.out, TABLE), "--out")
-    _plot(spec, chosen, os.path.join(spec.out, PLOT))
+    draw_results(spec, chosen, os.path.join(spec.out, PLOT))
     return text
 
 
@@ -130,52 +126,3 @@ def _row(cells: list[str]) -> str:
 
 def _cell(setting: Any) -> str:
     return plain(setting).replace("|", "\\|")
-
-
-def _plot(spec: Spec, chosen: list[dict[str, Any]], path: str) -> None:
-    """A line a group over the other settings: mean and standard deviation, each seed a dot, reported figures stars."""
-    from matplotlib.figure import Figure as Picture  # not pyplot's: no screen is needed
-
-    first, test, inner = spec.stages[0], spec.report.metrics[0], _inner_names(spec)
-    metric = first.metrics[0]
-    ordered = sorted(spec.settings, key=lambda setting: [_in_order(setting[name]) for name in inner])
-    ticks = list(dict.fromkeys(_label(setting, inner) for setting in ordered))
-    picture = Picture(figsize=(max(5.0, 1.0 + 0.7 * len(ticks)), 4.0))
-    axis = picture.subplots()
-    for i, group in enumerate(dict.fromkeys(map(spec.group, spec.settings))):
-        mine = [setting for setting in ordered if spec.group(setting) == group]
-        found = [(ticks.index(_label(s, inner)), figure(spec, first, s, metric)) for s in mine]
-        found = [(x, y) for x, y in found if y.values]
-        name = "".join(f"{n} {v}: " for n, v in zip(spec.group_by, group, strict=True))
-        axis.errorbar([x for x, _ in found], [y.mean for _, y in found], [y.std for _, y in found],
-                      color=f"C{i}", marker="o", capsize=3, label=name + metric)  # fmt: skip
-        for x, y in found:
-            axis.plot([x] * len(y.values), y.values, ".", color=f"C{i}", alpha=0.5)
-        for setting in [s for s in mine if spec.select and s in chosen]:
-            reported = figure(spec, spec.report, setting, test)
-            if reported.values:
-                x, label = ticks.index(_label(setting, inner)), f"{name}{test}, selected"
-                axis.plot(x, reported.mean, "*", color=f"C{i}", markersize=14, label=label)
-    axis.set_xticks(range(len(ticks)), ticks, rotation=30, ha="right")
-    axis.set_xlabel(", ".join(inner))
-    axis.set_ylabel(metric)
-    axis.legend(loc="center left", bbox_to_anchor=(1, 0.5))
-    files.write_figure(picture, path, "--out")
-
-
-def _inner_names(spec: Spec) -> list[str]:
-    """Settings that differ inside some group; what only goes with the group says nothing new."""
-
-    def differs(name: str) -> bool:
-        return len({(spec.group(s), _cell(s[name])) for s in spec.settings}) > len(set(map(spec.group, spec.settings)))
-
-    return [name for name in spec.settings[0] if name not in spec.group_by and differs(name)]
-
-
-def _label(setting: dict[str, Any], names: list[str]) -> str:
-    return ", ".join(f"{name} {_cell(setting[name])}" for name in names)
-
-
-def _in_order(value: Any) -> tuple:
-    """Numbers by size, before words."""
-    return (0, value, "") if isinstance(value, (int, float)) else (1, 0, _cell(value))

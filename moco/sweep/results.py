@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import statistics
 from dataclasses import dataclass
 from typing import Any
@@ -78,7 +79,7 @@ def read(text: str) -> Results | None:
     Raises:
         ValueError: a table of a sweep with a row that is cut or a figure that is no number.
     """
-    reader = csv.DictReader(text.splitlines())
+    reader = csv.DictReader(io.StringIO(text, newline=""))
     columns = list(reader.fieldnames or ())
     if columns[:1] != ["stage"] or columns[-1:] != ["folder"] or not set(RUN) <= set(columns):
         return None

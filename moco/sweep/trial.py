@@ -24,7 +24,8 @@ from typing import Any
 
 from moco import files, signals
 from moco.errors import STOP_EXIT, UserError
-from moco.sweep.spec import Trial
+from moco.sweep.results import Figure
+from moco.sweep.spec import Spec, Stage, Trial
 
 DONE, FAILED, STOPPED, OUT_OF_TIME = "done", "failed", "stopped", "out of time"
 RECORD, RESULT, LOG, OUTPUT, LOCK = "trial.json", "result.json", "log.jsonl", "output.txt", "lock"
@@ -144,6 +145,12 @@ def number(trial: Trial, metric: str) -> float | None:
         rows = [row for row in rows if isinstance(row, dict)] if isinstance(rows, list) else []
         found = next((row for row in rows if row.get(flag) == value), {})
     return _finite(found.get(metric))
+
+
+def figure(spec: Spec, stage: Stage, setting: dict[str, Any], metric: str) -> Figure:
+    """A metric of a setting, from its finished trials."""
+    found = [number(trial, metric) for trial in spec.trials(stage, [setting])]
+    return Figure([x for x in found if x is not None], len(found))
 
 
 def not_measured(trial: Trial, metric: str) -> str:

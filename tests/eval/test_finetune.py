@@ -1,5 +1,6 @@
 """Fine-tuning on a share of the labels: the protocol, what is selected on what, resume, several processes, mistakes."""
 
+import csv
 import json
 import re
 import shutil
@@ -24,6 +25,7 @@ from moco.eval.classifier import backbone_of
 from moco.eval.features import EvalData, LabelledBatches
 from moco.eval.finetune_loss import Objective
 from moco.models.encoder import build_encoder
+from moco.pictures.confusion import read_confusion
 from moco.train import checkpoint
 from moco.train.optimizers import use_fused_optimizer_step
 from moco.train.plan import Progress, count_epochs
@@ -211,8 +213,8 @@ def evaluations(monkeypatch) -> list[tuple[int, float]]:
     made: list[tuple[int, float]] = []
     original = finetune.evaluate
 
-    def counted(model, images):
-        score = original(model, images)
+    def counted(model, images, *more):
+        score = original(model, images, *more)
         made.append((images.sampler.n, score.acc1))
         return score
 
@@ -257,6 +259,19 @@ def test_a_selection_run_needs_no_test_images_and_the_chosen_one_goes_on_to_them
     for key in ("val_acc1", "best_val_acc1", "best_epoch", "acc1", "acc5"):
         assert chosen[key] == straight[key], key
     assert chosen["val_acc1"] == found["val_acc1"]
+
+
+def test_confusions_are_of_the_test_images_else_of_the_validation_part(folder, tmp_path, capsys):
+    words = ["--val-share", 0.1, "--epochs", 2, "--train-percent", 50, "--resume", "auto", "--confusion"]
+    found = tune(folder, tmp_path, *words, "--val-only", "--per-class", tmp_path / "classes.csv")
+    for images, figure in ((6, "val_acc1"), (15, "acc1")):
+        matrix, classes = read_confusion((tmp_path / "confusion.csv").read_text())
+        assert (int(matrix.sum()), len(classes)) == (images, 3)
+        assert 100 * matrix.trace() / images == found[figure]
+        rows = list(csv.DictReader((tmp_path / "classes.csv").read_text().splitlines()))
+        assert [int(row["images"]) for row in rows] == matrix.sum(1).tolist()
+        found = tune(folder, tmp_path, *words, "--per-class", tmp_path / "classes.csv")  # nothing is trained
+    assert "15 test images: " in capsys.readouterr().out
 
 
 def test_without_one_every_epoch_is_evaluated_on_the_test_images(folder, tmp_path, monkeypatch, capsys):
@@ -404,7 +419,7 @@ def test_two_processes_equal_one(folder, pretrained, tmp_path, start):
     def words(name, where):
         own = {
             "vit": ["-a", "test_vit", "--size", "160", "--epochs", "1", "--train-percent", "30"],
-            "freeze": ["--weights", "freeze", "--pretrained", str(pretrained)],
+            "freeze": ["--weights", "freeze", "--pretrained", str(pretrained), "--confusion"],
             "syncBN": ["--pretrained", str(pretrained), "--syncBN", "--epochs", "1", "--train-percent", "50"],
             "batchnorm": ["--pretrained", str(pretrained)],
         }[name]  # fmt: skip
@@ -423,6 +438,11 @@ def test_two_processes_equal_one(folder, pretrained, tmp_path, start):
         results = [json.loads((where / "result.json").read_text()) for where in (one, two)]
         assert [r["acc1"] for r in results] == [results[0]["acc1"]] * 2
         assert [(r["test_images"], r["unreadable"]) for r in results] == [(14, 1)] * 2
+        if name == "freeze":
+            tables = [read_confusion((where / "confusion.csv").read_text()) for where in (one, two)]
+            for matrix, classes in tables:
+                assert (int(matrix.sum()), len(classes)) == (14, 3)
+                assert 100 * matrix.trace() / 14 == results[0]["acc1"]
     # BatchNorm's running statistics differ between processes; what is measured is what the checkpoint holds.
     two = tmp_path / "two" / "batchnorm"
     measured = json.loads((two / "result.json").read_text())

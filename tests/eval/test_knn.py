@@ -21,9 +21,11 @@ from moco.data import ArraySource, BadImageError
 from moco.errors import UserError
 from moco.eval import features as extraction
 from moco.eval import knn
+from moco.eval.details import Details
 from moco.eval.features import EvalData, FeatureExtractor, Features
 from moco.eval.knn import evaluate_knn, knn_predict, measure_knn
 from moco.models.encoder import build_encoder, features, head_of
+from moco.pictures.confusion import read_confusion
 from moco.train.metrics import alignment, uniformity
 
 CPU = torch.device("cpu")
@@ -253,7 +255,10 @@ def measured(folder, args) -> None:
     val = ArraySource("val", noise[::-1][:13].copy(), classes=["a", "b", "c"], labels=rng.integers(0, 3, 13))
     extractor = reading(batch=6)
     found = [evaluate_knn(encoder, train, other, extractor, k=[1, 3, 40]) for other in (val, train)]
-    found.append(measure_knn(encoder, val, train, extractor, [1, 3], 0.1))
+    told = []
+    asked = Details(["a", "b", "c"], None, f"{folder}/{distributed.world_size()}", told.append)
+    found.append(measure_knn(encoder, val, train, extractor, [1, 3], 0.1, asked))
+    assert len(told) == distributed.is_main()
     sizes = len(extractor.shard(encoder, train).x)
     rank, whole = distributed.rank(), extractor.whole(encoder, train)
     kept = extractor.whole(encoder, train, unread=True)
@@ -268,6 +273,9 @@ def test_two_processes_that_share_the_bank_equal_one(tmp_path, start, small_part
     measured(str(tmp_path), None)
     assert program.end() == 0, program.text
     one, *two = (torch.load(tmp_path / name) for name in ("1_0", "2_0", "2_1"))
+    matrices = [read_confusion((tmp_path / n / "knn_confusion.csv").read_text()) for n in ("1", "2")]
+    assert matrices[0][0].tolist() == matrices[1][0].tolist()
+    assert 100 * matrices[0][0].trace() / 21 == pytest.approx(one["found"][2][0]["knn"])
     assert two[0]["rows"] + two[1]["rows"] == one["rows"] == 21  # neither holds the bank
     assert one["found"][0] != one["found"][1]
     for other in two:

@@ -25,7 +25,7 @@ from moco.cli import parse_lincls
 from moco.config import OptimizerConfig, ScheduleConfig
 from moco.data import ArraySource, BadImages, EpochSampler, Labelled, Sources, make_loader
 from moco.errors import TrainingError, UserError
-from moco.eval import linear, linear_fit, linear_report, lr_find
+from moco.eval import details, linear, linear_fit, linear_report, lr_find
 from moco.eval.classifier import Classifier, backbone_of, check_frozen
 from moco.eval.features import MAX_BAD_IMAGES, EvalData, Features, LabelledBatches, bad_image_notes
 from moco.models.encoder import build_encoder
@@ -396,9 +396,9 @@ def all_kinds(words, args) -> int:
     """The program's kinds of run, one after the other in the processes of one launch."""
     args = parse_lincls(words)
     main_lincls.worker(args)
-    args.knn = True
+    args.knn, args.per_class = True, None
     main_lincls.worker(args)
-    args.knn, args.per_class = False, None
+    args.knn = False
     args.lrs, args.save_dir = [1.0, 0.3], args.save_dir + "/several"
     main_lincls.worker(args)
     args.lr_find, args.lr_find_steps = True, 10
@@ -636,17 +636,18 @@ def test_predictions_are_what_a_loop_finds(tmp_path):
     assert head.score.predictions[:, 1].tolist() == [best[0] for best in order]
     assert head.score.acc1 == 100 * sum(matrix[c][c] for c in range(8)) / 50
     assert head.score.acc5 == 100 * sum(among5) / 50
-    rows = linear_report.class_rows(np.array(matrix), np.array(among5), list("abcdefgh"))
+    rows = details.class_rows(np.array(matrix), np.array(among5), list("abcdefgh"))
     assert rows[-1] == ["h", 0, "", "", ""]
     for c, row in enumerate(rows[1:8]):
         n = sum(matrix[c])
         assert row[1:4] == [n, f"{100 * matrix[c][c] / n:.3f}", f"{100 * among5[c] / n:.3f}"]
         assert matrix[c]["abcdefgh".index(row[4])] == max(matrix[c][:c] + matrix[c][c + 1 :])
     with RunLog(str(tmp_path), tensorboard=False) as log:
-        linear_report.write_details([head], list("abcdefgh"), str(tmp_path / "c.csv"), None, log)
+        counts, _ = linear_report.counts([head])
+        details.Details([*"abcdefgh"], str(tmp_path / "c.csv"), None, log.line).write(counts, "it")
         blocked = tmp_path / "c.csv" / "below a file.csv"
         with pytest.raises(UserError, match=r"cannot be written .*choose another path"):
-            linear_report.write_details([head], list("abcdefgh"), str(blocked), None, log)
+            details.Details([*"abcdefgh"], str(blocked), None, log.line).write(counts, "it")
     assert len((tmp_path / "c.csv").read_text().splitlines()) == 9
 
 
@@ -730,11 +731,49 @@ def test_the_range_test_takes_an_epoch_and_stops_where_no_higher_rate_can_do():
         lr_find.Sweep(100, [1e-3], [math.nan], [math.nan]).suggestion()
 
 
+@pytest.mark.parametrize(
+    ("losses", "wanted"),
+    [
+        ([2.0, 1.0, 2.0, 5.0], ["lowest smoothed loss, 1: suggested --lr 0.1", "rates that were not tried"]),
+        ([2.0, 1.0, 2.0, 4.5], ["the loss is above 4 times its lowest at 1e+03"]),
+        (
+            [2.0, 1.5, 1.0, math.nan],
+            ["the loss is not finite at 1e+03", "close to the last finite rate that was tried"],
+        ),
+        ([1.0, 2.0, 3.0, 3.5], ["close to the lowest rate that was tried"]),
+        ([2.0, 2.0, 2.0, 2.0], ["close to the lowest rate that was tried"]),
+    ],  # fmt: skip
+    ids=["suggestion", "rising", "nan", "edge", "flat"],
+)
+def test_the_picture_of_a_range_test_marks_suggestion_edge_and_divergence(losses, wanted, tmp_path, monkeypatch):
+    kept = []
+    monkeypatch.setattr(lr_find, "write_figure", lambda figure, path: kept.append(figure))
+    found = lr_find.Sweep(100, [1e-3, 0.1, 10.0, 1e3], losses, losses)
+    lr_find.draw_sweep(found, "unused")
+    (figure,) = kept
+    legend = [text.get_text() for text in figure.legends[0].get_texts()]
+    assert set(wanted) <= set(legend)
+    assert any("suggested --lr" in text for text in legend)
+    assert any("close to" in text for text in legend) == bool(found.edge())
+    assert ("rates that were not tried" in legend) == (found.diverged_at is not None)
+    (axis,) = figure.axes
+    assert axis.get_title("left").replace("\n", " ") == (f"warning: {found.warning()}" if found.warning() else "")
+    low, high = axis.get_ylim()
+    assert low < found.lowest()[0] < high < 9
+    figure.savefig(tmp_path / "drawn.png")
+
+
 def test_a_suggestion_at_the_edge_is_told():
     rates = [1e-3, 1.0, 1e3]
+    near = lr_find.Sweep(100, [1e-3, 1.9e-3, 2.1e-3, 490.0, 510.0, 1e3], [], [])
+    for best, edge in enumerate(("lowest", "lowest", None, None, "highest", "highest")):
+        near.losses = near.smoothed = [2.0 - (i == best) for i in range(6)]
+        assert near.edge() == edge
     for losses, edge, words in (
-        ([1.0, 2.0, 3.0], "lowest", "the loss rose from the lowest rate on"),
-        ([3.0, 2.0, 1.0], "highest", "the loss was still falling at the highest rate tried"),
+        ([1.0, 2.0, 3.0], "lowest", "the loss rose from the lowest rates on"),
+        ([3.0, 2.0, 1.0], "highest", "the loss was still falling at the highest rates tried"),
+        ([2.0, 1.0, math.inf], "last finite", "the loss fell until it was not finite"),
+        ([2.0, 1.0, 9.0], None, ""),
         ([2.0, 1.0, 3.0], None, ""),
     ):
         found = lr_find.Sweep(100, rates, losses, losses)
@@ -743,6 +782,7 @@ def test_a_suggestion_at_the_edge_is_told():
         assert (words in found.summary()) and ("warning" in found.summary()) == bool(words)
         assert found.result()["warning"] == found.warning()
         few = lr_find.Sweep(99, rates, losses, losses)
+        assert found.result()["diverged_at"] == (1e3 if losses[-1] > 4 else None)
         assert "99 steps are too few" in few.warning()
         assert few.warning() in few.summary()
 
@@ -776,8 +816,8 @@ def test_rates_are_typed_before_or_after_the_folder(tmp_path):
         ("DIR --lr-find --knn", "--knn and --lr-find are two kinds of run"),
         ("DIR --max-minutes -1", "--max-minutes must be at least 0"),
         ("DIR --lr-find --resume auto", "--lr-find starts a new classifier"),
-        ("DIR --knn --per-class x.csv", "--knn has none"),
-        ("DIR --lr-find --confusion", "--lr-find has none"),
+        ("DIR --few-shot --per-class x.csv", "--few-shot does not tell"),
+        ("DIR --lr-find --confusion", "--lr-find does not tell"),
     ],
 )
 def test_mistakes_with_the_probes_flags(words, told, capsys):

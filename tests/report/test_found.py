@@ -110,7 +110,7 @@ def test_other_results_have_their_tables(tmp_path):
     write(tmp_path, "evaluate.json", **{**PROBE, "mode": "evaluate"})
     rows = tables(tmp_path)
     assert rows["Few-shot"][0]["accuracy, %"] == "52.80 ± 2.40"
-    assert rows["Learning-rate range test"][0]["lowest loss at"] == "the lowest rate tried"
+    assert rows["Learning-rate range test"][0]["lowest loss at"] == "close to the lowest rate"
     assert [row["mAP, %"] for row in rows["Retrieval and clustering"]] == ["38.20", "33.00"]
     assert {row["checkpoint"] for title in rows for row in rows[title]} == {
         "b/c.pth.tar",
