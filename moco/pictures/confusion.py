@@ -125,7 +125,7 @@ def _draw(matrix: np.ndarray, classes: list[str], path: str, title: str) -> None
     images, right = int(matrix.sum()), int(matrix.trace())
     rate = f"{right:,} of {images:,} images right ({100 * right / max(images, 1):.2f} %)"
     several = [f"a cell has {block} x {block} classes and shows the largest share"] * (block > 1)
-    head = [line for text in (drawable([title], 200)[0], rate, *several) for line in _wrapped(text, side)]
+    head = [line for text in (plain(title), rate, *several) for line in _wrapped(text, side)]
     axes[0].set_title("\n".join(head), loc="left", fontsize=11)
     files.write_figure(figure, path, "path")
 
