@@ -122,9 +122,8 @@ def measure(
     args: Namespace, model: Classifier, train: Source, val: Source, images: EvalData, result: dict, log: RunLog
 ) -> None:
     """k-NN or few-shot accuracy: a record, a result file and the last line."""
-    extractor = model.extractor(images)
+    extractor, details = model.extractor(images), Details.of(args, train, log.line)
     if args.knn:
-        details = Details.of(args, train, log.line)
         values, asked, text = knn.measure_knn(model.encoder, train, val, extractor, args.knn_k, args.knn_t, details)
     else:
         config = few_shot_config(args, images.seed)
@@ -141,8 +140,7 @@ def fit(args: Namespace, probe: ProbeRun, features: ProbeFeatures, train: Source
         return code
     result |= {"features": args.features, "epochs": probe.at.epoch, **linear_report.result(probe.heads)}
     linear.write_result(result, args.save_dir, "evaluate.json" if args.evaluate else linear_checkpoint.RESULT)
-    if details:
-        details.write(*linear_report.counts(probe.heads))
+    linear_report.write_details(probe.heads, details)
     probe.log.line(linear_report.describe_last(probe.heads))
     return 0
 

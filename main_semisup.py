@@ -76,9 +76,8 @@ def worker(args: Namespace) -> int:
         summary = "; ".join(filter(None, [read, resumed, numbered, *args.notes])) + settled.summary
         log.line(f"{args.arch} at {size} px, --weights {args.weights}: {summary}")
         log.line("\n".join([setup.describe_tuning(images, model, plan, batch, seed), *notes]))
-        views = how_to_view(args, size, batch, seed, objective.views, log)
+        views, details = how_to_view(args, size, batch, seed, objective.views, log), Details.of(args, whole, log.line)
         training, selecting = setup.open_sets(images, views, model, log)
-        details = Details.of(args, whole, log.line)
         tuner = finetune.Tuner(
             model, optimizer, scaler, plan, at, log, views.patience.stop, about, objective, lrs, ema,
             weights or backbone_of(model.encoder), args.arch, details=bool(details),

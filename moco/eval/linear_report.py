@@ -7,7 +7,7 @@ from typing import Any
 from moco import distributed
 from moco.data import Source
 from moco.eval.classifier import Score
-from moco.eval.details import Counts, counts_of
+from moco.eval.details import Counts, Details, counts_of
 from moco.eval.features import EvalData
 from moco.eval.linear import LinearClassifier, leader
 from moco.train.metrics import without_top5
@@ -104,6 +104,12 @@ def counts(heads: list[LinearClassifier]) -> tuple[Counts, str]:
     """The leading head's predictions of the last epoch, and what they are."""
     first, score = _led(heads)
     return counts_of(score, first.classes), f"linear probe at lr {first.name}, {score.images:,} held-out images"
+
+
+def write_details(heads: list[LinearClassifier], details: Details) -> None:
+    """What is asked for of the leading head's predictions."""
+    if details:
+        details.write(*counts(heads))
 
 
 def _led(heads: list[LinearClassifier]) -> tuple[LinearClassifier, Score]:
