@@ -56,7 +56,7 @@ def run_negatives(args: Namespace) -> int:
         mined = compared(run, sample, source, args)
         measured = measure(mined)
         developed.append({"checkpoint": run.path, "epoch": run.epoch, **without_histograms(measured)})
-        tell(f"{run.path}: {sentence(measured)}")
+        tell(f"{run.path}: {sentence(measured, run.supervised)}")
     result |= {**about(last, mined), **measured, "shown": look(mined, len(named) or args.queries, HARDEST)}
     result["checkpoints"] = developed
     write(result, gallery, args.out)
@@ -119,12 +119,14 @@ def about(run: QueueRun, mined: Mined) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def sentence(measured: dict[str, Any]) -> str:
-    """One line for the log."""
+def sentence(measured: dict[str, Any], supervised: bool) -> str:
+    """One line for the log; ``supervised``: of a queue with labels."""
     hard = next(row for row in measured["by_hard"] if row["hard"] == measured["hard"])
     start = (
         f"{measured['queries']} queries, mean similarity {hard['similarity']:.3f} of the {hard['hard']} hardest rows"
     )
+    if supervised:
+        return f"{start}; rows of the query's class are positives of this run"
     if measured["base_rate"] is None:
         return f"{start}; no labels of queue rows, so false negatives cannot be counted"
     return (

@@ -341,13 +341,14 @@ def _query(part: Part, i: int, top: int) -> dict[str, Any]:
     rows = values.indices.tolist()
     hardest = [_row(part, i, row) | {"rank": rank + 1} for rank, row in enumerate(rows) if mined.run.ids[row] >= 0]
     hard, rank = rows[: mined.hard], int((part.negatives[i] > part.positive[i]).sum())
-    known, out = mined.row_classes() >= 0, part.out[i]
+    out = part.out[i]
+    known, same = ((flags & ~out.to(flags.device))[hard] for flags in (mined.row_classes() >= 0, part.of_class[i]))
     return {
         "id": int(mined.ids[part.start + i]),
         "positive": {"similarity": float(part.positive[i]), "weight": _weight(part, i, part.positive[i]), "rank": rank},
         "hardest": hardest[:top],
-        "false_hard": int(part.of_class[i, hard].sum()),
-        "known_hard": int(known[hard].sum()),
+        "false_hard": int(same.sum()),
+        "known_hard": int(known.sum()),
         "no_image_hard": int((mined.run.ids[hard] < 0).sum()),
         "left_out": int(out.sum()),
         "synthetic": [

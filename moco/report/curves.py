@@ -160,13 +160,18 @@ def _drawn(run: Run, figure: str) -> bool:
 
 @dataclass
 class Curve:
-    """One figure of one line: where and what, n each; NaN is a gap. dash: number of the figure in its panel."""
+    """One figure of one line: where and what, n each; NaN is a gap.
+
+    dash: number of the figure in its panel. level: of a thinned curve the mean around each point, by which it is
+    smoothed: its extremes have another one.
+    """
 
     line: int
     dash: int
     label: str
     x: dict[str, np.ndarray | None]  # by axis; None where a log does not say it
     y: np.ndarray
+    level: np.ndarray | None = None
 
 
 def curves(panel: Panel, lines: list[Line], most: int | None = None) -> Iterator[Curve]:
@@ -182,9 +187,10 @@ def curves(panel: Panel, lines: list[Line], most: int | None = None) -> Iterator
             order = np.argsort(steps, kind="stable")
             steps, values = steps[order], values[order]
             kept = thinned(values, most)
+            level = panel.scale * levels(values, most)[kept] if len(kept) < len(values) else None
             steps, values = steps[kept], panel.scale * values[kept]
             x = {"step": steps, "epoch": epochs_at(line.run, steps), "time": seconds_at(line.run, steps)}
-            yield Curve(i, labels.index(label), label, x, values)
+            yield Curve(i, labels.index(label), label, x, values, level)
 
 
 def most_points(lines: int) -> int:
@@ -198,14 +204,28 @@ def thinned(values: np.ndarray, most: int) -> np.ndarray:
     if len(values) <= most:
         return np.arange(len(values))
     kept = {0, len(values) - 1}
-    for part in np.array_split(np.arange(len(values)), max(1, most // 2)):
+    for part in _sections(len(values), most):
         here = values[part]
         bad = np.isnan(here)
         if bad.any():
             kept.add(int(part[bad.argmax()]))
         if not bad.all():
-            kept |= {int(part[np.nanargmin(here)]), int(part[np.nanargmax(here)])}
+            low, high = int(part[np.nanargmin(here)]), int(part[np.nanargmax(here)])
+            kept |= {low, high if low != high else int(part[-1])}  # two of each, as smoothing weighs points alike
     return np.array(sorted(kept))
+
+
+def levels(values: np.ndarray, most: int) -> np.ndarray:
+    """Of each of n values the mean of its section in :func:`thinned`; NaN stays NaN."""
+    found = values.copy()
+    for part in _sections(len(values), most):
+        sound = part[~np.isnan(values[part])]
+        found[sound] = values[sound].mean() if len(sound) else np.nan
+    return found
+
+
+def _sections(n: int, most: int) -> list[np.ndarray]:
+    return np.array_split(np.arange(n), max(1, most // 2))
 
 
 def epochs_at(run: Run, steps: np.ndarray) -> np.ndarray | None:
@@ -271,6 +291,7 @@ def data_of(panel: Panel, lines: list[Line], of: list[Line]) -> dict[str, Any]:
         "title": panel.title, "unit": panel.unit, "level": panel.level,
         "curves": [{
             "line": numbers[curve.line], "dash": curve.dash, "label": curve.label, "y": _rounded(curve.y, 5),
+            **({} if curve.level is None else {"level": _rounded(curve.level, 5)}),
             **{axis: None if x is None else _rounded(x, 7) for axis, x in curve.x.items()},
         } for curve in curves(panel, lines)],
     }  # fmt: skip

@@ -57,6 +57,9 @@ def _read(finds: Finds, place: Place, name: str) -> None:
     except (OSError, ValueError) as error:
         why = error.strerror if isinstance(error, OSError) and error.strerror else " ".join(str(error).split())
         finds.add(DAMAGED, {FILE: relative(path, finds.folder), "what is wrong": why})
+    except Exception:  # values of other kinds than this program writes can fail anywhere, and no result ends a report
+        why = "values of a kind that this program does not write"
+        finds.add(DAMAGED, {FILE: relative(path, finds.folder), "what is wrong": why})
 
 
 def pictures(folder: str, depth: int = DEPTH) -> list[tuple[str, str]]:

@@ -263,7 +263,9 @@ def _is_number(cell: Cell) -> bool:
 
 
 def _cell(cell: Cell) -> str:
-    return "" if cell is None else text(cell if isinstance(cell, str) else f"{cell:.6g}")
+    if cell is None or isinstance(cell, str):
+        return text(cell or "")
+    return text(f"{cell:,.0f}" if float(cell).is_integer() and abs(cell) < 1e15 else f"{cell:.6g}")
 
 
 def _warnings(found: list[Run]) -> str:

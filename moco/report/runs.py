@@ -22,6 +22,7 @@ KINDS = {
     "knn": "k-NN", "few_shot": "few-shot episodes", "lr_find": "rate search",
 }  # fmt: skip
 MOST_BYTES = 4 << 30  # of a log
+LARGEST = 1e100  # of a number: no float32 is a hundredth as long, and sums of them are finite
 
 
 @dataclass
@@ -136,13 +137,10 @@ def _add(run: Run, record: dict[str, Any]) -> None:
 
 
 def number(value: Any) -> float | None:
-    """A JSON number that is finite as a float; None for all else."""
+    """A JSON number as a float; None for all else, and beyond LARGEST."""
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         return None
-    try:
-        return float(value) if math.isfinite(value) else None
-    except OverflowError:
-        return None
+    return float(value) if abs(value) <= LARGEST else None
 
 
 def _dictionary(path: str) -> dict[str, Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import math
 import statistics
 from dataclasses import dataclass
 from typing import Any
@@ -90,6 +91,8 @@ def read(text: str) -> Results | None:
         if None in row or None in row.values():
             raise ValueError(f"row {number + 1} has not the columns of the first line")
     stages = {stage: [row for row in rows if row["stage"] == stage] for stage in (SELECT, REPORT)}
+    if not metrics:
+        raise ValueError("it has no column of a figure")
     choice = metrics[0] if stages[SELECT] else ""  # the selection's column is written first
     tests = [name for name in metrics if name != choice or any(row[name] for row in stages[REPORT])]
     chosen = {stage: _by_setting(found, names) for stage, found in stages.items()}
@@ -114,4 +117,5 @@ def _by_setting(rows: list[dict[str, Any]], names: list[str]) -> dict[tuple, lis
 
 
 def _figure(rows: list[dict[str, Any]], metric: str) -> Figure:
-    return Figure([float(row[metric]) for row in rows if row[metric]], len(rows))
+    values = (float(row[metric]) for row in rows if row[metric])
+    return Figure([value for value in values if math.isfinite(value)], len(rows))  # of a diverged trial there is none

@@ -166,7 +166,7 @@ def test_rows_without_an_image_are_counted_and_not_shown(compared):
 def test_without_labels_nothing_is_false(compared):
     found = measure(dataclasses.replace(compared, classes=None))
     assert found["base_rate"] is None and {row["false"] for row in found["by_hard"]} == {None}
-    assert "cannot be counted" in mined.sentence(found)
+    assert "cannot be counted" in mined.sentence(found, False)
     assert {row["false"] for row in found["kinds"].values()} == {None}
 
 
@@ -174,9 +174,12 @@ def test_classes_of_supcon_are_positives(compared):
     """With labels beside its queue, rows of the query's class are left out, and their softmax is a positive's."""
     run = compared.run
     tensors = {**run.file.tensors, "queue_labels": run.ids}
-    found = measure(
-        dataclasses.replace(compared, run=dataclasses.replace(run, file=run.file._replace(tensors=tensors)))
-    )
+    labelled = dataclasses.replace(run, file=run.file._replace(tensors=tensors))
+    supervised = dataclasses.replace(compared, run=labelled, hard=len(run.queue))
+    found, query = measure(supervised), look(supervised, 1, 12)[0]
+    assert query["left_out"] > 0
+    assert (query["false_hard"], query["known_hard"]) == (0, len(run.queue) - query["left_out"])
+    assert "are positives" in mined.sentence(found, True)
     assert found["base_rate"] == 0 and all(row["false"] == 0 for row in found["by_hard"])
     assert found["mass"]["same"] > 0
 

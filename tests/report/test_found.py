@@ -160,6 +160,28 @@ def test_a_damaged_file_is_a_row(content, wrong, tmp_path):
     assert len(rows["Linear probe"]) == 1
 
 
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("summary.json", '{"config": "x", "AP": {"mean": 1, "trials": 3}}'),
+        ("results.csv", "stage,lr,seed,status,exit_code,seconds,folder\nselect,1,0,done,0,1,f\n"),
+        ("results.csv", f"stage,seed,status,exit_code,seconds,knn,folder\nselect,0,done,0,1,{'1' * 200_000},f\n"),
+    ],
+    ids=["trials", "no-figure", "long"],
+)
+def test_values_of_other_kinds_are_a_row(name, content, tmp_path):
+    (tmp_path / name).write_text(content)
+    (row,) = tables(tmp_path)["Files that cannot be read"]
+    assert row["result file"] == name
+
+
+def test_a_trial_that_diverged_is_no_part_of_a_mean(tmp_path):
+    rows = "".join(f"select,1,{seed},done,0,1,{knn},f{seed}\n" for seed, knn in enumerate(["nan", "inf", "50", "60"]))
+    (tmp_path / "results.csv").write_text("stage,lr,seed,status,exit_code,seconds,knn,folder\n" + rows)
+    (row,) = tables(tmp_path)["Sweep: ."]
+    assert row["knn (selection)"] == "55.00 ± 7.07 (2 of 4 seeds)"
+
+
 def test_files_of_others_are_passed_over(tmp_path):
     for name in (*found.EVALUATIONS, *found.TRIALS):
         (tmp_path / name).write_text('{"acc": {"top": 1}}' if name.endswith("json") else "a,b\n1,2\n")

@@ -28,6 +28,24 @@ def test_a_thinned_curve_keeps_its_ends_its_peaks_and_its_gaps():
     assert curves.thinned(values[:1000], 1000).tolist() == [*range(1000)]
 
 
+def test_smoothing_a_thinned_curve_goes_by_its_means_and_not_by_its_peaks(tmp_path):
+    values = [*([1.0] * 99 + [101.0]) * 500, None]
+    run = the_run(tmp_path, *({"step": step, "grad_norm": value} for step, value in enumerate(values)))
+    curve = drawn(run, "grad_norm")[""]
+    assert len(curve.y) < len(values) and np.nanmax(curve.y) == 101
+    assert curve.level is not None
+    assert np.nanmean(curve.level) == pytest.approx(2, rel=0.02)  # as of all values
+    assert np.nanmean(curve.y) > 20
+    np.testing.assert_array_equal(np.isnan(curve.level), np.isnan(curve.y))
+
+
+def test_numbers_that_no_float32_has_are_none(tmp_path):
+    odd = {"loss": 1e300, "epoch": -1e308, "time": 1e308}
+    run = the_run(tmp_path, {"step": 1e308, "loss": 1.0}, {"step": 1, **odd}, {"step": 2, "loss": 2.0, "epoch": 1})
+    assert run.damaged == 1 and [*run.figures["loss"][1]] == [2.0]
+    assert "time" not in run.figures and [*run.figures["epoch"][1]] == [1.0]
+
+
 def test_an_epoch_ends_with_its_last_record(tmp_path):
     run = the_run(tmp_path, *EPOCHS, {"step": 5, "epoch": 2, "loss": 1.0}, {"step": 4, "epoch": 1, "knn": 50.0})
     assert drawn(run, "loss")["training batches"].x["epoch"].tolist() == [0.5, 1.0, 1.5, 2.0, 2.5]

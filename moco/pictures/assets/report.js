@@ -57,7 +57,7 @@
         hovertemplate: "%{y:.5~g}" + (panel.unit === "%" ? " %" : "")};
       if (weight) {
         found.push({...trace, mode: "lines", opacity: 0.25, hoverinfo: "skip", hovertemplate: null});
-        trace.y = averaged(curve.y, weight);
+        trace.y = averaged(curve.level ?? curve.y, weight);
         trace.mode = "lines";
       }
       found.push(trace);
