@@ -52,7 +52,7 @@ def draw(result: dict[str, Any], gallery: Gallery, path: str) -> None:
     developed = len(result["checkpoints"]) > 1
     height = 0.75 + strips + mixed + curves * (1 + developed)
     figure = Figure(figsize=(width, height), facecolor="white")
-    sheet = _Sheet(figure, width, height)
+    sheet = Sheet(figure, width, height)
     sheet.words(0.2, 0.3, title_of(result), 13)
     _key(sheet, result)
     top = 0.75
@@ -68,7 +68,7 @@ def draw(result: dict[str, Any], gallery: Gallery, path: str) -> None:
     files.write_figure(figure, path, "--out")
 
 
-class _Sheet:
+class Sheet:
     """A figure that is drawn on in inches from its upper left corner."""
 
     def __init__(self, figure: Any, width: float, height: float):
@@ -102,7 +102,7 @@ class _Sheet:
                       size=8, weight="bold", bbox=box)  # fmt: skip
 
 
-def _key(sheet: _Sheet, result: dict[str, Any]) -> None:
+def _key(sheet: Sheet, result: dict[str, Any]) -> None:
     x = 0.2
     marks = ["query", "positive", *(["false"] if counts_false(result) else [])]
     for mark in marks:
@@ -114,7 +114,7 @@ def _key(sheet: _Sheet, result: dict[str, Any]) -> None:
     )
 
 
-def _strip(sheet: _Sheet, query: dict[str, Any], gallery: Gallery, top: float) -> None:
+def _strip(sheet: Sheet, query: dict[str, Any], gallery: Gallery, top: float) -> None:
     """A query, its key and its hardest rows."""
     step, positive = SIDE + GAP, query["positive"]
     tiles: list[tuple[Any, str, str, str]] = [
@@ -139,7 +139,7 @@ def _strip(sheet: _Sheet, query: dict[str, Any], gallery: Gallery, top: float) -
             sheet.words(x, top + SIDE + 0.04 + line * LINE, short, 7.5, "#1d2026" if line == 1 else PALE)
 
 
-def _mixed(sheet: _Sheet, query: dict[str, Any], gallery: Gallery, top: float) -> None:
+def _mixed(sheet: Sheet, query: dict[str, Any], gallery: Gallery, top: float) -> None:
     """The median negative of each kind of the first query: what it is made from."""
     examples = [example for example in query["synthetic"] if example["which"] == "median"]
     said = "Synthetic negatives of the first query, the median one of each kind: weights, "
@@ -170,7 +170,7 @@ def _mixed(sheet: _Sheet, query: dict[str, Any], gallery: Gallery, top: float) -
 # ------------------------------------------------------------------------------------------------- the curves
 
 
-def _curves(sheet: _Sheet, result: dict[str, Any], top: float, high: float) -> None:
+def _curves(sheet: Sheet, result: dict[str, Any], top: float, high: float) -> None:
     panels = [*([_false] if counts_false(result) else []), _similarity, *([_kinds] if result["kinds"] else []), _mass]
     names = [1.15 if panel in (_kinds, _mass) else 0.45 for panel in panels]  # inches left of the axes
     wide = (sheet.width - 0.4 - sum(names)) / len(panels)
@@ -260,7 +260,7 @@ def _mass(axis: Any, result: dict[str, Any]) -> str:
     return f"Share of the softmax at T = {result['T']:g}"
 
 
-def _developed(sheet: _Sheet, result: dict[str, Any], top: float, high: float) -> None:
+def _developed(sheet: Sheet, result: dict[str, Any], top: float, high: float) -> None:
     """A row of panels over the checkpoints."""
     panels = developments(result)
     wide = (sheet.width - 0.4) / len(panels)
