@@ -364,6 +364,30 @@ def test_a_trial_that_takes_too_long_is_told_to_save_and_goes_on_next_time(sweep
     assert [s["resumed"] for seen in starts(sweep.out).values() for s in seen] == [False, True]
 
 
+@pytest.mark.parametrize(
+    ("ends", "starts", "status"),
+    [([75, 75, 0], 3, "done"), ([75, -75], 2, "failed"), ([-75], 1, "failed"), ([75, 3], 2, "failed")],
+    ids=["gets on", "stands still", "saves nothing", "fails"],
+)
+def test_a_trial_that_ends_with_75_goes_on_as_long_as_it_saves(ends, starts, status, tmp_path):
+    """Of ``ends``, the exit codes of its starts, those below 0 have saved nothing."""
+    script, item = tmp_path / "stops.py", spec.Trial({}, 0, str(tmp_path / "trial"), [str(tmp_path / "stops.py")])
+    script.write_text(
+        f"import pathlib, sys\nhere, ends = pathlib.Path({item.folder!r}), {ends}\n"
+        "count = here / 'count'\nnumber = len(count.read_text()) if count.exists() else 0\n"
+        "count.write_text('x' * (number + 1))\nprint('start', number)\n"
+        "if ends[number] == 0:\n    (here / 'result.json').write_text('{}')\n"
+        "elif ends[number] > 0:\n    (here / 'checkpoint.pth.tar').write_text(str(number))\n"
+        "sys.exit(abs(ends[number]))\n"
+    )
+    trial.run_trial(item, trial.Slot(), None, None)
+    record = trial.read_record(item.folder)
+    assert record is not None
+    assert (record.status, record.exit_code) == (status, abs(ends[starts - 1]))
+    assert len(Path(item.folder, "count").read_text()) == starts
+    assert record.last_line == f"start {starts - 1}"
+
+
 def test_a_trial_that_does_not_listen_is_killed_with_all_it_started(tmp_path, monkeypatch):
     monkeypatch.setattr(trial, "GRACE_SECONDS", 0.2)
     script = tmp_path / "deaf.py"
