@@ -9,6 +9,7 @@ from __future__ import annotations
 import difflib
 import os
 import shlex
+import shutil
 import sys
 from collections.abc import Callable
 
@@ -91,7 +92,7 @@ def started() -> tuple[str, str]:
         if module == own:
             return name, f"python -m {own}"
         if script == f"{own.rpartition('.')[2]}.py":
-            return name, f"python {sys.argv[0]}"
+            return name, f"python {shlex.quote(sys.argv[0])}"
         if script == f"moco-{name}":
             return name, script
     return "", ""
@@ -104,7 +105,7 @@ def command() -> str:
 
 def again() -> str:
     """The command that goes on with this process's run; empty where it runs none of ours."""
-    return _line(lambda flags: [*_without(flags, "--resume", "--overwrite"), "--resume", "auto"])
+    return _line(_resumed)
 
 
 def beside(name: str, words: list[str]) -> str:
@@ -118,7 +119,7 @@ def beside(name: str, words: list[str]) -> str:
         program = f"python -m {MODULES[name]}"
     else:
         program = typed.removesuffix(own) + name if typed.endswith(f"moco {own}") else f"moco {name}"
-    return f"{program} {shlex.join(words)}"
+    return f"{_runnable(program)} {shlex.join(words)}"
 
 
 def _line(change: Callable[[list[str]], list[str]]) -> str:
@@ -131,14 +132,37 @@ def _launched(words: str) -> str:
     """How the program was typed, with who started its processes."""
     if "TORCHELASTIC_RUN_ID" in os.environ:
         one = os.environ.get("GROUP_WORLD_SIZE", "1") == "1"  # where several nodes meet is not known
-        nodes = "" if one else "... "
-        processes = os.environ.get("LOCAL_WORLD_SIZE", "1")
-        program = words.removeprefix("python ") if words.startswith("python ") else f"-m {words}"
-        return f"torchrun {nodes}--nproc-per-node {processes} {program}"
+        return _torchrun(words, os.environ.get("LOCAL_WORLD_SIZE", "1"), "" if one else "... ")
+    words = _runnable(words)
     if os.environ.get("SLURM_STEP_NUM_TASKS", "1") != "1":
         return f"srun {words}"
     by_mpi = any(name in os.environ for name in ("OMPI_COMM_WORLD_RANK", "PMI_RANK"))
     return f"mpirun {words}" if by_mpi else words
+
+
+def _torchrun(words: str, processes: object, nodes: str = "") -> str:
+    """What is typed as ``words``, as torchrun starts it."""
+    program = words.removeprefix("python ") if words.startswith("python ") else f"-m moco {started()[0]}"
+    return f"torchrun {nodes}--nproc-per-node {processes} {program}"
+
+
+def _runnable(words: str) -> str:
+    """The same with the path of the program where a shell would not find this one by its name, as where it is of a
+    virtual environment that is not active."""
+    name, _, more = words.partition(" ")
+    path = sys.executable if name == "python" else os.path.join(os.path.dirname(sys.argv[0]), name)
+    if not os.path.isfile(path):
+        return words
+    name, found = os.path.basename(path), shutil.which(os.path.basename(path))
+    known = found is not None and os.path.abspath(found) == os.path.abspath(path)
+    return f"{name if known else shlex.quote(path)} {more}".rstrip()
+
+
+def _resumed(flags: list[str]) -> list[str]:
+    """The words of a run, as those that go on with it."""
+    left = _without(flags, "--resume", "--overwrite")
+    end = left.index("--") if "--" in left else len(left)  # behind it nothing is a flag
+    return [*left[:end], "--resume", "auto", *left[end:]]
 
 
 def _without(flags: list[str], value: str, switch: str) -> list[str]:
@@ -156,8 +180,7 @@ def typed(name: str) -> str:
 def under_torchrun(processes: int) -> str:
     """The command that this process runs, as it is typed for torchrun; empty where it runs none of ours."""
     name, words = started()
-    program = words.removeprefix("python ") if words.startswith("python ") else f"-m moco {name}"
-    return f"torchrun --nproc-per-node {processes} {program} ..." if name else ""
+    return f"{_torchrun(words, processes)} ..." if name else ""
 
 
 def check(package: str) -> None:

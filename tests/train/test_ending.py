@@ -74,7 +74,7 @@ def test_the_last_line():
 
 TYPED = {  # argv[0], whether by -m moco, and how lincls and embed are then typed
     "main_pretrain.py": ("python main_lincls.py", "python -m moco.embed"),
-    "/a b/main_pretrain.py": ("python /a b/main_lincls.py", "python -m moco.embed"),
+    "/a b/main_pretrain.py": ("python '/a b/main_lincls.py'", "python -m moco.embed"),
     "/bin/moco": ("moco lincls", "moco embed"),
     "/bin/moco-pretrain": ("moco-lincls", "moco embed"),
     "/x/moco/__main__.py": ("python -m moco lincls", "python -m moco embed"),
@@ -88,6 +88,7 @@ def typed(monkeypatch):
     def type_(*words: object) -> None:
         monkeypatch.setattr(sys.modules["__main__"], "__spec__", None)
         monkeypatch.setattr(sys, "argv", [*map(str, words)])
+        monkeypatch.setattr(sys, "executable", "python")  # which is no path: as it was typed
 
     return type_
 
@@ -102,8 +103,7 @@ def test_the_next_command_is_typed_as_the_last_one_was(program, typed, monkeypat
         assert doors.again() == f"{own[program]} 'my images' --lr 1 -b 8 --resume auto"
         monkeypatch.setenv("TORCHELASTIC_RUN_ID", "none")
         monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
-        again = own[program].removeprefix("python ")
-        again = again if program.endswith(".py") else f"-m {again}"
+        again = program if program.endswith(".py") else "-m moco pretrain"
         assert doors.again().startswith(f"torchrun --nproc-per-node 4 {again} 'my images'")
         monkeypatch.delenv("TORCHELASTIC_RUN_ID")
         monkeypatch.setenv("SLURM_STEP_NUM_TASKS", "2")
@@ -111,6 +111,27 @@ def test_the_next_command_is_typed_as_the_last_one_was(program, typed, monkeypat
     lincls, embed = TYPED[program]
     assert doors.beside("lincls", ["x y"]) == f"{lincls} 'x y'"
     assert doors.beside("embed", ["x"]) == f"{embed} x"
+
+
+def test_what_a_shell_does_not_find_by_its_name_is_typed_with_its_path(typed, tmp_path, monkeypatch):
+    active, other = tmp_path / "active", tmp_path / "my env"
+    for folder in (active, other):
+        folder.mkdir()
+        for name in ("python", "python3", "moco", "moco-pretrain"):
+            (folder / name).touch(mode=0o755)
+    monkeypatch.setenv("PATH", str(active))
+    for folder, path in ((active, ""), (other, f"{other}/")):
+        for name in ("moco", "moco-pretrain"):
+            typed(folder / name, *["pretrain"] * (name == "moco"), "DIR")
+            own = "moco pretrain" if name == "moco" else name
+            first, *more = shlex.split(doors.again())
+            assert (first, shlex.join(more)) == (f"{path}{name}", f"{own} DIR --resume auto".removeprefix(f"{name} "))
+            assert shlex.split(doors.beside("embed", ["x"])) == [f"{path}moco", "embed", "x"]
+        typed("main_pretrain.py", "--", "DIR")
+        monkeypatch.setattr(sys, "executable", str(folder / "python3"))
+        found = shlex.split(doors.again())
+        assert found == [f"{path}python3", "main_pretrain.py", "--resume", "auto", "--", "DIR"]
+        assert shlex.split(doors.beside("lincls", []))[:2] == [f"{path}python3", "main_lincls.py"]
 
 
 @pytest.mark.parametrize("labelled", [True, False])
