@@ -37,12 +37,12 @@ COMMANDS = {  # in the order of a user's work
     },
     "looking at it": {
         "report": "write a page with the curves, settings and warnings of runs",
-        "neighbours": "show images beside their nearest ones by an encoder's features",
+        "neighbours": "show images beside the images whose features are nearest",
         "negatives": "show queries with their hardest and synthetic negatives, and count false negatives",
     },
     "using a checkpoint": {
         "describe": "say what a checkpoint is and whether it is intact",
-        "embed": "write the features of images and draw them in two dimensions",
+        "embed": "write the features of images, and a map of the images to look into",
         "export": "write the backbone for torchvision, timm, detectron2, safetensors or ONNX",
     },
 }

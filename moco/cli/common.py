@@ -138,7 +138,7 @@ def add_knn(p: Parser) -> None:
 
 
 def add_details(p: Parser) -> None:
-    """What each class got."""
+    """Accuracy per class and confusions."""
     add = p.group("evaluation")
     add("--per-class", metavar="FILE.csv", help="write top-1, top-5 and the most frequent mistake of each class to "
         "this file")  # fmt: skip

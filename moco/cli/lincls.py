@@ -95,4 +95,5 @@ def _check_modes(args: argparse.Namespace) -> None:
     if args.lr_find and args.resume:
         raise UserError("--lr-find starts a new classifier; leave --resume out and give the encoder by --pretrained.")
     if (args.per_class or args.confusion) and modes not in ([], ["--evaluate"], ["--knn"]):
-        raise UserError(f"--per-class and --confusion show what each class is taken for; {modes[-1]} does not tell.")
+        raise UserError(f"--per-class and --confusion show the mistakes on each class, which {modes[-1]} does not "
+                        "record; leave them out.")  # fmt: skip

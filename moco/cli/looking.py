@@ -23,7 +23,7 @@ def report_parser() -> Parser:
     add("runs", metavar="RUN", nargs="+", help="the folder of a run, or a folder of runs")
     add("--out", metavar="FILE", help="page to write (default: report.html in RUN; of several in the current folder)")
     add("--figures", metavar="DIR", help="also write every figure as PNG into this folder")
-    add("--align", choices=("step", "epoch", "time"), default="step", help="what the curves are drawn over, which the "
+    add("--align", choices=("step", "epoch", "time"), default="step", help="horizontal axis of the curves, which the "
         "page can change (default: step)")  # fmt: skip
     add("--watch", nargs="?", type=positive, const=30.0, metavar="S", help="write the page again every S seconds until "
         "the runs end (default: 30)")  # fmt: skip
@@ -47,8 +47,8 @@ def neighbours_parser() -> Parser:
     add("--k", type=at_least(1), default=10, metavar="N", help="number of neighbours (default: 10)")
     add("--queries", type=at_least(1), metavar="N", help="number of queries, drawn from the held-out images where "
         "there are any, else from all (default: 10)")  # fmt: skip
-    add("--class", "--class-name", dest="class_name", metavar="NAME", help="queries of this class alone")
-    add("--worst", action="store_true", help="the queries that have the most neighbours of another class")
+    add("--class", "--class-name", dest="class_name", metavar="NAME", help="choose queries of this class alone")
+    add("--worst", action="store_true", help="choose the queries with the most neighbours of another class")
     add("--seed", default=0, type=int, help="seed of the draw (default: 0)")
     add_launch(p)
     return p
@@ -87,12 +87,17 @@ def negatives_parser() -> Parser:
     add("--download", action="store_true", help="let --dataset download its files")
     add("--cache", metavar="DIR", help="folder of decoded images, as in pretraining")
     add("--out", default="negatives", metavar="DIR", help="folder to write to (default: negatives)")
-    add("--over-checkpoints", action="store_true", help="show how all checkpoints in the run's folder differ")
+    add("--over-checkpoints", action="store_true", help="also show how the figures develop over all "
+        "checkpoints in the run's folder")  # fmt: skip
     add("--queries", default=6, type=at_least(1), metavar="N", help="number of queries that are shown (default: 6)")
     add("--image", default=[], nargs="+", metavar="NAME", help="show these images as queries: names, paths or ends of "
         "paths")  # fmt: skip
     add(
-        "--sample", default=512, type=at_least(2), metavar="N", help="number of queries that are counted (default: 512)"
+        "--sample",
+        default=512,
+        type=at_least(2),
+        metavar="N",
+        help="number of queries behind the figures (default: 512)",
     )
     add("--seed", default=0, type=int, help="seed of the choice of queries (default: 0)")
     add("--recipe", choices=("synco", "mochi"), help="synthetic negatives to show (default: the run's own)")

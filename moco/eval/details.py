@@ -1,4 +1,4 @@
-"""What each class got, on request: a table of classes, and the matrix of confusions.
+"""Accuracy per class and the confusion matrix, on request.
 
 Legend: n images, C classes.
 """

@@ -1,4 +1,4 @@
-"""What the page and the picture of :mod:`moco.eval.mined` say of all queries: curves, tables and sentences."""
+"""The part of the page and picture of :mod:`moco.eval.mined` on all queries: curves, tables and sentences."""
 
 from __future__ import annotations
 
@@ -137,7 +137,7 @@ def _hard_table(result: dict[str, Any]) -> str:
         rows.append(f"<tr{own}>{''.join(f'<td class=number>{cell}</td>' for cell in cells)}</tr>")
     head = "".join(f'<th class="number">{name}</th>' for name in heads)
     return (
-        "<h2>To choose --n-hard</h2><p>What the H hardest rows of a query are, mean over the queries; "
+        "<h2>To choose --n-hard</h2><p>The H hardest rows of a query, means over the queries; "
         f"H = {result['hard']:,} is marked. {text(hard_words(result))}</p><table><thead><tr>{head}</tr></thead>"
         f"<tbody>{''.join(rows)}</tbody></table>"
     )
@@ -162,7 +162,7 @@ def _kinds(result: dict[str, Any]) -> str:
     charts_of = "".join(_kind_chart(kind, row, result) for kind, row in result["kinds"].items())
     labelled = counts_false(result)
     heads = ["kind", "per query", "similarity", "of its rows", "harder than its rows", "harder than the hardest row",
-             *(["made from the query's class"] if labelled else []), "softmax", "softmax per negative"]  # fmt: skip
+             *(["made from the query's class"] if labelled else []), "softmax share", "share per negative"]  # fmt: skip
     rows = []
     for kind, row in result["kinds"].items():
         cells = [f"{row['count']}", f"{row['similarity']['mean']:.3f}", f"{row['parents']['mean']:.3f}",
@@ -238,8 +238,8 @@ def _mass(result: dict[str, Any]) -> str:
     unused = any(not row["in_use"] for row in result["kinds"].values())
     note = " The synthetic negatives are counted as if they were in use." if unused else ""
     return (
-        "<h2>Where the softmax is</h2><p>Mean share of the loss's softmax at T = "
-        f"{result['T']:g}. In the gradient of the loss with respect to a query each of them is weighted by its share."
+        "<h2>Shares of the softmax</h2><p>Mean shares of the loss's softmax at T = "
+        f"{result['T']:g}. The gradient of the loss with respect to a query weights each negative by its share."
         f"{note}</p>"
         f'<div class="keys">{keys}</div><div class="mass">{bars}</div>'
     )

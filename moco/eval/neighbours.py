@@ -129,7 +129,7 @@ def class_table(found: Nearest) -> str:
         for share, label, count in shares[:CLASSES]
     )
     less = f", the lowest {CLASSES} of {len(shares)}" * (len(shares) > CLASSES)
-    head = '<tr><th>class</th><th class="number">queries</th><th class="number">of their class</th></tr>'
+    head = '<tr><th>class</th><th class="number">queries</th><th class="number">neighbours of the class</th></tr>'
     return f"<h2>Neighbours by class of the query{less}</h2>\n<table>{head}\n{lines}</table>\n"
 
 

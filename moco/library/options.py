@@ -582,9 +582,9 @@ class NeighboursOptions(TypedDict, total=False):
     queries: int | None
     """number of queries, drawn from the held-out images where there are any, else from all (default: 10)"""
     class_name: str | None
-    """queries of this class alone"""
+    """choose queries of this class alone"""
     worst: bool
-    """the queries that have the most neighbours of another class"""
+    """choose the queries with the most neighbours of another class"""
     seed: int
     """seed of the draw (default: 0)"""
     config: StrPath | None

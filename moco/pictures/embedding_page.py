@@ -31,7 +31,8 @@ _BODY = """<div id="tools">
 <span><button id="as-points" aria-pressed="false">points</button><button id="as-pictures" aria-pressed="false"
 >images</button></span>
 <span><button id="smaller" title="Smaller (-)" aria-label="Smaller">&minus;</button><button id="whole"
- title="The whole map (0)">whole</button><button id="larger" title="Larger (+)" aria-label="Larger">+</button></span>
+ title="The whole map (0)">whole map</button><button id="larger" title="Larger (+)" aria-label="Larger"
+>+</button></span>
 <label><input type="checkbox" id="linked" checked> zoom both maps</label>
 <span class="pale">wheel or pinch: zoom &middot; drag: move &middot; click: pin, with the nearest (Shift: one more)
  &middot; arrow keys: next image &middot; Escape: unpin</span>

@@ -45,7 +45,7 @@ def ending(run: Run) -> Ending:
         return Ending(UNKNOWN, f"on another machine: {who}; no sign of life for {duration(age)}")
     if last:
         return Ending(KILLED, f"killed{where}: its process is gone and has recorded no end", resume(last))
-    return Ending(UNKNOWN, f"nothing is recorded of its end{where}: an older version wrote this log, or it was killed")
+    return Ending(UNKNOWN, f"its end is not recorded{where}: an older version wrote this log, or the run was killed")
 
 
 def _owner_kind(run: Run) -> str:

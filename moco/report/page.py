@@ -125,7 +125,7 @@ def _runs(report: Report) -> str:
     if not report.runs:
         return ""
     several = len({run.log for run in report.runs}) > 1
-    head = ["run", *["kind"] * several, "what became of it", "epochs", "time", *(LATEST[name][0] for name in columns)]
+    head = ["run", *["kind"] * several, "outcome", "epochs", "time", *(LATEST[name][0] for name in columns)]
     cells = "".join(_element("th", text(name), i > 1 + several) for i, name in enumerate(head))
     rows = []
     for run, end in zip(report.runs, report.endings, strict=True):
@@ -301,7 +301,7 @@ def _pictures(pictures: Sequence[tuple[str, str]], page_path: str) -> str:
         except OSError:
             inner = f'<a href="{link}">{text(path)}</a>'
         beside = f"{os.path.splitext(path)[0]}.html"
-        page_ = f' <a href="{link[:-4]}.html">as a page</a>' if os.path.isfile(beside) else ""
+        page_ = f' <a href="{link[:-4]}.html">open the page</a>' if os.path.isfile(beside) else ""
         found.append(f"<figure><figcaption><b>{text(title)}</b>{page_}</figcaption>{inner}</figure>")
     if not found:
         return ""

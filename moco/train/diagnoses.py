@@ -1,5 +1,5 @@
-"""What looks wrong in a run, and the flag that helps: judged from reports alone, so that a recorded run can be judged
-again. Each diagnosis is said once, and none that follows from one that was said before.
+"""What looks wrong in a run, and the flag that helps: judged from the numbers of the log alone, so that a recorded run
+can be judged again. Each diagnosis is made once, and none that follows from an earlier one.
 
 The table of docs/looking.md has them all, and docs/experiments.md the runs on which the bounds were chosen.
 """
@@ -190,7 +190,7 @@ def false_negatives(now: EpochMeans, own: Setting) -> str:
     hard, rows = own.flags.get("n_hard", 0), own.flags.get("moco_k", 0)
     flag = f"N of --mochi (here {hard})" if own.flags.get("negatives") == "mochi" else own.here("--n-hard")
     wanted = math.ceil(2 * own.alike * rows)  # of them at most half can be of a class
-    labels = "end them earlier (--hard-stop-epoch) or use the labels (--method supcon)"
+    labels = "end the synthetic negatives earlier (--hard-stop-epoch) or use the labels (--method supcon)"
     cure = f"With classes so large no {flag} avoids it: {labels}"
     if hard < wanted <= rows // 2:
         cure = f"Raise {flag} to {wanted} or more, as the queue has about {own.alike * rows:.0f} rows of a class"
@@ -265,7 +265,8 @@ def _to_move_knn(gain: float, epochs: list[EpochMeans], own: Setting) -> str:
             f"The loss has fallen {fallen}, so images are told apart by something else than their content: try "
             f"stronger views than those of {own.here('--aug')}."
         )
-    return f"Nor has the loss, {fallen}: try to raise {own.here('--lr')}." if losses else f"Try {own.here('--lr')}."
+    cure = f"Nor has the loss, {fallen}: try to raise" if losses else "Try another"
+    return f"{cure} {own.here('--lr')}."
 
 
 class QueueWatch:

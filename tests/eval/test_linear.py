@@ -816,8 +816,8 @@ def test_rates_are_typed_before_or_after_the_folder(tmp_path):
         ("DIR --lr-find --knn", "--knn and --lr-find are two kinds of run"),
         ("DIR --max-minutes -1", "--max-minutes must be at least 0"),
         ("DIR --lr-find --resume auto", "--lr-find starts a new classifier"),
-        ("DIR --few-shot --per-class x.csv", "--few-shot does not tell"),
-        ("DIR --lr-find --confusion", "--lr-find does not tell"),
+        ("DIR --few-shot --per-class x.csv", "which --few-shot does not record"),
+        ("DIR --lr-find --confusion", "which --lr-find does not record"),
     ],
 )
 def test_mistakes_with_the_probes_flags(words, told, capsys):

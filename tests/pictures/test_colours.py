@@ -51,7 +51,8 @@ def grounds() -> list[str]:
 def test_two_classes_differ(eyes):
     """A distance of 2.3 in CIELAB is just seen."""
     matrix = np.array(SEEN[eyes].split(), dtype=float).reshape(3, 3)
-    for found in (colours.CLASSES, [mark.colour for mark in colours.MARKS.values()]):
+    together = ("query", "right", "wrong"), ("query", "positive", "false")  # the marks of one picture
+    for found in (colours.CLASSES, *([colours.MARKS[name].colour for name in names] for names in together)):
         seen = [lab(matrix @ linear(colour)) for colour in found]
         assert min(np.linalg.norm(a - b) for a, b in combinations(seen, 2)) > 15
 
@@ -64,7 +65,8 @@ def test_all_stand_out_in_light_and_dark():
 
 def test_marks_differ_without_colour():
     assert len({mark.sign for mark in colours.MARKS.values()}) == len(colours.MARKS)
-    assert colours.MARKS["right"].line != colours.MARKS["wrong"].line
+    for good, bad in (("right", "wrong"), ("positive", "false")):
+        assert colours.MARKS[good].line != colours.MARKS[bad].line
 
 
 def test_a_page_knows_them_all():

@@ -4,6 +4,7 @@ import json
 import re
 
 import pytest
+from PIL import Image
 from support.logs import BEGIN, EPOCHS, FINISHED, event, words_of, write_log
 
 from moco.report import __main__ as report
@@ -76,6 +77,18 @@ def test_one_run_is_compared_with_the_defaults(tmp_path):
     text = words_of(written(tmp_path))
     assert "setting value default --batch-size 64 256" in text
     assert "--moco-m" not in text and "--save-dir" not in text
+
+
+def test_a_picture_that_is_also_a_page_has_a_relative_link_to_it(two, browse):
+    folder = two / "a #1" / "map"
+    folder.mkdir(parents=True)
+    Image.new("RGB", (8, 8)).save(folder / "embedding.png")
+    (two / "lr_find.png").write_bytes((folder / "embedding.png").read_bytes())
+    (folder / "embedding.html").write_text("<!DOCTYPE html><title>the map</title>")
+    tab = browse(written(two))
+    assert tab.locator(".pictures figure").count() == 2
+    assert [link.get_attribute("href") for link in tab.locator(".pictures a").all()] == ["a%20%231/map/embedding.html"]
+    assert tab.evaluate("document.querySelector('.pictures a').href") == (folder / "embedding.html").as_uri()
 
 
 def test_without_plotly_the_curves_are_pictures(two, browse, monkeypatch):
