@@ -112,6 +112,15 @@ THEIRS = {
     "epoch?": COUNT, "arch?": (NO_VALUE, WORD), "state_dict?": NETWORK, "optimizer?": {"param_groups?": [DICTIONARY]},
     "scaler?": (NOTHING, SCALER), "best_acc1?": _of_one(PERCENT), "acc1?": _of_one(PERCENT),
 }  # fmt: skip
+# Of the flags of a pretraining those that a queue and its synthetic negatives are computed by.
+_SIZES = _whole(0, 1 << 20)
+QUEUE_RECIPE = {
+    "--moco-t?": _number(1e-6, 1e6), "--batch-size?": _whole(1), "--n-hard?": _whole(1), "--bn-splits?": _whole(1),
+    "--aug?": WORD, "--decode?": WORD, "--mochi?": [_SIZES], "--type-starts?": [WORD],
+    **{f"--n{i}?": _SIZES for i in range(1, 7)},
+    **{f"--{name}?": _number(-1e6, 1e6) for name in ("sigma", "delta", "eta")},
+    "--hard-start-epoch?": COUNT, "--hard-stop-epoch?": COUNT,
+}  # fmt: skip
 # What every file with an optimizer has had from its program's first version on, and since files hold the flags.
 _PRETRAINING = {"seed", "step", "draw", "batch", "ema_due", "bad_steps", "bad_images"}
 _WITH_FLAGS = {"data", "torch", "batch", "seed"}

@@ -39,6 +39,7 @@ from moco.weights.read import load_backbone
 from moco.weights.settings import Settled, settle_from_file
 
 NEIGHBOURS = 8  # of each image on the page
+ONE_PLACE = 1e-6  # by which float32's rounding makes equal features differ
 FEWEST = 10  # images that a picture needs; the methods look at neighbourhoods
 
 
@@ -233,8 +234,12 @@ def aligned(points: np.ndarray, onto: np.ndarray) -> np.ndarray:
 
 def project(features: np.ndarray, method: str = "tsne", seed: int = 0) -> np.ndarray:
     """(N, F) features to (N, 2), on unit rows, N of at least 4: by t-SNE (van der Maaten and Hinton, 2008), or with
-    their defaults by UMAP (arXiv 1802.03426) or PaCMAP (arXiv 2012.04456)."""
+    their defaults by UMAP (arXiv 1802.03426) or PaCMAP (arXiv 2012.04456). Of a collapsed encoder all lie in one place,
+    which is said: the methods end in a division by zero there, t-SNE's by ending the process."""
     unit = features / np.maximum(np.linalg.norm(features, axis=1, keepdims=True), 1e-12)
+    if np.ptp(unit, axis=0).max() < ONE_PLACE:
+        tell("warning: all images have the same features (a collapse): the map has all in one place")
+        return np.zeros((len(unit), 2), np.float32)
     others = len(unit) - 1
     if method == "umap":  # a seed makes it run in one thread; said here, it need not warn of that
         model = _extra("umap").UMAP(n_neighbors=min(15, others), random_state=seed, n_jobs=1)

@@ -8,6 +8,7 @@ s side of a view in pixels.
 from __future__ import annotations
 
 import itertools
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
@@ -17,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from moco import data, seeding
+from moco import data, schema, seeding
 from moco.config import Flags, MoCHiConfig, SynCoConfig
 from moco.data import EpochSampler, Source, TwoViews, channel_statistics
 from moco.errors import UserError
@@ -35,6 +36,7 @@ from moco.weights.settings import settings_of
 
 QUERY_VIEW, KEY_VIEW = 0, 1  # of an image's two
 AT_LEAST = 0.9  # share of the rows whose image the order of the run names too: below, no view of a row is known
+_START = re.compile(r"^[\w-]+=\d{1,15}(steps)?$")  # of --type-starts
 _COUNTS = ("--n1", "--n2", "--n3", "--n4", "--n5", "--n6")
 _UNKNOWN = {"--moco-t": 0.07, "--batch-size": 256, "--n-hard": 1024}  # of files that do not say it: MoCo v1's, SynCo's
 
@@ -118,7 +120,7 @@ class QueueRun:
 
     def in_use(self, row: Synthetic) -> bool:
         """Whether the batch that comes next has this kind."""
-        entries = (entry.partition("=") for entry in self.recipe.get("--type-starts", ()))
+        entries = (entry.partition("=") for entry in self.recipe.get("--type-starts", ()) if _START.search(entry))
         starts = {kind: start for kind, _, start in entries}
         steps = {kind: int(start[: -len("steps")]) for kind, start in starts.items() if start.endswith("steps")}
         epochs = {kind: int(start) for kind, start in starts.items() if kind not in steps}
@@ -220,6 +222,8 @@ class QueueRun:
         """
         encoders = self.encoders(device)
         norm, N = has_batchnorm(encoders[0]), len(queries)
+        if norm and N < 2:
+            raise UserError("BatchNorm needs two images at least, and only one of the sample can be read; give more.")
         seen = self.seen_together if norm else 64
         order = torch.arange(N)
         if norm and self.recipe.get("--shuffle-bn", True):
@@ -237,7 +241,8 @@ class QueueRun:
     def _encoded(self, encoder: nn.Module, images: Tensor, seen: int, device: torch.device) -> Tensor:
         channels, file = images.shape[1], self.settings
         mean, std = channel_statistics(None, channels, file.get("mean"), file.get("std"))
-        parts = images.tensor_split(max(1, round(len(images) / seen)))  # of nearly equal size
+        # of nearly equal size, and of two at least, without which BatchNorm has no statistics
+        parts = images.tensor_split(max(1, min(round(len(images) / seen), len(images) // 2)))
         made = (encoder(normalise(part.to(device), mean, std)) for part in parts)
         return F.normalize(torch.cat([z.float() for z in made]), dim=1)
 
@@ -246,7 +251,7 @@ def open_queue(path: str) -> QueueRun:
     """The queue of a checkpoint.
 
     Raises:
-        UserError: it cannot be read, has no queue, or does not say of which image each row is.
+        UserError: it cannot be read, has no queue or a damaged one, or does not say of which image each row is.
     """
     file = open_file(path)
     found = pretraining_of(file, {}).value
@@ -261,5 +266,14 @@ def open_queue(path: str) -> QueueRun:
             f"the queue in {path} does not say which image each row is of, as upstream's files do not; resume the run "
             "with main_pretrain.py and give a checkpoint of this project."
         )
-    queue, ids = file.tensors["queue"].float(), file.tensors["queue_ids"]
+    queue, ids, pointer = (file.tensors[name] for name in ("queue", "queue_ids", "queue_ptr"))
+    whole = queue.dim() == 2 and queue.numel() and queue.is_floating_point() and queue.isfinite().all()
+    plain = not any(x.is_floating_point() or x.is_complex() for x in (ids, pointer)) and pointer.numel() == 1
+    if not (whole and plain and ids.shape == queue.shape[:1]):
+        raise UserError(
+            f"{path} is damaged: its queue is not rows of numbers with an image each; give another checkpoint."
+        )
+    if wrong := schema.wrong_entry(schema.QUEUE_RECIPE, found.get("recipe", {}), "recipe"):
+        raise UserError(f"{path} {wrong}.")
+    queue, ids = queue.float(), ids.long()
     return QueueRun(file, queue, ids, found.get("method", ""), found.get("recipe", {}))

@@ -235,6 +235,12 @@ def test_held_out_images_come_first_and_one_set_is_taken_whole(image_folder):
 # ------------------------------------------------------------------------------------------------ two dimensions
 
 
+@pytest.mark.parametrize("x", [np.zeros((12, 5)), np.full((12, 5), 0.3, np.float32)], ids=["zero", "equal"])
+def test_a_collapsed_encoder_is_said(x, capsys):
+    assert not embed.project(x).any()
+    assert "a collapse" in capsys.readouterr().out
+
+
 def test_tsne_keeps_classes_together_and_repeats_itself():
     rng = np.random.default_rng(0)
     labels = np.arange(60) % 3

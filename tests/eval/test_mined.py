@@ -184,6 +184,16 @@ def test_classes_of_supcon_are_positives(compared):
     assert found["mass"]["same"] > 0
 
 
+def test_batchnorm_never_sees_one_image(run, source):
+    views = Sample(run.views(source)[0], run.epoch, range(3))
+    device = torch.device("cpu")
+    assert run.seen_together == 8
+    two = dataclasses.replace(run, recipe={**run.recipe, "--batch-size": 2, "--bn-splits": 1})
+    assert two.encode(views.queries, views.keys, device)[0].isfinite().all()
+    with pytest.raises(moco.UserError, match="BatchNorm needs two images"):
+        run.encode(views.queries[:1], views.keys[:1], device)
+
+
 def test_another_method_and_another_h(run):
     name, recipe, hard = run.negatives(None, None)
     assert (name, hard) == ("synco", 8) and [row.count for row in recipe] == [4, 4, 4, 2, 2, 2]
@@ -260,6 +270,16 @@ def test_input_that_cannot_be_used_is_one_sentence(folder, hard_folder, image_fo
     old.pop("run")
     torch.save({name: old[name] for name in ("epoch", "arch", "state_dict")}, tmp_path / "upstream.pth.tar")
     one = folder / "checkpoint_0002.pth.tar"
+    for name, odd in {"queue": torch.ones(3), "queue_ids": torch.ones(3), "queue_ptr": torch.arange(2)}.items():
+        damaged = load(folder)
+        damaged["state_dict"][f"module.{name}"] = odd
+        torch.save(damaged, tmp_path / "damaged.pth.tar")
+        assert "its queue is not rows of numbers" in refused(tmp_path / "damaged.pth.tar", hard_folder)
+    for name, odd in {"--moco-t": 0.0, "--n-hard": "all", "--n1": -1, "--type-starts": 3, "--sigma": 1e300}.items():
+        damaged = load(folder)
+        damaged["run"]["pretraining"]["recipe"][name] = odd
+        torch.save(damaged, tmp_path / "damaged.pth.tar")
+        assert f"is damaged: its entry recipe.{name} is " in refused(tmp_path / "damaged.pth.tar", hard_folder)
     assert "holds no queue" in refused(pretrained, hard_folder)
     assert "does not say which image each row is of" in refused(tmp_path / "upstream.pth.tar", hard_folder)
     assert "was pretrained on other images" in refused(one, image_folder)
