@@ -41,14 +41,14 @@ def _flags(parser: Parser) -> dict[str, tuple[str, Any]]:
 
 
 def _plain(value: Any) -> Any:
-    """As JSON has it."""
-    return list(value) if isinstance(value, tuple) else value
+    """As JSON has it; of a flag that is read into a dictionary, an empty one is its empty list."""
+    return list(value) if isinstance(value, tuple) or value == {} else value
 
 
 def _from_defaults(run: Run, parser: Parser) -> Table:
     rows: list[list[Cell]] = []
     for dest, (flag, default) in _flags(parser).items():
-        if dest in run.settings and run.settings[dest] != _plain(default):
+        if dest in run.settings and _plain(run.settings[dest]) != _plain(default):
             usual = "–" if default is None else shown(_plain(default))
             rows.append([flag, shown(run.settings[dest]), usual])
     note = "" if rows else "No setting differs from its default."

@@ -73,7 +73,11 @@ def test_the_page_says_what_differs_what_was_warned_and_what_is_left_out(two):
 
 
 def test_one_run_is_compared_with_the_defaults(tmp_path):
-    write_log(tmp_path, *EPOCHS, settings={"batch_size": 64, "moco_m": 0.999, "unknown": 1, "save_dir": "x"})
+    write_log(
+        tmp_path,
+        *EPOCHS,
+        settings={"batch_size": 64, "moco_m": 0.999, "type_starts": {}, "unknown": 1, "save_dir": "x"},
+    )
     text = words_of(written(tmp_path))
     assert "setting value default --batch-size 64 256" in text
     assert "--moco-m" not in text and "--save-dir" not in text
