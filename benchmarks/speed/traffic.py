@@ -2,7 +2,8 @@
 
     python -m benchmarks.speed.traffic [--processes 2 4 8 64 1024]
 
-Legend: W processes, N images of each, v bytes of a view (uint8), C feature width, K queue rows, P trained parameters.
+Legend: W processes, N images of each, v bytes of a view (uint8), C feature width, K queue rows, P trained parameters, O
+numbers that the online probe sums.
 
 An all-reduce of n bytes sends 2 n (W - 1) / W from each process and an all-gather of n bytes a process (W - 1) n, in
 the ring that gloo uses and NCCL from a few nodes on (Patarasuk and Yuan 2009). An all-to-all of n bytes sends what is
@@ -15,10 +16,10 @@ import argparse
 
 import torch
 
-from moco.models.encoder import build_encoder
+from moco.models.encoder import build_encoder, feature_width
 
 
-def per_step(W: int, N: int, v: int, C: int, P: int) -> dict[str, float]:
+def per_step(W: int, N: int, v: int, C: int, P: int, O: int) -> dict[str, float]:  # noqa: E741
     """Of this code. Random shuffles: the mean over permutations for the rows that move."""
     others = (W - 1) / W
     return {
@@ -27,6 +28,7 @@ def per_step(W: int, N: int, v: int, C: int, P: int) -> dict[str, float]:
         "gather of keys": (W - 1) * N * 4 * C,
         "gather of ids": (W - 1) * N * 8,
         "gradients": 2 * others * 4 * P,
+        "online probe": 2 * others * 4 * O,
         "flags": 2 * others * 16,
     }
 
@@ -43,9 +45,14 @@ def upstreams(W: int, N: int, v: int, C: int, P: int, K: int) -> dict[str, float
     }
 
 
-def traffic_table(worlds: tuple[int, ...], N: int, v: int, C: int, P: int, K: int) -> str:
+def numbers_of_probe(classes: int, width: int) -> int:
+    """O: gradients of a linear layer, sums of features and of their squares, and two counts."""
+    return classes * width + classes + 2 * width + 2
+
+
+def traffic_table(worlds: tuple[int, ...], N: int, v: int, C: int, P: int, K: int, O: int) -> str:  # noqa: E741
     """MB a process and step, this code's rows and both sums."""
-    ours = [per_step(W, N, v, C, P) for W in worlds]
+    ours = [per_step(W, N, v, C, P, O) for W in worlds]
     theirs = [upstreams(W, N, v, C, P, K) for W in worlds]
     lines = ["| MB sent a process and step | " + " | ".join(f"{W:,}" for W in worlds) + " |",
              "| --- |" + " ---: |" * len(worlds)]  # fmt: skip
@@ -65,12 +72,14 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--size", type=int, default=224)
     parser.add_argument("--batch-size", type=int, default=32, help="images of one process")
     parser.add_argument("--moco-k", type=int, default=65536)
+    parser.add_argument("--classes", type=int, default=1000, help="of the online probe; 0: without it")
     parser.add_argument("--processes", type=int, nargs="+", default=[2, 4, 8, 64, 1024])
     args = parser.parse_args(argv)
     with torch.device("meta"):
         encoder = build_encoder(args.arch, 128, mlp=True, size=args.size)
     view, P = 3 * args.size**2, sum(p.numel() for p in encoder.parameters())
-    print(traffic_table(tuple(args.processes), N=args.batch_size, v=view, C=128, P=P, K=args.moco_k))
+    probe = numbers_of_probe(args.classes, feature_width(encoder)) if args.classes else 0
+    print(traffic_table(tuple(args.processes), N=args.batch_size, v=view, C=128, P=P, K=args.moco_k, O=probe))
     return 0
 
 

@@ -2,6 +2,7 @@
 
 import functools
 import json
+import re
 import shlex
 import subprocess
 from pathlib import Path
@@ -12,8 +13,10 @@ import torch.distributed as dist
 from conftest import ROOT, TINY
 
 import main_pretrain
-from benchmarks.speed.traffic import main, per_step, upstreams
+from benchmarks.speed.traffic import main, numbers_of_probe, per_step, upstreams
 from moco import cli, distributed
+from moco.models.encoder import feature_width
+from moco.train.online_probe import OnlineProbe
 from moco.train.pretraining import Trainer
 
 WIDTH, SIZE, STEPS = 128, 32, 3
@@ -46,6 +49,16 @@ def counting(folder: str, args) -> int:
         distributed.all_gather, lambda x: f"gather of {'keys' if x.is_floating_point() else 'ids'}"
     )
     distributed.max_over_ranks = counted(distributed.max_over_ranks, lambda x: "flags")
+    classify = OnlineProbe.add  # its backward sends nothing
+    backward = torch.Tensor.backward
+
+    def unseen(self, ids):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(torch.Tensor, "backward", backward)
+            classify(self, ids)
+
+    OnlineProbe.add = unseen
+    OnlineProbe.step = counted(OnlineProbe.step, lambda self: "online probe")
     torch.Tensor.backward = counted(torch.Tensor.backward, lambda x: "gradients")  # type: ignore[method-assign]
     Trainer.check_queues = lambda self: None  # a gather of its own, now and then
     sizes = {}
@@ -54,6 +67,7 @@ def counting(folder: str, args) -> int:
     def step(self, batches):
         original(self, batches)
         sizes.update(P=sum(p.numel() for p in self.parameters), N=len(self.last.q), K=self.model.K)
+        sizes.update(O=numbers_of_probe(len(self.probe.classes), feature_width(self.model.encoder_q)))
 
     Trainer.step = step
     code = main_pretrain.worker(args)
@@ -82,7 +96,7 @@ def test_what_is_computed_is_what_is_sent(W, image_folder, tmp_path, start):
     sizes = {"v": 3 * SIZE**2, "C": WIDTH, "P": ranks[0]["sizes"]["P"], "N": ranks[0]["sizes"]["N"]}
     assert sizes["N"] == 24 // W
     for key, expected in (
-        ("sent", per_step(W, **sizes)),
+        ("sent", per_step(W, **sizes, O=ranks[0]["sizes"]["O"])),
         ("upstream", upstreams(W, **sizes, K=512)),
     ):
         found = {name: [mean([r[key][name] for r in ranks])] for name in ranks[0][key]}
@@ -101,7 +115,7 @@ def mean(values: list[list[float]]) -> float:
 
 
 def test_one_process_sends_nothing():
-    assert set(per_step(1, 32, 1000, 128, 10**6).values()) == {0.0}
+    assert set(per_step(1, 32, 1000, 128, 10**6, 10**4).values()) == {0.0}
     assert set(upstreams(1, 32, 1000, 128, 10**6, 65536).values()) == {0.0}
 
 
@@ -114,6 +128,6 @@ def test_the_documents_table_is_the_computed_one(capsys):
 def test_the_launch_files_are_scripts_with_flags_that_exist(script):
     text = script.read_text(encoding="utf-8")
     assert subprocess.run(["bash", "-n", str(script)], check=False).returncode == 0
-    command = text.split("main_pretrain.py")[1].split("\n\n")[0].replace("\\\n", " ")
+    command = re.split(r"\n\n| \|\| ", text.split("main_pretrain.py")[1])[0].replace("\\\n", " ")
     args = cli.parse_pretrain(shlex.split(command.replace('"$DATA"', "DATA")))
     assert (args.resume, args.data, args.method) == ("auto", "DATA", "synco")
