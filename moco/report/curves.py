@@ -231,8 +231,11 @@ def _sections(n: int, most: int) -> list[np.ndarray]:
 def epochs_at(run: Run, steps: np.ndarray) -> np.ndarray | None:
     """Finished epochs at these steps, with fractions; None where the log does not say, as in a first epoch.
 
-    An epoch ends with its last record; a last epoch that is shorter than the one before it has not ended.
+    Exact where records say how many epochs were finished, and at the same pace after the last of them. Before the
+    first of them an epoch ends with its last record; a last epoch that is shorter than the one before it has not ended.
     """
+    if "finished_epochs" in run.figures:
+        return _counted(*map(np.frombuffer, run.figures["finished_epochs"]), steps)
     if "epoch" not in run.figures:
         return None
     at, epoch = (np.frombuffer(part) for part in run.figures["epoch"])
@@ -246,9 +249,20 @@ def epochs_at(run: Run, steps: np.ndarray) -> np.ndarray | None:
         return None
     if len(ends) > 1:
         ends[-1] = max(ends[-1], 2 * ends[-2] - (ends[-3] if len(ends) > 2 else 0))
-    x, y = np.concatenate([[0.0], ends]), np.concatenate([[numbers[0]], numbers + 1])
+    x, y = np.concatenate([[0.0], ends]), np.concatenate([[0.0], numbers + 1])
     rising = np.concatenate([[True], np.diff(np.maximum.accumulate(x)) > 0])
     return np.interp(steps, x[rising], y[rising])
+
+
+def _counted(at: np.ndarray, finished: np.ndarray, steps: np.ndarray) -> np.ndarray | None:
+    """Epochs at these steps where ``finished`` of them are known ``at`` some."""
+    sound = np.isfinite(finished) & (at > 0) & (finished > 0)
+    x, of = np.unique(at[sound], return_index=True)
+    if not len(x):
+        return None
+    x, y = np.concatenate([[0.0], x]), np.concatenate([[0.0], finished[sound][of]])
+    pace = (y[-1] - y[-2]) / (x[-1] - x[-2])
+    return np.interp(steps, x, y) + pace * np.maximum(0.0, steps - x[-1])
 
 
 def _ended(run: Run) -> bool:

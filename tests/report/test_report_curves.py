@@ -52,6 +52,14 @@ def test_an_epoch_ends_with_its_last_record(tmp_path):
     assert drawn(run, "knn")[""].x["epoch"].tolist() == [2.0]
 
 
+def test_finished_epochs_of_a_log_say_where_each_ends(tmp_path):
+    """Seven steps an epoch and a record every ten: no epoch ends with its last record."""
+    records = [{"step": step, "epoch": (step - 1) // 7, "loss": 1.0} for step in (10, 20, 28, 35)]
+    run = the_run(tmp_path, *records[:3], {"step": 28, "epoch": 3, "finished_epochs": 4, "knn": 50.0}, records[3])
+    assert drawn(run, "loss")["training batches"].x["epoch"] == pytest.approx([10 / 7, 20 / 7, 4, 5])
+    assert drawn(run, "knn")[""].x["epoch"].tolist() == [4.0]
+
+
 @pytest.mark.parametrize(
     ("last", "more", "expected"),
     [(BEGIN, {}, None), (FINISHED, {}, [0.5, 1]), (BEGIN, {"finished_epochs": 1}, [0.5, 1])],
