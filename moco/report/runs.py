@@ -153,5 +153,9 @@ def _dictionary(path: str) -> dict[str, Any]:
 
 
 def shown(value: Any) -> str:
-    """A setting as text."""
+    """A setting as text: "–" for None, "on" and "off" for switches, a list as it is typed."""
+    if isinstance(value, list):
+        return " ".join(map(shown, value))
+    if isinstance(value, bool) or value is None:
+        return {None: "–", True: "on", False: "off"}[value]
     return value if isinstance(value, str) else json.dumps(value)

@@ -60,6 +60,13 @@ def test_what_users_named_stays_text_and_nothing_is_sent_away(two, browse):
     assert not [title for title in buttons if "hare" in title or "loud" in title or "dit" in title]
     overflow = "document.documentElement.scrollWidth - document.documentElement.clientWidth"
     assert tab.evaluate(overflow) == 0  # what is wide scrolls by itself
+    tab.set_viewport_size({"width": 500, "height": 50})
+    tab.reload()
+    tab.wait_for_selector(".plot .main-svg")
+    drawn = "[...document.querySelectorAll('.plot')].every(plot => plot.data)"
+    assert not tab.evaluate(drawn)  # those further below are drawn when they come into sight,
+    tab.evaluate("dispatchEvent(new Event('beforeprint'))")  # or onto paper
+    assert tab.evaluate(drawn)
 
 
 def test_the_page_says_what_differs_what_was_warned_and_what_is_left_out(two):

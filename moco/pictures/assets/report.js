@@ -120,6 +120,12 @@
       }
     }, {rootMargin: "400px"});
     plots.forEach(plot => sight.observe(plot));
+    addEventListener("beforeprint", () => plots.forEach(plot => {
+      if (seen.has(plot)) return;
+      sight.unobserve(plot);
+      seen.add(plot);
+      draw(plot);
+    }));
     for (const control of [align, smooth, ...boxes]) control.addEventListener("input", changed);
     for (const [id, checked] of [["all", true], ["none", false]]) {
       document.getElementById(id).addEventListener("click", () => {
