@@ -111,7 +111,8 @@ def _numbers(result: dict[str, Any]) -> str:
 def _legend(result: dict[str, Any]) -> str:
     marks = ["query", "positive", *(["false"] if counts_false(result) else [])]
     known = (f'<span class="legend {mark}"><b>{MARKS[mark].sign}</b> {MARKS[mark].meaning}</span>' for mark in marks)
-    words = "s: cosine similarity with the query; w: share of the softmax at T"
+    named = "#: rank of a row, and its class; " if counts_false(result) else ""
+    words = f"{named}s: cosine similarity with the query; w: share of the softmax at T"
     return f'<div class="legends">{"".join(known)}<span class="legend pale">{words}</span></div>'
 
 
