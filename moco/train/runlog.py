@@ -266,7 +266,7 @@ class RunLog:
 
     def at_end(self, work: Callable[..., object], *given: Any, then: str | None = None) -> None:
         """What the main process does once the log is complete and the folder still held: ``work(*given)``, however the
-        run has ended. It may not raise.
+        run has ended. It may not raise; the path that it may return is told before the last line.
 
         then: the command to type once the run is finished; None: no line says at the end what was reached.
         """
@@ -284,24 +284,25 @@ class RunLog:
             raise
         finally:
             self._finish()
-            self._say_end(error)
+            said = self._say_end(error)
             self.close()
-            if self._main:
-                self._at_end()
+            page = self._at_end() if self._main else None
+            for line in filter(None, (page and f"written: {page}", said)):
+                self.line(line)
             owner.release()
 
-    def _say_end(self, error: BaseException | None) -> None:
+    def _say_end(self, error: BaseException | None) -> str:
+        """Record how the run ends: its last line, empty where the error will be told."""
         code, reason, place = self._end
         if error is None:
             following = (self._then or "") if reason == "finished" else doors.again()
             text = last_line(self.reached.text(), reason, place, following)
-            if self._then is not None:
-                self.line(text)
         else:
             known = distributed.known_error(error)
             code, reason, following = known.exit_code if known else 1, getattr(error, "reason", "error"), doors.again()
             text = str(known) if known else f"{type(error).__name__}: {error}"
         self.event("end", " ".join(text.split()), reason=reason, exit_code=code, next=following or None)
+        return text if error is None and self._then is not None else ""
 
     def _part(self, code: int, reason: str) -> None:
         """The process ends at once, whatever its main thread does: no lock is waited for."""

@@ -47,12 +47,13 @@ def test_probes_and_tunings_leave_one_too(image_folder, tmp_path, restored):
     assert "Fine-tuning Loss" in words_of(tmp_path / "tuned" / "report.html")
 
 
-def test_what_comes_at_the_end_sees_the_end_and_still_holds_the_folder(tmp_path):
+def test_what_comes_at_the_end_sees_the_end_and_still_holds_the_folder(tmp_path, capsys):
     found = []
 
     def work(name):
         lines = (tmp_path / "log_events.jsonl").read_text().splitlines()
         found.append((name, '"kind": "end"' in lines[-1], (tmp_path / "owner.json").exists()))
+        return "a page"
 
     owner.hold(str(tmp_path))
     log = RunLog(str(tmp_path), tensorboard=False)
@@ -60,4 +61,5 @@ def test_what_comes_at_the_end_sees_the_end_and_still_holds_the_folder(tmp_path)
     with pytest.raises(ZeroDivisionError), log:
         raise ZeroDivisionError
     assert found == [("x", True, True)]
+    assert capsys.readouterr().out == "written: a page\n"
     assert not (tmp_path / "owner.json").exists()
