@@ -235,7 +235,8 @@ def epochs_at(run: Run, steps: np.ndarray) -> np.ndarray | None:
     first of them an epoch ends with its last record; a last epoch that is shorter than the one before it has not ended.
     """
     if "finished_epochs" in run.figures:
-        return _counted(*map(np.frombuffer, run.figures["finished_epochs"]), steps)
+        at, finished = map(np.frombuffer, run.figures["finished_epochs"])
+        return _counted(at, finished, steps)
     if "epoch" not in run.figures:
         return None
     at, epoch = (np.frombuffer(part) for part in run.figures["epoch"])

@@ -287,8 +287,10 @@ class RunLog:
             said = self._say_end(error)
             self.close()
             page = self._at_end() if self._main else None
-            for line in filter(None, (page and f"written: {page}", said)):
-                self.line(line)
+            if page:
+                self.line(f"written: {page}")
+            if said:
+                self.line(said)
             owner.release()
 
     def _say_end(self, error: BaseException | None) -> str:

@@ -62,9 +62,9 @@ def test_what_users_named_stays_text_and_nothing_is_sent_away(two, browse):
     assert tab.evaluate(overflow) == 0  # what is wide scrolls by itself
     tab.set_viewport_size({"width": 500, "height": 50})
     tab.reload()
-    tab.wait_for_selector(".plot .main-svg")
+    tab.wait_for_function("window.Plotly")
     drawn = "[...document.querySelectorAll('.plot')].every(plot => plot.data)"
-    assert not tab.evaluate(drawn)  # those further below are drawn when they come into sight,
+    assert not tab.evaluate(drawn)  # those below are drawn when they come into sight,
     tab.evaluate("dispatchEvent(new Event('beforeprint'))")  # or onto paper
     assert tab.evaluate(drawn)
 
