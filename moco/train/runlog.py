@@ -249,7 +249,7 @@ class RunLog:
 
     def bar(self, total: int, initial: int = 0, desc: str = "") -> tqdm:
         """A progress bar to use in ``with``, with the newest figures; it shows only on the main process's terminal."""
-        self._bar = bars.bar(total, initial, desc)
+        self._bar = bars.bar(total, initial, desc, layout=bars.FIGURES)
         self._bar.set_postfix_str(self.reached.now())
         return self._bar
 

@@ -497,7 +497,7 @@ def test_the_best_rate_is_marked_and_the_selection_is_said(hard_folder, tmp_path
         picked[name] for name in ("lr", "acc1", "acc5", "best_acc1")
     ]
     assert found["selected_on"] == "validation"
-    warning, last = capsys.readouterr().out.splitlines()[-2:]
+    warning, last, _ = capsys.readouterr().out.splitlines()[-3:]
     assert f"lr {picked['lr']:g} is picked among 3 by its accuracy on the held-out images" in warning
     assert last.startswith(f" * Acc@1 {picked['acc1']:.3f} (best Acc@1")
     assert f"lr {picked['lr']:g} {picked['acc1']:.3f}*" in last

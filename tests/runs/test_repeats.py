@@ -33,6 +33,7 @@ class Dropped(nn.Module):
     def __init__(self, encoder: nn.Module):
         super().__init__()
         self.encoder, self.dropout, self.built = encoder, nn.Dropout(0.3), encoder.built
+        self.head_name = f"encoder.{encoder.head_name}"
 
     def forward(self, images):
         return self.dropout(self.encoder(images))

@@ -16,10 +16,10 @@ from moco.train.runlog import RunLog
 
 
 @contextlib.contextmanager
-def on_a_terminal(monkeypatch):
+def on_a_terminal(monkeypatch, columns=120):
     """Inside standard output and error are a terminal; gives a function that reads what was written there."""
     ours, theirs = pty.openpty()
-    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("4H", 24, 120, 0, 0))
+    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("4H", 24, columns, 0, 0))
     settings = termios.tcgetattr(theirs)
     settings[1] &= ~termios.OPOST
     termios.tcsetattr(theirs, termios.TCSANOW, settings)
@@ -65,6 +65,17 @@ def test_lines_stand_above_the_bar_and_the_bar_has_the_newest_figures(monkeypatc
     assert "loss 6.2500, k-NN 61.50 %, 480 images/s" in during.rpartition("three")[2]  # drawn again below
     assert [line for line in shown(during + after) if line] == ["one", "two", "three"]  # and gone behind it
     assert "epoch 5" in after
+
+
+def test_a_narrow_terminal_cuts_the_bar_before_its_figures(monkeypatch, tmp_path):
+    """80 columns have all of them, 40 the loss; a longer line would leave its rests above."""
+    for columns, expected in ((80, "loss 6.2500, k-NN 61.50 %, 480 images/s"), (40, "loss 6.2500")):
+        with on_a_terminal(monkeypatch, columns) as terminal, RunLog(str(tmp_path), tensorboard=False) as log:
+            log.scalars(1, {"loss": 6.25, "images_per_second": 480.4, "knn": 61.5})
+            with log.bar(1000, desc="epoch 123", initial=999):
+                drawn = terminal().split("\r")
+        assert max(map(len, drawn)) <= columns
+        assert any(f"epoch 123: 999/1000, {expected}" in line for line in drawn)
 
 
 def test_what_is_counted_is_shown_on_a_terminal_alone(monkeypatch):
