@@ -61,7 +61,7 @@ def _ended(run: Run, event: dict[str, Any]) -> Ending:
     if reason == "error":
         return Ending(FAILED, f"failed{after}" + (f": {text}" if text else ""), following)
     by = {"max-minutes": "the time limit (--max-minutes)"}.get(reason, reason)
-    return Ending(STOPPED, f"stopped by {by}{after}" + (f": {text}" if text else ""), following)
+    return Ending(STOPPED, f"stopped by {by}{after}", following)  # the text is the last line: it says the same
 
 
 def resume(begin: dict[str, Any]) -> str:

@@ -21,7 +21,7 @@ def told(folder, *events, log="log"):
     ("last", "state", "text"),
     [
         (FINISHED, "finished", "finished after step 4 (epoch 1), exit code 0"),
-        (event("end", 1.0, 3, 1, reason="max-minutes", exit_code=75, next="again"), "stopped",
+        (event("end", 1.0, 3, 1, "stopped: again", reason="max-minutes", exit_code=75, next="again"), "stopped",
          "stopped by the time limit (--max-minutes) after step 3 (epoch 1), exit code 75"),
         (event("end", 1.0, 3, 1, reason="signal SIGTERM", exit_code=143, next="again"), "stopped",
          "stopped by signal SIGTERM after step 3 (epoch 1), exit code 143"),
