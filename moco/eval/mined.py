@@ -127,7 +127,7 @@ def sentence(measured: dict[str, Any], supervised: bool) -> str:
     )
     if supervised:
         return f"{start}; rows of the query's class are positives of this run"
-    if measured["base_rate"] is None:
+    if measured["base_rate"] is None or hard["false"] is None:
         return f"{start}; no labels of queue rows, so false negatives cannot be counted"
     return (
         f"{start}, of which {100 * hard['false']:.1f} % are of the query's class "

@@ -109,6 +109,8 @@ def false_words(result: dict[str, Any]) -> str:
     """What the curve of false negatives says."""
     base, first = result["base_rate"], result["by_hard"][0]
     below = next((row for row in result["by_rank"] if row["false"] is not None and row["false"] <= base), None)
+    if first["false"] is None:
+        return f"Of none of the {first['hard']} hardest rows the class is known."
     times = f", {first['false'] / base:.1f} times as often as among all rows" if base else ""
     end = f" From rank {below['first']:,} on rows are of the class no more often than that." if below else ""
     return f"Of the {first['hard']} hardest rows {percent(first['false'])} are of the query's class{times}.{end}"

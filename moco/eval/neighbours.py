@@ -102,7 +102,7 @@ def summary(args: Namespace, found: Nearest, searched: int, drawn_from: int, cop
     queries = "1 query" if len(found.rows) == 1 else f"{len(found.rows):,} queries"
     counts = f"{queries}{drawn}, {found.read:,} images searched"
     lines = [f"{args.checkpoint}: {counts}, by the cosine of the features of {args.arch}"]
-    if found.labelled:
+    if found.labelled and found.there.any():
         lines.append(f"{found.share():.2f} % of the {found.s.shape[1]} nearest images are of the query's class "
                      f"({found.by_chance():.2f} % by chance)")  # fmt: skip
     if copies:
@@ -152,7 +152,11 @@ def as_json(args: Namespace, found: Nearest, shown: np.ndarray) -> dict[str, Any
     ]
     settings = {"checkpoint": args.checkpoint, "arch": args.arch, "k": args.k, "seed": args.seed}
     counts = {"searched_queries": len(found.rows), "searched_images": found.read}
-    return settings | counts | {"same_class": found.share() if found.labelled else None, "queries": queries}
+    return (
+        settings
+        | counts
+        | {"same_class": found.share() if found.labelled and found.there.any() else None, "queries": queries}
+    )
 
 
 def _neighbours(found: Nearest, row: int) -> list[tuple[int, float]]:

@@ -120,6 +120,7 @@ class _Canvas:
 
     def words(self, words: str, x: float, y: float, width: float, size: float = 8, colour: str = "#1d2026") -> None:
         """A line below ``y``, cut to the width in the middle: of a path both ends say something."""
+        words = " ".join(words.split())  # a file's name may have more lines than one
         shown = printable(words)
         if len(words) > width or self._width(shown, size) > width:  # no letter is narrower than a pixel
             wider = range(1, min(len(words), int(width)))

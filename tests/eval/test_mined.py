@@ -15,7 +15,7 @@ from conftest import SYNCO, TINY, load, rounding
 import moco
 from moco import cli, data, distributed, negatives
 from moco.config import SynCoConfig
-from moco.eval import mined
+from moco.eval import mined, mined_curves
 from moco.eval.mined_images import Sample
 from moco.eval.mined_measure import Mined, look, measure
 from moco.eval.queue_run import KEY_VIEW, QueueRun, open_queue
@@ -168,6 +168,14 @@ def test_without_labels_nothing_is_false(compared):
     assert found["base_rate"] is None and {row["false"] for row in found["by_hard"]} == {None}
     assert "cannot be counted" in mined.sentence(found, False)
     assert {row["false"] for row in found["kinds"].values()} == {None}
+
+
+def test_hardest_rows_without_a_known_class(compared):
+    found = measure(compared)
+    for row in found["by_hard"]:
+        row["false"] = None
+    assert "cannot be counted" in mined.sentence(found, False)
+    assert "Of none of the" in mined_curves.false_words(found)
 
 
 def test_classes_of_supcon_are_positives(compared):
