@@ -61,7 +61,7 @@ def parse_neighbours(argv: list[str] | None = None) -> argparse.Namespace:
 
 def _finish_neighbours(parser: Parser, argv: list[str]) -> argparse.Namespace:
     args = finish_read(parser, argv)
-    if args.dataset not in (None, "folder") and args.data is not None and os.path.isfile(args.data):
+    if args.dataset not in (None, "folder") and args.data is not None and not os.path.isdir(args.data):
         args.data, args.images = None, [args.data, *args.images]  # a data set is in a folder, if anywhere
     chosen = {"--queries": args.queries, "--class": args.class_name, "--worst": args.worst or None}
     if args.images and (odd := [flag for flag, value in chosen.items() if value is not None]):

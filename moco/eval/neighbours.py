@@ -37,6 +37,8 @@ CLASSES = 20  # rows of the page's table
 
 def neighbours_worker(args: Namespace) -> int:
     """One process of the command, from data to files; returns the exit code."""
+    if missing := [path for path in args.images if not os.path.exists(path)]:  # said before a checkpoint is read
+        raise UserError(f"{missing[0]} cannot be a query (No such file or directory); give a picture.")
     embed.make_folder(args.out)
     settled = settle_from_file(args, args.checkpoint)  # before the images: it says how they are read
     bank, asked = choose_sets(embed.open_images(args), args.split)
