@@ -497,7 +497,9 @@ def test_the_best_rate_is_marked_and_the_selection_is_said(hard_folder, tmp_path
         picked[name] for name in ("lr", "acc1", "acc5", "best_acc1")
     ]
     assert found["selected_on"] == "validation"
-    warning, last, _ = capsys.readouterr().out.splitlines()[-3:]
+    lines = capsys.readouterr().out.splitlines()
+    end = max(number for number, line in enumerate(lines) if line.startswith(" * Acc@1"))
+    warning, last = lines[end - 1 : end + 1]
     assert f"lr {picked['lr']:g} is picked among 3 by its accuracy on the held-out images" in warning
     assert last.startswith(f" * Acc@1 {picked['acc1']:.3f} (best Acc@1")
     assert f"lr {picked['lr']:g} {picked['acc1']:.3f}*" in last
