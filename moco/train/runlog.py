@@ -266,7 +266,7 @@ class RunLog:
 
     def at_end(self, work: Callable[..., object], *given: Any, then: str | None = None) -> None:
         """What the main process does once the log is complete and the folder still held: ``work(*given)``, however the
-        run has ended. It may not raise; the path that it may return is told before the last line.
+        run has ended. It may not raise; the path that it may return is told before the last line, or the error.
 
         then: the command to type once the run is finished; None: no line says at the end what was reached.
         """
@@ -287,7 +287,7 @@ class RunLog:
             said = self._say_end(error)
             self.close()
             page = self._at_end() if self._main else None
-            if page:
+            if page and (said or error is not None):  # of a measurement its result is the last line
                 self.line(f"written: {page}")
             if said:
                 self.line(said)

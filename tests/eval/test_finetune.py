@@ -229,7 +229,7 @@ def test_with_a_validation_part_the_test_images_are_seen_once(folder, tmp_path, 
     assert (found["train_images"], found["val_images"], found["test_images"]) == (30, 6, 15)
     assert (found["val_acc1"], found["acc1"], found["epochs"]) == (made[2][1], made[3][1], 3)
     figures = f" * validation Acc@1 {made[2][1]:.3f} (6 validation images) * Acc@1 {made[3][1]:.3f} (15 test images)"
-    assert capsys.readouterr().out.splitlines()[-2] == figures
+    assert capsys.readouterr().out.splitlines()[-3] == figures
     best = max(acc for _, acc in made[:3])
     assert found["best_val_acc1"] == best == made[found["best_epoch"] - 1][1]
     assert "best_acc1" not in found
@@ -281,7 +281,7 @@ def test_without_one_every_epoch_is_evaluated_on_the_test_images(folder, tmp_pat
     assert found["acc1"] == made[-1][1]
     assert found["best_acc1"] == max(acc for _, acc in made)
     assert "val_acc1" not in found
-    assert capsys.readouterr().out.splitlines()[-2] == f" * Acc@1 {found['acc1']:.3f} (15 test images)"
+    assert capsys.readouterr().out.splitlines()[-3] == f" * Acc@1 {found['acc1']:.3f} (15 test images)"
     capsys.readouterr()
     again = tune(folder, tmp_path, "--evaluate", "--resume", "auto", "--lr-backbone", 9, result="evaluate.json")
     said = capsys.readouterr().out
