@@ -28,6 +28,7 @@ from support.browser import browse, browser  # noqa: F401 (fixtures)
 from torch import nn
 
 from moco import signals
+from moco.errors import STOP_EXIT
 from moco.models.encoder import build_encoder
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -85,6 +86,12 @@ def rounding(terms: int) -> float:
     """What a float32 result of so many sums and products in a row may err by, relative to their absolute values, in
     whatever order a processor's library sums: terms 2^-24 (Higham, Accuracy and Stability, section 3.1)."""
     return terms * 2**-24
+
+
+@pytest.fixture(autouse=True)
+def stop_code(monkeypatch) -> None:
+    """Each test begins with the exit code of SIGUSR1 that a program begins with; an entry point may set another."""
+    monkeypatch.setitem(signals.CODES, signal.SIGUSR1, STOP_EXIT)
 
 
 @pytest.fixture(autouse=True)
