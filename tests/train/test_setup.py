@@ -28,10 +28,12 @@ def test_the_first_lines_of_a_log_in_their_order(image_folder, tmp_path, in_proc
         r"warning: the synthetic negatives never start, .*",
         r"warning: the queue has 48 rows for 24 images: each image is in it 2 times, .*; give --moco-k 8\.",
         r"resumed with --lr 0.02 .*",
+        "online probe: a linear classifier of 2 classes beside the training, which it does not change",
         r"from epoch 0, step 1 of 1 \(.*checkpoint_0000_step_00000001.pth.tar\)",
         "slow on purpose",
         "no k-NN accuracy: switched off by --knn-every 0",
         "the run is finished: .*",
+        "written: .*report.html",
         r"finished: loss \d\.\d+ of chance; next: moco lincls --pretrained .*",
     )
     assert len(lines) == len(expected), lines

@@ -280,7 +280,7 @@ def test_the_log_says_now_and_then_where_the_time_goes(
         assert set(parts[0]) == {x.rsplit(" ", 2)[0] for x in line.split(" ms, ")[1].split(", ")}
         shares = {x.rsplit(" ", 2)[0]: float(x.rsplit(" ", 2)[1]) for x in line.split(" ms, ")[1].split(", ")}
         assert set(shares) == {"waiting for images", "transfer", "q forward", "shuffle", "k forward", "head",
-                               "q backward", "enqueue", "optimizer", "EMA", "other"}  # fmt: skip
+                               "q backward", "enqueue", "online probe", "optimizer", "EMA", "other"}  # fmt: skip
         assert sum(shares.values()) == pytest.approx(100, abs=1)
 
 
