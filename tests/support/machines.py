@@ -28,12 +28,12 @@ NUMBERS = [
     *(f"{room}/test_{name}.py" for room, names in {
         "benchmarks": "contrastive_loss",
         "data/augment": "batched by_numpy by_pil views_by_triton",
-        "eval": "between_epochs embed fewshot finetune_loss finetune_recipes knn retrieval",
+        "eval": "between_epochs embed fewshot finetune_loss finetune_recipes knn mined neighbours rankme retrieval",
         "kernels": "draws images norm threads trial",
         "library": "criteria momentum load_encoder",
         "methods": "losses negatives",
         "models": "buffers encoder in_batch moco moco_v3 more_views supcon_queue",
-        "train": "queue_and_schedule schedules step",
+        "train": "diagnoses online_probe queue_and_schedule schedules step",
         "weights": "average export read settings",
     }.items() for name in names.split()),
 ]  # fmt: skip
