@@ -30,6 +30,7 @@ SPREAD = 0.05  # feature_std of a collapse; 1 is even
 WORST = 1.6  # loss_ratio; synthetic negatives alone bring it above 1
 LEAKED, ALL = 35.0, 90.0  # top1 in the first tenth of a run, or its first three epochs, where features do not spread
 NARROW = 0.4  # (feature_std), or whatever they do
+RISE, FALL, AGE = 0.03, 0.5, 0.1  # of loss_ratio; top1, at most this share of what it was; of old_mass
 FALSE_SHARE, FALSE_MORE = 0.6, 0.15  # of the hardest rows, and by how much more than chance
 VALIDATIONS, RISEN, POINTS = 4, 5.0, 2.0  # k-NN accuracy: how many, since the first, above an untrained network's
 LOSS_MOVED = 0.02  # of loss_ratio
@@ -72,6 +73,7 @@ class EpochMeans(NamedTuple):
     """The means of an epoch's reports, NaN where there are none."""
 
     epoch: int
+    step: int  # its last
     loss_ratio: float
     top1: float
     feature_std: float
@@ -81,6 +83,13 @@ class EpochMeans(NamedTuple):
     wait_share: float
     eta_seconds: float
 
+    def early(self, total_steps: int) -> bool:
+        """Whether it ended in the first tenth of the run."""
+        return 10 * self.step < total_steps
+
+
+MEANS = EpochMeans._fields[2:]
+
 
 class Diagnoses:
     """Told of every report and validation; each answer is what to say of it, mostly nothing. A run that is resumed
@@ -89,8 +98,7 @@ class Diagnoses:
     def __init__(self, setting: Setting) -> None:
         self.setting = setting
         self.told: dict[str, str] = {}
-        self.queue = QueueWatch()
-        self.means = {name: Mean() for name in EpochMeans._fields[1:]}
+        self.means = {name: Mean() for name in MEANS}
         self.epochs: list[EpochMeans] = []
         self.knn: list[float] = []
         self.untrained: float | None = None  # k-NN accuracy of the untrained network, once it was asked for
@@ -108,7 +116,6 @@ class Diagnoses:
         """A report of ``epoch``, by the names of the log."""
         for name, mean in self.means.items():
             mean.add(values.get(name, math.nan))
-        self.queue.note(values)
         if epoch == 0:  # it may look like anything
             return []
         return self.fresh(
@@ -117,16 +124,12 @@ class Diagnoses:
 
     def epoch_ended(self, epoch: int, step: int, changed: bool = False) -> list[str]:
         """``epoch`` has ended at ``step``. changed: in it the loss became another, as negatives began or stopped."""
-        now = EpochMeans(epoch, *(mean.value for mean in self.means.values()))
-        self.means = {name: Mean() for name in self.means}
+        now = EpochMeans(epoch, step, *(mean.value for mean in self.means.values()))
+        self.means = {name: Mean() for name in MEANS}
         self.epochs = [*([] if changed else self.epochs), now]
-        if changed:
-            self.queue.forget()
         own = self.setting
-        beginning = 10 * step < own.total_steps
-        stale = self.queue.judge(epoch, epoch == 0 or beginning, own.chance, own.flags.get("moco_m", 0.0))
         return self.fresh({
-            LEAK: leaking(now, epoch < 3 or beginning, own), STALE: stale, FALSE: false_negatives(now, own),
+            LEAK: leaking(now, own), STALE: stale(self.epochs, own), FALSE: false_negatives(now, own),
             STARVED: starved(self.epochs, own),
         })  # fmt: skip
 
@@ -163,8 +166,9 @@ def above_chance(values: Mapping[str, float], epoch: int, own: Setting) -> str:
     )
 
 
-def leaking(now: EpochMeans, beginning: bool, own: Setting) -> str:
+def leaking(now: EpochMeans, own: Setting) -> str:
     """Keys are found at once, by BatchNorm's statistics."""
+    beginning = now.epoch < 3 or now.early(own.total_steps)
     at_once = now.top1 >= ALL or (now.top1 >= LEAKED and now.feature_std < NARROW)
     if not own.may_leak or not beginning or now.epoch == 0 or not at_once:
         return ""
@@ -178,6 +182,27 @@ def leaking(now: EpochMeans, beginning: bool, own: Setting) -> str:
         f"top1 is {now.top1:.0f} % already in epoch {now.epoch} (below {LEAKED:g} so early where nothing leaks), "
         f"feature_std {now.feature_std:.2f} (1 is even): keys are not shuffled, so BatchNorm's statistics tell which "
         f"key is a query's. To shuffle them, {cure}."
+    )
+
+
+def stale(epochs: list[EpochMeans], own: Setting) -> str:
+    """The loss was low only because old keys could be told from new ones by their age, and rises as they no longer can:
+    the epoch differs so from the one with the lowest loss. The beginning of a run says nothing yet."""
+    judged = [
+        e for e in epochs
+        if e.epoch and not e.early(own.total_steps) and not math.isnan(e.loss_ratio + e.top1 + e.old_mass)
+    ]  # fmt: skip
+    if epochs[-1] not in judged:
+        return ""
+    now, was = epochs[-1], min(judged, key=lambda e: e.loss_ratio)
+    older = now.old_mass - was.old_mass >= AGE and now.top1 <= FALL * was.top1
+    if not older or now.loss_ratio - was.loss_ratio < RISE:
+        return ""
+    return (
+        f"since epoch {was.epoch} the loss has risen from {was.loss_ratio:.3f} to {now.loss_ratio:.3f} of {own.chance} "
+        f"and top1 has fallen from {was.top1:.1f} to {now.top1:.1f}: the queue was stale, its old keys were told from "
+        f"new ones by their age (its older half had {100 * was.old_mass:.0f} % of the softmax mass, now "
+        f"{100 * now.old_mass:.0f} %; 50 % is even). Raise {own.here('--moco-m')} or lower --lr."
     )
 
 
@@ -267,57 +292,3 @@ def _to_move_knn(gain: float, epochs: list[EpochMeans], own: Setting) -> str:
         )
     cure = f"Nor has the loss, {fallen}: try to raise" if losses else "Try another"
     return f"{cure} {own.here('--lr')}."
-
-
-class QueueWatch:
-    """Finds a loss that was low only because old keys could be told from new ones by their age, and rises as they no
-    longer can: a stale queue. Told of every report, asked at the end of every epoch.
-
-    RISE, FALL and AGE are by how much the means of an epoch differ from those of the epoch with the lowest loss. In
-    docs/experiments.md is where they come from.
-    """
-
-    RISE = 0.03  # of loss_ratio
-    FALL = 0.5  # top1 at most this share of what it was
-    AGE = 0.1  # of old_mass
-    NAMES = ("loss_ratio", "top1", "old_mass")
-
-    def __init__(self) -> None:
-        self.means = {name: Mean() for name in self.NAMES}
-        self.forget()
-
-    def forget(self) -> None:
-        """The loss is another from here on."""
-        self.easiest: dict[str, float] = {}
-        self.told = False
-
-    def note(self, values: Mapping[str, float]) -> None:
-        """Add a report."""
-        for name in self.NAMES:
-            self.means[name].add(values.get(name, math.nan))
-
-    def judge(self, epoch: int, early: bool, chance: str, m: float) -> str:
-        """What is wrong after ``epoch``, or an empty string; it is said once.
-
-        Args:
-            early: the epoch is of the run's beginning, whose loss says nothing yet.
-            chance, m: the formula of chance and the key encoder's momentum, for the sentence.
-        """
-        now = {name: mean.value for name, mean in self.means.items()} | {"epoch": epoch}
-        self.means = {name: Mean() for name in self.NAMES}
-        if early or math.isnan(sum(now.values())):
-            return ""
-        was = self.easiest = self.easiest or now
-        if now["loss_ratio"] < was["loss_ratio"]:
-            self.easiest = now
-        older = now["old_mass"] - was["old_mass"] >= self.AGE and now["top1"] <= self.FALL * was["top1"]
-        if self.told or not older or now["loss_ratio"] - was["loss_ratio"] < self.RISE:
-            return ""
-        self.told = True
-        return (
-            f"since epoch {was['epoch']} the loss has risen from {was['loss_ratio']:.3f} to {now['loss_ratio']:.3f} of "
-            f"{chance} and top1 has fallen from {was['top1']:.1f} to {now['top1']:.1f}: the queue was stale, its old "
-            "keys were told from new ones by their age (its older half had "
-            f"{100 * was['old_mass']:.0f} % of the softmax mass, now {100 * now['old_mass']:.0f} %; 50 % is even). "
-            f"Raise --moco-m (here {m:g}) or lower --lr."
-        )

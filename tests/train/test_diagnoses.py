@@ -20,7 +20,6 @@ from moco.train.diagnoses import (
     STARVED,
     STILL,
     Diagnoses,
-    QueueWatch,
     Setting,
     loader_advice,
 )
@@ -191,13 +190,12 @@ STALE_QUEUE = [
 
 def told_by(curve: list[tuple[float, float, float]], early: int = 1, changes: tuple[int, ...] = ()) -> dict[int, str]:
     """What is said after which epoch of a run with these (loss_ratio, top1, old_mass), three log lines each."""
-    watch, said = QueueWatch(), {}
-    for epoch, means in enumerate(curve):
+    watch, said = Diagnoses(Setting(FLAGS, total_steps=10 * (early + 1), chance="ln(1+K)")), {}
+    for epoch, (loss, top1, mass) in enumerate(curve):
         for change in (-0.02, 0.0, 0.02):  # their mean counts
-            watch.note(dict(zip(QueueWatch.NAMES, (means[0] + change, *means[1:]), strict=True)))
-        if epoch in changes:
-            watch.forget()
-        if words := watch.judge(epoch, epoch < early, "ln(1+K)", 0.99):
+            values = {"loss_ratio": loss + change, "top1": top1, "old_mass": mass, "feature_std": 0.9}
+            assert watch.report(epoch, values) == []
+        for words in watch.epoch_ended(epoch, epoch + 1, epoch in changes):
             said[epoch] = words
     return said
 
@@ -224,24 +222,9 @@ def test_a_stale_queue_is_told_once_where_loss_top1_and_age_have_all_changed():
     assert told_by([(a, b, math.nan) for a, b, _ in STALE_QUEUE]) == {}  # no queue
 
 
-def test_of_the_recorded_runs_the_stale_ones_are_told_and_no_healthy_one():
-    """Runs of several methods, see docs/normal_loss.md. The leaking one's queue is stale too; its momentum is 0.99."""
-    begin = {"SynCo": 5, "MoCHi": 3}  # epochs in which synthetic negatives begin
-    found = {}
-    for name, run in OLDER.items():
-        watch, epochs = QueueWatch(), dict(run["epoch"])
-        values = {figure: dict(run[figure]) for figure in QueueWatch.NAMES}
-        for epoch in range(max(epochs.values()) + 1):
-            steps = [step for step in epochs if epochs[step] == epoch]
-            for step in steps:
-                watch.note({figure: curve[step] for figure, curve in values.items() if step in curve})
-            if epoch == begin.get(name):
-                watch.forget()
-            if words := watch.judge(epoch, epoch == 0 or 10 * steps[-1] < max(epochs), "ln(1+K)", 0.99):
-                found[name] = epoch, words
-    assert {name: epoch for name, (epoch, _) in found.items()} == {"stale": 14, "leaking": 5}
+def test_the_page_has_the_sentence_of_its_stale_run():
     page = (ROOT / "docs" / "normal_loss.md").read_text(encoding="utf-8")
-    assert f"\nwarning: {found['stale'][1]}\n" in page  # as that run's own log has it
+    assert f"\nwarning: {said_of(older('stale'))[STALE][1]}\n" in page  # as that run's own log has it
 
 
 # ------------------------------------------------------------------------------------------------ asked by a run
@@ -259,7 +242,7 @@ def bound(monkeypatch):
         silent = {"SPREAD": -9.0, "WORST": 9e9, "LEAKED": 9e9, "ALL": 9e9, "FALSE_SHARE": 9e9, "RISEN": -9e9,
                   "WAITED": 9e9, "RISE": 9e9}  # fmt: skip
         for name, value in (silent | bounds).items():
-            monkeypatch.setattr(QueueWatch if hasattr(QueueWatch, name) else diagnoses, name, value)
+            monkeypatch.setattr(diagnoses, name, value)
 
     return set_bounds
 
