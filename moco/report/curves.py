@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import colorsys
 import re
+from array import array
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -143,7 +144,7 @@ def panels_of(lines: list[Line]) -> list[Panel]:
     for panel in PANELS:
         if panel.key == "knn":
             several = {name: f"k = {name[4:]}" for name in there if re.fullmatch(r"knn_\d+", name)}
-            panel = Panel(**{**vars(panel), "names": {"knn": "first k", **several} if several else panel.names})
+            panel = replace(panel, names={"knn": "first k", **several} if several else panel.names)
         known |= set(panel.names)
         if any(name in there for name in panel.names):
             found.append(panel)
@@ -235,13 +236,8 @@ def epochs_at(run: Run, steps: np.ndarray) -> np.ndarray | None:
     first of them an epoch ends with its last record; a last epoch that is shorter than the one before it has not ended.
     """
     if "finished_epochs" in run.figures:
-        at, finished = map(np.frombuffer, run.figures["finished_epochs"])
-        return _counted(at, finished, steps)
-    if "epoch" not in run.figures:
-        return None
-    at, epoch = (np.frombuffer(part) for part in run.figures["epoch"])
-    sound = np.isfinite(epoch)
-    at, epoch = at[sound], epoch[sound]
+        return _counted(*_known(run, "finished_epochs"), steps)
+    at, epoch = _known(run, "epoch")
     if not len(at):
         return None
     numbers = np.unique(epoch)
@@ -257,13 +253,21 @@ def epochs_at(run: Run, steps: np.ndarray) -> np.ndarray | None:
 
 def _counted(at: np.ndarray, finished: np.ndarray, steps: np.ndarray) -> np.ndarray | None:
     """Epochs at these steps where ``finished`` of them are known ``at`` some."""
-    sound = np.isfinite(finished) & (at > 0) & (finished > 0)
+    sound = (at > 0) & (finished > 0)
     x, of = np.unique(at[sound], return_index=True)
     if not len(x):
         return None
     x, y = np.concatenate([[0.0], x]), np.concatenate([[0.0], finished[sound][of]])
     pace = (y[-1] - y[-2]) / (x[-1] - x[-2])
     return np.interp(steps, x, y) + pace * np.maximum(0.0, steps - x[-1])
+
+
+def _known(run: Run, name: str) -> tuple[np.ndarray, np.ndarray]:
+    """Steps and values of a figure where it is a number, in the order of steps."""
+    steps, values = map(np.asarray, run.figures.get(name, (array("d"), array("d"))))
+    order = np.argsort(steps, kind="stable")
+    order = order[np.isfinite(values[order])]
+    return steps[order], values[order]
 
 
 def _ended(run: Run) -> bool:
@@ -273,17 +277,11 @@ def _ended(run: Run) -> bool:
 
 
 def seconds_at(run: Run, steps: np.ndarray) -> np.ndarray | None:
-    """Seconds of work up to these steps, without those between a stop and its resumption; None where the log does not
-    say when."""
-    if "time" not in run.figures:
+    """Seconds of work up to these steps, without those between a stop and its resumption; NaN before the first record
+    with a time, None where no step comes after it."""
+    at, clock = _known(run, "time")
+    if not len(at) or not (steps >= at[0]).any():
         return None
-    at, clock = (np.frombuffer(part) for part in run.figures["time"])
-    sound = np.isfinite(clock)
-    at, clock = at[sound], clock[sound]
-    if not len(at):
-        return None
-    order = np.argsort(at, kind="stable")
-    at, clock = at[order], clock[order]
     begins = np.array(
         sorted(t for e in run.events if e["kind"] == "begin" and (t := number(e.get("time"))) is not None)
     )
@@ -296,7 +294,7 @@ def seconds_at(run: Run, steps: np.ndarray) -> np.ndarray | None:
         worked = np.where((last > clock[:-1]) & (last <= clock[1:]), clock[1:] - last, worked)
     seconds = np.concatenate([[first], first + np.cumsum(np.maximum(0.0, worked))])
     last_at = np.concatenate([np.diff(at) > 0, [True]])  # of records of one step the last
-    return np.interp(steps, at[last_at], seconds[last_at])
+    return np.interp(steps, at[last_at], seconds[last_at], left=np.nan)
 
 
 def data_of(panel: Panel, lines: list[Line], of: list[Line]) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from moco import files
-from moco.errors import printable
+from moco.pictures.lettering import lettering, plain
 from moco.report.curves import Line, Panel, curves, time_unit
 
 _DASHES = ("-", "--", ":", "-.")
@@ -30,7 +30,7 @@ def figure(panel: Panel, lines: list[Line], align: str) -> Any:
     seconds, unit = time_unit(latest) if align == "time" else (1.0, f"{align}s")
     named: set[int] = set()
     for curve in drawn:
-        label = "_" if curve.line in named else _plain(lines[curve.line].name)
+        label = "_" if curve.line in named else plain(lines[curve.line].name)
         named.add(curve.line)
         dots = "." if np.isfinite(curve.y).sum() <= 30 else ""
         axes.plot(np.asarray(curve.x[align]) / seconds, curve.y, dots + _DASHES[curve.dash % 4], linewidth=1.4,
@@ -41,7 +41,7 @@ def figure(panel: Panel, lines: list[Line], align: str) -> Any:
         axes.axhline(panel.level[0], color="0.5", linewidth=0.8, linestyle=(0, (4, 3)))
         axes.annotate(panel.level[1], (0, panel.level[0]), xycoords=axes.get_yaxis_transform(), ha="left", va="bottom",
                       fontsize=8, color="0.4")  # fmt: skip
-    axes.set(xlabel=unit, ylabel=panel.unit, title=_plain(panel.title))
+    axes.set(xlabel=unit, ylabel=panel.unit, title=plain(panel.title))
     axes.grid(color="0.9")
     axes.spines[["top", "right"]].set_visible(False)
     if len(named) + len(set(panel.names.values())) > 2 and len(named) <= _MOST_NAMES:
@@ -49,27 +49,25 @@ def figure(panel: Panel, lines: list[Line], align: str) -> Any:
     return found
 
 
-def _plain(name: str) -> str:
-    return printable(name).replace("$", r"\$")
-
-
 def write(folder: str, sections: dict[str, tuple[list[Panel], list[Line]]], align: str) -> list[str]:
     """Write every panel as ``LOG_KEY.png`` (log_loss_ratio.png) into a folder; the paths."""
     paths = []
-    for log, (panels, lines) in sections.items():
-        for panel in panels:
-            if found := figure(panel, lines, align):
-                path = os.path.join(folder, f"{log}_{panel.key}.png")
-                files.write_figure(found, path, "--figures")
-                paths.append(path)
+    with lettering():
+        for log, (panels, lines) in sections.items():
+            for panel in panels:
+                if found := figure(panel, lines, align):
+                    path = os.path.join(folder, f"{log}_{panel.key}.png")
+                    files.write_figure(found, path, "--figures")
+                    paths.append(path)
     return paths
 
 
 def uri(panel: Panel, lines: list[Line], align: str) -> str:
     """A panel as a data URI; empty where there is nothing to draw."""
-    found = figure(panel, lines, align)
-    if found is None:
-        return ""
     png = io.BytesIO()
-    found.savefig(png, format="png", dpi=100)
+    with lettering():
+        found = figure(panel, lines, align)
+        if found is None:
+            return ""
+        found.savefig(png, format="png", dpi=100)
     return "data:image/png;base64," + base64.b64encode(png.getvalue()).decode()

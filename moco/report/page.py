@@ -6,10 +6,12 @@ import base64
 import math
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from urllib.parse import quote
+
+import numpy as np
 
 import moco
 from moco import files
@@ -135,7 +137,8 @@ def _runs(report: Report) -> str:
         if end.next:
             became += f'<br><span class="pale">next:</span> <code>{text(end.next)}</code>'
         became += "</div>"
-        numbers = [_epochs(run), _worked(run), *_latest(run, columns, first[1] if first else None)]
+        numbers = [_so_far(run, curves.epochs_at, "{:.4g}".format), _so_far(run, curves.seconds_at, ending.duration)]
+        numbers += _latest(run, columns, first[1] if first else None)
         rows.append(_run_row(_label(run.name, first), [text(run.kind)] * several + [became], numbers))
         for i, line in mine[1:]:
             numbers = ["", "", *_latest(run, columns, line)]
@@ -165,18 +168,10 @@ def _run_row(label: str, words: list[str], numbers: list[str]) -> str:
     return f"<tr>{''.join(cells)}</tr>"
 
 
-def _epochs(run: Run) -> str:
-    import numpy as np
-
-    found = curves.epochs_at(run, np.array([run.step])) if run.log in curves.DRAWN else None
-    return "" if found is None else f"{found[0]:.4g}"
-
-
-def _worked(run: Run) -> str:
-    import numpy as np
-
-    found = curves.seconds_at(run, np.array([run.step])) if run.log in curves.DRAWN else None
-    return "" if found is None else ending.duration(found[0])
+def _so_far(run: Run, axis: Callable[[Run, np.ndarray], np.ndarray | None], shown: Callable[[float], str]) -> str:
+    """Where on an axis the last record lies."""
+    found = axis(run, np.array([run.step])) if run.log in curves.DRAWN else None
+    return "" if found is None else shown(found[0])
 
 
 def _latest(run: Run, columns: list[str], line: Line | None) -> list[str]:
@@ -319,8 +314,11 @@ def _notes(report: Report) -> str:
             lines = "1 line" if run.damaged == 1 else f"{run.damaged} lines"
             left_out = "is left out" if run.damaged == 1 else "are left out"
             said.append(f"{run.name}: {lines} of {name} cannot be read and {left_out}.")
-        if run.log in curves.DRAWN and run.records and "time" not in run.figures:
-            said.append(f"{run.name}: {name} has no times (an older version wrote it); it is not drawn over time.")
+        timed = run.figures["time"][0][0] if "time" in run.figures else math.inf  # the first step that says when
+        if run.log in curves.DRAWN and timed > min((steps[0] for steps, _ in run.figures.values()), default=math.inf):
+            part, it = (f" before step {timed:.0f}", "that part") if timed < math.inf else ("", "it")
+            said.append(f"{run.name}: {name} has no times{part} (an older version wrote {it}); {it} is not drawn over "
+                        "time.")  # fmt: skip
         most = curves.most_points(len(report.lines))
         if run.log in curves.DRAWN and run.records > most:
             said.append(f"{run.name}: {name} has {run.records:,} records; a curve shows about {most:,} of them, the "

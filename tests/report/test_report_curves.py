@@ -81,6 +81,15 @@ def test_hours_between_a_stop_and_its_resumption_are_no_time_of_the_run(tmp_path
     assert curve.x["time"] is curve.x["epoch"] is None
 
 
+def test_steps_of_an_older_version_before_a_resumption_have_no_place_in_time(tmp_path):
+    old = [{"step": 1, "loss": 1.0, "lr": 1.0}, {"step": 2, "loss": 1.0}]
+    new = [{"step": s, "loss": 1.0, "time": 9_000.0 + s} for s in (3, 4)]
+    run = the_run(tmp_path, *old, *new, events=[event("begin", 9_000.0, 2, resumed="x")])
+    (curve,) = drawn(run, "loss").values()
+    np.testing.assert_array_equal(curve.x["time"], [np.nan, np.nan, 3, 4])
+    assert drawn(run, "lr")[""].x["time"] is None
+
+
 def test_a_figure_without_a_panel_gets_one_and_places_get_none(tmp_path):
     records = [{"step": 1, "epoch": 0, "time": 1.0, "eta_seconds": 3, "mine/x": 1.0, "nothing": None, "knn_5": 20.0}]
     lines = curves.lines_of([the_run(tmp_path, *records)])
@@ -112,3 +121,10 @@ def test_panels_are_written_as_png(tmp_path, align):
     expected = {"step": [1, 2, 3, 4], "epoch": [0.5, 1, 1.5, 2], "time": [10, 20, 30, 40]}[align]
     assert line.get_xdata().tolist() == expected
     assert found.axes[0].get_xlabel() == {"step": "steps", "epoch": "epochs", "time": "seconds"}[align]
+
+
+def test_a_run_may_be_named_in_letters_that_dejavu_has_not(tmp_path):
+    lines = curves.lines_of([the_run(tmp_path / "猫 $x", *EPOCHS)])  # filterwarnings = error
+    written = figures.write(str(tmp_path), {"log": (curves.PANELS[2:3], lines)}, "step")
+    assert written == [str(tmp_path / "log_contrast.png")]
+    assert figures.uri(curves.PANELS[2], lines, "step").startswith("data:image/png")

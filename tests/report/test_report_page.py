@@ -51,6 +51,16 @@ def test_curves_are_drawn_switched_smoothed_and_hidden(two, browse):
     assert tab.input_value("#align") == "time"
 
 
+def test_steps_of_an_older_version_before_a_resumption_are_not_drawn_over_time(tmp_path, browse):
+    older = [{name: r[name] for name in ("step", "epoch", "loss_ratio")} for r in EPOCHS[:2]]
+    write_log(tmp_path, *older, *EPOCHS[2:], events=[event("begin", 125.0, 2, 0, resumed="x")])
+    tab = browse(written(tmp_path, "--align", "time"))
+    tab.wait_for_selector(".plot .main-svg")
+    assert [trace[1] for trace in tab.evaluate(DRAWN)] == [[None, None, 5, 15]]
+    said = "log.jsonl has no times before step 3 (an older version wrote that part); that part is not drawn over time."
+    assert said in tab.inner_text("body")
+
+
 def test_what_users_named_stays_text_and_nothing_is_sent_away(two, browse):
     tab = browse(written(two), dark=True, width=500)
     tab.wait_for_selector(".plot .main-svg")

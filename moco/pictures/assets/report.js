@@ -49,7 +49,7 @@
     for (const curve of panel.curves) {
       if (!shown.has(curve.line) || !curve[axis]) continue;
       const {name, colour} = data.lines[curve.line];
-      const x = axis === "time" ? curve.time.map(value => value / seconds) : curve[axis];
+      const x = axis === "time" ? curve.time.map(value => value === null ? null : value / seconds) : curve[axis];
       const few = curve.y.filter(value => value !== null).length <= 30;
       const line = {color: colour[dark.matches ? 1 : 0], dash: dashes[curve.dash % 4], width: 1.8};
       const label = (curve.label ? name + ", " + curve.label : name).replace(/&/g, "&amp;").replace(/</g, "&lt;");
