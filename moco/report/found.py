@@ -24,6 +24,7 @@ TRIALS = {
 PICTURES = {
     "confusion.png": "Confusion matrix", "knn_confusion.png": "Confusion matrix of k-NN", "results.png": "Sweep",
     "lr_find.png": "Learning-rate range test", "embedding.png": "Embedding",
+    "neighbours.png": "Neighbours", "negatives.png": "Hard negatives",
 }  # fmt: skip
 
 

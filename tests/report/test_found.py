@@ -214,10 +214,12 @@ def test_a_folder_of_images_is_not_read_to_its_end(tmp_path, monkeypatch):
 
 
 def test_pictures_are_found_with_their_folders(tmp_path):
-    for name in ("confusion.png", "probe/lr_find.png", "sweep/results.png", "sweep/trials/a/confusion.png"):
+    for name in ("confusion.png", "alike/neighbours.png", "hard/negatives.png", "probe/lr_find.png",
+                 "sweep/results.png", "sweep/trials/a/confusion.png"):  # fmt: skip
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).touch()
     (tmp_path / "sweep" / "results.csv").touch()
-    titles = ["Confusion matrix", "Learning-rate range test: probe", "Sweep: sweep"]
+    titles = ["Confusion matrix", "Neighbours: alike", "Hard negatives: hard", "Learning-rate range test: probe",
+              "Sweep: sweep"]  # fmt: skip
     assert [title for title, _ in found.pictures(str(tmp_path))] == titles
     assert all(os.path.isfile(path) for _, path in found.pictures(str(tmp_path)))
