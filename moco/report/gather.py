@@ -138,10 +138,9 @@ class Entries(dict[str, Any]):
         Raises:
             OSError, Unusable: no file that can be read, or no JSON.
         """
+        text = text_of(path)
         try:
-            found = json_of(text_of(path))
-        except Unusable:
-            raise
+            found = json_of(text)
         except ValueError as error:
             raise Unusable(f"it is no whole JSON: {error}") from error
         return cls(found if isinstance(found, dict) else {})

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 
-from moco.files import json_of
+from moco.files import dictionary_of
 from moco.report.gather import AP, CHECKPOINT, FILE, MOST_ROWS, Entries, Finds, Row, relative, text_of
 from moco.report.table import Cell, Table
 from moco.report.walk import Place
@@ -92,11 +92,7 @@ def of_training(finds: Finds, place: Place, path: str) -> None:
     last = Entries()
     for line in text_of(path).splitlines():
         if "/AP" in line:
-            try:
-                record = json_of(line)
-            except ValueError:  # it is just being written
-                continue
-            last = Entries(record) if isinstance(record, dict) else last
+            last = Entries(dictionary_of(line)) or last  # empty for a line that is just being written
     cells = {kind + name: last.cell(f"{key}/{name}", "{:.1f}") for key, kind in KINDS.items() for name in APS}
     if any(cells.values()):
         state = f"at iteration {last.cell('iteration', '{:.0f}')}"

@@ -33,7 +33,6 @@ class Run:
         folder: where it is. log: name of its log without .jsonl.
         name: what tells it apart from the other runs of a report.
         figures: the numbers of the log by name, NaN where it has null: steps and values of equal lengths.
-        epochs, times: of the steps that say so.
         records: how many it has. step: of the last one. damaged: lines of the log that cannot be read.
     """
 
@@ -73,7 +72,7 @@ def find(paths: list[str], depth: int = DEPTH) -> list[Run]:
             found.setdefault(os.path.realpath(run.path()), run)
     runs = list(found.values())
     for run in runs:
-        read(run)
+        _read(run)
     _name(runs)
     return runs
 
@@ -95,9 +94,7 @@ def _name(runs: list[Run]) -> None:
 # ------------------------------------------------------------------------------------------------------- one run
 
 
-def read(run: Run) -> None:
-    """Fill a run from its files."""
-    run.figures, run.records, run.step, run.damaged = {}, 0, 0.0, 0
+def _read(run: Run) -> None:
     _read_log(run)
     run.settings = _dictionary(run.path("_settings.json"))
     run.events = [event for event in files.records(run.path("_events.jsonl")) if isinstance(event.get("kind"), str)]
@@ -146,10 +143,9 @@ def number(value: Any) -> float | None:
 def _dictionary(path: str) -> dict[str, Any]:
     try:
         with open(files.regular_handle(path, 1 << 24), encoding="utf-8", errors="replace") as file:
-            found = files.json_of(file.read())
-    except (OSError, ValueError):
+            return files.dictionary_of(file.read())
+    except OSError:
         return {}
-    return found if isinstance(found, dict) else {}
 
 
 def shown(value: Any) -> str:
