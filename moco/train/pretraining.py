@@ -106,7 +106,9 @@ class Trainer(Loop):
         at, last = self.progress, self.exit_code is not None or self.finished()
         waiting = self.timer.share("waiting for images")
         if self.told.times(at.epoch + 1, waiting, last):
-            odd = f"; above {SLOW_LOADER:.0%} the loader holds up the training" * (waiting > SLOW_LOADER)
+            odd = ""
+            if waiting > SLOW_LOADER:
+                odd = f"; above {SLOW_LOADER:.0%} the loader holds up the training: {self.setting.loader()}"
             self.log.line(f"epoch {at.epoch}, step time: {self.timer.summary()}{odd}")
 
     def _follow_plateau(self) -> None:

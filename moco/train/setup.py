@@ -7,6 +7,7 @@ import math
 from argparse import Namespace
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -142,7 +143,7 @@ def setting_of(args: Namespace, given: PretrainData, model: Contrast, plan: Trai
         guess=100 * max(_class_shares(queries), default=0.0),
         class_size=len(bank) / len(banked) if bank is not None and banked else math.inf,
         together=given.sampler.batch // given.sampler.world // parts if normed else math.inf,
-        loader=lambda: loader_advice(loader_facts(args, images, given.view)),
+        loader=cache(lambda: loader_advice(loader_facts(args, images, given.view))),
     )  # fmt: skip
 
 

@@ -284,6 +284,18 @@ def test_the_log_says_now_and_then_where_the_time_goes(
         assert sum(shares.values()) == pytest.approx(100, abs=1)
 
 
+def test_a_loader_that_holds_up_the_training_is_told_with_the_flag_that_helps(
+    image_folder, tmp_path, in_process, monkeypatch, capsys
+):
+    for share in (0.2, 0.21):
+        monkeypatch.setattr(StepTimer, "share", lambda *_, share=share: share)
+        assert in_process(*TINY, "--epochs", 1, "--save-dir", tmp_path / f"{share}", image_folder) == 0
+    well, slow = (x for x in capsys.readouterr().out.splitlines() if ", step time: " in x)
+    flag = f"try -j {distributed.cores()} (now 0)."
+    assert ";" not in well
+    assert slow.endswith(f" %; above 20% the loader holds up the training: {flag}")
+
+
 def test_on_a_cpu_batches_pass_unchanged():
     batches = [{"q": torch.ones(1)}, {"q": torch.zeros(1)}]
     assert list(prefetch(iter(batches), torch.device("cpu"))) == batches
