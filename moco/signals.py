@@ -108,13 +108,14 @@ class Listener:
                 os.dup2(os.open(os.devnull, os.O_WRONLY), output)
 
     def _end(self, said: str) -> None:
-        code = max(CODES[number] for number in self.noted)
+        counts = max(self.noted, key=CODES.__getitem__)
+        code = CODES[counts]
         module = sys.modules.get("multiprocessing.process")
         children = module.active_children() if module else []
         for path in list(unfinished):
             with contextlib.suppress(OSError):
                 os.remove(path)
-        part(code, f"signal {signal.Signals(self.noted[-1]).name}")
+        part(code, f"signal {signal.Signals(counts).name}")
         if not (self.led or self.silent):
             _say(said)
         sys.setswitchinterval(60)  # the main thread is not to notice, and tell of, what is ended here

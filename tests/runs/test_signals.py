@@ -1,8 +1,10 @@
 """Signals at chosen instants: the exit code, one quiet line, a whole checkpoint where one is due, no process left."""
 
 import functools
+import json
 import os
 import pty
+import re
 import signal
 import subprocess
 import sys
@@ -41,6 +43,12 @@ def ended(program, code: int) -> str:
     assert "Traceback" not in program.text and "leaked" not in program.text, program.text
     wait_until(lambda: not left_in(program.pid), "a process is left")
     return program.text
+
+
+def end_of(folder) -> list[tuple]:
+    """How the events of a run say that it ended: reason and exit code, once, or not at all."""
+    events = [json.loads(line) for line in (folder / "log_events.jsonl").read_text().splitlines()]
+    return [(event["reason"], event["exit_code"]) for event in events if event["kind"] == "end"]
 
 
 # -------------------------------------------------------------------------------------------- before the first step
@@ -146,12 +154,17 @@ def test_in_saving_and_the_second_time(nproc, image_folder, tmp_path, start):
     for program in (once, twice):
         program.wait_for("writing")
         os.killpg(program.pid, signal.SIGINT)
-    assert ended(once, 130).count("saved ") == 3  # two epochs, and one more step
+    said = ended(once, 130)
+    assert said.count("saved ") == 3  # two epochs, and one more step
+    assert "\nstopped after 1 of 3 steps of epoch 2 by SIGINT: loss " in said
     assert load(tmp_path / "once")["run"]["step"] == 7
+    assert end_of(tmp_path / "once") == [("signal SIGINT", 130)]
     twice.wait_for("noted")
     time.sleep(1.1 * signals.COPY_SECONDS)
     os.killpg(twice.pid, signal.SIGINT)
-    assert ended(twice, 130).endswith("noted\nended at once; the newest checkpoint is whole\n")
+    said = ended(twice, 130)
+    assert said.endswith("noted\nended at once; the newest checkpoint is whole\n")
+    assert end_of(tmp_path / "twice") == [("signal SIGINT", 130)] * (nproc == 1)  # the others are killed: no end
     assert load(tmp_path / "twice")["run"]["step"] == 3
     assert len([*(tmp_path / "twice").glob("*.tmp")]) == nproc - 1  # processes of a launcher end as by kill -9
 
@@ -175,8 +188,10 @@ def test_a_run_whose_last_step_is_done_keeps_its_result(image_folder, tmp_path, 
     program = start(*words, main=measuring)
     program.wait_for("measuring")
     os.kill(program.pid, signal.SIGTERM)
-    assert "k-NN" in ended(program, 0)
+    said = ended(program, 0)
+    assert re.fullmatch(r"finished: k-NN .*; next: .*", said.splitlines()[-1])
     assert load(tmp_path)["epoch"] == 1
+    assert end_of(tmp_path) == [("finished", 0)]
 
 
 # ------------------------------------------------------------------------------------------------- the listener
@@ -228,6 +243,21 @@ def test_copies_are_no_second_signal(seconds, scheduled, senders, again, monkeyp
         for sender in senders:
             listener.take(signal.SIGTERM, os.getppid() if sender == "p" else 0)
     assert seen == again
+
+
+def test_a_program_that_ends_at_once_records_the_signal_of_its_exit_code(monkeypatch):
+    codes, recorded = [], []
+    monkeypatch.setattr(signals, "COPY_SECONDS", 0.0)
+    monkeypatch.setattr(signals, "parting", [lambda *end: recorded.append(end)])
+    monkeypatch.setattr(os, "_exit", codes.append)
+    monkeypatch.setattr(sys, "setswitchinterval", lambda seconds: None)
+    with signals.listening():
+        signals.hold()
+        listener = signals._mine()
+        assert listener
+        for number in (signal.SIGTERM, signal.SIGINT):
+            listener.take(number)
+    assert (recorded, codes) == ([(143, "signal SIGTERM")], [143])
 
 
 TELLING = """

@@ -1,15 +1,18 @@
 """What the console shows now and then, and the last line of a run."""
 
 import json
+import os
 import re
 import shlex
+import signal
 import sys
 
 import pytest
-from conftest import TINY
+from conftest import TINY, records, wait_until
 
-from moco import cli, doors
+from moco import cli, doors, signals
 from moco.train.ending import SLOW_LOADER, Reached, Told, last_line
+from moco.train.pretraining import Trainer
 
 
 def test_times_are_told_at_epochs_that_double_at_every_tenth_and_the_last():
@@ -163,3 +166,26 @@ def test_what_a_run_says_to_type_next_can_be_typed(labelled, image_folder, tmp_p
         assert (tmp_path / "run" / "features" / "features.npz").exists()
     events = [json.loads(line) for line in (tmp_path / "run" / "log_events.jsonl").read_text().splitlines()]
     assert [e.get("exit_code") for e in events if e["kind"] == "end"] == [75, 0]
+
+
+@pytest.mark.parametrize(("came", "name", "code"), [(["SIGUSR1"] * 2, "SIGUSR1", 75),
+                                                    (["SIGTERM", "SIGUSR1"], "SIGTERM", 143)])  # fmt: skip
+def test_signals_in_the_last_step(came, name, code, image_folder, tmp_path, in_process, monkeypatch, capsys):
+    """The measurements of the last epoch are left: the same command makes them, and finishes the run."""
+    step = Trainer.step
+
+    def signalled(self, batches) -> None:
+        if self.progress.step == 2 and not signals.noted():
+            for sent, number in enumerate(came, 1):
+                os.kill(os.getpid(), signal.Signals[number])
+                wait_until(lambda sent=sent: len(signals.noted()) == sent)
+        step(self, batches)
+
+    monkeypatch.setattr(Trainer, "step", signalled)
+    words = [*TINY, "--epochs", 1, "--knn-every", 1, "--knn-k", 3, "--save-dir", tmp_path, image_folder]
+    assert [in_process(*words), in_process(*words, "--resume", "auto")] == [code, 0]
+    stopped, finished = (line for line in capsys.readouterr().out.splitlines() if line.startswith(("stopped", "finis")))
+    assert re.fullmatch(rf"stopped after the last step by {name}: loss .*; continue with --resume auto", stopped)
+    assert finished.startswith("finished: k-NN ")
+    ends = [event for event in records(tmp_path / "log_events.jsonl") if event["kind"] == "end"]
+    assert [(e["reason"], e["exit_code"], e["step"]) for e in ends] == [(f"signal {name}", code, 3), ("finished", 0, 3)]
