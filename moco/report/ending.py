@@ -74,7 +74,7 @@ def resume(begin: dict[str, Any]) -> str:
 
 def place(run: Run, event: dict[str, Any] | None = None) -> str:
     """`` after step 1200 (epoch 3)``, of an event or of the last record; empty where nothing was recorded."""
-    if run.log in ("knn", "few_shot"):  # measured in one go
+    if run.log in ("knn", "few_shot", "lr_find"):  # measured in one go
         return ""
     step, epoch = (number((event or {}).get(name)) for name in ("step", "epoch"))
     if step is None and run.records:

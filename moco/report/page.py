@@ -210,7 +210,10 @@ def _panels(report: Report, interactive: bool) -> list[str]:
             if interactive:
                 inner = f'<div class="plot" data-panel="{number_}" role="img" aria-label="{text(panel.title)}"></div>'
             else:
-                inner = f'<img src="{figures.uri(panel, lines, report.align)}" alt="{text(panel.title)}">'
+                uri = figures.uri(panel, lines, report.align)
+                inner = (
+                    f'<img src="{uri}" alt="{text(panel.title)}">' if uri else f"no run has this over {report.align}"
+                )
             number_ += 1
             figures_.append(f'<figure class="panel">{_caption(panel, lines)}{inner}</figure>')
         kind = KINDS[log][0].upper() + KINDS[log][1:]
@@ -223,7 +226,9 @@ def _caption(panel: Panel, lines: list[Line]) -> str:
     unit = f' <span class="pale">{text(panel.unit)}</span>' if panel.unit else ""
     there = {label for name, label in panel.names.items() for line in lines if name in line.figures and label}
     labels = [(i, label) for i, label in enumerate(dict.fromkeys(panel.names.values())) if label in there]
-    keys = "" if len(labels) < 2 else "".join(f'<span class="key dash{i}">{text(label)}</span>' for i, label in labels)
+    keys = (
+        "" if len(labels) < 2 else "".join(f'<span class="key dash{i % 4}">{text(label)}</span>' for i, label in labels)
+    )
     note = f'<div class="pale">{text(panel.note)}</div>' if panel.note else ""
     return f"<figcaption><b>{text(panel.title)}</b>{unit} {keys}{note}</figcaption>"
 
@@ -251,7 +256,7 @@ def _element(name: str, inner: str, right: bool = False) -> str:
 def _is_number(cell: Cell) -> bool:
     if isinstance(cell, str):
         try:
-            float(cell.split(" ± ")[0] or "0")
+            float(cell.split(" ± ")[0].replace(",", "") or "0")
         except ValueError:
             return False
     return True

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import functools
+import argparse
 from typing import Any
 
 from moco import cli
@@ -12,7 +12,7 @@ from moco.report.table import Cell, Table
 
 _PARSERS = {"log": cli.pretrain_parser, "semisup": cli.semisup_parser}  # of all other logs: main_lincls.py
 # Where a run writes and how it was started says nothing of what it learned.
-_PLACES = {"save_dir", "trial", "resume", "config", "help", "overwrite", "world_size", "rank", "dist_url", "gpu",
+_PLACES = {"save_dir", "trial", "resume", "config", "overwrite", "world_size", "rank", "dist_url", "gpu",
            "dist_backend", "multiprocessing_distributed", "nproc", "report"}  # fmt: skip
 WIDEST = 6  # runs that are columns; more are rows
 
@@ -33,11 +33,11 @@ def _parser_of(run: Run) -> Any:
     return _PARSERS.get(run.log, cli.lincls_parser)
 
 
-@functools.cache
 def _flags(parser: Parser) -> dict[str, tuple[str, Any]]:
     """Flag and default of each setting."""
-    actions = [action for action in parser.actions() if action.dest not in _PLACES]
-    return {action.dest: (spelling(action), parser.get_default(action.dest)) for action in actions}
+    # a flag without a default of its own is another spelling of one that has it
+    actions = [a for a in parser.actions() if a.dest not in _PLACES and a.default is not argparse.SUPPRESS]
+    return {action.dest: (spelling(action), action.default) for action in actions}
 
 
 def _plain(value: Any) -> Any:

@@ -37,6 +37,12 @@ def test_a_run_that_said_how_it_ended(last, state, text, tmp_path):
     assert found.next in ("again", "", "{}")
 
 
+def test_a_measure_in_one_go_has_no_place(tmp_path):
+    assert told(tmp_path, BEGIN, event("end", reason="finished", exit_code=0), log="lr_find").text == (
+        "finished, exit code 0"
+    )
+
+
 def test_a_run_that_goes_on_after_an_end_has_not_ended(tmp_path):
     found = told(tmp_path, BEGIN, FINISHED, event("begin", 300.0, resumed="x", command="moco pretrain --resume auto"))
     assert (found.state, found.next) == ("killed", "moco pretrain --resume auto")

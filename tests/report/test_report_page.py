@@ -100,6 +100,17 @@ def test_one_run_is_compared_with_the_defaults(tmp_path):
     assert "--moco-m" not in text and "--save-dir" not in text
 
 
+def test_a_flag_of_two_spellings_has_one_default(tmp_path):
+    write_log(tmp_path, *EPOCHS, log="semisup", settings={"epochs": 5, "schedule": None})
+    assert "setting value default --epochs 5 – " in words_of(written(tmp_path)) + " "
+    write_log(tmp_path, *EPOCHS, log="semisup", settings={"schedule": [1, 2]})
+    assert "setting value default --schedule 1 2 –" in words_of(written(tmp_path))
+
+
+def test_counts_are_numbers_of_a_table():
+    assert page._is_number("4,000") and page._is_number("1.5 ± 0.2") and not page._is_number("cached")
+
+
 def test_a_picture_that_is_also_a_page_has_a_relative_link_to_it(two, browse):
     folder = two / "a #1" / "map"
     folder.mkdir(parents=True)
@@ -119,6 +130,8 @@ def test_without_plotly_the_curves_are_pictures(two, browse, monkeypatch):
     assert tab.locator(".panel img").count() == 3
     assert tab.evaluate("[...document.querySelectorAll('.panel img')].every(image => image.naturalWidth > 500)")
     assert not tab.locator("#controls").count()
+    tab = browse(written(two.parent / "runs" / EVIL, "--align", "time"))
+    assert "no run has this over time" in tab.inner_text(".panel")
 
 
 def test_a_watched_page_reads_itself_again(two, browse, monkeypatch):
