@@ -111,21 +111,15 @@
     const script = document.createElement("script");
     script.textContent = await new Response(stream).text();
     document.head.append(script);
-    const sight = new IntersectionObserver(entries => {
-      for (const {isIntersecting, target} of entries) {
-        if (!isIntersecting || seen.has(target)) continue;
-        sight.unobserve(target);
-        seen.add(target);
-        draw(target);
-      }
-    }, {rootMargin: "400px"});
-    plots.forEach(plot => sight.observe(plot));
-    addEventListener("beforeprint", () => plots.forEach(plot => {
+    const show = plot => {
       if (seen.has(plot)) return;
-      sight.unobserve(plot);
       seen.add(plot);
       draw(plot);
-    }));
+    };
+    const sight = new IntersectionObserver(
+      entries => entries.filter(entry => entry.isIntersecting).forEach(entry => show(entry.target)), {rootMargin: "400px"});
+    plots.forEach(plot => sight.observe(plot));
+    addEventListener("beforeprint", () => plots.forEach(show));
     for (const control of [align, smooth, ...boxes]) control.addEventListener("input", changed);
     for (const [id, checked] of [["all", true], ["none", false]]) {
       document.getElementById(id).addEventListener("click", () => {
