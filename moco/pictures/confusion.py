@@ -5,8 +5,6 @@ Legend: C classes; a matrix has a row for each true class and a column for each 
 
 from __future__ import annotations
 
-import csv
-import io
 import os
 import textwrap
 from collections import Counter
@@ -69,20 +67,6 @@ def write_confusion(matrix: np.ndarray, classes: list[str], path: str, title: st
     return f"{path}.csv and {os.path.basename(path)}.png beside it" + (
         f"; most images taken wrongly: {told}" if told else ""
     )
-
-
-def read_confusion(text: str) -> tuple[np.ndarray, list[str]] | None:
-    """Matrix and names of the classes from the text of a CSV of :func:`write_confusion`; None for another table.
-
-    Raises:
-        ValueError: a table that is cut, or without counts.
-    """
-    head, *rows = csv.reader(io.StringIO(text, newline="")) if text else ([],)
-    if head[:1] != ["true / predicted"]:
-        return None
-    if len(rows) != len(head) - 1 or any(len(row) != len(head) for row in rows):
-        raise ValueError("the table is cut")
-    return np.array([row[1:] for row in rows], dtype=np.int64).reshape(len(rows), len(rows)), head[1:]
 
 
 # ------------------------------------------------------------------------------------------------------- the picture

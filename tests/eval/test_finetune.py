@@ -11,6 +11,7 @@ import pytest
 import torch
 import torchvision
 from conftest import differences, records, rounding, run, spoiled
+from support.confusions import read_confusion
 from support.finetuning import ARCH, MEAN, STD, TINY, sentence, state_of, tune
 from torch import nn
 
@@ -25,7 +26,6 @@ from moco.eval.classifier import backbone_of
 from moco.eval.features import EvalData, LabelledBatches
 from moco.eval.finetune_loss import Objective
 from moco.models.encoder import build_encoder
-from moco.pictures.confusion import read_confusion
 from moco.train import checkpoint
 from moco.train.optimizers import use_fused_optimizer_step
 from moco.train.plan import Progress, count_epochs

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from conftest import rounding
 from PIL import Image
 from sklearn.neighbors import KNeighborsClassifier
+from support.confusions import read_confusion
 from torch import nn
 
 import main_lincls
@@ -25,7 +26,6 @@ from moco.eval.details import Details
 from moco.eval.features import EvalData, FeatureExtractor, Features
 from moco.eval.knn import evaluate_knn, knn_predict, measure_knn
 from moco.models.encoder import build_encoder, features, head_of
-from moco.pictures.confusion import read_confusion
 from moco.train.metrics import alignment, uniformity
 
 CPU = torch.device("cpu")
