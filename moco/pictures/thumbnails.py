@@ -41,14 +41,14 @@ def _coarse(source: Source, index: int, longest: int) -> Image.Image | None:
     return reading(source.name_of(index), lambda: decode_bytes(data, source.channels, finer[0]))
 
 
-def thumbnail(image: Image.Image, longest: int = 64, quality: int = 75) -> str:
+def thumbnail(image: Image.Image, longest: int = 64) -> str:
     """``image``, no side longer than ``longest`` pixels, as a data URI; a smaller image keeps its size.
 
-    As JPEG of that quality (from 90 on with the full resolution of colours), or as PNG where that is no larger.
+    As JPEG, or as PNG where that is no larger.
     """
     copy = image.convert("L" if image.mode == "L" else "RGB")
     copy.thumbnail((longest, longest))
-    written = _written(copy, "JPEG", quality=quality, subsampling=0 if quality >= 90 else 2)
+    written = _written(copy, "JPEG", quality=75, subsampling=2)
     if max(copy.size) <= LOSSLESS and len(exact := _written(copy, "PNG")) <= len(written):
         return "data:image/png;base64," + base64.b64encode(exact).decode()
     return "data:image/jpeg;base64," + base64.b64encode(written).decode()
