@@ -63,7 +63,7 @@ def _draw(spec: Spec, chosen: list[Settings], path: str) -> None:
     if across is None:
         _name_rows(axes, [point for points in lines.values() for point in points], [*spec.group_by, *inner])
     _name_axes(axes, spec, across)
-    axes[1].margins(x=0.14)  # for the figures beside the stars
+    axes[1].margins(x=0.14, y=0.1)  # for the figures beside the stars
     title = _title(spec, chosen, inner)
     picture.suptitle("\n".join(title), x=0.01, ha="left", fontsize=10.5)
     around = len(title) + _explain(picture, axes, spec)
