@@ -147,6 +147,5 @@ def write(result: dict[str, Any], gallery: Gallery, folder: str) -> None:
     gallery.name_all(result)
     files.write_json(result, paths[0], "--out")
     mined_picture.draw(result, gallery, paths[1])
-    page = mined_page.page_of(result, gallery)
-    files.write_text(page.encode(errors="replace").decode(), paths[2], "--out")
+    files.write_text(mined_page.page_of(result, gallery), paths[2], "--out")
     tell(f"written: {', '.join(paths)}")

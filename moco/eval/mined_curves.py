@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from typing import Any
 
@@ -10,6 +9,7 @@ from moco.eval.mined_measure import BINS
 from moco.pictures import charts
 from moco.pictures.charts import Axis, Series, chart
 from moco.pictures.page import text
+from moco.weights.card import short
 
 FALSE, POSITIVE, OTHER = 0, 1, 8  # colours of the series
 _OF_KINDS = {
@@ -26,11 +26,6 @@ def colour_of_kind(kind: str) -> int:
 def title_of(result: dict[str, Any]) -> str:
     """Method, images and length of the run."""
     return f"Hard negatives: {result['method'] or 'a queue'} on {short(result['images'])}, {epochs(result['epoch'])}"
-
-
-def short(name: str) -> str:
-    """The end of a path: a file with its folder."""
-    return "/".join(name.rsplit(os.sep, 2)[-2:])
 
 
 def epochs(count: int) -> str:

@@ -38,7 +38,7 @@ class Mined:
 
     ids: (N,) int64, the images. q, k: (N, C) unit rows. classes: (images,) int64 of the data set, None without labels.
     recipe, hard: of the synthetic negatives, H also without any. masked: queue rows of a query's own image are left
-    out. device: of the draws.
+    out. seed, call: of the draws.
     """
 
     run: QueueRun
@@ -161,10 +161,9 @@ def measure(mined: Mined) -> dict[str, Any]:
         UserError: no query has a negative in the queue.
     """
     sizes, ranges = sizes_of(mined), ranges_of(len(mined.run.queue))
-    found = _together(_of_queue(part, sizes, ranges) for part in mined.parts())
+    found = _together(_of_queue(part, sizes, ranges) | _of_kinds(part) for part in mined.parts())
     if not found["top_any"].any():
         raise UserError(f"no query has a negative in the queue of {mined.run.path}; give more images.")
-    synthetic = _together(_of_kinds(part) for part in mined.parts()) if mined.recipe else {}
     top = [
         {"hard": hard, "false": _share(found["top_same"][:, i], found["top_known"][:, i]),
          "similarity": _mean(found["top_mean"][:, i]), "mass": _mean(found["top_mass"][:, i])}
@@ -180,7 +179,7 @@ def measure(mined: Mined) -> dict[str, Any]:
         "mass": {name: _mean(found[f"mass_{name}"]) for name in ("positive", "same", "other")},
         "by_rank": _by_rank(found, ranges),
         "by_hard": top,
-        "kinds": {kind: of for row in mined.recipe if (kind := row.kind) and (of := _of_kind(mined, row, synthetic))},
+        "kinds": {kind: of for row in mined.recipe if (kind := row.kind) and (of := _of_kind(mined, row, found))},
     }
 
 

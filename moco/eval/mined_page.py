@@ -6,14 +6,14 @@ from collections.abc import Sequence
 from typing import Any
 
 from moco.eval import mined_curves
-from moco.eval.mined_curves import at_hard, colour_of_kind, counts_false, epochs, percent, short, title_of
+from moco.eval.mined_curves import at_hard, colour_of_kind, counts_false, epochs, percent, title_of
 from moco.eval.mined_images import Gallery
-from moco.pictures import charts
-from moco.pictures.colours import MARKS
+from moco.pictures import charts, grid
 from moco.pictures.page import page, text
 from moco.pictures.thumbnails import thumbnail
+from moco.weights.card import short
 
-STYLES, SCRIPTS = ("grid.css", *charts.STYLES, "negatives.css"), ("grid.js",)
+STYLES = (*grid.STYLES, *charts.STYLES, "negatives.css")
 SEEN, WHOLE = 96, 200  # pixels of a view and of the enlarged image, longest side
 # Of each kind: its formula, in which paper it is what, what it is made from.
 WORDS = {
@@ -33,9 +33,8 @@ def page_of(result: dict[str, Any], gallery: Gallery) -> str:
     """The page's text."""
     parts = [_facts(result, gallery), _numbers(result), "<h2>Queries and their hardest negatives</h2>", _legend(result)]
     parts += [_query(number, query, result, gallery) for number, query in enumerate(result["shown"], 1)]
-    parts += ['<div id="enlarged" hidden><img alt=""><div></div></div>']
-    parts.append(mined_curves.html(result))
-    return page(title_of(result), body="\n".join(parts), styles=STYLES, scripts=SCRIPTS)
+    parts += [grid.ENLARGING, mined_curves.html(result)]
+    return page(title_of(result), body="\n".join(parts), styles=STYLES, scripts=grid.SCRIPTS)
 
 
 # ------------------------------------------------------------------------------------------------ what it is
@@ -110,10 +109,9 @@ def _numbers(result: dict[str, Any]) -> str:
 
 def _legend(result: dict[str, Any]) -> str:
     marks = ["query", "positive", *(["false"] if counts_false(result) else [])]
-    known = (f'<span class="legend {mark}"><b>{MARKS[mark].sign}</b> {MARKS[mark].meaning}</span>' for mark in marks)
     named = "#: rank of a row, and its class; " if counts_false(result) else ""
     words = f"{named}s: cosine similarity with the query; w: share of the softmax at T"
-    return f'<div class="legends">{"".join(known)}<span class="legend pale">{words}</span></div>'
+    return f'<div class="legends">{grid.legend_html(marks)}<span class="legend pale">{words}</span></div>'
 
 
 def _query(number: int, query: dict[str, Any], result: dict[str, Any], gallery: Gallery) -> str:
@@ -178,12 +176,11 @@ def _row_tile(row: dict[str, Any], gallery: Gallery, lines: Sequence[str]) -> st
 
 
 def _tile(seen: Any, whole: Any, lines: Sequence[str], mark: str, name: str) -> str:
-    sign = f'<b title="{MARKS[mark].meaning}">{MARKS[mark].sign}</b>' if mark else ""
     words = "".join(f"<span>{text(line)}</span>" for line in lines if line)
     images = f'<img class="whole" src="{thumbnail(whole, WHOLE)}" alt="">'
     images += f'<img src="{thumbnail(seen, SEEN)}" alt="{text(name)}">'
     return (
-        f'<figure tabindex="0" class="{mark}" data-detail="{text(name)}"><div>{images}{sign}</div>'
+        f'<figure tabindex="0" class="{mark}" data-detail="{text(name)}"><div>{images}{grid.sign_html(mark)}</div>'
         f"<figcaption>{words}</figcaption></figure>"
     )
 

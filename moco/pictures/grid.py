@@ -21,6 +21,7 @@ from moco.pictures.thumbnails import thumbnail
 
 STYLES, SCRIPTS = ("grid.css",), ("grid.js",)  # of a page with :func:`grid_html`
 ENLARGED = 320  # pixels of the longest side in a page
+ENLARGING = '<div id="enlarged" hidden><img alt=""><div></div></div>'  # what grid.js fills
 # Pixels of the PNG: an image, between two, a line of text, around all, and the width that the legend needs.
 BOX, GAP, LINE, MARGIN, LEAST = 96, 14, 15, 16, 480
 
@@ -50,19 +51,22 @@ def marks_of(rows: Rows) -> list[str]:
 
 def grid_html(rows: Rows) -> str:
     """The grid as HTML; an image is enlarged under the pointer, by a click or by the Enter key."""
-    legend = "".join(
-        f'<span class="legend {mark}">{_sign(mark)} {MARKS[mark].meaning}</span>' for mark in marks_of(rows)
-    )
     return "\n".join([
-        f'<div class="legends">{legend}</div>',
+        f'<div class="legends">{legend_html(marks_of(rows))}</div>',
         '<div class="rows">',
         *(f'<div class="row">{"".join(map(_cell_html, row))}</div>' for row in rows),
         "</div>",
-        '<div id="enlarged" hidden><img alt=""><div></div></div>',
+        ENLARGING,
     ])  # fmt: skip
 
 
-def _sign(mark: str) -> str:
+def legend_html(marks: Sequence[str]) -> str:
+    """The meaning of each mark, as HTML."""
+    return "".join(f'<span class="legend {mark}">{sign_html(mark)} {MARKS[mark].meaning}</span>' for mark in marks)
+
+
+def sign_html(mark: str) -> str:
+    """A mark's sign as HTML; empty for no mark."""
     return f'<b title="{MARKS[mark].meaning}">{MARKS[mark].sign}</b>' if mark else ""
 
 
@@ -71,7 +75,7 @@ def _cell_html(cell: Cell) -> str:
     return (
         f'<figure tabindex="0" class="{cell.mark}" data-detail="{text(cell.detail)}">'
         f'<div><img src="{thumbnail(cell.image, ENLARGED)}" alt="{text(cell.detail)}"></div>'
-        f"<figcaption>{_sign(cell.mark)}{lines}</figcaption></figure>"
+        f"<figcaption>{sign_html(cell.mark)}{lines}</figcaption></figure>"
     )
 
 
