@@ -24,6 +24,7 @@ from moco.eval.mined_curves import (
 )
 from moco.eval.mined_images import Gallery
 from moco.pictures.colours import MARKS
+from moco.pictures.lettering import lettering
 
 QUERIES, ROWS = 4, 10  # of the picture
 COLOURS = (
@@ -43,6 +44,11 @@ SIDE, LINE, GAP = 1.0, 0.17, 0.14  # inches of an image, of a line of text, and 
 
 def draw(result: dict[str, Any], gallery: Gallery, path: str) -> None:
     """Write the picture."""
+    with lettering():
+        _draw(result, gallery, path)
+
+
+def _draw(result: dict[str, Any], gallery: Gallery, path: str) -> None:
     from matplotlib.figure import Figure  # not pyplot's: no screen is needed
 
     shown = result["shown"][:QUERIES]
