@@ -218,7 +218,7 @@ class QueueRun:
         """Unit features (N, C) each, in float32, of the views of queries and of their keys, (N, channels, s, s) uint8.
 
         BatchNorm sees the G images of a part of the run's batch at once, and keys in other parts than their queries
-        where the run shuffles them.
+        where the run shuffles them, which it does if a batch has several parts.
         """
         encoders = self.encoders(device)
         norm, N = has_batchnorm(encoders[0]), len(queries)
@@ -226,7 +226,7 @@ class QueueRun:
             raise UserError("BatchNorm needs two images at least, and only one of the sample can be read; give more.")
         seen = self.seen_together if norm else 64
         order = torch.arange(N)
-        if norm and self.recipe.get("--shuffle-bn", True):
+        if norm and self.recipe.get("--shuffle-bn", True) and seen < int(self._given("--batch-size")):
             order = torch.randperm(N, generator=seeding.torch_generator("shuffle", self.seed, self.draw))
         q = self._encoded(encoders[0], queries, seen, device)
         return q, self._encoded(encoders[1], keys[order], seen, device)[order.argsort()]

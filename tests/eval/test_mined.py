@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import math
+import re
 import shutil
 from argparse import Namespace
 from pathlib import Path
@@ -15,12 +16,14 @@ from conftest import SYNCO, TINY, load, rounding
 import moco
 from moco import cli, data, distributed, negatives
 from moco.config import SynCoConfig
-from moco.eval import mined, mined_curves
+from moco.eval import mined, mined_curves, mined_picture
 from moco.eval.mined_images import Sample
 from moco.eval.mined_measure import Mined, look, measure
 from moco.eval.queue_run import KEY_VIEW, QueueRun, open_queue
 from moco.kernels import contrastive_loss
 from moco.models.key_queue import EMPTY
+from moco.pictures import charts
+from moco.pictures.page import ASSETS
 
 WITHOUT_SHUFFLE = ["--no-shuffle-bn", "--bn-splits", "1", "--moco-m", "1"]  # a key depends on its batch alone
 SYNCO_OF_TINY = SynCoConfig(4, 4, 4, 2, 2, 2)
@@ -202,6 +205,23 @@ def test_batchnorm_never_sees_one_image(run, source):
         run.encode(views.queries[:1], views.keys[:1], device)
 
 
+def test_keys_are_shuffled_where_a_batch_has_parts(run, source):
+    views = Sample(run.views(source)[0], run.epoch, range(len(source)))
+
+    def keys(**flags: object) -> torch.Tensor:
+        named = {f"--{name.replace('_', '-')}": value for name, value in flags.items()}
+        changed = dataclasses.replace(run, recipe={**run.recipe, **named})
+        return changed.encode(views.queries, views.keys, torch.device("cpu"))[1]
+
+    assert torch.equal(keys(shuffle_bn=True, bn_splits=1), keys(shuffle_bn=False, bn_splits=1))
+    assert not torch.allclose(keys(shuffle_bn=True, bn_splits=2), keys(shuffle_bn=False, bn_splits=2), atol=1e-3)
+
+
+def test_the_picture_has_the_colours_of_the_page():
+    with open(f"{ASSETS}/charts.css", encoding="utf-8") as file:
+        assert tuple(re.findall(r"--s\d: (#\w{6})", file.read())[: charts.SERIES]) == mined_picture.COLOURS
+
+
 def test_another_method_and_another_h(run):
     name, recipe, hard = run.negatives(None, None)
     assert (name, hard) == ("synco", 8) and [row.count for row in recipe] == [4, 4, 4, 2, 2, 2]
@@ -245,7 +265,7 @@ def test_the_command_over_checkpoints(folder, hard_folder, tmp_path, capsys):
 
 def test_a_page_in_a_browser(folder, hard_folder, tmp_path, browse):
     """A class's name stays text, false negatives are framed, and an image is enlarged under the pointer."""
-    evil = "<img src=x onerror=alert(1)>&amp;"
+    evil = "<img src=x onerror=alert(1)>&amp;\N{CJK UNIFIED IDEOGRAPH-732B}\N{OLD PERSIAN SIGN A}"
     images = tmp_path / "images"
     shutil.copytree(hard_folder, images)
     for split in ("train", "val"):
