@@ -174,6 +174,34 @@ def resnet50() -> nn.Module:
     return encoder
 
 
+@pytest.fixture(scope="session")
+def encoder() -> nn.Module:
+    """A fresh network with a linear head, in eval mode."""
+    torch.manual_seed(0)
+    return build_encoder("test_resnet", 16, size=16).eval()
+
+
+@pytest.fixture(scope="session")
+def saved(encoder, tmp_path_factory) -> str:
+    """Path of the checkpoint of ``encoder``."""
+    return str(save_pretrained(tmp_path_factory.mktemp("encoder") / "checkpoint_0001.pth.tar", encoder))
+
+
+@pytest.fixture
+def passes(monkeypatch) -> list[int]:
+    """The number of images of each pass of an encoder over a set."""
+    from moco.eval.features import FeatureExtractor
+
+    seen, original = [], FeatureExtractor._passes
+
+    def watch(self, encoder, batches, head):
+        seen.append(batches.sampler.n)
+        return original(self, encoder, batches, head)
+
+    monkeypatch.setattr(FeatureExtractor, "_passes", watch)
+    return seen
+
+
 def save_pretrained(path: Path, encoder: nn.Module, arch: str = "test_resnet", epoch: int = 2) -> Path:
     """Write the encoder as a contrastive checkpoint in upstream's layout."""
     entries = {f"module.encoder_q.{name}": value for name, value in encoder.state_dict().items()}

@@ -26,19 +26,6 @@ def two_way(record: dict) -> dict[str, dict[str, float]]:
     return ways
 
 
-@pytest.fixture
-def passes(monkeypatch):
-    """The lengths of the sets that encoders have read."""
-    seen, original = [], FeatureExtractor._passes
-
-    def watch(self, encoder, batches, head):
-        seen.append(batches.sampler.n)
-        return original(self, encoder, batches, head)
-
-    monkeypatch.setattr(FeatureExtractor, "_passes", watch)
-    return seen
-
-
 @pytest.mark.parametrize("method", [["--ema", "0.5"], ["--method", "supcon"]], ids=["moco, averaged", "supcon"])
 def test_both_ways_are_what_the_command_finds_in_the_checkpoint(method, image_folder, tmp_path, in_process, passes):
     words = [*PRETRAIN, *method, image_folder, "--save-dir", tmp_path]

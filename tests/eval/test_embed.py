@@ -31,21 +31,10 @@ TINY = ["-a", "test_resnet", "--size", "16", "-b", "8", "-j", "0"]
 
 
 @pytest.fixture(scope="module")
-def encoder():
-    torch.manual_seed(0)
-    return build_encoder("test_resnet", 16, size=16).eval()
-
-
-@pytest.fixture(scope="module")
-def pretrained(encoder, tmp_path_factory):
-    return save_pretrained(tmp_path_factory.mktemp("pretrained") / "checkpoint_0001.pth.tar", encoder)
-
-
-@pytest.fixture(scope="module")
-def done(pretrained, image_folder, tmp_path_factory):
+def done(saved, image_folder, tmp_path_factory):
     """All 24 training images in files of both kinds, 15 of them in the picture."""
     out = tmp_path_factory.mktemp("out")
-    words = [str(pretrained), *TINY, str(image_folder), "--split", "train", "--points", "15", "--out", str(out)]
+    words = [saved, *TINY, str(image_folder), "--split", "train", "--points", "15", "--out", str(out)]
     for kind in ("npz", "safetensors"):
         with pytest.MonkeyPatch.context() as patch:
             for name in set(os.environ) - set(environment()):
@@ -162,22 +151,22 @@ def test_the_page_has_the_nearest_by_cosine(done):
         assert image["nearest"] == sorted(cosine, key=cosine.get, reverse=True)[: embed.NEIGHBOURS]
 
 
-def test_a_second_checkpoint_has_a_map_of_the_same_images_beside(done, pretrained, image_folder, tmp_path, browse):
+def test_a_second_checkpoint_has_a_map_of_the_same_images_beside(done, saved, image_folder, tmp_path, browse):
     torch.manual_seed(1)
     other = save_pretrained(tmp_path / "other.pth.tar", build_encoder("test_resnet", 16, size=16).eval())
     words = [*TINY, str(image_folder), "--split", "train", "--points", "15"]
     out = [tmp_path / name for name in ("pair", "alone")]
-    assert embed_door.main([str(pretrained), *words, "--beside", str(other), "--out", str(out[0])]) == 0
+    assert embed_door.main([saved, *words, "--beside", str(other), "--out", str(out[0])]) == 0
     assert embed_door.main([str(other), *words, "--out", str(out[1])]) == 0
     pair, first, second = (data_of((folder / "embedding.html").read_text()) for folder in (out[0], done, out[1]))
-    assert [one["title"] for one in pair["maps"]] == [str(pretrained), str(other)]
+    assert [one["title"] for one in pair["maps"]] == [saved, str(other)]
     assert pair["names"] == first["names"] == second["names"]
     assert pair["maps"][0]["neighbours"] == first["maps"][0]["neighbours"]
     assert pair["maps"][1]["neighbours"] == second["maps"][0]["neighbours"] != first["maps"][0]["neighbours"]
     with np.load(out[0] / "features.npz") as file, np.load(done / "features.npz") as same:
         assert np.array_equal(file["features"], same["features"])  # the first one's
     page = browse(out[0] / "embedding.html")
-    assert page.locator("section h2").all_text_contents() == [str(pretrained), str(other)]
+    assert page.locator("section h2").all_text_contents() == [saved, str(other)]
 
 
 def test_maps_are_turned_onto_the_first_one():
@@ -196,11 +185,11 @@ def test_maps_are_turned_onto_the_first_one():
     assert np.isfinite(embed.aligned(np.zeros((3, 2)), onto[:3])).all()
 
 
-def test_the_same_seed_chooses_the_same_images(pretrained, image_folder, tmp_path):
+def test_the_same_seed_chooses_the_same_images(saved, image_folder, tmp_path):
     def points(folder, *words):
         out = tmp_path / folder
         flags = ["--split", "train", "--points", "12", "--out", str(out), *words]
-        assert embed_door.main([str(pretrained), *TINY, str(image_folder), *flags]) == 0
+        assert embed_door.main([saved, *TINY, str(image_folder), *flags]) == 0
         return [(image["name"], image["place"]) for image in shown(out)]
 
     one, again, other = points("a"), points("b"), points("c", "--seed", "1")
@@ -208,12 +197,12 @@ def test_the_same_seed_chooses_the_same_images(pretrained, image_folder, tmp_pat
     assert {name for name, *_ in one} != {name for name, *_ in other}
 
 
-def test_images_without_labels_and_unreadable_ones(pretrained, image_folder, tmp_path, capsys):
+def test_images_without_labels_and_unreadable_ones(saved, image_folder, tmp_path, capsys):
     flat = tmp_path / "flat"
     flat.mkdir()
     for i, path in enumerate(sorted(image_folder.rglob("*.png"))[:12]):
         (flat / f"{i:02d}.png").write_bytes(path.read_bytes() if i != 4 else b"no image")
-    words = [str(pretrained), str(flat), *TINY, "--out", str(tmp_path / "out")]
+    words = [saved, str(flat), *TINY, "--out", str(tmp_path / "out")]
     assert embed_door.main(words) == 0
     with np.load(tmp_path / "out" / "features.npz") as file:
         assert file["labels"].tolist() == [-1] * 11
@@ -287,14 +276,14 @@ def test_an_extra_gets_unit_rows_and_the_seed(method, module, maker, monkeypatch
         ([], "a picture needs 10 images, not 8; --picture none writes features alone"),
     ],
 )
-def test_each_mistake_is_one_sentence_and_exit_code_2(words, sentence, pretrained, image_folder, tmp_path, monkeypatch,
+def test_each_mistake_is_one_sentence_and_exit_code_2(words, sentence, saved, image_folder, tmp_path, monkeypatch,
                                                       capsys):  # fmt: skip
     for name in ("umap", "pacmap"):
         monkeypatch.setitem(sys.modules, name, None)  # not installed
     (tmp_path / "file").write_text("")
     train = ["--split", "train"] if words else []  # the 8 held-out images are too few for a picture
     words = [word.format(file=tmp_path / "file") for word in ["--out", str(tmp_path / "out"), *words]]
-    assert embed_door.main([str(pretrained), str(image_folder), *TINY, *train, *words]) == 2
+    assert embed_door.main([saved, str(image_folder), *TINY, *train, *words]) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert re.search(sentence, line)
 
@@ -314,8 +303,8 @@ def test_a_full_disk_leaves_the_older_file(tmp_path):
     assert path.read_text() == "older"
 
 
-def test_one_set_has_no_held_out_images(pretrained, image_folder, tmp_path, capsys):
-    words = [str(pretrained), str(image_folder / "val"), *TINY, "--split", "val", "--out", str(tmp_path)]
+def test_one_set_has_no_held_out_images(saved, image_folder, tmp_path, capsys):
+    words = [saved, str(image_folder / "val"), *TINY, "--split", "val", "--out", str(tmp_path)]
     assert embed_door.main(words) == 2
     assert "--split val: " in capsys.readouterr().err
 

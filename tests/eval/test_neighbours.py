@@ -9,7 +9,7 @@ from functools import partial
 import numpy as np
 import pytest
 import torch
-from conftest import environment, save_pretrained
+from conftest import environment
 from PIL import Image
 
 from moco import neighbours as door
@@ -18,30 +18,19 @@ from moco.data import ArraySource, Labelled, open_sources
 from moco.data.sources import decode
 from moco.eval import nearest, neighbours
 from moco.eval.features import Features
-from moco.models.encoder import build_encoder, features
+from moco.models.encoder import features
 from moco.pictures import grid
 
 pytestmark = pytest.mark.usefixtures("alone")
 FLAGS = ["-a", "test_resnet", "--size", "16", "-b", "8", "-j", "0"]
 
 
-@pytest.fixture(scope="module")
-def encoder():
-    torch.manual_seed(0)
-    return build_encoder("test_resnet", 16, size=16).eval()
-
-
-@pytest.fixture(scope="module")
-def pretrained(encoder, tmp_path_factory):
-    return str(save_pretrained(tmp_path_factory.mktemp("pretrained") / "checkpoint_0001.pth.tar", encoder))
-
-
 @pytest.fixture
-def ask(pretrained, tmp_path):
+def ask(saved, tmp_path):
     """``ask(DIR, flags)``: what neighbours.json holds."""
 
     def asked(*words: object) -> dict:
-        assert door.main([pretrained, *map(str, words), *FLAGS, "--out", str(tmp_path / "out")]) == 0
+        assert door.main([saved, *map(str, words), *FLAGS, "--out", str(tmp_path / "out")]) == 0
         return json.loads((tmp_path / "out" / "neighbours.json").read_text())
 
     return asked
@@ -101,7 +90,7 @@ def test_of_one_set_an_image_and_its_copies_are_not_its_neighbours(ask, hard_fol
     assert "2 copies of queries are left out" in capsys.readouterr().out
 
 
-def test_one_image_has_no_neighbour_and_unreadable_ones_are_no_queries(ask, pretrained, hard_folder, tmp_path, capsys):
+def test_one_image_has_no_neighbour_and_unreadable_ones_are_no_queries(ask, saved, hard_folder, tmp_path, capsys):
     for name in ("one", "two"):
         (tmp_path / "data" / name).mkdir(parents=True)
     shutil.copy(hard_folder / "train" / "class0" / "0.png", tmp_path / "data" / "one")
@@ -110,7 +99,7 @@ def test_one_image_has_no_neighbour_and_unreadable_ones_are_no_queries(ask, pret
     (tmp_path / "data" / "two" / "broken.png").write_text("no image")
     assert [query["class"] for query in ask(tmp_path / "data")["queries"]] == ["one"]
     capsys.readouterr()
-    words = [pretrained, str(tmp_path / "data"), "--class", "two", *FLAGS, "--out", str(tmp_path / "none")]
+    words = [saved, str(tmp_path / "data"), "--class", "two", *FLAGS, "--out", str(tmp_path / "none")]
     assert door.main(words) == 2
     assert capsys.readouterr().err == f"error: none of the queries in {tmp_path / 'data'} can be read; choose others.\n"
 
@@ -199,7 +188,7 @@ HOSTILE = ["<img src=x onerror=alert(1)>", os.fsdecode(b"d\xf6g"), "\N{CJK UNIFI
 
 
 @pytest.fixture(scope="module")
-def hostile(pretrained, tmp_path_factory):
+def hostile(saved, tmp_path_factory):
     """The files of a set whose classes and files are called what pages and figures would obey."""
     root = tmp_path_factory.mktemp("hostile")
     rng = np.random.default_rng(0)
@@ -211,7 +200,7 @@ def hostile(pretrained, tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         for name in set(os.environ) - set(environment()):
             patch.delenv(name)
-        words = [pretrained, str(root / "data"), *FLAGS, "--queries", "5", "--k", "4", "--out", str(root / "out")]
+        words = [saved, str(root / "data"), *FLAGS, "--queries", "5", "--k", "4", "--out", str(root / "out")]
         assert door.main(words) == 0
     return root / "out"
 
@@ -268,7 +257,7 @@ def test_large_images_are_kept_small(hostile):
     ],
 )
 def test_each_mistake_is_one_sentence_and_exit_code_2(
-    words, sentence, pretrained, hard_folder, tmp_path, monkeypatch, capsys
+    words, sentence, saved, hard_folder, tmp_path, monkeypatch, capsys
 ):
     monkeypatch.setattr(decode, "PIXELS", 40_000)
     (tmp_path / "text.png").write_text("no image")
@@ -277,7 +266,7 @@ def test_each_mistake_is_one_sentence_and_exit_code_2(
     paths = {name: tmp_path / f"{name}.png" for name in ("text", "gone", "huge")} | {"eps": tmp_path / "drawing.eps"}
     paths |= {"folder": hard_folder, "flat": hard_folder / "train" / "class0"}
     words = [word.format(**paths) for word in words]
-    assert door.main([pretrained, *words, *FLAGS, "--out", str(tmp_path / "out")]) == 2
+    assert door.main([saved, *words, *FLAGS, "--out", str(tmp_path / "out")]) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert re.search(sentence, line)
     assert not (tmp_path / "out").exists() or os.listdir(tmp_path / "out") == []
@@ -309,10 +298,10 @@ def command(words: list[str], _: object) -> None:
 
 
 @pytest.mark.dist
-def test_two_processes_find_what_one_does(ask, pretrained, hard_folder, tmp_path, start):
+def test_two_processes_find_what_one_does(ask, saved, hard_folder, tmp_path, start):
     """Of one set, whose queries lie where the process's share of the images does."""
     words = [str(hard_folder), "--split", "train", "--queries", "9", "--class", "class1", "--k", "4"]
-    program = start("--nproc", 2, "unused", main=partial(command, [pretrained, *words, *FLAGS, "--out", str(tmp_path)]))
+    program = start("--nproc", 2, "unused", main=partial(command, [saved, *words, *FLAGS, "--out", str(tmp_path)]))
     one = ask(*words)
     assert program.end() == 0, program.text
     two = json.loads((tmp_path / "neighbours.json").read_text())

@@ -111,19 +111,6 @@ def test_two_processes_measure_what_one_does(tmp_path, start, alone):
     assert two["values"] == pytest.approx(one["values"], rel=1e-5)
 
 
-@pytest.fixture
-def passes(monkeypatch):
-    """The number of images of each pass of an encoder."""
-    seen, original = [], FeatureExtractor._passes
-
-    def watch(self, encoder, batches, head):
-        seen.append(batches.sampler.n)
-        return original(self, encoder, batches, head)
-
-    monkeypatch.setattr(FeatureExtractor, "_passes", watch)
-    return seen
-
-
 def test_a_run_without_labels_has_it_and_stays_the_same_run(image_folder, tmp_path, in_process, passes, capsys):
     images = [str(path) for path in sorted(image_folder.rglob("*.png"))][:16]
     (tmp_path / "images.txt").write_text("\n".join(images))
