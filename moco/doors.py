@@ -108,6 +108,11 @@ def again() -> str:
     return _line(_resumed)
 
 
+def resumed(line: str) -> str:
+    """The command that goes on with the run that this one began."""
+    return shlex.join(_resumed(shlex.split(line)))
+
+
 def beside(name: str, words: list[str]) -> str:
     """A command for a shell, in the way that this process's own was typed: `python main_lincls.py` beside
     `python main_pretrain.py`."""

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from dataclasses import dataclass
 from typing import Any
 
-from moco import owner
+from moco import doors, owner
 from moco.processes import ALIVE, GONE
 from moco.report.runs import Run, number
 
@@ -65,11 +66,11 @@ def _ended(run: Run, event: dict[str, Any]) -> Ending:
 
 
 def resume(begin: dict[str, Any]) -> str:
-    """What continues a run that was killed: the command that it began with, and --resume auto."""
+    """What continues a run that was killed; empty where its command is damaged."""
     command = begin.get("command")
-    if not isinstance(command, str) or not command:
-        return ""
-    return command if "--resume auto" in command else f"{command} --resume auto"
+    with contextlib.suppress(ValueError):
+        return doors.resumed(command) if isinstance(command, str) and command else ""
+    return ""
 
 
 def place(run: Run, event: dict[str, Any] | None = None) -> str:

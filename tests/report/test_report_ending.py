@@ -50,6 +50,16 @@ def test_a_run_that_goes_on_after_an_end_has_not_ended(tmp_path):
     assert told(tmp_path, BEGIN).next == "moco pretrain DIR --resume auto"
 
 
+@pytest.mark.parametrize(
+    ("command", "following"),
+    [("moco pretrain --overwrite -- '-my DIR'", "moco pretrain --resume auto -- '-my DIR'"),
+     ("python main_lincls.py --resume old.pth.tar DIR", "python main_lincls.py DIR --resume auto"),
+     ("moco pretrain 'DIR", ""), (5, ""), (None, "")],
+)  # fmt: skip
+def test_what_continues_a_killed_run_is_its_command_as_a_run_that_was_stopped_says_it(command, following, tmp_path):
+    assert told(tmp_path, event("begin", resumed=None, command=command)).next == following
+
+
 @pytest.mark.parametrize(("log", "kind"), [("log", ""), ("lincls", "result"), ("knn", "knn")])
 def test_a_living_owner_is_at_work_and_its_file_is_left_alone(log, kind, tmp_path):
     owner.hold(str(tmp_path), kind)
