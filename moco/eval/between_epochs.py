@@ -83,8 +83,8 @@ def _by_labels(
     online = {} if "online_val_acc1" in recorded else _online(trainer, share)
     if by_knn:
         bank = extractor.shard(encoder, train, head=ranked and train is sources.pretrain)
-        k = {"k": config.k, "temperature": config.temperature}
-        found = evaluate_knn(encoder, train, val, extractor, **k, queries=share, bank=bank)
+        votes = {"k": config.k, "temperature": config.temperature}
+        found = evaluate_knn(encoder, train, val, extractor, **votes, queries=share, bank=bank)
         percent = ", ".join(f"{value:.2f} %" + f" (k={k})" * (len(found) > 1) for k, value in found.items())
         percent += "".join(f", online probe {value:.2f} %" for value in online.values())
         summary = f"k-NN {percent} on held-out images (encoder features)"
