@@ -21,11 +21,11 @@ from PIL import Image
 
 from moco import data, run_folder
 from moco.cli.looking import parse_negatives
-from moco.eval import mined
-from moco.eval.mined_images import Gallery, Sample, chosen
-from moco.eval.mined_measure import look, measure
-from moco.eval.mined_picture import COLOURS, PALE, Sheet
-from moco.eval.queue_run import open_queue
+from moco.eval.mined import command
+from moco.eval.mined.images import Gallery, Sample, chosen
+from moco.eval.mined.measure import look, measure
+from moco.eval.mined.picture import COLOURS, PALE, Sheet
+from moco.eval.mined.queue_run import open_queue
 from moco.pictures.colours import MARKS
 from moco.pictures.thumbnails import thumbnail
 
@@ -44,7 +44,7 @@ def collect(folder: str) -> dict[str, Any]:
     views, _ = run.views(source)
     sample = Sample(views, run.epoch, chosen(len(source), args.sample, args.seed, []))
     gallery = Gallery(run, source, views, sample)
-    there = mined.compared(run, sample, source, args)
+    there = command.compared(run, sample, source, args)
     result = {**measure(there), "shown": look(there, max(QUERIES) + 1, ROWS)}
     gallery.name_all(result)
     shown = [_pictured(result["shown"][number], gallery) for number in QUERIES]

@@ -16,10 +16,11 @@ from conftest import SYNCO, TINY, load, rounding
 import moco
 from moco import cli, data, distributed, negatives
 from moco.config import SynCoConfig
-from moco.eval import mined, mined_curves, mined_picture
-from moco.eval.mined_images import Sample
-from moco.eval.mined_measure import Mined, look, measure
-from moco.eval.queue_run import KEY_VIEW, QueueRun, open_queue
+from moco.eval.mined import command as mined
+from moco.eval.mined import curves, picture
+from moco.eval.mined.images import Sample
+from moco.eval.mined.measure import Mined, look, measure
+from moco.eval.mined.queue_run import KEY_VIEW, QueueRun, open_queue
 from moco.kernels import contrastive_loss
 from moco.models.key_queue import EMPTY
 from moco.pictures import charts
@@ -178,7 +179,7 @@ def test_hardest_rows_without_a_known_class(compared):
     for row in found["by_hard"]:
         row["false"] = None
     assert "cannot be counted" in mined.sentence(found, False)
-    assert "Of none of the" in mined_curves.false_words(found)
+    assert "Of none of the" in curves.false_words(found)
 
 
 def test_classes_of_supcon_are_positives(compared):
@@ -219,7 +220,7 @@ def test_keys_are_shuffled_where_a_batch_has_parts(run, source):
 
 def test_the_picture_has_the_colours_of_the_page():
     with open(f"{ASSETS}/charts.css", encoding="utf-8") as file:
-        assert tuple(re.findall(r"--s\d: (#\w{6})", file.read())[: charts.SERIES]) == mined_picture.COLOURS
+        assert tuple(re.findall(r"--s\d: (#\w{6})", file.read())[: charts.SERIES]) == picture.COLOURS
 
 
 def test_another_method_and_another_h(run):

@@ -8,7 +8,7 @@ import numpy as np
 
 from moco import files
 from moco.errors import printable
-from moco.eval.mined_curves import (
+from moco.eval.mined.curves import (
     FALSE,
     OTHER,
     POSITIVE,
@@ -22,7 +22,7 @@ from moco.eval.mined_curves import (
     percent,
     title_of,
 )
-from moco.eval.mined_images import Gallery
+from moco.eval.mined.images import Gallery
 from moco.pictures.colours import MARKS
 from moco.pictures.lettering import lettering
 

@@ -1,4 +1,4 @@
-"""The images behind the numbers of :mod:`moco.eval.mined`: which are asked, and what each queue row is the key of."""
+"""The images behind the numbers: which are asked, and what each queue row is the key of."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from torch import Tensor
 from moco import seeding
 from moco.data import BadImageError, Source, TwoViews
 from moco.errors import OutageError, UserError
-from moco.eval.queue_run import QUERY_VIEW, QueueRun
+from moco.eval.mined.queue_run import QUERY_VIEW, QueueRun
 
 
 def number_of(source: Source, name: str) -> int:

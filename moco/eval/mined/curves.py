@@ -1,11 +1,11 @@
-"""The part of the page and picture of :mod:`moco.eval.mined` on all queries: curves, tables and sentences."""
+"""The part of the page and picture of :mod:`moco.eval.mined.command` on all queries: curves, tables and sentences."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import Any
 
-from moco.eval.mined_measure import BINS
+from moco.eval.mined.measure import BINS
 from moco.pictures import charts
 from moco.pictures.charts import Axis, Series, chart
 from moco.pictures.page import text

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from moco import seeding
 from moco.errors import UserError
-from moco.eval.queue_run import QueueRun
+from moco.eval.mined.queue_run import QueueRun
 from moco.kernels import Draws, hardest_rows
 from moco.kernels.reference import lacks_a_parent, synthesize
 from moco.methods.negatives import GROUPS, KINDS, Recipe, Synthetic, draw, in_columns

@@ -21,11 +21,11 @@ import torch
 from moco import data, distributed, files, run_folder
 from moco.data import Source
 from moco.errors import UserError, tell
-from moco.eval import mined_page, mined_picture
 from moco.eval.embed import make_folder
-from moco.eval.mined_images import Gallery, Sample, chosen, number_of
-from moco.eval.mined_measure import Mined, look, measure
-from moco.eval.queue_run import QueueRun, open_queue
+from moco.eval.mined import page, picture
+from moco.eval.mined.images import Gallery, Sample, chosen, number_of
+from moco.eval.mined.measure import Mined, look, measure
+from moco.eval.mined.queue_run import QueueRun, open_queue
 
 HARDEST = 12  # rows of a query that are shown
 
@@ -146,6 +146,6 @@ def write(result: dict[str, Any], gallery: Gallery, folder: str) -> None:
     paths = [os.path.join(folder, f"negatives.{kind}") for kind in ("json", "png", "html")]
     gallery.name_all(result)
     files.write_json(result, paths[0], "--out")
-    mined_picture.draw(result, gallery, paths[1])
-    files.write_text(mined_page.page_of(result, gallery), paths[2], "--out")
+    picture.draw(result, gallery, paths[1])
+    files.write_text(page.page_of(result, gallery), paths[2], "--out")
     tell(f"written: {', '.join(paths)}")

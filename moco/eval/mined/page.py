@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from moco.eval import mined_curves
-from moco.eval.mined_curves import at_hard, colour_of_kind, counts_false, epochs, percent, title_of
-from moco.eval.mined_images import Gallery
+from moco.eval.mined import curves
+from moco.eval.mined.curves import at_hard, colour_of_kind, counts_false, epochs, percent, title_of
+from moco.eval.mined.images import Gallery
 from moco.pictures import charts, grid
 from moco.pictures.page import page, text
 from moco.pictures.thumbnails import thumbnail
@@ -33,7 +33,7 @@ def page_of(result: dict[str, Any], gallery: Gallery) -> str:
     """The page's text."""
     parts = [_facts(result, gallery), _numbers(result), "<h2>Queries and their hardest negatives</h2>", _legend(result)]
     parts += [_query(number, query, result, gallery) for number, query in enumerate(result["shown"], 1)]
-    parts += [grid.ENLARGING, mined_curves.html(result)]
+    parts += [grid.ENLARGING, curves.html(result)]
     return page(title_of(result), body="\n".join(parts), styles=STYLES, scripts=grid.SCRIPTS)
 
 

@@ -1,0 +1,1 @@
+"""A query's hard negatives: `moco negatives`."""
