@@ -12,6 +12,7 @@ import shutil
 import signal
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -31,6 +32,7 @@ from moco.seeding import torch_generator
 
 _TELLS_THE_SENDER = hasattr(signal, "sigtimedwait")  # not on macOS, where workers keep torch's handling
 AWAY_MARK = "away"  # an entry that a batch has only where its images could not be had
+PARTING_SECONDS = 5.0  # that a process which is killed may take to be gone once its connections are closed
 WINDOW = 8192  # images, of shards read in order, that are shuffled together: four or five shards of photographs
 
 
@@ -135,9 +137,14 @@ def _prepare_worker(_: int) -> None:
     torch.set_num_threads(1)
     parent = os.getppid()
 
-    def report(*error: Any) -> None:  # of multiprocessing's thread that hands tensors over, when the parent was killed
+    def report(kind: type[BaseException], error: BaseException, trace: Any) -> None:
+        # of multiprocessing's thread that hands tensors over, when the parent was killed: its connections are closed
+        # a moment before it is gone
+        until = time.monotonic() + PARTING_SECONDS * isinstance(error, ConnectionError | EOFError)
+        while os.getppid() == parent and time.monotonic() < until:
+            time.sleep(0.01)
         if os.getppid() == parent:
-            sys.__excepthook__(*error)
+            sys.__excepthook__(kind, error, trace)
 
     sys.excepthook = report
     if _TELLS_THE_SENDER:
