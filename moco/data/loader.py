@@ -6,6 +6,7 @@ Legend: N images of a batch, C channels, h x w pixels, B images of a step over a
 from __future__ import annotations
 
 import contextlib
+import multiprocessing
 import os
 import re
 import shutil
@@ -32,6 +33,7 @@ from moco.seeding import torch_generator
 
 _TELLS_THE_SENDER = hasattr(signal, "sigtimedwait")  # not on macOS, where workers keep torch's handling
 AWAY_MARK = "away"  # an entry that a batch has only where its images could not be had
+CUT = (ConnectionError, EOFError)  # of a connection whose other end is closed
 PARTING_SECONDS = 5.0  # that a process which is killed may take to be gone once its connections are closed
 WINDOW = 8192  # images, of shards read in order, that are shuffled together: four or five shards of photographs
 
@@ -135,12 +137,13 @@ def _end_with_the_parent(parent: int) -> None:
 def _prepare_worker(_: int) -> None:
     """One torch thread a worker, an ear for the parent's SIGTERM, and no trace of a connection that it has cut off."""
     torch.set_num_threads(1)
-    parent = os.getppid()
+    # not getppid(), which is another process's already where the parent was killed before this line
+    parent = born.pid if (born := multiprocessing.parent_process()) else os.getppid()
 
     def report(kind: type[BaseException], error: BaseException, trace: Any) -> None:
         # of multiprocessing's thread that hands tensors over, when the parent was killed: its connections are closed
         # a moment before it is gone
-        until = time.monotonic() + PARTING_SECONDS * isinstance(error, ConnectionError | EOFError)
+        until = time.monotonic() + PARTING_SECONDS * isinstance(error, CUT)
         while os.getppid() == parent and time.monotonic() < until:
             time.sleep(0.01)
         if os.getppid() == parent:
@@ -148,7 +151,7 @@ def _prepare_worker(_: int) -> None:
 
     sys.excepthook = report
     if _TELLS_THE_SENDER:
-        threading.Thread(target=_end_with_the_parent, args=(os.getppid(),), daemon=True).start()
+        threading.Thread(target=_end_with_the_parent, args=(parent,), daemon=True).start()
 
 
 def _plain_errors(batches: Iterator[Any]) -> Iterator[Any]:
@@ -189,7 +192,7 @@ class Loader(DataLoader):
         with signals.blocked() if _TELLS_THE_SENDER else signals.open_to_children(), _without_torchs_handler():
             try:
                 batches = super().__iter__()
-            except RuntimeError as error:  # which died between two passes
+            except (RuntimeError, *CUT) as error:  # which died between two passes
                 self._note_death(error, self._sampler.first_batch)
                 tell(f"warning: {self.trouble}; others take its place", error=True)
                 batches = super().__iter__()
@@ -211,7 +214,7 @@ class Loader(DataLoader):
                     break
                 yield batch
                 step += 1
-        except RuntimeError as error:
+        except (RuntimeError, *CUT) as error:
             self._note_death(error, step)
             dataset: Any = self.dataset
             blank = default_collate([dataset.blank((self._sampler.epoch, 0))] * self._sampler.share(step))
@@ -221,11 +224,17 @@ class Loader(DataLoader):
             for later in range(step, len(self._sampler)):
                 yield {**{name: value[: self._sampler.share(later)] for name, value in blank.items()}, AWAY_MARK: True}
 
-    def _note_death(self, error: RuntimeError, step: int) -> None:
+    def _note_death(self, error: Exception, step: int) -> None:
         """Forget the workers, of which one is dead. Raises ``error`` if it says something else, and OutageError at the
         third death in a row at one step."""
-        workers, self._iterator = self._iterator, None
-        self.trouble = _death(str(error), [process.exitcode for process in getattr(workers, "_workers", ())])
+        workers, self._iterator = getattr(self._iterator, "_workers", ()), None
+        # whose end torch sees a moment too early names no worker; what pins memory is a thread that ends of it
+        broken = isinstance(error, CUT) or "Pin memory thread exited unexpectedly" in str(error)
+        until = time.monotonic() + PARTING_SECONDS * broken * bool(workers)
+        while all(process.is_alive() for process in workers) and time.monotonic() < until:
+            time.sleep(0.01)
+        codes = [process.exitcode for process in workers]
+        self.trouble = _death(str(error), codes, broken and any(code is not None for code in codes))
         if not self.trouble:
             raise error
         at, count = self.deaths
@@ -253,10 +262,11 @@ class Loader(DataLoader):
         return self.trouble or self.look() or "images could not be read for a moment" * self.gone
 
 
-def _death(text: str, codes: list[int | None]) -> str:
-    """What an error of torch's loader says of dead workers with these exit codes; empty where it says nothing."""
+def _death(text: str, codes: list[int | None], dead: bool) -> str:
+    """What an error of torch's loader says of workers with these exit codes; empty where it does not tell of a ``dead``
+    one."""
     memory = "shared memory" in text or "No space left on device" in text
-    if not memory and not re.search(r"DataLoader worker .*(exited unexpectedly|killed by signal)", text):
+    if not memory and not dead and not re.search(r"DataLoader worker .*(exited unexpectedly|killed by signal)", text):
         return ""
     number = -min((code for code in codes if code), default=0)
     if memory or number == signal.SIGBUS:

@@ -1,6 +1,7 @@
 """Datasets, sampler and loader: the same images whatever the workers and ranks; bad images replaced and counted."""
 
 import os
+import signal
 import subprocess
 import sys
 
@@ -350,3 +351,27 @@ def test_a_worker_whose_parent_is_gone_says_nothing(monkeypatch, capsys):
         monkeypatch.setattr(os, "getppid", lambda parents=parents: next(parents, 1))
         assert told(error) == ""
     assert all(told(error) == "" for error in errors)
+
+
+ORPHAN = """
+import multiprocessing, os, time
+from moco.data import loader
+
+def work(parent):
+    while os.getppid() == parent:
+        time.sleep(0.01)
+    loader._prepare_worker(0)
+    time.sleep(200)
+
+process = multiprocessing.get_context("fork").Process(target=work, args=(os.getpid(),))
+process.start()
+print(process.pid, flush=True)
+os.kill(os.getpid(), 9)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="workers are forked on Linux alone")
+def test_a_worker_whose_parent_was_killed_as_it_was_born_ends():
+    made = subprocess.run([sys.executable, "-c", ORPHAN], stdout=subprocess.PIPE, timeout=60)  # until both have ended
+    assert made.returncode == -signal.SIGKILL
+    assert int(made.stdout)

@@ -8,6 +8,7 @@ import functools
 import os
 import shutil
 import signal
+import threading
 from collections.abc import Callable, Iterator
 from itertools import chain
 from pathlib import Path
@@ -23,6 +24,7 @@ import main_pretrain
 import main_semisup
 from moco import cli, files, run_folder
 from moco.data import EpochSampler, Loader, TwoViews, get_preset, make_loader
+from moco.data import loader as loader_module
 from moco.data.sources import away
 from moco.data.sources.base import FileSource
 from moco.data.sources.files import open_folder
@@ -289,6 +291,57 @@ def test_a_loaders_process_that_is_killed_costs_nothing(when, image_folder, tmp_
     told_of = "a loader's process was ended by signal 9, perhaps for want of memory"
     assert f"{told_of}; going on" in captured.out if when == 1 else f"{told_of}; others take" in captured.err
     assert_equal(tmp_path / "one", tmp_path / "two")
+
+
+@pytest.mark.parametrize("when", [1, 3])
+@pytest.mark.parametrize(
+    "error", [ConnectionResetError("cut off"), EOFError(), RuntimeError("Pin memory thread exited unexpectedly")]
+)
+def test_a_connection_that_breaks_before_the_killed_process_is_gone_tells_of_it(
+    error, when, image_folder, tmp_path, in_process, hooks, quick, monkeypatch, capsys
+):
+    """The system closes what a process has open a moment before others can see that it has ended."""
+    words = [image_folder, *TINY, *SYNCO, "-j", 1, "--epochs", 2, "-b", 4, "--steps", 8]
+    assert in_process(*words, "--save-dir", tmp_path / "one") == 0
+    loaders: list[Loader] = []
+    hooks(Loader, "__iter__", lambda _, loader: loaders.append(loader))
+    next_data = dataloader._MultiProcessingDataLoaderIter._next_data
+    dying: list[int] = []
+
+    def take(batches: Any) -> Any:
+        if len(dying) == 1:
+            dying.append(0)
+            threading.Timer(0.2, os.kill, (dying[0], signal.SIGKILL)).start()
+            raise error
+        return next_data(batches)
+
+    def kill(_: object, trainer: pretraining.Trainer, before: int) -> None:
+        if trainer.progress.step == 2 * when and not dying:
+            dying.append(loaders[0]._iterator._workers[0].pid)
+
+    monkeypatch.setattr(dataloader._MultiProcessingDataLoaderIter, "_next_data", take)
+    hooks(pretraining.Trainer, "after_step", kill)
+    assert in_process(*words, "--save-dir", tmp_path / "two") == 0
+    assert "a loader's process was ended by signal 9, perhaps for want of memory; going on" in capsys.readouterr().out
+    assert_equal(tmp_path / "one", tmp_path / "two")
+
+
+@pytest.mark.parametrize("error", [ConnectionResetError("cut off"), EOFError("cut off")])
+def test_a_broken_connection_where_no_process_is_gone_is_no_outage(error, image_folder, monkeypatch, quick):
+    monkeypatch.setattr(loader_module, "PARTING_SECONDS", 0.1)
+
+    def cut_off(_: Any) -> Any:
+        raise error
+
+    source = open_folder(str(image_folder / "train"))
+    for workers in (0, 1):
+        loader = make_loader(TwoViews(source, get_preset("cifar"), 16, 0), EpochSampler(24, 8, 0), workers)
+        batches = iter(loader)
+        next(batches)
+        with monkeypatch.context() as patched:
+            patched.setattr(dataloader._BaseDataLoaderIter, "__next__", cut_off)
+            with pytest.raises(type(error), match="cut off"):
+                next(batches)
 
 
 def test_a_loaders_process_that_always_dies_ends_the_run(
