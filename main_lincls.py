@@ -79,7 +79,7 @@ def worker(args: Namespace) -> int:
     if trained:
         reserve_run_folder(args.save_dir, path, args.overwrite, *linear_checkpoint.PROBE_FILES)
     where, then = partial(at.where, plan.steps_per_epoch), beside("report", [args.save_dir]) if trained else None
-    with RunLog(args.save_dir, vars(args), path, where, name=mode) as log:
+    with RunLog(args.save_dir, vars(args), path, where, finished=at.epoch, name=mode) as log:
         log.at_end(write_page, args.save_dir, args.report, then=then)
         workers, flip = distributed.share_of_cores(args.workers), data.dataset_of(args.dataset).mirrored
         patience = Patience.of(args.data_patience, args.max_minutes, log.line)

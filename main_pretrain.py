@@ -66,7 +66,7 @@ def worker(args: Namespace) -> int:
     reserve_run_folder(args.save_dir, path, args.overwrite)
 
     # train, save
-    with RunLog(args.save_dir, vars(args), path, progress.where, wandb=args.wandb) as log:
+    with RunLog(args.save_dir, vars(args), path, progress.where, finished=progress.epoch, wandb=args.wandb) as log:
         log.at_end(write_page, args.save_dir, args.report, then=what_next(args, sources.train))
         lines = first_lines(config, given, model, plan, progress, path, summary, [*notes, *said])
         log.line("the demo, as no DIR is given: " * args.demo + lines)

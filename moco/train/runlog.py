@@ -143,8 +143,10 @@ class RunLog:
         save_dir: the run's folder, made if missing.
         config: the run's settings: written to NAME_settings.json, and for W&B.
         resumed: the checkpoint that the run goes on from. None begins a new log in place of an older one; else the log
-            goes on, and what an interrupted run had written beyond the step ``where`` it is resumed is dropped.
+            goes on, and what an interrupted run had written beyond the step ``where`` it is resumed, or of more epochs
+            than are ``finished`` there, is dropped: it comes again.
         where: the run's step and its epoch, counted from 0 (:meth:`moco.train.plan.Progress.where`).
+        finished: epochs; a run that was stopped behind the last step of one has its evaluation still to do.
         name: tells apart two kinds of run in one folder.
         tensorboard: also write events into ``save_dir``/tensorboard/NAME.
         wandb: project on Weights & Biases to send the numbers to; a resumed run goes on in its page.
@@ -160,6 +162,7 @@ class RunLog:
         resumed: str | None = None,
         where: Callable[[], tuple[int, int]] = lambda: (0, 0),
         *,
+        finished: float = math.inf,
         name: str = "log",
         tensorboard: bool = True,
         wandb: str | None = None,
@@ -180,7 +183,7 @@ class RunLog:
         try:
             os.makedirs(save_dir, exist_ok=True)
             run = _wandb_run(wandb, save_dir, name, config, resumed=resumed is not None) if wandb else None
-            files.write_text("" if resumed is None else _records_until(path, step), path)
+            files.write_text("" if resumed is None else _records_until(path, step, finished), path)
             files.write_text("" if resumed is None else _records_until(happened), happened)
             for record in files.records(path) if resumed is not None else ():
                 self.recorded += record if record.get("step") == step else ()
@@ -324,15 +327,17 @@ class RunLog:
         self._places = []
 
 
-def _records_until(path: str, step: float = math.inf) -> str:
-    """The file's records up to ``step``; a line that a kill cut short is dropped."""
+def _records_until(path: str, step: float = math.inf, finished: float = math.inf) -> str:
+    """The file's records up to ``step`` and of at most so many ``finished`` epochs; a line that a kill cut short is
+    dropped."""
     if not os.path.exists(path):
         return ""
     kept = []
     with open(path, encoding="utf-8", errors="replace") as lines:
         for line in lines:
             with contextlib.suppress(ValueError, TypeError, KeyError):
-                if files.json_of(line)["step"] <= step:
+                record = files.json_of(line)
+                if record["step"] <= step and record.get("finished_epochs", 0) <= finished:
                     kept.append(line if line.endswith("\n") else line + "\n")
     return "".join(kept)
 
