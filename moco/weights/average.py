@@ -29,6 +29,7 @@ from moco.weights.settings import Settled, settle_from_file
 
 _CHECKPOINTS = re.compile(r"checkpoint_((?:semisup|lincls)_)?\d{4,}\.pth\.tar$")  # of ends of epochs, of each main
 _MIXED = {  # traits that differ, each with a file that has it
+    "arch": "{first} says that it is of -a {one!r} and {second} of -a {other!r}: average checkpoints of one network.",
     "lr": "{first} leads with the classifier of --lr {one} and {second} with that of --lr {other}: average "
     "checkpoints of one --lr.",
     "classes": "the outputs of {first} and of {second} are other classes: average checkpoints of one run.",
@@ -131,7 +132,8 @@ def _traits(state: dict) -> dict[str, Any]:
     """What files that are averaged have in common."""
     run = run_of(state)
     changes = describe_changes(recorded_changes(state) or {}) or "no change"
-    return {"lr": run.get("lr"), "classes": tuple(run.get("classes") or ()), "changes": changes}
+    arch = () if state.get("arch") is None else state["arch"]
+    return {"arch": arch, "lr": run.get("lr"), "classes": tuple(run.get("classes") or ()), "changes": changes}
 
 
 def _packed(mean: dict[str, Tensor], last: dict, paths: list[str]) -> dict[str, Any]:

@@ -153,6 +153,10 @@ def test_a_probes_classifiers_are_averaged_and_its_encoder_stays(folder, tmp_pat
     torch.save({**files[1], "run": {**files[1]["run"], "classes": ["a", "b", "c"]}}, tmp_path / "other")
     with pytest.raises(UserError, match=r"the outputs of .* are other classes: average checkpoints of one run"):
         average.average([str(tmp_path / linear_checkpoint.KEPT_PROBE.format(0)), str(tmp_path / "other")])
+    for arch in ("", "resnet18"):
+        torch.save({**files[1], "arch": arch}, tmp_path / "other")
+        with pytest.raises(UserError, match=f"says that it is of -a 'test_resnet' and .*other of -a '{arch}': average"):
+            average.average([str(tmp_path / linear_checkpoint.KEPT_PROBE.format(0)), str(tmp_path / "other")])
     torch.save({**files[1], "run": {**files[1]["run"], "lr": 3.0}}, tmp_path / "other")
     with pytest.raises(UserError, match=r"with the classifier of --lr 0.3 and .*other with that of --lr 3.0"):
         average.average([str(tmp_path / linear_checkpoint.KEPT_PROBE.format(0)), str(tmp_path / "other")])
