@@ -257,7 +257,7 @@ def write_csv(path: str, rows: Iterable[Iterable[Any]], choose: str = "path") ->
 def read_json(path: str) -> dict[str, Any]:
     """A JSON file's dictionary; empty where there is none."""
     try:
-        with open(path, encoding="utf-8") as file:
+        with open(regular_handle(path), encoding="utf-8") as file:
             return dictionary_of(file.read())
     except (OSError, ValueError):
         return {}
@@ -282,7 +282,7 @@ def json_of(text: str) -> Any:
 
 def records(path: str) -> Iterator[dict[str, Any]]:
     """The records of a log, a JSON dictionary a line; none where there is no file, and no damaged ones."""
-    with contextlib.suppress(OSError), open(path, encoding="utf-8", errors="replace") as lines:
+    with contextlib.suppress(OSError), open(regular_handle(path), encoding="utf-8", errors="replace") as lines:
         for line in lines:
             with contextlib.suppress(ValueError):
                 if isinstance(found := json_of(line), dict):

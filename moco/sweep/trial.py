@@ -88,7 +88,7 @@ def damaged(folder: str) -> list[str]:
 def _entries(folder: str, name: str) -> dict[str, Any] | None:
     """A JSON file's dictionary; None where there is no file, DAMAGED for anything else."""
     try:
-        with open(os.path.join(folder, name), encoding="utf-8") as file:
+        with open(files.regular_handle(os.path.join(folder, name)), encoding="utf-8") as file:
             found = files.json_of(file.read())
     except FileNotFoundError:
         return None

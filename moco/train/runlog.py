@@ -330,7 +330,7 @@ class RunLog:
 def _records_until(path: str, step: float = math.inf, finished: float = math.inf) -> str:
     """The file's records up to ``step`` and of at most so many ``finished`` epochs; a line that a kill cut short is
     dropped."""
-    if not os.path.exists(path):
+    if not os.path.isfile(path):  # a pipe would be waited at for ever
         return ""
     kept = []
     with open(path, encoding="utf-8", errors="replace") as lines:

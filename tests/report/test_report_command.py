@@ -1,5 +1,7 @@
 """moco report: which runs it finds in folders, and what it says of others."""
 
+import os
+
 import pytest
 from support.logs import write_log
 
@@ -22,6 +24,16 @@ def test_damaged_lines_are_counted_and_a_line_being_written_is_not(tmp_path):
     (run,) = runs.find([str(tmp_path)])
     assert (run.records, run.damaged) == (2, 3)
     assert list(run.figures["loss"][0]) == [1.0, 3.0]
+
+
+@pytest.mark.parametrize("name", ["log.jsonl", "log_events.jsonl", "log_settings.json", "results.csv", "embedding.png"])
+def test_a_pipe_in_the_place_of_a_file_is_not_waited_at(name, tmp_path):
+    write_log(tmp_path / "sound", {"step": 1, "loss": 2.0})
+    write_log(tmp_path / "odd", {"step": 1, "loss": 2.0})
+    (tmp_path / "odd" / name).unlink(missing_ok=True)
+    os.mkfifo(tmp_path / "odd" / name)
+    assert report.main([str(tmp_path)]) == 0
+    assert "sound" in (tmp_path / "report.html").read_text()
 
 
 @pytest.mark.parametrize(

@@ -490,6 +490,12 @@ def test_a_trial_with_a_damaged_result_runs_again(sweep, capsys, content):
     assert count(sweep.out) == 2
 
 
+@pytest.mark.parametrize("name", ["trial.json", "result.json"])
+def test_a_pipe_in_the_place_of_a_trials_file_is_damaged_and_not_waited_at(name, tmp_path):
+    os.mkfifo(tmp_path / name)
+    assert trial.damaged(str(tmp_path)) == [name]
+
+
 def test_a_record_of_a_later_version_and_figures_of_other_types(sweep):
     made = spec.read_spec(sweep(grid={"lr": [1]}, **SELECT))
     (item,) = made.trials(made.report)
