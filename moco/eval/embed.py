@@ -107,7 +107,7 @@ def open_reader(args: Namespace, settled: Settled, source: Source) -> Reader:
     device = distributed.device()
     images = EvalData(
         size, args.batch_size * distributed.nodes(), workers=distributed.share_of_cores(args.workers),
-        note=bad_image_notes(partial(print, flush=True), "left out"),
+        note=bad_image_notes(tell, "left out"),
     )  # fmt: skip
     extractor = FeatureExtractor(images, device, mean, std, pick_amp(args.amp, device))
     return Reader(encoder.to(device), extractor, size, summary + settled.summary)

@@ -31,7 +31,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from moco import bars, distributed
-from moco.errors import UserError
+from moco.errors import UserError, tell
 from moco.eval import embed, linear
 from moco.eval.features import Features, gathered
 from moco.seeding import torch_generator
@@ -49,19 +49,19 @@ def retrieval_worker(args: Namespace) -> int:
     found = embed.read_features(args)
     x, labels = found.share.x, found.share.labels
     check_labels(labels, found.source.name)
-    tell = print if distributed.is_main() else lambda _: None
-    tell(f"{len(x)} images of {found.source.name}, {args.arch} at {found.size} px: {found.summary}")
+    say = tell if distributed.is_main() else lambda _: None
+    say(f"{len(x)} images of {found.source.name}, {args.arch} at {found.size} px: {found.summary}")
     head = None if args.checkpoint.startswith(PUBLISHED) else read_head(found.encoder, args.checkpoint)
     result = {"features": measure_retrieval(x, labels, args.seed)}
     if head is None:
-        tell("the file has no projection head of linear layers: features alone are measured")
+        say("the file has no projection head of linear layers: features alone are measured")
     else:
         with torch.no_grad():
             result["head"] = measure_retrieval(head(x), labels, args.seed)
     settings = {"arch": args.arch, "checkpoint": args.checkpoint, "images": len(x), "seed": args.seed}
     linear.write_result({**settings, **result}, args.out, "retrieval.json")
     for where, values in result.items():
-        tell(f" * {where}: " + describe_measures(values))
+        say(f" * {where}: " + describe_measures(values))
     return 0
 
 

@@ -1,11 +1,13 @@
 """What people read: nothing in it is obeyed by a terminal, and every character can be written."""
 
+import ast
 import errno
 import io
 import os
 import sys
 
 import pytest
+from conftest import ROOT
 
 from moco.errors import OutageError, TrainingError, UserError, exit_code, printable, tell
 
@@ -24,6 +26,18 @@ def test_every_line_can_be_written_in_every_encoding(encoding, accent, error, mo
     monkeypatch.setattr(sys, "stderr" if error else "stdout", stream)
     tell("one", ODD, error=error)
     assert stream.buffer.getvalue().decode(encoding) == f"one\n{SHOWN}\n".replace("\xe9", accent)
+
+
+def test_nothing_is_said_past_tell():
+    """What is printed otherwise reaches a terminal raw, and ends the program where the encoding lacks a character."""
+    files = [*(ROOT / "moco").rglob("*.py"), *ROOT.glob("main_*.py")]
+    found = [
+        f"{path.relative_to(ROOT)}:{node.lineno}"
+        for path in files
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.Name) and node.id == "print"
+    ]
+    assert len(files) > 100 and found == []
 
 
 @pytest.mark.parametrize(("kind", "code"), [(UserError, 2), (OutageError, 75)])
