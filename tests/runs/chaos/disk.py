@@ -17,7 +17,10 @@ from tests.runs.chaos.scenes import Scene, differ
 from tests.runs.chaos.verdicts import RIGHT, SENTENCE, WRONG, Verdict, ill_mannered
 
 NEVER = 10**9
-OVER_OLD = ("average", "export timm", "export safetensors", "embed", "retrieval", "index")  # replaces its files
+# scenes that replace their files
+OVER_OLD = (
+    "average", "export timm", "export safetensors", "embed", "retrieval", "neighbours CKPT", "negatives", "index",
+)  # fmt: skip
 
 
 class FullDisk:

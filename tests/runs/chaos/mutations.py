@@ -302,3 +302,11 @@ _FORMS: dict[str, Callable[[Path, random.Random], str]] = {
     "checkpoint": _checkpoint, "json": _json, "jsonl": _jsonl, "yaml": _yaml, "text": _text, "lines": _lines,
     "npz": _npz, "tar": _tar, "png": _png, "jpg": _jpg, "pixels": _pixels, "safetensors": _safetensors,
 }  # fmt: skip
+
+
+def _or_special(form: str) -> Callable[[Path, random.Random], str]:
+    """Of a file that is come upon, and not asked for: it may be no file at all."""
+    return lambda path, rng: _special(path, rng) if rng.random() < 0.3 else _FORMS[form](path, rng)
+
+
+_FORMS |= {f"found {form}": _or_special(form) for form in ("json", "jsonl", "text", "yaml", "png")}

@@ -187,6 +187,7 @@ def build(base: Path, short: bool) -> None:
     _sweep(base, made)
     wandb = ["--wandb", "p", "--save-dir", base / "wandb", images]
     made("main_pretrain", *TINY, "--steps", "2", *wandb, prepare=fake_wandb)
+    _reported(base, images, made)
     if not short:
         (base / "resnet").mkdir()
         made("tests.runs.chaos.resnet", base / "resnet" / "resnet50.pth.tar")
@@ -215,6 +216,41 @@ def _sweep(base: Path, made: Callable[..., None]) -> None:
     (base / "sweep").mkdir()
     (base / "sweep" / "spec.yml").write_text(yaml.safe_dump({"main": str(base / "fake.py"), **SPEC}, sort_keys=False))
     made("moco.sweep", base / "sweep" / "spec.yml", "--out", base / "sweep" / "out")
+
+
+def _reported(base: Path, images: Path, made: Callable[..., None]) -> None:
+    """All that a report reads: runs of three kinds, results of every kind, pictures, a sweep, and detections."""
+    top = base / "reported"
+    shutil.copytree(base / "whole", top, ignore=shutil.ignore_patterns("*.tar", "events.out*"))
+    probe, tuned = (base / name for name in ("lincls", "semisup"))
+    for name, folder in (("probe", probe), ("tuned", tuned)):
+        shutil.copytree(folder, top / name, ignore=shutil.ignore_patterns("*.tar*", "events.out*", "owner*"))
+    result = {"mode": "lincls", "pretrained": "x.pth.tar", "acc1": 50.0, "acc5": 90.0, "lr": 0.3, "epochs": 2,
+              "features": "last", "selected_on": "test", "train_images": 24, "val_images": 15, "unreadable": 0,
+              "per_lr": [{"lr": 0.3, "acc1": 50.0, "val_loss": 1.0, "selected": True}]}  # fmt: skip
+    shots = {"acc_1shot": 30.0, "ci95_1shot": 1.0}
+    settings = {"train_percent": 50, "weights": "imagenet", "lr_backbone": 0.1, "lr_classifier": 0.1}
+    aps = {name: {"mean": 40.0, "std": 0.1, "trials": [40.0]} for name in ("AP", "AP50", "AP75")}
+    written = {
+        "probe/result.json": result,
+        "tuned/result.json": {**result, "mode": "semisup", "settings": settings, "seed": 3, "best_epoch": 1, **shots},
+        "knn.json": {"mode": "knn", "k": 5, "T": 0.1, "knn": 40.0, "knn_5": 40.0, "val_images": 15},
+        "few_shot.json": {"mode": "few_shot", "way": 2, "episodes": 9, "queries": 3, "val_images": 15, **shots},
+        "lr_find.json": {"mode": "lr_find", "suggestion": 0.1, "steps": 9, "diverged_at": 3.0, "edge": ""},
+        "retrieval.json": {"features": {"map": 30.0, "ami": 2.0}, "head": {"map": 31.0}, "images": 24},
+        "voc/summary.json": {"config": "voc", "opts": [], "checkpoint": "x.pth", "published": {"a": [3, 1, 2, 3]},
+                             **aps},
+        "one/results.json": {"bbox": {"AP": 40.0, "AP50": 60.0, "AP75": 41.0}},
+        "two/metrics.json": {"iteration": 9, "bbox/AP": 4.0, "bbox/AP50": 6.0, "bbox/AP75": 4.0},
+    }  # fmt: skip
+    for name, value in written.items():
+        (top / name).parent.mkdir(exist_ok=True)
+        (top / name).write_text(json.dumps(value) + "\n")
+    for name in ("one", "two"):
+        (top / name / "config.yaml").write_text("MODEL:\n  WEIGHTS: out.pkl\n")
+    shutil.copytree(base / "sweep" / "out", top / "sweep")
+    for picture in ("embedding.png", "neighbours.png"):
+        shutil.copy(next(images.rglob("*.png")), top / picture)
 
 
 # ------------------------------------------------------------------------------------------------------ readers
@@ -269,7 +305,36 @@ def _all_readers(base: Path) -> list[Scene]:
         words = ["detection/convert-pretrain-to-detectron2.py", "{}/resnet50.pth.tar", "{}/out.pkl"]
         files_ = {"resnet50.pth.tar": ("checkpoint", EXACT)}
         found.append(Scene("convert", "resnet", words, files_, of_file("out.pkl"), weight=0.3))
-    return [*found, *_of_weights(images), *_of_data(images, tiny), *_of_others(base, images)]
+    found += [*_of_weights(images), *_of_data(images, tiny), *_of_others(base, images)]
+    return [*found, *_of_looking(base, images)]
+
+
+def _of_looking(base: Path, images: str) -> list[Scene]:
+    """The programs that show what there is."""
+    weights = f"{base}/weights/pretrained.pth.tar"
+    kept: File = ("checkpoint", EXACT)
+    files = {str(path.relative_to(base / "reported")) for path in (base / "reported").rglob("*") if path.is_file()}
+    forms = {".json": "json", ".jsonl": "jsonl", ".csv": "text", ".png": "png", ".yaml": "yaml"}
+    read: dict[str, File] = {}
+    for name in sorted(files):
+        if form := forms.get(Path(name).suffix):
+            read[name] = (f"found {form}", ANY)
+    pictures = {f"{n}.{'png' if n % 2 else 'jpg'}": ("png" if n % 2 else "jpg", ANY) for n in range(16)}
+    small = ["-b", "8", "-j", "0", "--k", "3", "--out", "{}/out"]
+    mined = ["--sample", "16", "--queries", "2", "--out", "{}/out"]
+    return [
+        Scene("report", "reported", ["moco.report", "{}", "--out", "{}/page.html"], read, nothing, weight=6),
+        Scene("neighbours CKPT", "weights", ["moco.neighbours", "{}/pretrained.pth.tar", images, *small],
+              {"pretrained.pth.tar": kept}, of_file("out/neighbours.png")),
+        Scene("neighbours DIR", "pictures", ["moco.neighbours", weights, "{}", *small], pictures, nothing, weight=2),
+        Scene("neighbours IMAGE", "pictures", ["moco.neighbours", weights, images, "{}/0.jpg", "{}/1.png", *small],
+              {name: pictures[name] for name in ("0.jpg", "1.png")}, nothing),
+        Scene("negatives", "pretrain", ["moco.negatives", "{}/checkpoint_0001.pth.tar", images, *mined],
+              {"checkpoint_0001.pth.tar": kept}, of_file("out/negatives.png"), weight=2),
+        Scene("negatives RUN", "pretrain", ["moco.negatives", "{}", images, "--over-checkpoints", *mined],
+              {"checkpoint_0000.pth.tar": kept, "checkpoint_0001.pth.tar": kept, "latest": ("text", ANY)},
+              of_file("out/negatives.png"), weight=2),
+    ]  # fmt: skip
 
 
 def _of_weights(images: str) -> list[Scene]:
@@ -369,10 +434,11 @@ def writers(base: Path) -> list[Scene]:
     def log_of(here: Path, ended: Ended) -> Any:
         return log_value(here / "run", ended)
 
-    shared = ("embed", "retrieval", "export timm", "export safetensors", "average", "pack list")
+    shared = ("embed", "retrieval", "export timm", "export safetensors", "average", "pack list", "report",
+              "neighbours CKPT", "negatives")  # fmt: skip
     same = [scene for scene in _all_readers(base) if scene.name in shared]
     for scene in same:
-        scene.files = {}
+        scene.files, scene.weight = {}, min(scene.weight, 2.0)
         scene.value = tree_value if scene.name == "pack list" else scene.value
     return [
         Scene("pretrain", "empty", [*PRETRAIN, *from_start], {}, log_of, weight=6),
