@@ -241,8 +241,10 @@ def _special(path: Path, rng: random.Random) -> str:
     elif kind == "socket":
         import socket
 
+        folder = os.open(path.parent, os.O_RDONLY)  # by which the name is short enough for a socket
         with contextlib.closing(socket.socket(socket.AF_UNIX)) as made:
-            made.bind(os.path.relpath(path))
+            made.bind(f"/proc/self/fd/{folder}/{path.name}")
+        os.close(folder)
     elif kind != "gone":
         os.symlink(path.name if kind == "loop" else kind, path)
     return f"a {kind} in its place"
