@@ -24,7 +24,8 @@ from moco.errors import UserError, one_line
 from moco.files import replacing
 
 MEGABYTES = 200  # a shard: some 1,800 photographs of ImageNet
-_OURS = re.compile(r"((train|val|test)/)?(shard-\d+\.tar|classes\.txt|index\.npz(\.tmp)?)")
+# What a packing writes; a kill leaves the last two under a name of :func:`moco.processes.temporary`.
+_OURS = re.compile(r"((train|val|test)/)?(shard-\d+\.tar|(classes\.txt|index\.npz)((\.[\w-]+)?\.tmp)?)")
 
 
 def pack(sources: dict[str, FileSource], out: str, seed: int = 0, megabytes: float = MEGABYTES) -> dict[str, int]:

@@ -17,6 +17,7 @@ from moco.data.__main__ import main
 from moco.data.sources import cache, pack
 from moco.data.sources.shards import CLASS_NAMES, INDEX
 from moco.errors import UserError
+from moco.processes import temporary
 
 KINDS = ("jpg", "png", "bmp", "tif", "webp", "ppm")
 
@@ -114,6 +115,16 @@ def test_a_kill_leaves_nothing_that_is_trained_on_and_the_next_packing_works(fol
     whole, files = open_sources(path=str(out)), open_sources(path=str(folder))
     assert contents(whole.pretrain) == contents(files.pretrain)
     assert contents(whole.val) == contents(files.val)
+
+
+@pytest.mark.parametrize("name", [INDEX, CLASS_NAMES])
+def test_a_file_that_a_kill_has_left_beside_its_place_is_removed(name, folder, tmp_path):
+    left = tmp_path / "out.part" / "train" / name
+    left.parent.mkdir(parents=True)
+    with open(temporary(str(left)), "xb"):
+        pass
+    assert main(["pack", str(folder), str(tmp_path / "out")]) == 0
+    assert sorted(os.listdir(tmp_path)) == ["in", "out"]
 
 
 def test_packing_touches_no_other_files(folder, tmp_path, monkeypatch, capsys):
