@@ -309,6 +309,9 @@ def test_input_that_cannot_be_used_is_one_sentence(folder, hard_folder, image_fo
         damaged["run"]["pretraining"]["recipe"][name] = odd
         torch.save(damaged, tmp_path / "damaged.pth.tar")
         assert f"is damaged: its entry recipe.{name} is " in refused(tmp_path / "damaged.pth.tar", hard_folder)
+    nameless = {**load(folder), "arch": ""}
+    torch.save(nameless, tmp_path / "nameless.pth.tar")
+    assert "does not name its architecture" in refused(tmp_path / "nameless.pth.tar", hard_folder)
     assert "holds no queue" in refused(pretrained, hard_folder)
     assert "does not say which image each row is of" in refused(tmp_path / "upstream.pth.tar", hard_folder)
     assert "was pretrained on other images" in refused(one, image_folder)

@@ -251,7 +251,8 @@ def open_queue(path: str) -> QueueRun:
     """The queue of a checkpoint.
 
     Raises:
-        UserError: it cannot be read, has no queue or a damaged one, or does not say of which image each row is.
+        UserError: it cannot be read, has no queue or a damaged one, or does not say of which image each row is or
+            which architecture it is of.
     """
     file = open_file(path)
     found = pretraining_of(file, {}).value
@@ -275,5 +276,9 @@ def open_queue(path: str) -> QueueRun:
         )
     if wrong := schema.wrong_entry(schema.QUEUE_RECIPE, found.get("recipe", {}), "recipe"):
         raise UserError(f"{path} {wrong}.")
-    queue, ids = queue.float(), ids.long()
-    return QueueRun(file, queue, ids, found.get("method", ""), found.get("recipe", {}))
+    run = QueueRun(file, queue.float(), ids.long(), found.get("method", ""), found.get("recipe", {}))
+    if "arch" not in run.settings:
+        raise UserError(
+            f"{path} does not name its architecture and its tensors are of no known one; give another checkpoint."
+        )
+    return run
