@@ -31,7 +31,7 @@ Read = TypeVar("Read")
 # for, and GIF, which collections from the web call .jpg. PIL knows forty more, and hands EPS to another program.
 FORMATS = ("JPEG", "PNG", "PPM", "BMP", "TIFF", "WEBP", "GIF")
 # Pixels of an image at most, PIL's own limit, here for every decoder: 13,377 x 13,377, more than cameras but for some
-# telephones' 200 megapixels. In RGB it takes 0.7 GB, its largest crop 0.5 more; other modes 2.3 in all.
+# telephones' 200 megapixels. In RGB it takes 0.7 GB, its largest crop 0.5 more; other modes 2.3 in all, WebP 2.9.
 PIXELS = 178_956_970
 BY_TENSOR = 1 << 25  # pixels up to which torchvision's decoder is used: it holds three copies for a moment
 PER_BYTE = 512  # pixels that a byte of a JPEG can be: Huffman codes take a bit or more for a block of 64
