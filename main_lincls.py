@@ -82,7 +82,7 @@ def worker(args: Namespace) -> int:
     with RunLog(args.save_dir, vars(args), path, where, finished=at.epoch, name=mode) as log:
         log.at_end(write_page, args.save_dir, args.report, then=then)
         workers, flip = distributed.share_of_cores(args.workers), data.dataset_of(args.dataset).mirrored
-        patience = Patience.of(args.data_patience, args.max_minutes, log.line)
+        patience = Patience.of(args.data_patience, args.max_minutes, log.line, saves=trained)
         images = EvalData(size, batch, seed, workers, flip, bad_image_notes(log.line), patience=patience)
         told = linear_report.describe_run(mode, train, val, images, args.features == "cached")
         summary = "; ".join(filter(None, [read, resumed, numbered])) + settled.summary

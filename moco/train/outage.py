@@ -15,6 +15,7 @@ from moco.train.stop import StopRequest
 Made = TypeVar("Made")
 LOOK_SECONDS = 1.0  # between two looks whether it is back
 GO_ON = "the same command with --resume auto goes on"
+AGAIN = "type the command again when the images are back"  # of one that saves nothing on its way
 
 
 class StoppedError(OutageError):
@@ -30,18 +31,21 @@ class Patience:
     """How long a run waits for what is gone, and what it does at first. By default it does not.
 
     minutes: 0: not at all. stop: who may want the run to end. say: where it says what it waits for. save: write the
-    state from which the run can be continued, unless that was done; every process calls.
+    state from which the run can be continued, unless that was done; every process calls. saves: whether there is any.
     """
 
     minutes: float = 0.0
     stop: StopRequest = field(default_factory=lambda: StopRequest(None))
     say: Callable[[str], object] = field(default=lambda text: None)
     save: Callable[[], object] = field(default=lambda: None)
+    saves: bool = False
 
     @classmethod
-    def of(cls, minutes: float, max_minutes: float | None, say: Callable[[str], object]) -> Patience:
-        """Of a run that ends after ``max_minutes``, if any."""
-        return cls(minutes, StopRequest(max_minutes), say)
+    def of(
+        cls, minutes: float, max_minutes: float | None, say: Callable[[str], object], saves: bool = True
+    ) -> Patience:
+        """Of a run that ends after ``max_minutes``, if any; not ``saves``: of an evaluation."""
+        return cls(minutes, StopRequest(max_minutes), say, saves=saves)
 
     def wait(self, why: str, look: Callable[[], str]) -> None:
         """Return once ``look()``, which says what is gone, says nothing on any process; every process has to call.
@@ -58,7 +62,8 @@ class Patience:
         while left := distributed.any_text(look()):
             self._check(left, begun)
             if not told:
-                self.say(f"{left}: what is trained is saved; waiting up to {self.minutes:g} minutes")
+                saved = "what is trained is saved; " * self.saves
+                self.say(f"{left}: {saved}waiting up to {self.minutes:g} minutes")
             told = True
             time.sleep(LOOK_SECONDS)
         if told:
@@ -69,9 +74,11 @@ class Patience:
         late = time.monotonic() - begun >= 60 * self.minutes
         code, late = self.stop.look(late)
         if code is not None:
-            raise StoppedError(f"stopped while waiting, as {left}: {GO_ON}", code, self.stop.reason(code))
+            then = GO_ON if self.saves else AGAIN
+            raise StoppedError(f"stopped while waiting, as {left}: {then}", code, self.stop.reason(code))
         if late:
-            raise OutageError(f"{left}, for {self.minutes:g} minutes (--data-patience); the run is saved: {GO_ON}")
+            waited = f", for {self.minutes:g} minutes (--data-patience)" * (self.saves or self.minutes > 0)
+            raise OutageError(f"{left}{waited}; {f'the run is saved: {GO_ON}' if self.saves else AGAIN}")
 
     def keep_trying(self, work: Callable[[], Made]) -> Made:
         """``work()``, which writes files, and again while the disk refuses them.

@@ -147,6 +147,29 @@ def test_a_run_that_waits_in_vain_ends_saved_and_goes_on(pictures, tmp_path, in_
     assert_equal(tmp_path / "one", tmp_path / "two")
 
 
+@pytest.mark.parametrize(
+    ("patience", "sentence"),
+    [
+        (outage.Patience(), "DIR is missing or empty; type the command again when the images are back"),
+        (
+            outage.Patience.of(1e-3, None, print, saves=False),
+            "DIR is missing or empty, for 0.001 minutes (--data-patience); type the command again when the images are "
+            "back",
+        ),
+        (
+            outage.Patience.of(0, None, print),
+            "DIR is missing or empty, for 0 minutes (--data-patience); the run is saved: the same command with "
+            "--resume auto goes on",
+        ),
+    ],
+)
+def test_only_of_a_run_that_is_saved_it_is_said(patience, sentence, quick, capsys):
+    with pytest.raises(OutageError) as raised:
+        patience.wait("", lambda: "DIR is missing or empty")
+    assert str(raised.value) == sentence
+    assert "saved" not in capsys.readouterr().out
+
+
 def test_who_waits_answers_those_who_want_the_run_to_end(
     pictures, tmp_path, in_process, monkeypatch, hooks, quick, capsys
 ):
