@@ -71,8 +71,7 @@ def worker(args: Namespace) -> int:
     if not args.evaluate:
         reserve_run_folder(args.save_dir, path, args.overwrite, *finetune.TUNING_FILES)
     mode, then = ("evaluate", None) if args.evaluate else ("semisup", beside("report", [args.save_dir]))
-    where = partial(at.where, plan.batches)
-    with RunLog(args.save_dir, vars(args), path, where, finished=at.epoch, name=mode) as log:
+    with RunLog(args.save_dir, vars(args), path, partial(at.where, plan.batches), finished=at.epoch, name=mode) as log:
         log.at_end(write_page, args.save_dir, args.report, then=then)
         summary = "; ".join(filter(None, [read, resumed, numbered, *args.notes])) + settled.summary
         log.line(f"{args.arch} at {size} px, --weights {args.weights}: {summary}")

@@ -515,7 +515,7 @@ def interpreted(suite: str) -> int:
     """
     words = [sys.executable, "-m", "pytest", "-x", "-p", "no:cacheprovider", str(ROOT / "tests" / suite)]
     env = environment(TRITON_INTERPRET="1")
-    # the limit is of a hang: the longest suite takes 3 minutes on most machines and above 15 on a slow, busy one
+    # the limit is of a hang: the longest suite takes 3 minutes on most machines and above 11 on a slow, busy one
     child = subprocess.run(words, env=env, capture_output=True, text=True, timeout=3000, cwd=ROOT)
     assert child.returncode == 0, child.stdout + child.stderr
     passed = re.search(r"(\d+) passed", child.stdout)
