@@ -14,7 +14,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -134,19 +134,26 @@ def _end_with_the_parent(parent: int) -> None:
     os._exit(0)
 
 
+def _ends(lives: Callable[[], bool]) -> bool:
+    """Whether a process that has broken a connection is gone, which can be a moment later than its connection."""
+    until = time.monotonic() + PARTING_SECONDS
+    while (still := lives()) and time.monotonic() < until:
+        time.sleep(0.01)
+    return not still
+
+
 def _prepare_worker(_: int) -> None:
     """One torch thread a worker, an ear for the parent's SIGTERM, and no trace of a connection that it has cut off."""
     torch.set_num_threads(1)
     # not getppid(), which is another process's already where the parent was killed before this line
     parent = born.pid if (born := multiprocessing.parent_process()) else os.getppid()
 
+    def lives() -> bool:
+        return os.getppid() == parent
+
     def report(kind: type[BaseException], error: BaseException, trace: Any) -> None:
-        # of multiprocessing's thread that hands tensors over, when the parent was killed: its connections are closed
-        # a moment before it is gone
-        until = time.monotonic() + PARTING_SECONDS * isinstance(error, CUT)
-        while os.getppid() == parent and time.monotonic() < until:
-            time.sleep(0.01)
-        if os.getppid() == parent:
+        # of multiprocessing's thread that hands tensors over, when the parent was killed
+        if lives() and not (isinstance(error, CUT) and _ends(lives)):
             sys.__excepthook__(kind, error, trace)
 
     sys.excepthook = report
@@ -228,13 +235,10 @@ class Loader(DataLoader):
         """Forget the workers, of which one is dead. Raises ``error`` if it says something else, and OutageError at the
         third death in a row at one step."""
         workers, self._iterator = getattr(self._iterator, "_workers", ()), None
-        # whose end torch sees a moment too early names no worker; what pins memory is a thread that ends of it
+        # such an error names no worker; what pins memory is a thread that ends of one
         broken = isinstance(error, CUT) or "Pin memory thread exited unexpectedly" in str(error)
-        until = time.monotonic() + PARTING_SECONDS * broken * bool(workers)
-        while all(process.is_alive() for process in workers) and time.monotonic() < until:
-            time.sleep(0.01)
-        codes = [process.exitcode for process in workers]
-        self.trouble = _death(str(error), codes, broken and any(code is not None for code in codes))
+        dead = broken and bool(workers) and _ends(lambda: all(process.is_alive() for process in workers))
+        self.trouble = _death(str(error), [process.exitcode for process in workers], dead)
         if not self.trouble:
             raise error
         at, count = self.deaths

@@ -370,7 +370,7 @@ os.kill(os.getpid(), 9)
 """
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="workers are forked on Linux alone")
+@pytest.mark.skipif(sys.platform != "linux", reason="needs Linux: elsewhere workers are spawned")
 def test_a_worker_whose_parent_was_killed_as_it_was_born_ends():
     made = subprocess.run([sys.executable, "-c", ORPHAN], stdout=subprocess.PIPE, timeout=60)  # until both have ended
     assert made.returncode == -signal.SIGKILL
