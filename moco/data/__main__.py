@@ -11,10 +11,10 @@ from moco.errors import exit_code, tell
 
 def main(argv: list[str] | None = None) -> int:
     """Write an index of an image folder, or its images as tar shards; the exit code."""
-    from moco.cli import commands
+    from moco.cli.data import parse_data
 
-    args = commands.parse_data(argv)
-    return exit_code(lambda: (_index if args.command == "index" else _pack)(args))
+    args = parse_data(argv)
+    return exit_code(lambda: _COMMANDS[args.command](args))
 
 
 def _index(args: argparse.Namespace) -> None:
@@ -34,6 +34,9 @@ def _pack(args: argparse.Namespace) -> None:
     for name, shards in pack(sources, args.out, args.seed, args.shard_mb).items():
         count = f"{shards} shard{'s' * (shards > 1)}"
         tell(f"{len(sources[name])} images in {count}: {os.path.join(args.out, name) if name else args.out}")
+
+
+_COMMANDS = {"index": _index, "pack": _pack}
 
 
 if __name__ == "__main__":

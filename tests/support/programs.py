@@ -11,6 +11,7 @@ from unittest.mock import patch
 
 from moco import cli
 from moco.cli import commands, looking
+from moco.cli.data import parse_data
 from moco.sweep import __main__ as sweep
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -20,7 +21,7 @@ PARSE: dict[str, Callable[[list[str]], Any]] = {
     **MAINS,
     "average": commands.parse_average,
     "bench": commands.parse_bench,
-    "data": commands.parse_data,
+    "data": parse_data,
     "demo": commands.parse_demo,
     "describe": lambda words: commands.describe_parser().parse_args(words),
     "embed": commands.parse_embed,

@@ -10,7 +10,7 @@ import contextlib
 import hashlib
 import os
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
@@ -27,13 +27,28 @@ FINGERPRINTED = 1000  # files, spread over the set, whose size is a part of a fi
 HASHED = 10_000  # images in memory, likewise, whose pixels are
 
 
+@dataclass
+class Found:
+    """How the images of a source were found, for what a run says at its start.
+
+    Args:
+        layout: "folders" of classes, "folder", "list" or "shards"; empty for a data set with a name.
+        passed_over: how many files were not taken, by what they are: an extension (".gif") or "hidden".
+        notes: a sentence for each guess: what was taken for what, and what would change it.
+    """
+
+    layout: str = ""
+    passed_over: dict[str, int] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+
+
 class Source(abc.ABC):
     """N labelled or unlabelled images.
 
     name: what messages call it. classes: names of the classes, or None. labels: (N,) int64 index into ``classes``, or
     None when unlabelled. channels: 1 or 3, the mode of every loaded image. native_size: the side in pixels when all
     images are squares of one size, else None. starts: (shards,) numbers of the first image of each file that is to be
-    read from its beginning to its end, or None when images may be read in any order.
+    read from its beginning to its end, or None when images may be read in any order. found: how they were found.
     """
 
     def __init__(
@@ -50,6 +65,7 @@ class Source(abc.ABC):
         self.labels = None if labels is None else np.asarray(labels, dtype=np.int64)
         self.native_size = native_size
         self.starts: np.ndarray | None = None
+        self.found = Found()
 
     @abc.abstractmethod
     def __len__(self) -> int: ...

@@ -46,7 +46,7 @@ class CachedSource(Source):
 
     def __init__(self, whole: Source, path: str, digest: bytes) -> None:
         super().__init__(whole.name, whole.channels, whole.classes, whole.labels, whole.native_size)
-        self.starts = whole.starts
+        self.starts, self.found = whole.starts, whole.found
         self.whole, self.path, self.digest = whole, path, digest
         self._opened = _open(path, digest, len(whole))
 

@@ -38,6 +38,7 @@ class Subset(Source):
     def __init__(self, whole: Source, rows: np.ndarray, name: str) -> None:
         assert whole.labels is not None
         super().__init__(name, whole.channels, whole.classes, whole.labels[rows], whole.native_size)
+        self.found = whole.found
         self.whole, self.rows = whole, rows
 
     def __len__(self) -> int:
