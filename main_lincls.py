@@ -82,8 +82,8 @@ def worker(args: Namespace) -> int:
     with RunLog(args.save_dir, vars(args), path, where, finished=at.epoch, name=mode) as log:
         log.at_end(write_page, args.save_dir, args.report, then=then)
         workers, flip = distributed.share_of_cores(args.workers), data.dataset_of(args.dataset).mirrored
-        patience = Patience.of(args.data_patience, args.max_minutes, log.line, saves=trained)
-        images = EvalData(size, batch, seed, workers, flip, bad_image_notes(log.line), patience=patience)
+        patience, most = Patience.of(args.data_patience, args.max_minutes, log.line, saves=trained), args.max_bad_images
+        images = EvalData(size, batch, seed, workers, flip, bad_image_notes(log.line), patience=patience, most_bad=most)
         told = linear_report.describe_run(mode, train, val, images, args.features == "cached")
         summary = "; ".join(filter(None, [read, resumed, numbered])) + settled.summary
         log.line("\n".join([f"{args.arch} at {size} px: {summary}", *notes, told]))
@@ -108,13 +108,13 @@ def open_images(args: Namespace, mode: str, path: str | None, state: dict) -> tu
         raise UserError("--evaluate needs --resume with a classifier's checkpoint (--knn needs no classifier).")
     settled = settle_from_file(args, path or args.pretrained)
     sources = data.open_on_nodes(args.dataset, args.data, **image_options(args))
-    state = {} if mode in MEASURES else state
-    numbered = data.number_as_in(state, str(path), mode == "lincls", sources.train, sources.val)
+    pair = sources.train, sources.val
+    numbered = data.number_as_in({} if mode in MEASURES else state, str(path), mode == "lincls", *pair)
     if mode == "few_shot":
         train = val = fewshot.pool(sources, args.few_shot_classes)
     else:
         train, val = knn.labelled_sets(sources) if mode == "knn" else linear.labelled_pair(sources, args.val_share)
-    linear.check_class_count(train, args.num_classes)
+    linear.check_sets(train, val, args.num_classes, args.max_bad_images)
     return train, val, settled, numbered
 
 
@@ -138,7 +138,7 @@ def fit(args: Namespace, probe: ProbeRun, features: ProbeFeatures, train: Source
     end, details = probe.at.epoch if args.evaluate else args.epochs, Details.of(args, train, probe.log.line)
     if (code := probe.fit(features, train, val, end, bool(details))) is not None:
         return code
-    result |= {"features": args.features, "epochs": probe.at.epoch, **linear_report.result(probe.heads)}
+    result |= {"features": args.features, "epochs": probe.at.epoch, **linear_report.result(probe.heads), **probe.left}
     linear.write_result(result, args.save_dir, "evaluate.json" if args.evaluate else linear_checkpoint.RESULT)
     linear_report.write_details(probe.heads, details)
     probe.log.line(linear_report.describe_last(probe.heads))

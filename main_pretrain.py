@@ -24,7 +24,6 @@ from moco.cli.common import image_options
 from moco.cli.flag_classes import PRETRAIN, pretraining
 from moco.cli.pretrain import pretrain_config, what_next
 from moco.eval import between_epochs
-from moco.eval.features import EvalData, FeatureExtractor
 from moco.methods.registry import METHODS
 from moco.report import write_page
 from moco.train.checkpoint import reserve_run_folder, unpack
@@ -35,21 +34,29 @@ from moco.train.pretraining import Trainer
 from moco.train.resume import about_run, begin_run, changes, loss_choice_of
 from moco.train.runlog import RunLog
 from moco.train.saving import Saver
-from moco.train.setup import build_model, first_lines, open_batches, prepare_training, setting_of
+from moco.train.setup import (
+    build_model,
+    first_lines,
+    open_batches,
+    open_images,
+    prepare_training,
+    setting_of,
+    with_statistics,
+)
 
 
 def worker(args: Namespace) -> int:
     """One process of a run; returns its exit code."""
     path, state, seed = begin_run(args.resume, args.save_dir, args.seed)
-    config = pretrain_config(args)
     seeding.begin(seed, asked=args.seed is not None)
 
     # data
-    sources = data.open_on_nodes(args.dataset, args.data, **image_options(args))
+    args, sources = open_images(args, path, state, image_options)
     images = sources.pretrain
+    config = with_statistics(pretrain_config(args), args, images, state)
     labels = data.class_labels(images, args.method) if METHODS[args.method].supervised else None
     data.check_classes(images, args.num_classes)
-    between_epochs.check(sources, args.retrieval_every)
+    between_epochs.check(sources, config.validation)
     given = open_batches(sources, config.views, seed, args.batch_size, args.workers, args.drop_last)
     view, sampler, sizes = given.view, given.sampler, (len(images), given.sampler.batch // given.sampler.world)
 
@@ -76,8 +83,7 @@ def worker(args: Namespace) -> int:
             images, args.max_bad_images, about, args.arch, args.keep, setting_of(args, given, model, plan), probe,
             saver=log.enter(Saver(args.save_dir, log.line, args.save_minutes, args.save_steps, patience=patience)),
         )  # fmt: skip
-        images_to_score = EvalData(view.size, sampler.batch, workers=given.workers, patience=patience)
-        extractor = FeatureExtractor(images_to_score, trainer.device, view.mean, view.std, plan.amp)
+        extractor = between_epochs.open_extractor(trainer, view, given.workers)
         measure = partial(between_epochs.report, trainer, evaluated, sources, extractor, seed, config.validation)
         between_epochs.catch_up(measure, trainer, path)
         while trainer.exit_code is None and not trainer.finished():

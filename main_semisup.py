@@ -112,7 +112,8 @@ def how_to_view(args: Namespace, size: int, batch: int, seed: int, count: int, l
     workers, flip = distributed.share_of_cores(args.workers), data.dataset_of(args.dataset).mirrored
     preset = data.get_preset(args.aug) if args.aug else None
     patience = Patience.of(args.data_patience, args.max_minutes, log.line, saves=not args.evaluate)
-    return EvalData(size, batch, seed, workers, flip, bad_image_notes(log.line), preset, args.aa, count, patience)
+    told = bad_image_notes(log.line)
+    return EvalData(size, batch, seed, workers, flip, told, preset, args.aa, count, patience, args.max_bad_images)
 
 
 if __name__ == "__main__":

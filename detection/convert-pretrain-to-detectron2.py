@@ -24,7 +24,7 @@ def main(argv: list[str]) -> int:
 def work(argv: list[str]) -> None:
     """Convert the file words[0] and write words[1]."""
     if len(argv) != 2:
-        raise UserError(__doc__)
+        raise UserError(f"this takes two words, a checkpoint and the file to write, not {len(argv)}: {__doc__}")
     source = encoder_file(argv[0])
     tensors = convert(source)
     write_pickle(tensors, argv[1])

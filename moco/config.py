@@ -19,7 +19,7 @@ class Classes(NamedTuple):
     fixed: another value is refused: it changes what the saved state means, or what the run's result is called.
     free: another value is used from here on, and said.
     silent: the course of the training does not depend on it, or the file decides (--seed), or another entry says it
-    (DIR: the data; --aug-plus: --aug; --cos of a tuning: --schedule).
+    (DIR: the data; --aug-plus and --crop-min: --aug; --cos of a tuning: --schedule).
     data: whether other images may be gone on with at an epoch's end.
     """
 
@@ -194,6 +194,7 @@ class EncoderConfig:
     mlp: bool = False  # MoCo v2's head
     stem: str = "auto"  # or imagenet, cifar
     compile_mode: str | None = None  # of torch.compile, None: not compiled
+    begin_with: str = ""  # file of its first weights, empty for random ones
 
 
 # -------------------------------------------------------------------------------------------------- the training

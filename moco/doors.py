@@ -21,7 +21,7 @@ COMMANDS = {  # in the order of a user's work
         "demo": "pretrain on 4,000 handwritten digits and show what the network has learned",
     },
     "before training": {
-        "data": "index an image folder, or pack it into tar shards",
+        "data": "check, show, index or pack images of your own",
         "bench": "measure where the time of a training step goes on this machine",
     },
     "training": {

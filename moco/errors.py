@@ -22,6 +22,9 @@ DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO, errno.E
 _UNPRINTABLE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 
 
+_OBJECT = re.compile(r"<[^<>]* object at 0x[0-9a-f]+>")  # what was read, as Python shows it
+
+
 class MocoError(Exception):
     """What a function of this package raises besides Python's own errors, or one of the three below: a sentence."""
 
@@ -87,7 +90,7 @@ def of_the_disk(error: BaseException) -> str:
 
 def one_line(error: BaseException, most: int = 300) -> str:
     """What an error of a library says, as part of a sentence."""
-    return " ".join(str(error).split())[:most]
+    return " ".join(_OBJECT.sub("the file", str(error)).split())[:most]
 
 
 def printable(text: str) -> str:

@@ -74,8 +74,17 @@ NOTHING = Kind("nothing", lambda v: v is None or (type(v) is dict and not v))
 DICTIONARY = Kind("a dictionary", lambda v: isinstance(v, dict))
 NETWORK, FLAGS = _named(Kind("a tensor", _is_tensor)), _named(Kind("a plain value", _is_plain))
 
+
+def _are_levels(value: Any) -> bool:
+    numbers = value[:2] if isinstance(value, (list, tuple)) else []
+    right = len(numbers) == 2 and all(NUMBER.fits(x) for x in numbers) and numbers[0] < numbers[1]
+    return right and list(value[2:]) in ([], ["float"])
+
+
+LEVELS = Kind("the values of black and of white", _are_levels)
 # In these tables a name with "?" may be missing, [kind] is a list of such, and of (kind, kind) either fits.
-IMAGES = {"stem?": WORD, "size?": _whole(1, 1 << 14), "channels?": _whole(1, 64), "mean?": [NUMBER], "std?": [POSITIVE]}
+IMAGES = {"stem?": WORD, "size?": _whole(1, 1 << 14), "channels?": _whole(1, 64), "mean?": [NUMBER], "std?": [POSITIVE],
+          "levels?": LEVELS}  # fmt: skip
 RULE = {"best": ANY_NUMBER, "num_bad_epochs": COUNT, "last_epoch": COUNT, "_last_lr": [NUMBER]}
 PRETRAINING = {
     "method": WORD, "recipe": FLAGS, "projection?": {"kind?": WORD, "widths?": [COUNT], "batchnorm?": FLAG},
@@ -86,7 +95,7 @@ RUN = {
     "seed?": _whole(-MOST * MOST, MOST * MOST), "step?": COUNT, "draw?": COUNT, "batch?": COUNT, "ema_due?": FLAG,
     "bad_steps?": COUNT, "bad_images?": {"seen": [COUNT]}, "best_epoch?": COUNT, "losses?": [[NUMBER]],
     "plateau?": (NOTHING, {"factor": SHARE, "rule": RULE}), "batches?": _named(COUNT), "flags?": FLAGS,
-    "settings?": FLAGS, "data?": {"name": WORD, "images": COUNT, "fingerprint": WORD},
+    "settings?": FLAGS, "data?": {"name": WORD, "images": COUNT, "fingerprint": WORD, "levels?": LEVELS},
     "torch?": {"version": WORD, "processor": WORD, "threads?": _whole(1, 1 << 20)}, "processes?": _whole(1, 1 << 20),
     "head?": (NOTHING, {"impl": WORD, "precision?": WORD, "device?": WORD, "asked?": [WORD]}), "images?": IMAGES,
     "changes?": _named(_whole(0, 256)), "classes?": (NOTHING, [WORD]), "averaged?": [WORD], "lr?": POSITIVE,

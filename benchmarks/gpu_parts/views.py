@@ -24,7 +24,9 @@ def drawn(preset: str, n: int) -> Tensor:
     """(N, P) what the views of a preset drew."""
     rng = np.random.default_rng(0)
     params = [draw(PRESETS[preset], 500, 400, rng) for _ in range(n)]
-    return torch.stack([by_torch.pack_params(p.jitter, p.grey, p.blur, p.flip, p.solarize) for p in params])
+    return torch.stack(
+        [by_torch.pack_params(p.jitter, p.grey, p.blur, p.flip, p.solarize, p.vflip, p.turn) for p in params]
+    )
 
 
 def noise(shape: tuple[int, ...]) -> Tensor:

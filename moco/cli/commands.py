@@ -7,9 +7,12 @@ import os
 
 from moco import doors
 from moco.cli.common import (
+    add_aug,
     add_batch_size,
     add_data,
     add_launch,
+    add_levels,
+    add_max_bad,
     add_statistics,
     add_workers,
     check_images,
@@ -70,10 +73,10 @@ def average_parser() -> Parser:
     add("--data", metavar="DIR", help="training images: a folder, a list of paths, or the root of --dataset")
     add("--dataset", choices=DATASETS, help="use a known data set instead of a folder")
     add("--download", action="store_true", help="let --dataset download its files")
-    add("--aug", choices=("v1", "v2", "cifar", "supcon", "digits"), help="augmentation of --data (default: the run's, "
-        "else crop and flip)")  # fmt: skip
+    add_aug(p, "the run's, else crop and flip; for --data")
     add("-a", "--arch", default="", metavar="ARCH", help="name of a torchvision or timm network (default: the file's)")
     add("--size", type=at_least(8), metavar="PX", help="side of the images in pixels (default: the run's)")
+    add_levels(p, "the run's, else those of")
     add_statistics(p, "(default: the run's)")
     add("-b", "--batch-size", default=256, type=at_least(1), metavar="N", help="images per batch (default: 256)")
     add_workers(p, 4, "(default: 4)")
@@ -158,12 +161,14 @@ def add_read(p: Parser) -> None:
     add_batch_size(p, where="data")
     add("--amp", choices=("off", "bf16", "fp16"), default="off", help="precision of the encoder (default: off, fp32)")
     add("--split", choices=("val", "train"), help="images to use (default: the validation images, where there are any)")
+    add_max_bad(p, "data")
 
 
 def finish_read(parser: Parser, argv: list[str]) -> argparse.Namespace:
     args = with_config(parser, argv)
     if args.checkpoint is None or (args.data is None and args.dataset is None):
-        raise UserError("give a checkpoint, and an image folder or --dataset NAME to embed.")
+        given = "" if args.checkpoint is None else f" behind the checkpoint {args.checkpoint}"
+        raise UserError(f"give a checkpoint, and an image folder or --dataset NAME{given}.")
     args.checkpoint = encoder_file(args.checkpoint)
     check_images(args)
     return args

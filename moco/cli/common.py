@@ -7,9 +7,11 @@ import os
 from typing import Any
 
 from moco import run_folder
-from moco.cli.parser import Parser, at_least, finite, positive
+from moco.cli.parser import Parser, at_least, finite, positive, whole
 from moco.config import FewShotConfig
-from moco.data.registry import DATASETS
+from moco.data.augment.from_file import augmentation, one_augmentation
+from moco.data.augment.presets import PRESETS
+from moco.data.registry import DATASETS, MOST_CHANNELS
 from moco.errors import STOP_EXIT, UserError, tell
 
 SWITCH = argparse.BooleanOptionalAction
@@ -40,8 +42,9 @@ def add_data(p: Parser, of_file: bool = False) -> None:
     add("--val-data", "--test-folder", metavar="PATH", help="labelled validation images, where DIR does not hold them")
     add("--size", "--input-size", type=at_least(8), metavar="PX", help="side of the square views in pixels (default: "
         f"{files}224; sets of small images have their own size)")  # fmt: skip
-    add("--channels", type=int, choices=(1, 3), help=f"read the images as grey (1) or colour (3; default: {files}the "
-        "data set's)")  # fmt: skip
+    add("--channels", type=whole(1, MOST_CHANNELS), metavar="N", help="read the images as grey (1) or colour (3), or "
+        f".npy and TIFF files by their N channels, bands or pages (default: {files}the data set's)")  # fmt: skip
+    add_levels(p, "the file's, else those of" if of_file else "those of")
     add_statistics(p, f"(default: {files}the data set's)")
     add_workers(
         p, 32, "on this machine, for all processes together (default: 32, at most one per core)", "--num-workers"
@@ -57,10 +60,23 @@ def _dataset(name: str) -> str:
     return "folder" if name == "path" else name  # SupContrast's
 
 
+def add_levels(p: Parser, default: str) -> None:
+    p.group("data")("--levels", type=finite, nargs=2, metavar=("LOW", "HIGH"), help="values of the image files that "
+        "become black and white, linear between and clipped beyond, for images that are not of 0 to 255: 0 4095 for 12 "
+        f"bits in 16 (default: {default} the files' type, 0 65535 of 16 bits; of floats 0 1 or 0 255, as a few images "
+        "have them)")  # fmt: skip
+
+
 def add_statistics(p: Parser, default: str) -> None:
     add = p.group("data")
     add("--mean", type=finite, nargs="+", metavar="X", help=f"mean of each channel, in 0..1 {default}")
     add("--std", type=positive, nargs="+", metavar="X", help=f"standard deviation of each channel, in 0..1 {default}")
+
+
+def add_aug(p: Parser, default: str, one_view: bool = False) -> None:
+    kind = one_augmentation if one_view else augmentation
+    p.group("data")("--aug", type=kind, metavar="PRESET", help=f"augmentation: {', '.join(PRESETS)}, or FILE.yml, a "
+        f"file of your own with a preset's values (default: {default})")  # fmt: skip
 
 
 def add_workers(p: Parser, default: int, text: str, *more: str) -> None:
@@ -101,6 +117,12 @@ def add_stop(p: Parser) -> None:
         "unreachable, wait M minutes for them, then exit with code 75 (default: 10)")  # fmt: skip
 
 
+def add_max_bad(p: Parser, where: str = "evaluation") -> None:
+    p.group(where)("--max-bad-images", type=at_least(0), metavar="N", help="largest number of unreadable images of a "
+        "set that are left out; more end the program (default: half of the set, at most 100, or 1 %% of more than "
+        "10,000)")  # fmt: skip
+
+
 def add_sync_bn(p: Parser) -> None:
     p.group("model")("--sync-bn", "--syncBN", action="store_true", help="BatchNorm over the batch of all processes")
 
@@ -138,12 +160,13 @@ def add_knn(p: Parser) -> None:
 
 
 def add_details(p: Parser) -> None:
-    """Accuracy per class and confusions."""
+    """Accuracy per class and confusions, and how many images may be missing."""
     add = p.group("evaluation")
     add("--per-class", metavar="FILE.csv", help="write top-1, top-5 and the most frequent mistake of each class to "
         "this file")  # fmt: skip
     add("--confusion", action="store_true", help="write the confusion matrix to confusion.csv and confusion.png in "
         "--save-dir (of --knn: knn_confusion)")  # fmt: skip
+    add_max_bad(p)
 
 
 def add_few_shot(p: Parser) -> None:
@@ -176,11 +199,22 @@ def one_folder(args: argparse.Namespace) -> str | None:
     return args.train_folder if args.data is None else args.data
 
 
+def check_levels(levels: list[float] | None) -> None:
+    """UserError where they are no range."""
+    if levels and not levels[0] < levels[1]:
+        raise UserError("--levels LOW HIGH: LOW becomes black and HIGH white, so give the lower value first.")
+
+
 def check_images(args: argparse.Namespace) -> None:
-    """UserError where --mean and --std are not of the channels of one image."""
+    """UserError where --mean and --std are not of the channels of one image, or --levels are no range."""
+    check_levels(getattr(args, "levels", None))
+    if getattr(args, "stats", None) and not args.mean is args.std is None:
+        raise UserError("--stats auto computes what --mean and --std say; give one of them.")
     lengths = {len(x) for x in (args.mean, args.std) if x is not None}
-    if lengths - {1, 3} or len(lengths) > 1:
-        raise UserError("--mean and --std take one value a channel: 1 or 3, the same number for both.")
+    wanted = {args.channels} if getattr(args, "channels", None) else set(range(1, MOST_CHANNELS + 1))
+    if lengths - wanted or len(lengths) > 1:
+        number = str(args.channels) if len(wanted) == 1 else f"1 for grey, 3 for colour, at most {MOST_CHANNELS}"
+        raise UserError(f"--mean and --std take one value a channel: {number}, the same number for both.")
 
 
 # ------------------------------------------------------------------------------------------------- typed settings
@@ -188,7 +222,8 @@ def check_images(args: argparse.Namespace) -> None:
 
 def image_options(args: argparse.Namespace) -> dict[str, Any]:
     """How images are opened: the options of :func:`moco.data.open_on_nodes`."""
-    return {"download": args.download, "val_path": args.val_data, "channels": args.channels, "cache": args.cache}
+    own = {"channels": args.channels, "levels": args.levels}
+    return {"download": args.download, "val_path": args.val_data, "cache": args.cache, **own}
 
 
 def few_shot_config(args: argparse.Namespace, seed: int) -> FewShotConfig:

@@ -38,12 +38,13 @@ PRETRAIN = Classes(
         "--estimator",
         "--n-hard --n1 --n2 --n3 --n4 --n5 --n6 --sigma --delta --eta --mochi --hard-start-epoch --hard-stop-epoch",
         "--type-starts --extrapolation --mask-same-image --bn-splits --shuffle-bn --sync-bn",
-        "--size --mean --std --aug --decode --aug-device",
+        "--size --levels --mean --std --aug --decode --aug-device --auto --pretrained",
         "--amp --head-impl --head-precision --compile --compile-mode --channels-last",  # the same but for rounding
     ),
     silent=_flags(
         _LAUNCH, _FILES, _SAVE, "--data-folder --trial --overwrite --seed --start-epoch --num-classes --aug-plus",
-        "--lr-decay-epochs --recompute --save-every --keep --max-restarts --max-bad-steps --online-probe",
+        "--crop-min --stats --lr-decay-epochs --recompute --save-every --keep --max-restarts --max-bad-steps",
+        "--online-probe",
         "--max-bad-images --check-every --knn-every --retrieval-every --rankme-every --wandb --knn-k --knn-t",
     ),
     data=True,
@@ -52,21 +53,21 @@ PRETRAIN = Classes(
 # A probe's and a tuning's result is reported with its settings: a tuning's recipe cannot change under way, nor what a
 # probe's features are; its rates may, as upstream's, and the log says so.
 LINCLS = Classes(
-    fixed=_flags("--arch --stem --channels --size --mean --std --features --val-share --opt"),
+    fixed=_flags("--arch --stem --channels --size --levels --mean --std --features --val-share --opt"),
     free=_flags(
         _SCHEDULE, "--lr --batch-size --wd --momentum --opt-betas --clip-grad --label-smoothing --amp",
     ),
     silent=_flags(
         _LAUNCH, _FILES, _SAVE, _FEW_SHOT, "--train-folder --start-epoch --seed --num-classes --lr-decay-epochs",
         "--save-freq --evaluate --pretrained --knn --knn-k --knn-t --save-ckpt-freq --per-class --confusion --lr-find",
-        "--lr-find-steps --overwrite",
+        "--lr-find-steps --overwrite --max-bad-images",
     ),
     data=False,
 )  # fmt: skip
 
 SEMISUP = Classes(
     fixed=_flags(
-        "--arch --stem --channels --size --mean --std --weights --batch-size --update-freq",
+        "--arch --stem --channels --size --levels --mean --std --weights --batch-size --update-freq",
         _SCHEDULE, "--lr-backbone --lr-classifier --wd --momentum --warmup-epochs --plateau --layer-decay --opt",
         "--opt-betas --clip-grad --exclude-bias-norm --ema --ema-epoch --sync-bn --drop-path",
         "--loss --alpha --temp --estimator --beta --smoothing --mixup --cutmix --reprob --aa --aug",
@@ -76,7 +77,7 @@ SEMISUP = Classes(
         "--per-class --confusion",
         _LAUNCH, _FILES, _SAVE, _FEW_SHOT, "--cos --few-shot-data --train-percent --train-files --subset-seed",
         "--val-share --val-only FILE --pretrained --lr --lr-decay-epochs --start-epoch --trial --overwrite --seed",
-        "--evaluate --save-ckpt-freq --task --data-path --dist-eval",
+        "--evaluate --save-ckpt-freq --task --data-path --dist-eval --max-bad-images",
     ),
     data=False,
 )  # fmt: skip

@@ -159,7 +159,8 @@ def _check_family(args: argparse.Namespace, asked: set[str]) -> None:
         raise UserError("--contrast-mode one is for the methods without a queue, where a query is one view anyway.")
     if args.views > 2 and args.family != "batch":
         raise UserError("--views is for the methods without a queue; with one, an image gives a query and a key.")
-    check_warm(args, 0 if args.steps else args.epochs, ", and no --steps")
+    if not (args.auto and "warm_epochs" in args.left_open and args.epochs > 1) or args.steps:
+        check_warm(args, 0 if args.steps else args.epochs, ", and no --steps; or leave them to --auto")
 
 
 def read_type_starts(entries: list[str]) -> tuple[dict[str, int], dict[str, int]]:
@@ -189,16 +190,6 @@ def check_type_starts(args: argparse.Namespace, typed: dict[str, Any]) -> None:
     elif odd:
         raise UserError(f"--type-starts {odd[0]}: this run draws {', '.join(kinds) or 'no synthetic negatives'} and no "
                         f"{odd[0]}; leave it out.")  # fmt: skip
-
-
-def check_negatives(args: argparse.Namespace) -> None:
-    """UserError where the queue has too few rows, or the negatives stop before they start."""
-    if args.n_hard < 1:
-        raise UserError("--mochi N S S2 mixes the N hardest rows; N must be at least 1.")
-    if args.negatives != "moco" and args.n_hard > args.moco_k:
-        raise UserError(f"--n-hard {args.n_hard} is more than the queue's {args.moco_k} rows; lower it.")
-    if args.hard_stop_epoch is not None and args.hard_stop_epoch <= args.hard_start_epoch:
-        raise UserError("--hard-stop-epoch must come after --hard-start-epoch.")
 
 
 def drawn(args: argparse.Namespace) -> dict[str, int]:

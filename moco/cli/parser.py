@@ -8,14 +8,16 @@ from __future__ import annotations
 
 import argparse
 import copy
-import difflib
 import math
 import sys
-from collections.abc import Callable, Container, Iterable
+from collections.abc import Callable, Container
 from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any, NoReturn, cast
 
+from moco.cli import mistakes
+from moco.cli.mistakes import close_to
+from moco.cli.number_lists import is_number, split_numbers
 from moco.errors import USAGE_EXIT, UserError, tell, write_out
 from moco.files import read_yaml
 from moco.resources import find_recipe
@@ -50,6 +52,11 @@ def at_least(low: float) -> NumberRange:
     return NumberRange(type(low), lambda x: low <= x < math.inf, f"must be at least {low:g}")
 
 
+def whole(low: int, high: int) -> NumberRange:
+    """Whole numbers from ``low`` to ``high``."""
+    return NumberRange(int, lambda x: low <= x <= high, f"must be a whole number from {low} to {high}")
+
+
 def share(high: float = 1.0, ends: str = "[)") -> NumberRange:
     """Numbers from 0 to ``high``; ``ends``: whether the two belong to it, as intervals are written."""
     excluded = [end for end, bracket in zip((0.0, high), ends, strict=True) if bracket in "()"]
@@ -71,13 +78,13 @@ class Parser(argparse.ArgumentParser):
     """One sentence and exit code 2 instead of the whole usage text. ``filed``: what ``--config`` has set, by name."""
 
     filed: frozenset[str] = frozenset()
+    words: tuple[str, ...] = ()  # what is parsed, for messages
 
     def __init__(self, prog: str = "", description: str = "", allow_abbrev: bool = False, **more: Any):
         super().__init__(prog, description=description, allow_abbrev=allow_abbrev, **more)
 
     def error(self, message: str) -> NoReturn:
-        if message.startswith("unrecognized arguments: "):
-            message += close_to(next((word for word in message.split() if word.startswith("--")), ""), self.flags())
+        message = mistakes.explained(message, self._actions, self.words)
         if raising.get():
             raise UserError(message)
         tell(f"error: {message} (--help lists the flags)", error=True)
@@ -125,18 +132,14 @@ def spelling(action: argparse.Action) -> str:
     return own if own in longs else longs[0]
 
 
-def close_to(flag: str, known: Iterable[str]) -> str:
-    """; did you mean --moco-k? Empty where nothing is close."""
-    found = difflib.get_close_matches(flag.partition("=")[0].replace("_", "-"), list(known), 1)
-    return f"; did you mean {found[0]}?" if found else ""
-
-
 def parse(
     parser: Parser, argv: list[str] | None, finish: Callable[[Parser, list[str]], argparse.Namespace]
 ) -> argparse.Namespace:
     """``finish(parser, argv)`` of the arguments as the parser reads them; a mistake ends the program, exit code 2."""
     try:
-        return finish(parser, end_lists(parser, spelled(sys.argv[1:] if argv is None else argv)))
+        words = spelled(sys.argv[1:] if argv is None else argv)
+        parser.words = tuple(words)
+        return finish(parser, end_lists(parser, words))
     except UserError as error:
         parser.error(str(error))
 
@@ -169,25 +172,35 @@ def spelled(argv: list[str]) -> list[str]:
 
 def _numbers(flag: str, text: str) -> list[str]:
     numbers = text.strip("()[] ").replace(",", " ").split()
-    if not numbers or not all(map(_is_number, numbers)):
+    if not numbers or not all(map(is_number, numbers)):
         raise UserError(f"{flag} {text}: write numbers, such as {flag} 0.5 0.5 0.5.")
     return numbers
 
 
-def end_lists(parser: Parser, argv: list[str]) -> list[str]:
-    """``--knn-k 10 20 DIR`` as ``DIR --knn-k 10 20``: argparse would take DIR for one of the numbers."""
-    lists = {
+def _number_flags(parser: Parser, nargs: Container[Any]) -> set[str]:
+    """The spellings of the flags that take several numbers."""
+    return {
         word
         for action in parser.actions()
-        if action.nargs in ("+", "*") and (action.type in (int, float) or isinstance(action.type, NumberRange))
+        if action.nargs in nargs and (action.type in (int, float) or isinstance(action.type, NumberRange))
         for word in action.option_strings
     }
+
+
+def with_numbers_split(parser: Parser, argv: list[str]) -> list[str]:
+    """``--schedule 120,160`` as ``--schedule 120 160``."""
+    return split_numbers(argv, _number_flags(parser, ("+", "*", 2, 3)))
+
+
+def end_lists(parser: Parser, argv: list[str]) -> list[str]:
+    """``--knn-k 10 20 DIR`` as ``DIR --knn-k 10 20``: argparse would take DIR for one of the numbers."""
+    argv, lists = with_numbers_split(parser, argv), _number_flags(parser, ("+", "*"))
     kept: list[str] = []
     begin = None  # where the lists begin that the next word might join
     for word in argv:
         if word in lists:
             begin = len(kept) if begin is None else begin
-        elif begin is not None and not _is_number(word):
+        elif begin is not None and not is_number(word):
             if not word.startswith("-"):
                 kept.insert(begin, word)
                 begin += 1
@@ -195,14 +208,6 @@ def end_lists(parser: Parser, argv: list[str]) -> list[str]:
             begin = None
         kept.append(word)
     return kept
-
-
-def _is_number(word: str) -> bool:
-    try:
-        float(word)
-    except ValueError:
-        return False
-    return True
 
 
 def take_defaults(parser: Parser, path: str) -> None:
@@ -219,9 +224,11 @@ def take_defaults(parser: Parser, path: str) -> None:
         elif isinstance(value, list) and flags[name].nargs in (None, 0, "?"):
             raise UserError(f"{path}: {name} takes one value, not the list {value}.")
         elif value is not None:
+            locate: Callable[[str, Any], Any] = getattr(flags[name].type, "beside_config", lambda _, entry: entry)
             dest, spellings = flags[name].dest, flags[name].option_strings
             flag = next(word for word in spellings if word.lstrip("-") == name)
-            args = parser.parse_args(spelled(argv_of(flag, value, spellings)))
+            words = spelled(argv_of(flag, locate(path, value), spellings))
+            args = parser.parse_args(with_numbers_split(parser, words))
             parser.set_defaults(**{dest: getattr(args, dest)})
             filed.add(dest)
     parser.filed |= filed

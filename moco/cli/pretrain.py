@@ -12,9 +12,12 @@ from functools import partial
 from typing import Any
 
 from moco import doors
-from moco.cli import common, methods, training
-from moco.cli.parser import Parser, at_least, parse, take_defaults, with_config
+from moco.cli import auto, common, methods, training
+from moco.cli.mistakes import idle_notes
+from moco.cli.parser import Parser, at_least, parse, share, take_defaults, with_config
 from moco.config import EncoderConfig, PretrainConfig, ScheduleConfig, ValidationConfig, ViewConfig
+from moco.data.augment.from_file import with_crop_min
+from moco.data.registry import dataset_of
 from moco.errors import UserError
 from moco.resources import RECIPES
 
@@ -39,6 +42,7 @@ def pretrain_parser() -> Parser:
     )
     common.add_data(p)
     _add_views(p)
+    auto.add_auto(p)
     common.add_folder(p, "DIR, as SupContrast spells it", "--data-folder", "--train-folder")
     methods.add_moco(p)
     methods.add_batch(p)
@@ -56,14 +60,17 @@ def pretrain_parser() -> Parser:
 def _add_views(p: Parser) -> None:
     add = p.group("data")
     add("--aug-plus", action=common.SWITCH, default=False, help="use MoCo v2's augmentation (the same as --aug v2)")
-    add("--aug", choices=("v1", "v2", "v3", "v3-wide", "cifar", "supcon", "digits"), help="augmentation preset "
-        "(default: v1; simclr, supcon, hcl, dcl: supcon; moco_v3: v3; sets of small images have their "
-        "own)")  # fmt: skip
+    common.add_aug(p, "v1; simclr, supcon, hcl, dcl: supcon; moco_v3: v3; sets of small images have "
+        "their own")  # fmt: skip
+    add("--crop-min", type=share(ends="(]"), metavar="X", help="smallest share of an image that a view keeps, the "
+        "lower end of the augmentation's crop_scale (default: the augmentation's)")  # fmt: skip
     add("--aug-device", choices=("cpu", "gpu", "auto"), default="auto", help="where views are made after their crop: "
         "cpu, by the loader's processes, or gpu, in batches on the run's device (default: auto, which is "
         "cpu)")  # fmt: skip
     add("--decode", choices=("exact", "fast"), default="exact", help="fast: decode a JPEG only as finely as its crops "
         "need, which changes pixel values by at most two levels (default: exact)")  # fmt: skip
+    add("--stats", choices=("auto",), help="auto: --mean and --std are those of the training images, computed once and "
+        "kept in --cache or --save-dir")  # fmt: skip
     add("--drop-last", action=common.SWITCH, default=True, help="drop the incomplete batch at the end of an epoch "
         "(default: on)")  # fmt: skip
 
@@ -144,9 +151,14 @@ def _finish(parser: Parser, argv: list[str], any_demo: bool = False) -> argparse
         args.demo = True
     args.save_dir = args.save_dir or ("runs/demo" if args.demo else "./")
     args.save_dir = common.place(args)
-    args.notes = []  # sentences for the log
+    args.notes = list[str]()  # sentences for the log
+    auto.note_open(args, typed, parser.filed)
     methods.choose_method(args, typed)
     methods.choose_family(args, typed, parser.filed)
+    if args.crop_min is not None:
+        args.aug = with_crop_min(_aug(args) or dataset_of(args.dataset).preset, args.crop_min)
+    args.notes += idle_notes(args, typed)
+    args.notes.extend(auto.idle(args, typed, parser.filed))
     args.type_starts, args.type_start_steps = methods.read_type_starts(args.type_starts)
     common.check_images(args)
     training.choose_plateau(args, typed, parser.filed)
@@ -154,7 +166,7 @@ def _finish(parser: Parser, argv: list[str], any_demo: bool = False) -> argparse
     if args.rise and not args.cos and args.plateau is None:
         raise UserError("--rise-epochs goes with --cos or --plateau, not with --schedule; give one of them.")
     training.check_average(args)
-    methods.check_negatives(args)
+    auto.check_negatives(args)
     if args.compile_mode != "default" and not args.compile:
         raise UserError(f"--compile-mode {args.compile_mode} says how to --compile; give both.")
     methods.check_type_starts(args, typed)
@@ -183,13 +195,12 @@ def _check_demo(typed: dict[str, Any]) -> None:
 def pretrain_config(args: argparse.Namespace) -> PretrainConfig:
     """The model and its training."""
     mean, std = (None if x is None else tuple(x) for x in (args.mean, args.std))
-    aug = args.aug or ("v2" if args.aug_plus else None)
     compiled = args.compile_mode if args.compile else None
     return PretrainConfig(
         method=args.method,
         family=args.family,
-        views=ViewConfig(args.dataset, args.size, mean, std, aug, args.decode, args.aug_device, args.views),
-        encoder=EncoderConfig(args.arch, args.moco_dim, args.mlp, args.stem, compiled),
+        views=ViewConfig(args.dataset, args.size, mean, std, _aug(args), args.decode, args.aug_device, args.views),
+        encoder=EncoderConfig(args.arch, args.moco_dim, args.mlp, args.stem, compiled, args.begin_with),
         model=methods.model_config(args),
         optimizer=training.encoder_optimizer(args, args.lr),
         schedule=pretrain_schedule(args),
@@ -197,6 +208,10 @@ def pretrain_config(args: argparse.Namespace) -> PretrainConfig:
         amp=args.amp,
         seed=args.seed,
     )
+
+
+def _aug(args: argparse.Namespace) -> str | None:
+    return args.aug or ("v2" if args.aug_plus else None)
 
 
 def validation_config(args: argparse.Namespace) -> ValidationConfig:

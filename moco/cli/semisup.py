@@ -115,7 +115,7 @@ def _add_objective(p: Parser) -> None:
     add = p.group("data")
     add("--aa", default="", metavar="POLICY", help="timm's AutoAugment or RandAugment policy, such as "
         "rand-m9-mstd0.5-inc1, applied after the random crop (default: none)")  # fmt: skip
-    add("--aug", choices=("v1", "v2", "cifar", "supcon", "digits"), help="augmentation preset (default: crop and flip)")
+    common.add_aug(p, "crop and flip", one_view=True)
 
 
 def _add_run(p: Parser) -> None:

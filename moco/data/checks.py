@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import statistics
+from collections.abc import Sequence
 
 import numpy as np
 
-from moco.data.sources.base import Source, renumber, some_sizes
+from moco.data.sources.base import Source, renumber, without_labels
+from moco.data.summary import Look, look
 from moco.errors import UserError
 from moco.files import run_of
 
@@ -23,7 +25,7 @@ def class_labels(source: Source, method: str) -> np.ndarray:
     """
     if source.labels is None:
         raise UserError(
-            f"--method {method} needs labels and {source.name} has none: give class folders (DIR/CLASS/image) or a "
+            f"--method {method} needs labels and {without_labels(source)}: give class folders (DIR/CLASS/image) or a "
             "list with a label on each line, or choose --method simclr."
         )
     return source.labels
@@ -77,9 +79,18 @@ def _take_numbers(source: Source, known: list[str], path: str) -> None:
         )
 
 
-def size_warning(source: Source, size: int) -> str:
-    """A sentence when views of ``size`` pixels are far below the images' size, else nothing; looks at a few images."""
-    side = statistics.median([min(size) for size in some_sizes(source, CHECKED)] or [0])
+def short_side(source: Source, seen: Sequence[Look] | None = None) -> float:
+    """The median of the images' short sides in pixels, by a few of them; 0 where none of these can be read.
+
+    seen: what :func:`moco.data.summary.look` has found, where it has been asked already.
+    """
+    return statistics.median([min(found.size) for found in (look(source) if seen is None else seen)] or [0])
+
+
+def size_warning(source: Source, size: int, side: float | None = None) -> str:
+    """A sentence when views of ``size`` pixels are far below the images' size, else nothing; looks at a few images.
+    ``side``: what :func:`short_side` found of them."""
+    side = short_side(source) if side is None else side
     if side < FAR_BELOW * size:
         return ""
     return (

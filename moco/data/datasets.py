@@ -21,7 +21,6 @@ from torch.utils.data import Dataset
 
 from moco.data.augment.by_numpy import finish
 from moco.data.augment.by_pil import (
-    Preset,
     ViewParams,
     apply,
     crop_shrunk,
@@ -33,9 +32,12 @@ from moco.data.augment.by_pil import (
     to_tensor,
 )
 from moco.data.augment.by_torch import pack_params
+from moco.data.augment.presets import Preset
 from moco.data.sources import away
-from moco.data.sources.base import Source
+from moco.data.sources.base import Source, without_labels
 from moco.data.sources.decode import BadImageError, colour_jpeg_size, decode_bytes, decode_colour_jpeg, reading
+from moco.data.sources.values import for_all
+from moco.data.stack import Picture, black
 from moco.errors import UserError
 from moco.seeding import library_randomness, numpy_generator
 
@@ -129,12 +131,13 @@ class TwoViews(Dataset):
     def __post_init__(self) -> None:
         self.before, self.after = split_order(self.preset.order)
         self.by_pil = self.size < TENSORS_FROM and not self.crop_only  # all operations of a view
-        self.fast = self.fast and self.before == ("crop",) and self.source.channels == 3
+        plain = self.source.channels == 3 and not for_all(self.source.levels)
+        self.fast = self.fast and self.before == ("crop",) and plain
 
     def __len__(self) -> int:
         return len(self.source)
 
-    def _drawn(self, size: tuple[int, int], epoch: int, index: int) -> list[ViewParams]:
+    def drawn(self, size: tuple[int, int], epoch: int, index: int) -> list[ViewParams]:
         """The V views' parameters, of an image of ``size``, that belong to the place of ``index``."""
         return [
             draw(self.preset.of_view(view), *size, numpy_generator("view", self.seed, epoch, index, view))
@@ -146,10 +149,10 @@ class TwoViews(Dataset):
         ``index``."""
         data = None if other is None or not self.fast else self.source.read(other)
         if other is not None and data is not None and (size := colour_jpeg_size(data)):
-            views = self._drawn(size, epoch, index)
+            views = self.drawn(size, epoch, index)
             return views, self._from_jpeg(data, self.source.name_of(other), views)
         image = _black(self.source, self.size) if other is None else self.source.load(other)
-        views = self._drawn(image.size, epoch, index)
+        views = self.drawn(image.size, epoch, index)
         order = self.preset.order if self.by_pil else self.before
         return views, [apply(image, view._replace(order=order), self.size) for view in views]
 
@@ -186,15 +189,15 @@ class TwoViews(Dataset):
         views, crops = made
         item: dict[str, Any] = {"index": used, "bad": bad}
         if self.crop_only:
-            rows = [pack_params(view.jitter, view.grey, view.blur, view.flip, view.solarize) for view in views]
+            rows = [pack_params(v.jitter, v.grey, v.blur, v.flip, v.solarize, v.vflip, v.turn) for v in views]
             return {**item, **_by_name(crops), **_by_name(rows, "_params")}
         if self.after and not self.by_pil:
             crops = [finish(crop, view, self.after) for crop, view in zip(crops, views, strict=True)]
         return {**item, **_by_name(crops)}
 
 
-def _black(source: Source, size: int) -> Image.Image:
-    return Image.new("L" if source.channels == 1 else "RGB", (size, size))
+def _black(source: Source, size: int) -> Picture:
+    return black((size, size), source.channels)
 
 
 def _by_name(views: list[torch.Tensor], ending: str = "") -> dict[str, torch.Tensor]:
@@ -224,7 +227,7 @@ class Labelled(Dataset):
 
     def __post_init__(self) -> None:
         if self.source.labels is None:
-            raise UserError(f"{self.source.name} has no labels: give class folders, or a list with labels")
+            raise UserError(f"{without_labels(self.source)}: give class folders, or a list with labels")
         self.labels = self.source.labels
         if self.auto:
             if self.source.channels != 3:
@@ -254,7 +257,7 @@ class Labelled(Dataset):
         views = [self._random_view(image, self.preset, place) for place in places]
         return views[0] if self.views == 1 else torch.stack(views)
 
-    def _random_view(self, image: Image.Image, preset: Preset, place: tuple[int, ...]) -> torch.Tensor:
+    def _random_view(self, image: Picture, preset: Preset, place: tuple[int, ...]) -> torch.Tensor:
         view = apply(image, draw(preset, *image.size, numpy_generator("probe", self.seed, *place)), self.size)
         if not self.auto:
             return view

@@ -65,7 +65,8 @@ class EpochSampler(Sampler[list[Key]]):
         if batch < 1 or batch % world:
             raise UserError(f"--batch-size {batch} cannot be divided among {world} processes: choose a multiple of it")
         if n < 1 or (self.drop_last and n < batch):
-            do = f"give a --batch-size of at most {n // world * world}" if n >= world else "add images"
+            do = f"give a --batch-size of at most {n // world * world}, or leave it to --auto"
+            do = do if n >= world else "add images"
             raise UserError(f"the data set has {n} images, fewer than one batch of {batch}; {do}.")
 
     def in_shards(self, starts: np.ndarray | None) -> EpochSampler:

@@ -10,6 +10,8 @@ from typing import Any
 from moco.errors import UserError
 
 Channels = tuple[float, ...]  # a number a channel
+MOST_CHANNELS = 16  # of an image
+GUESSED = (0.5, 0.25)  # mean and deviation of channels that nothing is known of
 
 
 @dataclass(frozen=True)
@@ -64,10 +66,12 @@ def channel_statistics(
 ) -> tuple[list[float], list[float]]:
     """Mean and deviation, a number a channel: those asked for, else the data set's; UserError for a wrong count.
 
-    The data set's colour statistics for one channel are averaged; grey ones for three are repeated.
+    The data set's colour statistics for one channel are averaged; grey ones for three are repeated. Of other channels
+    they say nothing, and ``GUESSED`` are taken.
     """
     row = dataset_of(name)
-    asked = ((mean, row.mean), (std, row.std))
+    own = (row.mean, row.std) if channels in (1, 3) else tuple((guess,) for guess in GUESSED)
+    asked = zip((mean, std), own, strict=True)
     chosen = [list(_fitted(own, channels) if given is None else given) for given, own in asked]
     if any(len(numbers) != channels for numbers in chosen):
         raise UserError(f"--mean and --std take one value a channel, and these images have {channels}.")

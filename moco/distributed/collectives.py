@@ -38,6 +38,7 @@ __all__ = [
     "largest",
     "local_size",
     "max_over_ranks",
+    "made_by_main",
     "mean_over_ranks",
     "nodes",
     "processes",
@@ -163,6 +164,22 @@ def lost_peer(error: BaseException) -> str:
         return str(error)
     library = isinstance(error, dist.DistError) or (isinstance(error, RuntimeError) and "gloo/" in str(error))
     return f"the connection to another process is lost: {one_line(error)}" * library
+
+
+def made_by_main(make: Callable[[], T]) -> T:
+    """``make()`` of the main process, on every process, which wait as in :func:`wait_without_timeout`. What travels is
+    as of :func:`from_main`. A UserError reaches all."""
+
+    def made() -> tuple[Any, str]:
+        try:
+            return (make() if is_main() else None), ""
+        except UserError as error:
+            return None, str(error)
+
+    value, problem = from_main(wait_without_timeout(made))
+    if problem:
+        raise UserError(problem)
+    return value
 
 
 def by_main(work: Callable[[], object]) -> None:

@@ -6,8 +6,9 @@ labels: it takes its sample of the training images from those that k-NN has read
 
 from __future__ import annotations
 
+import contextlib
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any
 
@@ -19,20 +20,43 @@ from moco.config import ValidationConfig
 from moco.data import Source, Sources
 from moco.errors import UserError
 from moco.eval import retrieval
-from moco.eval.features import FeatureExtractor, Features
-from moco.eval.knn import evaluate_knn, knn_values
+from moco.eval.features import (
+    EvalData,
+    FeatureExtractor,
+    Features,
+    TooManyUnreadError,
+    bad_image_notes,
+    check_readable,
+)
+from moco.eval.knn import evaluate_knn, knn_values, left_out
 from moco.eval.rankme import measure_rankme
 from moco.models.encoder import build_encoder
 from moco.train.pretraining import Trainer
 
 
-def check(sources: Sources, retrieval_every: int) -> None:
-    """UserError where retrieval is asked for and there are no held-out images in classes."""
-    if not retrieval_every:
+def check(sources: Sources, config: ValidationConfig) -> None:
+    """UserError where retrieval is asked for and there are no held-out images in classes, or where so many of those
+    that will be measured cannot be read that nothing would be. Every process has to call."""
+    if sources.val is not None and (config.knn_every or config.retrieval_every):
+        try:
+            check_readable(sources.val)
+        except TooManyUnreadError as error:
+            raise UserError(
+                f"{error.what}: repair or remove them, or leave them out by --knn-every 0 (and --retrieval-every 0)."
+            ) from error
+    if not config.retrieval_every:
         return
     if sources.val is None or sources.val.labels is None:
         raise UserError(f"--retrieval-every measures held-out images: {sources.no_pair}; give them, or leave it out.")
     retrieval.check_labels(torch.from_numpy(sources.val.labels), sources.val.name)
+
+
+def open_extractor(trainer: Trainer, view: Any, workers: int) -> FeatureExtractor:
+    """How images become features: as the run's ``view`` (:class:`moco.train.setup.Views`) says, by so many loader
+    ``workers`` of each process."""
+    note, patience = bad_image_notes(trainer.log.line, "not measured"), trainer.saver.patience
+    images = EvalData(view.size, trainer.sampler.batch, workers=workers, note=note, patience=patience)
+    return FeatureExtractor(images, trainer.device, view.mean, view.std, trainer.plan.amp)
 
 
 def catch_up(measure: Callable[..., None], trainer: Trainer, path: str | None) -> None:
@@ -63,9 +87,21 @@ def report(
     if trainer.exit_code is not None:
         return
     ranked = trainer.due(config.rankme_every) and "rankme" not in recorded
-    read = _by_labels(trainer, encoder, sources, extractor, seed, config, recorded, ranked)
+    read = None
+    with _or_warning(trainer, "k-NN and retrieval are"):
+        read = _by_labels(trainer, encoder, sources, extractor, seed, config, recorded, ranked)
     if ranked:
-        trainer.report_measured(*measure_rankme(encoder, sources.pretrain, extractor, seed, read))
+        with _or_warning(trainer, "RankMe is"):
+            trainer.report_measured(*measure_rankme(encoder, sources.pretrain, extractor, seed, read))
+
+
+@contextlib.contextmanager
+def _or_warning(trainer: Trainer, what: str) -> Iterator[None]:
+    """No pretraining ends for images that it could not measure."""
+    try:
+        yield
+    except TooManyUnreadError as error:
+        trainer.warn([f"{what} not measured: {error.what}"])
 
 
 def _by_labels(
@@ -87,7 +123,7 @@ def _by_labels(
         found = evaluate_knn(encoder, train, val, extractor, **votes, queries=share, bank=bank)
         percent = ", ".join(f"{value:.2f} %" + f" (k={k})" * (len(found) > 1) for k, value in found.items())
         percent += "".join(f", online probe {value:.2f} %" for value in online.values())
-        summary = f"k-NN {percent} on held-out images (encoder features)"
+        summary = f"k-NN {percent} on held-out images (encoder features){left_out(train, val, bank, share)}"
         trainer.report_measured({**knn_values(found), **online}, summary)
         untrained = partial(untrained_knn, trainer, train, val, extractor, config)
         trainer.warn(trainer.diagnoses.validated(trainer.progress.step, found[config.k[0]], untrained))

@@ -199,14 +199,17 @@ def predictions_of(logits: Tensor, labels: Tensor, kept: Tensor) -> Tensor:
     return torch.stack([own, first[:, 0], among5], 1)
 
 
-def counted_once(batches: Iterable[Batch], n: int) -> Iterator[Batch]:
+def counted_once(batches: Iterable[Batch], n: int, missing: list[int]) -> Iterator[Batch]:
     """The batches of a set of n images in order, with the rows that count, (r,) int64, in the place of those that were
-    read: the last step's repeats, which make the shares of all processes equal, do not."""
+    read: the last step's repeats, which make the shares of all processes equal, do not. The numbers of the images that
+    were not read go to ``missing``."""
     seen, world, rank = 0, distributed.world_size(), distributed.rank()
     for x, labels, readable in batches:
-        left = n - seen - rank * len(labels)
+        first = seen + rank * len(labels)
         seen += world * len(labels)
-        yield x, labels, readable[: max(0, left)].nonzero()[:, 0]
+        own = readable[: max(0, n - first)]
+        missing += (first + (~own).nonzero()[:, 0]).tolist()
+        yield x, labels, own.nonzero()[:, 0]
 
 
 # ------------------------------------------------------------------------------------- a backbone that must not change

@@ -70,12 +70,21 @@ class Details:
         """
         if not distributed.is_main():
             return
+        self._say_empty(counts)
         if self.per_class:
             files.write_csv(self.per_class, class_rows(*counts, self.classes))
             self.say(f"each class, {what}: {self.per_class}")
         if self.confusion:
             path = os.path.join(self.confusion, name)
             self.say(f"confusion, {what}: {write_confusion(counts.matrix, self.classes, path, what)}")
+
+    def _say_empty(self, counts: Counts) -> None:
+        """Classes of which nothing is known; no accuracy of theirs is in any mean."""
+        empty = [name for name, images in zip(self.classes, counts.matrix.sum(1), strict=True) if not images]
+        if empty:
+            more = f" and {len(empty) - 1} more" if len(empty) > 1 else ""
+            self.say(f"warning: no image of the class {empty[0]}{more} was counted: they have no accuracy, and no part "
+                     "in that of all images")  # fmt: skip
 
 
 def class_rows(matrix: np.ndarray, among5: np.ndarray | None, classes: list[str]) -> list[list]:

@@ -47,9 +47,8 @@ def embed_worker(args: Namespace) -> int:
     """One process of the command, from data to files; returns the exit code."""
     if args.picture in EXTRAS:
         _extra(args.picture)  # said before an hour of features, not after it
-    make_folder(args.out)
     each = [Namespace(**{**vars(args), "checkpoint": path}) for path in (args.checkpoint, args.beside) if path]
-    found = [read_features(one) for one in each]  # each with the settings of its own file
+    found = [read_features(one, args.out) for one in each]  # each with the settings of its own file
     distributed.by_main(partial(write_embedding, each, found))
     return 0
 
@@ -60,7 +59,7 @@ def write_embedding(each: Sequence[Namespace], found: Sequence[Found]) -> None:
         tell(f"{one.arch} at {read.size} px: {read.summary}")
     args, share, source = each[0], found[0].share, found[0].source
     written = save_features(share, source, args.out, args.format)
-    tell(f"{len(share.x)} x {share.x.shape[1]} features of {source.name}: {written}")
+    tell(f"{len(share.x)} x {share.x.shape[1]} features of {source.name}: {written}{share.left_out}")
     if args.picture != "none":
         draw_points(args, found)
 
@@ -75,18 +74,25 @@ class Found(NamedTuple):
     summary: str  # what was read from the checkpoint
 
 
-def read_features(args: Namespace) -> Found:
-    """Features of the images that the flags of this command name; every process has to call."""
+def read_features(args: Namespace, folder: str | None = None) -> Found:
+    """Features of the images that the flags of this command name; every process has to call. The ``folder`` for
+    them, if any, is made once the checkpoint and the images are found, before any is read."""
     settled = settle_from_file(args, args.checkpoint)  # before the images: it says how they are read
     source = choose_source(open_images(args), args.split)
     reader = open_reader(args, settled, source)
+    if folder is not None:
+        make_folder(folder)
     return Found(reader.extractor.whole(reader.encoder, source), source, reader.encoder, reader.size, reader.summary)
 
 
 def open_images(args: Namespace) -> Sources:
     """The images that the flags name."""
-    settings = {"download": args.download, "val_path": args.val_data, "channels": args.channels, "cache": args.cache}
-    return data.open_on_nodes(args.dataset, args.data, **settings)
+    own = {"channels": args.channels, "levels": args.levels}
+    settings = {"download": args.download, "val_path": args.val_data, "cache": args.cache, **own}
+    sources = data.open_on_nodes(args.dataset, args.data, **settings)
+    if distributed.is_main() and args.checkpoint != getattr(args, "beside", None):  # once of two files
+        tell(*data.describe(sources.pretrain, sources.val))
+    return sources
 
 
 class Reader(NamedTuple):
@@ -107,7 +113,7 @@ def open_reader(args: Namespace, settled: Settled, source: Source) -> Reader:
     device = distributed.device()
     images = EvalData(
         size, args.batch_size * distributed.nodes(), workers=distributed.share_of_cores(args.workers),
-        note=bad_image_notes(tell, "left out"),
+        note=bad_image_notes(tell, "left out"), most_bad=args.max_bad_images,
     )  # fmt: skip
     extractor = FeatureExtractor(images, device, mean, std, pick_amp(args.amp, device))
     return Reader(encoder.to(device), extractor, size, summary + settled.summary)

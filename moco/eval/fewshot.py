@@ -18,14 +18,15 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import nn
 
 from moco import distributed
 from moco.config import FewShotConfig
 from moco.data import Source, Sources
+from moco.data.sources.base import without_labels
+from moco.data.stack import Picture
 from moco.errors import UserError
-from moco.eval.features import FeatureExtractor, describe_unread
+from moco.eval.features import FeatureExtractor
 from moco.files import open_text
 from moco.seeding import numpy_generator
 
@@ -49,7 +50,7 @@ class Pool(Source):
     def __len__(self) -> int:
         return len(self.picks)
 
-    def load(self, index: int) -> Image.Image:
+    def load(self, index: int) -> Picture:
         part, row = self.picks[index]
         return self.parts[part].load(int(row))
 
@@ -79,7 +80,7 @@ def pool(sources: Sources, path: str = "") -> Source:
     if not path:
         source = pair[-1] if pair else sources.pretrain
         if source.labels is None:
-            raise UserError(f"{source.name} has no labels: give class folders, or a CSV with --few-shot-classes.")
+            raise UserError(f"{without_labels(source)}: give class folders, or a CSV with --few-shot-classes.")
         return source
     rows = _read_rows(path)
     if [word.strip().lower() for word in rows[0]] == ["filename", "label"]:
@@ -172,6 +173,18 @@ def episode_accuracy(x: np.ndarray, queries: np.ndarray, support: np.ndarray) ->
     return 100.0 * model.fit(x[support.ravel()], labels).score(x[queries.ravel()], asked)
 
 
+def check_episodes(images: Sequence[int], classes: Sequence[str], setting: FewShotConfig, how: str = "") -> None:
+    """UserError for too few of the C classes, or too few ``images`` (C,) of one; ``how``: what they are."""
+    if len(classes) < setting.way:
+        raise UserError(f"{len(classes)} classes are fewer than --few-shot-way {setting.way}; lower it.")
+    needed, least = setting.queries + max(setting.shots), min(range(len(classes)), key=lambda c: images[c])
+    if images[least] < needed:
+        raise UserError(
+            f"the class {classes[least]} has {images[least]} images{how}, and {max(setting.shots)} shots with "
+            f"{setting.queries} queries take {needed}; lower --few-shot-queries or leave it out by --few-shot-classes."
+        )
+
+
 def few_shot(
     x: np.ndarray, labels: np.ndarray, classes: Sequence[str], setting: FewShotConfig
 ) -> dict[int, np.ndarray]:
@@ -186,14 +199,7 @@ def few_shot(
         UserError: too few classes, or too few images of one.
     """
     by_class = [np.flatnonzero(labels == label) for label in range(len(classes))]
-    if len(classes) < setting.way:
-        raise UserError(f"{len(classes)} classes are fewer than --few-shot-way {setting.way}; lower it.")
-    needed, least = setting.queries + max(setting.shots), min(range(len(classes)), key=lambda c: len(by_class[c]))
-    if len(by_class[least]) < needed:
-        raise UserError(
-            f"the class {classes[least]} has {len(by_class[least])} images, and {max(setting.shots)} shots with "
-            f"{setting.queries} queries take {needed}; lower --few-shot-queries or leave it out by --few-shot-classes."
-        )
+    check_episodes([len(rows) for rows in by_class], classes, setting)
     x = x / np.maximum(np.linalg.norm(x, axis=1, keepdims=True), 1e-12)
     found = torch.zeros(len(setting.shots), setting.episodes, dtype=torch.float64)
     for number in range(distributed.rank(), setting.episodes, distributed.world_size()):
@@ -226,17 +232,20 @@ def measure_few_shot(
 ) -> tuple[dict[str, float], dict[str, Any], str]:
     """Few-shot accuracy on ``source`` as numbers for a log, settings for a result file, and lines to read."""
     assert source.labels is not None
-    share = extractor.whole(encoder, source)
     classes = source.classes or [str(label) for label in range(int(source.labels.max()) + 1)]
+    check_episodes(np.bincount(source.labels, minlength=len(classes)).tolist(), classes, setting)  # before the features
+    share = extractor.whole(encoder, source)
+    read = torch.bincount(share.labels, minlength=len(classes)).tolist()
+    check_episodes(read, classes, setting, " that can be read")
     found = few_shot(share.x.numpy(), share.labels.numpy(), classes, setting)
     values, summary = {}, []
     for shot, accuracies in found.items():
         mean, half = float(accuracies.mean()), interval95(accuracies)
         values.update({f"acc_{shot}shot": mean, f"ci95_{shot}shot": half})
         summary.append(f" * {setting.way}-way {shot}-shot {mean:.2f} +- {half:.2f}")
-    unread, warning = len(source) - len(share.ids), leak(classes)
+    warning = leak(classes)
     asked = {"way": setting.way, "shots": list(setting.shots), "queries": setting.queries, "episodes": setting.episodes,
-             "warning": warning, "val_images": len(share.ids), "unreadable": unread}  # fmt: skip
+             "warning": warning, "val_images": len(share.ids), "unreadable": share.unread}  # fmt: skip
     tail = f" ({setting.episodes} episodes, {setting.queries} queries a class, encoder features)"
-    tail += describe_unread(unread, len(source))
+    tail += share.left_out
     return values, asked, f"warning: {warning}\n" * bool(warning) + "\n".join(line + tail for line in summary)

@@ -32,7 +32,7 @@ from moco.eval.classifier import (
     predictions_of,
     score_sums,
 )
-from moco.eval.features import LabelledBatches
+from moco.eval.features import LabelledBatches, TooManyUnreadError
 from moco.eval.finetune_loss import Objective
 from moco.models.base import StepOutput
 from moco.models.buffers import Small
@@ -59,6 +59,9 @@ def evaluate(model: Classifier, images: LabelledBatches, predictions: bool = Fal
 
     Args:
         predictions: also keep what was predicted for each image.
+
+    Raises:
+        TooManyUnreadError: above :func:`moco.eval.features.most_unreadable`.
     """
     return images.whole(lambda: _evaluate(model, images, predictions))
 
@@ -70,8 +73,8 @@ def _evaluate(model: Classifier, images: LabelledBatches, predictions: bool) -> 
     n, device = images.sampler.n, distributed.device()
     sums = torch.zeros(4, dtype=torch.float64, device=device)
     batches = ((batch["image"], batch["label"], batch["bad"] < 0) for batch in images.batches(0))
-    parts: list[Tensor] = []
-    for pixels, labels, rows in counted_once(batches, n):
+    parts, missing = list[Tensor](), list[int]()
+    for pixels, labels, rows in counted_once(batches, n, missing):
         logits = model(pixels[rows].to(device)) if len(rows) else torch.zeros(0, model.classes, device=device)
         if len(rows):
             sums += score_sums(logits, labels[rows].to(device))
@@ -80,6 +83,7 @@ def _evaluate(model: Classifier, images: LabelledBatches, predictions: bool) -> 
             whole[rows] = logits
             parts.append(distributed.all_gather(predictions_of(whole, labels.to(device), rows.to(device))).cpu())
     found = torch.cat(parts) if parts else None
+    images.judge(missing)
     return Score.of(sums, n, model.classes, None if found is None else found[found[:, 0] >= 0])
 
 
@@ -112,6 +116,7 @@ class Tuner(Loop):
         self.meters: dict[str, Mean] = {}
         self.small = Small(self.model)  # BatchNorm's statistics, the only thing besides the weights that a step changes
         self.score: Score | None = None  # of the last epoch that was trained here
+        self.images: LabelledBatches | None = None  # that were trained on here
 
     @property
     def evaluated(self) -> Classifier:
@@ -125,12 +130,16 @@ class Tuner(Loop):
     def run_epoch(self, images: LabelledBatches, selecting: LabelledBatches) -> None:
         """:meth:`train_epoch` with the rest of the epoch's images, then, unless the run must stop, its evaluation on
         the images ``selecting`` and the check of what is frozen."""
-        at = self.progress
+        at, self.images = self.progress, images
         at.draw = self.position
         self.train_on(images.loader, lambda: images.batches(at.epoch, at.batch))
         if self.exit_code is not None:
             return
-        self.score = evaluate(self.evaluated, selecting, self.details and at.epoch == self.plan.epochs - 1)
+        try:
+            self.score = evaluate(self.evaluated, selecting, self.details and at.epoch == self.plan.epochs - 1)
+        except TooManyUnreadError:
+            self.save()  # the epoch, which a resumed run evaluates
+            raise
         self.check_frozen()
         at.close_epoch()
         if self.score.acc1 > at.best_acc1 or not at.best_epoch:
@@ -246,8 +255,9 @@ class Tuner(Loop):
     def result(self, val: Score | None, test: Score | None) -> dict[str, Any]:
         """What result.json says of the last epoch's network, and of the best epoch by the images it was chosen on.
 
-        Of the images so many were counted, ``unreadable`` more could not be read. Sweeps know these names from
-        moco/sweep/figures.py.
+        Of the images so many were counted, ``unreadable`` more could not be read; of those that were trained on,
+        ``train_unreadable`` were replaced by others. Sweeps know these names from moco/sweep/figures.py. Every process
+        has to call.
         """
         at = self.progress
         values: dict[str, Any] = {"epochs": at.epoch, "best_epoch": at.best_epoch, **without_top5(self.model.classes)}
@@ -259,7 +269,8 @@ class Tuner(Loop):
             values |= {"acc1": test.acc1, "acc5": test.acc5, "loss": test.loss}
         scores = {"val": val, "test": test}
         values |= {f"{name}_images": score.images if score else 0 for name, score in scores.items()}
-        return values | {"unreadable": sum(score.unread for score in scores.values() if score)}
+        replaced = {"train_unreadable": self.images.count_bad()} if self.images else {}
+        return values | {"unreadable": sum(score.unread for score in scores.values() if score), **replaced}
 
     # ------------------------------------------------------------------------------------------------ checkpoints
 
@@ -281,7 +292,7 @@ class Tuner(Loop):
             "best_epoch": at.best_epoch,
             **self.about,
             "plateau": self.plateau.state_dict(),
-            **images_of(encoder, self.model.mean, self.model.std),
+            **images_of(encoder, self.model.mean, self.model.std, self.about),
         }
         if "pretraining" in run and not self.model.freeze:
             data = {"name": self.about["data"]["name"]} if "data" in self.about else {"name": "not recorded"}

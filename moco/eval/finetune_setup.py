@@ -8,15 +8,16 @@ from typing import Any, NamedTuple
 
 import torch
 
-from moco import distributed
+from moco import data, distributed
 from moco.config import FewShotConfig, OptimizerConfig, SubsetConfig
 from moco.data import Source, Sources, open_sources
 from moco.data.sources import subset
+from moco.data.sources.base import without_labels
 from moco.errors import UserError
 from moco.eval import fewshot, finetune
 from moco.eval.classifier import Classifier
 from moco.eval.details import Details, counts_of
-from moco.eval.features import EvalData, LabelledBatches
+from moco.eval.features import EvalData, LabelledBatches, check_readable
 from moco.eval.finetune import Tuner
 from moco.eval.linear import labelled_pair, write_result
 from moco.models.batchnorm import has_batchnorm
@@ -38,9 +39,7 @@ def labelled_images(sources: Sources, test: bool) -> tuple[Source, Source | None
         return labelled_pair(sources)
     train = sources.train or sources.pretrain
     if train.labels is None:
-        raise UserError(
-            f"{train.name} has no labels: give class folders, or a list with a TAB and a label on each line."
-        )
+        raise UserError(f"{without_labels(train)}: give class folders, or a list with a TAB and a label on each line.")
     return train, None
 
 
@@ -50,7 +49,8 @@ def novel_images(sources: Sources, path: str, classes: str) -> Source:
     ``classes`` is as in :func:`moco.eval.fewshot.pool`.
     """
     if path:
-        sources = open_sources(path=path, channels=sources.pretrain.channels)
+        own = sources.pretrain
+        sources = open_sources(path=path, channels=own.channels, levels=own.levels)
     return fewshot.pool(sources, classes)
 
 
@@ -93,12 +93,13 @@ def prepare_tuning(
 
 def describe_tuning(images: Images, model: Classifier, plan: TrainPlan, batch: int, seed: int) -> str:
     """What a run reads and how it computes, for the log; batch: images a step over all processes."""
+    read = "\n".join(data.describe(images.whole, images.test))
     where = f"{distributed.processes()}, batch {batch}, amp {model.amp or 'off'}, seed {seed}"
     if images.evaluate:
-        return f"{len(images.test or ())} images to test on\n{where}"
+        return f"{read}\n{len(images.test or ())} images to test on\n{where}"
     share = f"{len(images.train)} of {len(images.whole)} images ({images.percent:.4g} %) to train on, {images.origin}"
     return (
-        f"{share}; {len(images.val or ())} to validate on, {len(images.test or ())} to test on\n"
+        f"{read}\n{share}; {len(images.val or ())} to validate on, {len(images.test or ())} to test on\n"
         f"{plan.epochs} epochs of {plan.batches} steps, {where}"
     )
 
@@ -109,9 +110,11 @@ def open_sets(
     """Batches to train on and to evaluate each epoch on.
 
     Raises:
-        UserError: some step of an epoch gives each process a single image, with which BatchNorm cannot train: one image
-            has no variance.
+        UserError: too many of those to evaluate on cannot be read, or some step of an epoch gives each process a single
+            image, with which BatchNorm cannot train: one image has no variance.
     """
+    for source in filter(None, (images.val, images.test)):
+        check_readable(source, views.most_bad)
     training = views.of(images.train, training=True)
     selecting = views.of(images.val or images.test or images.train)
     if not model.freeze and has_batchnorm(model.encoder) and training.sampler.fewest < 2:

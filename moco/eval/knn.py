@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from moco import bars, distributed
 from moco.data import Source, Sources
+from moco.data.sources.base import without_labels
 from moco.errors import UserError
 from moco.eval.details import Counts, Details
 from moco.eval.features import FeatureExtractor, Features, describe_unread, padded
@@ -40,7 +41,7 @@ def labelled_sets(sources: Sources) -> tuple[Source, Source]:
     if sources.train is not None and sources.val is not None:
         return sources.train, sources.val
     if sources.pretrain.labels is None:
-        raise UserError(f"{sources.pretrain.name} has no labels: neighbours vote for classes, give class folders.")
+        raise UserError(f"{without_labels(sources.pretrain)}: neighbours vote for classes, give class folders.")
     return sources.pretrain, sources.pretrain
 
 
@@ -112,20 +113,26 @@ def measure_knn(
     details: of the first k, to be written as knn_confusion.
     """
     queries = _read(encoder, train, val, extractor)
-    predicted = _classes_of(encoder, train, val, extractor, k, temperature, queries)
+    bank = queries if train is val else extractor.shard(encoder, train)
+    predicted = _classes_of(encoder, train, val, extractor, k, temperature, queries, bank)
     found = _accuracies(predicted, queries.labels, k, extractor.device)
     if details:
         matrix = count_confusions(queries.labels.numpy(), predicted[0].numpy(), len(details.classes))
         whole = distributed.sum_over_ranks(torch.from_numpy(matrix).to(extractor.device)).cpu().numpy()
         what = f"k-NN, k {k[0]}, T {temperature:g}, {whole.sum():,} images"
         details.write(Counts(whole), what, "knn_confusion")
-    read = int(distributed.sum_over_ranks(torch.tensor(len(queries.ids), device=extractor.device)))
-    unread = len(val) - read
-    asked = {"k": k[0], "T": temperature, "leave_one_out": train is val, "val_images": read, "unreadable": unread}
+    asked = {"k": k[0], "T": temperature, "leave_one_out": train is val, "val_images": len(val) - queries.unread,
+             "unreadable": queries.unread, "train_unreadable": bank.unread}  # fmt: skip
     percent, ks = "/".join(f"{value:.3f}" for value in found.values()), "/".join(map(str, found))
     alone = ", each image against the others" * (train is val)
     summary = f" * k-NN {percent} (k={ks}, T={temperature}, cosine, encoder features{alone})"
-    return knn_values(found), asked, summary + describe_unread(unread, len(val))
+    return knn_values(found), asked, summary + left_out(train, val, bank, queries)
+
+
+def left_out(train: Source, val: Source, bank: Features, queries: Features) -> str:
+    """The end of a line: how many images could not be read; empty where every one votes and counts."""
+    voters = f"; {bank.unread} of {len(train)} training images cannot be read and do not vote"
+    return describe_unread(queries.unread, len(val)) + voters * (bank is not queries and bool(bank.unread))
 
 
 @torch.no_grad()

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import copy
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -26,10 +26,11 @@ from torch import Tensor, nn
 from moco import distributed, files
 from moco.config import OptimizerConfig
 from moco.data import EpochSampler, Loader, Source, Sources
+from moco.data.sources.base import without_labels
 from moco.data.sources.subset import Subset, split
 from moco.errors import UserError
 from moco.eval.classifier import Batch, Classifier, Score, counted_once, predictions_of, score_sums
-from moco.eval.features import EvalData, Features, LabelledBatches
+from moco.eval.features import EvalData, Features, LabelledBatches, check_readable
 from moco.models.encoder import head_of
 from moco.train.metrics import accuracy
 from moco.train.optimizers import build_optimizer
@@ -46,7 +47,7 @@ def labelled_pair(sources: Sources, val_share: float = 0.0) -> tuple[Source, Sou
     unseen: what a choice among settings may look at.
     """
     if sources.train is None or sources.val is None:
-        why = sources.no_pair or f"{sources.pretrain.name} has no labels"
+        why = sources.no_pair or without_labels(sources.pretrain)
         raise UserError(f"{why}: a probe needs labelled training images and labelled held-out ones (--val-data).")
     if not val_share:
         return sources.train, sources.val
@@ -55,11 +56,13 @@ def labelled_pair(sources: Sources, val_share: float = 0.0) -> tuple[Source, Sou
     return Subset(sources.train, train, "training part"), Subset(sources.train, val, "held-out part")
 
 
-def check_class_count(train: Source, asked: int | None) -> None:
-    """UserError when the labelled images have another number of classes than ``asked`` (--num-classes)."""
+def check_sets(train: Source, val: Source, classes: int | None, most_bad: int | None) -> None:
+    """UserError when the labelled images have another number of ``classes`` than --num-classes says, or so many of
+    those that are held out cannot be read that nothing would be measured. Every process has to call."""
     found = len(train.classes or ())
-    if asked not in (None, found):
-        raise UserError(f"{train.name} has {found} classes, not {asked}: correct --num-classes or leave it out.")
+    if classes not in (None, found):
+        raise UserError(f"{train.name} has {found} classes, not {classes}: correct --num-classes or leave it out.")
+    check_readable(val, most_bad)
 
 
 # ---------------------------------------------------------------------------------------------------------- heads
@@ -146,7 +149,7 @@ class FreshFeatures:
 
     def __init__(self, probe: Classifier, images: LabelledBatches) -> None:
         self.probe, self.images, self.sampler, self.device = probe, images, images.sampler, probe.device
-        self.whole = images.whole
+        self.whole, self.judge, self.count_bad = images.whole, images.judge, images.count_bad
 
     @property
     def loader(self) -> Loader:
@@ -168,6 +171,14 @@ class CachedFeatures:
     sampler: EpochSampler
     device: torch.device
     loader: None = None  # of images; :class:`FreshFeatures` has one
+
+    def judge(self, _: Sequence[int]) -> int:
+        """As :meth:`LabelledBatches.judge`, which has been done."""
+        return self.found.unread
+
+    def count_bad(self) -> int:
+        """As :meth:`LabelledBatches.count_bad`."""
+        return self.found.unread
 
     def whole(self, work: Callable[[], None]) -> None:
         """As :meth:`LabelledBatches.whole`: no image is read any more."""
@@ -197,7 +208,8 @@ def probe_data(
     if not cached:
         return FreshFeatures(probe, images.of(source, training))
     sampler = images.sampler(source, training)  # first: it refuses a batch that cannot be divided
-    return CachedFeatures(probe.extractor(images).whole(probe.encoder, source, unread=True), sampler, probe.device)
+    found = probe.extractor(images).whole(probe.encoder, source, unread=True)
+    return CachedFeatures(found, sampler, probe.device)
 
 
 # ------------------------------------------------------------------------------------------------------- validate
@@ -208,6 +220,9 @@ def validate(heads: list[LinearClassifier], data: ProbeData, predictions: bool =
 
     Args:
         predictions: also keep what was predicted for each image.
+
+    Raises:
+        TooManyUnreadError: above :func:`moco.eval.features.most_unreadable`.
     """
     data.whole(lambda: _validate(heads, data, predictions))
 
@@ -217,13 +232,15 @@ def _validate(heads: list[LinearClassifier], data: ProbeData, predictions: bool)
     n, heads = data.sampler.n, [head for head in heads if not head.diverged]
     sums = torch.zeros(len(heads), 4, dtype=torch.float64, device=data.device)
     parts: list[list[Tensor]] = [[] for _ in heads]
-    for x, labels, rows in counted_once(data.batches(0, Stopwatch()), n):
+    missing: list[int] = []
+    for x, labels, rows in counted_once(data.batches(0, Stopwatch()), n, missing):
         kept = rows.to(data.device)
         for head, total, part in zip(heads, sums, parts, strict=True):
             logits = head.logits(x)
             if predictions:
                 part.append(distributed.all_gather(predictions_of(logits, labels, kept)).cpu())
             total += score_sums(logits[kept], labels[kept])
+    data.judge(missing)
     for head, total, part in zip(heads, sums, parts, strict=True):
         found = torch.cat(part) if part else None
         head.score = Score.of(total, n, head.classes, None if found is None else found[found[:, 0] >= 0])

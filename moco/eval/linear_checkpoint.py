@@ -80,7 +80,7 @@ def _state_of(
     probe: Classifier, head: LinearClassifier, at: Progress, arch: str, run: dict[str, Any]
 ) -> dict[str, Any]:
     layer = {f"{head_of(probe.encoder)}.{name}": value for name, value in head.layer.state_dict().items()}
-    network, images = probe.encoder.state_dict() | layer, images_of(probe.encoder, probe.mean, probe.std)
+    network, images = probe.encoder.state_dict() | layer, images_of(probe.encoder, probe.mean, probe.std, run)
     return {
         "epoch": at.epoch,
         "arch": arch,

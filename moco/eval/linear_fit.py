@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -14,6 +14,7 @@ from moco import distributed
 from moco.data import Source
 from moco.errors import TrainingError
 from moco.eval import linear, linear_report
+from moco.eval.features import TooManyUnreadError
 from moco.eval.linear import LinearClassifier, ProbeData
 from moco.train.metrics import TOP5_FROM, Mean
 from moco.train.plan import Progress, TrainPlan
@@ -41,6 +42,7 @@ class ProbeRun:
     saver: Saver
     save: Callable[..., None]
     check: Callable[[], None]
+    left: dict[str, int] = field(default_factory=dict)  # what result.json says of training images that were replaced
 
     def fit(self, features: ProbeFeatures, train: Source, val: Source, end: int, details: bool) -> int | None:
         """The epochs that are left until ``end``; where none is, one validation. Returns an exit code when the run was
@@ -52,6 +54,7 @@ class ProbeRun:
 
         Raises:
             TrainingError: no loss is finite, or a tensor changed that must not.
+            TooManyUnreadError: of the held-out images, or here of those to train on. What was trained is saved.
         """
         heads, at, steps = self.heads, self.at, self.plan.steps_per_epoch
         if at.epoch >= end:
@@ -72,7 +75,11 @@ class ProbeRun:
                 assert training.loader is not None
                 self.saver.patience.wait(training.loader.why(), training.loader.look)
                 continue
-            linear.validate(heads, held_out, details and at.epoch == end - 1)
+            try:
+                linear.validate(heads, held_out, details and at.epoch == end - 1)
+            except TooManyUnreadError:
+                self.save()  # the epoch, which a resumed run evaluates
+                raise
             self.check()
             at.close_epoch()
             best = linear.note_best(heads)
@@ -80,6 +87,7 @@ class ProbeRun:
             self.log.scalars(at.batches(steps), linear_report.values(heads), finished_epochs=at.epoch, text=text)
             self.save(new_best=best)  # last: a kill between the two repeats both
         self.saver.wait()
+        self.left = {"train_unreadable": training.count_bad()}
         return None
 
     def train_epoch(self, data: ProbeData) -> int | None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from moco import distributed
+from moco import data, distributed
 from moco.data import Source
 from moco.eval.classifier import Score
 from moco.eval.details import Counts, Details, counts_of
@@ -52,8 +52,8 @@ def result(heads: list[LinearClassifier]) -> dict[str, Any]:
     """The figures of result.json: the leading head's as of a run with its rate alone, then each head's.
 
     ``acc1`` and ``acc5`` are of the last epoch and ``best_acc1`` is the highest of any epoch; ``lr`` is the rate of
-    these three. ``val_images`` were counted, ``unreadable`` more could not be read. Sweeps know these names from
-    moco/sweep/figures.py.
+    these three. ``val_images`` were counted, ``unreadable`` more could not be read. Sweeps know these names, and
+    ``train_unreadable`` of :attr:`moco.eval.linear_fit.ProbeRun.left`, from moco/sweep/figures.py.
     """
     first, score = _led(heads)
     found = {"best_acc1": first.best, "acc1": score.acc1, "acc5": score.acc5, "lr": first.lr,
@@ -88,8 +88,9 @@ def describe_run(mode: str, train: Source, val: Source, images: EvalData, cached
         what = f"{len(val)} images, {how}"
     once, anew = "computed once from whole images, without augmentation", "from new random crops in every epoch"
     views = f"; features {once if cached else anew}" if mode in ("lincls", "lr_find") else ""
+    read = "\n".join(data.describe(train, None if val is train else val))
     return (
-        f"{what}, {len(train.classes or ())} classes; {distributed.processes()}, batch {images.batch}, "
+        f"{read}\n{what}, {len(train.classes or ())} classes; {distributed.processes()}, batch {images.batch}, "
         f"{images.workers} loader workers each{views}"
     )
 

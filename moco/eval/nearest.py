@@ -14,7 +14,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from PIL import UnidentifiedImageError
 
 from moco import distributed
 from moco.data import BadImageError, Source, Sources
@@ -67,13 +66,15 @@ def choose_queries(source: Source, name: str | None, worst: bool, seed: int) -> 
     return numpy_generator("sample", seed).permutation(rows)[:SEARCHED], len(rows)
 
 
-def open_pictures(paths: list[str], channels: int, size: int) -> Source:
-    """Pictures of the user's own, each of which can be read as a view of ``size`` pixels.
+def open_pictures(paths: list[str], bank: Source, size: int) -> Source:
+    """Pictures of the user's own, each of which can be read as a view of ``size`` pixels, as the images of ``bank`` are
+    read.
 
     Raises:
         UserError: one cannot.
     """
-    source = embed.with_labels(PictureSource("pictures of your own", paths, channels))
+    source = embed.with_labels(PictureSource("pictures of your own", paths, bank.channels))
+    source.levels = bank.levels
     for index, path in enumerate(paths):
         try:
             reading(path, lambda index=index: eval_view(source.load(index), size))
@@ -83,10 +84,8 @@ def open_pictures(paths: list[str], channels: int, size: int) -> Source:
 
 
 def _reason(error: BadImageError) -> str:
-    """Why a picture cannot be read, without Python's name for what was read."""
+    """Why a picture cannot be read."""
     cause = error.__cause__
-    if isinstance(cause, UnidentifiedImageError):
-        return "no image of a known format"
     return (isinstance(cause, OSError) and cause.strerror) or one_line(cause or error)
 
 
@@ -120,7 +119,8 @@ class Nearest:
     """What was found.
 
     bank: the images that were searched, ``read`` of which can be read. asked: the set of the queries. rows: (m,) their
-    numbers in it. s, near: (m, k) similarities and numbers in the bank, the nearest first; -inf: none any more.
+    numbers in it. s, near: (m, k) similarities and numbers in the bank, the nearest first; -inf: none any more. images:
+    (C,) of each class of the bank that can be read, None for all.
     """
 
     bank: Source
@@ -129,6 +129,7 @@ class Nearest:
     rows: np.ndarray
     s: np.ndarray
     near: np.ndarray
+    images: np.ndarray | None = None
 
     def leave_out(self, k: int) -> int:
         """Take each query and its copies out of its neighbours, and keep k; returns how many copies that were."""
@@ -166,7 +167,8 @@ class Nearest:
     def by_chance(self) -> float:
         """The percentage of the query's class among all images that are searched but the query, mean over queries."""
         assert self.bank.labels is not None and self.asked.labels is not None and self.bank.classes is not None
-        counts = np.bincount(self.bank.labels, minlength=len(self.bank.classes))
+        whole = np.bincount(self.bank.labels, minlength=len(self.bank.classes))
+        counts = whole if self.images is None else self.images
         own = int(self.asked is self.bank)
         others = max(1, int(counts.sum()) - own)
         return float(100 * (counts[self.asked.labels[self.rows]] - own).mean() / others)

@@ -39,12 +39,12 @@ def neighbours_worker(args: Namespace) -> int:
     """One process of the command, from data to files; returns the exit code."""
     if missing := [path for path in args.images if not os.path.exists(path)]:  # said before a checkpoint is read
         raise UserError(f"{missing[0]} cannot be a query (No such file or directory); give a picture.")
-    embed.make_folder(args.out)
     settled = settle_from_file(args, args.checkpoint)  # before the images: it says how they are read
     bank, asked = choose_sets(embed.open_images(args), args.split)
     reader = embed.open_reader(args, settled, bank)
+    embed.make_folder(args.out)
     if args.images:
-        asked = open_pictures(args.images, bank.channels, reader.size)
+        asked = open_pictures(args.images, bank, reader.size)
         order, drawn_from = np.arange(len(asked)), len(asked)
     else:
         order, drawn_from = choose_queries(asked, args.class_name, args.worst, args.seed)
@@ -56,11 +56,12 @@ def neighbours_worker(args: Namespace) -> int:
         queries = shard(Subset(asked, rows, asked.name))
         queries = Features(queries.x, queries.labels, torch.from_numpy(rows)[queries.ids], queries.readable)
     found = search(share, queries, args.k + SPARE)
-    read = int(distributed.sum_over_ranks(torch.tensor(len(share.ids), device=reader.extractor.device)))
+    images = torch.bincount(share.labels.clamp_min(0), minlength=max(1, len(bank.classes or ())))
+    images = distributed.sum_over_ranks(images.to(reader.extractor.device)).cpu().numpy()
 
     def write() -> None:
         tell(f"{args.arch} at {reader.size} px: {reader.summary}")
-        write_neighbours(args, Nearest(bank, asked, read, *found), order, drawn_from)
+        write_neighbours(args, Nearest(bank, asked, int(images.sum()), *found, images), order, drawn_from)
 
     distributed.by_main(write)
     return 0
@@ -107,6 +108,10 @@ def summary(args: Namespace, found: Nearest, searched: int, drawn_from: int, cop
     if found.labelled and found.there.any():
         lines.append(f"{found.share():.2f} % of the {found.s.shape[1]} nearest images are of the query's class "
                      f"({found.by_chance():.2f} % by chance)")  # fmt: skip
+    if unread := len(found.bank) - found.read:
+        lines.append(
+            f"{unread:,} of {len(found.bank):,} images of {found.bank.name} cannot be read and are not searched"
+        )
     if copies:
         which = "1 copy of a query is" if copies == 1 else f"{copies:,} copies of queries are"
         lines.append(f"{which} left out: the same file or pixels")
@@ -153,7 +158,8 @@ def as_json(args: Namespace, found: Nearest, shown: np.ndarray) -> dict[str, Any
         for row in shown
     ]
     settings = {"checkpoint": args.checkpoint, "arch": args.arch, "k": args.k, "seed": args.seed}
-    counts = {"searched_queries": len(found.rows), "searched_images": found.read}
+    counts = {"searched_queries": len(found.rows), "searched_images": found.read,
+              "unreadable": len(found.bank) - found.read}  # fmt: skip
     return (
         settings
         | counts

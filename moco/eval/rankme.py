@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from moco import distributed
 from moco.data import Source
 from moco.data.sources.subset import Subset
-from moco.eval.features import FeatureExtractor, Features
+from moco.eval.features import FeatureExtractor, Features, describe_unread
 from moco.seeding import numpy_generator
 
 MOST_IMAGES = 25_600  # the paper's; its appendix G has the error of fewer
@@ -82,4 +82,6 @@ def measure_rankme(
     assert z is not None
     values = {"rankme": rankme(x, extractor.device), "rankme_head": rankme(z, extractor.device)}
     before, behind = (f"{value:.1f} of {width.shape[1]}" for value, width in zip(values.values(), (x, z), strict=True))
-    return values, f"RankMe {before} (encoder features), {behind} (behind the head)"
+    counted = int(distributed.sum_over_ranks(torch.tensor(len(x), device=extractor.device)))
+    left_out = describe_unread(len(rows) - counted, len(rows))
+    return values, f"RankMe {before} (encoder features), {behind} (behind the head){left_out}"

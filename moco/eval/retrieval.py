@@ -45,12 +45,13 @@ MOST_IMAGES = 10_000  # images between epochs: time grows with their square, and
 
 def retrieval_worker(args: Namespace) -> int:
     """One process of the command, from data to retrieval.json; returns the exit code."""
-    embed.make_folder(args.out)
-    found = embed.read_features(args)
+    found = embed.read_features(args, args.out)
     x, labels = found.share.x, found.share.labels
     check_labels(labels, found.source.name)
     say = tell if distributed.is_main() else lambda _: None
-    say(f"{len(x)} images of {found.source.name}, {args.arch} at {found.size} px: {found.summary}")
+    say(
+        f"{len(x)} images of {found.source.name}, {args.arch} at {found.size} px: {found.summary}{found.share.left_out}"
+    )
     head = None if args.checkpoint.startswith(PUBLISHED) else read_head(found.encoder, args.checkpoint)
     result = {"features": measure_retrieval(x, labels, args.seed)}
     if head is None:
@@ -58,7 +59,8 @@ def retrieval_worker(args: Namespace) -> int:
     else:
         with torch.no_grad():
             result["head"] = measure_retrieval(head(x), labels, args.seed)
-    settings = {"arch": args.arch, "checkpoint": args.checkpoint, "images": len(x), "seed": args.seed}
+    settings = {"arch": args.arch, "checkpoint": args.checkpoint, "images": len(x), "unreadable": found.share.unread,
+                "seed": args.seed}  # fmt: skip
     linear.write_result({**settings, **result}, args.out, "retrieval.json")
     for where, values in result.items():
         say(f" * {where}: " + describe_measures(values))
@@ -85,7 +87,8 @@ def both_ways(share: Features, seed: int) -> tuple[dict[str, float], str]:
     assert whole.z is not None
     n = len(whole.ids)
     part = torch.randperm(n, generator=torch_generator("retrieval", seed))[:MOST_IMAGES].sort().values
-    values, lines = {}, [f"retrieval among {len(part)} held-out images" + f", drawn from {n}" * (n > MOST_IMAGES)]
+    drawn = f", drawn from {n}" * (n > MOST_IMAGES)
+    values, lines = {}, [f"retrieval among {len(part)} held-out images{drawn}{whole.left_out}"]
     for where, x in (("features", whole.x[part]), ("head", whole.z[part])):
         finite = bool(x.isfinite().all())
         found = measure_retrieval(x, whole.labels[part], seed) if finite else {name: math.nan for name in MEASURES}

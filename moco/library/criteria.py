@@ -148,12 +148,14 @@ class QueueLoss(nn.Module):
 
     def _checked(self, q: Tensor, k: Tensor, ids: Tensor | None) -> Tensor | None:
         name = type(self).__name__
+        _check_rows(name, q, k)
         if q.shape != k.shape or q.shape[1:] != (self.dim,):
             raise UserError(f"{name} of dim {self.dim} takes q and k (N, {self.dim}), not {_sizes(q)} and {_sizes(k)}.")
         if not q.device == k.device == self.queue.device:
             raise UserError(f"q is on {q.device} and the queue on {self.queue.device}: move the loss there with .to().")
         if ids is None:
             return None
+        ids = torch.as_tensor(ids)
         if ids.shape != q.shape[:1] or ids.is_floating_point():
             raise UserError(f"{name} takes ids (N,) of whole numbers, one for each query, not {_sizes(ids)}.")
         return ids.to(q.device, torch.int64)
@@ -238,6 +240,15 @@ def _config(method: str, options: Mapping[str, Any], **sizes: Any) -> MoCoConfig
     return MoCoConfig(**sizes, **own, negatives=NegativesConfig(method, recipe, kind_steps=steps, **times))
 
 
+def _check_rows(name: str, *tensors: Tensor) -> None:
+    for x in tensors:
+        if not isinstance(x, Tensor) or not x.is_floating_point():
+            what = str(x.dtype).removeprefix("torch.") if isinstance(x, Tensor) else type(x).__name__
+            raise UserError(f"{name} takes features as a tensor of floating-point numbers, not {what}.")
+        if not x.numel():
+            raise UserError(f"{name} got an empty batch {_sizes(x)}: leave it out, or give the loader drop_last=True.")
+
+
 def _sizes(x: Tensor) -> str:
     return str(tuple(x.shape))
 
@@ -282,6 +293,7 @@ class InBatchLoss(nn.Module):
         """
         z = self._views(features, k)
         if ids is None:
+            self._check_views(z)
             ids = distributed.rank() * len(z) + torch.arange(len(z), device=z.device)
         return self.compare(z, self._per_image("ids", ids, z))
 
@@ -295,6 +307,7 @@ class InBatchLoss(nn.Module):
 
     def _views(self, features: Tensor, k: Tensor | None) -> Tensor:
         """(N, V, C)."""
+        _check_rows(type(self).__name__, features, *([] if k is None else [k]))
         if features.dim() == 2 and k is not None and k.shape == features.shape:
             return torch.stack([features, k], dim=1)
         if features.dim() < 3 or k is not None:
@@ -303,8 +316,16 @@ class InBatchLoss(nn.Module):
             raise UserError(f"{type(self).__name__} takes {wanted}, not {_sizes(features)}{second}.")
         return features.flatten(2)
 
+    def _check_views(self, z: Tensor) -> None:
+        if z.shape[1] < 2:
+            raise UserError(
+                f"{type(self).__name__} got one view of each of {len(z)} images, and no image has a positive: give two "
+                "views (N, 2, C), or say which images belong together."
+            )
+
     def _per_image(self, name: str, values: Tensor, z: Tensor) -> Tensor:
         """(N,) on the device of ``z``, from (N,) or (N, 1)."""
+        values = torch.as_tensor(values)
         if values.numel() != len(z) or values.dim() > 2:
             raise UserError(f"{name} {_sizes(values)} does not fit {len(z)} images: give one for each.")
         return values.to(z.device).flatten()
@@ -417,6 +438,8 @@ class SupConLoss(InBatchLoss):
         images = len(z) * distributed.world_size()
         if mask is not None and mask.shape != (len(z), images):
             raise UserError(f"mask {_sizes(mask)} does not fit {len(z)} images against {images}.")
+        if labels is None and mask is None:
+            self._check_views(z)
         own = distributed.rank() * len(z) + torch.arange(len(z), device=z.device)
         groups = own if labels is None else self._per_image("labels", labels, z)
         return self.compare(z, groups, None if mask is None else mask.to(z.device) != 0)

@@ -16,7 +16,8 @@ from torch import Tensor, nn
 
 from moco.data.augment.by_pil import eval_view
 from moco.data.sources.base import FileSource
-from moco.data.sources.decode import to_eight_bits
+from moco.data.sources.decode import in_channels, reading
+from moco.data.sources.values import levels_of
 from moco.errors import UserError
 from moco.library.results import Checkpoint, path_of
 from moco.models.encoder import SMALL, build_encoder, features
@@ -33,7 +34,8 @@ class Encoder(nn.Module):
         mean, std: of the channels, C numbers in 0..1 each.
         width: of the features, F.
         arch: torchvision's or timm's name.
-        channels: C, 1 or 3.
+        channels: C.
+        levels: the values of image files that become black and white, None: those of each file's type.
         source: what was read, and where each setting is from.
         pretraining: how it was pretrained: ``method``, ``recipe`` (flags and their values), ``projection`` (its head),
             ``data``, ``epochs``, ``steps``, ``seed``, as far as the file says it; empty for other projects' files.
@@ -45,6 +47,7 @@ class Encoder(nn.Module):
         super().__init__()
         self.network, self.arch, self.size, self.source = network, arch, size, source
         self.mean, self.std, self.channels = list(mean), list(std), len(mean)
+        self.levels: Sequence[Any] | None = None
         self.pretraining: dict[str, Any] = dict(getattr(network, "pretraining", {}))
         self.eval()
         with torch.no_grad():
@@ -74,12 +77,15 @@ class Encoder(nn.Module):
         pixels on cropped at the centre.
 
         Raises:
-            UserError: a file that is no image.
+            UserError: a file that is no image, or one of other channels; grey and colours are converted.
         """
         if isinstance(image, Image.Image):
-            return eval_view(to_eight_bits(image, self.channels), self.size)
+            levels = levels_of(self.levels)
+            return eval_view(reading("the PIL image", lambda: in_channels(image, self.channels, levels)), self.size)
         path = os.fspath(image)
-        return eval_view(FileSource(path, [path], self.channels).load(0), self.size)
+        source = FileSource(path, [path], self.channels)
+        source.levels = levels_of(self.levels)
+        return eval_view(source.load(0), self.size)
 
     def extra_repr(self) -> str:
         return f"{self.arch}, {self.channels} x {self.size} x {self.size} -> {self.width}"
@@ -88,6 +94,7 @@ class Encoder(nn.Module):
 def load_encoder(
     checkpoint: Checkpoint, *, arch: str | None = None, size: int | None = None, channels: int | None = None,
     mean: Sequence[float] | None = None, std: Sequence[float] | None = None,
+    levels: Sequence[float] | None = None,
 ) -> Encoder:  # fmt: skip
     """The encoder in a checkpoint, on the CPU and in eval mode, with what it was trained at.
 
@@ -98,7 +105,7 @@ def load_encoder(
             another project, or what :func:`moco.export` wrote for torchvision, timm, the Hub, as safetensors or as
             features;
             ``torchvision:NAME`` for its published weights of ``arch``.
-        arch, size, channels, mean, std: in place of the file's. A file of another project names no size and no
+        arch, size, channels, mean, std, levels: in place of the file's. A file of another project names no size and no
             statistics: 224 pixels (32 with a small stem) and ImageNet's are taken, and ``source`` says so.
 
     Raises:
@@ -111,11 +118,14 @@ def load_encoder(
         ...     found = encoder(images)
     """
     path = path_of(checkpoint)
-    args = Namespace(arch=arch, stem="auto", size=size, channels=channels, mean=mean, std=std, dataset=None)
+    given = {"size": size, "channels": channels, "mean": mean, "std": std, "levels": levels}
+    args = Namespace(arch=arch, stem="auto", dataset=None, **given)
     with torch.random.fork_rng(devices=[]):  # first weights are drawn, and overwritten
         settled = settle_from_file(args, path)
         side = args.size or (SMALL // 2 if args.stem == "cifar" else 224)
         statistics = settled.statistics(args.channels or 3, side)
         network = build_encoder(args.arch, 2, stem=args.stem, size=side, in_chans=len(statistics[0]))
         summary = load_backbone(network, path, args.arch)[1] + settled.summary
-        return Encoder(network, args.arch, side, *statistics, summary)
+        made = Encoder(network, args.arch, side, *statistics, summary)
+        made.levels = args.levels
+        return made

@@ -28,8 +28,13 @@ class PretrainOptions(TypedDict, total=False):
     """labelled validation images, where DIR does not hold them"""
     size: int | None
     """side of the square views in pixels (default: 224; sets of small images have their own size)"""
-    channels: Literal[1, 3] | None
-    """read the images as grey (1) or colour (3; default: the data set's)"""
+    channels: int | None
+    """read the images as grey (1) or colour (3), or .npy and TIFF files by their N channels, bands or pages
+    (default: the data set's)"""
+    levels: Sequence[float] | None
+    """values of the image files that become black and white, linear between and clipped beyond, for images that are
+    not of 0 to 255: 0 4095 for 12 bits in 16 (default: those of the files' type, 0 65535 of 16 bits; of floats 0 1
+    or 0 255, as a few images have them)"""
     mean: float | Sequence[float] | None
     """mean of each channel, in 0..1 (default: the data set's)"""
     std: float | Sequence[float] | None
@@ -38,17 +43,26 @@ class PretrainOptions(TypedDict, total=False):
     """number of loader processes on this machine, for all processes together (default: 32, at most one per core)"""
     aug_plus: bool
     """use MoCo v2's augmentation (the same as --aug v2)"""
-    aug: Literal["v1", "v2", "v3", "v3-wide", "cifar", "supcon", "digits"] | None
-    """augmentation preset (default: v1; simclr, supcon, hcl, dcl: supcon; moco_v3: v3; sets of small images have
-    their own)"""
+    aug: StrPath | None
+    """augmentation: v1, v2, v3, v3-wide, cifar, supcon, digits, simclr, crop, or FILE.yml, a file of your own with
+    a preset's values (default: v1; simclr, supcon, hcl, dcl: supcon; moco_v3: v3; sets of small images have their
+    own)"""
+    crop_min: float | None
+    """smallest share of an image that a view keeps, the lower end of the augmentation's crop_scale (default: the
+    augmentation's)"""
     aug_device: Literal["cpu", "gpu", "auto"]
     """where views are made after their crop: cpu, by the loader's processes, or gpu, in batches on the run's device
     (default: auto, which is cpu)"""
     decode: Literal["exact", "fast"]
     """fast: decode a JPEG only as finely as its crops need, which changes pixel values by at most two levels
     (default: exact)"""
+    stats: Literal["auto"] | None
+    """auto: --mean and --std are those of the training images, computed once and kept in --cache or --save-dir"""
     drop_last: bool
     """drop the incomplete batch at the end of an epoch (default: on)"""
+    auto: bool
+    """of small sets: choose queue, batch, schedule, size and the like by the number and the size of the images,
+    where they are not given; the log says what was taken (default: off, the published recipes' values)"""
     train_folder: StrPath | None
     """DIR, as SupContrast spells it"""
     num_classes: int | None
@@ -57,6 +71,9 @@ class PretrainOptions(TypedDict, total=False):
     """name of a torchvision or timm network (default: resnet50)"""
     stem: Literal["auto", "imagenet", "cifar"]
     """cifar: a 3x3 first convolution without pooling; auto: cifar up to 64 px"""
+    pretrained: StrPath
+    """begin from these weights: the folder of a run, a checkpoint of this project or of nine others, or
+    torchvision:NAME for published ones; a run that is resumed goes on from its own (default: random weights)"""
     sync_bn: bool
     """BatchNorm over the batch of all processes"""
     method: Literal["moco", "mochi", "synco", "simclr", "supcon", "hcl", "dcl", "moco_v3"] | None
@@ -289,8 +306,13 @@ class EvaluateOptions(TypedDict, total=False):
     size: int | None
     """side of the square views in pixels (default: the file's, else 224; sets of small images have their own
     size)"""
-    channels: Literal[1, 3] | None
-    """read the images as grey (1) or colour (3; default: the file's, else the data set's)"""
+    channels: int | None
+    """read the images as grey (1) or colour (3), or .npy and TIFF files by their N channels, bands or pages
+    (default: the file's, else the data set's)"""
+    levels: Sequence[float] | None
+    """values of the image files that become black and white, linear between and clipped beyond, for images that are
+    not of 0 to 255: 0 4095 for 12 bits in 16 (default: the file's, else those of the files' type, 0 65535 of 16
+    bits; of floats 0 1 or 0 255, as a few images have them)"""
     mean: float | Sequence[float] | None
     """mean of each channel, in 0..1 (default: the file's, else the data set's)"""
     std: float | Sequence[float] | None
@@ -397,6 +419,9 @@ class EvaluateOptions(TypedDict, total=False):
     """write top-1, top-5 and the most frequent mistake of each class to this file"""
     confusion: bool
     """write the confusion matrix to confusion.csv and confusion.png in --save-dir (of --knn: knn_confusion)"""
+    max_bad_images: int | None
+    """largest number of unreadable images of a set that are left out; more end the program (default: half of the
+    set, at most 100, or 1 % of more than 10,000)"""
     knn_k: int | Sequence[int]
     """number of neighbours; several numbers are evaluated in one pass, and the first is reported as knn (default:
     200)"""
@@ -445,8 +470,9 @@ class EvaluateOptions(TypedDict, total=False):
     aa: str
     """timm's AutoAugment or RandAugment policy, such as rand-m9-mstd0.5-inc1, applied after the random crop
     (default: none)"""
-    aug: Literal["v1", "v2", "cifar", "supcon", "digits"] | None
-    """augmentation preset (default: crop and flip)"""
+    aug: StrPath | None
+    """augmentation: v1, v2, v3, v3-wide, cifar, supcon, digits, simclr, crop, or FILE.yml, a file of your own with
+    a preset's values (default: crop and flip)"""
     weights: Literal["finetune", "freeze"]
     """fine-tune the encoder, or freeze it"""
     drop_path: float
@@ -540,8 +566,13 @@ class EmbedOptions(TypedDict, total=False):
     size: int | None
     """side of the square views in pixels (default: the file's, else 224; sets of small images have their own
     size)"""
-    channels: Literal[1, 3] | None
-    """read the images as grey (1) or colour (3; default: the file's, else the data set's)"""
+    channels: int | None
+    """read the images as grey (1) or colour (3), or .npy and TIFF files by their N channels, bands or pages
+    (default: the file's, else the data set's)"""
+    levels: Sequence[float] | None
+    """values of the image files that become black and white, linear between and clipped beyond, for images that are
+    not of 0 to 255: 0 4095 for 12 bits in 16 (default: the file's, else those of the files' type, 0 65535 of 16
+    bits; of floats 0 1 or 0 255, as a few images have them)"""
     mean: float | Sequence[float] | None
     """mean of each channel, in 0..1 (default: the file's, else the data set's)"""
     std: float | Sequence[float] | None
@@ -550,6 +581,9 @@ class EmbedOptions(TypedDict, total=False):
     """number of loader processes on this machine, for all processes together (default: 32, at most one per core)"""
     batch_size: int
     """images per step, over all processes of this node (default: 256)"""
+    max_bad_images: int | None
+    """largest number of unreadable images of a set that are left out; more end the program (default: half of the
+    set, at most 100, or 1 % of more than 10,000)"""
     arch: str | None
     """name of a torchvision or timm network (default: the file's, else resnet50)"""
     stem: Literal["auto", "imagenet", "cifar"]
@@ -601,8 +635,13 @@ class NeighboursOptions(TypedDict, total=False):
     size: int | None
     """side of the square views in pixels (default: the file's, else 224; sets of small images have their own
     size)"""
-    channels: Literal[1, 3] | None
-    """read the images as grey (1) or colour (3; default: the file's, else the data set's)"""
+    channels: int | None
+    """read the images as grey (1) or colour (3), or .npy and TIFF files by their N channels, bands or pages
+    (default: the file's, else the data set's)"""
+    levels: Sequence[float] | None
+    """values of the image files that become black and white, linear between and clipped beyond, for images that are
+    not of 0 to 255: 0 4095 for 12 bits in 16 (default: the file's, else those of the files' type, 0 65535 of 16
+    bits; of floats 0 1 or 0 255, as a few images have them)"""
     mean: float | Sequence[float] | None
     """mean of each channel, in 0..1 (default: the file's, else the data set's)"""
     std: float | Sequence[float] | None
@@ -611,6 +650,9 @@ class NeighboursOptions(TypedDict, total=False):
     """number of loader processes on this machine, for all processes together (default: 32, at most one per core)"""
     batch_size: int
     """images per step, over all processes of this node (default: 256)"""
+    max_bad_images: int | None
+    """largest number of unreadable images of a set that are left out; more end the program (default: half of the
+    set, at most 100, or 1 % of more than 10,000)"""
     arch: str | None
     """name of a torchvision or timm network (default: the file's, else resnet50)"""
     stem: Literal["auto", "imagenet", "cifar"]

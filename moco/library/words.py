@@ -15,7 +15,8 @@ from typing import Any, NamedTuple
 from moco.cli.parser import NumberRange, Parser, argv_of, raising, spelling
 from moco.errors import UserError
 
-_OF_FILES = ("DIR", "FILE", "PATH", "FOLDER", "CKPT", "FILE.yml", "FILE.csv")  # metavars of flags that name a file
+# metavars of flags that name a file
+_OF_FILES = ("DIR", "FILE", "PATH", "FOLDER", "CKPT", "FILE.yml", "FILE.csv", "PRESET")
 
 
 class Option(NamedTuple):

@@ -209,12 +209,13 @@ def _start(row: Synthetic) -> str:
     return f" (from epoch {row.start_epoch})" if row.start_epoch else step
 
 
-def sentences(extra: object, steps: int, per_epoch: int) -> list[str]:
+def sentences(extra: object, steps: int, per_epoch: int, earlier: int | None = None) -> list[str]:
     """What the log of a run says of its synthetic negatives at the start, with a warning of kinds that never start.
 
     Args:
         extra: the model's hook; any other than :class:`HardNegatives` is of no recipe.
         steps, per_epoch: of the whole run, and of an epoch.
+        earlier: a first epoch that would fit the run, for the warning.
     """
     if not isinstance(extra, HardNegatives):
         return []
@@ -225,4 +226,6 @@ def sentences(extra: object, steps: int, per_epoch: int) -> list[str]:
     which = "the synthetic negatives" if every else f"negatives by {', '.join(missed)}"
     ends = f"this run ends after {steps} steps ({per_epoch} per epoch)"
     flags = "lower --hard-start-epoch (--warmup-epochs) or --type-starts, or raise --hard-stop-epoch"
+    if earlier is not None and every and earlier < extra.start:
+        flags = f"give --hard-start-epoch {earlier} (--warmup-epochs), or leave it to --auto"
     return [extra.summary(), f"warning: {which} never start, as {ends}; {flags}"]

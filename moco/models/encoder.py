@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import difflib
 import functools
+import re
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -38,7 +39,7 @@ def build_encoder(
         mlp: put Linear ReLU before the last layer (MoCo v2's head).
         stem: "imagenet" (7x7 and max-pool), "cifar" (3x3, no pooling) or "auto" (cifar up to 64 px).
         size: side of the square input in pixels.
-        in_chans: 1 or 3.
+        in_chans: of the images; other than 3, the first convolution is a new one.
         drop_path: rate of stochastic depth of the last block; those below it have less, in proportion (timm alone).
 
     Raises:
@@ -88,9 +89,7 @@ def _from_timm(arch: str, dim: int, in_chans: int, size: int, drop_path: float =
 
     name = arch.removeprefix("timm/")
     if not timm.is_model(name):
-        known = sorted({*torchvision_names(), *timm.list_models()})  # many names are in both
-        close = ", ".join(difflib.get_close_matches(name, known, 3)) or "resnet50, resnet18, vit_small_patch16_224"
-        raise UserError(f"-a {arch}: no torchvision or timm network has this name; close ones: {close}.")
+        raise UserError(_unknown_name(arch, timm.list_models()))
     config = timm.get_pretrained_cfg(name)
     fixed = bool(config and config.fixed_input_size)
     options: dict[str, float] = {"img_size": size} if fixed else {}
@@ -106,6 +105,25 @@ def _from_timm(arch: str, dim: int, in_chans: int, size: int, drop_path: float =
         return Headed(backbone, _width(backbone, in_chans, size), dim), "fc"
     except (TypeError, ValueError, AssertionError, RuntimeError) as error:
         raise UserError(f"{arch} cannot be built for {size} px images with {in_chans} channels: {error}") from error
+
+
+def _unknown_name(arch: str, timms: list[str]) -> str:
+    """A sentence on a name that no network has, with the names that are close, other cases and signs aside."""
+
+    def plain(name: str) -> str:
+        return re.sub("[^a-z0-9]", "", name.lower())
+
+    prefix = "timm/" if arch.startswith("timm/") else ""
+    known = {
+        plain(name): name for name in [*timms, *(() if prefix else sorted(torchvision_names()))]
+    }  # many are in both
+    found = difflib.get_close_matches(plain(arch.removeprefix("timm/")), list(known), 3)
+    close = ", ".join(prefix + known[name] for name in found) or "resnet50, resnet18, vit_small_patch16_224"
+    if arch in _TUPLE_OUTPUT:
+        what = "torchvision's network of this name has more than one output in training, which no method here takes"
+    else:
+        what = "no torchvision or timm network has this name" if not prefix else "no timm network has this name"
+    return f"-a {arch}: {what}; close ones: {close}."
 
 
 @torch.no_grad()

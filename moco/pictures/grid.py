@@ -86,11 +86,11 @@ def grid_png(rows: Rows, path: str, title: str, words: str = "", choose: str = "
         _drawn(rows, [title, *([words] if words else [])]).write(beside)
 
 
-def _drawn(rows: Rows, head: list[str]) -> _Canvas:
+def _drawn(rows: Rows, head: list[str]) -> Canvas:
     across, lines = max(map(len, rows)), max(len(cell.lines) for row in rows for cell in row)
     step = BOX + GAP, BOX + GAP + 4 + lines * LINE
     top = MARGIN + (len(head) + 2) * LINE
-    canvas = _Canvas(max(LEAST, 2 * MARGIN + across * step[0] - GAP), top + len(rows) * step[1])
+    canvas = Canvas(max(LEAST, 2 * MARGIN + across * step[0] - GAP), top + len(rows) * step[1])
     for number, line in enumerate(head):
         canvas.words(line, MARGIN, MARGIN - 6 + number * (LINE + 3), canvas.width - 2 * MARGIN, size=10 - number)
     for number, mark in enumerate(marks_of(rows)):
@@ -107,7 +107,7 @@ def _cut(words: str, kept: int) -> str:
     return printable(words[: -(-kept // 2)] + "\N{HORIZONTAL ELLIPSIS}" + words[len(words) - kept // 2 :])
 
 
-class _Canvas:
+class Canvas:
     """A white picture that is drawn on in pixels from its upper left corner; matplotlib has letters of any size."""
 
     def __init__(self, width: int, height: int) -> None:
@@ -126,15 +126,15 @@ class _Canvas:
         """A line below ``y``, cut to the width in the middle: of a path both ends say something."""
         words = " ".join(words.split())  # a file's name may have more lines than one
         shown = printable(words)
-        if len(words) > width or self._width(shown, size) > width:  # no letter is narrower than a pixel
+        if len(words) > width or self.text_width(shown, size) > width:  # no letter is narrower than a pixel
             wider = range(1, min(len(words), int(width)))
-            kept = bisect.bisect(wider, width, key=lambda kept: self._width(_cut(words, kept), size))
+            kept = bisect.bisect(wider, width, key=lambda kept: self.text_width(_cut(words, kept), size))
             shown = _cut(words, max(1, kept))
         self.figure.text(
             x / self.width, 1 - y / self.height, shown, size=size, color=colour, va="top", parse_math=False
         )  # fmt: skip
 
-    def _width(self, words: str, size: float) -> float:
+    def text_width(self, words: str, size: float) -> float:
         from matplotlib.font_manager import FontProperties
 
         return self.canvas.get_renderer().get_text_width_height_descent(words, FontProperties(size=size), False)[0]

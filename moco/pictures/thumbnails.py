@@ -9,6 +9,7 @@ from PIL import Image
 
 from moco.data.sources.base import Source
 from moco.data.sources.decode import BadImageError, decode_bytes, opened, reading
+from moco.data.stack import shown
 
 LOSSLESS = 64  # pixels of the longest side up to which PNG is tried: drawings and digits are smaller in it
 
@@ -21,7 +22,7 @@ def small(source: Source, index: int, longest: int) -> Image.Image:
     Raises:
         BadImageError: it cannot be read.
     """
-    image = _coarse(source, index, longest) or source.load(index)
+    image = _coarse(source, index, longest) or shown(source.load(index))
     image.thumbnail((longest, longest))
     return image
 
@@ -38,7 +39,8 @@ def _coarse(source: Source, index: int, longest: int) -> Image.Image | None:
     finer = [s for s in (8, 4, 2) if image.format == "JPEG" and max(image.size) >= 2 * longest * s]
     if not finer:
         return None
-    return reading(source.name_of(index), lambda: decode_bytes(data, source.channels, finer[0]))
+    levels = source.levels
+    return shown(reading(source.name_of(index), lambda: decode_bytes(data, source.channels, finer[0], levels=levels)))
 
 
 def thumbnail(image: Image.Image, longest: int = 64) -> str:

@@ -54,7 +54,7 @@ def _pretrain(args: Namespace) -> Figures:
 def _lincls(args: Namespace) -> Figures:
     if args.knn or args.few_shot or args.lr_find:  # they have files of their own
         return {}
-    found = _all("size seed classes train_images val_images unreadable epochs lr", NOTHING)
+    found = _all("size seed classes train_images val_images unreadable train_unreadable epochs lr", NOTHING)
     return found | _all("acc1 acc5 best_acc1", PART if args.val_share else _held_out(args))
 
 
@@ -67,7 +67,7 @@ def _lincls_row(args: Namespace) -> Figures:
 def _semisup(args: Namespace) -> Figures:
     if args.evaluate:  # evaluate.json
         return {}
-    found = _all("seed train_images val_images test_images unreadable epochs best_epoch", NOTHING)
+    found = _all("seed train_images val_images test_images unreadable train_unreadable epochs best_epoch", NOTHING)
     if args.val_share:
         found |= _all("val_acc1 val_acc5 val_loss best_val_acc1", PART)
     else:

@@ -48,7 +48,7 @@ ON_DEVICE = "augmentation"  # the part of a step that finishes views there
 
 def worker(args: Namespace) -> int:
     """One process of a benchmark; returns its exit code."""
-    settings = {"download": args.download, "channels": args.channels, "cache": args.cache}
+    settings = {"download": args.download, "channels": args.channels, "levels": args.levels, "cache": args.cache}
     images = data.open_on_nodes(args.dataset, args.data, **settings).pretrain
     view = view_settings(args.settings.views, images)
     labels = data.class_labels(images, args.method) if METHODS[args.method].supervised else None

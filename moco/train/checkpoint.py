@@ -165,8 +165,9 @@ def unpack(state: dict, path: str, model: Any, optimizer: Any, scaler: Any, arch
     """
     if not isinstance(state.get("state_dict"), dict) or "optimizer" not in state:
         raise UserError(
-            f"{path} cannot be resumed: it lacks state_dict or optimizer, as published weights do; to evaluate its "
-            "encoder, give it to main_lincls.py or main_semisup.py by --pretrained."
+            f"{path} cannot be resumed: it lacks state_dict or optimizer, as published weights do; to begin "
+            "with its encoder give it by --pretrained in the place of --resume, to evaluate it too (main_lincls.py, "
+            "main_semisup.py)."
         )
     if state.get("arch") not in (None, arch):
         raise UserError(f"{path} was trained with -a {state['arch']}; this run has -a {arch}.")

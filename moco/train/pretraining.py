@@ -313,7 +313,7 @@ class Trainer(Loop):
 
     def _write(self, keep: int | None, named: bool, last: bool) -> None:
         run = {**self.progress.entries(), "batches": batch_shape(self.sampler, self.plan.accum), **self.about}
-        run |= images_of(self.model.encoder_q, self.model.mean, self.model.std)
+        run |= images_of(self.model.encoder_q, self.model.mean, self.model.std, self.about)
         at, queue = self.progress, hasattr(self.model, "queue")
         run |= entry_of(self.about, self.model.encoder_q, at.epoch, at.step, at.seed, queue)
         state = checkpoint.pack(self.model, self.optimizer, self.scaler, self.arch, self.progress.epoch, run)

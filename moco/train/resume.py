@@ -1,8 +1,9 @@
 """What a checkpoint says of the run that wrote it, and what a run that goes on from it has otherwise.
 
 ``run`` of a checkpoint has ``flags`` (:mod:`moco.cli.flag_classes`), ``data`` (``name``, number of ``images``,
-``fingerprint``), ``torch`` (``version``, ``processor``, on a CPU ``threads``) and ``processes``: within one of the last
-two a resumed run is the uninterrupted one bit for bit. With a queue it has ``head``, what was chosen for the loss.
+``fingerprint``, their ``levels`` if any), ``torch`` (``version``, ``processor``, on a CPU ``threads``) and
+``processes``: within one of the last two a resumed run is the uninterrupted one bit for bit. With a queue it has
+``head``, what was chosen for the loss.
 """
 
 from __future__ import annotations
@@ -63,6 +64,7 @@ def about_run(flags: Flags, images: Source, head: Earlier | None = None) -> dict
     about = None
     if distributed.is_main():
         data = {"name": images.name, "images": len(images), "fingerprint": images.fingerprint()}
+        data |= {"levels": images.levels.plain()} if images.levels else {}
         about = {"flags": flags, "data": data, "torch": _machine(), "processes": distributed.world_size()}
     about = distributed.from_main(about)
     return about if head is None else {**about, "head": head._asdict()}

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import math
+import os
 from argparse import Namespace
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any
@@ -16,8 +17,10 @@ from torch import nn
 
 from moco import data, distributed
 from moco.config import PretrainConfig, ViewConfig
+from moco.data.registry import GUESSED
 from moco.data.sources.cache import fits
-from moco.errors import UserError
+from moco.errors import UserError, tell
+from moco.files import run_of
 from moco.kernels import Earlier
 from moco.methods import negatives
 from moco.methods.registry import FAMILIES
@@ -29,11 +32,13 @@ from moco.models.encoder import build_encoder, compile_encoders, strided_point
 from moco.models.in_batch import BatchContrast
 from moco.models.moco import MoCo
 from moco.models.supcon_queue import LabelledMoCo
+from moco.train import fit
 from moco.train.diagnoses import Setting, loader_advice
 from moco.train.optimizers import build_optimizer
 from moco.train.plan import Progress, TrainPlan, make_plan
 from moco.train.pretraining import pick_amp
 from moco.train.resume import DONE
+from moco.train.start import begin_with, settle_start
 
 
 @dataclass(frozen=True)
@@ -51,9 +56,66 @@ class Views:
 def view_settings(config: ViewConfig, images: data.Source) -> Views:
     """Size, channels, statistics and augmentation of the views: the flags', else the data set's own."""
     mean, std = data.channel_statistics(config.dataset, images.channels, config.mean, config.std)
+    if images.channels not in (1, 3) and None in (config.mean, config.std) and distributed.is_main():
+        tell(
+            f"mean {GUESSED[0]} and deviation {GUESSED[1]} are taken for each of {images.channels} channels, of which "
+            "nothing is known: --stats auto measures them, --mean and --std set them"
+        )
     preset = config.aug or data.dataset_of(config.dataset).preset
     size = config.size or images.native_size or 224
     return Views(size, images.channels, mean, std, preset, data.get_preset(preset))
+
+
+def with_statistics(config: PretrainConfig, args: Namespace, images: data.Source, state: dict) -> PretrainConfig:
+    """With --stats auto the statistics of the training images, which ``args.notes`` then says; those of ``state``, the
+    checkpoint of a run that goes on, where there is one. Every process has to call: the main one measures.
+
+    Raises:
+        UserError: none of the images can be read, or all are of one value.
+    """
+    if not args.stats:
+        return config
+    known = run_of(state).get("images") or {}
+    if len(known.get("mean", ())) == images.channels == len(known.get("std", ())):
+        mean, std, said = known["mean"], known["std"], "--stats auto: mean and std of the checkpoint"
+    else:
+        mean, std, said = distributed.made_by_main(lambda: _measured(args, images))
+    args.notes.append(said)
+    return replace(config, views=replace(config.views, mean=tuple(mean), std=tuple(std)))
+
+
+def _measured(args: Namespace, images: data.Source) -> tuple[list[float], list[float], str]:
+    mine = args.overwrite or not os.path.exists(os.path.join(args.save_dir, "log.jsonl"))  # else it is refused soon
+    folder = args.cache or (args.save_dir if mine else "")
+    found = data.measured_once(images, distributed.share_of_cores(args.workers), folder)
+    return found.mean, found.std, str(found)
+
+
+def open_images(
+    args: Namespace, path: str | None, state: dict, options: Callable[[Namespace], dict[str, Any]]
+) -> tuple[Namespace, data.Sources]:  # fmt: skip
+    """The images of a run and its flags, with what the file of --pretrained and --auto decide of those left open, on
+    every process the same; ``notes`` of the flags says what they decided, and what does not go with so few images.
+
+    Args:
+        path, state: the checkpoint that the run goes on from, if any.
+        options: how images are opened by the flags, :func:`moco.cli.common.image_options`.
+
+    Raises:
+        UserError: no such images, an unreadable file of weights, or flags that --auto cannot go with.
+    """
+    args = settle_start(args, path, state)
+    sources = data.open_on_nodes(args.dataset, args.data, **options(args))
+    images = sources.pretrain
+    looked = args.auto and "size" in args.left_open and images.native_size is None
+    side = distributed.from_main(data.short_side(images) if looked and distributed.is_main() else 0)
+    place = fit.Place(len(images), side, distributed.nodes(), distributed.local_size())
+    if args.auto:
+        kept = run_of(state).get("flags", {}) if path else {}
+        args, said = fit.choose(args, place, {"moco_k": kept["--moco-k"]} if "--moco-k" in kept else {})
+        args.notes.append(said)
+    args.notes += fit.misfits(args, place)
+    return args, sources
 
 
 @dataclass(frozen=True)
@@ -95,6 +157,8 @@ def build_model(
     classes = None if labels is None else torch.from_numpy(labels).to(device)
     model_config = replace(config.model, mean=tuple(view.mean), std=tuple(view.std))
     model, summary = family.build(*encoders, model_config, models.Context(seed, images, batch, classes, before))
+    if own.begin_with:
+        summary += "\n" + begin_with(model, own.begin_with, own.arch)
     model.to(device).to(memory_format=model.layout)
     if own.compile_mode:
         compile_encoders(encoders, own.compile_mode)
@@ -135,16 +199,20 @@ def setting_of(args: Namespace, given: PretrainData, model: Contrast, plan: Trai
     negatives = isinstance(model, MoCo) and not isinstance(model, LabelledMoCo)
     leaks = isinstance(model, MoCo) and normed and not model.config.shuffle
     of_negatives = _class_shares(images) if negatives else ()
-    parts = max(getattr(part, "splits", 1) for part in model.encoder_q.modules())
     banked = _class_shares(bank)
     return Setting(
         {**vars(args), "aug": given.view.aug, "wd": args.weight_decay}, plan.total_steps, model.chance_formula, leaks,
         alike=sum(share * share for share in of_negatives) or None,
         guess=100 * max(_class_shares(queries), default=0.0),
         class_size=len(bank) / len(banked) if bank is not None and banked else math.inf,
-        together=given.sampler.batch // given.sampler.world // parts if normed else math.inf,
+        together=given.sampler.batch // given.sampler.world // _parts(model) if normed else math.inf,
         loader=cache(lambda: loader_advice(loader_facts(args, images, given.view))),
     )  # fmt: skip
+
+
+def _parts(model: Contrast) -> int:
+    """In how many parts BatchNorm sees a process's batch."""
+    return max(getattr(part, "splits", 1) for part in model.encoder_q.modules())
 
 
 def _class_shares(source: data.Source | None) -> list[float]:
@@ -171,6 +239,13 @@ def _is_jpeg(images: data.Source) -> bool:
     return False
 
 
+def _earlier(model: Contrast, plan: TrainPlan, sampler: data.EpochSampler) -> int:
+    """A first epoch with synthetic negatives that would fit the run."""
+    rows = min(model.K, fit.fitting_queue(sampler.n, sampler.batch, plan.total_steps * plan.accum))
+    epochs, fill = -(-plan.total_steps // plan.steps_per_epoch), rows / sampler.batch / plan.accum
+    return fit.fitting_start(epochs, plan.steps_per_epoch, fill, getattr(model.extra, "stop", None))
+
+
 def first_lines(
     config: PretrainConfig, given: PretrainData, model: Contrast, plan: TrainPlan, at: Progress, path: str | None,
     summary: str, notes: Sequence[str],
@@ -180,15 +255,20 @@ def first_lines(
     path: of the checkpoint that goes on, if any. summary: :func:`build_model`'s. notes: of the flags and the resume.
     """
     images, size, sampler, amp = given.sources.pretrain, given.view.size, given.sampler, plan.amp or "off"
-    what = f"{config.method}, {config.encoder.arch} at {size} px"
+    seen = data.look(images)
+    what, side = f"{config.method}, {config.encoder.arch} at {size} px", data.short_side(images, seen)
+    batches = plan.total_steps * plan.accum
     no_knn = given.sources.val is None or not config.validation.knn_every
     lines = (
         f"{what}, {len(images)} images of {images.name}, seed {sampler.seed}",
+        *data.describe(images, given.sources.val, seen),
         f"{distributed.processes()}, batch {sampler.batch}, {given.workers} loader workers each, amp {amp}",
         summary,
-        *negatives.sentences(model.extra, plan.total_steps, plan.steps_per_epoch),
-        data.size_warning(images, size),
-        queue_warning(model.K, len(images), sampler.batch),
+        f"augmentation {given.view.aug}" * (" " in given.view.aug),  # one of the user's own
+        *negatives.sentences(model.extra, plan.total_steps, plan.steps_per_epoch, _earlier(model, plan, sampler)),
+        data.size_warning(images, size, side) or fit.enlarged(side, size),
+        fit.queue_warning(model.K, len(images), sampler.batch, batches),
+        fit.parts_warning(_parts(model), sampler.batch // sampler.world),
         *notes,
         f"from epoch {at.epoch}, step {at.step} of {plan.total_steps}" + f" ({path})" * bool(path),
         model.slow_reason(distributed.device()),
@@ -196,14 +276,3 @@ def first_lines(
         DONE * (plan.steps_left(at) <= 0),
     )
     return "\n".join(filter(None, lines))
-
-
-def queue_warning(K: int, images: int, batch: int) -> str:
-    """Of a queue with more rows than there are images, for the log; else empty. ``batch``: images a step."""
-    if images >= K:
-        return ""
-    half = 2 ** max(0, (images // 2).bit_length() - 1)  # the largest power of two in it
-    return (
-        f"warning: the queue has {K} rows for {images} images: each image is in it {K / images:.3g} times, the oldest "
-        f"keys are {K // batch} steps old, and until then there are random rows; give --moco-k {half}."
-    )

@@ -185,7 +185,8 @@ def _batches(args: Namespace, like: Backbone, settled: Settled) -> tuple[Iterato
     """Normalised views of the training images, and words on them."""
     known = like.file.settings
     dataset = args.dataset or known.get("dataset")
-    source = data.open_sources(dataset, args.data, channels=like.channels, download=args.download).pretrain
+    own = {"channels": like.channels, "levels": args.levels}
+    source = data.open_sources(dataset, args.data, download=args.download, **own).pretrain
     mean, std = settled.statistics(like.channels, like.size)
     aug = args.aug or known.get("aug") or ("v2" if known.get("aug_plus") else None)
     preset = data.get_preset(aug) if aug else data.probe_preset(data.dataset_of(dataset).mirrored)

@@ -108,6 +108,7 @@ def training_command(card: dict[str, Any], spelled: Any) -> str:
     if not made:
         return ""
     images = {f"--{name}": card[name] for name in ("arch", "stem", "size", "channels", "mean", "std")}
+    images |= {"--levels": levels} if len(levels := card.get("levels", ())) == 2 else {}
     words = spelled({"--method": made["method"], **images, **made["recipe"]})
     data = (made.get("data") or {}).get("name")
     words += ["--dataset", data] if data in DATASETS else ["DIR"]
@@ -145,16 +146,23 @@ def readme(card: dict[str, Any], name: str, config: dict[str, Any]) -> str:
 
 
 def _loading(card: dict[str, Any], name: str) -> list[str]:
-    mode, own = "L" if card["channels"] == 1 else "RGB", one_line(name)
+    own, channels, size = one_line(name), card["channels"], card["size"]
+    mode = "L" if channels == 1 else "RGB"
+    use = [
+        "transform = timm.data.create_transform(**timm.data.resolve_model_data_config(model))",
+        f'features = model(transform(Image.open("image.jpg").convert("{mode}")).unsqueeze(0))',
+    ]
+    if channels not in (1, 3):  # PIL has no such images
+        use = [f"images = torch.zeros(1, {channels}, {size}, {size})  # (levels / 255 - mean) / std, see below"]
+        use.append("features = model(images)")
     place, config, weights = (
         json.dumps(text) for text in (f"local-dir:{own}", f"{own}/config.json", f"{own}/model.safetensors")
     )
     return [
         "## Load it", "", "Run in the folder that this one lies in, with timm 1.0.26 or later:", "",
-        "```python", "import timm", "from PIL import Image", "",
+        "```python", "import timm", "from PIL import Image" if channels in (1, 3) else "import torch", "",
         f'model = timm.create_model({place}, pretrained=True).eval()',
-        "transform = timm.data.create_transform(**timm.data.resolve_model_data_config(model))",
-        f'features = model(transform(Image.open("image.jpg").convert("{mode}")).unsqueeze(0))', "```", "",
+        *use, "```", "",
         "With an earlier timm:", "",
         "```python", "import json", "", f"with open({config}) as file:",
         "    config = json.load(file)",
@@ -168,6 +176,9 @@ def _facts(card: dict[str, Any], config: dict[str, Any]) -> Iterator[tuple[str, 
     made = card.get("pretraining") or {}
     yield "architecture", _code(config["architecture"])
     yield "input", f"{card['channels']} x {card['size']} x {card['size']} pixels"
+    if levels := card.get("levels"):
+        which = f" of {levels[2]} images" * (len(levels) > 2)
+        yield "values that become black and white", f"{typed(levels[:2])}{which}"
     yield "mean, standard deviation", f"{typed(card['mean'])}; {typed(card['std'])}"
     yield "width of the features", str(card["width"])
     if made:

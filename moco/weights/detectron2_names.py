@@ -19,7 +19,7 @@ from moco.files import replacing
 from moco.models.encoder import build_encoder
 from moco.weights.changes import changes_of, describe_changes
 from moco.weights.layouts import arch_of, open_file
-from moco.weights.read import load_backbone
+from moco.weights.read import UnfitWeightsError, load_backbone
 from moco.weights.settings import settings_of
 
 ARCHS = ("resnet50", "resnet101")
@@ -47,7 +47,16 @@ def convert(path: str) -> dict[str, Tensor]:
     except UserError as error:
         if arch and arch not in ARCHS:
             raise UserError(f"{path} is a {arch}; detectron2 gets a {' or a '.join(ARCHS)} from here.") from error
+        if isinstance(error, UnfitWeightsError):
+            raise UserError(
+                f"{error.what}; detectron2's ResNet is the plain {' or '.join(ARCHS)}, with the stem of --stem "
+                "imagenet: give the checkpoint of one."
+            ) from error
         raise
+    if empty := [name for name, value in tensors.items() if value.ndim == 4 and not value.any()]:
+        raise UserError(
+            f"{path}: {empty[0]} is all zeros, and no image passes it; take another checkpoint of that run."
+        )
     return renamed(tensors, encoder, path)
 
 

@@ -74,6 +74,7 @@ def run_export(args: Namespace) -> None:
     source = open_backbone(args.checkpoint, args.arch, args.stem, args.size)
     out = destination(args)
     made = make_card(source, *settled.statistics(source.channels, source.size))
+    made |= {"levels": levels} if (levels := getattr(args, "levels", None)) else {}
     if args.head == "keep":
         made |= keep_the_head(source)
     command = model_card.training_command(made, args.spelled)

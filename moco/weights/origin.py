@@ -26,8 +26,8 @@ NEGATIVES = "synthetic negatives"  # how flags name the method whose synthetic n
 _SYNTHETIC = "--hard-start-epoch --hard-stop-epoch --type-starts"
 # The flags that say how an encoder was pretrained, by what they belong to: all runs, a family of models, a method.
 FLAGS = {
-    "": "--aug --decode --moco-dim --moco-t --batch-size --accum --drop-last --epochs --steps --opt --lr --wd "
-    "--momentum --opt-betas --clip-grad --exclude-bias-norm --schedule --lr-decay-rate --cos --min-lr --plateau "
+    "": "--pretrained --aug --decode --moco-dim --moco-t --batch-size --accum --drop-last --epochs --steps --opt --lr "
+    "--wd --momentum --opt-betas --clip-grad --exclude-bias-norm --schedule --lr-decay-rate --cos --min-lr --plateau "
     "--warm --warm-epochs --warm-from --warm-steps --rise-epochs --ema --ema-epoch --amp",
     "queue": "--moco-k --moco-m --mlp --base-temperature --symmetric --mask-same-image --bn-splits --shuffle-bn",
     "batch": "--mlp --base-temperature --contrast-mode --views --sync-bn",

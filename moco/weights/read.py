@@ -36,6 +36,32 @@ class Backbone(NamedTuple):
     pretraining: dict  # see :mod:`moco.weights.origin`; empty where it is not known
 
 
+class UnfitWeightsError(UserError):
+    """A file's tensors are not those of the encoder; ``what``: which ones."""
+
+    def __init__(self, what: str, hint: str) -> None:
+        self.what = what
+        super().__init__(f"{what}; {hint}.")
+
+
+class Read(NamedTuple):
+    """What a file has for an encoder."""
+
+    tensors: dict[str, Tensor]  # all but the head's
+    head: dict[str, Tensor]  # by names such as ``weight`` and ``0.weight``
+    part: str  # such as encoder_q, empty for a file that is nothing else
+    file: File
+    more: str  # what the log must say besides, each after a semicolon
+
+    @property
+    def age(self) -> str:
+        """Of the weights, behind a comma; empty where the file does not say it."""
+        epoch = self.file.state.get("epoch")
+        if not isinstance(epoch, int):
+            return ""
+        return f", {epoch} epochs done" if "run" in self.file.state else f", epoch {epoch}"  # others may count from 0
+
+
 def load_backbone(encoder: nn.Module, path: str, arch: str = "") -> tuple[dict[str, Tensor], str]:
     """Put a file's weights into the encoder, all but the head; every process calls, and published weights are fetched
     by one of each node first. What the file's project does unlike torchvision and timm is changed in the encoder.
@@ -52,10 +78,19 @@ def load_backbone(encoder: nn.Module, path: str, arch: str = "") -> tuple[dict[s
         UserError: unreadable, no such weights, or anything but the head is missing, unknown, of another shape or odd
             (:func:`moco.files.odd_tensors`).
     """
+    return _told(_read_into(encoder, open_or_fetch(path, arch), arch))
+
+
+def read_backbone(encoder: nn.Module, path: str, arch: str = "") -> Read:
+    """The same with the file's head, which is not loaded either."""
+    return _read_into(encoder, open_or_fetch(path, arch), arch)
+
+
+def open_or_fetch(path: str, arch: str) -> File:
+    """A file, or published weights of ``arch``, which one process of each node fetches first; every process calls."""
     published = path.startswith(PUBLISHED)
     opening = partial(_published, path, arch) if published else partial(open_file, path)
-    file = distributed.first_on_node(opening, wait=published)
-    return _read_into(encoder, file, arch)
+    return distributed.first_on_node(opening, wait=published)
 
 
 def open_backbone(
@@ -80,7 +115,7 @@ def open_backbone(
     arch, stem, channels = arch or known["arch"], known["stem"] if stem == "auto" else stem, known["channels"]
     size = int(size or known.get("size") or (32 if stem == "cifar" else 224))
     encoder = build_encoder(arch, 1, stem=stem, size=size, in_chans=channels)
-    _, summary = _read_into(encoder, file, arch, fill)
+    _, summary = _told(_read_into(encoder, file, arch, fill))
     made: Any = encoder.pretraining
     return Backbone(encoder.eval(), arch, stem, size, channels, changes_of(encoder), file, summary, made)
 
@@ -88,9 +123,9 @@ def open_backbone(
 def fill_backbone(encoder: nn.Module, tensors: dict[str, Tensor]) -> None:
     """Load checked tensors; only the head is left as it was."""
     missing, unexpected = encoder.load_state_dict(tensors, strict=False)
-    allowed = set(encoder.state_dict()) - backbone_keys(encoder)
+    lost = {name for name in missing if not _is_counter(name)}
     assert not unexpected
-    assert {name for name in missing if not _is_counter(name)} == allowed, "more than the head is missing"
+    assert not lost & backbone_keys(encoder), "more than the head is missing"
 
 
 def fill_network(encoder: nn.Module, state_dict: dict[str, Tensor], path: str) -> None:
@@ -136,9 +171,9 @@ def _published(path: str, arch: str) -> File:
     return File(path, dict(state), tensors_of(dict(state), path), {})
 
 
-def _read_into(encoder: nn.Module, file: File, arch: str, fill: bool = True) -> tuple[dict[str, Tensor], str]:
-    """The file's tensors for everything but the head, checked against the encoder and with ``fill`` put into it, and a
-    sentence on what was read."""
+def _read_into(encoder: nn.Module, file: File, arch: str, fill: bool = True) -> Read:
+    """The file's tensors, those for everything but the head checked against the encoder and with ``fill`` put into
+    it."""
     file, note = from_beit3(encoder, file)
     part = part_for(encoder, file)
     head = head_of(encoder) + "."
@@ -150,12 +185,14 @@ def _read_into(encoder: nn.Module, file: File, arch: str, fill: bool = True) -> 
     if fill:
         files.refuse_odd(found, file.path, encoder.state_dict())
         fill_backbone(encoder, found)
-    what = f"{part.name} of {file.path}" if part.name else file.path
-    epoch = file.state.get("epoch")
-    ours = "run" in file.state  # others may count from 0
-    age = (f", {epoch} epochs done" if ours else f", epoch {epoch}") if isinstance(epoch, int) else ""
-    unused = len(part.entries) - len(found)
-    return found, f"read {len(found)} tensors from {what}{age}; its head ({unused} tensors) is not used{changes}{note}"
+    return Read(found, own_head, part.name, file, changes + note)
+
+
+def _told(read: Read) -> tuple[dict[str, Tensor], str]:
+    """The tensors and a sentence on what was read."""
+    what = f"{read.part} of {read.file.path}" if read.part else read.file.path
+    said = f"read {len(read.tensors)} tensors from {what}{read.age}"
+    return read.tensors, f"{said}; its head ({len(read.head)} tensors) is not used{read.more}"
 
 
 def _check(encoder: nn.Module, found: dict[str, Tensor], file: File, arch: str) -> None:
@@ -167,13 +204,13 @@ def _check(encoder: nn.Module, found: dict[str, Tensor], file: File, arch: str) 
     unknown = [name for name in found if name not in wanted]
     if missing or unknown:
         said = [f"{word} {_some(names)}" for word, names in (("lacks", missing), ("has unknown", unknown)) if names]
-        raise UserError(f"{file.path} does not fit the encoder: it {' and '.join(said)}; {hint}.")
+        raise UnfitWeightsError(f"{file.path} does not fit the encoder: it {' and '.join(said)}", hint)
     shapes = [name for name in found if found[name].shape != own[name].shape]
     if shapes:
         there, here = tuple(found[shapes[0]].shape), tuple(own[shapes[0]].shape)
         more = f" ({len(shapes)} such entries)" if len(shapes) > 1 else ""
-        raise UserError(
-            f"{file.path} does not fit the encoder: {shapes[0]} is {there} there and {here} here{more}; {hint}."
+        raise UnfitWeightsError(
+            f"{file.path} does not fit the encoder: {shapes[0]} is {there} there and {here} here{more}", hint
         )
 
 

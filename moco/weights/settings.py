@@ -1,4 +1,5 @@
-"""What an encoder was trained at, and what an evaluation takes: architecture, stem, size, channels, mean, deviation.
+"""What an encoder was trained at, and what an evaluation takes: architecture, stem, size, channels, mean, deviation,
+levels.
 
 Checkpoints of ours hold it as ``run["images"]``, exported backbones in their card; beside an older checkpoint lie the
 flags of its run, where None is the data set's default. A typed flag wins over the file, and the file over the data.
@@ -8,21 +9,21 @@ from __future__ import annotations
 
 import math
 from argparse import Namespace
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from moco.data import Source
-from moco.data.registry import channel_statistics, dataset_of
+from moco.data.registry import MOST_CHANNELS, channel_statistics, dataset_of
 from moco.files import run_of
 from moco.models.encoder import SMALL, build_encoder
 from moco.weights import layouts
 from moco.weights.changes import changes_of
 from moco.weights.layouts import FROM_CARD, PUBLISHED, File
 
-SETTING_NAMES = ("arch", "stem", "size", "channels", "mean", "std")
+SETTING_NAMES = ("arch", "stem", "size", "channels", "mean", "std", "levels")
 # where a setting is from, beside FROM_CARD and the name of a file of flags
 FROM_DATA, FROM_FLAGS, FROM_CHECKPOINT, FROM_TENSORS = "default", "given", "checkpoint", "its tensors"
 ARCH = "resnet50"  # upstream's, where neither the flags nor a file name one
@@ -38,7 +39,9 @@ class Setting(NamedTuple):
 # -------------------------------------------------------------------------------------------------- in a file
 
 
-def images_of(encoder: nn.Module, mean: Any, std: Any) -> dict[str, dict[str, Any]]:
+def images_of(
+    encoder: nn.Module, mean: Any, std: Any, about: Mapping[str, Any] | None = None
+) -> dict[str, dict[str, Any]]:
     """The entries of a checkpoint's ``run`` that build this encoder anew, say how it sees images and, of one that was
     read from a file, how that pretrained it (:mod:`moco.weights.origin`): plain values.
 
@@ -46,10 +49,13 @@ def images_of(encoder: nn.Module, mean: Any, std: Any) -> dict[str, dict[str, An
         encoder: from :func:`moco.models.encoder.build_encoder`, which remembers its stem, size and channels; of one
             that was built elsewhere nothing is said.
         mean, std: of the channels, numbers or a tensor.
+        about: :func:`moco.train.resume.about_run` of the run, whose images may have levels.
     """
     entries: dict[str, dict[str, Any]] = {"changes": changes_of(encoder)} if changes_of(encoder) else {}
     if built := getattr(encoder, "built", {}):
+        levels = ((about or {}).get("data") or {}).get("levels")
         entries["images"] = {**built, "mean": _numbers(mean), "std": _numbers(std)}
+        entries["images"] |= {"levels": levels} if levels else {}
     if made := getattr(encoder, "pretraining", {}):
         entries["pretraining"] = made
     return entries
@@ -91,8 +97,8 @@ def _shape_of(file: File, arch: str, size: int) -> dict[str, Setting]:
     small = layouts.has_small_stem(theirs) and own is not None and own.shape[2:] != theirs["conv1.weight"].shape[2:]
     first = next((name for name, module in encoder.named_modules() if isinstance(module, nn.Conv2d)), "")
     weight = theirs.get(f"{first}.weight")
-    grey = weight is not None and weight.shape[1:2] == (1,)
-    return _told_by_tensors("cifar" if small else "imagenet", 1 if grey else 3)
+    channels = weight.shape[1] if weight is not None and weight.ndim == 4 else 3
+    return _told_by_tensors("cifar" if small else "imagenet", channels if channels <= MOST_CHANNELS else 3)
 
 
 def _told_by_tensors(stem: str, channels: int) -> dict[str, Setting]:
@@ -123,7 +129,8 @@ def _resolved(flags: dict[str, Any]) -> dict[str, Any]:
     own = dataset_of(flags.get("dataset"))
     channels = flags.get("channels") or own.channels
     mean, std = channel_statistics(flags.get("dataset"), channels, flags.get("mean"), flags.get("std"))
-    return {"size": flags.get("size") or own.size, "channels": channels, "mean": mean, "std": std}
+    size, levels = flags.get("size") or own.size, flags.get("levels")
+    return {"size": size, "channels": channels, "mean": mean, "std": std, "levels": levels}
 
 
 # --------------------------------------------------------------------------------------------- in an evaluation
@@ -150,7 +157,7 @@ class Settled(NamedTuple):
     def statistics(self, channels: int, size: int) -> tuple[list[float], list[float]]:
         """Mean and deviation of the channels, as :meth:`of` has them."""
         mean, std = channel_statistics(self.args.dataset, channels, self.args.mean, self.args.std)
-        for name, value in zip(SETTING_NAMES[2:], (size, channels, mean, std), strict=True):
+        for name, value in zip(SETTING_NAMES[2:6], (size, channels, mean, std), strict=True):
             self.taken.setdefault(name, Setting(value, FROM_DATA))
         return mean, std
 
@@ -162,7 +169,9 @@ class Settled(NamedTuple):
         return "".join("\n" + line for line in lines)
 
 
-def settle_from_file(args: Namespace, path: str, dataset: str | None = None) -> Settled:
+def settle_from_file(
+    args: Namespace, path: str, dataset: str | None = None, opened: File | None = None
+) -> Settled:  # fmt: skip
     """Put a file's settings into the flags that were not typed; what neither has stays None (``arch``: resnet50).
 
     Args:
@@ -170,11 +179,12 @@ def settle_from_file(args: Namespace, path: str, dataset: str | None = None) -> 
             typed.
         path: a checkpoint file, ``torchvision:NAME``, or empty for none.
         dataset: whose statistics were asked for by name.
+        opened: the file, where it is open already.
 
     Raises:
         UserError: the file cannot be read.
     """
-    known = _known(args, path)
+    known = _known(args, path, opened)
     taken: dict[str, Setting] = {}
     warnings = []
     for name in SETTING_NAMES:
@@ -195,10 +205,10 @@ def settle_from_file(args: Namespace, path: str, dataset: str | None = None) -> 
     return Settled(args, path, {name: taken[name] for name in SETTING_NAMES if name in taken}, warnings)
 
 
-def _known(args: Namespace, path: str) -> dict[str, Setting]:
+def _known(args: Namespace, path: str, opened: File | None) -> dict[str, Setting]:
     if path.startswith(PUBLISHED):
         return _told_by_tensors("imagenet", 3)
-    return settings_of(layouts.open_file(path), args.arch or "", args.size) if path else {}
+    return settings_of(opened or layouts.open_file(path), args.arch or "", args.size) if path else {}
 
 
 def _fits(name: str, known: dict[str, Setting], taken: dict[str, Setting]) -> bool:
@@ -238,5 +248,7 @@ def _flag(name: str) -> str:
 
 def _text(value: Any) -> str:
     if isinstance(value, (list, tuple)):
-        return " ".join(f"{x:.6g}" for x in value)
+        *numbers, last = value
+        more = last if isinstance(last, str) else f"{last:.6g}"  # of levels: of float images alone
+        return " ".join([*(f"{x:.6g}" for x in numbers), more])
     return str(value)

@@ -202,7 +202,7 @@ def test_the_demos_recipe_takes_every_flag():
         ("DIR --n3 0 --n1 4 --type-starts mixup=3", "this run draws interpolation, extrapolation, noise, perturbation"),
         ("DIR --method supcon --type-starts mixup=3", "--type-starts mixup: this run draws no synthetic negatives"),
         ("DIR --std 0 1 1", "--std must be a number above 0, not 0"),
-        ("DIR --mean 1 2", "--mean and --std take one value a channel"),
+        ("DIR --channels 3 --mean 1 2", "--mean and --std take one value a channel"),
         ("DIR --unknown", "--unknown"),
         ("DIR --arch", "--arch"),
         ("DIR --config missing.yml", "missing.yml is neither a file nor a recipe"),

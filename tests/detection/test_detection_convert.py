@@ -109,6 +109,12 @@ def test_what_is_no_resnet_50_is_a_sentence(resnet50, tmp_path):
     torch.save(build_encoder("resnet18", 10).state_dict(), small)
     with pytest.raises(UserError, match="r18.pth is a resnet18; detectron2 gets a resnet50 or a resnet101 from here"):
         convert(str(small))
+    for side, told in ((3, r"conv1.weight is \(64, 3, 3, 3\).*; detectron2's ResNet is the plain.* --stem imagenet"),
+                       (7, "conv1.weight is all zeros, and no image passes it; take another")):  # fmt: skip
+        torch.save({**resnet50.state_dict(), "conv1.weight": torch.zeros(64, 3, side, side)}, partial)
+        with pytest.raises(UserError, match=told) as caught:
+            convert(str(partial))
+        assert "-a resnet50" not in str(caught.value)
     with pytest.raises(UserError, match="cannot be written"):
         write_pickle({}, str(small / "below a file" / "x.pkl"))
 

@@ -186,7 +186,7 @@ def test_the_program_writes_what_the_functions_find(folder, tmp_path, capsys):
     assert (found["train_images"], found["val_images"], found["unreadable"]) == (16, 16, 0)  # one set, both times
     assert 50 < found["acc_1shot"] <= 100 and 0 <= found["ci95_2shot"] < 50
     out = capsys.readouterr().out.splitlines()
-    assert out[1].startswith("16 images, from which episodes are drawn, 4 classes")
+    assert out[2].startswith("16 images, from which episodes are drawn, 4 classes")
     assert out[-1] == (
         f" * 2-way 2-shot {found['acc_2shot']:.2f} +- {found['ci95_2shot']:.2f} (10 episodes, 2 queries a class, "
         "encoder features)"

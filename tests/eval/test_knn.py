@@ -233,7 +233,7 @@ def test_unreadable_images_neither_vote_nor_count():
     assert values["knn"] == pytest.approx(expected)
     assert (asked["val_images"], asked["unreadable"]) == (17, 2)
     assert words.endswith("; 2 of 19 images cannot be read and are not counted")
-    assert (torch.cat(noted) >= 0).sum() == 2  # other notes see them too
+    assert {*torch.cat(noted).tolist()} == {-1, 2, 7}  # other notes see them too
 
 
 def test_one_image_has_no_neighbour():

@@ -23,11 +23,20 @@ import main_lincls
 from moco import files, signals
 from moco.cli import parse_lincls
 from moco.config import OptimizerConfig, ScheduleConfig
-from moco.data import ArraySource, BadImages, EpochSampler, Labelled, Sources, make_loader
+from moco.data import ArraySource, EpochSampler, FileSource, Labelled, Sources, make_loader
 from moco.errors import TrainingError, UserError
 from moco.eval import details, linear, linear_fit, linear_report, lr_find
+from moco.eval import features as features_of_images
 from moco.eval.classifier import Classifier, backbone_of, check_frozen
-from moco.eval.features import MAX_BAD_IMAGES, EvalData, Features, LabelledBatches, bad_image_notes
+from moco.eval.features import (
+    EvalData,
+    Features,
+    LabelledBatches,
+    TooManyUnreadError,
+    bad_image_notes,
+    check_unread,
+    most_unreadable,
+)
 from moco.models.encoder import build_encoder
 from moco.train.plan import Progress, count_epochs
 from moco.train.runlog import RunLog
@@ -906,16 +915,66 @@ def test_a_source_without_a_pair_is_refused_with_its_reason():
         linear.labelled_pair(Sources(source, no_pair="no val here"))
 
 
-def test_unreadable_images_are_named_once_for_each_set_and_limited(capsys, tmp_path):
+def test_unreadable_images_are_named_once_for_each_set_with_the_reason(capsys, tmp_path):
     log = RunLog(str(tmp_path), tensorboard=False)
     note = bad_image_notes(log.line)
     train, val = (ArraySource(name, np.zeros((200, 8, 8), np.uint8)) for name in ("train", "val"))
+    files = FileSource("files", [str(tmp_path / "page.jpg")])
+    (tmp_path / "page.jpg").write_bytes(b"<html>")
     batch = {"bad": torch.tensor([-1, 3, -1])}
     for source in (train, train, val):
         note(batch, source)
-    names = [line.rsplit(" ", 1)[-1] for line in capsys.readouterr().out.splitlines()]
-    assert names == ["train[3]", "val[3]"]
-    with pytest.raises(UserError, match=f"limit is {MAX_BAD_IMAGES}"):
-        note({"bad": torch.arange(150)}, train)
-    assert BadImages(1).limit == 1
+    note({"bad": torch.tensor([0])}, files)
+    *named, last = capsys.readouterr().out.splitlines()
+    assert named == ["unreadable image: train[3]", "unreadable image: val[3]"]
+    assert last.startswith(f"unreadable image: {tmp_path}/page.jpg (begins like an HTML page")
     log.close()
+
+
+@pytest.mark.parametrize(
+    ("images", "most"), [(1, 0), (8, 4), (15, 7), (200, 100), (10_000, 100), (50_000, 500), (1_281_167, 12_811)]
+)
+def test_how_many_images_a_measure_may_leave_out(images, most):
+    assert most_unreadable(images) == most
+    assert most_unreadable(images, 3) == 3
+    source = ArraySource("zeros", np.zeros((images, 1, 1), np.uint8))
+    check_unread(most, source, "zeros[0]")
+    with pytest.raises(TooManyUnreadError, match=rf"^{most + 1} of {images} images of zeros .*first zeros\[0\].*"
+                       rf"limit is {most}: .*--max-bad-images {most + 1} "):  # fmt: skip
+        check_unread(most + 1, source, "zeros[0]")
+
+
+@pytest.mark.parametrize(("bad", "refused"), [(7, False), (8, True)])
+@pytest.mark.parametrize("kind", [["--features", "views"], ["--features", "cached"], ["--knn"]])
+def test_more_than_half_of_the_held_out_images_is_refused_before_a_step(hard_folder, tmp_path, bad, refused, kind):
+    images = spoiled(hard_folder, tmp_path / "images", 5)
+    for path in sorted((images / "val" / "class0").iterdir())[: bad - 5]:
+        path.write_bytes(b"")
+    words = [*kind, "--epochs", 1, "--lr", 1]
+    if not refused:
+        assert probe_once(images, tmp_path / "run", *words)["unreadable"] == 7
+        return
+    told = sentence(images, tmp_path / "run", *words)
+    assert "8 of 15 images of " in told and "(is empty); the limit is 7" in told
+    assert not (tmp_path / "run" / "lincls.jsonl").exists()
+    assert probe_once(images, tmp_path / "run", *words, "--max-bad-images", 8)["unreadable"] == 8
+
+
+def test_what_is_refused_after_an_epoch_is_saved_and_goes_on(hard_folder, tmp_path, monkeypatch):
+    """Of a set of which not every image is tried at the start."""
+    images, words = spoiled(hard_folder, tmp_path / "images", 4), ["--epochs", 1, "--lr", 1, "--seed", 0]
+    whole = probe_once(images, tmp_path / "whole", *words)
+    monkeypatch.setattr(features_of_images, "TRIED", 3)
+    monkeypatch.setattr(features_of_images, "most_unreadable", lambda images, asked=None: 3 if asked is None else asked)
+    assert "4 of 15 images of " in sentence(images, tmp_path / "run", *words)
+    again = probe_once(images, tmp_path / "run", *words, "--max-bad-images", 4, "--resume", "auto")
+    assert {**again, "seed": 0} == {**whole, "seed": 0}
+
+
+def test_training_images_that_cannot_be_read_are_counted(hard_folder, tmp_path):
+    shutil.copytree(hard_folder, tmp_path / "images")
+    for path in sorted((tmp_path / "images" / "train" / "class1").iterdir())[:2]:
+        path.write_bytes(b"junk")
+    for words in (["--features", "views"], ["--features", "cached"]):
+        found = probe_once(tmp_path / "images", tmp_path / words[1], *words, "--epochs", 2, "--lr", 1)
+        assert (found["train_unreadable"], found["unreadable"]) == (2, 0)

@@ -244,12 +244,15 @@ def test_large_images_are_kept_small(hostile):
 @pytest.mark.parametrize(
     ("words", "sentence"),
     [
-        (["{folder}", "{text}"], r"text.png cannot be a query \(no image of a known format\); give a picture"),
+        (
+            ["{folder}", "{text}"],
+            r"text.png cannot be a query \(begins with the text .* and is no image\); give a picture",
+        ),
         (["{folder}", "{gone}"], r"gone.png cannot be a query \(No such file or directory\)"),
         (["{gone}", "--dataset", "mnist5k"], r"gone.png cannot be a query \(No such file or directory\)"),
         (["{folder}", "{folder}"], r"cannot be a query \(Is a directory\)"),
         (["{folder}", "{huge}"], r"huge.png cannot be a query \(300 x 300 pixels are above the limit of 40,000\)"),
-        (["{folder}", "{eps}"], r"drawing.eps cannot be a query \(no image of a known format\)"),
+        (["{folder}", "{eps}"], r"drawing.eps cannot be a query \(is PostScript, which is not read: convert it\)"),
         (["{folder}", "--class", "class"], r"--class class: .*val has no such class; did you mean class"),
         (["{flat}", "--class", "red"], "--class goes by classes, and .* has none; leave it out"),
         (["{flat}", "--worst"], "--worst goes by classes, and .* has none; leave it out"),

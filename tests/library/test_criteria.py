@@ -310,6 +310,17 @@ MISTAKES = [
     (lambda: moco.MoCoLoss(16)(features()[0].to("meta"), features()[1]), "move the loss there with .to()."),
     (lambda: moco.SimCLRLoss()(features()[0]), "takes q and k (N, C), or features (N, V, C), not (6, 16)."),
     (lambda: moco.SupConLoss()(*features(), LABELS[:3]), "labels (3,) does not fit 6 images"),
+    (lambda: moco.SimCLRLoss()(torch.ones(0, 4), torch.ones(0, 4)), "SimCLRLoss got an empty batch (0, 4): leave"),
+    (lambda: moco.SupConLoss()(torch.ones(0, 2, 4)), "SupConLoss got an empty batch (0, 2, 4): leave it out"),
+    (lambda: moco.MoCoLoss(4)(torch.ones(0, 4), torch.ones(0, 4)), "MoCoLoss got an empty batch (0, 4): leave it out"),
+    (lambda: moco.SimCLRLoss()(torch.ones(6, 4), torch.ones(5, 4)), "not (6, 4) and (5, 4)."),
+    (lambda: moco.DCLLoss()(torch.ones(6, 1, 4)), "DCLLoss got one view of each of 6 images"),
+    (lambda: moco.SupConLoss()(torch.ones(6, 1, 4)), "SupConLoss got one view of each of 6 images"),
+    (
+        lambda: moco.HCLLoss()(torch.ones(6, 2, 4).long()),
+        "takes features as a tensor of floating-point numbers, not int64",
+    ),
+    (lambda: moco.HCLLoss()([[1.0]]), "takes features as a tensor of floating-point numbers, not list"),  # type: ignore
     (lambda: moco.SupConLoss()(torch.ones(6, 2, 4), mask=torch.ones(2, 2)), "mask (2, 2) does not fit 6 images"),
     (lambda: moco.SupConLoss()(torch.ones(6, 2, 4), LABELS, torch.eye(6)), "give SupConLoss one of them."),
 ]

@@ -21,9 +21,10 @@ from moco import cli
 from moco.cli.methods import model_config
 from moco.config import MoCoV3Config, ScheduleConfig
 from moco.data.augment.by_numpy import finish
-from moco.data.augment.by_pil import apply, draw, get_preset
+from moco.data.augment.by_pil import apply, draw
 from moco.data.augment.by_torch import finish as finish_batch
 from moco.data.augment.by_torch import pack_params
+from moco.data.augment.from_file import get_preset
 from moco.errors import UserError
 from moco.methods import losses, moco_v3
 from moco.methods.registry import METHODS, Method

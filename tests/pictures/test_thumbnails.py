@@ -32,7 +32,7 @@ def test_a_photograph_is_decoded_coarsely_where_that_is_possible(kind, mode, cha
     ramp = Image.linear_gradient("L").resize((4000, 1000)).convert(mode)
     ramp.save(tmp_path / "photo.jpg", kind)
     decoded, load = [], decode.to_eight_bits
-    monkeypatch.setattr(decode, "to_eight_bits", lambda image, c: decoded.append(image.size) or load(image, c))
+    monkeypatch.setattr(decode, "to_eight_bits", lambda image, *more: decoded.append(image.size) or load(image, *more))
     source = FileSource("one", [str(tmp_path / "photo.jpg")], channels)
     found = small(source, 0, 200)
     assert found.size == (200, 50) and found.mode == ("L" if channels == 1 else "RGB")

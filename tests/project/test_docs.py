@@ -28,6 +28,7 @@ import moco
 from moco import average, bench, describe, distributed, embed, export, negatives, neighbours, retrieval, run_folder
 from moco.cli.parser import take_defaults
 from moco.data import __main__ as data_work
+from moco.data.augment.from_file import read_augmentation
 from moco.data.sources import named
 from moco.data.sources.base import ArraySource
 from moco.errors import UserError
@@ -214,8 +215,12 @@ def parsed(words: list[str]) -> argparse.Namespace | None:
 
 
 def check_yaml(text: str) -> None:
-    """A sweep's file, or one of --config that a main takes."""
+    """A sweep's file, one of --config that a main takes, or one of --aug, which is there for the page's commands."""
     Path("block.yml").write_text(text)
+    if "preset" in yaml.safe_load(text):
+        read_augmentation("block.yml")
+        Path("block.yml").rename("mine.yml")
+        return
     if "main" in yaml.safe_load(text):
         spec.read_spec("block.yml", ["DIR", "--val-share", "0.1"])
         return

@@ -13,7 +13,7 @@ DOORS = ("average", "bench", "demo", "describe", "embed", "export", "retrieval",
          "report", "neighbours", "negatives", "console")  # fmt: skip
 # A floor imports those above it in this table, and its neighbours where no circle results.
 FLOORS = [
-    # the last two for the flags
+    # the last four for the flags
     (
         "moco.errors",
         "moco.archive",
@@ -29,6 +29,8 @@ FLOORS = [
         "moco.doors",
         "moco.methods.registry",
         "moco.data.registry",
+        "moco.data.augment.presets",
+        "moco.data.augment.from_file",
     ),
     ("moco.distributed", "moco.bars", "moco.kernels", "moco.cli"),
     ("moco.data", "moco.methods", "moco.pictures"),

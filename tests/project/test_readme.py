@@ -140,7 +140,7 @@ PLACES = {  # what a reader looks for: the words of the tree, and the definition
     "losses.py: SupCon": "def supcon",
     "loop.py: the training loop": "class Loop",
     "batchnorm.py: BatchNorm split": "def split_batchnorm",
-    "by_pil.py: presets": "PRESETS",
+    "presets.py: published": "PRESETS",
     "checkpoint.py: writes": "def save",
     "layouts.py: recognises": "lightly",
     "knn.py: k-NN accuracy": "def knn_predict",

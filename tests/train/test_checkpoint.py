@@ -597,7 +597,7 @@ def other_optimizer(state):
         (lambda s: s.update(arch="resnet50"), "trained with -a resnet50; this run has -a net"),
         (
             lambda s: s.pop("optimizer"),
-            "lacks state_dict or optimizer, as published weights do; to evaluate its encoder",
+            "lacks state_dict or optimizer, as published weights do; to begin with its encoder give it by --pretrained",
         ),
         (lambda s: s.pop("state_dict"), "lacks state_dict or optimizer"),
         (lambda s: s["state_dict"].pop("module.encoder_k.norm.weight"), "lacks encoder_k.norm.weight .1 entries"),

@@ -10,7 +10,7 @@ from torch import nn
 from moco.data import EpochSampler
 from moco.models.batchnorm import trains_on
 from moco.models.moco import MoCo
-from moco.train.setup import queue_warning
+from moco.train.fit import queue_warning
 
 
 def test_the_first_lines_of_a_log_in_their_order(image_folder, tmp_path, in_process, capsys, monkeypatch):
@@ -22,11 +22,15 @@ def test_the_first_lines_of_a_log_in_their_order(image_folder, tmp_path, in_proc
     lines = capsys.readouterr().out.splitlines()
     expected = (
         r"synco, test_resnet at \d+ px, \d+ images of .*, seed \d+",
+        r"24 training images in 2 classes \(folders\), \d+ held out \(val/\), colour 8-bit \d+x\d+",
         r"one process on cpu, batch \d+, 0 loader workers each, amp \w+",
         r"loss by cpu in .*",
         r"synthetic negatives per query, .*",
         r"warning: the synthetic negatives never start, .*",
-        r"warning: the queue has 48 rows for 24 images: each image is in it 2 times, .*; give --moco-k 8\.",
+        r"warning: the queue has 48 rows for 24 images: each image is in it 2 times, .*; give --moco-k 8, or leave it "
+        r"to --auto\.",
+        r"warning: BatchNorm sees a batch of 8 in 4 parts of 2 images, .*: give --bn-splits 2, or leave it to --auto\.",
+        r"warning: --moco-m 0.999 leaves the key encoder 100 % of its first weights at the end of 1 step: .*",
         r"resumed with --lr 0.02 .*",
         "online probe: a linear classifier of 2 classes beside the training, which it does not change",
         r"from epoch 0, step 1 of 1 \(.*checkpoint_0000_step_00000001.pth.tar\)",
@@ -42,8 +46,10 @@ def test_the_first_lines_of_a_log_in_their_order(image_folder, tmp_path, in_proc
 
 @pytest.mark.parametrize(
     ("K", "images", "said"),
-    [(0, 5, ""), (500, 500, ""), (65536, 500, "131 times, the oldest keys are 1024 steps old, .* give --moco-k 128."),
-     (501, 500, "in it 1 times, the oldest keys are 7 steps .* --moco-k 128."), (9, 1, "9 times, .* --moco-k 1.")],
+    [(0, 5, ""), (500, 500, ""),
+     (65536, 500, "131 times, the oldest keys are 1024 steps old, .* give --moco-k 128, or"),
+     (501, 500, "in it 1 times, the oldest keys are 7 steps .* --moco-k 128, or"),
+     (9, 1, "9 times, .* --moco-k 1, or")],
 )  # fmt: skip
 def test_a_queue_with_more_rows_than_images_is_warned_of(K, images, said):
     assert re.search(said, queue_warning(K, images, 64))

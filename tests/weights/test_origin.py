@@ -132,7 +132,7 @@ def test_a_classifier_that_does_not_say_it_is_of_no_known_method(run, image_fold
 
 def test_every_flag_of_a_pretraining_has_its_place():
     known = {flag for flags in FLAGS.values() for flag in flags.split()}
-    elsewhere = "--arch --stem --channels --size --mean --std --method"
+    elsewhere = "--arch --stem --channels --size --levels --mean --std --method --auto"
     to_rounding = "--head-impl --head-precision --compile --compile-mode --channels-last --aug-device"
     assert known | {*elsewhere.split(), *to_rounding.split(), NEGATIVES} == PRETRAIN.fixed | PRETRAIN.free
     beside = {dest: flag for flag, dest in dests(pretrain_parser()).items()}

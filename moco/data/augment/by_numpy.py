@@ -4,13 +4,13 @@ As in :mod:`moco.data.augment.by_torch`, which makes them on batches, but writte
 of one view, 50,176 numbers at 224 px, and every step is an operation of few bytes on planes that stay in a core's
 second level. Between operations a view is 8-bit.
 
-Legend: C channels (1 or 3), h x w pixels, n = h w.
+Legend: C channels, h x w pixels, n = h w.
 """
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
@@ -48,14 +48,14 @@ def _brightness(view: Bytes, factor: float) -> Bytes:
 
 
 def _contrast(view: Bytes, factor: float) -> Bytes:
-    grey = view[0] if len(view) == 1 else _luminance(view)
+    grey = _luminance(view) if len(view) == 3 else view
     exact = np.float32 if grey.size * 255 < 1 << 24 else np.float64  # in which the sum is a whole number
     mean = int(int(grey.sum(dtype=exact)) / grey.size + 0.5)
     return _blend(view, np.float32(mean), np.float32(factor))
 
 
 def _saturation(view: Bytes, factor: float) -> Bytes:
-    return view if len(view) == 1 else _blend(view, _luminance(view), np.float32(factor))
+    return view if len(view) != 3 else _blend(view, _luminance(view), np.float32(factor))
 
 
 @functools.cache
@@ -104,7 +104,7 @@ def _hue(view: Bytes, factor: float) -> Bytes:
 
     Each float32 step rounds to PIL's own number, for all 2^24 colours and hues (tests/data/augment/test_by_numpy.py).
     """
-    if len(view) == 1:
+    if len(view) != 3:
         return view
     largest = np.maximum(np.maximum(view[0], view[1]), view[2])
     chroma = largest - np.minimum(np.minimum(view[0], view[1]), view[2])
@@ -130,8 +130,8 @@ _JITTER = {"brightness": _brightness, "contrast": _contrast, "saturation": _satu
 
 
 def _grey(view: Bytes) -> Bytes:
-    """(1, n): three equal channels stay equal, and what is made of one is what PIL makes of three."""
-    return view if len(view) == 1 else _luminance(view).astype(np.uint8)[None]
+    """(1, n) of three channels: equal ones stay equal, and what is made of one is what PIL makes of three."""
+    return view if len(view) != 3 else _luminance(view).astype(np.uint8)[None]
 
 
 def blur(view: Bytes, sigma: float) -> Bytes:
@@ -173,8 +173,17 @@ def blur(view: Bytes, sigma: float) -> Bytes:
     return out ^ np.uint8(128)
 
 
+# of (C, h, w)
+_MOVES: dict[str, Callable[[torch.Tensor, ViewParams], torch.Tensor]] = {
+    "flip": lambda planes, _: planes.flip(2),
+    "vflip": lambda planes, _: planes.flip(1),
+    "turn": lambda planes, params: planes.rot90(params.turn, (1, 2)),
+}
+
+
 def finish(crop: torch.Tensor, params: ViewParams, order: Sequence[str]) -> torch.Tensor:
-    """(C, h, w) uint8: ``crop`` (C, h, w) uint8 with the operations of ``order`` that ``params`` describe."""
+    """(C, h, w) uint8: ``crop`` (C, h, w) uint8 with the operations of ``order`` that ``params`` describe; after a turn
+    (C, w, h)."""
     channels, height, width = crop.shape
     view = np.ascontiguousarray(crop.numpy()).reshape(channels, -1)
     for name in order:
@@ -187,6 +196,7 @@ def finish(crop: torch.Tensor, params: ViewParams, order: Sequence[str]) -> torc
             view = blur(view.reshape(-1, height, width), params.blur).reshape(len(view), -1)
         elif name == "solarize" and params.solarize:
             view = np.where(view < 128, view, 255 - view)
-        elif name == "flip" and params.flip:
-            view = torch.from_numpy(view).view(-1, height, width).flip(2).flatten(1).numpy()
+        elif name in _MOVES and getattr(params, name):
+            moved = _MOVES[name](torch.from_numpy(view).view(-1, height, width), params)
+            view, (height, width) = moved.flatten(1).numpy(), moved.shape[1:]
     return torch.from_numpy(view).expand(channels, -1).reshape(channels, height, width).clone()

@@ -1,18 +1,19 @@
-"""Random views of an image: published presets, one draw of parameters, and the operations.
+"""Random views of an image: one draw of parameters, and the operations.
 
 ``draw`` turns a generator into parameters, ``apply`` is a pure function of image and parameters. The operations equal
-those of torchvision on PIL images pixel by pixel, so the published accuracies belong to these views.
+those of torchvision on PIL images pixel by pixel, so the published accuracies belong to these views. Of an image of
+other channels than one and three each is changed as a grey image, but that contrast is towards the mean of all.
 
-Legend: C channels (1 or 3), s side of a view in pixels, (i, j, h, w) top, left, height and width of a crop.
+Legend: C channels, s side of a view in pixels, (i, j, h, w) top, left, height and width of a crop.
 """
 
 from __future__ import annotations
 
+import functools
 import itertools
 import math
 import operator
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import numpy as np
@@ -21,50 +22,10 @@ from PIL import Image, ImageChops, ImageFilter, ImageOps
 from torch.nn import functional
 from torchvision.transforms.functional import center_crop, resize
 
-from moco.errors import UserError
+from moco.data.augment.presets import Preset
+from moco.data.stack import Picture, Stack
 
-Range = tuple[float, float]
 Box = tuple[int, int, int, int]  # i, j, h, w
-
-
-@dataclass(frozen=True)
-class Preset:
-    """The parameters of a family of views; a probability of 0 or a range of 0 leaves an operation out.
-
-    order: the operations, first to last, out of affine, crop, jitter, grey, blur, solarize, flip.
-    crop_scale: share of the image's area. crop_ratio: width / height, drawn log-uniformly.
-    brightness, contrast, saturation: factors are drawn from [max(0, 1 - x), 1 + x]; hue: a turn from [-x, x], 1 a full
-    circle. blur_sigma: pixels of the finished view. degrees, shear: rotation and shear from [-x, x], in degrees.
-    others: of the views after an image's first, in the same order; None: the same.
-    """
-
-    order: tuple[str, ...]
-    crop_scale: Range = (0.08, 1.0)
-    crop_ratio: Range = (3 / 4, 4 / 3)
-    jitter_p: float = 0.0
-    brightness: float = 0.0
-    contrast: float = 0.0
-    saturation: float = 0.0
-    hue: float = 0.0
-    grey_p: float = 0.0
-    blur_p: float = 0.0
-    blur_sigma: Range = (0.1, 2.0)
-    flip_p: float = 0.0
-    degrees: float = 0.0
-    shear: float = 0.0
-    solarize_p: float = 0.0
-    others: Preset | None = None
-
-    def __post_init__(self) -> None:
-        unknown = set(self.order) - set(_OPERATIONS)
-        if unknown or self.order.count("crop") != 1:
-            raise ValueError(f"order {self.order}: operations are {sorted(_OPERATIONS)}, with one crop")
-        if self.others is not None and self.others.order != self.order:
-            raise ValueError(f"order {self.order} and of other views {self.others.order}: must be the same")
-
-    def of_view(self, view: int) -> Preset:
-        """The parameters of an image's view of this number."""
-        return self if view == 0 or self.others is None else self.others
 
 
 class ViewParams(NamedTuple):
@@ -78,6 +39,8 @@ class ViewParams(NamedTuple):
     flip: bool
     affine: tuple[float, float] | None  # rotation, shear in degrees
     solarize: bool = False
+    vflip: bool = False
+    turn: int = 0  # quarters of a circle, anticlockwise
 
 
 # The places of one view's uniform numbers. Every view takes the same fixed number of them, so changing one parameter
@@ -86,7 +49,8 @@ _FLIP, _JITTER, _ORDER, _BRIGHTNESS, _CONTRAST, _SATURATION, _HUE, _GREY, _BLUR,
 _TOP, _LEFT, _FIRST_TRY = 12, 13, 14
 _TRIES = 10
 _SOLARIZE = _FIRST_TRY + 2 * _TRIES
-_COUNT = _SOLARIZE + 1
+_VFLIP, _TURN, _QUARTERS = range(_SOLARIZE + 1, _SOLARIZE + 4)
+_COUNT = _QUARTERS + 1
 
 _JITTER_ORDERS = tuple(itertools.permutations(range(4)))  # 24
 
@@ -126,7 +90,7 @@ def _draw_jitter(preset: Preset, u: list[float]) -> tuple[tuple[str, float], ...
 
 
 def draw(preset: Preset, width: int, height: int, rng: np.random.Generator) -> ViewParams:
-    """The parameters of one view of a ``width`` x ``height`` image; takes the same 35 numbers from ``rng`` always."""
+    """The parameters of one view of a ``width`` x ``height`` image; takes the same 38 numbers from ``rng`` always."""
     u = rng.random(_COUNT).tolist()
     affine = None
     if preset.degrees or preset.shear:
@@ -140,6 +104,8 @@ def draw(preset: Preset, width: int, height: int, rng: np.random.Generator) -> V
         flip=u[_FLIP] < preset.flip_p,
         affine=affine,
         solarize=u[_SOLARIZE] < preset.solarize_p,
+        vflip=u[_VFLIP] < preset.vflip_p,
+        turn=1 + int(3 * u[_QUARTERS]) if u[_TURN] < preset.turn_p else 0,
     )
 
 
@@ -154,13 +120,18 @@ def _affine(image: Image.Image, params: ViewParams, size: int) -> Image.Image:
     """Rotation after a horizontal shear about the centre, bilinear, black outside."""
     if params.affine is None:
         return image
-    angle, shear = math.radians(params.affine[0]), math.tan(math.radians(params.affine[1]))
+    matrix = affine_matrix(params.affine, image.size)
+    return image.transform(image.size, Image.Transform.AFFINE, matrix, Image.Resampling.BILINEAR)
+
+
+def affine_matrix(affine: tuple[float, float], size: tuple[int, int]) -> tuple[float, ...]:
+    """(a, b, c, d, e, f): pixel (x, y) comes from (a x + b y + c, d x + e y + f) of an image of ``size``."""
+    angle, shear = math.radians(affine[0]), math.tan(math.radians(affine[1]))
     # PIL asks where each output pixel comes from: the inverse of R(angle) [[1, -shear], [0, 1]], of determinant 1.
     cos, sin = math.cos(angle), math.sin(angle)
     a, b, c, d = cos - shear * sin, sin + shear * cos, -sin, cos
-    x, y = image.width * 0.5, image.height * 0.5
-    matrix = (a, b, x - a * x - b * y, c, d, y - c * x - d * y)
-    return image.transform(image.size, Image.Transform.AFFINE, matrix, Image.Resampling.BILINEAR)
+    x, y = size[0] * 0.5, size[1] * 0.5
+    return (a, b, x - a * x - b * y, c, d, y - c * x - d * y)
 
 
 def _brightness(image: Image.Image, factor: float) -> Image.Image:
@@ -170,10 +141,22 @@ def _brightness(image: Image.Image, factor: float) -> Image.Image:
 _LEVELS = range(256)
 
 
+def _total(grey: Image.Image) -> int:
+    """The sum of the levels."""
+    return sum(map(operator.mul, grey.histogram(), _LEVELS))
+
+
 def _contrast(image: Image.Image, factor: float) -> Image.Image:
     grey = image if image.mode == "L" else image.convert("L")
-    mean = int(sum(map(operator.mul, grey.histogram(), _LEVELS)) / (image.width * image.height) + 0.5)
+    mean = int(_total(grey) / (image.width * image.height) + 0.5)
     return Image.blend(Image.new(image.mode, image.size, (mean,) * len(image.getbands())), image, factor)
+
+
+def _contrast_of_stack(stack: Stack, factor: float) -> Stack:
+    """Towards the mean of all channels."""
+    mean = int(sum(map(_total, stack.bands)) / (stack.width * stack.height * len(stack.bands)) + 0.5)
+    towards = Image.new("L", stack.size, mean)
+    return stack.each(lambda band: Image.blend(towards, band, factor))
 
 
 def _saturation(image: Image.Image, factor: float) -> Image.Image:
@@ -200,6 +183,7 @@ def _jitter(image: Image.Image, params: ViewParams, size: int) -> Image.Image:
     return image
 
 
+_TURNS = (Image.Transpose.ROTATE_90, Image.Transpose.ROTATE_180, Image.Transpose.ROTATE_270)
 _OPERATIONS: dict[str, Callable[[Image.Image, ViewParams, int], Image.Image]] = {
     "affine": _affine,
     "crop": _crop,
@@ -208,22 +192,39 @@ _OPERATIONS: dict[str, Callable[[Image.Image, ViewParams, int], Image.Image]] = 
     "blur": lambda image, p, _: image if p.blur is None else image.filter(ImageFilter.GaussianBlur(p.blur)),
     "solarize": lambda image, p, _: ImageOps.solarize(image) if p.solarize else image,  # levels from 128 on
     "flip": lambda image, p, _: image.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if p.flip else image,
+    "vflip": lambda image, p, _: image.transpose(Image.Transpose.FLIP_TOP_BOTTOM) if p.vflip else image,
+    "turn": lambda image, p, _: image.transpose(_TURNS[p.turn - 1]) if p.turn else image,
 }
 
 
-def to_tensor(image: Image.Image) -> torch.Tensor:
-    """(C, h, w) uint8 of an image in mode "L" or "RGB"."""
+def _of_stack(name: str, stack: Stack, params: ViewParams, size: int) -> Stack:
+    """An operation made to each channel as to a grey image, which has no hue and no saturation."""
+    if name != "jitter":
+        return stack.each(lambda band: _OPERATIONS[name](band, params, size))
+    for step, factor in params.jitter or ():
+        change = functools.partial(JITTER[step], factor=factor)
+        stack = _contrast_of_stack(stack, factor) if step == "contrast" else stack.each(change)
+    return stack
+
+
+def to_tensor(image: Picture) -> torch.Tensor:
+    """(C, h, w) uint8 of an image in mode "L" or "RGB", or of a stack."""
+    if isinstance(image, Stack):
+        return torch.from_numpy(np.stack([np.asarray(band) for band in image.bands]))
     pixels = np.atleast_3d(np.asarray(image))  # (h, w, C), read-only
     return torch.from_numpy(pixels.transpose(2, 0, 1).copy())
 
 
-def apply(image: Image.Image, params: ViewParams, size: int) -> torch.Tensor:
-    """The view of ``image`` (mode "L" or "RGB") that ``params`` describe: (C, s, s) uint8, s = ``size``.
+def apply(image: Picture, params: ViewParams, size: int) -> torch.Tensor:
+    """The view of ``image`` (mode "L" or "RGB", or a stack) that ``params`` describe: (C, s, s) uint8, s = ``size``.
 
-    Grey images pass through grey, saturation and hue unchanged.
+    Images of other than three channels pass through grey, saturation and hue unchanged.
     """
     for name in params.order:
-        image = _OPERATIONS[name](image, params, size)
+        if isinstance(image, Stack):
+            image = _of_stack(name, image, params, size)
+        else:
+            image = _OPERATIONS[name](image, params, size)
     return to_tensor(image)
 
 
@@ -265,7 +266,7 @@ def split_order(order: tuple[str, ...]) -> tuple[tuple[str, ...], tuple[str, ...
 LONGEST = 1 << 18  # side of a resized image: at 256 pixels high, 67 million of them
 
 
-def eval_view(image: Image.Image, size: int) -> torch.Tensor:
+def eval_view(image: Picture, size: int) -> torch.Tensor:
     """(C, s, s) uint8 without randomness.
 
     From 64 pixels on the protocol of ImageNet probes, 256 to 224 in proportion: short side to round(s 256 / 224), then
@@ -275,63 +276,6 @@ def eval_view(image: Image.Image, size: int) -> torch.Tensor:
     short = round(size * 256 / 224) if size >= 64 else size
     if short * max(image.size) > LONGEST * min(image.size):
         raise ValueError(f"{image.width} x {image.height} pixels are too narrow for a view of {size}")
+    if isinstance(image, Stack):
+        return torch.cat([eval_view(band, size) for band in image.bands])
     return to_tensor(center_crop(resize(image, short), size))  # pyright: ignore[reportArgumentType]
-
-
-_MOCO_V2 = Preset(
-    order=("crop", "jitter", "grey", "blur", "flip"),
-    crop_scale=(0.2, 1.0),
-    jitter_p=0.8,
-    brightness=0.4,
-    contrast=0.4,
-    saturation=0.4,
-    hue=0.1,
-    grey_p=0.2,
-    blur_p=0.5,
-    flip_p=0.5,
-)
-
-# MoCo v3's main_moco.py with its --crop-min, which is BYOL's (arXiv 2006.07733): the first view is always blurred.
-_MOCO_V3 = replace(
-    _MOCO_V2, order=("crop", "jitter", "grey", "blur", "solarize", "flip"), saturation=0.2, blur_p=0.1, solarize_p=0.2
-)
-
-
-def _pair(crop_min: float) -> Preset:
-    others = replace(_MOCO_V3, crop_scale=(crop_min, 1.0))
-    return replace(others, blur_p=1.0, solarize_p=0.0, others=others)
-
-
-PRESETS: dict[str, Preset] = {
-    # MoCo's main_moco.py without and with --aug-plus.
-    "v1": replace(_MOCO_V2, order=("crop", "grey", "jitter", "flip"), jitter_p=1.0, hue=0.4, blur_p=0.0),
-    "v2": _MOCO_V2,
-    "v3": _pair(0.2),  # for ResNets
-    "v3-wide": _pair(0.08),  # for ViTs
-    # MoCo's CIFAR-10 notebook: torchvision's default crop scale, no blur.
-    "cifar": replace(_MOCO_V2, order=("crop", "flip", "jitter", "grey"), crop_scale=(0.08, 1.0), blur_p=0.0),
-    # SupContrast's, for SupCon and SimCLR alike.
-    "supcon": replace(_MOCO_V2, order=("crop", "flip", "jitter", "grey"), blur_p=0.0),
-    # Ours, for grey symbols of about 28 pixels: a mirrored digit is another symbol, so nothing is flipped.
-    "digits": Preset(
-        order=("affine", "crop", "jitter"),
-        crop_scale=(0.5, 1.0),
-        jitter_p=0.8,
-        brightness=0.4,
-        contrast=0.4,
-        degrees=15.0,
-        shear=10.0,
-    ),
-}
-
-
-def get_preset(name: str) -> Preset:
-    """The preset ``name``; UserError when there is none."""
-    if name not in PRESETS:
-        raise UserError(f"unknown augmentation preset {name}: choose one of {', '.join(PRESETS)}")
-    return PRESETS[name]
-
-
-def probe_preset(flip: bool) -> Preset:
-    """Views that the linear probe trains on: RandomResizedCrop with torchvision's defaults, then a flip."""
-    return Preset(order=("crop", "flip"), flip_p=0.5 if flip else 0.0)

@@ -4,7 +4,7 @@ They are PIL's, number by number: jitter, grey and flip equal PIL's pixels, beca
 (truncation after each blend, hue and saturation of 8 bits, a blur of three box filters in 24-bit fixed point). Images
 stay float32 with whole values 0..255 from one operation to the next.
 
-Legend: N images, C channels (1 or 3), h x w pixels, P = 12 numbers a view.
+Legend: N images, C channels, h x w pixels, P = 14 numbers a view.
 """
 
 from __future__ import annotations
@@ -29,8 +29,9 @@ RED, GREEN, BLUE = 19595.0, 38470.0, 7471.0
 
 
 def pack_params(
-    jitter: Sequence[tuple[str, float]] | None, grey: bool, sigma: float | None, flip: bool, solarize: bool = False
-) -> Tensor:
+    jitter: Sequence[tuple[str, float]] | None, grey: bool, sigma: float | None, flip: bool, solarize: bool = False,
+    vflip: bool = False, turn: int = 0,
+) -> Tensor:  # fmt: skip
     """(P,) float32, one view's parameters as :func:`finish` reads them.
 
     A turn of the hue is a whole number of 255ths, cut off here, from the double, as torchvision does.
@@ -39,20 +40,24 @@ def pack_params(
     for name, factor in jitter or ():
         steps += [OPERATIONS.index(name), int(factor * 255) if name == "hue" else factor]
     steps += [NONE, 0.0] * (4 - len(steps) // 2)
-    return torch.tensor([*steps, grey, sigma or 0.0, flip, solarize], dtype=torch.float32)
+    return torch.tensor([*steps, grey, sigma or 0.0, flip, solarize, vflip, turn], dtype=torch.float32)
 
 
 def by_operation(table: Tensor) -> dict[str, np.ndarray]:
     """What (N, P) rows of :func:`pack_params` say of each operation: jitter (N, 4, 2), steps of a number of
-    ``OPERATIONS``, or ``NONE``, and its factor; blur (N,) sigmas, 0 for none; others (N,), not 0 where it is made."""
+    ``OPERATIONS``, or ``NONE``, and its factor; blur (N,) sigmas, 0 for none; turn (N,) quarters; others (N,), not 0
+    where it is made."""
     rows = table.numpy()
-    grey, sigma, flip, solarize = rows[:, 8:].T
-    return {"jitter": rows[:, :8].reshape(-1, 4, 2), "grey": grey, "blur": sigma, "flip": flip, "solarize": solarize}
+    others = dict(zip(("grey", "blur", "flip", "solarize", "vflip", "turn"), rows[:, 8:].T, strict=True))
+    return {"jitter": rows[:, :8].reshape(-1, 4, 2), **others}
 
 
 def luminance(images: Tensor) -> Tensor:
-    """(n, 1, h, w) whole numbers from (n, 3, h, w): PIL's conversion to "L". Every sum is below 2^24, hence exact."""
-    if images.shape[1] == 1:
+    """(n, 1, h, w) whole numbers from (n, 3, h, w): PIL's conversion to "L". Every sum is below 2^24, hence exact.
+
+    Images of other channels are no colours: themselves.
+    """
+    if images.shape[1] != 3:
         return images
     r, g, b = images.split(1, dim=1)
     return (r * RED).add_(g * GREEN).add_(b * BLUE).add_(32768.0).mul_(2.0**-16).floor_()
@@ -69,17 +74,18 @@ def brightness(images: Tensor, factor: Tensor) -> Tensor:
 
 
 def contrast(images: Tensor, factor: Tensor) -> Tensor:
-    """Towards the grey of the mean luminance, which is rounded to a whole number."""
-    pixels = images.shape[-1] * images.shape[-2]
+    """Towards the grey of the mean luminance, which is rounded to a whole number; without colours of all channels."""
+    grey = luminance(images)
+    pixels = grey[0].numel()
     exact = torch.float32 if pixels * 255 < 1 << 24 else torch.float64  # in which the sum is a whole number
-    total = luminance(images).sum((1, 2, 3), keepdim=True, dtype=exact)
+    total = grey.sum((1, 2, 3), keepdim=True, dtype=exact)
     mean = total.double().div_(pixels).add_(0.5).floor_().float()
     return _blend(images, mean, factor)
 
 
 def saturation(images: Tensor, factor: Tensor) -> Tensor:
-    """Towards each pixel's own luminance; grey images stay."""
-    return images if images.shape[1] == 1 else _blend(images, luminance(images), factor)
+    """Towards each pixel's own luminance; images without colours stay."""
+    return images if images.shape[1] != 3 else _blend(images, luminance(images), factor)
 
 
 @functools.cache
@@ -109,8 +115,8 @@ def hue_tables(device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def hue(images: Tensor, turn: Tensor) -> Tensor:
-    """A turn by ``turn`` 255ths of a circle, by way of 8-bit HSV; grey images stay."""
-    if images.shape[1] == 1:
+    """A turn by ``turn`` 255ths of a circle, by way of 8-bit HSV; images without colours stay."""
+    if images.shape[1] != 3:
         return images
     hues, saturations, weights = hue_tables(images.device)
     n, _, h, w = images.shape
@@ -187,6 +193,9 @@ def blur(images: Tensor, sigmas: Sequence[float]) -> Tensor:
 def _blurred(images: Tensor, sigmas: np.ndarray) -> Tensor:
     if images.device.type != "cpu":  # on one PIL's own loop is faster
         return blur(images, sigmas.tolist())
+    if images.shape[1] not in (1, 3):
+        bands = [_blurred(band, sigmas) for band in images.split(1, dim=1)]
+        return torch.cat(bands, dim=1)
     pixels = to_bytes(images).permute(0, 2, 3, 1).squeeze(-1).contiguous().numpy()  # (n, h, w, 3), or (n, h, w) if grey
     filters = map(ImageFilter.GaussianBlur, sigmas.tolist())
     return torch.stack([to_tensor(Image.fromarray(p).filter(f)) for p, f in zip(pixels, filters, strict=True)]).float()
@@ -215,11 +224,19 @@ def _jittered(number: int, images: Tensor, factors: np.ndarray) -> Tensor:
     return (brightness, contrast, saturation, hue)[number](images, by)  # as in OPERATIONS
 
 
+def _turned(images: Tensor, quarters: np.ndarray) -> Tensor:
+    for number in (1, 2, 3):
+        images = _at(images, quarters == number, quarters, lambda some, _, k=number: some.rot90(k, (2, 3)).contiguous())
+    return images
+
+
 _CHANGES: dict[str, Callable[[Tensor, np.ndarray], Tensor]] = {
     "grey": lambda some, _: luminance(some).expand_as(some).clone(),
     "blur": _blurred,
     "solarize": lambda some, _: torch.where(some < 128, some, 255 - some),
     "flip": lambda some, _: some.flip(3),
+    "vflip": lambda some, _: some.flip(2),
+    "turn": _turned,
 }
 
 
@@ -229,6 +246,7 @@ def finish(views: Tensor, table: Tensor, order: Sequence[str]) -> Tensor:
 
     table: (N, P) on the CPU, rows of :func:`pack_params`; which image takes which operation is decided there, so
     nothing waits for the device. order: the preset's operations; those before and including the crop are left out.
+    Turns are of squares, h = w.
     """
     images, drawn = views.float(), by_operation(table)
     for name in order:

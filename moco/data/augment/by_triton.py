@@ -52,11 +52,11 @@ def program_constants(colour: bool) -> dict[str, dict[str, int]]:
 
 def suits(table: Tensor, order: Sequence[str]) -> bool:
     """Whether the programs can: colours before the blur, one contrast a view, every sigma within their reach, nothing
-    solarized."""
+    solarized, turned or flipped upside down."""
     drawn = by_operation(table)
     after = set(order[order.index("blur") :]) if "blur" in order else set()
     contrasts = (drawn["jitter"][:, :, 0] == OPERATIONS.index("contrast")).sum(1).max(initial=0)
-    if "solarize" in order and drawn["solarize"].any():
+    if any(name in order and drawn[name].any() for name in ("solarize", "vflip", "turn")):
         return False
     return not after & {"jitter", "grey"} and contrasts <= 1 and drawn["blur"].max(initial=0) <= np.float32(SIGMA)
 
@@ -141,6 +141,7 @@ def agrees(device: torch.device, shape: tuple[int, ...]) -> bool:
 
 def finish(views: Tensor, table: Tensor, order: Sequence[str]) -> Tensor:
     """``by_torch.finish``, on a CUDA device by the programs where they can; the numbers are the same by either way."""
-    if views.is_cuda and suits(table, order) and agrees(views.device, tuple(views.shape[1:])):
+    known = views.shape[1] in (1, 3)
+    if known and views.is_cuda and suits(table, order) and agrees(views.device, tuple(views.shape[1:])):
         return by_launches(views, table, order)
     return by_torch.finish(views, table, order)

@@ -1,6 +1,6 @@
 """A source of images: how many there are, what they are called, and image i decoded.
 
-Legend: N images, H x W pixels, C channels (1 or 3).
+Legend: N images, H x W pixels, C channels.
 """
 
 from __future__ import annotations
@@ -15,10 +15,11 @@ from functools import partial
 from typing import Any
 
 import numpy as np
-from PIL import Image
 
-from moco.data.sources.away import is_empty
-from moco.data.sources.decode import BadImageError, decode_bytes, every_format, reading, to_eight_bits
+from moco.data.sources.away import doubtful, is_empty
+from moco.data.sources.decode import BadImageError, as_asked, decode_bytes, every_format, reading, stored
+from moco.data.sources.values import Levels, Stored, stored_array, to_levels
+from moco.data.stack import Picture
 from moco.errors import UserError
 from moco.files import open_regular
 
@@ -35,21 +36,26 @@ class Found:
         layout: "folders" of classes, "folder", "list" or "shards"; empty for a data set with a name.
         passed_over: how many files were not taken, by what they are: an extension (".gif") or "hidden".
         notes: a sentence for each guess: what was taken for what, and what would change it.
+        unlabelled: why there are no labels, where one might expect some.
     """
 
     layout: str = ""
     passed_over: dict[str, int] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
+    unlabelled: str = ""
 
 
 class Source(abc.ABC):
     """N labelled or unlabelled images.
 
     name: what messages call it. classes: names of the classes, or None. labels: (N,) int64 index into ``classes``, or
-    None when unlabelled. channels: 1 or 3, the mode of every loaded image. native_size: the side in pixels when all
+    None when unlabelled. channels: of every loaded image, 1 to 16. native_size: the side in pixels when all
     images are squares of one size, else None. starts: (shards,) numbers of the first image of each file that is to be
     read from its beginning to its end, or None when images may be read in any order. found: how they were found.
+    levels: the values of the files that become black and white, None: those of each file's type.
     """
+
+    levels: Levels | None = None
 
     def __init__(
         self,
@@ -71,12 +77,20 @@ class Source(abc.ABC):
     def __len__(self) -> int: ...
 
     @abc.abstractmethod
-    def load(self, index: int) -> Image.Image:
-        """Image ``index`` in mode "L" or "RGB" by ``channels``; BadImageError when it cannot be read."""
+    def load(self, index: int) -> Picture:
+        """Image ``index``: in mode "L" or "RGB" of 1 and 3 ``channels``, else a stack of them; BadImageError when it
+        cannot be read."""
 
     def read(self, index: int) -> bytes | None:
         """The file of image ``index`` as it is, BadImageError when it cannot be read; None for images in memory."""
         return None
+
+    def stored(self, index: int) -> Stored:
+        """The numbers of image ``index`` as its file holds them; BadImageError as of :meth:`load`."""
+        data = self.read(index)
+        if data is None:
+            return stored_array(np.asarray(self.load(index)))
+        return reading(self.name_of(index), lambda: stored(data, self.channels))
 
     def files(self) -> Sequence[str]:
         """Paths of the files that hold the images, one an image or fewer; empty for images that need no decoding."""
@@ -107,6 +121,11 @@ class Source(abc.ABC):
         return digest.hexdigest()[:16]
 
 
+def without_labels(source: Source) -> str:
+    """The beginning of a sentence on images whose labels are needed."""
+    return f"{source.name} has no labels" + (f" ({source.found.unlabelled})" if source.found.unlabelled else "")
+
+
 def spread_indices(count: int, most: int) -> list[int]:
     """Numbers of ``most`` of ``count`` things at most, the first and the last among them."""
     return np.linspace(0, count - 1, min(most, count)).astype(int).tolist()
@@ -119,6 +138,19 @@ def some_sizes(source: Source, most: int) -> list[tuple[int, int]]:
         with contextlib.suppress(BadImageError):
             sizes.append(source.load(index).size)
     return sizes
+
+
+def why_bad(source: Source, index: int, surely: bool = False) -> str:
+    """The name of an image that cannot be read, and why; empty where it can be.
+
+    Args:
+        surely: leave out what may be the fault of the disk or of the way to it.
+    """
+    try:
+        source.load(index)
+    except BadImageError as error:
+        return "" if surely and (doubtful(error) or source.missing(index)) else str(error)
+    return ""
 
 
 class Paths(Sequence[str]):
@@ -159,8 +191,10 @@ class EncodedSource(Source):
     def read(self, index: int) -> bytes:
         return reading(self.name_of(index), lambda: self.contents(index))
 
-    def load(self, index: int) -> Image.Image:
-        return reading(self.name_of(index), lambda: decode_bytes(self.contents(index), self.channels))
+    def load(self, index: int) -> Picture:
+        return reading(
+            self.name_of(index), lambda: decode_bytes(self.contents(index), self.channels, levels=self.levels)
+        )
 
 
 class FileSource(EncodedSource):
@@ -207,13 +241,13 @@ class FileSource(EncodedSource):
 class PictureSource(FileSource):
     """A few files that somebody named one by one: of any format that PIL opens by itself."""
 
-    def load(self, index: int) -> Image.Image:
-        decode = partial(decode_bytes, channels=self.channels, formats=every_format())
+    def load(self, index: int) -> Picture:
+        decode = partial(decode_bytes, channels=self.channels, formats=every_format(), levels=self.levels)
         return reading(self.name_of(index), lambda: decode(self.contents(index)))
 
 
 class ArraySource(Source):
-    """Images in memory: ``images`` is (N, H, W) grey or (N, H, W, 3) RGB, uint8.
+    """Images in memory: ``images`` is (N, H, W) grey or (N, H, W, C), uint8, of which 3 channels are RGB.
 
     ``rows`` (N,) are the numbers that names carry when the images are a selection from a larger file. ``images`` may
     be anything with ``shape`` and ``images[i]``. ``channels`` None keeps what the images have.
@@ -229,7 +263,7 @@ class ArraySource(Source):
         rows: np.ndarray | None = None,
     ) -> None:
         shape = images.shape
-        own = 1 if len(shape) == 3 else 3
+        own = 1 if len(shape) == 3 else shape[3]
         square = shape[1] if shape[1] == shape[2] else None
         super().__init__(name, channels or own, classes, labels, square)
         self.images = images
@@ -238,8 +272,11 @@ class ArraySource(Source):
     def __len__(self) -> int:
         return self.images.shape[0]
 
-    def load(self, index: int) -> Image.Image:
-        return to_eight_bits(Image.fromarray(self.images[index]), self.channels)
+    def load(self, index: int) -> Picture:
+        return as_asked(to_levels(self.images[index], self.levels), self.channels)
+
+    def stored(self, index: int) -> Stored:
+        return stored_array(self.images[index])
 
     def name_of(self, index: int) -> str:
         return f"{self.name}[{index if self.rows is None else int(self.rows[index])}]"
@@ -270,7 +307,7 @@ def paired(pretrain: Source, train: Source, val: Source) -> Sources:
     """
     for source in (train, val):
         if source.labels is None or source.classes is None:
-            return Sources(pretrain, no_pair=f"{source.name} has no labels")
+            return Sources(pretrain, no_pair=without_labels(source))
     assert train.classes is not None
     unknown = renumber(val, train.classes)
     if unknown:

@@ -8,7 +8,7 @@ The file: ``HEADER`` bytes (``MAGIC``, 32 bytes of digest, int64 N, int64 bytes 
 each image's first byte, height and width (0: it could not be decoded) and the CRC-32 of these and of its pixels, then
 pixels, row by row, uint8.
 
-Legend: N images, H x W pixels, C channels (1 or 3).
+Legend: N images, H x W pixels, C channels.
 """
 
 from __future__ import annotations
@@ -25,18 +25,19 @@ from typing import Any
 import numpy as np
 import PIL
 import torchvision
-from PIL import Image
 
 from moco import bars, signals
 from moco.data.sources.away import ImagesAwayError
 from moco.data.sources.base import Source, some_sizes
 from moco.data.sources.decode import BadImageError
+from moco.data.sources.values import Stored
+from moco.data.stack import Picture, from_bytes
 from moco.errors import UserError, tell
 from moco.files import regular_handle, replace
 
 LIMIT = 20e9  # bytes of decoded images: more than this and the memory of an ordinary machine does not keep them
 SIZED = 64  # images, spread over the set, from which the size of a cache is guessed before it is made
-MAGIC = b"moco images 2\n\0\0"
+MAGIC = b"moco images 3\n\0\0"  # 2: before TIFF files of several pages, bands and other ranges
 HEADER = 64
 ROW = 32  # bytes of the table for an image
 
@@ -46,7 +47,7 @@ class CachedSource(Source):
 
     def __init__(self, whole: Source, path: str, digest: bytes) -> None:
         super().__init__(whole.name, whole.channels, whole.classes, whole.labels, whole.native_size)
-        self.starts, self.found = whole.starts, whole.found
+        self.starts, self.found, self.levels = whole.starts, whole.found, whole.levels
         self.whole, self.path, self.digest = whole, path, digest
         self._opened = _open(path, digest, len(whole))
 
@@ -56,7 +57,7 @@ class CachedSource(Source):
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_opened": None}
 
-    def load(self, index: int) -> Image.Image:
+    def load(self, index: int) -> Picture:
         self._opened = self._opened or _open(self.path, self.digest, len(self))
         if self._opened is None and not os.path.exists(self.path):
             raise ImagesAwayError(f"{self.path} is missing")
@@ -75,7 +76,10 @@ class CachedSource(Source):
         if len(pixels) < max(size, 1) or not (checked[index] or crc == _checksum(table[index], pixels)):
             return self.whole.load(index)  # raises what it raised when the cache was made, or the cache is damaged
         checked[index] = True
-        return Image.frombytes("L" if self.channels == 1 else "RGB", (width, height), pixels)
+        return from_bytes(pixels, (width, height), self.channels)
+
+    def stored(self, index: int) -> Stored:
+        return self.whole.stored(index)
 
     def files(self) -> Sequence[str]:
         return self.whole.files()
@@ -100,7 +104,8 @@ def cached(source: Source, folder: str) -> Source:
     where = source.name  # a known data set's is no path: its images lie where its first one does
     if not os.path.exists(where):
         where = os.path.join(os.path.dirname(source.files()[0]), source.name)
-    place = hashlib.sha256(f"{os.path.abspath(where)} {source.channels}".encode(errors="surrogateescape"))
+    kind = f"{source.channels}{_levels(source)}"
+    place = hashlib.sha256(f"{os.path.abspath(where)} {kind}".encode(errors="surrogateescape"))
     name = os.path.basename(os.path.abspath(source.name))
     path = os.path.join(folder, f"{name}-{place.hexdigest()[:12]}.pixels")
     digest = _digest(source)
@@ -113,9 +118,15 @@ def _checksum(row: np.ndarray, pixels: bytes) -> int:
     return zlib.crc32(pixels, zlib.crc32(row[:3].tobytes()))
 
 
+def _levels(source: Source) -> str:
+    """Empty without, so that caches of earlier versions hold."""
+    return "" if source.levels is None else f" levels {source.levels.plain()}"
+
+
 def _digest(source: Source) -> bytes:
     """(32,) of all that decides what the decoded images are."""
-    digest = hashlib.sha256(f"{PIL.__version__} {torchvision.__version__} {source.channels} {len(source)}".encode())
+    versions = f"{PIL.__version__} {torchvision.__version__}"
+    digest = hashlib.sha256(f"{versions} {source.channels} {len(source)}{_levels(source)}".encode())
     for path in source.files():
         size, changed = -1, -1
         with contextlib.suppress(OSError):  # a file that is not there is a bad image

@@ -1,7 +1,8 @@
-"""Files to 8-bit grey or RGB images, for every mode that image files come in, up to a size that memory holds.
+"""Files to 8-bit images, grey, RGB or of other channels, for every mode that files come in, up to what memory holds.
 
 Follows torchvision's loader (``convert``, transparency dropped, EXIF orientation not applied) with two corrections:
-16-bit grey is divided by 257 instead of clipped at 255, and palette images with transparency keep their colours.
+16-bit grey is divided by 257 instead of clipped at 255, and palette images with transparency keep their colours. What
+other numbers than 0..255 come to is in :mod:`moco.data.sources.values`.
 """
 
 from __future__ import annotations
@@ -13,11 +14,26 @@ from typing import TypeVar
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 from PIL.JpegImagePlugin import JpegImageFile
 from PIL.TiffImagePlugin import TILELENGTH, TILEWIDTH, TiffImageFile
 from torch import Tensor
 
+from moco.data.sources import bands
+from moco.data.sources.broken import explained
+from moco.data.sources.values import (
+    Levels,
+    Stored,
+    deep_colour,
+    eight_bits,
+    for_all,
+    is_deep_colour,
+    range_of,
+    stored_array,
+    stored_grey,
+    to_levels,
+)
+from moco.data.stack import Picture, Stack, from_levels
 from moco.errors import OutageError, UserError, one_line
 
 try:
@@ -41,39 +57,33 @@ class BadImageError(UserError):
     """An image that cannot be read; the text is its name and the reason. Where no other can replace it, an end."""
 
 
-def to_eight_bits(image: Image.Image, channels: int) -> Image.Image:
-    """``image`` of any mode as mode "L" (``channels`` 1) or "RGB" (3); the same object if it already is."""
+def to_eight_bits(image: Image.Image, channels: int, levels: Levels | None = None) -> Image.Image:
+    """``image`` of any mode as mode "L" (``channels`` 1) or "RGB" (3); the same object if it already is.
+
+    ``levels``: the values that become black and white, in place of the mode's own.
+    """
     target = "L" if channels == 1 else "RGB"
-    mode = image.mode
-    if mode == target:
+    if image.mode == target and not for_all(levels):
         return image
-    if mode.startswith("I"):
-        image = _by_rows(np.asarray(image), _from_integers)
-    elif mode == "F":
-        values = np.asarray(image)
-        # Float grey: values in [0, 1] are shares of white, anything larger is already in 0..255.
-        scale = 255.0 if max(np.nan_to_num(row).max() for row in values) <= 1.0 else 1.0
-        image = _by_rows(values, lambda part: np.clip(np.rint(np.nan_to_num(part) * scale), 0, 255))
-    elif mode in ("P", "PA"):
+    if (found := stored_grey(image)) is not None:
+        image = Image.fromarray(eight_bits(found.values, *range_of(found, levels)))
+    else:
+        image = _of_eight_bits(image)
+        image = Image.fromarray(to_levels(np.asarray(image), levels)) if for_all(levels) else image
+    return image if image.mode == target else image.convert(target)
+
+
+def _of_eight_bits(image: Image.Image) -> Image.Image:
+    """Mode "L" or "RGB" of an image of any mode of 8 bits."""
+    mode = image.mode
+    if mode in ("L", "RGB"):
+        return image
+    if mode in ("P", "PA"):
         image = image.convert("RGBA")  # by way of RGBA: transparency may be stored beside the palette
     elif mode in ("La", "RGBa"):
         image = image.convert(mode.upper())
-    elif mode != "1" and not mode.startswith("L"):
-        image = image.convert("RGB")
-    return image.convert(target)
-
-
-def _by_rows(values: np.ndarray, change: Callable[[np.ndarray], np.ndarray]) -> Image.Image:
-    """Mode "L" of (H, W) numbers, changed some rows at a time: of a whole image the parts would be 24 bytes a pixel."""
-    levels = np.empty(values.shape, dtype=np.uint8)
-    for start in range(0, len(values), 64):
-        levels[start : start + 64] = change(values[start : start + 64])
-    return Image.fromarray(levels)
-
-
-def _from_integers(values: np.ndarray) -> np.ndarray:
-    """16-bit grey (mode I holds it too) to 8 bits: 65,535 = 255 x 257, rounded to the nearest."""
-    return (np.clip(values.astype(np.int64), 0, 65535) + 128) // 257
+    grey = image.mode == "1" or image.mode.startswith("L")
+    return image.convert("L" if grey and image.mode != "LAB" else "RGB")
 
 
 def reading(name: str, work: Callable[[], Read]) -> Read:
@@ -103,9 +113,10 @@ def every_format() -> tuple[str, ...]:
 def opened(data: bytes, formats: tuple[str, ...] = FORMATS) -> Image.Image:
     """A file's header: its size and mode are known, no pixel is decoded. To be called by ``reading``.
 
-    Raises ValueError for more than ``PIXELS``, and what PIL raises for what is none of ``formats``.
+    Raises ValueError for more than ``PIXELS``, and for what is none of ``formats``, with what it is instead.
     """
-    image = Image.open(io.BytesIO(data), formats=formats)
+    with explained(data):
+        image = Image.open(io.BytesIO(data), formats=formats)
     width, height = image.size
     if width * height > PIXELS:
         raise ValueError(f"{width} x {height} pixels are above the limit of {PIXELS:,}")
@@ -118,21 +129,102 @@ def opened(data: bytes, formats: tuple[str, ...] = FORMATS) -> Image.Image:
     return image
 
 
-def decode_bytes(data: bytes, channels: int, shrink: int = 1, formats: tuple[str, ...] = FORMATS) -> Image.Image:
-    """The first frame of a file's bytes in mode "L" (``channels`` 1) or "RGB" (3), with the decoder's own exceptions:
-    to be called by ``reading``.
+def decode_bytes(
+    data: bytes, channels: int, shrink: int = 1, formats: tuple[str, ...] = FORMATS, levels: Levels | None = None
+) -> Picture:  # fmt: skip
+    """A file's bytes as an image in mode "L" (``channels`` 1) or "RGB" (3), else as a stack of so many, with the
+    decoder's own exceptions: to be called by ``reading``.
 
-    A file cut short is broken. ``shrink`` 2, 4 or 8, for JPEG: each side divided by it (and rounded up), by an inverse
-    cosine transform of fewer points.
+    The first frame, but for a TIFF whose pages are the channels. A file cut short is broken. ``shrink`` 2, 4 or 8, for
+    JPEG: each side divided by it (and rounded up), by an inverse cosine transform of fewer points. ``levels``: as of
+    :func:`to_eight_bits`; of colours of 16 bits too, which without them are their upper eight.
     """
-    image = opened(data, formats)
+    if data.startswith(bands.ARRAY):
+        return as_asked(to_levels(bands.read_array(data, channels, PIXELS), levels), channels)
+    image = _not_layered(data, channels, formats)
+    if not isinstance(image, Image.Image):
+        return as_asked(to_levels(image, levels), channels)
     by_tensor = decode_jpeg and channels == 3 and shrink == 1 and image.width * image.height <= BY_TENSOR
     if by_tensor and _is_colour_jpeg(image):
-        return Image.fromarray(decode_colour_jpeg(data).permute(1, 2, 0).numpy())
-    if shrink > 1:
+        image = Image.fromarray(decode_colour_jpeg(data).permute(1, 2, 0).numpy())
+    elif channels in (1, 3) and for_all(levels) and is_deep_colour(image):
+        return as_asked(to_levels(deep_colour(image, opened(data, formats), data).values, levels), channels)
+    elif shrink > 1:
         image.draft(None, (image.width // shrink, image.height // shrink))
+    with explained(data, image):
+        image.load()
+    return in_channels(image, channels, levels)
+
+
+def stored(data: bytes, channels: int, formats: tuple[str, ...] = FORMATS) -> Stored:
+    """The numbers in a file's first frame, or in the channels that are asked for where it has as many, before they
+    come to 0..255; to be called by :func:`reading`."""
+    if data.startswith(bands.ARRAY):
+        return stored_array(bands.read_array(data, channels, PIXELS))
+    image = _not_layered(data, channels, formats)
+    if not isinstance(image, Image.Image):
+        return stored_array(image)
+    if channels in (1, 3) and is_deep_colour(image):
+        return deep_colour(image, opened(data, formats), data)
     image.load()
-    return to_eight_bits(image, channels)
+    if channels not in (1, 3):
+        return stored_array(np.asarray(in_channels(image, channels)))
+    return stored_grey(image) or stored_array(np.asarray(_of_eight_bits(image)))
+
+
+def as_asked(levels: np.ndarray, channels: int) -> Picture:
+    """The image of (H, W) or (H, W, C) uint8; grey and colour ones are converted into one another.
+
+    Raises:
+        ValueError: of another number of channels.
+    """
+    image = from_levels(levels)
+    if isinstance(image, Image.Image) and channels in (1, 3):
+        return to_eight_bits(image, channels)
+    found = 1 if levels.ndim == 2 else levels.shape[2]
+    if found != channels:
+        raise ValueError(f"it has {found} channels, not {channels}: --channels {found} reads them")
+    return image
+
+
+def in_channels(image: Image.Image, channels: int, levels: Levels | None = None) -> Picture:
+    """An image of any mode, grey or colour where 1 or 3 channels are asked for; else its own channels, as of RGBA and
+    CMYK. ValueError for another number. ``levels``: as of :func:`to_eight_bits`."""
+    if channels in (1, 3):
+        return to_eight_bits(image, channels, levels)
+    image = image.convert(image.mode.upper()) if image.mode in ("La", "RGBa") else image
+    if len(image.getbands()) != channels or image.mode == "PA":
+        raise ValueError(f"it has {len(image.getbands())} channels of mode {image.mode}, not {channels}")
+    stack = Stack(image.split())
+    return Stack.of(to_levels(stack.levels(), levels)) if for_all(levels) else stack
+
+
+def _not_layered(data: bytes, channels: int, formats: tuple[str, ...]) -> Image.Image | np.ndarray:
+    """As :func:`opened`; (H, W, C) numbers of a TIFF that has ``channels`` bands or grey pages.
+
+    Where 1 or 3 channels are asked for that are not their number, the first page is an image as PIL has it.
+    """
+    if not data.startswith(bands.TIFF):
+        return opened(data, formats)
+    image = open_tiff(data, formats)
+    found, pages = bands.tiff_layers(image, data)
+    if found == channels and pages and image is not None:
+        return bands.read_pages(image, found, PIXELS)
+    if found == channels or (channels not in (1, 3) and bands.samples_of(image, data) == channels):  # RGBA among them
+        return bands.read_bands(data, PIXELS)
+    if found and (image is None or channels not in (1, 3)):
+        raise ValueError(f"it has {found} channels, not {channels}: --channels {found} reads them")
+    return image or opened(data, formats)
+
+
+def open_tiff(data: bytes, formats: tuple[str, ...] = FORMATS) -> Image.Image | None:
+    """As :func:`opened`; None for bands that PIL has no mode for."""
+    try:
+        return opened(data, formats)
+    except ValueError as error:
+        if isinstance(error.__cause__, UnidentifiedImageError):
+            return None
+        raise
 
 
 def colour_jpeg_size(data: bytes) -> tuple[int, int] | None:
@@ -154,7 +246,11 @@ def decode_colour_jpeg(data: bytes) -> Tensor:
     By PIL where torchvision has no decoder. To be called by ``reading``.
     """
     if decode_jpeg is None or ImageReadMode is None:
-        return torch.from_numpy(np.array(decode_bytes(data, 3))).permute(2, 0, 1)
-    pixels = decode_jpeg(torch.frombuffer(bytearray(data), dtype=torch.uint8), mode=ImageReadMode.RGB)
+        return torch.from_numpy(np.array(to_eight_bits(opened(data), 3))).permute(2, 0, 1)
+    try:
+        pixels = decode_jpeg(torch.frombuffer(bytearray(data), dtype=torch.uint8), mode=ImageReadMode.RGB)
+    except RuntimeError:
+        with explained(data, opened(data)):
+            raise
     assert isinstance(pixels, Tensor)  # of one file; several give a list
     return pixels

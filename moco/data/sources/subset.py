@@ -14,13 +14,16 @@ import http.client
 import os
 import re
 import urllib.request
+from collections import Counter
 from collections.abc import Iterator, Sequence
 
 import numpy as np
-from PIL import Image
 
 from moco import files as disk
+from moco.data.sources import lists
 from moco.data.sources.base import Source
+from moco.data.sources.values import Stored
+from moco.data.stack import Picture
 from moco.errors import UserError, one_line
 from moco.seeding import key, numpy_generator
 
@@ -38,14 +41,17 @@ class Subset(Source):
     def __init__(self, whole: Source, rows: np.ndarray, name: str) -> None:
         assert whole.labels is not None
         super().__init__(name, whole.channels, whole.classes, whole.labels[rows], whole.native_size)
-        self.found = whole.found
+        self.found, self.levels = whole.found, whole.levels
         self.whole, self.rows = whole, rows
 
     def __len__(self) -> int:
         return len(self.rows)
 
-    def load(self, index: int) -> Image.Image:
+    def load(self, index: int) -> Picture:
         return self.whole.load(int(self.rows[index]))
+
+    def stored(self, index: int) -> Stored:
+        return self.whole.stored(int(self.rows[index]))
 
     def name_of(self, index: int) -> str:
         return self.whole.name_of(int(self.rows[index]))
@@ -139,29 +145,83 @@ def read_names(path: str) -> list[str]:
 def find_rows(source: Source, names: Sequence[str], path: str) -> np.ndarray:
     """Rows (n,) int64 of the images called ``names`` in the list ``path``.
 
+    A name may be the end of a path, or an absolute one, with a label behind it, in the forms of
+    :mod:`moco.data.sources.lists`; labels, comments and a header are left out.
+
     Raises:
         UserError: a name is twice in the list, belongs to no image, or to several.
     """
-    rows = dict.fromkeys(names, -1)
-    if len(rows) < len(names):
-        raise UserError(f"{path} holds {len(names) - len(rows)} names twice: write each image once.")
-    for row in range(len(source)):
-        parts = source.name_of(row).replace(os.sep, "/").rsplit("/", 2)
-        for name in (parts[-1], "/".join(parts[-2:])):
-            if name in rows:
-                if rows[name] not in (-1, row):
-                    raise UserError(f"{name} of {path} belongs to several images of {source.name}: write FOLDER/NAME.")
-                rows[name] = row
-    missing = [name for name, row in rows.items() if row < 0]
-    if missing:
+    return _matched(source, names, path)[0]
+
+
+def _matched(source: Source, names: Sequence[str], path: str) -> tuple[np.ndarray, list[str]]:
+    """:func:`find_rows`, and notes of what was left out."""
+    if len(twice := dict.fromkeys(names)) < len(names):
+        raise UserError(f"{path} holds {len(names) - len(twice)} names twice: write each image once.")
+    meant = _meant(source, names)
+    rows: list[int] = []
+    lost: list[str] = []
+    left = Counter[str]()
+    for place, name in enumerate(names):
+        spelled = {spelling: meant[spelling] for spelling in lists.spellings(name) if spelling in meant}
+        if spelled:
+            rows.append(_one_row(spelled, name, path, source.name))
+            left["labels"] += next(iter(spelled)) not in lists.whole(name)
+        elif kind := _left_out(name, place == 0):
+            left[kind] += 1
+        else:
+            lost.append(name)
+    if lost or not rows:
+        first = (lost or names)[0]
         raise UserError(
-            f"{len(missing)} of the {len(names)} images in {path} are not in {source.name}, the first {missing[0]}: "
+            f"{len(lost)} of the {len(names)} images in {path} are not in {source.name}, the first {first}: "
             "give the images that the list is about, another list, or --train-files balanced for a draw."
         )
-    found = np.array(sorted(rows.values()), dtype=np.int64)
+    found = np.array(sorted(rows), dtype=np.int64)
     if len(np.unique(found)) < len(found):
         raise UserError(f"{path} names an image twice, with and without its folder: write each image once.")
-    return found
+    return found, [f"{count} {kind} left out" for kind, count in left.items() if count]
+
+
+def _one_row(spelled: dict[str, list[int]], name: str, path: str, whole: str) -> int:
+    """The row that is meant by a line; ``spelled``: those of each way to read it."""
+    if several := next((spelling for spelling, found in spelled.items() if len(found) > 1), ""):
+        raise UserError(f"{several} of {path} belongs to several images of {whole}: write FOLDER/NAME.")
+    if len({found[0] for found in spelled.values()}) > 1:
+        both = " or ".join(list(spelled)[:2])
+        raise UserError(f"the line {name} of {path} may mean {both}: write the name alone, or rename one.")
+    return next(iter(spelled.values()))[0]
+
+
+def _left_out(name: str, first: bool) -> str:
+    """What a line is that names no image; empty for an image that is not there."""
+    if first and lists.is_header(name):
+        return "header"
+    return "comments" if lists.is_comment(name) else ""
+
+
+def _meant(source: Source, names: Sequence[str]) -> dict[str, list[int]]:
+    """The rows whose names end in each spelling of ``names``: two at most, of those that there are."""
+    by_end: dict[str, list[str]] = {}
+    for spelling in {spelling for name in names for spelling in lists.spellings(name)}:
+        by_end.setdefault("/".join(spelling.rsplit("/", 2)[-2:]), []).append(spelling)
+    meant: dict[str, list[int]] = {}
+    for row in range(len(source)):
+        name = source.name_of(row).replace(os.sep, "/")
+        parts = name.rsplit("/", 2)
+        for end in dict.fromkeys((parts[-1], "/".join(parts[-2:]))):
+            for spelling in by_end.get(end, ()):
+                if _is_end(spelling, end, name) and len(meant.setdefault(spelling, [])) < 2:
+                    meant[spelling].append(row)
+    return meant
+
+
+def _is_end(spelling: str, end: str, name: str) -> bool:
+    """Whether a path that is spelled so, and ends so, is the file ``name`` or its end."""
+    if spelling == end:
+        return True
+    whole = os.path.abspath(name)
+    return whole == os.path.normpath(spelling) or whole.endswith("/" + spelling.lstrip("/")) and spelling[0] != "/"
 
 
 def is_imagenet(source: Source) -> bool:
@@ -218,10 +278,16 @@ def choose_subset(
     if not files and percent in LISTS and is_imagenet(whole):
         files = published_list(percent, cache)
     drawn = files in ("", "balanced")
-    listed = None if drawn else find_rows(whole, read_names(files), files)
+    listed, left = (None, []) if drawn else _matched(whole, read_names(files), files)
     train_rows, val_rows = split(whole.labels, percent or 100.0, val_share, seed, listed)
     train = Subset(whole, train_rows, f"{whole.name} (training part)")
     val = Subset(whole, val_rows, f"{whole.name} (validation part)") if val_share else None
-    summary = f"the list {files}" if not drawn else "all images" if percent == 100 else f"a balanced draw, seed {seed}"
+    summary = (
+        "; ".join([f"the list {files}", *left])
+        if not drawn
+        else "all images"
+        if percent == 100
+        else f"a balanced draw, seed {seed}"
+    )
     without = len(whole.classes or ()) - len(np.unique(whole.labels[train_rows]))
     return train, val, summary + f"; {without} classes have no image in it" * bool(without)

@@ -32,16 +32,17 @@ HARDEST = 12  # rows of a query that are shown
 
 def run_negatives(args: Namespace) -> int:
     """The command; returns the exit code."""
-    make_folder(args.out)
     runs = [open_queue(path) for path in checkpoints(args)]
     runs.sort(key=lambda run: (run.epoch, run.draw))
-    last, channels = runs[-1], runs[-1].settings.get("channels")
-    source = data.open_sources(
-        args.dataset, args.data, download=args.download, channels=channels, cache=args.cache
-    ).pretrain
+    last = runs[-1]
+    own = {name: last.settings.get(name) for name in ("channels", "levels")}
+    sources = data.open_sources(args.dataset, args.data, download=args.download, cache=args.cache, **own)
+    source = sources.pretrain
+    tell(*data.describe(source, sources.val))
     warnings = _warnings(runs, source, args.other_images)
     for warning in warnings:
         tell(f"warning: {warning}")
+    make_folder(args.out)
     views, words = last.views(source)
     named = [number_of(source, name) for name in args.image]
     sample = Sample(views, last.epoch, chosen(len(source), args.sample, args.seed, named), named)
@@ -49,7 +50,7 @@ def run_negatives(args: Namespace) -> int:
     result: dict[str, Any] = {
         "checkpoint": last.path, "method": last.method, "images": source.name, "image_count": len(source),
         "sample_seed": args.seed, "views": words, "warnings": [*warnings, *sample.notes(source)],
-        "classes": source.labels is not None,
+        "classes": source.labels is not None, "unreadable": len(sample.unread),
     }  # fmt: skip
     developed = []
     for run in runs:

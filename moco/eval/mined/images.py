@@ -12,6 +12,7 @@ from torch import Tensor
 
 from moco import seeding
 from moco.data import BadImageError, Source, TwoViews
+from moco.data.stack import from_levels, shown
 from moco.errors import OutageError, UserError
 from moco.eval.mined.queue_run import QUERY_VIEW, QueueRun
 
@@ -92,7 +93,7 @@ class Gallery:
     def whole(self, index: int) -> Image.Image:
         """An image as it is; a grey one where it cannot be read or is none of these."""
         try:
-            return self.source.load(index)
+            return shown(self.source.load(index))
         except (BadImageError, IndexError):
             return Image.new("L", (self._views.size, self._views.size), 128)
 
@@ -122,5 +123,4 @@ def _entries(value: Any) -> Iterator[dict[str, Any]]:
 
 
 def _image(view: Tensor) -> Image.Image:
-    pixels = view.permute(1, 2, 0).numpy()  # (s, s, channels)
-    return Image.fromarray(pixels[..., 0] if pixels.shape[2] == 1 else pixels)
+    return shown(from_levels(view.permute(1, 2, 0).numpy()))  # (s, s, channels)

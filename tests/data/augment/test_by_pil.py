@@ -1,6 +1,8 @@
 """Views: pixels equal to torchvision's, parameters equal to the published ones, draws of the same distribution."""
 
 import dataclasses
+import hashlib
+import itertools
 import math
 
 import numpy as np
@@ -284,6 +286,56 @@ def test_eval_view_takes_small_images_whole():
     assert eval_view(photo("L", (40, 31)), 28).shape == (1, 28, 28)
 
 
+@pytest.mark.parametrize("mode", ["L", "RGB"])
+@pytest.mark.parametrize("turn", [0, 1, 2, 3])
+@pytest.mark.parametrize("vflip", [False, True])
+def test_turns_and_upside_down_are_those_of_pil(mode, turn, vflip):
+    """The turn is anticlockwise; what is on the right comes to the top by one quarter."""
+    image = photo(mode, (24, 24))
+    found = apply(image, params(("crop", "vflip", "turn"), box=(0, 0, 24, 24), vflip=vflip, turn=turn), 24)
+    by_hand = image.transpose(Image.Transpose.FLIP_TOP_BOTTOM) if vflip else image
+    expected = by_hand.rotate(90 * turn) if turn else by_hand
+    assert torch.equal(found, pixels_of(expected))
+    if turn == 1 and not vflip:
+        assert torch.equal(found[:, 0], pixels_of(image)[:, :, -1])
+
+
+def test_frequencies_of_turns_and_flips_upside_down():
+    preset = dataclasses.replace(PRESETS["v2"], order=(*PRESETS["v2"].order, "vflip", "turn"), vflip_p=0.3, turn_p=0.6)
+    views = draws_of(preset)
+    turns = np.bincount([view.turn for view in views], minlength=4)
+    assert stats.chisquare(turns, [0.4 * DRAWS, *3 * [0.2 * DRAWS]]).pvalue > ALPHA
+    assert stats.binomtest(sum(view.vflip for view in views), DRAWS, 0.3).pvalue > ALPHA
+    both = np.corrcoef([[view.turn > 0, view.vflip, view.flip] for view in views], rowvar=False) - np.eye(3)
+    assert np.abs(both).max() < 5 / math.sqrt(DRAWS)
+
+
+# the first sixteen digits of a hash of 400 views' parameters, as they were before there were turns
+BEFORE = {
+    "v1": "f60f7b845a6d3935", "v2": "65dd945decbdfb8f", "v3": "c52ab844fe2a30c8", "v3-wide": "7687aa6405d6ad97",
+    "cifar": "570b2f3110f7610e", "supcon": "b1c153e07bc9fd5e", "digits": "584d18d5bfcfcac8",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", BEFORE)
+def test_draws_of_published_presets_do_not_move(name):
+    digest = hashlib.sha256()
+    for view, number in itertools.product((0, 1), range(200)):
+        rng = np.random.default_rng(number)
+        found = draw(PRESETS[name].of_view(view), 500 - number, 300 + number, rng)
+        digest.update(repr(tuple(found)[:8]).encode())
+        assert (found.vflip, found.turn) == (False, 0)
+    assert digest.hexdigest()[:16] == BEFORE[name]
+
+
+def test_a_preset_of_simclr_is_the_papers():
+    """arXiv 2002.05709, appendix A: colours at strength 1, crops from 8 %, blur in half of the views."""
+    preset = PRESETS["simclr"]
+    assert (preset.brightness, preset.contrast, preset.saturation, preset.hue) == (0.8, 0.8, 0.8, 0.2)
+    assert (preset.jitter_p, preset.grey_p, preset.blur_p, preset.flip_p) == (0.8, 0.2, 0.5, 0.5)
+    assert (preset.crop_scale, preset.crop_ratio, preset.blur_sigma) == ((0.08, 1.0), (3 / 4, 4 / 3), (0.1, 2.0))
+
+
 def test_probe_views():
     assert probe_preset(True).flip_p == 0.5
     assert probe_preset(False).flip_p == 0.0
@@ -296,5 +348,7 @@ def test_wrong_presets():
         get_preset("v4")
     with pytest.raises(ValueError, match="with one crop"):
         Preset(order=("flip",))
+    with pytest.raises(ValueError, match="turn must come after crop"):
+        Preset(order=("turn", "crop"))
     with pytest.raises(ValueError, match="operations are"):
         Preset(order=("crop", "solarise"))

@@ -96,6 +96,9 @@ def test_what_it_cannot_do_is_left_to_torch():
     assert triton_views.suits(table(PLAIN), ())
     assert not triton_views.suits(table(PLAIN, BLURRED), ("blur", "grey"))
     assert not triton_views.suits(table(PLAIN, (None, False, 2.5, False)), ORDER)
+    assert not triton_views.suits(table(PLAIN, (*PLAIN, False, True)), (*ORDER, "vflip"))
+    assert not triton_views.suits(table(PLAIN, (*PLAIN, False, False, 2)), (*ORDER, "turn"))
+    assert triton_views.suits(table(PLAIN, PLAIN), (*ORDER, "vflip", "turn"))
     assert not triton_views.suits(table((BLURRED[0] + JITTERED[0], False, None, False)), ORDER)
 
 

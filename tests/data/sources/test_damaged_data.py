@@ -213,7 +213,22 @@ def write_shard(path, label):
 
 
 @pytest.mark.parametrize(
-    "label", [b"", b"-1", b"1_0", b"1000000", b"1" * 13, b"\xd9\xa3", b"7.0", b"cat", b" " * 32 + b"7", bytes(200_000)]
+    "label",
+    [
+        b"",
+        b"-1",
+        b"1_0",
+        b"1000000",
+        b"1" * 13,
+        b"\xd9\xa3",
+        b"7.0",
+        b"0x1f",
+        b"3 5",
+        b"nan",
+        b"c\nd",
+        b" " * 32 + b"7",
+        bytes(200_000),
+    ],
 )
 def test_labels_that_are_no_class(tmp_path, label):
     write_shard(tmp_path / "a.tar", label)
@@ -296,11 +311,15 @@ def test_names_of_classes_are_those_that_were_packed(packed, folder):
     assert content == b"cat\nd\xf6g\n"
     names.write_bytes(content.replace(b"cat", b"cow"))
     assert f"{names} is not what was packed" in sentence(lambda: opened(packed))
+    names.write_bytes(content[:-1])  # an editor's doing: every name is as it was packed
+    assert contents(opened(packed)) == contents(opened(folder))
+    names.write_bytes(content[:-2])
+    assert f"{names} is not what was packed" in sentence(lambda: opened(packed))
     names.unlink()
     assert contents(opened(packed)) == contents(opened(folder))
     (packed / "train" / INDEX).unlink()
     assert opened(packed / "train").classes == ["0", "1"]
-    for damaged in (content[:-1], b"cat\ncat\n", b"cat\n\n", b"\n"):
+    for damaged in (b"", b"cat\ncat\n", b"cat\n\n", b"\n"):
         names.write_bytes(damaged)
         assert f"{names} has an empty line" in sentence(lambda: opened(packed))
     names.unlink()

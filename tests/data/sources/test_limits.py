@@ -196,10 +196,10 @@ def test_formats_are_those_of_the_extensions(tmp_path):
         file = io.BytesIO()
         image.save(file, name)
         assert folder_with(tmp_path, file.getvalue()).load(1).size == (SIDE, SIDE)
-    for name in ("EPS", "ICO", "PCX"):
+    for name, what in (("EPS", "is PostScript"), ("ICO", "is an icon"), ("PCX", "the bytes 0a 05 .*no image format")):
         file = io.BytesIO()
         image.save(file, name)
-        refused(folder_with(tmp_path, file.getvalue()), 1, "cannot identify")
+        refused(folder_with(tmp_path, file.getvalue()), 1, what)
 
 
 def test_limits_are_what_the_documents_say():

@@ -1,0 +1,77 @@
+"""What is said of mistaken words: flags that no argument takes, choices that there are not, flags without effect.
+
+No torch here.
+"""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import os
+import re
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from moco.methods.registry import METHODS
+
+_UNKNOWN, _CHOICE = "unrecognized arguments: ", re.compile(r"^argument ([^:]*): invalid choice: '([^']*)'")
+
+
+def explained(message: str, actions: Sequence[argparse.Action], words: Sequence[str]) -> str:
+    """argparse's message on the ``words`` that it read, with what was probably meant."""
+    if message.startswith(_UNKNOWN):
+        return _UNKNOWN + _unknown(message.removeprefix(_UNKNOWN).split(), actions, words)
+    found = _CHOICE.match(message)
+    return message + (_close_choice(found[1], found[2], actions) if found else "")
+
+
+def _unknown(left: list[str], actions: Sequence[argparse.Action], words: Sequence[str]) -> str:
+    """The flags among the words that nothing takes, each with its value, and no others: argparse takes a value behind
+    an unknown flag for DIR, and leaves DIR."""
+    flags = [word for word in left if word.startswith("-")]
+    if not flags:
+        return " ".join(left) + "; one DIR is read" * any(action.dest == "data" for action in actions)
+    shown = [word for flag in flags for word in (flag, *_value_of(flag, words))]
+    return " ".join(shown) + close_to(flags[0], [name for action in actions for name in action.option_strings])
+
+
+def _value_of(flag: str, words: Sequence[str]) -> list[str]:
+    place = words.index(flag) + 1 if flag in words and "=" not in flag else len(words)
+    return [word for word in words[place : place + 1] if not word.startswith("-") and not os.path.exists(word)]
+
+
+def _close_choice(name: str, word: str, actions: Sequence[argparse.Action]) -> str:
+    found = [action for action in actions if name in ("/".join(action.option_strings), action.dest, action.metavar)]
+    plain = {_plain(str(choice)): choice for action in found for choice in action.choices or ()}
+    close = difflib.get_close_matches(_plain(word), list(plain), 1)
+    if close:
+        return f"; did you mean {plain[close[0]]}?"
+    return "; images of your own are given as DIR, without --dataset" * (name == "--dataset")
+
+
+def _plain(word: str) -> str:
+    """Without case and signs."""
+    return re.sub("[^a-z0-9]", "", word.lower())
+
+
+def close_to(flag: str, known: Iterable[str]) -> str:
+    """; did you mean --moco-k? Empty where nothing is close."""
+    found = difflib.get_close_matches(flag.partition("=")[0].replace("_", "-"), list(known), 1)
+    return f"; did you mean {found[0]}?" if found else ""
+
+
+def idle_notes(args: argparse.Namespace, typed: dict[str, Any]) -> list[str]:
+    """A sentence for each flag on the command line that the method, as it is chosen, does not look at; of synthetic
+    negatives see :func:`moco.cli.auto.idle`."""
+    queue = args.family == "queue"
+    looks = {
+        "moco_m": queue or args.family == "momentum", "shuffle_bn": queue, "check_every": queue,
+        "head_precision": queue and not METHODS[args.method].queue,
+        **dict.fromkeys(("beta", "tau_plus", "estimator"), args.method == "hcl"),
+    }  # fmt: skip
+    flags = [
+        f"--{'no-' * (typed[name] is False)}{name.replace('_', '-')}"
+        for name, looked in looks.items()
+        if name in typed and not looked
+    ]
+    return [f"warning: {flag} has no effect with --method {args.method}" for flag in flags]
