@@ -67,7 +67,9 @@ def read_config(path: str, argv: list[str], num_gpus: int, scale: bool = True) -
         cfg.MODEL.DEVICE = "cpu"
     processes = max(num_gpus, 1)
     if cfg.SOLVER.IMS_PER_BATCH % processes:
-        raise UserError(f"SOLVER.IMS_PER_BATCH {cfg.SOLVER.IMS_PER_BATCH} does not divide among {processes} GPUs.")
+        raise UserError(
+            f"SOLVER.IMS_PER_BATCH {cfg.SOLVER.IMS_PER_BATCH} does not divide among {processes} GPUs: give a multiple."
+        )
     # Statistics of more batches than were trained on cost time and say nothing; 200 batches stay 200 in every recipe.
     cfg.TEST.PRECISE_BN.NUM_ITER = min(cfg.TEST.PRECISE_BN.NUM_ITER, cfg.SOLVER.MAX_ITER)
     cfg.freeze()

@@ -1,4 +1,4 @@
-"""--auto and --pretrained of main_pretrain.py: what data and a file may decide, and flags that do nothing.
+"""--auto and --pretrained of main_pretrain.py: what data and a file may decide.
 
 What --auto takes is decided once the images are open, by :mod:`moco.train.fit`. No torch here.
 """
@@ -16,8 +16,6 @@ OF_A_FILE = ("arch", "stem", "size", "channels", "mean", "std")  # what the file
 COUNTS = ("n1", "n2", "n3", "n4", "n5", "n6")
 OF_A_SET = ("size", "aug", "batch_size", "moco_k", "moco_m", "n_hard", "mochi", *COUNTS, "hard_start_epoch",
             "schedule", "warm_epochs", "bn_splits")  # fmt: skip
-_SCALES = {"sigma": "n4", "delta": "n5", "eta": "n6", "extrapolation": "n2"}  # SynCo's, and the counts that use them
-_TIMES = ("hard_start_epoch", "hard_stop_epoch")
 
 
 def add_auto(p: Parser) -> None:
@@ -36,24 +34,6 @@ def note_open(args: argparse.Namespace, typed: Container[str], filed: Container[
     if args.aug_plus and "aug" in args.left_open:
         args.left_open.remove("aug")
     args.pretrained = args.begin_with = encoder_file(args.pretrained)
-
-
-def idle(args: argparse.Namespace, typed: Container[str], filed: Container[str]) -> list[str]:
-    """A sentence about flags of synthetic negatives that are given and that nothing uses."""
-    others = () if "method" in typed else filed  # a file's are of its own method, which another one may replace
-    names: tuple[str, ...] = {"moco": ("n_hard", *_TIMES, *_SCALES), "mochi": ("n_hard", *_SCALES)}.get(
-        args.negatives, tuple(scale for scale, count in _SCALES.items() if not getattr(args, count))
-    )
-    found = [f"--{name.replace('_', '-')}" for name in names if name in typed or name in others]
-    if not found:
-        return []
-    why = {
-        "mochi": "MoCHi has three numbers, --mochi N S S2",
-        "synco": "no negatives of its kind are asked for",
-        "moco": f"--method {args.method} makes no synthetic negatives; to make some, give --method synco, or "
-        "--mochi N S S2",
-    }[args.negatives]
-    return [f"warning: {', '.join(found)} {'does' if len(found) == 1 else 'do'} nothing: {why}"]
 
 
 def check_negatives(args: argparse.Namespace) -> None:

@@ -9,11 +9,13 @@ import argparse
 import difflib
 import os
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Container, Iterable, Sequence
 from typing import Any
 
 from moco.methods.registry import METHODS
 
+_SCALES = {"sigma": "n4", "delta": "n5", "eta": "n6", "extrapolation": "n2"}  # SynCo's, and the counts that use them
+_TIMES = ("hard_start_epoch", "hard_stop_epoch")
 _UNKNOWN, _CHOICE = "unrecognized arguments: ", re.compile(r"^argument ([^:]*): invalid choice: '([^']*)'")
 
 
@@ -62,7 +64,7 @@ def close_to(flag: str, known: Iterable[str]) -> str:
 
 def idle_notes(args: argparse.Namespace, typed: dict[str, Any]) -> list[str]:
     """A sentence for each flag on the command line that the method, as it is chosen, does not look at; of synthetic
-    negatives see :func:`moco.cli.auto.idle`."""
+    negatives see :func:`idle_negatives`."""
     queue = args.family == "queue"
     looks = {
         "moco_m": queue or args.family == "momentum", "shuffle_bn": queue, "check_every": queue,
@@ -75,3 +77,21 @@ def idle_notes(args: argparse.Namespace, typed: dict[str, Any]) -> list[str]:
         if name in typed and not looked
     ]
     return [f"warning: {flag} has no effect with --method {args.method}" for flag in flags]
+
+
+def idle_negatives(args: argparse.Namespace, typed: Container[str], filed: Container[str]) -> list[str]:
+    """A sentence about flags of synthetic negatives that are given and that nothing uses."""
+    others = () if "method" in typed else filed  # a file's are of its own method, which another one may replace
+    names: tuple[str, ...] = {"moco": ("n_hard", *_TIMES, *_SCALES), "mochi": ("n_hard", *_SCALES)}.get(
+        args.negatives, tuple(scale for scale, count in _SCALES.items() if not getattr(args, count))
+    )
+    found = [f"--{name.replace('_', '-')}" for name in names if name in typed or name in others]
+    if not found:
+        return []
+    why = {
+        "mochi": "MoCHi has three numbers, --mochi N S S2",
+        "synco": "no negatives of its kind are asked for",
+        "moco": f"--method {args.method} makes no synthetic negatives; to make some, give --method synco, or "
+        "--mochi N S S2",
+    }[args.negatives]
+    return [f"warning: {', '.join(found)} {'does' if len(found) == 1 else 'do'} nothing: {why}"]

@@ -13,7 +13,7 @@ from typing import Any
 
 from moco import doors
 from moco.cli import auto, common, methods, training
-from moco.cli.mistakes import idle_notes
+from moco.cli.mistakes import idle_negatives, idle_notes
 from moco.cli.parser import Parser, at_least, parse, share, take_defaults, with_config
 from moco.config import EncoderConfig, PretrainConfig, ScheduleConfig, ValidationConfig, ViewConfig
 from moco.data.augment.from_file import with_crop_min
@@ -157,8 +157,7 @@ def _finish(parser: Parser, argv: list[str], any_demo: bool = False) -> argparse
     methods.choose_family(args, typed, parser.filed)
     if args.crop_min is not None:
         args.aug = with_crop_min(_aug(args) or dataset_of(args.dataset).preset, args.crop_min)
-    args.notes += idle_notes(args, typed)
-    args.notes.extend(auto.idle(args, typed, parser.filed))
+    args.notes += [*idle_notes(args, typed), *idle_negatives(args, typed, parser.filed)]
     args.type_starts, args.type_start_steps = methods.read_type_starts(args.type_starts)
     common.check_images(args)
     training.choose_plateau(args, typed, parser.filed)

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,6 +28,21 @@ from moco.errors import UserError
 MOST = 10_000  # images of a set whose pixels are counted: the error that is left is far below one level of 255
 BATCH = 16  # images that a worker hands over at a time
 DIGITS = 6
+
+
+def sums_of(pixels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """(C,) int64 sums of (n, C) uint8 values and of their squares."""
+    counts = np.stack([np.bincount(values, minlength=256) for values in pixels.T])  # (C, 256)
+    levels = np.arange(256)
+    return counts @ levels, counts @ levels**2
+
+
+def mean_and_std(sums: Sequence[int], squares: Sequence[int], pixels: int) -> tuple[list[float], list[float]]:
+    """Of each channel in 0..1, from whole numbers over all pixels, of which there is one at least."""
+    mean = [total / pixels / 255 for total in sums]
+    # n Q - S^2 in whole numbers: of images of one colour the difference of two floats would not be 0
+    std = [(pixels * q - s * s) ** 0.5 / pixels / 255 for s, q in zip(sums, squares, strict=True)]
+    return mean, std
 
 
 @dataclass(eq=False)
@@ -46,9 +62,8 @@ class Sums(Dataset):
         except BadImageError:
             return self.blank(key)
         pixels = pixels.reshape(-1, self.source.channels)
-        counts = np.stack([np.bincount(values, minlength=256) for values in pixels.T])  # (C, 256)
-        levels = np.arange(256)
-        return {"sums": counts @ levels, "squares": counts @ levels**2, "pixels": len(pixels)}
+        sums, squares = sums_of(pixels)
+        return {"sums": sums, "squares": squares, "pixels": len(pixels)}
 
     def blank(self, _: tuple[int, int]) -> dict[str, Any]:
         """An item of an image that cannot be had."""
@@ -76,10 +91,7 @@ def channel_statistics_of(source: Source, workers: int = 0, most: int = MOST) ->
         pixels, read = pixels + int(batch["pixels"].sum()), read + int(torch.count_nonzero(batch["pixels"]))
     if not pixels:
         raise UserError(f"none of {len(rows)} images tried in {source.name} can be read: check the files.")
-    mean = [total / pixels / 255 for total in sums]
-    # n Q - S^2 in whole numbers: of images of one colour the difference of two floats would not be 0
-    std = [(pixels * q - s * s) ** 0.5 / pixels / 255 for s, q in zip(sums, squares, strict=True)]
-    return mean, std, read
+    return *mean_and_std(sums, squares, pixels), read
 
 
 @dataclass(frozen=True)

@@ -19,9 +19,10 @@ from moco.data.sources.cache import CachedSource
 from moco.data.sources.decode import BadImageError, opened, reading
 from moco.data.sources.folders import tally
 from moco.data.sources.subset import Subset
+from moco.data.sources.values import bits_of
 
+WARNING = "warning: "  # the beginning of a note on what is likely to be wrong
 LOOKED_AT = 9  # images, spread over the set
-BITS_PER_SAMPLE = 258  # a TIFF file's tag
 
 
 class Look(NamedTuple):
@@ -61,24 +62,8 @@ def _kind(image: Image.Image) -> str:
     if mode[0] == "P":
         return f"palette{alpha}"
     colour = "grey" if mode[0] in "1LIF" and mode != "LAB" else "colour"
-    return f"{colour} {_bits(image)}{alpha}"
-
-
-def _bits(image: Image.Image) -> str:
-    """PIL's modes do not tell 16 bits a channel in colour."""
-    if image.mode == "F":
-        return "float"
-    if image.mode == "1":
-        return "1-bit"
-    tags = getattr(image, "tag_v2", None)
-    if tags is not None and (bits := tags.get(BITS_PER_SAMPLE)):
-        return f"{bits[0] if isinstance(bits, tuple) else bits}-bit"
-    tiles = getattr(image, "tile", None) or [("", None, 0, "")]
-    way = tiles[0][3]
-    raw = str(way[0] if isinstance(way, tuple) and way else way)
-    if "16" in image.mode or ";16" in raw:
-        return "16-bit"
-    return "32-bit" if image.mode == "I" else "8-bit"
+    depth = "float" if mode == "F" else f"{bits_of(image)}-bit"
+    return f"{colour} {depth}{alpha}"
 
 
 def describe(train: Source, val: Source | None = None, seen: Sequence[Look] | None = None) -> list[str]:
@@ -96,7 +81,7 @@ def describe(train: Source, val: Source | None = None, seen: Sequence[Look] | No
 
 def as_line(note: str) -> str:
     """A note of :class:`moco.data.sources.base.Found` as a line of a log."""
-    return note if note.startswith("warning: ") else f"note: {note}"
+    return note if note.startswith(WARNING) else f"note: {note}"
 
 
 def _counted(train: Source) -> str:

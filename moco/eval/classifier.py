@@ -249,7 +249,7 @@ def check_state(state: dict, path: str, arch: str, *needed: str) -> None:
     if not isinstance(state.get("state_dict"), dict) or not {"best_acc1", *needed} <= set(state):
         raise UserError(f"{path} is no checkpoint of this program: give a pretrained encoder by --pretrained.")
     if state.get("arch") not in (None, arch):
-        raise UserError(f"{path} was trained with -a {state['arch']}; this run has -a {arch}.")
+        raise UserError(f"{path} was trained with -a {state['arch']}; this run has -a {arch}: give both the same.")
 
 
 def fill(encoder: nn.Module, state: dict, path: str, entry: str = "state_dict") -> None:

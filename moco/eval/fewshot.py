@@ -95,9 +95,11 @@ def _read_rows(path: str) -> list[list[str]]:
         if any("\0" in word for row in rows for word in row):  # Python below 3.11 says so itself
             raise csv.Error("zero bytes")
     except OSError as error:
-        raise UserError(f"--few-shot-classes {path} cannot be read: {error.strerror}.") from error
+        raise UserError(f"--few-shot-classes {path} cannot be read: {error.strerror}; check the path.") from error
     except csv.Error as error:
-        raise UserError(f"--few-shot-classes {path} is neither a list of classes nor a CSV file: {error}.") from error
+        raise UserError(
+            f"--few-shot-classes {path} is neither a list of classes nor a CSV file: {error}; write a class a line."
+        ) from error
     if not rows:
         raise UserError(f"--few-shot-classes {path} is empty: write one class a line.")
     return rows

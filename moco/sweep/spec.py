@@ -176,7 +176,7 @@ def _build(path: str, entries: dict[str, Any], argv: list[str], out: str | None,
     group_by = [hyphens(name) for name in _list(entries.get("group_by", []), "group_by")]
     for name in group_by:
         if name not in settings[0]:
-            raise UserError(f"group_by {name} is neither in grid nor in paired.")
+            raise UserError(f"group_by {name} is neither in grid nor in paired: name one of their settings.")
     one_run = _one_run(main, entries.get("one_run"), grid)
     select, report = _stages(entries, {*settings[0], *flags})
     if report.resume and one_run:
@@ -202,7 +202,7 @@ def _settings(flags: dict, grid: dict, paired: dict) -> list[dict[str, Any]]:
     cells = [dict(zip(grid, cell, strict=True)) for cell in itertools.product(*grid.values())]
     settings = [{**row, **cell} for row in rows for cell in cells]
     if len({tuple(map(plain, setting.values())) for setting in settings}) < len(settings):
-        raise UserError("grid or paired holds a setting twice; each would be the same run.")
+        raise UserError("grid or paired holds a setting twice; each would be the same run: remove one.")
     return settings
 
 
@@ -212,7 +212,7 @@ def _one_run(main: str, entry: Any, grid: dict[str, Any]) -> tuple[str, list[Any
     if main in ENTRY_POINTS and (main, entry) != ("main_lincls.py", "lr"):
         raise UserError(f"one_run is for lr of main_lincls.py, which has a row of figures for each rate, not {entry}.")
     if hyphens(entry) not in grid:
-        raise UserError(f"one_run {entry} is not in grid.")
+        raise UserError(f"one_run {entry} is not in grid: add its values there.")
     return hyphens(entry), grid[hyphens(entry)]
 
 
@@ -251,7 +251,7 @@ def _seeds(entry: Any) -> list[int]:
     if not isinstance(seeds, list) or not seeds or not all(type(seed) is int and seed >= 0 for seed in seeds):
         raise UserError(f"seeds must be their number or a list of whole numbers, not {entry}.")
     if len(set(seeds)) < len(seeds):
-        raise UserError("seeds holds a value twice; each would be the same run.")
+        raise UserError("seeds holds a value twice; each would be the same run: remove one.")
     return seeds
 
 

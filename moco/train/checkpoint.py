@@ -114,7 +114,7 @@ def reserve_run_folder(
         try:
             os.makedirs(folder, exist_ok=True)
         except OSError as error:
-            raise UserError(f"--save-dir {folder} cannot be made: {error.strerror}.") from error
+            raise UserError(f"--save-dir {folder} cannot be made: {error.strerror}; choose another folder.") from error
         names = runs_checkpoints(folder) if files is None else _matching(folder, files)
         ended = _matching(folder, results)
         if not (names or ended) or (resumed and os.path.samefile(os.path.dirname(resumed) or ".", folder)):
@@ -170,7 +170,7 @@ def unpack(state: dict, path: str, model: Any, optimizer: Any, scaler: Any, arch
             "main_semisup.py)."
         )
     if state.get("arch") not in (None, arch):
-        raise UserError(f"{path} was trained with -a {state['arch']}; this run has -a {arch}.")
+        raise UserError(f"{path} was trained with -a {state['arch']}; this run has -a {arch}: give both the same.")
     found = {str(name).removeprefix("module."): value for name, value in state["state_dict"].items()}
     own = model.state_dict()
     if "queue" in found and "queue_ids" not in found:

@@ -96,7 +96,7 @@ def make_plan(batches: int, amp: torch.dtype | None, config: ScheduleConfig) -> 
     """
     per_epoch, steps = batches // config.accum, config.steps
     if not per_epoch:
-        raise UserError(f"--accum {config.accum} is more than the {batches} batches of an epoch.")
+        raise UserError(f"--accum {config.accum} is more than the {batches} batches of an epoch: lower it.")
     last, total = -(-steps // per_epoch) if steps else config.epochs, steps or config.epochs * per_epoch
     rise = config.rise * per_epoch
     if rise >= total:

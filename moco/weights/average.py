@@ -114,7 +114,10 @@ def average(paths: list[str]) -> tuple[dict[str, Any], bool]:
         traits.append(_traits(state))
         sums = sums or {name: torch.zeros_like(value, dtype=torch.float64) for name, value in weights.items()}
         if odd := differing(sums, weights):
-            raise UserError(f"{path} is of another network than {paths[0]}: {odd[0]} differs ({len(odd)} entries do).")
+            raise UserError(
+                f"{path} is of another network than {paths[0]}: {odd[0]} differs ({len(odd)} entries do); give those "
+                "of one network."
+            )
         for name, value in weights.items():
             sums[name] += value
         measured = (name for name in before if name.endswith(("running_mean", "running_var")))

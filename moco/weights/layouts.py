@@ -106,7 +106,9 @@ def _open_safetensors(path: str) -> File:
             tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118 (no mapping)
             card = (opened.metadata() or {}).get("card", "{}")
     except (SafetensorError, OSError, ValueError) as error:
-        raise UserError(f"{path} is no readable safetensors file: truncated, damaged or something else.") from error
+        raise UserError(
+            f"{path} is no readable safetensors file: truncated, damaged or something else; copy it again."
+        ) from error
     return File(path, tensors, tensors_of(tensors, path), _checked_card(card, f"the card in {path}"), FROM_CARD)
 
 
@@ -159,7 +161,7 @@ def tensors_of(state: dict, path: str) -> dict[str, Tensor]:
     named = ((name, value) for name, value in state.items() if isinstance(name, str) and isinstance(value, Tensor))
     found = {wrapper.sub("", name): value for name, value in named}
     if not found:
-        raise UserError(f"{path} holds no weights: neither tensors nor a state_dict with tensors.")
+        raise UserError(f"{path} holds no weights: neither tensors nor a state_dict with tensors: give a checkpoint.")
     pointers = (name.removesuffix("queue_ptr") for name in found if name.endswith(".queue_ptr"))
     outer = next((prefix for prefix in pointers if any(n.startswith(f"{prefix}encoder_q.") for n in found)), "")
     return {name.removeprefix(outer): value for name, value in found.items()}  # a LightningModule's ``model.``

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from conftest import ARCH, TINY
+from conftest import ARCH, TINY, rounding
 from PIL import Image
 from support.many_channels import write_bands, write_pages
 
@@ -63,7 +63,9 @@ def test_a_run_and_what_is_made_of_it(in_process, capsys, five, tmp_path):
     view = (torch.from_numpy(wanted)[None].float() / 255 - 0.5) / 0.25
     index = [name.endswith(f"b/{path.name}") for name in found.paths].index(True)
     with torch.no_grad():
-        assert torch.allclose(torch.as_tensor(found.features[index]), encoder(view)[0], rtol=1e-4, atol=1e-2)
+        alone = encoder(view)[0]
+    # sums in another order than in a batch, through four stages of at most 9 x 96 terms a sum
+    assert (torch.as_tensor(found.features[index]) - alone).norm() < rounding(4 * 9 * 96) * alone.norm()
 
     more = {"workers": 0, "batch_size": 8}
     for protocol, own in (("knn", {"knn_k": [3]}), ("linear", {"epochs": 1}), ("finetune", {"epochs": 1})):

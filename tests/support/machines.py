@@ -27,13 +27,16 @@ NUMBERS = [
     "kernels/test_by_triton.py::test_the_interpreted_programs_agree_with_the_reference",
     *(f"{room}/test_{name}.py" for room, names in {
         "benchmarks": "contrastive_loss",
-        "data/augment": "batched by_numpy by_pil views_by_triton",
+        "data": "levels pixel_statistics",
+        "data/augment": "all_ways batched by_numpy by_pil views_by_triton",
+        "data/sources": "bands decode",
         "eval": "between_epochs embed fewshot finetune_loss finetune_recipes knn mined neighbours rankme retrieval",
         "kernels": "draws images norm threads trial",
         "library": "criteria momentum load_encoder",
         "methods": "losses negatives",
         "models": "buffers encoder in_batch moco moco_v3 more_views supcon_queue",
-        "train": "diagnoses online_probe queue_and_schedule schedules step",
+        "train": "diagnoses online_probe queue_and_schedule schedules start step",
+        "runs": "many_channels",
         "weights": "average export read settings",
     }.items() for name in names.split()),
 ]  # fmt: skip

@@ -10,7 +10,6 @@ from __future__ import annotations
 import copy
 import hashlib
 import os
-import re
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
@@ -18,19 +17,16 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from PIL import Image
 
 from moco import bars, signals
+from moco.data.pixel_statistics import sums_of
 from moco.data.sources import bands
 from moco.data.sources.base import Source
 from moco.data.sources.decode import BadImageError, opened, reading
+from moco.data.sources.values import bits_of
 from moco.errors import OutageError
 
 CHUNK = 16  # images that a process looks at in one go
-_BITS = {"1": 1, "I": 32, "F": 32}  # that a pixel's value is stored in, of modes with other than 8
-_DEPTH = re.compile(r";(\d+)")  # in what PIL calls the layout of a PNG, PPM or TIFF: I;16B, L;4, RGB;16
-_ADDRESS = re.compile(r" <_io\.BytesIO object at 0x[0-9a-f]+>")
-_LAYOUTS = ("PNG", "PPM", "TIFF")
 
 
 @dataclass
@@ -65,18 +61,10 @@ def look(source: Source, index: int) -> Looked:
         decoded = np.asarray(once.load(index))
         found = reading(name, lambda: _stored(data, decoded, lambda: once.stored(index).values))
     except BadImageError as error:
-        return Looked(bad=_reason(name, str(error)))
-    pixels = decoded.reshape(-1, 1 if decoded.ndim == 2 else decoded.shape[-1])  # (H W, C)
-    counts = [np.bincount(pixels[:, channel], minlength=256) for channel in range(pixels.shape[1])]
-    levels = np.arange(len(counts[0]))
-    found.sums = tuple(int(count @ levels) for count in counts)
-    found.squares = tuple(int(count @ levels**2) for count in counts)
+        return Looked(bad=str(error).removeprefix(f"{name} (").removesuffix(")"))
+    sums, squares = sums_of(decoded.reshape(-1, 1 if decoded.ndim == 2 else decoded.shape[-1]))
+    found.sums, found.squares = tuple(sums.tolist()), tuple(squares.tolist())
     return found
-
-
-def _reason(name: str, text: str) -> str:
-    """Why an image cannot be read, the same in every run: Pillow names its file by an address."""
-    return _ADDRESS.sub("", text.removeprefix(f"{name} (").removesuffix(")"))
 
 
 def _of_bytes(source: Source, data: bytes) -> Source:
@@ -102,7 +90,7 @@ def _stored(data: bytes | None, decoded: np.ndarray, numbers: Callable[[], np.nd
         found.kind, found.bits = "NPY" if data.startswith(bands.ARRAY) else "TIFF", 8 * values.dtype.itemsize
         found.low, found.high = _extremes(values)
         return found
-    found.kind, found.mode, found.bits = image.format or "", image.mode, _bits(image)
+    found.kind, found.mode, found.bits = image.format or "", image.mode, bits_of(image)
     if image.mode.startswith(("I", "F")):
         found.low, found.high = _extremes(np.asarray(image))
     return found
@@ -115,15 +103,6 @@ def _extremes(values: np.ndarray) -> tuple[float, float]:
 
 def _digest(data: bytes) -> bytes:
     return hashlib.blake2b(data, digest_size=16).digest()
-
-
-def _bits(image: Image.Image) -> int:
-    if image.mode.startswith("I;"):
-        return 16
-    tiles = getattr(image, "tile", None)  # how Pillow will read the pixels: (decoder, box, offset, layout)
-    layout = str(tiles[0][3]) if image.format in _LAYOUTS and tiles else ""
-    depth = _DEPTH.search(layout)
-    return int(depth[1]) if depth else _BITS.get(image.mode, 8)
 
 
 def look_at_all(source: Source, workers: int, title: str) -> Iterator[Looked]:

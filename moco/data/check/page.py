@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from moco.data.summary import as_line
+from moco.data.summary import WARNING, as_line
 
 SHOWN = 5  # of a long list: classes, files
 
@@ -28,7 +28,7 @@ def _split(name: str, split: dict[str, Any]) -> Iterator[str]:
     classes = split["classes"]
     labelled = f" in {classes['count']:,} classes" if classes else " without labels"
     yield f"{name}: {split['images']:,} images{labelled}{layout}, {split['name']}"
-    yield from (f"  {as_line(note)}" for note in split["notes"])
+    yield from (f"  {as_line(note)}" for note in split["notes"] if not note.startswith(WARNING))  # see the end
     if split["passed_over"]:
         passed = ", ".join(f"{count:,} {kind}" for kind, count in split["passed_over"].items())
         yield f"  files passed over: {passed}"

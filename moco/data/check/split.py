@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from moco.data import pixel_statistics
 from moco.data.check.look import Looked
 from moco.data.sources.base import Source
 
@@ -102,19 +103,16 @@ def _duplicates(source: Source, whole: list[tuple[int, Looked]]) -> list[dict[st
 def mean_and_std(looked: Iterable[Looked]) -> tuple[list[float] | None, list[float] | None]:
     """Mean and standard deviation of each channel over all pixels of all images, in 0..1 as --mean and --std take them;
     (None, None) without an image. The sums are whole numbers, so the order of the images changes nothing."""
-    sums: list[int] = []
-    squares: list[int] = []
-    pixels = 0
-    for one in looked:
-        sums = [a + b for a, b in zip(sums or [0] * len(one.sums), one.sums, strict=True)]
-        squares = [a + b for a, b in zip(squares or [0] * len(one.squares), one.squares, strict=True)]
-        pixels += one.width * one.height
-    if not pixels:
+    rows = [(one.sums, one.squares, one.width * one.height) for one in looked]
+    if not rows:
         return None, None
-    mean = [total / pixels / 255 for total in sums]
-    # n Q - S^2 in whole numbers: of images of one colour the difference of two floats would not be 0
-    std = [(pixels * q - s * s) ** 0.5 / pixels / 255 for s, q in zip(sums, squares, strict=True)]
-    return mean, std
+    sums, squares, pixels = zip(*rows, strict=True)
+    return pixel_statistics.mean_and_std(_added(sums), _added(squares), sum(pixels))
+
+
+def _added(rows: Iterable[tuple[int, ...]]) -> list[int]:
+    """A sum a channel, in whole numbers of any length."""
+    return [sum(column) for column in zip(*rows, strict=True)]
 
 
 def shared_images(train: Source, train_looked: list[Looked], val: Source, val_looked: list[Looked]) -> list[dict]:

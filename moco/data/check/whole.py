@@ -11,9 +11,8 @@ from moco.data.check.split import shared_images, split_report
 from moco.data.open import open_sources
 from moco.data.sources.base import Source, Sources, without_labels
 from moco.data.sources.splits import find_splits
+from moco.data.summary import WARNING
 from moco.errors import UserError
-
-BLACK, WHITE = 0.02, 0.98  # means beyond which nearly all is black, or white
 
 
 @dataclass
@@ -160,11 +159,7 @@ def _warnings(reports: dict[str, Any], shared: list[dict]) -> list[str]:
             said.append(
                 f"{name}: {images(len(odd))} repeated with another label, as {' and '.join(odd[0]['images'][:2])}"
             )
-        if mean := report["mean"]:
-            level = sum(mean) / len(mean)
-            shade = "black" if level < BLACK else "white" if level > WHITE else ""
-            said += [f"{name}: the images are nearly {shade}, their mean is {level:.3f} of white"] * bool(shade)
-        said += _narrow(name, report)
+        said += [note.removeprefix(WARNING) for note in report["notes"] if note.startswith(WARNING)]
         if (classes := report["classes"]) and classes["empty"]:
             said.append(f"{name}: {classes['empty']:,} of {classes['count']:,} classes have no image")
     if shared:
@@ -179,16 +174,6 @@ def _warnings(reports: dict[str, Any], shared: list[dict]) -> list[str]:
 def images(count: int) -> str:
     """So many images, in words."""
     return f"{count:,} image" + "s" * (count != 1)
-
-
-def _narrow(name: str, report: dict[str, Any]) -> list[str]:
-    """Of values that use fewer bits than they are stored in."""
-    return [
-        f"{name}: {images(row['images'])} of mode {row['mode']} with values of {row['bits_used']} of "
-        f"{row['bits']} bits (up to {row['high']:,})"
-        for row in report["modes"]
-        if row["bits_used"] is not None and row["bits_used"] < min(row["bits"], 16)
-    ]
 
 
 def _modes(opened: Opened) -> dict[str, Any]:

@@ -141,7 +141,9 @@ def write_index(folder: str, out: str | None = None) -> tuple[list[tuple[str, in
     first = next(iter(sources.values()))
     for source in sources.values():
         if source.labels is None or source.classes != first.classes:
-            raise UserError(f"{source.name} has no class folders, or others than {first.name}.")
+            raise UserError(
+                f"{source.name} has no class folders, or others than {first.name}: give every split the same ones."
+            )
     out = out or folder
     written = []
     for name, source in sources.items():

@@ -146,7 +146,9 @@ def open_shards(path: str, channels: int = 3) -> ShardSource:
     if index.words is not None:
         classes = _numbered(index, classes, path)
     if classes is not None and int(index.label.max()) >= len(classes):
-        raise UserError(f"{path} has labels up to {index.label.max()} but {len(classes)} names in {CLASS_NAMES}")
+        raise UserError(
+            f"{path} has labels up to {index.label.max()} but {len(classes)} names in {CLASS_NAMES}: write one a line"
+        )
     return ShardSource(path, shards, index, channels, classes)
 
 

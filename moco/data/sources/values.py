@@ -9,6 +9,7 @@ Legend: H x W pixels, C channels.
 from __future__ import annotations
 
 import functools
+import re
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -23,6 +24,8 @@ SIXTEEN = 65535.0
 NARROW = 64  # of 256 levels: images that use no more are nearly of one grey
 _NATIVE, _OTHER = ("16L", "16B") if sys.byteorder == "little" else ("16B", "16L")
 _SWAPPED = {"16L": "16B", "16B": "16L", "16N": _OTHER}  # of an unpacker: it takes the other byte of each value
+_BITS = {"1": 1, "I": 32, "F": 32}  # of modes with other than 8
+_DEPTH = re.compile(r";(\d+)")  # in what PIL calls the layout of a PNG or PPM: I;16B, L;4, RGB;16
 _COLOURS = ("RGB", "RGBA", "RGBX")
 
 
@@ -132,6 +135,17 @@ def stored_grey(image: Image.Image) -> Stored | None:
         values = 65535 - values  # white is zero, which PIL heeds for 8 bits alone
     depth = "16-bit" if bits <= 16 or _is_netpbm(image) else "32-bit"
     return Stored(depth, values, (0.0, 2.0**bits - 1 if 8 < bits < 16 else SIXTEEN))
+
+
+def bits_of(image: Image.Image) -> int:
+    """In which a value of an opened file is stored: PIL's modes do not tell it of colours and of fewer than 8."""
+    if bits := _tag(image, BITSPERSAMPLE, 0):
+        return bits
+    if image.mode.startswith("I;"):
+        return 16
+    tiles = getattr(image, "tile", None)  # how PIL will read the pixels: (decoder, box, offset, layout)
+    depth = _DEPTH.search(str(tiles[0][3])) if image.format in ("PNG", "PPM", "TIFF") and tiles else None
+    return int(depth[1]) if depth else _BITS.get(image.mode, 8)
 
 
 def _tag(image: Image.Image, tag: int, default: int) -> int:

@@ -55,7 +55,7 @@ class Sample:
             raise UserError(f"{views.source.name_of(bad[0])} cannot be read; name another image.")
         items = [item for item in items if item["bad"] < 0]
         if not items:
-            raise UserError(f"none of {len(ids)} images of {views.source.name} can be read.")
+            raise UserError(f"none of {len(ids)} images of {views.source.name} can be read: check the files.")
         self.ids = torch.tensor([item["index"] for item in items])  # (N,)
         self.queries, self.keys = (torch.stack([item[name] for item in items]) for name in "qk")  # (N, channels, s, s)
 

