@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import importlib
 import json
 import multiprocessing
@@ -99,6 +100,20 @@ def no_listener_stays():
     """A command that a test calls in this process listens to signals until its process ends, and blocks them."""
     yield
     signals.end()
+
+
+@pytest.fixture(autouse=True)
+def no_process_stays() -> Iterator[None]:
+    """What a test forks holds the pipes of this process, the browser's among them, which then waits at its end for a
+    pipe to close. An exception that lives on, as a parameter does, keeps a loader and its processes by its trace."""
+    yield
+    if multiprocessing.active_children():
+        gc.collect()
+    left = multiprocessing.active_children()
+    for process in left:
+        process.kill()
+        process.join()
+    assert not left, f"the test has left processes: {left}"
 
 
 @pytest.fixture(scope="session")

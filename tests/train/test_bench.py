@@ -271,9 +271,9 @@ def test_a_cache_is_advised_where_it_would_help(image_folder, tmp_path, measured
     assert "--cache" not in measured("data", *words)
 
 
-def slowly(function, *arguments):
+def slowly(function, *arguments, **options):
     time.sleep(0.01)
-    return function(*arguments)
+    return function(*arguments, **options)
 
 
 def test_a_table():
