@@ -5,10 +5,12 @@ import pytest
 import torch
 from conftest import ARCH, TINY, rounding
 from PIL import Image
+from support.here import run_here
 from support.many_channels import write_bands, write_pages
 
 import moco
 from moco import files
+from moco.data import stack
 from moco.models.encoder import build_encoder
 from moco.weights.layouts import open_file
 from moco.weights.settings import settings_of
@@ -40,7 +42,9 @@ def five(request, tmp_path_factory):
     return place
 
 
-def test_a_run_and_what_is_made_of_it(in_process, capsys, five, tmp_path):
+def test_a_run_and_what_is_made_of_it(in_process, capsys, five, tmp_path, monkeypatch):
+    run_here(monkeypatch)
+    stack._say.cache_clear()  # told once a process
     run = tmp_path / "run"
     assert in_process(*TINY, "--epochs", 1, "--save-dir", run, five) == 0
     assert "0.5 and deviation 0.25 are taken for each of 5 channels" in "".join(capsys.readouterr())
@@ -77,7 +81,10 @@ def test_a_run_and_what_is_made_of_it(in_process, capsys, five, tmp_path):
     assert files.read(str(tmp_path / "timm.pth"))["conv1.0.weight"].shape[1] == CHANNELS
 
 
-def test_weights_and_images_of_other_channels_are_refused_in_a_sentence(five, in_process, image_folder, tmp_path):
+def test_weights_and_images_of_other_channels_are_refused_in_a_sentence(
+    five, in_process, image_folder, tmp_path, monkeypatch
+):
+    run_here(monkeypatch)
     assert in_process(*TINY, "--steps", 1, "--save-dir", tmp_path / "colour", image_folder) == 0
     cases = [({"channels": 5}, "does not fit")]
     if "pages" not in five.name:  # of which the first is a grey image
