@@ -114,16 +114,23 @@ SHAPES = [  # n, rows, dim, hard
     (4, 33, 5, 33),
     (3, 300, 32, 9),
     (2, 256, 100, 16),
-    (66, 40, 17, 6),
 ]
+RECIPES = [(), ALL_TYPES]
 
 
+@pytest.mark.parametrize("temperature", [0.02, 0.2])
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
-@pytest.mark.parametrize(("recipe", "temperature"), [((), 0.02), ((), 0.2), (ALL_TYPES, 0.02), (ALL_TYPES, 0.2)],
-                         ids=["none-0.02", "none-0.2", "all-0.02", "all-0.2"])  # fmt: skip
-def test_any_shape(recipe, temperature, shape, small_blocks):
+@pytest.mark.parametrize("recipe", RECIPES, ids=["none", "all"])
+def test_any_shape(recipe, shape, temperature, small_blocks):
     n, rows, dim, hard = shape
     assert_near(problem(n, rows, dim, hard, recipe, seed=rows), hard, temperature)
+
+
+@pytest.mark.parametrize(
+    ("kinds", "temperature"), some_of([(0, 0.02), (0, 0.2), (1, 0.02), (1, 0.2)], [(0, 0.02), (1, 0.2)])
+)
+def test_more_queries_than_are_in_a_block(kinds, temperature, small_blocks):
+    assert_near(problem(66, 40, 17, 6, RECIPES[kinds], seed=40), 6, temperature)
 
 
 @pytest.mark.parametrize("kind", list(ONE_TYPE))
