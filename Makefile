@@ -8,7 +8,7 @@ WORKERS ?= 2
 MINUTES ?= 30
 SEED ?= 0
 
-.PHONY: demo test browser suite test-whole test-oldest test-fast lock test-machines chaos gpu docs docs-serve dist lint clean
+.PHONY: demo test browser suite test-oldest test-fast lock test-machines chaos gpu docs docs-serve dist lint clean
 
 demo: $(VENV)/installed-demo
 	$(BIN)/python -m moco.demo
@@ -32,14 +32,10 @@ test-oldest:
 lock: $(VENV)/installed-test
 	$(BIN)/python requirements/lock.py
 
-# And all members of the tables of which `make test` runs some: an hour. Before a release, and a day with a GPU.
-test-whole: $(VENV)/installed-test browser
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder -m "not gpu"
-
 # What takes no processes of its own and at most two seconds a test: under two minutes.
 test-fast: $(VENV)/installed-test browser
 	$(MAKE) lint
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal -m "not gpu and not whole and not slow and not dist"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal -m "not gpu and not slow and not dist"
 
 # The tests of numbers under the instructions of other processors: minutes for each of seven settings.
 test-machines: $(VENV)/installed-test

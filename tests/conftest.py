@@ -33,7 +33,6 @@ from moco.errors import STOP_EXIT
 from moco.models.encoder import build_encoder
 
 ROOT = Path(__file__).resolve().parent.parent
-WHOLE = ["-m", "not gpu"]  # what selects the tests marked whole too
 DEVICE = "cpu"  # where the suites of Triton programs run: interpreted, or compiled on a card under ``pytest -m gpu``
 torch.set_num_threads(1)  # many small networks; threads of tests that run side by side would wait for each other
 
@@ -49,9 +48,7 @@ SYNCO = ["--n-hard", "8", "--n1", "4", "--n2", "4", "--n3", "4", "--n4", "2", "-
 
 def pytest_configure(config: pytest.Config) -> None:
     """Under ``-m gpu`` the tensors of these suites lie on the card, and the suites themselves are collected."""
-    global DEVICE, WHOLE
-    if "not whole" in config.option.markexpr:
-        WHOLE = []
+    global DEVICE
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as in what a script has begun in the background
         signal.signal(signal.SIGINT, signal.default_int_handler)
     if re.search(r"(?<!not )\bgpu\b", config.option.markexpr):
@@ -508,8 +505,9 @@ def _patch_once_a_launch(interpreter: Any) -> None:
     within one, for which it looks through the whole module: a third of a suite's time. Once for all modules will do."""
     import triton.language as tl
 
-    patch, all_modules = interpreter._patch_lang, {"tl": tl, "core": tl.core}
-    interpreter._patch_lang = lambda fn: patch(types.FunctionType(fn.__code__, all_modules))
+    patch = interpreter._patch_lang
+    sees_all = types.FunctionType((lambda: None).__code__, {"tl": tl, "core": tl.core})
+    interpreter._patch_lang = lambda _: patch(sees_all)
     interpreter.InterpretedFunction.__call__ = lambda self, *given, **named: self.rewrite()(*given, **named)
 
 
@@ -540,7 +538,7 @@ def interpreted(suite: str) -> int:
 
     Returns how many tests passed; none may fail or be skipped.
     """
-    words = [sys.executable, "-m", "pytest", "-x", "-p", "no:cacheprovider", *WHOLE, str(ROOT / "tests" / suite)]
+    words = [sys.executable, "-m", "pytest", "-x", "-p", "no:cacheprovider", str(ROOT / "tests" / suite)]
     env = environment(TRITON_INTERPRET="1")
     # the limit is of a hang: the longest suite takes 3 minutes on most machines and above 11 on a slow, busy one
     child = subprocess.run(words, env=env, capture_output=True, text=True, timeout=3000, cwd=ROOT)

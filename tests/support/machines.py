@@ -18,7 +18,7 @@ SETTINGS = [
     *({"ATEN_CPU_CAPABILITY": name} for name in ("default", "avx2", "avx512")),
     *({"ONEDNN_MAX_CPU_ISA": name} for name in ("AVX2", "AVX512_CORE", "AVX512_CORE_BF16", "AVX512_CORE_AMX")),
 ]
-LEAST = {**SETTINGS[0], **SETTINGS[3]}  # of both libraries, in every `make test`
+LESSER = [{**SETTINGS[0], **SETTINGS[3]}, {**SETTINGS[1], **SETTINGS[4]}]  # in every `make test`, of both libraries
 HEART = ["kernels/test_kernels.py"]
 # Of the fused head's suite, in which a processor multiplies for the library alone: a minute and a half is for once.
 FUSED, PART = ["kernels/by_triton_interpreted.py"], "blocks_that_a_gpu_gets and 128 or each_type or closed_forms"
@@ -49,18 +49,7 @@ def name_of(setting: dict[str, str]) -> str:
 
 def run(setting: dict[str, str], tests: list[str], *words: str) -> subprocess.CompletedProcess[str]:
     """pytest on ``tests`` (names below tests/) in a process with this setting and one thread."""
-    command = [
-        sys.executable,
-        "-m",
-        "pytest",
-        "-q",
-        "-p",
-        "no:cacheprovider",
-        "-m",
-        "not gpu",
-        *words,
-        *(str(HERE / t) for t in tests),
-    ]
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *words, *(str(HERE / t) for t in tests)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", **setting}
     return subprocess.run(command, env=environment, cwd=HERE.parent, capture_output=True, text=True)
 

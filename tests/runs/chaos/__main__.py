@@ -19,7 +19,7 @@ os.environ |= {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
 
 DOORS = ("moco.eval.embed", "moco.eval.mined.command", "moco.eval.neighbours", "moco.eval.retrieval",
          "moco.report.page", "moco.weights.average", "moco.weights.describe", "moco.weights.export")  # fmt: skip
-SHORT = {"kill": 2, "flip": 20, "mutate": 20, "disk": 6}  # a kill is a run with two signals
+SHORT = {"kill": 3, "flip": 40, "mutate": 40, "disk": 8}  # a kill is a run with two signals
 LANES = (("kill",), ("flip", "mutate", "disk"))
 SHORT_LANES = (("kill", "disk"), ("flip", "mutate"))
 
