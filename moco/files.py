@@ -50,7 +50,7 @@ def read(path: str) -> dict:
         UserError: no such file, damaged, not a checkpoint, or more than weights (arbitrary code is never run).
     """
     if not os.path.isfile(path):
-        raise UserError(f"no checkpoint at {path}.")
+        raise UserError(f"no checkpoint at {path}; check the path.")
     import torch
 
     try:

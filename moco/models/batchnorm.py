@@ -167,7 +167,9 @@ def choose_splits(wanted: int | None, batch: int, processes: int) -> int:
     if wanted is None:
         return 1 if processes > 1 else largest_divisor(batch, 8)
     if wanted > 1 and (batch % wanted or batch // wanted < 2):
-        raise UserError(f"--bn-splits {wanted} does not divide a batch of {batch} into equal parts of two or more.")
+        raise UserError(
+            f"--bn-splits {wanted} does not divide a batch of {batch} into equal parts of two or more; choose another."
+        )
     return wanted
 
 

@@ -74,7 +74,10 @@ def of(paths: list[str], align: str = "step", depth: int = DEPTH) -> Report:
     for path in paths:
         mine = found.tables(path, depth)
         if not any(table.rows for table in mine) and not any(_below(run.folder, path) for run in there):
-            raise UserError(f"{path} holds no log of a run (log.jsonl, lincls.jsonl, semisup.jsonl) and no results.")
+            raise UserError(
+                f"{path} holds no log of a run (log.jsonl, lincls.jsonl, semisup.jsonl) and no results; give "
+                "the folder of a run, or a folder of runs."
+            )
         shown = f"{os.path.basename(os.path.abspath(path))}: " * (len(paths) > 1)
         tables += [replace(table, title=shown + table.title) for table in mine]
         pictures += [(shown + title, picture) for title, picture in found.pictures(path, depth)]

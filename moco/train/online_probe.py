@@ -150,7 +150,9 @@ class OnlineProbe:
                 return f"the online probe begins anew: that of {path} is of other classes"
             self.optimizer.load_state_dict(checked(self.optimizer, finite(entries["optimizer"])))
         except (ValueError, KeyError, TypeError, AttributeError, RuntimeError) as error:
-            raise UserError(f"{path}: the entry online_probe is damaged: {one_line(error)}") from error
+            raise UserError(
+                f"{path}: the entry online_probe is damaged ({one_line(error)}); take another checkpoint of that run."
+            ) from error
         for name, value in layer.items():
             own[name].copy_(value)
         return ""

@@ -153,7 +153,9 @@ def _packed(mean: dict[str, Tensor], last: dict, paths: list[str]) -> dict[str, 
 def _weights(state: dict, path: str) -> dict[str, Tensor]:
     found = state.get("state_dict")
     if not isinstance(found, dict):
-        raise UserError(f"{path} is no checkpoint of this project: it has no state_dict.")
+        raise UserError(
+            f"{path} is no checkpoint of this project: it has no state_dict; give one that a run has saved."
+        )
     chosen = ({name: value for name, value in found.items() if name.startswith(prefix)} for prefix in _PREFIXES)
     weights = next(filter(None, chosen), found)
     files.refuse_odd(weights, path)

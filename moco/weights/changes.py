@@ -112,7 +112,7 @@ def apply_changes(encoder: nn.Module, changes: dict[str, int]) -> None:
     if "stem_padding" in changes:
         conv = getattr(encoder, "conv1", None)
         if not isinstance(conv, nn.Conv2d):
-            raise UserError("the file's entry changes pads a stem of a network that has none: it is damaged.")
+            raise UserError("the file's entry changes pads a stem of a network that has none; take another copy.")
         conv.padding = (changes["stem_padding"],) * 2
     if "num_heads" in changes:
         use_heads(encoder, changes["num_heads"])

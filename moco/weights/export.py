@@ -45,6 +45,7 @@ SUFFIXES = {
     "onnx": ".onnx",
     "features": ".features.pt",
 }
+_NOTHING_WRITTEN = "nothing was written. Choose --to safetensors, which keeps the encoder as it is."
 FEATURE_TOLERANCE = 1e-5  # of features, relative to their largest
 ONNX_TOLERANCE = 1e-4  # other kernels add in another order
 MOST_IMAGES = 2**31 - 1  # of a batch; torch 2.6 traces no ViT without a bound
@@ -213,12 +214,12 @@ def _in_library(source: Backbone, to: str, keep_head: bool) -> InLibrary:
     tensors = _renamed(_entries(source.encoder, keep_head), target)
     if other := differing(_entries(target, keep_head), tensors):
         more = f" and {len(other) - 3} more" if len(other) > 3 else ""
-        raise UserError(f"the target's network has other entries: {', '.join(other[:3])}{more}; nothing was written.")
+        raise UserError(f"the target's network has other entries: {', '.join(other[:3])}{more}; {_NOTHING_WRITTEN}")
     target.load_state_dict(tensors, strict=False)
     apply_changes(target, source.changes)
     gap = _gap(_compute(source.encoder, source, keep_head), _compute(target, source, keep_head))
     if not gap <= FEATURE_TOLERANCE:
-        raise UserError(f"{to}'s {arch} computes other features (relative difference {gap:.1e}); nothing was written.")
+        raise UserError(f"{to}'s {arch} computes other features (relative difference {gap:.1e}); {_NOTHING_WRITTEN}")
     return InLibrary(arch, target, {name.removeprefix(wrapped): value for name, value in tensors.items()}, gap)
 
 
@@ -288,7 +289,7 @@ def _to_hub(source: Backbone, out: str, card: dict[str, Any], keep_head: bool) -
         found = hub.built_by_timm(config, tensors)(_images(source))
     gap = _gap(_compute(source.encoder, source, keep_head), found)
     if not gap <= FEATURE_TOLERANCE:
-        raise UserError(f"timm's {arch} computes other values (relative difference {gap:.1e}); nothing was written.")
+        raise UserError(f"timm's {arch} computes other values (relative difference {gap:.1e}); {_NOTHING_WRITTEN}")
     name = os.path.basename(os.path.abspath(out))
     hub.write_folder(out, config, tensors, made, model_card.readme(made, name, config))
     lines = [f"wrote {', '.join(os.path.join(out, name) for name in (hub.CONFIG, hub.WEIGHTS, hub.README))}"]
@@ -301,7 +302,7 @@ def _to_detectron2(source: Backbone, out: str, card: dict[str, Any]) -> list[str
     if source.arch.removeprefix("timm/") not in known or source.stem == "cifar" or source.channels != 3:
         raise UserError(
             f"detectron2's configurations are for {' and '.join(known)} with a 7x7 stem and colour images, not for "
-            f"{source.arch} with {source.stem} stem and {source.channels} channels."
+            f"{source.arch} with {source.stem} stem and {source.channels} channels; choose another --to."
         )
     tensors = detectron2_names.renamed(_entries(source.encoder), source.encoder, source.file.path)
     beside = _card_path(out)
@@ -374,7 +375,7 @@ def _checked(graph: Any, source: Backbone, model: nn.Module, expected: Tensor) -
     computed = {count: session.run(None, {"images": images[:count]})[0] for count in (len(expected), 1)}
     gaps = [_gap(expected[:count], torch.from_numpy(found)) for count, found in computed.items()]
     if not all(gap <= ONNX_TOLERANCE for gap in gaps):  # also false for NaN
-        raise UserError(f"onnxruntime computes other values (relative differences {gaps}); nothing was written.")
+        raise UserError(f"onnxruntime computes other values (relative differences {gaps}); {_NOTHING_WRITTEN}")
     return f"onnxruntime computes the same (relative difference {max(gaps):.0e})"
 
 

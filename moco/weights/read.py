@@ -136,7 +136,7 @@ def fill_network(encoder: nn.Module, state_dict: dict[str, Tensor], path: str) -
     """
     found = {str(name).removeprefix("module."): value for name, value in state_dict.items()}
     if odd := [name for name, value in found.items() if not isinstance(value, Tensor)]:
-        raise UserError(f"{path} does not fit: its entry {odd[0]!r} is no tensor.")
+        raise UserError(f"{path} does not fit: its entry {odd[0]!r} is no tensor; take another copy.")
     own = encoder.state_dict()
     if other := differing(own, found):
         raise UserError(

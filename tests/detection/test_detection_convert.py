@@ -156,7 +156,7 @@ def test_files_without_a_whole_resnet_end_with_code_2_and_one_sentence(moco_file
     assert script.main([str(tmp_path / "cut.pth"), str(tmp_path / "out.pkl")]) == 2
     assert "cut.pth" in one_sentence(capsys)
     assert script.main(["nowhere", "x"]) == 2
-    assert one_sentence(capsys) == "error: no checkpoint at nowhere.\n"
+    assert one_sentence(capsys) == "error: no checkpoint at nowhere; check the path.\n"
     assert not (tmp_path / "out.pkl").exists()
 
 

@@ -39,7 +39,11 @@ def test_a_pipe_in_the_place_of_a_file_is_not_waited_at(name, tmp_path):
 @pytest.mark.parametrize(
     ("name", "sentence"),
     [
-        ("empty", "holds no log of a run (log.jsonl, lincls.jsonl, semisup.jsonl) and no results."),
+        (
+            "empty",
+            "holds no log of a run (log.jsonl, lincls.jsonl, semisup.jsonl) and no results; give the folder of a run, "
+            "or a folder of runs.",
+        ),
         ("absent", "is missing; give the folder of a run, or a folder of runs."),
         ("file", "is a file; give the folder of a run, or a folder of runs."),
     ],
