@@ -143,8 +143,8 @@ class Run:
 
     def begin(self, name: str, seconds: float) -> Job:
         env = {
-            **os.environ, "PYTHONUNBUFFERED": "1", "TRITON_CACHE_DIR": str(self.work / "triton"),
-            "TORCHINDUCTOR_CACHE_DIR": str(self.work / "inductor"), "MPLBACKEND": "Agg",
+            "TRITON_CACHE_DIR": str(self.work / "triton"), "TORCHINDUCTOR_CACHE_DIR": str(self.work / "inductor"),
+            **os.environ, "PYTHONUNBUFFERED": "1", "MPLBACKEND": "Agg",
         }  # fmt: skip
         env.update({"TRITON_INTERPRET": "1", "CUDA_VISIBLE_DEVICES": ""} if self.dry else {})
         argv = [sys.executable, __file__, "--part", name, "--out", str(self.work), *["--dry"] * self.dry]

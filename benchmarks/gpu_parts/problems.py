@@ -15,8 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from moco.config import SynCoConfig
-from moco.kernels import PRECISIONS, Draws, contrastive_loss, reference
-from moco.kernels.matmul import product
+from moco.kernels import PRECISIONS, Draws, by_triton, contrastive_loss, reference
 from moco.kernels.spec import LossOutput, hardest_rows
 from moco.methods import synco
 from moco.methods.negatives import Recipe, draw, synthetic
@@ -143,10 +142,9 @@ def same_bits(one: tuple[LossOutput, Tensor], other: tuple[LossOutput, Tensor]) 
 def parents_of(p: Problem, precision: str) -> Iterator[None]:
     """The float64 reference takes the hardest rows of the very similarities that the fused step sees: with other
     rounding a row at the edge of the set is another one, and draws point elsewhere."""
-    operand = p.queue.bfloat16() if precision == "bf16" else p.queue.float().contiguous()
-    similarities = product(p.q.float().to(operand.dtype), operand.T, precision)  # (N, K)
-    if p.masks:
-        similarities = similarities.masked_fill(p.masks["ids"].unsqueeze(1) == p.masks["queue_ids"], -torch.inf)
+    ids, queue_ids = p.masks.get("ids"), p.masks.get("queue_ids")
+    step = by_triton._Step(p.q.float(), p.k.float(), p.queue, 0.2, p.hard, p.draws, precision, True, ids is not None)
+    similarities = step.score(step.queue, ids, queue_ids)[0][:, : len(p.queue)].clone()  # (N, K)
     before = reference.hardest_rows
 
     def same(exact: Tensor, hard: int) -> tuple[Tensor, Tensor]:

@@ -38,12 +38,15 @@ def run(found: Findings) -> None:
             torch.cuda.empty_cache()
 
 
-def compared(found: Findings, batch: int, splits: int, stack: contextlib.ExitStack) -> None:
-    """All methods at one setting."""
+def compared(
+    found: Findings, batch: int, splits: int, stack: contextlib.ExitStack, methods: dict[str, list[str]] = METHODS
+) -> None:
+    """All methods at one setting, the first of them the one that the others are relative to."""
+    first = next(iter(methods))
     usual = ["-b", str(batch), "--bn-splits", str(splits)]
     trainers = {
         name: stack.enter_context(a_trainer([*usual, *argv], found.dry))
-        for name, argv in METHODS.items()
+        for name, argv in methods.items()
         if "triton" not in name or (splits == 1 and not found.dry)
     }
     steps = 1 if found.dry else 6 if batch > 64 else 20
@@ -52,14 +55,16 @@ def compared(found: Findings, batch: int, splits: int, stack: contextlib.ExitSta
             trainer.step(source)
     taken = in_turns({name: functools.partial(t.step, source) for name, (t, source) in trainers.items()}, steps, found)
     middle = {name: statistics.median(seconds) for name, seconds in taken.items()}
-    alone = encoders_alone(trainers["moco"][0], batch, steps, found)
+    alone = encoders_alone(trainers[first][0], batch, steps, found)
     for name, seconds in middle.items():
         found.note(row(batch, splits, name, "images/s"), batch / seconds, f"{1e3 * seconds:.2f} ms a step")
         found.note(row(batch, splits, name, "share of the encoders' speed alone"), alone / seconds)
-        if name != "moco":
-            ratios = [own / plain for own, plain in zip(taken[name], taken["moco"], strict=True)]
+        if name != first:
+            ratios = [own / plain for own, plain in zip(taken[name], taken[first], strict=True)]
             low, ratio, high = statistics.quantiles(ratios, n=4, method="inclusive")
-            found.note(row(batch, splits, name, "time relative to moco"), ratio, f"quartiles {low:.3f} to {high:.3f}")
+            found.note(
+                row(batch, splits, name, f"time relative to {first}"), ratio, f"quartiles {low:.3f} to {high:.3f}"
+            )
         step_by_step(found, row(batch, splits, name, ""), *trainers[name])
     for name, (trainer, _) in trainers.items():
         trainer.sync_outcomes()

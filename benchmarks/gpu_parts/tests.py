@@ -22,7 +22,7 @@ TEST = rf"tests/\S+?::.*?(?= {VERDICT}| - |$)"
 
 
 def run(found: Findings) -> None:
-    argv = ["-m", "pytest", "-p", "no:cacheprovider", "-m", "gpu", "-vv"]
+    argv = ["-m", "pytest", "-p", "no:cacheprovider", "-p", "no:benchmark", "-m", "gpu", "-vv"]
     argv += ["--collect-only", *FILES[:1]] if found.dry else FILES
     argv += [] if found.dry or importlib.util.find_spec("xdist") is None else ["-n", str(WORKERS)]
     env = {**os.environ, "PYTHONPATH": str(ROOT)}

@@ -39,7 +39,7 @@ from moco.data.sources.decode import BadImageError, colour_jpeg_size, decode_byt
 from moco.data.sources.values import for_all
 from moco.data.stack import Picture, black
 from moco.errors import UserError
-from moco.seeding import library_randomness, numpy_generator
+from moco.seeding import library_randomness, numpy_generator_for_now
 
 Key = tuple[int, int]  # epoch, index
 MAX_TRIES = 100
@@ -140,7 +140,7 @@ class TwoViews(Dataset):
     def drawn(self, size: tuple[int, int], epoch: int, index: int) -> list[ViewParams]:
         """The V views' parameters, of an image of ``size``, that belong to the place of ``index``."""
         return [
-            draw(self.preset.of_view(view), *size, numpy_generator("view", self.seed, epoch, index, view))
+            draw(self.preset.of_view(view), *size, numpy_generator_for_now("view", self.seed, epoch, index, view))
             for view in range(self.views)
         ]
 
@@ -258,7 +258,7 @@ class Labelled(Dataset):
         return views[0] if self.views == 1 else torch.stack(views)
 
     def _random_view(self, image: Picture, preset: Preset, place: tuple[int, ...]) -> torch.Tensor:
-        view = apply(image, draw(preset, *image.size, numpy_generator("probe", self.seed, *place)), self.size)
+        view = apply(image, draw(preset, *image.size, numpy_generator_for_now("probe", self.seed, *place)), self.size)
         if not self.auto:
             return view
         with library_randomness("augment", self.seed, *place):

@@ -37,6 +37,7 @@ __all__ = [
     "resolve_precision",
 ]
 
+SOONER = 0.95  # of the usual precision's time: a clock's noise changes no bits
 IMPLEMENTATIONS = ("auto", "reference", "cpu", "triton")
 
 
@@ -61,8 +62,9 @@ def resolve(impl: str, device_type: str) -> str:
 def resolve_precision(precision: str, impl: str, device_type: str) -> str:
     """The precision that ``precision`` means for the operands of an implementation's two matrix products.
 
-    "auto" is tf32x3 for the fused step on a GPU, bf16 where the closed forms run on a CPU that is faster with it, else
-    fp32 (README.md has the errors). Float64 queries are computed in float64 whatever this says.
+    "auto" is tf32x3 for the fused step on a GPU (or fp32, where ``choose`` finds that faster), bf16 where the closed
+    forms run on a CPU that is faster with it, else fp32 (README.md has the errors). Float64 queries are computed in
+    float64 whatever this says.
     Raises UserError for an unknown name, and for a precision that the implementation or the device does not have.
     """
     name = resolve(impl, device_type)
@@ -152,7 +154,7 @@ def kind(device: torch.device) -> str:
 def _tried(impl: str, precision: str, device, size: Size, before: Earlier | None, worst) -> Choice:
     if before and before.impl != "triton":
         return Choice(before.impl, before.precision, ", as so far")
-    own, why = _objection(impl, precision, device, size)
+    own, why = _objection(impl, before.precision if before else precision, device, size)
     (failed,) = worst([float(bool(why))])
     if failed:
         return _without(impl, precision, why or "another process of this run cannot use it", before)
@@ -161,10 +163,23 @@ def _tried(impl: str, precision: str, device, size: Size, before: Earlier | None
     if before or impl == "triton" or alone:
         return Choice("triton", own, checked)
     closed = resolve_precision(precision, "cpu", "cuda")
+    own, faster = _faster(precision, own, device, size, worst)
     (share,) = worst([trial.relative_time(device, size, own, closed)])
     if share <= 1:
-        return Choice("triton", own, f"{checked}, {share:.2g} of the closed forms' time")
+        return Choice("triton", own, f"{checked}, {faster}{share:.2g} of the closed forms' time")
     return Choice("cpu", closed, f", as triton takes {share:.2g} times as long")
+
+
+def _faster(precision: str, own: str, device, size: Size, worst) -> tuple[str, str]:
+    """For "auto", which of the two precisions with float32's digits takes less time at this size, and words if fp32:
+    on an H200 tf32x3 at 32 queries and fp32, whose products are the library's, at 256 (benchmarks/results)."""
+    if precision != "auto" or own == "fp32":
+        return own, ""
+    mine, other = worst([trial.device_time(device, size, name) for name in (own, "fp32")])
+    if not other < SOONER * mine:
+        return own, ""
+    (refused,) = worst([float(bool(_objection("auto", "fp32", device, size)[1]))])
+    return (own, "") if refused else ("fp32", f"{other / mine:.2g} of {own}'s time and ")
 
 
 def _objection(impl: str, precision: str, device, size: Size) -> tuple[str, str]:
@@ -278,7 +293,8 @@ def contrastive_loss(
         with torch.autocast(q.device.type, enabled=False):
             return reference.contrastive_loss(q, k, queue, temperature, n_hard, draws, ids, queue_ids)
     tensors = [] if draws is None else draws.tensors()
-    *head, _ = _operator(
+    call = _operator if torch.compiler.is_compiling() else _Eager.apply
+    *head, _ = call(
         q, k, queue, tensors, ids, queue_ids, temperature, n_hard, impl, precision, wants_gradient, shadow
     )  # fmt: skip
     return LossOutput(*head)
@@ -348,6 +364,22 @@ def _backward(ctx, grad_loss, *_):
 
 
 _operator.register_autograd(_backward, setup_context=_save)
+
+
+class _Eager(torch.autograd.Function):
+    """The operator without torch's dispatch of one written in Python, which takes the host as long as all the rest of
+    the loss (benchmarks/speed/host_time.py)."""
+
+    @staticmethod
+    def forward(ctx, *inputs):
+        output = _compute(*inputs)
+        _save(ctx, inputs, output)
+        return output
+
+    @staticmethod
+    def backward(ctx, *gradients):
+        scaled, *others = _backward(ctx, *gradients)
+        return scaled, *(None for _ in others)  # of a list's tensors it knows nothing
 
 
 def _check(q, k, queue, temperature, n_hard, draws, ids, queue_ids) -> None:

@@ -33,7 +33,8 @@ from torch import Tensor
 from moco.kernels.matmul import operands, product
 from moco.kernels.spec import LossOutput
 
-# Chosen so that no target and no width spills a register (benchmarks/speed/kernel_resources.py); not yet timed on one.
+# Chosen so that no target and no width spills a register (benchmarks/speed/kernel_resources.py); other sizes have not
+# been timed on a GPU (README.md has the times of these).
 SCORE_K = 64  # rows of a tile of ``score``
 BLOCK_C = 32  # features at a time in its product
 COMPACT_K = 2048  # similarities at a time in ``compact``
@@ -210,6 +211,15 @@ class GridPlan:
         }  # fmt: skip
 
 
+@functools.lru_cache(maxsize=64)
+def _planned(size: tuple[int, int, int, int, int], precision: str, masked: bool, want_gradient: bool):
+    """Plan, grids and constants of steps of one size (N, K, C, H, S): the same at each step, and most of what a step
+    asks of Python."""
+    plan = GridPlan(*size)
+    grids = plan.grids(want_gradient, pulled=want_gradient and precision != "fp32")
+    return plan, grids, plan.constants(precision, masked, want_gradient)
+
+
 def _by_rows(t: Tensor) -> Tensor:
     """t (N, M) with its elements of a row adjacent; a copy only where they are not."""
     return t if t.stride(1) == 1 or t.shape[1] < 2 else t.contiguous()
@@ -246,11 +256,10 @@ class _Step:
         self.draws, self.precision, self.want_gradient = draws, precision, want_gradient
         self.pulled = want_gradient and precision != "fp32"
         synthetic = 0 if draws is None else draws.slots_a.shape[1]
-        self.plan = GridPlan(len(q), len(queue), q.shape[1], n_hard if synthetic else 0, synthetic)
+        size = len(q), len(queue), q.shape[1], n_hard if synthetic else 0, synthetic
+        self.plan, self.grids, self.constants = _planned(size, precision, masked, want_gradient)
         self.inverse_t, self.scale = 1 / temperature, 1 / (temperature * len(q))
         self.closed = 0 if measured or draws is None else draws.counts[0]
-        self.grids = self.plan.grids(want_gradient, self.pulled)
-        self.constants = self.plan.constants(precision, masked, want_gradient)
 
     def launch(self, name: str, *arguments) -> None:
         run_program(getattr(programs(), name), self.grids[name], *arguments, **self.constants[name])

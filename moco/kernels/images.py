@@ -3,8 +3,8 @@
 Legend: N images, C channels, h x w pixels.
 
 Reads a byte and writes one number a value, in float32 or already rounded to half precision, in contiguous or
-channels_last memory. The numbers are torch's on a CPU, bit for bit, by triton's interpreter; nothing here has run on a
-GPU yet. Importing this file does not import triton; the first call does.
+channels_last memory. The numbers are torch's on a CPU, bit for bit, by triton's interpreter and on an H200.
+Importing this file does not import triton; the first call does.
 """
 
 from __future__ import annotations
@@ -74,4 +74,5 @@ def agrees(device: torch.device, shape: tuple[int, int, int], dtype: torch.dtype
 
 def by_torch(images: Tensor, mean: Tensor, std: Tensor) -> Tensor:
     """The definition, in float32: the arithmetic of torchvision's ToTensor and Normalize, operation by operation."""
-    return images.to(torch.float32).div_(255).sub_(mean.view(-1, 1, 1)).div_(std.view(-1, 1, 1))
+    most = torch.full((), 255.0, device=images.device)  # a tensor: by a number a GPU multiplies by its reciprocal
+    return images.to(torch.float32).div_(most).sub_(mean.view(-1, 1, 1)).div_(std.view(-1, 1, 1))

@@ -266,6 +266,30 @@ def relative_time(device: torch.device, size: Size, precision: str, closed: str)
     return torch.inf if ours == torch.inf else ours / theirs
 
 
+@apart
+def device_time(device: torch.device, size: Size, precision: str) -> float:
+    """Median seconds of the fused step on the device, with a gradient; infinite where it finds no memory or fails.
+
+    On a GPU a CUDA graph is replayed, so that the host's share does not count: it is that of all precisions, and while
+    a GPU is busy with the encoders it is hidden.
+    """
+    try:
+        call = functools.partial(by_triton.compute, *_of_size(device, size), precision, True)
+        seconds(call, device)  # compiles
+        call = _replay(call) if device.type == "cuda" else call
+    except Exception:  # no memory, or what a capture refuses
+        return torch.inf
+    return statistics.median(seconds(call, device) for _ in range(CALLS[1]))
+
+
+def _replay(call: Callable[[], object]) -> Callable[[], object]:
+    """A launch of all that ``call`` launches, as a CUDA graph."""
+    graph = torch.cuda.CUDAGraph()
+    with torch.no_grad(), operands("fp32", True), torch.cuda.graph(graph, capture_error_mode="thread_local"):
+        call()
+    return graph.replay
+
+
 def seconds(call: Callable[[], object], device: torch.device) -> float:
     """Seconds of a call to its end on the device; infinite where it finds no memory or fails."""
     _wait(device)

@@ -184,5 +184,6 @@ def test_a_step_leaves_the_host_time(bench):
     from benchmarks.speed.step_operators import count
 
     for method, most in (("moco", 400), ("mochi", 405), ("synco", 405)):
-        found, reads = count([*bench.words_of(bench.parse(["run", "--method", method])), "--hard-start-epoch", "0"])
+        words = [word for word in bench.words_of(bench.parse(["run", "--method", method])) if word not in bench.GRAPHS]
+        found, reads = count([*words, "--hard-start-epoch", "0"])
         assert reads == 0 and 300 < sum(part.total() for part in found.values()) <= most

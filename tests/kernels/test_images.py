@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import interpreted, launched_by
+from support.cuda_division import DividesAsCuda
 from support.machine_code import judges_code, machine_code
 from support.networks import batch_contrast as simclr
 from support.networks import moco
@@ -22,6 +23,15 @@ MEAN, STD = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
 
 def test_the_interpreted_program_gives_the_cpus_numbers():
     assert interpreted("kernels/images_interpreted.py") >= 48
+
+
+def test_a_gpus_way_to_divide_gives_the_cpus_numbers_too():
+    given = torch.arange(256, dtype=torch.uint8).view(1, 1, 16, 16).repeat(1, 3, 1, 1)
+    mean, std = torch.tensor([[0.485, 0.456, 0.406], [0.229, 0.224, 0.225]])
+    expected = images.by_torch(given, mean, std)
+    with DividesAsCuda():
+        assert torch.equal(images.by_torch(given, mean, std), expected)
+        assert not torch.equal(given.float().div_(255), given.float() / torch.full((), 255.0))  # which is why
 
 
 def test_255ths_are_exact_however_a_compiler_adds_them():

@@ -4,6 +4,7 @@ Legend: N queries, C feature width, K queue rows, H hardest rows a query, S synt
 """
 
 import importlib
+import statistics
 import warnings
 
 import pytest
@@ -60,6 +61,7 @@ def be_a_gpu(monkeypatch) -> Fused:
     monkeypatch.setattr(by_triton, "available", lambda: True)
     monkeypatch.setattr(by_triton, "interpreted", lambda: True)
     monkeypatch.setattr(trial, "relative_time", lambda *given: 0.5)
+    monkeypatch.setattr(trial, "device_time", lambda *given: 1.0)
     forget()
     return Fused(monkeypatch)
 
@@ -201,6 +203,42 @@ def test_the_default_is_never_the_slower_one(gpu, monkeypatch):
     assert chosen(precision="tf32x3").impl == "triton"
 
 
+def times_of(monkeypatch, **times):
+    monkeypatch.setattr(trial, "device_time", lambda device, size, precision: times[precision])
+
+
+def test_of_the_precisions_with_float32s_digits_the_default_is_the_faster_one(gpu, monkeypatch):
+    times_of(monkeypatch, tf32x3=4.0, fp32=3.0)
+    assert str(chosen()) == (
+        "triton in fp32, checked against the reference, 0.75 of tf32x3's time and 0.5 of the closed forms' time"
+    )
+    assert "fp32" in gpu.seen  # compared, too
+    assert chosen(precision="tf32x3")[:2] == chosen(impl="triton")[:2] == ("triton", "tf32x3")
+    assert chosen(worst=lambda numbers: [4.0, 3.9] if len(numbers) == 2 else numbers).precision == "tf32x3"
+    times_of(monkeypatch, tf32x3=4.0, fp32=torch.inf)
+    assert chosen().precision == "tf32x3"
+    times_of(monkeypatch, tf32x3=torch.inf, fp32=torch.inf)
+    assert chosen().precision == "tf32x3"
+
+
+def test_a_faster_precision_that_is_wrong_is_not_taken(gpu, monkeypatch):
+    times_of(monkeypatch, tf32x3=4.0, fp32=3.0)
+    gpu.spoil = lambda head, gradient: (head, gradient * (1.01 if gpu.seen[-1] == "fp32" else 1))
+    assert chosen()[:2] == ("triton", "tf32x3")
+
+
+def test_the_devices_time_is_a_median_at_the_size_of_the_run(monkeypatch):
+    given, clock = [], iter(range(10**6))
+    monkeypatch.setattr(trial.time, "perf_counter", lambda: next(clock) ** 2)
+    monkeypatch.setattr(by_triton, "compute", lambda *arguments: given.append(arguments))
+    # of the k-th call the clock shows (2k + 1)^2 - (2k)^2, after a first one that compiles
+    assert trial.device_time(CPU, SIZE, "fp32") == statistics.median(4 * k + 1 for k in range(1, 1 + trial.CALLS[1]))
+    assert {len(arguments[0]) for arguments in given} == {SIZE.n}
+    assert {arguments[-2:] for arguments in given} == {("fp32", True)}
+    monkeypatch.setattr(trial, "_of_size", lambda *given: (_ for _ in ()).throw(torch.OutOfMemoryError))
+    assert trial.device_time(CPU, SIZE, "fp32") == torch.inf
+
+
 def test_in_bf16_the_fused_step_needs_no_product_of_torchs(gpu, monkeypatch):
     monkeypatch.setattr(kernels, "gpu_has_bf16", lambda: False)
     monkeypatch.setattr(trial, "relative_time", lambda *given: pytest.fail("there is nothing to compare it with"))
@@ -238,8 +276,8 @@ def test_all_processes_make_the_choice_of_the_worst(gpu):
         others = iter(theirs)
         return lambda numbers: [max(a, b) for a, b in zip(numbers, next(others), strict=True)]
 
-    assert chosen(worst=with_others([0.0], [0.9])).why.endswith("0.9 of the closed forms' time")
-    assert chosen(worst=with_others([0.0], [1.1])).impl == "cpu"
+    assert chosen(worst=with_others([0.0], [0, 0], [0.9])).why.endswith("0.9 of the closed forms' time")
+    assert chosen(worst=with_others([0.0], [0, 0], [1.1])).impl == "cpu"
     assert str(chosen(worst=with_others([1.0]))).endswith("not by triton: another process of this run cannot use it")
     gpu.spoil = FAULTS["the loss"]
     trial.objection.cache_clear()
@@ -264,6 +302,12 @@ def test_a_resumed_run_that_asks_for_another_gets_it(gpu):
     assert chosen(precision="bf16", before=Earlier("cpu", "fp32", "cuda", AUTO))[:2] == ("triton", "bf16")
     assert chosen(impl="cpu", before=Earlier("triton", "tf32x3", "cuda", AUTO)) == Choice("cpu", "fp32")
     assert chosen(before=Earlier("cpu", "bf16", "cpu", AUTO)).impl == "triton"  # of another kind of device
+
+
+def test_a_resumed_run_keeps_the_precision_that_was_faster(gpu, monkeypatch):
+    times_of(monkeypatch, tf32x3=1.0, fp32=9.0)
+    assert str(chosen(before=Earlier("triton", "fp32", "cuda", AUTO))).startswith("triton in fp32, as so far, checked")
+    assert set(gpu.seen) == {"fp32"}
 
 
 def test_without_a_gpu_names_decide_and_a_change_is_told():

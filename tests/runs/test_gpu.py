@@ -19,7 +19,7 @@ from moco import cli, data, distributed
 from moco.cli.pretrain import pretrain_config
 from moco.data.augment import by_torch, by_triton
 from moco.distributed import collectives
-from moco.kernels import contrastive_loss, gpu_has_bf16
+from moco.kernels import contrastive_loss, gpu_has_bf16, trial
 from moco.train.bench import make_trainer, noise
 from moco.train.runlog import RunLog
 
@@ -131,6 +131,13 @@ def test_reduced_precision_is_near_to_float32(precision):
     bound = {"tf32": 2**-11, "bf16": 2**-8}[precision] / 0.2
     assert abs(float(loss - gold)) <= bound * abs(float(gold))
     assert 0 < float((gradient - gold_gradient).norm()) <= 2 * bound * float(gold_gradient.norm())
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_the_devices_time_is_that_of_a_replayed_graph(precision):
+    have(precision)
+    size = trial.Size(32, 4096, 128, 256, (8, 8, 4, 4), True, 0.2)
+    assert 0 < trial.device_time(torch.device(DEVICE), size, precision) < float("inf")
 
 
 # Whole steps --------------------------------------------------------------------------------------------------------

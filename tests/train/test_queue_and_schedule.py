@@ -1,6 +1,7 @@
 """The queue, the schedules and the keyed generators, against definitions written as loops."""
 
 import math
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -95,6 +96,25 @@ def test_neighbouring_keys_give_unrelated_numbers():
     draws = np.array([seeding.numpy_generator("view", 0, 0, i).random() for i in range(4000)])
     assert abs(draws.mean() - 0.5) < 0.02
     assert abs(np.corrcoef(draws[:-1], draws[1:])[0, 1]) < 0.05
+
+
+def test_the_generator_for_now_draws_what_a_new_one_draws():
+    for place in ((0, 1, 2), (7, 0, 2**40), (0, 1, 2)):
+        fresh, now = seeding.numpy_generator("view", 3, *place), seeding.numpy_generator_for_now("view", 3, *place)
+        assert np.array_equal(fresh.random(38), now.random(38))
+        assert (
+            fresh.integers(1000, size=3, dtype=np.uint32).tolist()
+            == now.integers(1000, size=3, dtype=np.uint32).tolist()
+        )
+        assert fresh.normal() == now.normal()
+
+
+def test_each_thread_has_a_generator_for_now():
+    mine = seeding.numpy_generator_for_now("view", 0, 1)
+    with ThreadPoolExecutor(1) as pool:
+        other = pool.submit(seeding.numpy_generator_for_now, "view", 0, 2).result()
+    assert mine is not other
+    assert mine.random() == seeding.numpy_generator("view", 0, 1).random()
 
 
 def test_a_resumed_run_keeps_its_seed():

@@ -8,6 +8,7 @@ import torch
 import torchvision.transforms.functional as F
 from conftest import TINY
 from PIL import Image, ImageFilter
+from support.cuda_division import DividesAsCuda
 
 from moco import files
 from moco.data import PRESETS, ArraySource, EpochSampler, TwoViews, apply, draw, two_views
@@ -91,6 +92,22 @@ def test_large_views_keep_the_mean_of_contrast_exact():
     params = params._replace(order=("crop", "jitter"), box=(0, 0, 300, 300), jitter=(("contrast", 0.5),))
     found = by_torch.finish(to_tensor(image)[None], table([(params.jitter, False, None, False)]), ("jitter",))
     assert torch.equal(found[0], apply(image, params, 300))
+
+
+@pytest.mark.parametrize("side", [28, 32, 224])
+def test_a_gpus_way_to_divide_moves_no_pixel(side):
+    """Of each image half of the pixels have one level and half the next: the mean rounds up. Beside them noise."""
+    levels = range(255) if side < 100 else (0, 100, 200, 254)
+    greys = [np.repeat([level, level + 1], side * side // 2).reshape(side, side).astype(np.uint8) for level in levels]
+    noise = np.random.default_rng(0).integers(0, 256, (side, side, 3), dtype=np.uint8)
+    images = [*(Image.fromarray(grey).convert("RGB") for grey in greys), Image.fromarray(noise)]
+    steps = (("contrast", 0.5), ("hue", 0.1), ("saturation", 1.3), ("brightness", 0.7))
+    params = draw(PRESETS["v2"], side, side, numpy_generator("view", 0, 0))
+    params = params._replace(order=("crop", "jitter"), box=(0, 0, side, side), jitter=steps)
+    with DividesAsCuda() as mode:
+        found = by_torch.finish(stacked(images), table([(steps, False, None, False)] * len(images)), ("jitter",))
+    assert mode.seen > 0  # of the hue, whose quotients are no ties
+    assert torch.equal(found, torch.stack([apply(image, params, side) for image in images]))
 
 
 def test_batches_are_the_same_by_both_ways():
