@@ -205,7 +205,8 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--limit", type=float, default=450, help="time limit of the whole run in seconds (default: 450)"
     )
-    parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS), help="default: all")
+    usual = [name for name, part in PARTS.items() if part.usual]
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=usual, help="default: all but tuning")
     parser.add_argument("--dry", action="store_true", help="on a CPU, tiny, by triton's interpreter; nothing is timed")
     parser.add_argument("--list", action="store_true", help="print the parts, their limits and packages")
     parser.add_argument("--part", choices=PARTS, help=argparse.SUPPRESS)  # of the child process

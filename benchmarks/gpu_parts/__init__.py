@@ -10,12 +10,14 @@ TRAINING = ("torchvision", "PIL", "tqdm", "sklearn")  # what a training step imp
 
 @dataclass(frozen=True)
 class Part:
-    """``seconds`` it may take; ``alone``: it times, so nothing runs beside it; ``needs``: packages, besides torch."""
+    """``seconds`` it may take; ``alone``: it times, so nothing runs beside it; ``needs``: packages, besides torch;
+    ``usual``: it runs unless others are named."""
 
     seconds: int
     alone: bool
     about: str
     needs: tuple[str, ...] = ("numpy", "triton")
+    usual: bool = True
 
     def missing(self) -> list[str]:
         """Those that this machine's Python lacks."""
@@ -37,4 +39,5 @@ PARTS = {
     "views_time": Part(30, True, "views by Triton and by torch's operators", ("numpy", "triton", *TRAINING)),
     "steps": Part(170, True, "whole ResNet-50 steps, SynCo beside plain MoCo", ("numpy", "triton", *TRAINING)),
     "compiled": Part(100, True, "whole ResNet-50 steps with --compile", ("numpy", "triton", *TRAINING)),
+    "tuning": Part(120, True, "the fused step in other sizes of its programs", usual=False),
 }

@@ -1,4 +1,4 @@
-"""Whole ResNet-50 steps with --compile: SynCo's beside plain MoCo's in turns, and the compiled encoders alone."""
+"""Whole ResNet-50 steps with the encoders as CUDA graphs: SynCo's beside plain MoCo's in turns, and encoders alone."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ import torch
 from .findings import Findings
 from .steps import compared
 
-METHODS = {f"{name}, compiled": ["--method", name, "--compile"] for name in ("moco", "synco")}
+GRAPHS = ["--compile", "--compile-mode", "reduce-overhead"]
+METHODS = {f"{name}, compiled": ["--method", name, *GRAPHS] for name in ("moco", "synco")}
 BATCHES = (32, 256)  # images a step
 
 

@@ -49,8 +49,9 @@ def add_moco(p: Parser) -> None:
         help="implementation of the loss; auto: triton (fused) on a GPU where it is right and not slower, else cpu "
         "(closed forms, for any device)")  # fmt: skip
     add("--head-precision", "--loss-precision", choices=("auto", "fp32", "tf32", "tf32x3", "bf16"), default="auto",
-        help="precision of the loss's two matrix products with the queue, which are summed in fp32; auto: tf32x3 "
-        "(three products, as exact as fp32) with triton, bf16 on a CPU that is faster with it, else fp32")  # fmt: skip
+        help="precision of the loss's two matrix products with the queue, which are summed in fp32; auto: with triton "
+        "tf32x3 (three products, as exact as fp32) or fp32, whichever is faster, bf16 on a CPU that is faster with it, "
+        "else fp32")  # fmt: skip
 
 
 def _method_name(text: str) -> str:

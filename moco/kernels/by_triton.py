@@ -36,6 +36,7 @@ from moco.kernels.spec import LossOutput
 # Chosen so that no target and no width spills a register (benchmarks/speed/kernel_resources.py); other sizes have not
 # been timed on a GPU (README.md has the times of these).
 SCORE_K = 64  # rows of a tile of ``score``
+QUERIES = 64  # its queries, and those of ``pull``
 BLOCK_C = 32  # features at a time in its product
 COMPACT_K = 2048  # similarities at a time in ``compact``
 PULL_K = 32  # rows at a time in ``pull``
@@ -120,7 +121,7 @@ class GridPlan:
     def __post_init__(self) -> None:
         n, total, width = self.n, self.total, self.width
         odd = width % 16 > 0  # whose addresses take registers
-        self.block_n = min(32 if odd else 64, max(16, power_of_two(n)))  # queries of a tile
+        self.block_n = min(QUERIES // 2 if odd else QUERIES, max(16, power_of_two(n)))  # queries of a tile
         # Elements from a query's similarities to the next one's: every row begins at a multiple of 64 bytes.
         self.stride = _up(total, 16)
         self.tiles = -(-total // SCORE_K)
@@ -212,7 +213,7 @@ class GridPlan:
 
 
 @functools.lru_cache(maxsize=64)
-def _planned(size: tuple[int, int, int, int, int], precision: str, masked: bool, want_gradient: bool):
+def planned(size: tuple[int, int, int, int, int], precision: str, masked: bool, want_gradient: bool):
     """Plan, grids and constants of steps of one size (N, K, C, H, S): the same at each step, and most of what a step
     asks of Python."""
     plan = GridPlan(*size)
@@ -257,7 +258,7 @@ class _Step:
         self.pulled = want_gradient and precision != "fp32"
         synthetic = 0 if draws is None else draws.slots_a.shape[1]
         size = len(q), len(queue), q.shape[1], n_hard if synthetic else 0, synthetic
-        self.plan, self.grids, self.constants = _planned(size, precision, masked, want_gradient)
+        self.plan, self.grids, self.constants = planned(size, precision, masked, want_gradient)
         self.inverse_t, self.scale = 1 / temperature, 1 / (temperature * len(q))
         self.closed = 0 if measured or draws is None else draws.counts[0]
 

@@ -110,8 +110,9 @@ class PretrainOptions(TypedDict, total=False):
     """implementation of the loss; auto: triton (fused) on a GPU where it is right and not slower, else cpu (closed
     forms, for any device)"""
     head_precision: Literal["auto", "fp32", "tf32", "tf32x3", "bf16"]
-    """precision of the loss's two matrix products with the queue, which are summed in fp32; auto: tf32x3 (three
-    products, as exact as fp32) with triton, bf16 on a CPU that is faster with it, else fp32"""
+    """precision of the loss's two matrix products with the queue, which are summed in fp32; auto: with triton
+    tf32x3 (three products, as exact as fp32) or fp32, whichever is faster, bf16 on a CPU that is faster with it,
+    else fp32"""
     base_temperature: float | None
     """multiply the loss by T / T0 (default: T0 = 0.07, as in SupContrast, for simclr and supcon without a queue;
     supcon with a queue takes it)"""

@@ -13,7 +13,15 @@ from benchmarks.gpu_parts.findings import OK, Findings  # noqa: E402
 
 # numpy's own words where the interpreter meets the NaN that a part puts in
 pytestmark = pytest.mark.filterwarnings("ignore:All-NaN slice")
-LEAST = {"errors": 20, "ties": 12, "manners": 3, "views": 8, "steps": 2, "norms": 2}  # checks that a part makes
+LEAST = {
+    "errors": 20,
+    "ties": 12,
+    "manners": 3,
+    "views": 8,
+    "steps": 2,
+    "norms": 2,
+    "tuning": 4,
+}  # checks that a part makes
 
 
 @pytest.fixture(autouse=True)

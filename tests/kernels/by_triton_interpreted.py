@@ -37,14 +37,14 @@ mend_interpreter()
 def interpreter():
     assert_runs_there()
     yield
-    by_triton._planned.cache_clear()  # a test may have planned with other sizes
+    by_triton.planned.cache_clear()  # a test may have planned with other sizes
 
 
 def put(monkeypatch, **sizes):
     """Programs of other sizes, also for problems that were planned before."""
     for name, size in sizes.items():
         monkeypatch.setattr(by_triton, name, size)
-    by_triton._planned.cache_clear()
+    by_triton.planned.cache_clear()
 
 
 @pytest.fixture
