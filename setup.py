@@ -21,6 +21,7 @@ setup(
     package_dir={"moco.mains": ".", "moco.recipes": "configs", "moco_detection": "detection"},
     package_data={
         "moco": ["py.typed"],
+        "moco.cli": ["projects.txt"],
         "moco.pictures": ["assets/*"],
         "moco.recipes": ["*.yml", "sweeps/*.yml"],
         "moco_detection": ["configs/*.yaml"],

@@ -94,7 +94,10 @@ def _check_entry(archive: zipfile.ZipFile, entry: zipfile.ZipInfo) -> None:
 def _limited(content: IO[bytes]) -> bytes:
     found = content.read(_MOST_AT_ONCE)
     if len(found) == _MOST_AT_ONCE:
-        raise Damaged(_TOO_MUCH)
+        raise Damaged(
+            "is no checkpoint that can be read: its pickle has 64 MiB or more, without its tensors; if its weights are "
+            "numpy arrays or lists, save them as tensors."
+        )
     return found
 
 

@@ -5,8 +5,9 @@ A checkpoint keeps the flags of its run, so that one which goes on from it can b
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple, cast
 
 Flags = dict[str, Any]  # plain values by flag, such as {"--lr": 0.03, "--schedule": [120, 160]}
@@ -74,6 +75,7 @@ class NegativesConfig:
         recipe: what it takes; None: its defaults.
         start_epoch, stop_epoch: active in epochs [start, stop), counted from 0.
         kind_epochs, kind_steps: a later first epoch or optimizer step, by kind.
+        control: what takes their place, one of :data:`moco.methods.registry.CONTROLS`; None: nothing does.
     """
 
     method: str = "moco"
@@ -82,6 +84,7 @@ class NegativesConfig:
     stop_epoch: int | None = None
     kind_epochs: Mapping[str, int] = field(default_factory=dict[str, int])
     kind_steps: Mapping[str, int] = field(default_factory=dict[str, int])
+    control: str | None = None
 
     def changes(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
         """Epochs and steps from which a loss cannot be compared with those before: negatives begin or stop."""
@@ -151,6 +154,7 @@ class InBatchConfig(ModelConfig):
         method: whose loss, see :mod:`moco.methods.registry`.
         contrast_mode: see :func:`moco.methods.losses.compare`.
         views: random views an image.
+        local: small crops an image, which are anchors and no candidates.
         sync_bn: BatchNorm over the batch of all processes.
         beta, tau_plus, estimator: of HCL's loss, see :func:`moco.methods.losses.hcl`.
     """
@@ -158,6 +162,7 @@ class InBatchConfig(ModelConfig):
     method: str = "simclr"
     contrast_mode: str = "all"
     views: int = 2
+    local: int = 0
     sync_bn: bool = False
     beta: float = 1.0
     tau_plus: float = 0.1
@@ -308,6 +313,27 @@ class FewShotConfig:
 
 
 @dataclass(frozen=True)
+class LocalCropConfig:
+    """Small crops of each image beside its views, as queries only (multi-crop, SwAV: arXiv 2006.09882, section 3.2).
+
+    Args:
+        count: an image.
+        size: side in pixels; None leaves it to :meth:`beside`.
+        scale: share of the image's area, as a preset's crop_scale.
+    """
+
+    count: int = 0
+    size: int | None = None
+    scale: tuple[float, float] = (0.05, 0.14)
+
+    def beside(self, size: int) -> LocalCropConfig:
+        """With a size, beside views of ``size``: in proportion to SwAV's 96 beside 224, a multiple of what encoders
+        divide their images by, which is 32, and 8 with the 3x3 stem of sizes up to 64."""
+        step = 32 if size > 64 else 8
+        return replace(self, size=self.size or max(8, step * math.floor(size * 96 / 224 / step + 0.5)))
+
+
+@dataclass(frozen=True)
 class ViewConfig:
     """The views of a pretraining; what is None the data set decides."""
 
@@ -319,6 +345,7 @@ class ViewConfig:
     decode: str = "exact"  # or fast
     device: str = "auto"  # or cpu, gpu: where views are made after their crop
     count: int = 2  # views an image
+    local: LocalCropConfig = LocalCropConfig()
 
 
 @dataclass(frozen=True)

@@ -57,6 +57,10 @@ ALSO = {
     "knn": "lincls --knn", "fewshot": "lincls --few-shot", "few_shot": "lincls --few-shot",
     "lr_find": "lincls --lr-find", "linear": "lincls", "probe": "lincls",
     "finetune": "semisup", "pretraining": "pretrain", "train": "pretrain", "loop": "pretrain", "trainer": "detection",
+    # programs of the projects that --compat knows
+    "supcon": "pretrain --compat supcontrast", "ce": "semisup --compat supcontrast",
+    "synco": "pretrain --compat synco", "train_contrastive": "pretrain --compat mochi",
+    "run_beit3_finetuning": "semisup --compat schane", "swa": "average", "learning_rate_finder": "lincls --lr-find",
     "detectron2_names": "export", "pack": "data pack", "neighbors": "neighbours", "nearest": "neighbours",
 }  # fmt: skip
 

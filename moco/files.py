@@ -5,7 +5,6 @@ Every file is written beside, flushed to the disk and then put in the place of t
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import csv
 import errno
@@ -26,15 +25,6 @@ from moco.errors import DISK, UserError, one_line
 if TYPE_CHECKING:  # otherwise in the functions that use it: a wrong flag is answered before a second of imports
     from torch import Tensor
 
-# Containers of plain values in other projects' files (SupContrast's flags, Lightning's hyper-parameters), none of which
-# runs code when it is filled; Lightning's dictionary becomes a plain one, so that Lightning is not needed.
-_CONTAINERS = [
-    argparse.Namespace,
-    *((dict, f"{name}.AttributeDict") for name in (
-        "lightning_fabric.utilities.data", "lightning.fabric.utilities.data", "pytorch_lightning.utilities.parsing",
-        "lightning.pytorch.utilities.parsing",
-    )),
-]  # fmt: skip
 _FLOATS = ("float16", "bfloat16", "float32", "float64")
 # of the entries of a network, those that must be floats
 _WEIGHT = re.compile(r"(weight|bias|running_mean|running_var|_token|pos_embed|pos_embedding)$")
@@ -53,8 +43,10 @@ def read(path: str) -> dict:
         raise UserError(f"no checkpoint at {path}; check the path.")
     import torch
 
+    from moco import plain
+
     try:
-        with open(path, "rb") as file, warnings.catch_warnings(), torch.serialization.safe_globals(_CONTAINERS):
+        with open(path, "rb") as file, warnings.catch_warnings(), torch.serialization.safe_globals(plain.SAFE):
             archive.check(file)
             warnings.simplefilter("ignore")  # a foreign file's oddities are reported below, in one sentence
             state = torch.load(file, map_location="cpu", weights_only=True)
@@ -97,10 +89,20 @@ def _why_unreadable(error: Exception) -> str:
     if isinstance(error, archive.Damaged):
         return text
     found = re.search(r"(?i)unsupported (?:global: )?(?:global|class) ([\w.]+)", text)
+    if isinstance(error, pickle.UnpicklingError) and found and found.group(1).startswith("torch.distributed."):
+        return (
+            f"is one process's share of a network that was trained in shares (FSDP: {found.group(1)}); give the whole "
+            "weights, of DINOv2 teacher_checkpoint.pth in its folder eval/."
+        )
     if isinstance(error, pickle.UnpicklingError) and found:
         return (
             f"needs {found.group(1)} to be loaded, which is more than weights; refused. If you trust the file, re-save "
             "its tensors alone, or allow the name with torch.serialization.add_safe_globals."
+        )
+    if re.search(r"magic number|Unsupported operand 149", text):  # a pickle by itself, of protocol 2 or 4
+        return (
+            "is a pickle that torch.save did not write, such as those of projects in JAX; save its arrays by "
+            "torch.save in a dictionary of tensors, by the names of torchvision or timm."
         )
     return "is no readable checkpoint: truncated, damaged or another kind of file."
 

@@ -126,6 +126,7 @@ _SIZES = _whole(0, 1 << 20)
 QUEUE_RECIPE = {
     "--moco-t?": _number(1e-6, 1e6), "--batch-size?": _whole(1), "--n-hard?": _whole(1), "--bn-splits?": _whole(1),
     "--aug?": WORD, "--decode?": WORD, "--mochi?": [_SIZES], "--type-starts?": [WORD],
+    "--control?": WORD,
     **{f"--n{i}?": _SIZES for i in range(1, 7)},
     **{f"--{name}?": _number(-1e6, 1e6) for name in ("sigma", "delta", "eta")},
     "--hard-start-epoch?": COUNT, "--hard-stop-epoch?": COUNT,

@@ -23,7 +23,7 @@ _MASK = (1 << 64) - 1
 # One number a stream, so that two streams with the same integers are independent.
 STREAMS = {
     "init": 1, "order": 2, "view": 3, "shuffle": 4, "draws": 5, "step": 6, "split": 7, "probe": 8, "episode": 9,
-    "sample": 10, "kind": 11, "augment": 21, "mix": 22, "retrieval": 23, "rankme": 24,
+    "sample": 10, "kind": 11, "augment": 21, "mix": 22, "retrieval": 23, "rankme": 24, "local": 31,
 }  # fmt: skip
 
 

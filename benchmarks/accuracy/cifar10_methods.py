@@ -28,6 +28,7 @@ METHODS = {
     "mochi": ["--method", "mochi", "--mochi", "256", "128", "64"],
     "synco": ["--n-hard", "256", "--n1", "64", "--n2", "64", "--n3", "64", "--n4", "16", "--n5", "16", "--n6", "16"],
 }
+DIGITS = ["--config", str(ROOT / "configs" / "demo.yml")]
 RECIPE = ["--config", str(ROOT / "configs" / "moco_cifar10.yml"), "--dataset", "folder"]
 RECIPE += ["--hard-start-epoch", "1", "--mean", ".4914", ".4822", ".4465", "--std", ".2023", ".1994", ".2010"]
 
@@ -42,7 +43,7 @@ def main(argv: list[str] | None = None) -> int:
     if args.digits:
         args.images, args.queries, args.epochs = 4000, 1000, 15
         args.out = args.out.with_name("digits_methods")
-    images = [] if args.digits else prepare(args)
+    images = DIGITS if args.digits else prepare(args)
     trials = [(method, seed) for seed in args.seeds for method in args.methods]
     with ThreadPoolExecutor(args.parallel) as pool:
         scores = list(pool.map(lambda trial: train(args, [*METHODS[trial[0]], *images], *trial), trials))

@@ -23,7 +23,7 @@ def add_auto(p: Parser) -> None:
         "like by the number and the size of the images, where they are not given; the log says what was taken "
         "(default: off, the published recipes' values)")  # fmt: skip
     p.group("model")("--pretrained", default="", metavar="PATH", help="begin from these weights: the folder of a run, "
-        "a checkpoint of this project or of nine others, or torchvision:NAME for published ones; a run that is resumed "
+        "a checkpoint of this project or of many others, or torchvision:NAME for published ones; a run that is resumed "
         "goes on from its own (default: random weights)")  # fmt: skip
 
 

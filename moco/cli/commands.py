@@ -156,7 +156,7 @@ def add_read(p: Parser) -> None:
     """A checkpoint and the images whose features it makes."""
     add = p.add_argument
     add("checkpoint", metavar="CHECKPOINT", nargs="?", help="the folder of a run, a checkpoint of this "
-        "project or of nine others, or torchvision:NAME for published weights")  # fmt: skip
+        "project or of many others, or torchvision:NAME for published weights")  # fmt: skip
     add_data(p, of_file=True)
     add_batch_size(p, where="data")
     add("--amp", choices=("off", "bf16", "fp16"), default="off", help="precision of the encoder (default: off, fp32)")

@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
+from moco.cli.crops import local_crops
 from moco.cli.lincls import lincls_parser
 from moco.cli.parser import Parser, argv_of
 from moco.cli.pretrain import pretrain_parser
@@ -21,7 +22,7 @@ def _flags(*texts: str) -> frozenset[str]:
 
 
 _LAUNCH = "--world-size --rank --dist-url --dist-backend --gpu --multiprocessing-distributed --nproc"
-_FILES = "DIR --config --dataset --download --cache --val-data --workers --save-dir --resume --print-freq"
+_FILES = "DIR --config --compat --dataset --download --cache --val-data --workers --save-dir --resume --print-freq"
 _SAVE = "--report --max-minutes --stop-code --save-minutes --save-steps --hang-minutes --data-patience"
 _SCHEDULE = "--epochs --schedule --lr-decay-rate --cos --min-lr --warm --warm-epochs --warm-from"
 _FEW_SHOT = "--few-shot --few-shot-classes --few-shot-way --few-shot-shots --few-shot-queries --few-shot-episodes"
@@ -30,12 +31,13 @@ PRETRAIN = Classes(
     fixed=_flags(
         "--method --arch --stem --channels --mlp --moco-dim --moco-mlp-dim --moco-k",  # network, queue, the run's name
         "--opt --exclude-bias-norm --stop-grad-conv1",  # the optimizer's state and its groups
+        "--control",  # a control is not to be taken for its method
     ) | {"synthetic negatives"},
     free=_flags(
         _SCHEDULE, "--steps --plateau --warm-steps --rise-epochs --lr --batch-size --accum --drop-last",
         "--wd --momentum --opt-betas --clip-grad --ema --ema-epoch",
         "--moco-m --moco-m-cos --moco-t --base-temperature --symmetric --contrast-mode --views --beta --tau-plus",
-        "--estimator",
+        "--estimator --local-crops --local-crop-size --local-crop-scale",
         "--n-hard --n1 --n2 --n3 --n4 --n5 --n6 --sigma --delta --eta --mochi --hard-start-epoch --hard-stop-epoch",
         "--type-starts --extrapolation --mask-same-image --bn-splits --shuffle-bn --sync-bn",
         "--size --levels --mean --std --aug --decode --aug-device --auto --pretrained",
@@ -108,6 +110,8 @@ def pretraining(args: argparse.Namespace, built: Any, view: Any, batch: int, amp
         "--type-starts": [f"{kind}={start}" for kind, start in starts.items()],
         "--mochi": [args.n_hard, args.s, args.s2] if args.negatives == "mochi" else None,
     }  # fmt: skip
+    if args.local_crops:
+        chosen["--local-crop-size"] = local_crops(args).beside(built["size"]).size
     return _kept(pretrain_parser(), PRETRAIN, args, _images(built, view.mean, view.std) | chosen)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 
 from moco import doors
-from moco.cli import common, training
+from moco.cli import common, compat, training
 from moco.cli.parser import Parser, at_least, parse, share, with_config
 from moco.errors import UserError
 
@@ -23,7 +23,7 @@ def lincls_parser() -> Parser:
     common.add_folder(p, "DIR, as SupContrast spells it", "--train-folder", "--data-folder")
     add = p.group("model")
     add("--pretrained", "--ckpt", default="", metavar="PATH", help="encoder to evaluate: the folder of a run, a "
-        "checkpoint of this project or of nine others, or torchvision:NAME for published weights")  # fmt: skip
+        "checkpoint of this project or of many others, or torchvision:NAME for published weights")  # fmt: skip
     add("--amp", choices=("off", "bf16", "fp16"), default="off", help="precision of the frozen encoder (default: off, "
         "fp32)")  # fmt: skip
     add("--features", choices=("views", "cached"), default="views", help="views: augment the images anew in every "
@@ -36,6 +36,7 @@ def lincls_parser() -> Parser:
         "training loss, in 0..1 (default: 0)")  # fmt: skip
     _add_run(p)
     _add_evaluation(p)
+    compat.add_compat(p, "lincls")
     common.add_launch(p)
     return p
 
@@ -68,7 +69,7 @@ def _add_evaluation(p: Parser) -> None:
 
 
 def _finish(parser: Parser, argv: list[str]) -> argparse.Namespace:
-    args = with_config(parser, argv)
+    args = with_config(parser, compat.translated(parser, argv))
     args.pretrained = common.encoder_file(args.pretrained)
     args.data = common.one_folder(args)
     if args.data is None and args.dataset is None:

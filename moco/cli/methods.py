@@ -215,8 +215,9 @@ def negatives_config(args: argparse.Namespace) -> NegativesConfig:
             *counts, sigma=args.sigma, delta=args.delta, eta=args.eta, extrapolation=args.extrapolation
         )
     return NegativesConfig(
-        args.negatives, recipe, args.hard_start_epoch, args.hard_stop_epoch, args.type_starts, args.type_start_steps
-    )
+        args.negatives, recipe, args.hard_start_epoch, args.hard_stop_epoch, args.type_starts, args.type_start_steps,
+        args.control,
+    )  # fmt: skip
 
 
 def model_config(args: argparse.Namespace) -> MoCoConfig | InBatchConfig | MoCoV3Config:
@@ -229,7 +230,8 @@ def model_config(args: argparse.Namespace) -> MoCoConfig | InBatchConfig | MoCoV
     elif args.family == "batch":
         config = InBatchConfig(
             base_temperature=args.base_temperature, method=args.method, contrast_mode=args.contrast_mode,
-            views=args.views, sync_bn=args.sync_bn, beta=args.beta, tau_plus=args.tau_plus, estimator=args.estimator,
+            views=args.views, local=args.local_crops, sync_bn=args.sync_bn, beta=args.beta, tau_plus=args.tau_plus,
+            estimator=args.estimator,
         )  # fmt: skip
     else:
         config = MoCoConfig(

@@ -12,10 +12,12 @@ import re
 from collections.abc import Container, Iterable, Sequence
 from typing import Any
 
+from moco.cli import projects
 from moco.methods.registry import METHODS
 
 _SCALES = {"sigma": "n4", "delta": "n5", "eta": "n6", "extrapolation": "n2"}  # SynCo's, and the counts that use them
 _TIMES = ("hard_start_epoch", "hard_stop_epoch")
+_SHORT = re.compile(r"^argument -\w(/[^:]*)?: ")
 _UNKNOWN, _CHOICE = "unrecognized arguments: ", re.compile(r"^argument ([^:]*): invalid choice: '([^']*)'")
 
 
@@ -23,6 +25,8 @@ def explained(message: str, actions: Sequence[argparse.Action], words: Sequence[
     """argparse's message on the ``words`` that it read, with what was probably meant."""
     if message.startswith(_UNKNOWN):
         return _UNKNOWN + _unknown(message.removeprefix(_UNKNOWN).split(), actions, words)
+    if _SHORT.match(message):  # -bs 64, which argparse reads as -b s
+        return message + _of_project(actions, [word for word in words if re.match("-[a-z]", word)], words)
     found = _CHOICE.match(message)
     return message + (_close_choice(found[1], found[2], actions) if found else "")
 
@@ -34,7 +38,15 @@ def _unknown(left: list[str], actions: Sequence[argparse.Action], words: Sequenc
     if not flags:
         return " ".join(left) + "; one DIR is read" * any(action.dest == "data" for action in actions)
     shown = [word for flag in flags for word in (flag, *_value_of(flag, words))]
-    return " ".join(shown) + close_to(flags[0], [name for action in actions for name in action.option_strings])
+    known = [name for action in actions for name in action.option_strings]
+    return " ".join(shown) + (_of_project(actions, flags, words) or close_to(flags[0], known))
+
+
+def _of_project(actions: Sequence[argparse.Action], unknown: Sequence[str], words: Sequence[str]) -> str:
+    """What to type where an unknown flag is of a program that --compat knows; empty where none is."""
+    main = next((str(getattr(action.type, "main", "")) for action in actions if action.dest == "compat"), "")
+    known = {name for action in actions for name in action.option_strings}
+    return projects.hint(main, [flag for flag in unknown if flag.partition("=")[0] not in known], words)
 
 
 def _value_of(flag: str, words: Sequence[str]) -> list[str]:

@@ -7,15 +7,16 @@ from __future__ import annotations
 
 import argparse
 import os
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any
 
 from moco import doors
-from moco.cli import auto, common, methods, training
+from moco.cli import auto, common, compat, controls, crops, methods, projects, training
 from moco.cli.mistakes import idle_negatives, idle_notes
 from moco.cli.parser import Parser, at_least, parse, share, take_defaults, with_config
-from moco.config import EncoderConfig, PretrainConfig, ScheduleConfig, ValidationConfig, ViewConfig
+from moco.config import EncoderConfig, PretrainConfig, ScheduleConfig, ValidationConfig
 from moco.data.augment.from_file import with_crop_min
 from moco.data.registry import dataset_of
 from moco.errors import UserError
@@ -42,17 +43,20 @@ def pretrain_parser() -> Parser:
     )
     common.add_data(p)
     _add_views(p)
+    crops.add_crops(p)
     auto.add_auto(p)
     common.add_folder(p, "DIR, as SupContrast spells it", "--data-folder", "--train-folder")
     methods.add_moco(p)
     methods.add_batch(p)
     methods.add_negatives(p)
+    controls.add_control(p)
     training.add_training(p, epochs=200, lr=0.03, schedule=[120, 160], wd=1e-4)
     _add_steps(p)
     training.add_average(p)
     _add_arithmetic(p)
     _add_run(p)
     common.add_trial(p)
+    compat.add_compat(p, "pretrain")
     common.add_launch(p)
     return p
 
@@ -138,6 +142,7 @@ def _add_run(p: Parser) -> None:
 
 
 def _finish(parser: Parser, argv: list[str], any_demo: bool = False) -> argparse.Namespace:
+    argv = compat.translated(parser, argv)
     args = with_config(parser, argv)
     args.data = common.one_folder(args)
     typed = parser.given(argv)
@@ -145,7 +150,7 @@ def _finish(parser: Parser, argv: list[str], any_demo: bool = False) -> argparse
     args.demo = args.data is None and args.dataset is None
     if args.demo:
         if not any_demo:
-            _check_demo(typed)
+            _check_demo(typed, parser.words)
         take_defaults(parser, DEMO_CONFIG)  # a layer below the user's own file and flags
         args = with_config(parser, argv)
         args.demo = True
@@ -157,6 +162,7 @@ def _finish(parser: Parser, argv: list[str], any_demo: bool = False) -> argparse
     methods.choose_family(args, typed, parser.filed)
     if args.crop_min is not None:
         args.aug = with_crop_min(_aug(args) or dataset_of(args.dataset).preset, args.crop_min)
+    crops.check_crops(args, typed)
     args.notes += [*idle_notes(args, typed), *idle_negatives(args, typed, parser.filed)]
     args.type_starts, args.type_start_steps = methods.read_type_starts(args.type_starts)
     common.check_images(args)
@@ -169,10 +175,11 @@ def _finish(parser: Parser, argv: list[str], any_demo: bool = False) -> argparse
     if args.compile_mode != "default" and not args.compile:
         raise UserError(f"--compile-mode {args.compile_mode} says how to --compile; give both.")
     methods.check_type_starts(args, typed)
+    controls.check_control(args, typed)
     return args
 
 
-def _check_demo(typed: dict[str, Any]) -> None:
+def _check_demo(typed: dict[str, Any], words: Sequence[str]) -> None:
     """UserError where flags of a training, perhaps another program's, came without images. The demo takes what says
     where a run writes, how it is started, watched and stopped."""
     p = Parser()
@@ -184,7 +191,7 @@ def _check_demo(typed: dict[str, Any]) -> None:
         raise UserError(
             f"--{more[0].replace('_', '-')} is a flag of training, but no images are named: give DIR, or --dataset "
             "NAME (mnist5k: the built-in digits). Without such flags it is the demo; to change the "
-            "demo's recipe, give --config configs/demo.yml."
+            f"demo's recipe, give --config configs/demo.yml.{projects.whole('pretrain', words)}"
         )
 
 
@@ -193,12 +200,11 @@ def _check_demo(typed: dict[str, Any]) -> None:
 
 def pretrain_config(args: argparse.Namespace) -> PretrainConfig:
     """The model and its training."""
-    mean, std = (None if x is None else tuple(x) for x in (args.mean, args.std))
     compiled = args.compile_mode if args.compile else None
     return PretrainConfig(
         method=args.method,
         family=args.family,
-        views=ViewConfig(args.dataset, args.size, mean, std, _aug(args), args.decode, args.aug_device, args.views),
+        views=crops.view_config(args, _aug(args)),
         encoder=EncoderConfig(args.arch, args.moco_dim, args.mlp, args.stem, compiled, args.begin_with),
         model=methods.model_config(args),
         optimizer=training.encoder_optimizer(args, args.lr),

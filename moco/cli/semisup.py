@@ -6,7 +6,7 @@ import argparse
 from dataclasses import replace
 
 from moco import doors
-from moco.cli import common, training
+from moco.cli import common, compat, training
 from moco.cli.parser import Parser, at_least, parse, positive, share, with_config
 from moco.config import ClassifierConfig, ObjectiveConfig, ScheduleConfig, SubsetConfig
 from moco.data.registry import DATASETS
@@ -23,8 +23,7 @@ def parse_semisup(argv: list[str] | None = None) -> argparse.Namespace:
 
 def semisup_parser() -> Parser:
     """The parser of main_semisup.py."""
-    text = "Fine-tune a pretrained encoder and a linear classifier on a share of the labels."
-    p = Parser(doors.typed("semisup"), text)
+    p = Parser(doors.typed("semisup"), "Fine-tune a pretrained encoder and a linear classifier on a share of labels.")
     common.add_data(p, of_file=True)
     _add_subset(p)
     _add_model(p)
@@ -34,6 +33,7 @@ def semisup_parser() -> Parser:
     common.add_few_shot(p)
     p.group("evaluation")("--few-shot-data", default="", metavar="PATH", help="folder or list of images of new classes "
         "for --few-shot (default: the test images, whose classes were trained on)")  # fmt: skip
+    compat.add_compat(p, "semisup")
     common.add_launch(p)
     return p
 
@@ -53,14 +53,14 @@ def _add_subset(p: Parser) -> None:
         "images after each epoch)")  # fmt: skip
     add("--val-only", action="store_true", help="with --val-share: do not evaluate on the test images")
     add("--task", metavar="NAME", help="BEiT-3's: imagenet for an image folder, or a --dataset's name")
-    add("--data-path", "--data-folder", "--train-folder", metavar="DIR", help="DIR, as BEiT-3 and SupContrast spell it")
+    add("--data-path", "--data-folder", "--train-folder", metavar="DIR", help="DIR as BEiT-3 and SupContrast spell it")
 
 
 def _add_model(p: Parser) -> None:
     add = p.group("model")
     add("pretrained_file", metavar="FILE", nargs="?", help="Barlow Twins' spelling of --pretrained FILE")
     add("--pretrained", "--finetune", default="", metavar="PATH", help="encoder to fine-tune: the folder of a run, a "
-        "checkpoint of this project, of nine others or of BEiT-3, or torchvision:NAME for published weights (default: "
+        "checkpoint of this project, of many others or of BEiT-3, or torchvision:NAME for published weights (default: "
         "random weights, a baseline)")  # fmt: skip
     add("--weights", choices=("finetune", "freeze"), default="finetune", help="fine-tune the encoder, or freeze it")
     add("--drop-path", default=0.0, type=share(), metavar="P", help="stochastic depth of timm's networks (default: 0)")
@@ -137,7 +137,7 @@ def _add_run(p: Parser) -> None:
 
 
 def _finish(parser: Parser, argv: list[str]) -> argparse.Namespace:
-    args = with_config(parser, argv)
+    args = with_config(parser, argv := compat.translated(parser, argv))
     _take_beit3_names(args)
     if args.data is None and args.dataset is None:
         raise UserError("give an image folder or --dataset NAME to fine-tune on.")

@@ -3,7 +3,7 @@
 An item's key is (epoch, index), and its randomness a function of (seed, epoch, index, view): what a step sees depends
 neither on the number of workers nor on what was loaded before.
 
-Legend: C channels, s side of a view in pixels, P parameters of a view, V views an image.
+Legend: C channels, s side of a view in pixels, P parameters of a view, V views an image, L small crops of side l.
 """
 
 from __future__ import annotations
@@ -12,13 +12,14 @@ import functools
 import itertools
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from PIL import Image
 from torch.utils.data import Dataset
 
+from moco.config import LocalCropConfig
 from moco.data.augment.by_numpy import finish
 from moco.data.augment.by_pil import (
     ViewParams,
@@ -42,6 +43,7 @@ from moco.errors import UserError
 from moco.seeding import library_randomness, numpy_generator_for_now
 
 Key = tuple[int, int]  # epoch, index
+Drawn = list[tuple[ViewParams, int]]  # parameters and sides
 MAX_TRIES = 100
 TENSORS_FROM = 96  # pixels a side from which one view is finished faster by moco.data.augment.by_numpy than by PIL
 
@@ -112,9 +114,11 @@ class TwoViews(Dataset):
     Item (epoch, index) is a dict: q, k (C, s, s) uint8; index, the image really used; bad, -1 or the index of the
     unreadable image that was replaced (its views keep the randomness of the place they fill), or below -1 where the
     data is gone for now and the views are of a black image (:func:`absent`). With V above 2 also more,
-    (V - 2, C, s, s): the others change nothing about the first two.
-    With ``crop_only`` views are only cropped, and q_params, k_params (P,), more_params (V - 2, P) say what is to be
-    done to them; the loader goes into :class:`moco.data.Finishing`.
+    (V - 2, C, s, s): the others change nothing about the first two. With ``local`` crops also local, (L, C, l, l):
+    views by the preset's second view but for their scale, from a stream of their own, which change nothing about the
+    others.
+    With ``crop_only`` views are only cropped, and q_params, k_params (P,), more_params (V - 2, P), local_params (L, P)
+    say what is to be done to them; the loader goes into :class:`moco.data.Finishing`.
     ``fast``, for files of colour JPEG: decoded only as finely as the crops need, cropped by torchvision's operation on
     tensors. Where the file is not shrunk, a value of a crop differs by at most two levels from PIL's, and a view made
     here of less than ``TENSORS_FROM`` pixels is PIL's.
@@ -127,10 +131,12 @@ class TwoViews(Dataset):
     crop_only: bool = False
     fast: bool = False
     views: int = 2
+    local: LocalCropConfig = LocalCropConfig()
 
     def __post_init__(self) -> None:
         self.before, self.after = split_order(self.preset.order)
-        self.by_pil = self.size < TENSORS_FROM and not self.crop_only  # all operations of a view
+        self.local = self.local.beside(self.size)
+        self.small = replace(self.preset.of_view(1), crop_scale=self.local.scale, others=None)
         plain = self.source.channels == 3 and not for_all(self.source.levels)
         self.fast = self.fast and self.before == ("crop",) and plain
 
@@ -144,37 +150,57 @@ class TwoViews(Dataset):
             for view in range(self.views)
         ]
 
+    def drawn_local(self, size: tuple[int, int], epoch: int, index: int) -> list[ViewParams]:
+        """The same of the L small crops."""
+        return [
+            draw(self.small, *size, numpy_generator_for_now("local", self.seed, epoch, index, number))
+            for number in range(self.local.count)
+        ]
+
+    def _all_drawn(self, size: tuple[int, int], epoch: int, index: int) -> Drawn:
+        """Of the V views, then of the L crops."""
+        assert self.local.size is not None
+        views = [(view, self.size) for view in self.drawn(size, epoch, index)]
+        return [*views, *((crop, self.local.size) for crop in self.drawn_local(size, epoch, index))]
+
+    def _by_pil(self, side: int) -> bool:
+        """Whether all operations of a view of ``side`` pixels are made here by PIL."""
+        return side < TENSORS_FROM and not self.crop_only
+
     def _cropped(self, epoch: int, index: int, other: int | None) -> tuple[list[ViewParams], list[torch.Tensor]]:
-        """The V views' parameters and crops (C, s, s) from image ``other``, None: a black one, in the place of
+        """The parameters and crops (C, s, s) of all views from image ``other``, None: a black one, in the place of
         ``index``."""
         data = None if other is None or not self.fast else self.source.read(other)
         if other is not None and data is not None and (size := colour_jpeg_size(data)):
-            views = self.drawn(size, epoch, index)
-            return views, self._from_jpeg(data, self.source.name_of(other), views)
+            drawn = self._all_drawn(size, epoch, index)
+            return [view for view, _ in drawn], self._from_jpeg(data, self.source.name_of(other), drawn)
         image = _black(self.source, self.size) if other is None else self.source.load(other)
-        views = self.drawn(image.size, epoch, index)
-        order = self.preset.order if self.by_pil else self.before
-        return views, [apply(image, view._replace(order=order), self.size) for view in views]
+        drawn = self._all_drawn(image.size, epoch, index)
+        orders = {side: self.preset.order if self._by_pil(side) else self.before for _, side in drawn}
+        return [view for view, _ in drawn], [
+            apply(image, view._replace(order=orders[side]), side) for view, side in drawn
+        ]
 
-    def _from_jpeg(self, data: bytes, name: str, views: list[ViewParams]) -> list[torch.Tensor]:
-        """Crops, or with ``by_pil`` the whole views, from a file of colour JPEG called ``name``."""
+    def _from_jpeg(self, data: bytes, name: str, drawn: Drawn) -> list[torch.Tensor]:
+        """Crops, or of sides ``by_pil`` the whole views, from a file of colour JPEG called ``name``."""
 
         @functools.cache
-        def decoded(shrink: int) -> Any:
-            as_pil = shrink > 1 or self.by_pil
+        def decoded(shrink: int, as_pil: bool) -> Any:
             return reading(name, lambda: decode_bytes(data, 3, shrink) if as_pil else decode_colour_jpeg(data))
 
         crops = []
-        for some in filter(None, (views[:2], views[2:])):  # how finely the first two are decoded is theirs to say
-            shrink = shrink_for([view.box for view in some], self.size)
-            for view in some:
+        # how finely the first two are decoded is theirs to say, and the others change nothing about one another
+        for some in filter(None, (drawn[:2], drawn[2 : self.views], drawn[self.views :])):
+            shrink = shrink_for([view.box for view, _ in some], some[0][1])
+            for view, side in some:
+                by_pil = self._by_pil(side)
                 if shrink > 1:
-                    crop = crop_shrunk(decoded(shrink), view.box, shrink, self.size)
-                    crops.append(apply(crop, view._replace(order=self.after if self.by_pil else ()), self.size))
-                elif self.by_pil:
-                    crops.append(apply(decoded(1), view, self.size))
+                    crop = crop_shrunk(decoded(shrink, True), view.box, shrink, side)
+                    crops.append(apply(crop, view._replace(order=self.after if by_pil else ()), side))
+                elif by_pil:
+                    crops.append(apply(decoded(1, True), view, side))
                 else:
-                    crops.append(crop_tensor(decoded(1), view.box, self.size))
+                    crops.append(crop_tensor(decoded(1, False), view.box, side))
         return crops
 
     def __getitem__(self, key: Key) -> dict[str, Any]:
@@ -190,20 +216,22 @@ class TwoViews(Dataset):
         item: dict[str, Any] = {"index": used, "bad": bad}
         if self.crop_only:
             rows = [pack_params(v.jitter, v.grey, v.blur, v.flip, v.solarize, v.vflip, v.turn) for v in views]
-            return {**item, **_by_name(crops), **_by_name(rows, "_params")}
-        if self.after and not self.by_pil:
-            crops = [finish(crop, view, self.after) for crop, view in zip(crops, views, strict=True)]
-        return {**item, **_by_name(crops)}
+            return {**item, **self._by_name(crops), **self._by_name(rows, "_params")}
+        crops = [
+            finish(crop, view, self.after) if self.after and not self._by_pil(crop.shape[-1]) else crop
+            for crop, view in zip(crops, views, strict=True)
+        ]
+        return {**item, **self._by_name(crops)}
+
+    def _by_name(self, views: list[torch.Tensor], ending: str = "") -> dict[str, torch.Tensor]:
+        q, k, *others = views
+        more, local = others[: self.views - 2], others[self.views - 2 :]
+        several = {name: torch.stack(some) for name, some in (("more", more), ("local", local)) if some}
+        return {name + ending: value for name, value in {"q": q, "k": k, **several}.items()}
 
 
 def _black(source: Source, size: int) -> Picture:
     return black((size, size), source.channels)
-
-
-def _by_name(views: list[torch.Tensor], ending: str = "") -> dict[str, torch.Tensor]:
-    q, k, *more = views
-    named = {"q": q, "k": k, **({"more": torch.stack(more)} if more else {})}
-    return {name + ending: value for name, value in named.items()}
 
 
 @dataclass(eq=False)

@@ -309,7 +309,8 @@ def make_loader(
 
 @dataclass(eq=False)
 class Finishing:
-    """Batches of a loader over ``TwoViews(crop_only=True)``, their views, also more than two, finished on ``device``.
+    """Batches of a loader over ``TwoViews(crop_only=True)``, their views, also more than two and small crops, finished
+    on ``device``.
 
     order: the preset's operations. The numbers are those that the workers would have computed.
     """
@@ -329,7 +330,7 @@ class Finishing:
     def __iter__(self) -> Iterator[dict[str, torch.Tensor]]:
         after = split_order(self.order)[1]
         for batch in self.loader:
-            for name in (n for n in ("q", "k", "more") if n in batch):
+            for name in (n for n in ("q", "k", "more", "local") if n in batch):
                 views = batch[name].to(self.device, non_blocking=True)  # (N, C, h, w); more: (N, V - 2, C, h, w)
                 table = batch.pop(f"{name}_params")
                 finished = finish(views.flatten(0, -4), table.flatten(0, -2), after)

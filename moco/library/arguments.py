@@ -26,7 +26,7 @@ _FLAGS = {  # of arguments that are not called like their flag
     "impl": "--head-impl",
     "precision": "--head-precision",
 }
-_OPTIONAL = ("base_temperature", "stop_epoch", "bn_splits")  # of which None means something
+_OPTIONAL = ("base_temperature", "stop_epoch", "bn_splits", "control")  # of which None means something
 
 
 class QueueArguments(TypedDict, total=False):
@@ -43,6 +43,7 @@ class NegativesArguments(QueueArguments, total=False):
     start_epoch: int
     stop_epoch: int | None
     start_step: int
+    control: str | None
 
 
 class MoCHiArguments(NegativesArguments, total=False):

@@ -24,7 +24,7 @@ from moco.errors import UserError
 from moco.kernels import Draws, contrastive_loss
 from moco.library.arguments import check, taken
 from moco.methods import losses
-from moco.methods.negatives import HardNegatives, starting_at
+from moco.methods.negatives import HardNegatives
 from moco.methods.registry import METHODS
 from moco.models.key_queue import EMPTY, enqueue_, new_queue, next_rows
 
@@ -68,14 +68,12 @@ class QueueLoss(nn.Module):
         check(start_epoch=n.start_epoch, stop_epoch=n.stop_epoch)
         if n.stop_epoch is not None and n.stop_epoch <= n.start_epoch:
             raise UserError("stop_epoch must come after start_epoch.")
-        recipe = starting_at(METHODS[n.method].hooks.recipe(n.recipe), n.kind_epochs, n.kind_steps)
-        if recipe:
+        if n.method != "moco":
             check(n_hard=config.n_hard)
-        if recipe and config.n_hard > config.K:
-            raise UserError(f"n_hard {config.n_hard} is more than the queue's {config.K} rows; lower it.")
+            if config.n_hard > config.K:
+                raise UserError(f"n_hard {config.n_hard} is more than the queue's {config.K} rows; lower it.")
         self.config, self.seed, self.dim, self.K, self.T = config, seed, config.C, config.K, config.T
-        here = torch.device("cpu")
-        self.negatives = HardNegatives(recipe, config.n_hard, config.C, seed, 0, here, n.start_epoch, n.stop_epoch)
+        self.negatives = HardNegatives.of(config, seed, 0, torch.device("cpu"))
         self.epoch: int | None = None
         self.step: int | None = None
         self.stats: dict[str, Tensor] = {}
@@ -104,7 +102,7 @@ class QueueLoss(nn.Module):
         draws = self.next_draws(q)
         mask = {} if ids is None else {"ids": ids, "queue_ids": self.queue_ids}
         head = contrastive_loss(
-            q, k, self.queue, temperature=self.T, n_hard=self.config.n_hard if draws is not None else 0, draws=draws,
+            q, k, self.queue, temperature=self.T, n_hard=self.negatives.hard if draws is not None else 0, draws=draws,
             impl=self.config.loss_impl, precision=self.config.loss_precision, **mask,
         )  # fmt: skip
         self.stats = {**head.statistics(), "loss_ratio": head.loss.detach() / math.log(1 + self.K)}
@@ -163,6 +161,7 @@ class QueueLoss(nn.Module):
     def extra_repr(self) -> str:
         counts = ", ".join(f"{row.kind} {row.count}" for row in self.negatives.recipe if row.count)
         synthetic = f", n_hard={self.config.n_hard}: {counts}" if counts else ""
+        synthetic += f", control={self.negatives.control}" * bool(self.negatives.control)
         return f"dim={self.dim}, K={self.K}, T={self.T}{synthetic}"
 
 
@@ -195,7 +194,8 @@ class MoCHiLoss(QueueLoss):
         n_hard: H (the paper's N), the queue rows most similar to a query, which are mixed.
         options: ``s`` (512) negatives of type 1, mixed of two rows, and ``s2`` (256) of type 2, of a row and the query;
             ``start_epoch`` (0), ``stop_epoch`` (None) and ``start_step`` (0): they are drawn in epochs [start, stop)
-            from that step on, see :class:`QueueLoss`; and those of :class:`MoCoLoss`.
+            from that step on, see :class:`QueueLoss`; ``control`` (None; "random", "hardest" or "reweight"): as many
+            copies of queue rows in their place, see :mod:`moco.methods.controls`; and those of :class:`MoCoLoss`.
     """
 
     def __init__(
@@ -227,17 +227,19 @@ _RECIPES = {"mochi": MoCHiConfig, "synco": SynCoConfig}  # what a method's negat
 def _config(method: str, options: Mapping[str, Any], **sizes: Any) -> MoCoConfig:
     """The config of a method's loss from what it was given; TypeError, as Python's own, for an unknown option."""
     given = {name: value for name, value in options.items() if name != "seed"}
-    recipe, times = None, {}
+    recipe, times, control = None, {}, {}
     if kind := _RECIPES.get(method):
         recipe = kind(**taken(given, *(field.name for field in fields(kind))))
         times = taken(given, "start_epoch", "stop_epoch", "start_step")
-        check(**vars(recipe), **times)
+        control = taken(given, "control")
+        check(**vars(recipe), **times, **control)
+        control = {} if control.get("control") == "none" else control
     own = {f"loss_{name}": value for name, value in taken(given, "impl", "precision").items()}
     for name in given:
         raise TypeError(f"the {method} loss got an unexpected keyword argument {name!r}")
     first = times.pop("start_step", 0)
     steps = {row.kind.removesuffix("-paper"): first for row in METHODS[method].hooks.recipe(recipe)}
-    return MoCoConfig(**sizes, **own, negatives=NegativesConfig(method, recipe, kind_steps=steps, **times))
+    return MoCoConfig(**sizes, **own, negatives=NegativesConfig(method, recipe, kind_steps=steps, **times, **control))
 
 
 def _check_rows(name: str, *tensors: Tensor) -> None:

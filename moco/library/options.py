@@ -60,6 +60,13 @@ class PretrainOptions(TypedDict, total=False):
     """auto: --mean and --std are those of the training images, computed once and kept in --cache or --save-dir"""
     drop_last: bool
     """drop the incomplete batch at the end of an epoch (default: on)"""
+    local_crops: int
+    """small random crops per image beside its views, as queries only: against the same keys, queue and synthetic
+    negatives (default: 0; SwAV: 6)"""
+    local_crop_size: int | None
+    """their side in pixels (default: 96 beside views of 224, others in proportion)"""
+    local_crop_scale: Sequence[float]
+    """share of an image that they keep (default: 0.05 0.14)"""
     auto: bool
     """of small sets: choose queue, batch, schedule, size and the like by the number and the size of the images,
     where they are not given; the log says what was taken (default: off, the published recipes' values)"""
@@ -72,7 +79,7 @@ class PretrainOptions(TypedDict, total=False):
     stem: Literal["auto", "imagenet", "cifar"]
     """cifar: a 3x3 first convolution without pooling; auto: cifar up to 64 px"""
     pretrained: StrPath
-    """begin from these weights: the folder of a run, a checkpoint of this project or of nine others, or
+    """begin from these weights: the folder of a run, a checkpoint of this project or of many others, or
     torchvision:NAME for published ones; a run that is resumed goes on from its own (default: random weights)"""
     sync_bn: bool
     """BatchNorm over the batch of all processes"""
@@ -157,6 +164,10 @@ class PretrainOptions(TypedDict, total=False):
     interpolation extrapolation noise perturbation adversarial"""
     extrapolation: Literal["code", "paper"]
     """extrapolate as SynCo's code or its paper does"""
+    control: Literal["none", "random", "hardest", "reweight"] | None
+    """a control of an ablation: in place of the method's synthetic negatives, as many copies of random queue rows
+    (random) or of the rows that they would be made from (hardest), or the hardest rows once more each (reweight)
+    (default: none)"""
     epochs: int
     """number of epochs (default: 200)"""
     start_epoch: int
@@ -248,6 +259,9 @@ class PretrainOptions(TypedDict, total=False):
     """number of steps between checks that the queues of all processes are equal (default: 1000)"""
     wandb: str | None
     """log to this project of Weights & Biases too (needs the extra wandb)"""
+    compat: Literal["supcontrast", "supcon-framework", "schane", "mochi", "synco"] | None
+    """read the line as this project's program reads it, with its spellings and its defaults, which
+    docs/migrating.md lists"""
     amp: Literal["auto", "off", "bf16", "fp16"]
     """precision of the encoders (default: auto, bf16 where the device has it; the loss is always fp32)"""
     channels_last: bool
@@ -409,6 +423,9 @@ class EvaluateOptions(TypedDict, total=False):
     stop"""
     lr_find_steps: int | None
     """number of steps of --lr-find (default: one epoch, at least 100)"""
+    compat: Literal["supcontrast", "supcon-framework", "schane", "mochi", "synco"] | None
+    """read the line as this project's program reads it, with its spellings and its defaults, which
+    docs/migrating.md lists"""
     evaluate: bool
     """evaluate on the validation set and stop; or evaluate the checkpoint of --resume on the test images and
     stop"""
@@ -467,7 +484,7 @@ class EvaluateOptions(TypedDict, total=False):
     task: str | None
     """BEiT-3's: imagenet for an image folder, or a --dataset's name"""
     data_path: StrPath | None
-    """DIR, as BEiT-3 and SupContrast spell it"""
+    """DIR as BEiT-3 and SupContrast spell it"""
     aa: str
     """timm's AutoAugment or RandAugment policy, such as rand-m9-mstd0.5-inc1, applied after the random crop
     (default: none)"""

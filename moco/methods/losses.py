@@ -1,7 +1,8 @@
 """Contrastive losses over a batch: SupCon, SimCLR, DCL, HCL and SCHaNe as pure functions of cosines and masks.
 
-Legend: N images of this process, G of all processes, V views an image, C feature width, A anchors (rows whose loss is
-asked for), M candidates (rows they are compared with), T temperature. B of the papers is G here.
+Legend: N images of this process, G of all processes, V views an image, L small crops an image, C feature width, A
+anchors (rows whose loss is asked for), M candidates (rows they are compared with), T temperature. B of the papers is G
+here.
 
 Every loss takes :class:`Pairs` and gives one number an anchor; its mean over all anchors is what a step optimises. With
 the candidates of all processes, the mean over the processes of these means is the loss of one process with the whole
@@ -26,6 +27,7 @@ from moco.methods.registry import METHODS
 
 Loss = Callable[["Pairs", float], Tensor]  # pairs, temperature -> (A,)
 CONTRAST_MODES = ("all", "one")
+NOWHERE = -1  # among the candidates
 
 
 class Pairs(NamedTuple):
@@ -40,8 +42,14 @@ class Pairs(NamedTuple):
         """(A,) bool: anchors without a positive."""
         return ~self.positive.any(1)
 
+    def first(self, anchors: int) -> Pairs:
+        """Of so many anchors."""
+        return Pairs(*(rows[:anchors] for rows in self))
 
-def compare(z: Tensor, groups: Tensor, *, contrast_mode: str = "all", mask: Tensor | None = None) -> Pairs:
+
+def compare(
+    z: Tensor, groups: Tensor, *, contrast_mode: str = "all", mask: Tensor | None = None, local: Tensor | None = None
+) -> Pairs:
     """Every view of this process against every view of all processes, with a gradient.
 
     Args:
@@ -50,8 +58,9 @@ def compare(z: Tensor, groups: Tensor, *, contrast_mode: str = "all", mask: Tens
             own numbers for SimCLR.
         contrast_mode: all: every view is an anchor, the published setting; one: the first view of each image is.
         mask: (N, G) bool in place of ``groups``: which of the images of all processes are of which image's group.
+        local: (N, L, C) features of small crops, anchors behind the others and no candidates.
 
-    Returns Pairs with A = N V (N with "one") anchors, image by image, and M = G V candidates.
+    Returns Pairs with A = N V (N with "one") anchors, image by image, then N L, and M = G V candidates.
 
     Raises:
         ValueError: shapes that do not fit.
@@ -61,18 +70,23 @@ def compare(z: Tensor, groups: Tensor, *, contrast_mode: str = "all", mask: Tens
     everyone, everyones_groups = distributed.all_gather_with_grad(z), distributed.all_gather(groups)
     V = z.shape[1]
     anchors_an_image = V if contrast_mode == "all" else 1
-    with torch.autocast(z.device.type, enabled=False):
-        anchors = unit(z[:, :anchors_an_image]).flatten(0, 1)  # (A, C)
-        cosine = anchors @ unit(everyone).flatten(0, 1).T  # (A, M)
     view = torch.arange(V, device=z.device)
     image = distributed.rank() * len(z) + torch.arange(len(z), device=z.device)
     own = (image[:, None] * V + view[:anchors_an_image]).flatten()  # (A,) where an anchor is among the candidates
+    of = torch.arange(len(z), device=z.device).repeat_interleave(anchors_an_image)  # (A,) which image an anchor is of
+    asking = [z[:, :anchors_an_image]]
+    if local is not None:
+        asking.append(local)
+        crops = torch.arange(len(z), device=z.device).repeat_interleave(local.shape[1])
+        of, own = torch.cat([of, crops]), torch.cat([own, torch.full_like(crops, NOWHERE)])
+    with torch.autocast(z.device.type, enabled=False):
+        anchors = [unit(each).flatten(0, 1) for each in asking]
+        cosine = torch.cat(anchors) @ unit(everyone).flatten(0, 1).T  # (A, M)
     other = own[:, None] != torch.arange(cosine.shape[1], device=z.device)  # (A, M)
     if mask is None:
-        mine, theirs = groups.repeat_interleave(anchors_an_image), everyones_groups.repeat_interleave(V)
-        same = mine[:, None] == theirs  # (A, M)
+        same = groups[of][:, None] == everyones_groups.repeat_interleave(V)  # (A, M)
         return Pairs(cosine, same & other, ~same)
-    same = mask.repeat_interleave(anchors_an_image, 0).repeat_interleave(V, 1)  # (A, M)
+    same = mask[of].repeat_interleave(V, 1)  # (A, M)
     return Pairs(cosine, same & other, ~same & other)
 
 
@@ -96,10 +110,13 @@ def rank_statistics(pairs: Pairs) -> dict[str, Tensor]:
 
 def chance(config: InBatchConfig, images: int) -> float:
     """The loss, before any training, of an anchor whose candidates all look alike; ``images``: G."""
-    left_out = getattr(METHODS[config.method].hooks, "left_out", lambda views: 0)(config.views)
-    terms = config.views * images - 1 - left_out  # what stands in an anchor's denominator
+    left_out = getattr(METHODS[config.method].hooks, "left_out", None)
+    terms = config.views * images - 1 - (left_out(config.views) if left_out else 0)  # of an anchor's denominator
+    of_crop = terms if left_out else terms + 1  # where all candidates count there is none that is a crop itself
     scale = config.T / config.base_temperature if config.base_temperature else 1.0
-    return scale * math.log(max(terms, 2))
+    anchors = config.views if config.contrast_mode == "all" else 1
+    total = anchors * math.log(max(terms, 2)) + config.local * math.log(max(of_crop, 2))
+    return scale * total / (anchors + config.local) if config.local else scale * math.log(max(terms, 2))
 
 
 # ------------------------------------------------------------------------------------------------------ losses

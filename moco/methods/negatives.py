@@ -16,9 +16,12 @@ import torch
 from torch import Tensor
 
 from moco import seeding
+from moco.config import MoCoConfig
 from moco.errors import UserError
 from moco.kernels import draws as by_counters
 from moco.kernels.spec import Draws
+from moco.methods.controls import copies, rows_of
+from moco.methods.registry import CONTROLS, METHODS
 
 
 @dataclass(frozen=True)
@@ -72,9 +75,10 @@ class Synthetic:
 Recipe = tuple[Synthetic, ...]
 
 
-def group_counts(recipe: Recipe) -> tuple[int, int, int, int]:
+def group_counts(recipe: Recipe, control: str | None = None) -> tuple[int, int, int, int]:
     """Negatives a query in each group of ``Draws``, all rows active."""
-    return by_counters.group_sizes(counted(recipe))
+    sizes = by_counters.group_sizes(counted(recipe))
+    return (sum(sizes), 0, 0, 0) if control else sizes
 
 
 def in_columns(recipe: Recipe) -> Recipe:
@@ -172,22 +176,45 @@ class HardNegatives:
     """The hook that a method with synthetic negatives fills: which draws a batch gets.
 
     Active in epochs [start, stop). Draws are keyed on (seed, number of the batch, rank, kind), so a resumed run, a run
-    without one of the kinds and every implementation of the loss get the same ones.
+    without one of the kinds and every implementation of the loss get the same ones. With a ``control`` the recipe says
+    how many copies of queue rows there are and from when on, see :mod:`moco.methods.controls`.
     """
 
     recipe: Recipe
-    hard: int  # H
+    hard: int  # H, of a control the rows that it copies from
     dim: int  # C
     seed: int
     rank: int
     device: torch.device
     start: int = 0
     stop: int | None = None
+    control: str | None = None
+
+    @classmethod
+    def of(cls, config: MoCoConfig, seed: int, rank: int, device: torch.device) -> HardNegatives:
+        """The hook of a config, of no rows where its method has none; ``hard`` is the loss's ``n_hard``.
+
+        Raises:
+            UserError: a control that deals out all copies at once, with kinds that start apart.
+        """
+        n = config.negatives
+        recipe = starting_at(METHODS[n.method].hooks.recipe(n.recipe), n.kind_epochs, n.kind_steps)
+        rows = [row for row in recipe if row.count]
+        if n.control == "reweight" and len({(row.start_epoch, row.start_step) for row in rows}) > 1:
+            raise UserError(
+                "--control reweight weighs one set of rows, but by --type-starts the kinds begin apart; leave "
+                "--type-starts out, or take --control hardest."
+            )
+        hard = rows_of(n.control if rows else None, config.n_hard, config.K, sum(row.count for row in rows))
+        return cls(recipe, hard, config.C, seed, rank, device, n.start_epoch, n.stop_epoch, n.control)
 
     def __call__(self, n: int, epoch: int, number: int, step: int = 0) -> Draws | None:
         """Draws for n queries of batch ``number``, of ``step`` in ``epoch``; None while no kind is active."""
         rows = active(self.recipe, epoch, self.start, self.stop, step)
-        return draw(rows, n, self.hard, self.dim, seeding.key("draws", self.seed, number, self.rank), self.device)
+        draws = draw(rows, n, self.hard, self.dim, seeding.key("draws", self.seed, number, self.rank), self.device)
+        if draws is None or self.control is None:
+            return draws
+        return copies(draws, dealt=self.hard if self.control == "reweight" else 0)
 
     def summary(self) -> str:
         """The recipe and its epochs, for the log."""
@@ -195,6 +222,10 @@ class HardNegatives:
         until = "the end" if self.stop is None else f"epoch {self.stop - 1}"
         when = f"from epoch {self.start} (counted from 0) to {until}"
         kinds = kinds or "none, all counts are 0"
+        if self.control:
+            rows = CONTROLS[self.control].format(hard=self.hard)
+            copied = f"{sum(row.count for row in self.recipe)} copies per query of {rows}"
+            return f"control {self.control}: in place of synthetic negatives ({kinds}) {copied}, {when}"
         return f"synthetic negatives per query, from its {self.hard} hardest queue rows, {when}: {kinds}"
 
     def missed(self, steps: int, per_epoch: int) -> list[str]:

@@ -83,3 +83,9 @@ METHODS = {
     "moco_v3": Method("momentum", "moco.methods.moco_v3", defaults=_MOCO_V3),
 }
 ALIASES = {"mocov3": "moco_v3"}
+# What can take the place of a method's synthetic negatives (moco/methods/controls.py): the rows that are copied.
+CONTROLS = {
+    "random": "random queue rows",
+    "hardest": "its {hard} hardest queue rows, drawn as the parents are",
+    "reweight": "its {hard} hardest queue rows, as many of each",
+}

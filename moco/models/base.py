@@ -5,7 +5,7 @@ Legend: N images of this process, C feature width, h x w pixels.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import NamedTuple
 
@@ -31,9 +31,25 @@ class StepOutput(NamedTuple):
     keys: Tensor  # unit rows (.., C) to be enqueued, none without a queue
 
 
+def by_crop(encode: Callable[[Tensor], Tensor], local: Tensor | None) -> Sequence[Tensor]:
+    """Of each of L small crops what ``encode`` makes of it, (N, C), in one pass of all; nothing of None.
+
+    Images stay together, so that a part of BatchNorm has all crops of its images, as a process of several has.
+
+    Args:
+        local: (N, L, channels, l, l).
+    """
+    if local is None:
+        return ()
+    return encode(local.flatten(0, 1)).unflatten(0, local.shape[:2]).transpose(0, 1).contiguous().unbind()
+
+
 class Contrast(nn.Module):
     """An encoder and hooks for the training loop that do nothing; a model overrides what it needs, and ``forward``:
-    (views, ids, epoch, draw, step) -> StepOutput, changing nothing but BatchNorm's running statistics.
+    (views, ids, epoch, draw, step, local) -> StepOutput, changing nothing but BatchNorm's running statistics.
+
+    ``local``, (N, L, channels, l, l) or None, are small crops of the images: queries beside those of the views, and no
+    keys. They are encoded last, in one pass of their size, so that nothing about the views is another.
 
     Args:
         encoder: a network with outputs (N, C).

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from moco import distributed, kernels
 from moco.config import InBatchConfig, MoCoConfig
 from moco.methods import losses
-from moco.methods.negatives import HardNegatives, Recipe, group_counts, starting_at
+from moco.methods.negatives import HardNegatives, Recipe, group_counts
 from moco.methods.registry import METHODS
 from moco.models.batchnorm import choose_splits, describe_batchnorm, has_batchnorm, split_batchnorm, sync_batchnorm
 from moco.models.in_batch import BatchContrast
@@ -46,13 +46,15 @@ def with_queue(encoder_q: nn.Module, encoder_k: nn.Module, config: MoCoConfig, c
     masked = context.images / 10 < config.K if config.mask_same_image is None else config.mask_same_image
     config = replace(config, shuffle=shuffled, mask_same_image=masked)
     recipe, extra = synthetic_negatives(config, context.seed)
+    config = replace(config, n_hard=extra.hard) if extra else config
     encoders = split_batchnorm(encoder_q, splits), split_batchnorm(encoder_k, splits)
     summary = describe_batchnorm(encoders[0], world, splits, shuffled)
     if context.labels is not None:
         model = LabelledMoCo(*encoders, config, labels=context.labels, seed=context.seed, extra=extra)
         return model, f"loss by labels in fp32; {summary}"
     n_hard = config.n_hard if recipe else 0
-    size = kernels.Size(context.batch, config.K, config.C, n_hard, group_counts(recipe), masked, config.T)
+    counts = group_counts(recipe, config.negatives.control)
+    size = kernels.Size(context.batch, config.K, config.C, n_hard, counts, masked, config.T)
     head = kernels.choose(config.loss_impl, config.loss_precision, device, size, context.before, _worst)
     asked = [config.loss_impl, config.loss_precision]
     config = replace(config, loss_impl=head.impl, loss_precision=head.precision)
@@ -64,11 +66,8 @@ def with_queue(encoder_q: nn.Module, encoder_k: nn.Module, config: MoCoConfig, c
 
 def synthetic_negatives(config: MoCoConfig, seed: int) -> tuple[Recipe, HardNegatives | None]:
     """The rows of the config's recipe and the hook that draws them on this process; None without rows."""
-    n = config.negatives
-    recipe = starting_at(METHODS[n.method].hooks.recipe(n.recipe), n.kind_epochs, n.kind_steps)
-    rank, device = distributed.rank(), distributed.device()
-    made = HardNegatives(recipe, config.n_hard, config.C, seed, rank, device, n.start_epoch, n.stop_epoch)
-    return recipe, made if recipe else None
+    made = HardNegatives.of(config, seed, distributed.rank(), distributed.device())
+    return made.recipe, made if made.recipe else None
 
 
 def _worst(numbers: list[float]) -> list[float]:

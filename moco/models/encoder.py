@@ -9,6 +9,7 @@ Legend: N images, C feature width, F backbone feature width.
 from __future__ import annotations
 
 import contextlib
+import copy
 import difflib
 import functools
 import re
@@ -21,7 +22,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from moco import distributed, seeding
-from moco.errors import UserError
+from moco.errors import UserError, one_line
 
 SMALL = 64  # images up to this size get the 3x3 stem by default: a 7x7 stride-4 stem leaves 32 px with 8 px
 _TUPLE_OUTPUT = {"inception_v3", "googlenet"}  # they return auxiliary outputs while training
@@ -29,7 +30,7 @@ _TUPLE_OUTPUT = {"inception_v3", "googlenet"}  # they return auxiliary outputs w
 
 def build_encoder(
     arch: str, dim: int, *, mlp: bool = False, stem: str = "auto", size: int = 224, in_chans: int = 3,
-    drop_path: float = 0.0,
+    drop_path: float = 0.0, any_size: bool = False,
 ) -> nn.Module:  # fmt: skip
     """A network whose output is (N, dim). It remembers its stem, size and channels as ``built``.
 
@@ -41,6 +42,7 @@ def build_encoder(
         size: side of the square input in pixels.
         in_chans: of the images; other than 3, the first convolution is a new one.
         drop_path: rate of stochastic depth of the last block; those below it have less, in proportion (timm alone).
+        any_size: let timm's ViTs take images of other sizes too, their positions interpolated; see ``check_reads``.
 
     Raises:
         UserError: unknown name, or an architecture that cannot take the stem, size or head.
@@ -51,7 +53,8 @@ def build_encoder(
             raise UserError(f"--drop-path is for timm's networks: write timm/{arch} if timm has it, or leave it out.")
         encoder, head = _from_torchvision(arch, dim, in_chans, size)
     else:
-        encoder, head = _from_timm(arch, dim, in_chans, size, drop_path)
+        options = {"drop_path_rate": drop_path} if drop_path else {}
+        encoder, head = _from_timm(arch, dim, in_chans, size, options, any_size)
     changed = _use_small_stem(encoder, in_chans) if cifar else False
     if stem == "cifar" and not changed:
         raise UserError(f"--stem cifar is for ResNet-like networks with conv1 and maxpool; {arch} has none.")
@@ -84,7 +87,9 @@ def _from_torchvision(arch: str, dim: int, in_chans: int, size: int) -> tuple[nn
     return encoder, heads[-1]
 
 
-def _from_timm(arch: str, dim: int, in_chans: int, size: int, drop_path: float = 0.0) -> tuple[nn.Module, str]:
+def _from_timm(
+    arch: str, dim: int, in_chans: int, size: int, options: dict[str, float], any_size: bool
+) -> tuple[nn.Module, str]:
     import timm  # a second of import time that torchvision's networks do not need
 
     name = arch.removeprefix("timm/")
@@ -92,10 +97,11 @@ def _from_timm(arch: str, dim: int, in_chans: int, size: int, drop_path: float =
         raise UserError(_unknown_name(arch, timm.list_models()))
     config = timm.get_pretrained_cfg(name)
     fixed = bool(config and config.fixed_input_size)
-    options: dict[str, float] = {"img_size": size} if fixed else {}
-    options |= {"drop_path_rate": drop_path} if drop_path else {}
+    options |= {"img_size": size} if fixed else {}
     create = functools.partial(timm.create_model, name, pretrained=False, in_chans=in_chans, **options)
     try:
+        if fixed and any_size and _has_option(create, "dynamic_img_size"):
+            create = functools.partial(create, dynamic_img_size=True)
         encoder = create(num_classes=dim)
         head = getattr(encoder, "pretrained_cfg", {}).get("classifier")
         module = encoder.get_submodule(head) if isinstance(head, str) else None
@@ -105,6 +111,27 @@ def _from_timm(arch: str, dim: int, in_chans: int, size: int, drop_path: float =
         return Headed(backbone, _width(backbone, in_chans, size), dim), "fc"
     except (TypeError, ValueError, AssertionError, RuntimeError) as error:
         raise UserError(f"{arch} cannot be built for {size} px images with {in_chans} channels: {error}") from error
+
+
+def _has_option(create: Callable[..., nn.Module], name: str) -> bool:
+    """Whether one of timm's networks takes this option, which its constructor alone knows."""
+    try:
+        with torch.device("meta"):
+            create(**{name: True})
+    except TypeError:
+        return False
+    return True
+
+
+def check_reads(encoder: nn.Module, arch: str, channels: int, size: int) -> None:
+    """UserError where a network does not take images of another ``size`` than its own. Computes nothing."""
+    try:
+        copy.deepcopy(encoder).to("meta").train()(torch.empty(2, channels, size, size, device="meta"))
+    except (ValueError, AssertionError, RuntimeError) as error:
+        raise UserError(
+            f"-a {arch} does not read small crops of {size} px ({one_line(error)}): choose another --local-crop-size, "
+            "a ResNet or one of timm's ViTs, or leave --local-crops out."
+        ) from error
 
 
 def _unknown_name(arch: str, timms: list[str]) -> str:

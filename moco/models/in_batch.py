@@ -3,7 +3,8 @@
 The same step as :class:`moco.models.moco.MoCo` for the training loop: one ``forward``, nothing to enqueue, no key
 encoder.
 
-Legend: N images of this process, V views an image, C feature width, h x w pixels, A anchors, M candidates.
+Legend: N images of this process, V views an image, L small crops an image, C feature width, h x w pixels, A anchors,
+M candidates.
 """
 
 from __future__ import annotations
@@ -40,23 +41,34 @@ class BatchContrast(Contrast):
         super().__init__(encoder, config)
         self.config, self.loss, self.chance, self.labels = config, loss, chance, labels
 
-    def forward(self, views: Sequence[Tensor], ids: Tensor, epoch: int = 0, draw: int = 0, step: int = 0) -> StepOutput:
+    def forward(
+        self, views: Sequence[Tensor], ids: Tensor, epoch: int = 0, draw: int = 0, step: int = 0,
+        local: Tensor | None = None,
+    ) -> StepOutput:  # fmt: skip
         """The loss of one batch: its mean over the processes is that of one process with all images.
+
+        Small crops are anchors against the views of all images and no candidates. The statistics are those of views.
 
         Args:
             views: V of (N, channels, h, w), uint8 or already normalised floats.
             ids: (N,) int64, which image each row is.
             epoch, draw, step: not used; the step of the methods with a queue needs them.
+            local: (N, L, channels, l, l) small crops, None for none.
         """
-        with self.timer("q forward"):
-            rows = torch.cat([self.prepare(view) for view in views])  # one forward: BatchNorm sees all views
-            with self._count_q.at_once(rows.device):
-                z = self.encoder_q(rows)
-            z = z.float().unflatten(0, (len(views), -1)).transpose(0, 1)  # (N, V, C)
+        z = self._encode(views)  # (N, V, C)
+        small = None if local is None else self._encode(local.unbind(1))  # (N, L, C)
         with self.timer("head"):
             groups = ids if self.labels is None else self.labels[ids]
-            pairs = compare(z, groups, contrast_mode=self.config.contrast_mode)
+            pairs = compare(z, groups, contrast_mode=self.config.contrast_mode, local=small)
             loss = self.loss(pairs, self.T).mean()
-            found = rank_statistics(pairs)
+            found = rank_statistics(pairs.first(len(pairs.cosine) - (0 if small is None else small[:, :, 0].numel())))
         unit = F.normalize(z.detach(), dim=2)
         return StepOutput(loss, found, unit[:, 0], unit[:, 1], unit[:0, 0])
+
+    def _encode(self, views: Sequence[Tensor]) -> Tensor:
+        """(N, V, C) of V views (N, channels, h, w) in one forward: BatchNorm sees all of them."""
+        with self.timer("q forward"):
+            rows = torch.cat([self.prepare(view) for view in views])
+            with self._count_q.at_once(rows.device):
+                z = self.encoder_q(rows)
+            return z.float().unflatten(0, (len(views), -1)).transpose(0, 1)

@@ -18,11 +18,13 @@ from torch import Tensor, nn
 from moco import distributed, seeding
 from moco.config import MoCoConfig
 from moco.kernels import Draws, LossOutput, contrastive_loss
-from moco.models.base import Momentum, StepOutput
+from moco.models.base import Momentum, StepOutput, by_crop
 from moco.models.key_queue import EMPTY, enqueue_, new_queue, next_rows, read_queue
 
 # (queries on this process, epoch, draw number, step) -> the draws of the synthetic negatives, None for none
 ExtraNegatives = Callable[[int, int, int, int], "Draws | None"]
+# Added to a batch's number, which stays below, where other queries than those of the first view get draws of their own.
+SECOND_VIEW, NEXT_CROP = 1 << 40, 1 << 41
 
 
 class MoCo(Momentum):
@@ -74,25 +76,48 @@ class MoCo(Momentum):
     def _terms(self) -> float:
         return self.scale * (2 if self.symmetric else 1)
 
-    def forward(self, views: Sequence[Tensor], ids: Tensor, epoch: int, draw: int, step: int = 0) -> StepOutput:
+    def forward(
+        self, views: Sequence[Tensor], ids: Tensor, epoch: int, draw: int, step: int = 0, local: Tensor | None = None
+    ) -> StepOutput:
         """The loss of one batch; changes nothing but BatchNorm's running statistics.
+
+        With small crops the mean over a query of a view and those of the crops, all against the view's key and the same
+        queue; ``symmetric``: the crops ask both keys. The statistics are those of the views.
 
         Args:
             views: two of (N, channels, h, w), uint8 or already normalised floats: of the queries and of the keys.
             ids: (N,) int64, which image each row is.
             epoch, step: decide which synthetic negatives are active.
             draw: number of this batch since the start of training; keys its randomness.
+            local: (N, L, channels, l, l) small crops, None for none.
         """
         im_q, im_k = views
         q = self.encode_queries(im_q)  # (N, C)
         k = self.encode_keys(im_k, draw)  # (N, C)
         head = self.contrast(q, k, ids, epoch, draw, step)
         if not self.symmetric:
-            return _output(head, head.loss, q, k, k)
+            small = by_crop(self.encode_queries, local)
+            loss = self.with_local(head.loss, small, k, ids, epoch, draw, step)
+            return _output(head, loss, q, k, k)
         q2 = self.encode_queries(im_k)
         k2 = self.encode_keys(im_q, draw)
-        other = self.contrast(q2, k2, ids, epoch, draw + (1 << 40), step)  # its own draws
-        return _output(head, head.loss + other.loss, q, torch.cat([k, k2]), k)
+        second = draw + SECOND_VIEW
+        other = self.contrast(q2, k2, ids, epoch, second, step)
+        small = by_crop(self.encode_queries, local)
+        loss = self.with_local(head.loss, small, k, ids, epoch, draw, step)
+        loss = loss + self.with_local(other.loss, small, k2, ids, epoch, second, step)
+        return _output(head, loss, q, torch.cat([k, k2]), k)
+
+    def with_local(
+        self, loss: Tensor, small: Sequence[Tensor], k: Tensor, ids: Tensor, epoch: int, draw: int, step: int
+    ) -> Tensor:
+        """() the mean of a view's loss and those of the crops' queries (N, C) against the same keys."""
+        if not small:
+            return loss
+        # A crop at a time: of its size the loss was chosen, and (N, K) products of all crops may be too large.
+        places = enumerate(small, 1)
+        losses = [self.contrast(q, k, ids, epoch, draw + n * NEXT_CROP, step).loss for n, q in places]
+        return torch.stack([loss, *losses]).mean()
 
     def encode_queries(self, images: Tensor) -> Tensor:
         """Unit features (N, C) with a gradient."""

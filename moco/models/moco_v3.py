@@ -3,7 +3,7 @@
 arXiv 2104.02057, algorithm 1 and section 4, with what its public code adds. BatchNorm has the statistics of all
 processes, so that keys need not be shuffled.
 
-Legend: N images of this process, G of all processes, C feature width, h x w patches.
+Legend: N images of this process, G of all processes, L small crops an image, C feature width, h x w patches.
 """
 
 import itertools
@@ -18,8 +18,8 @@ from moco import distributed
 from moco.config import MoCoV3Config
 from moco.errors import UserError
 from moco.methods import moco_v3
-from moco.methods.losses import rank_statistics, unit
-from moco.models.base import Momentum, StepOutput
+from moco.methods.losses import Pairs, rank_statistics, unit
+from moco.models.base import Momentum, StepOutput, by_crop
 from moco.models.batchnorm import sync_batchnorm
 from moco.models.build import Context
 from moco.models.encoder import head_of, use_heads
@@ -49,17 +49,31 @@ class MoCoV3(Momentum):
         """The momentum of this step."""
         self.m = moco_v3.momentum(self.config.m, step, total) if self.config.m_cosine else self.config.m
 
-    def forward(self, views: Sequence[Tensor], ids: Tensor, epoch: int = 0, draw: int = 0, step: int = 0) -> StepOutput:
+    def forward(
+        self, views: Sequence[Tensor], ids: Tensor, epoch: int = 0, draw: int = 0, step: int = 0,
+        local: Tensor | None = None,
+    ) -> StepOutput:  # fmt: skip
         """The loss of one batch, the sum over both directions: its mean over the processes is that of one process.
-        ``views`` as :class:`moco.models.moco.MoCo`'s; the other arguments are not used."""
-        q1, q2 = (self.predictor(self.forward_q(view)) for view in views)
+        ``views`` and ``local`` as :class:`moco.models.moco.MoCo`'s, small crops ask the keys of both views; the other
+        arguments are not used."""
+        q1, q2 = (self._predict(view) for view in views)
         k1, k2 = (self.forward_k(view) for view in views)
-        first = distributed.rank() * len(q1)
+        small = by_crop(self._predict, local)
         with self.timer("head"):
-            pairs = [moco_v3.against_keys(q, distributed.all_gather(k), first) for q, k in ((q1, k2), (q2, k1))]
-            loss = torch.stack([self.loss(each, self.T).mean() for each in pairs]).sum()
+            directions = [self._against(k, q, *small) for q, k in ((q1, k2), (q2, k1))]
+            losses = [torch.cat([self.loss(each, self.T) for each in pairs]).mean() for pairs in directions]
+            loss = torch.stack(losses).sum()
         q, paired = unit(q1.detach()), unit(k2)
-        return StepOutput(loss, rank_statistics(pairs[0]), q, paired, paired[:0])
+        return StepOutput(loss, rank_statistics(directions[0][0]), q, paired, paired[:0])
+
+    def _predict(self, images: Tensor) -> Tensor:
+        """(N, C) with a gradient."""
+        return self.predictor(self.forward_q(images))
+
+    def _against(self, k: Tensor, *queries: Tensor) -> list[Pairs]:
+        """Of each (N, C) of queries its pairs with the keys (N, C) of all processes."""
+        keys, first = distributed.all_gather(k), distributed.rank() * len(k)
+        return [moco_v3.against_keys(q, keys, first) for q in queries]
 
 
 def mlp(widths: list[int], last_norm: bool = True) -> nn.Sequential:

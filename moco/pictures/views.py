@@ -36,13 +36,15 @@ Places = dict[tuple[int, int, int], tuple[int, int]]
 @dataclass(frozen=True)
 class ViewShown:
     """One view. pixels: (C, s, s) uint8, the first three channels are shown. corners: of its crop in the image, in
-    pixels. crop: words on it; low: whether it is a small one. drawn: what was drawn besides."""
+    pixels. crop: words on it; low: whether it is a small one. drawn: what was drawn besides. small: whether it is
+    one of the small crops beside the views."""
 
     pixels: NDArray[np.uint8]
     corners: Corners
     crop: str
     low: bool
     drawn: tuple[str, ...]
+    small: bool = False
 
 
 @dataclass(frozen=True)
@@ -83,6 +85,7 @@ class _Sheet:
         self.times = factor(first[0].pixels.shape[-1])
         self.side = _tile(first[0].pixels, self.times).shape[0]
         self.views, self.draws = len(first), len(images[0].draws)
+        self.large = sum(not view.small for view in first)
         block = (1 + self.views) * (self.side + GAP) - GAP
         width = max(640, 2 * MARGIN + self.draws * (block + BETWEEN) - BETWEEN)
         self.canvas = Canvas(100, 100)  # for the widths of letters
@@ -116,7 +119,8 @@ class _Sheet:
             for view in range(self.views):
                 at = left + (view + 1) * (self.side + GAP)
                 colour = MARKS[view % len(MARKS)][0]
-                self.canvas.words(f"view {view + 1}", at, top - LINE - 5, self.side, 9, colour)
+                name = f"view {view + 1}" if view < self.large else f"small crop {view + 1 - self.large}"
+                self.canvas.words(name, at, top - LINE - 5, self.side, 9, colour)
 
     def _block(
         self, key: tuple[int, int], image: ImageShown, texts: list[list[tuple[str, str]]], left: int, top: int
@@ -126,7 +130,8 @@ class _Sheet:
         self._image(image, views, left, top)
         for number, (view, lines) in enumerate(zip(views, texts, strict=True)):
             at = left + (number + 1) * (self.side + GAP)
-            self._pixels(_tile(view.pixels, self.times), at, top)
+            times = max(1, self.side // view.pixels.shape[-1]) if view.small else self.times
+            self._pixels(_tile(view.pixels, times), at, top)
             self.places[(*key, number)] = (at, top)
             around = np.array([(-2, -2), (self.side + 2, -2), (self.side + 2, self.side + 2), (-2, self.side + 2)])
             self._outline(around + (at, top), number, 1.4)

@@ -110,7 +110,7 @@ def _lines(spec: Spec, chosen: list[Settings], across: str | None, inner: list[s
 
 
 def _words(setting: Settings, names: list[str]) -> str:
-    return ", ".join(f"{name} {plain(setting[name])}" for name in names)
+    return ", ".join(f"{name} {plain(setting[name])}" for name in names if setting[name] is not None)
 
 
 def _number(value: Any) -> float | None:

@@ -14,10 +14,11 @@ from typing import Any
 from moco import files
 from moco.sweep import trial as trials
 from moco.sweep.commands import plain
+from moco.sweep.paired import words
 from moco.sweep.picture import draw_results
 from moco.sweep.results import CSV, REPORT, RUN, SELECT
 from moco.sweep.spec import Spec, Stage, Trial
-from moco.sweep.trial import figure
+from moco.sweep.trial import difference, figure
 
 TABLE, PLOT = "results.md", "results.png"
 
@@ -78,19 +79,34 @@ def markdown(spec: Spec, chosen: list[dict[str, Any]]) -> str:
     names, tests = list(spec.settings[0]), spec.report.metrics
     choice = [f"{spec.select.metrics[0]} (selection)", "selected"] if spec.select else []
     title = f"# {os.path.basename(spec.main)}: {os.path.basename(spec.path)}"
-    head = [*names, *choice, *tests]
+    head = [*names, *choice, *(column for test in tests for column in (test, *_minus(spec, test)))]
     lines = [title, "", _row(head), _row(["---"] * len(head))]
     for setting in spec.settings:
         cells = [_cell(setting[name]) for name in names]
         mine = setting in chosen
         if spec.select:
             cells += [figure(spec, spec.select, setting, spec.select.metrics[0]).summary(), "yes" if mine else ""]
-        cells += [figure(spec, spec.report, setting, test).summary() if mine else "" for test in tests]
+        cells += [cell for test in tests for cell in _reported(spec, setting if mine else None, chosen, test)]
         lines.append(_row(cells))
     lines += ["", " ".join([_how(spec), *(f"Note: {note}." for note in spec.notes)])]
     for name, stage, mine in passes(spec, chosen):
         lines += dict.fromkeys(f"- {name}, {why}" for trial in mine if (why := why_unfinished(trial, stage)))
     return "\n".join(lines) + "\n"
+
+
+def _minus(spec: Spec, test: str) -> list[str]:
+    """The head of the column of differences; none without a baseline."""
+    return [f"{test} minus {words(spec.baseline)}"] if spec.baseline else []
+
+
+def _reported(spec: Spec, setting: dict[str, Any] | None, chosen: list[dict[str, Any]], test: str) -> list[str]:
+    """A test's cells of a setting, None for one that is not reported: its figure and, with a baseline, the gain."""
+    if setting is None:
+        return [""] * (1 + bool(spec.baseline))
+    other, cells = spec.baseline_of(setting, chosen), [figure(spec, spec.report, setting, test).summary()]
+    if other is not None:
+        cells.append(difference(spec, spec.report, setting, other, test).summary("+"))
+    return [*cells, ""][: 1 + bool(spec.baseline)]
 
 
 def why_unfinished(trial: Trial, stage: Stage) -> str:
@@ -110,6 +126,8 @@ def why_unfinished(trial: Trial, stage: Stage) -> str:
 
 def _how(spec: Spec) -> str:
     seeds = f"Mean ± standard deviation over {len(spec.seeds)} seeds" if len(spec.seeds) > 1 else "One seed"
+    if spec.baseline and len(spec.seeds) > 1:
+        seeds += f", also of the differences to {words(spec.baseline)}, each between two runs of one seed"
     if spec.select is None:
         return f"{seeds}; nothing was selected."
     best = {"max": "highest", "min": "lowest"}[spec.select.mode]
@@ -125,4 +143,4 @@ def _row(cells: list[str]) -> str:
 
 
 def _cell(setting: Any) -> str:
-    return plain(setting).replace("|", "\\|")
+    return "" if setting is None else plain(setting).replace("|", "\\|")

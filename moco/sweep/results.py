@@ -36,13 +36,13 @@ class Figure:
         """Standard deviation over seeds (n - 1 in the denominator); 0 for one seed."""
         return statistics.stdev(self.values) if len(self.values) > 1 else 0.0
 
-    def summary(self) -> str:
-        """Mean and standard deviation; how many seeds are missing, if any are."""
+    def summary(self, sign: str = "-") -> str:
+        """Mean and standard deviation; how many seeds are missing, if any are. sign: "+" shows that of a gain too."""
         if not self.values:
             return "-"
         spread = f" ± {self.std:.2f}" if len(self.values) > 1 else ""
         missing = "" if self.complete else f" ({len(self.values)} of {self.seeds} seeds)"
-        return f"{self.mean:.2f}{spread}{missing}"
+        return f"{self.mean:{sign}.2f}{spread}{missing}"
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ grid: {lr-backbone: [0.01, 0.1]}      # crossed with each other and with the pai
 one_run: lr                           # optional: a flag of the grid that takes all its values in one run
 seeds: 3                              # 0, 1, 2; or a list; default: seed 0
 group_by: [train-percent]             # one setting is selected for each value; default: one of all
+baseline: {train-percent: 1}          # optional: the tables also have each setting's difference to this one, by seed
 select: {metric: val_acc1, mode: max, flags: {val-only: true}}    # optional; flags only of these trials
 report: {metrics: [acc1], flags: {}, resume: true}  # resume: test the selected networks, train no new ones
 run: {gpus: [0, 1], gpus_per_trial: 1, slots: 2, minutes: 600, slurm: {...}}    # all optional
@@ -27,13 +28,13 @@ from typing import Any
 from moco import files, resources
 from moco.cli.parser import argv_of
 from moco.errors import UserError
-from moco.sweep import figures
+from moco.sweep import figures, paired
 from moco.sweep.commands import ENTRY_POINTS, dests_of, flags_named, hyphens, parsed, plain, setting
 
 # flags that the sweep itself gives, and the entry of the file that says with which value
 OURS = {"save-dir": "out", "resume": "", "seed": "seeds", "max-minutes": "run: {minutes: ..}"}
 OWN_FOLDER = ("save_dir", "trial")  # settings of our mains that would lead out of a trial's folder
-KEYS = ("main", "flags", "grid", "paired", "one_run", "seeds", "group_by", "select", "report", "run", "out")
+KEYS = ("main", "flags", "grid", "paired", "one_run", "seeds", "group_by", "baseline", "select", "report", "run", "out")
 RUN_KEYS = ("gpus", "gpus_per_trial", "slots", "minutes", "slurm")
 
 
@@ -92,6 +93,7 @@ class Spec:
     run: Run
     out: str
     argv: list[str] = field(default_factory=list)  # of the command line, for every trial
+    baseline: dict[str, Any] = field(default_factory=dict)  # values of a setting; empty for no differences
     notes: tuple[str, ...] = ()  # what a reader of its figures must know
 
     def trials(self, stage: Stage, settings: list[dict[str, Any]] | None = None) -> list[Trial]:
@@ -102,6 +104,15 @@ class Spec:
     def group(self, setting: dict[str, Any]) -> tuple:
         """The values of ``group_by``, as words: one setting is selected for each."""
         return tuple(plain(setting[name]) for name in self.group_by)
+
+    @property
+    def told_apart_by(self) -> list[str]:
+        """The settings in which those that are reported differ."""
+        return self.group_by if self.select else [*self.settings[0]]
+
+    def baseline_of(self, setting: dict[str, Any], reported: list[dict[str, Any]]) -> dict[str, Any] | None:
+        """The setting that another one is compared with, see :func:`moco.sweep.paired.partner`."""
+        return paired.partner(self.baseline, self.told_apart_by, setting, reported)
 
     @property
     def stages(self) -> list[Stage]:
@@ -171,12 +182,14 @@ def _build(path: str, entries: dict[str, Any], argv: list[str], out: str | None,
     main = entries.get("main")
     if main not in ENTRY_POINTS and not (isinstance(main, str) and os.path.isfile(main)):
         raise UserError(f"main must be one of {', '.join(ENTRY_POINTS)} or the path of a script like them, not {main}.")
-    flags, grid, paired = (_flags(entries.get(name), name) for name in ("flags", "grid", "paired"))
-    settings = _settings(flags, grid, paired)
+    flags, grid, together = (_flags(entries.get(name), name) for name in ("flags", "grid", "paired"))
+    settings = _settings(flags, grid, together)
     group_by = [hyphens(name) for name in _list(entries.get("group_by", []), "group_by")]
     for name in group_by:
         if name not in settings[0]:
             raise UserError(f"group_by {name} is neither in grid nor in paired: name one of their settings.")
+    baseline = _mapping(entries.get("baseline", {}), "baseline")
+    baseline = {hyphens(name): value for name, value in baseline.items()}
     one_run = _one_run(main, entries.get("one_run"), grid)
     select, report = _stages(entries, {*settings[0], *flags})
     if report.resume and one_run:
@@ -184,7 +197,10 @@ def _build(path: str, entries: dict[str, Any], argv: list[str], out: str | None,
     name = os.path.splitext(os.path.basename(path))[0]
     folder = out or str(entries.get("out") or os.path.join("runs", "sweeps", name))
     seeds = _seeds(entries.get("seeds", [0]))
-    return Spec(path, main, flags, settings, one_run, seeds, group_by, select, report, _run(entries, run), folder, argv)
+    where = _run(entries, run)
+    spec = Spec(path, main, flags, settings, one_run, seeds, group_by, select, report, where, folder, argv, baseline)
+    paired.check(baseline, spec.told_apart_by, settings)
+    return spec
 
 
 def _settings(flags: dict, grid: dict, paired: dict) -> list[dict[str, Any]]:

@@ -153,6 +153,13 @@ def figure(spec: Spec, stage: Stage, setting: dict[str, Any], metric: str) -> Fi
     return Figure([x for x in found if x is not None], len(found))
 
 
+def difference(spec: Spec, stage: Stage, setting: dict[str, Any], baseline: dict[str, Any], metric: str) -> Figure:
+    """A metric of a setting minus the baseline's of the same seed, for the seeds that have both."""
+    pairs = zip(spec.trials(stage, [setting]), spec.trials(stage, [baseline]), strict=True)
+    found = [(number(mine, metric), number(other, metric)) for mine, other in pairs]
+    return Figure([a - b for a, b in found if a is not None and b is not None], len(found))
+
+
 def not_measured(trial: Trial, metric: str) -> str:
     """Why a finished trial says that it has no such figure (top-5 of five classes), or an empty string."""
     reasons = files.read_json(os.path.join(trial.folder, RESULT)).get("not_measured")

@@ -6,7 +6,8 @@ data: one process decodes, crops and augments; the loader with its workers. step
 part; with --aug-device gpu views are finished there. head: the loss alone. all: the three, and which of loader and
 step is the slower. Nothing is trained or kept.
 
-Legend: N images of a step, V views an image, C feature width, K queue rows, h x w pixels.
+Legend: N images of a step, V views an image, L small crops an image of l x l pixels, C feature width, K queue rows,
+h x w pixels.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from moco import data, distributed
-from moco.config import MoCoConfig, PretrainConfig
+from moco.config import LocalCropConfig, MoCoConfig, PretrainConfig
 from moco.errors import tell
 from moco.kernels import Draws, contrastive_loss, describe
 from moco.methods.registry import METHODS
@@ -43,6 +44,7 @@ from moco.train.runlog import RunLog
 from moco.train.setup import Views, build_model, loader_facts, prepare_training, view_settings
 
 WARM_UP = 2  # steps: allocators, libraries and compilers do their work once
+NO_CROPS = LocalCropConfig()
 ON_DEVICE = "augmentation"  # the part of a step that finishes views there
 
 
@@ -60,7 +62,7 @@ def worker(args: Namespace) -> int:
     loads = parts = {}
     if args.what in ("data", "all"):
         loads = data_rows(images, view, args, batch)
-        _tell(f"\n{loader_table(loads, args.views)}")
+        _tell(f"\n{loader_table(loads, args.views, args.local_crops)}")
     if args.what in ("step", "all"):
         parts = step_parts(len(images), view, args, batch, labels)
         _tell(f"\n{timing_table('part of a step', parts)}\n{batch * args.accum / sum(parts.values()):.0f} images/s")
@@ -96,7 +98,7 @@ def data_rows(images: data.Source, view: Views, args: Namespace, batch: int) -> 
     --aug-device gpu leaves to the device is no part of the loader.
     """
     on_device, fast = args.aug_device == "gpu", args.decode == "fast"
-    shape = {"size": view.size, "seed": args.seed, "views": args.views}
+    shape = {"size": view.size, "seed": args.seed, "views": args.views, "local": args.settings.views.local}
     whole = data.TwoViews(images, view.preset, crop_only=on_device, fast=fast, **shape)
     crops = data.TwoViews(images, replace(view.preset, order=("crop",)), fast=whole.fast, **shape)
     chosen = list(_readable(images, range(0, len(images), -(-len(images) // args.bench_images))))
@@ -140,11 +142,12 @@ def _endless(loader: data.Loader, sampler: data.EpochSampler) -> Iterator[dict]:
         yield from loader
 
 
-def loader_table(loads: dict[str, float], views: int) -> str:
+def loader_table(loads: dict[str, float], views: int, local: int = 0) -> str:
     """Of what :func:`data_rows` returns."""
     parts = {name: value for name, value in loads.items() if name != "loader"}
     alone = 1 / max(sum(parts.values()), 1e-9)
-    rows = timing_table(f"per image of {'two' if views == 2 else views} views, one process", parts)
+    small = f" and {local} small crops" * (local > 0)
+    rows = timing_table(f"per image of {'two' if views == 2 else views} views{small}, one process", parts)
     return f"{rows}\n{alone:.0f} images/s per process, {loads['loader']:.0f} from the loader alone"
 
 
@@ -161,9 +164,11 @@ def step_parts(
     images = max(images, batch * args.accum)
     with tempfile.TemporaryDirectory() as folder, RunLog(folder, tensorboard=False) as log:
         trainer = make_trainer(args.settings, view, log, folder, images, batch, labels)
-        source = noise(batch // distributed.world_size(), view, args.seed, torch.device("cpu"), images, args.views)
+        local = args.settings.views.local
+        share = batch // distributed.world_size()
+        source = noise(share, view, args.seed, torch.device("cpu"), images, args.views, local)
         if args.aug_device == "gpu":
-            crops: Any = crops_alone(source, view, args.seed, args.views)  # as a loader's batches
+            crops: Any = crops_alone(source, view, args.seed, args.views, local)  # as a loader's batches
             source = iter(data.Finishing(crops, view.preset.order, trainer.device))
         trainer.look_every = 1  # every step is measured, also on a GPU
         for steps in (WARM_UP, args.bench_steps):
@@ -179,8 +184,9 @@ def step_parts(
 
 
 def noise(
-    n: int, view: Views, seed: int, device: torch.device, images: int = 1 << 20, views: int = 2
-) -> Iterator[dict]:
+    n: int, view: Views, seed: int, device: torch.device, images: int = 1 << 20, views: int = 2,
+    local: LocalCropConfig = NO_CROPS,
+) -> Iterator[dict]:  # fmt: skip
     """The same noise again and again as a loader hands out batches of n, under new numbers below ``images``."""
     generator = torch.Generator().manual_seed(seed)
     shape = (n, view.channels, view.size, view.size)
@@ -188,15 +194,20 @@ def noise(
     given = {"q": q, "k": k, "bad": torch.full((n,), -1)}
     if views > 2:  # (N, V - 2, channels, h, w)
         given["more"] = torch.stack([q] * (views - 2), dim=1)
+    if local.count:  # (N, L, channels, l, l)
+        side = local.beside(view.size).size
+        given["local"] = torch.stack([q[:, :, :side, :side]] * local.count, dim=1)
     for first in count(0, n):
         yield {**given, "index": torch.arange(first, first + n, device=device) % images}
 
 
-def crops_alone(batches: Iterator[dict], view: Views, seed: int, views: int = 2) -> Iterator[dict]:
+def crops_alone(
+    batches: Iterator[dict], view: Views, seed: int, views: int = 2, local: LocalCropConfig = NO_CROPS
+) -> Iterator[dict]:
     """The batches, their views crops, with drawn parameters of what is left to be done to them."""
     first = next(batches)
     source = data.ArraySource("noise", first["q"].permute(0, 2, 3, 1).squeeze(3).numpy(), channels=view.channels)
-    drawing = data.TwoViews(source, view.preset, view.size, seed, crop_only=True, views=views)
+    drawing = data.TwoViews(source, view.preset, view.size, seed, crop_only=True, views=views, local=local)
     items = [drawing[0, i] for i in range(len(source))]
     drawn = {name: torch.stack([item[name] for item in items]) for name in items[0] if name.endswith("_params")}
     for batch in batches:
@@ -262,7 +273,7 @@ def _heads_with_queue(args: Namespace, model: MoCo, n: int) -> dict[str, LossCal
     impl, own_precision = model.config.loss_impl, model.config.loss_precision
 
     def head(draws: Draws | None, precision: str) -> LossCall:
-        n_hard = args.n_hard if draws else 0
+        n_hard = model.config.n_hard if draws else 0
         settings = {"temperature": args.moco_t, "n_hard": n_hard, "impl": impl, "precision": precision}
         return q, lambda: contrastive_loss(q, k, model.queue, draws=draws, **settings).loss
 

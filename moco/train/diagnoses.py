@@ -215,13 +215,14 @@ def false_negatives(now: EpochMeans, own: Setting) -> str:
     hard, rows = own.flags.get("n_hard", 0), own.flags.get("moco_k", 0)
     flag = f"N of --mochi (here {hard})" if own.flags.get("negatives") == "mochi" else own.here("--n-hard")
     wanted = math.ceil(2 * own.alike * rows)  # of them at most half can be of a class
-    labels = "end the synthetic negatives earlier (--hard-stop-epoch) or use the labels (--method supcon)"
+    made = "copies of hard rows" if own.flags.get("control") else "synthetic negatives"
+    labels = f"end the {made} earlier (--hard-stop-epoch) or use the labels (--method supcon)"
     cure = f"With classes so large no {flag} avoids it: {labels}"
     if hard < wanted <= rows // 2:
         cure = f"Raise {flag} to {wanted} or more, as the queue has about {own.alike * rows:.0f} rows of a class"
     return (
         f"{100 * now.false_negatives:.0f} % of a query's {hard} hardest rows are of its own class in epoch {now.epoch} "
-        f"(by chance {100 * own.alike:.0f} %), so most synthetic negatives push images of a class apart. {cure}."
+        f"(by chance {100 * own.alike:.0f} %), so most {made} push images of a class apart. {cure}."
     )
 
 

@@ -74,8 +74,14 @@ class OnlineProbe:
         """(.., C) from features (.., F) of root mean square 1."""
         return F.linear((x - self.mean) * (self.var + FLOOR).rsqrt(), self.weight, self.bias)
 
-    def add(self, ids: Tensor) -> None:
-        """After each batch of a step: add the gradients of its images. ids: (N,), which images they are."""
+    def add(self, ids: Tensor, local: bool = False) -> None:
+        """After each batch of a step: add the gradients of its images.
+
+        Args:
+            ids: (N,), which images they are.
+            local: the last features are of small crops, which are no views of whole objects and are left out.
+        """
+        del self._seen[len(self._seen) - local :]
         x = _unit_scale(torch.cat([views.flatten(1) for views in self._seen]))  # (V N, F), view by view
         self._seen.clear()
         labels = self.labels[ids].repeat(len(x) // len(ids))

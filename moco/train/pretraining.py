@@ -27,7 +27,7 @@ from moco.train.plan import batch_shape
 from moco.weights.origin import entry_of
 from moco.weights.settings import images_of
 
-IMAGES = ("q", "k", "more", "index")  # of a batch, what goes to the device; more: only where views are more than two
+IMAGES = ("q", "k", "more", "local", "index")  # of a batch, what goes to the device; more and local: where there are
 
 
 @dataclass
@@ -175,8 +175,9 @@ class Trainer(Loop):
             views = 2 if self.model.symmetric else 1
             self.restore = self.model.snapshot(views * self.plan.accum * len(index) * distributed.world_size())
         views = [here["q"], here["k"], *(here["more"].unbind(1) if "more" in here else ())]
+        small = [here["local"]] if "local" in here else []
         with torch.autocast(self.device.type, self.plan.amp, enabled=self.plan.amp is not None):
-            return self.wrapped(views, index, at.epoch, at.draw, at.step)
+            return self.wrapped(views, index, at.epoch, at.draw, at.step, *small)
 
     def after_batch(self, here: dict[str, Tensor]) -> None:
         """Put the keys into the queue: a batch sees those of the one before it."""
@@ -186,7 +187,7 @@ class Trainer(Loop):
             self.model.enqueue(self.last.keys, here["index"])
         if self.probe is not None:
             with self.timer("online probe"):
-                self.probe.add(here["index"])
+                self.probe.add(here["index"], local="local" in here)
 
     def after_move(self) -> None:
         """Put back what a bad step has changed; the online probe moves after a good one."""

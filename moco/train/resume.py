@@ -114,9 +114,12 @@ def changes(state: dict, path: str | None, own: dict[str, Any], classes: Classes
     return [sentence for sentence in said if sentence]
 
 
+_SINCE: Flags = {"--control": None}  # what the runs had whose files are older than the flag
+
+
 def _other_flags(path: str, state: dict, before: Flags, now: Flags, classes: Classes) -> str:
     """What differs and is free; UserError where what is fixed does. ``before``: empty for files that do not say it."""
-    known = before or _of_groups(state)
+    known = {**_SINCE, **before} if before else _of_groups(state)
     names = [name for name, value in now.items() if name in known and known[name] != value]
     differ = [(name, typed(known[name]), typed(now[name])) for name in names]
     if before and (fixed := [entry for entry in differ if entry[0] in classes.fixed]):

@@ -28,7 +28,7 @@ from moco.models import build as models
 from moco.models.base import Contrast
 from moco.models.batchnorm import has_batchnorm, trains_on
 from moco.models.ema import attach_ema
-from moco.models.encoder import build_encoder, compile_encoders, strided_point
+from moco.models.encoder import build_encoder, check_reads, compile_encoders, strided_point
 from moco.models.in_batch import BatchContrast
 from moco.models.moco import MoCo
 from moco.models.supcon_queue import LabelledMoCo
@@ -63,6 +63,11 @@ def view_settings(config: ViewConfig, images: data.Source) -> Views:
         )
     preset = config.aug or data.dataset_of(config.dataset).preset
     size = config.size or images.native_size or 224
+    if config.local.count and (config.local.size or 0) > size:
+        raise UserError(
+            f"--local-crop-size {config.local.size} is more than the views' {size} px (--size): give at most that, or "
+            f"leave it out for {replace(config.local, size=None).beside(size).size}."
+        )
     return Views(size, images.channels, mean, std, preset, data.get_preset(preset))
 
 
@@ -141,7 +146,7 @@ def open_batches(
     )
     share = distributed.share_of_cores(workers)
     on_device, fast = config.device == "gpu", config.decode == "fast"
-    views = data.TwoViews(images, view.preset, view.size, seed, on_device, fast, config.count)
+    views = data.TwoViews(images, view.preset, view.size, seed, on_device, fast, config.count, config.local)
     batches = data.two_views(views, sampler, share, distributed.device(), marks=True)
     return PretrainData(sources, view, sampler, share, batches)
 
@@ -152,11 +157,17 @@ def build_model(
 ) -> tuple[Contrast, str]:  # fmt: skip
     """The model on its device, and a line for the log about its loss, BatchNorm and masking."""
     device, own, family = distributed.device(), config.encoder, FAMILIES[config.family]
+    local = config.views.local.beside(view.size)
     shape = {"mlp": own.mlp, "stem": own.stem, "size": view.size, "in_chans": view.channels}
-    encoders = [build_encoder(own.arch, own.dim, **shape) for _ in range(family.encoders)]
+    encoders = [build_encoder(own.arch, own.dim, **shape, any_size=local.count > 0) for _ in range(family.encoders)]
+    if local.count and local.size:
+        check_reads(encoders[0], own.arch, view.channels, local.size)
     classes = None if labels is None else torch.from_numpy(labels).to(device)
     model_config = replace(config.model, mean=tuple(view.mean), std=tuple(view.std))
     model, summary = family.build(*encoders, model_config, models.Context(seed, images, batch, classes, before))
+    if local.count:
+        low, high = (f"{100 * x:.3g} %" for x in local.scale)
+        summary += f"\n{local.count} small crops an image of {local.size} px, {low} to {high} of it, as queries only"
     if own.begin_with:
         summary += "\n" + begin_with(model, own.begin_with, own.arch)
     model.to(device).to(memory_format=model.layout)
@@ -177,10 +188,17 @@ def prepare_training(
     _check_fewest(model, view, sampler)
     # over all parameters and in their order, as upstream's, so that its checkpoints resume here
     optimizer = build_optimizer(own, [{"params": list(model.parameters())}])
-    broken = strided_point(model.encoder_q, view.channels, view.size) if device.type == "cpu" else ""
+    broken = _strided_point(model, config, view) if device.type == "cpu" else ""
     plan = make_plan(len(sampler), pick_amp(config.amp, device, broken), config.schedule)
     scaler = torch.amp.GradScaler(device.type, enabled=plan.amp is torch.float16)
     return optimizer, scaler, plan, attach_ema(model, optimizer, own.ema, own.ema_epoch, plan.steps_per_epoch)
+
+
+def _strided_point(model: Contrast, config: PretrainConfig, view: Views) -> str:
+    """:func:`strided_point` at the sizes of the run."""
+    local = config.views.local.beside(view.size)
+    sizes = [view.size, *([local.size] if local.count else [])]
+    return next(filter(None, (strided_point(model.encoder_q, view.channels, size) for size in sizes)), "")
 
 
 def _check_fewest(model: Contrast, view: Views, sampler: data.EpochSampler) -> None:

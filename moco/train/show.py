@@ -9,6 +9,7 @@ import math
 import statistics
 from argparse import Namespace
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -54,7 +55,8 @@ def show(images: data.Source, args: Namespace, config: PretrainConfig, state: di
     view = view_settings(config.views, images)
     seed = seeding.choose_seed(args.seed or 0, state or None)  # of the checkpoint, the flag's, or 0
     fast = config.views.decode == "fast"
-    views = data.TwoViews(images, view.preset, view.size, seed, fast=fast, views=config.views.count)
+    given = {"views": config.views.count, "local": config.views.local}
+    views = data.TwoViews(images, view.preset, view.size, seed, fast=fast, **given)
     shown, sizes = [], {}
     for index in spread_indices(len(images), args.rows):
         one, sizes[index] = _image_shown(views, index, args.draws)
@@ -66,7 +68,9 @@ def show(images: data.Source, args: Namespace, config: PretrainConfig, state: di
     )
     count, draws = len(shown), args.draws
     tell(f"wrote {args.out}: {count} image{'s' * (count > 1)} x {draws} draw{'s' * (draws > 1)}")
-    tell(f"{len(place)} views of {view.aug} at {view.size} px, seed {seed}" + _unseeded(args))
+    small = count * draws * views.local.count
+    also = f" and {small} small crops of {views.local.size} px" * (small > 0)
+    tell(f"{len(place) - small} views of {view.aug} at {view.size} px{also}, seed {seed}" + _unseeded(args))
     tell(f"{summary}, by {kept.size:,} crops of these images")
     for line in filter(None, (few_of_image(few, view.preset), pixel_warning(pixels, view.size))):
         tell(line)
@@ -108,9 +112,11 @@ def _views_shown(
     views: data.TwoViews, size: tuple[int, int], item: dict[str, Any], key: tuple[int, int]
 ) -> tuple[pictures.ViewShown, ...]:
     pixels: Sequence[torch.Tensor] = (item["q"], item["k"], *item.get("more", ()))
-    return tuple(
-        _view_shown(one.numpy(), params, size) for one, params in zip(pixels, views.drawn(size, *key), strict=True)
-    )
+    large = zip(pixels, views.drawn(size, *key), strict=True)
+    small = zip(item.get("local", ()), views.drawn_local(size, *key), strict=True)
+    shown = [_view_shown(one.numpy(), params, size) for one, params in large]
+    crops = [_view_shown(one.numpy(), params, size) for one, params in small]
+    return (*shown, *(replace(crop, small=True, low=False) for crop in crops))
 
 
 def _view_shown(pixels: np.ndarray, params: data.ViewParams, size: tuple[int, int]) -> pictures.ViewShown:

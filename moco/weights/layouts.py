@@ -10,7 +10,15 @@ Where the projects keep the encoder that their own evaluations use (names after 
                                               of its own ResNet 2 layer1 ..
     solo-learn                    state_dict  backbone.*, older ones encoder.*
     BEiT-3                        model       beit3.vision_embed.*, beit3.encoder.* with branches A (vision) and B
+    DINO, iBOT                    teacher     backbone.*
+    DINOv2                        teacher     backbone.*, blocks in chunks (``blocks.1.6``), or the backbone alone
+    MAE                           model       all, the decoder beside the encoder
+    SwAV, DeepCluster v2          all, or state_dict, the projection head and the prototypes beside the encoder
+    BYOL (byol-pytorch)           all         online_encoder.net.*, beside target_encoder.net.*
     torchvision, timm, a probe's  all, or state_dict, or model
+
+Of other names for these dictionaries and prefixes :mod:`moco.weights.nests` decides; what has to be computed from a
+file's tensors for the encoder that takes them is in :mod:`moco.weights.translate`.
 """
 
 from __future__ import annotations
@@ -26,14 +34,14 @@ from torch import Tensor, nn
 from moco import files, schema
 from moco.errors import UserError
 from moco.models.encoder import backbone_keys, head_of
+from moco.weights.nests import Nest, choose_nest, prefixes
 
 SAFETENSORS = ".safetensors"
 CARD = "moco backbone"  # the kind of the card that moco.export writes
 FROM_CARD = "card"
 PUBLISHED = "torchvision:"  # followed by a name such as IMAGENET1K_V2
-_NESTS = ("state_dict", "model")
 # in this order where several fit equally
-_PARTS = ("encoder_ema", "encoder_q", "base_encoder", "backbone", "encoder", "")
+PARTS = ("encoder_ema", "encoder_q", "base_encoder", "backbone", "encoder", "")
 # The flags that lie beside our checkpoints: beside a classifier's, which has an accuracy, and beside a pretraining's.
 _SETTINGS = {True: ("lincls_settings.json", "semisup_settings.json"), False: ("log_settings.json",)}
 # lightly counts modules, and in its own ResNet ReLU and max-pool are none: where layer1 is, and the entry that tells
@@ -54,11 +62,18 @@ RESNETS = {
     ((3, 4, 23, 3), (256, 4), True): "resnext101_64x4d",
 }
 VIT_WIDTHS = {192: "tiny", 384: "small", 768: "base", 1024: "large", 1280: "huge"}  # timm's words for a ViT's width
+_DINOV2_WIDTHS = {**VIT_WIDTHS, 1536: "giant"}
+BEIT3, _BEIT3_PATCHES = "beit3.", "beit3.vision_embed.proj.weight"
+_BEIT3_WORDS = {768: "base", 1024: "large", 1408: "giant"}
 # Of a ViT of timm and of torchvision: the patches' weights, the positions, and the name by its word and patch.
 _VITS = (
     ("patch_embed.proj.weight", "pos_embed", "vit_{0}_patch{1}_224"),
     ("conv_proj.weight", "encoder.pos_embedding", "vit_{0[0]}_{1}"),
 )
+_REGISTERS = {"register_tokens", "reg_token"}  # in DINOv2's words and in timm's
+# what tells where an encoder's names begin, of ResNets by name and by position, and of ViTs
+_SIGNS = ("layer1.0.conv1.weight", *_BY_POSITION, "patch_embed.proj.weight", "conv_proj.weight")
+_CHUNKED = re.compile(r"^blocks\.\d+\.(\d+)\.(?=(?:norm|attn|mlp|ls))")  # DINOv2 counts on through its chunks
 _MOCO_V3_NAMES = {f"vit_{word}": f"vit_{word}_patch{14 if word == 'huge' else 16}_224" for word in VIT_WIDTHS.values()}
 
 
@@ -70,6 +85,8 @@ class File(NamedTuple):
     tensors: dict[str, Tensor]  # the weights, wherever it keeps them, without the prefixes of wrappers
     settings: dict[str, Any]  # its card, or the settings of our run that wrote it; empty for other files
     beside: str = ""  # what the latter are called
+    nest: str = ""  # the dictionary of the file that they lie in
+    others: tuple[str, ...] = ()  # dictionaries of the file with networks of the same kind, which are not read
 
 
 class Submodule(NamedTuple):
@@ -95,7 +112,8 @@ def open_file(path: str) -> File:
 
 def file_of(path: str, state: dict) -> File:
     """The same of a checkpoint that was read."""
-    return File(path, state, tensors_of(state, path), *_settings(path, state))
+    nest = _nest(state, path)
+    return File(path, state, nest.tensors, *_settings(path, state), nest.name, nest.others)
 
 
 def _open_safetensors(path: str) -> File:
@@ -156,27 +174,39 @@ def tensors_of(state: dict, path: str) -> dict[str, Tensor]:
     Raises:
         UserError: there is none.
     """
-    state = next((state[nest] for nest in _NESTS if isinstance(state.get(nest), dict)), state)
-    wrapper = re.compile(r"(?:(?<=\.)|^)(?:module|_orig_mod)\.")
-    named = ((name, value) for name, value in state.items() if isinstance(name, str) and isinstance(value, Tensor))
-    found = {wrapper.sub("", name): value for name, value in named}
+    return _nest(state, path).tensors
+
+
+def _nest(state: dict, path: str) -> Nest:
+    nest = choose_nest(state, lambda tensors: any(_deduced(part) for _, part in _parts(tensors, _SIGNS)))
+    found = nest.tensors
     if not found:
         raise UserError(f"{path} holds no weights: neither tensors nor a state_dict with tensors: give a checkpoint.")
     pointers = (name.removesuffix("queue_ptr") for name in found if name.endswith(".queue_ptr"))
     outer = next((prefix for prefix in pointers if any(n.startswith(f"{prefix}encoder_q.") for n in found)), "")
-    return {name.removeprefix(outer): value for name, value in found.items()}  # a LightningModule's ``model.``
+    found = {name.removeprefix(outer): value for name, value in found.items()}  # a LightningModule's ``model.``
+    return Nest(nest.name, found, () if "run" in state else nest.others)
 
 
 # ------------------------------------------------------------------------------------------------ the encoder in it
 
 
-def submodules(file: File) -> Iterator[Submodule]:
-    """All that may be the encoder in a file, the most specific first."""
-    for name in _PARTS:
+def submodules(file: File, encoder: nn.Module | None = None) -> Iterator[Submodule]:
+    """All that may be the encoder in a file, the most specific first and then what only its names tell.
+
+    Args:
+        encoder: that is looked for; by default any that is known.
+    """
+    own = () if encoder is None else (next(name for name in encoder.state_dict() if name in backbone_keys(encoder)),)
+    return (Submodule(*part) for part in _parts(file.tensors, (*_SIGNS, *own)))
+
+
+def _parts(tensors: dict[str, Tensor], signs: tuple[str, ...]) -> Iterator[tuple[str, dict[str, Tensor]]]:
+    for name in (*PARTS, *prefixes(tensors, signs, PARTS)):
         prefix = f"{name}." if name else ""
-        chosen = {n.removeprefix(prefix): value for n, value in file.tensors.items() if n.startswith(prefix)}
+        chosen = {n.removeprefix(prefix): value for n, value in tensors.items() if n.startswith(prefix)}
         if chosen:
-            yield Submodule(name, _library_names(chosen))
+            yield name, _library_names(chosen)
 
 
 def _library_names(entries: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -188,14 +218,15 @@ def _library_names(entries: dict[str, Tensor]) -> dict[str, Tensor]:
     for name, value in entries.items():
         module, _, rest = name.partition(".")
         name = f"{positions[module]}.{rest}" if module in positions else name
-        renamed[re.sub(r"^(layer\d+\.\d+)\.shortcut\.", r"\1.downsample.", name)] = value
+        name = re.sub(r"^(layer\d+\.\d+)\.shortcut\.", r"\1.downsample.", name)
+        renamed[_CHUNKED.sub(r"blocks.\1.", name) if "cls_token" in entries else name] = value
     return renamed
 
 
 def part_for(encoder: nn.Module, file: File) -> Submodule:
     """The part with most of the encoder's names; the most specific where several have as many."""
     wanted = backbone_keys(encoder)
-    return max(submodules(file), key=lambda part: len(wanted & part.entries.keys()))
+    return max(submodules(file, encoder), key=lambda part: len(wanted & part.entries.keys()))
 
 
 def known_part(file: File) -> Submodule:
@@ -215,21 +246,6 @@ def head_entries(encoder: nn.Module, file: File, sound: bool = True) -> dict[str
     if sound:
         files.refuse_odd(entries, file.path)
     return {name.removeprefix(head): value for name, value in entries.items()}
-
-
-def from_beit3(encoder: nn.Module, file: File) -> tuple[File, str]:
-    """An official BEiT-3 file by timm's names and for the encoder's size, and words on what it has beside the vision
-    branch; other files as they are. A pretraining's file has no norm after the pooling, which then starts anew."""
-    vision = {name: value for name, value in file.tensors.items() if re.match(r"beit3\.|fc_norm\.|head\.", name)}
-    if not any(name.startswith("beit3.") for name in vision) or not hasattr(encoder, "patch_embed"):
-        return file, ""
-    from timm.models.vision_transformer import checkpoint_filter_fn
-
-    # timm drops the text's embedding, the mask token and branch B, which pairs of images and texts alone use
-    found = checkpoint_filter_fn(dict(vision), encoder)  # pyright: ignore[reportArgumentType]
-    fresh = {name: value for name, value in encoder.state_dict().items() if name.startswith("fc_norm.")}
-    note = "; BEiT-3's vision branch" + ("" if fresh.keys() <= found.keys() else ", its fc_norm is new")
-    return file._replace(tensors={**fresh, **found}), note
 
 
 # ------------------------------------------------------------------------------------------ which encoder it is
@@ -256,11 +272,45 @@ def _deduced(entries: dict[str, Tensor]) -> str:
     conv = entries.get("layer1.0.conv2.weight", entries.get("layer1.0.conv1.weight"))
     if all(blocks) and conv is not None:
         return RESNETS.get((blocks, tuple(conv.shape[:2]), "layer1.0.conv3.weight" in entries), "")  # type: ignore
+    width, side = _patches(entries, _BEIT3_PATCHES) or (0, 0)
+    if width in _BEIT3_WORDS:
+        return f"beit3_{_BEIT3_WORDS[width]}_patch{side}_224"
     for patches, _, name in _VITS:
-        weight = entries.get(patches)
-        if weight is not None and weight.ndim == 4 and weight.shape[0] in VIT_WIDTHS:
-            return name.format(VIT_WIDTHS[weight.shape[0]], weight.shape[-1])
+        width, side = _patches(entries, patches) or (0, 0)
+        if side == 14 and "blocks.0.ls1.gamma" in entries and width in _DINOV2_WIDTHS:
+            return f"vit_{_DINOV2_WIDTHS[width]}_patch14_{'reg4_' if _REGISTERS & entries.keys() else ''}dinov2"
+        if width in VIT_WIDTHS:
+            return name.format(VIT_WIDTHS[width], side)
     return ""
+
+
+def foreign_words(entries: dict[str, Tensor]) -> str:
+    """What a network is that neither torchvision nor timm builds, as far as its tensors tell, and a step; else empty:
+    the end of a sentence that begins with the file."""
+    conv = entries.get("conv1.weight")
+    if conv is not None and "layer1.0.conv1.weight" in entries and conv.shape[0] != 64:
+        blocks = "-".join(
+            str(len({n.split(".")[1] for n in entries if n.startswith(f"layer{i}.")})) for i in range(1, 5)
+        )
+        return (
+            f"holds a ResNet of {blocks} blocks that begins with {conv.shape[0]} channels, which neither torchvision "
+            "nor timm builds (they begin with 64); give a file of the usual width"
+        )
+    if "storage_tokens" in entries:
+        return "holds DINOv3's ViT by its own project's names; give the weights that timm publishes for it"
+    return ""
+
+
+def module_names(tensors: dict[str, Tensor]) -> str:
+    """The outermost modules of a file's tensors, for a sentence."""
+    names = list(dict.fromkeys(name.partition(".")[0] for name in tensors))
+    return ", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")
+
+
+def _patches(entries: dict[str, Tensor], name: str) -> tuple[int, int] | None:
+    """Width and side of a ViT's patches."""
+    weight = entries.get(name)
+    return (weight.shape[0], weight.shape[-1]) if weight is not None and weight.ndim == 4 else None
 
 
 def has_small_stem(entries: dict[str, Tensor]) -> bool:

@@ -23,12 +23,13 @@ from moco.weights.layouts import File
 from moco.weights.settings import FROM_CHECKPOINT, Setting
 
 NEGATIVES = "synthetic negatives"  # how flags name the method whose synthetic negatives there are
-_SYNTHETIC = "--hard-start-epoch --hard-stop-epoch --type-starts"
+_LOCAL = "--local-crops --local-crop-size --local-crop-scale"
+_SYNTHETIC = "--control --hard-start-epoch --hard-stop-epoch --type-starts"
 # The flags that say how an encoder was pretrained, by what they belong to: all runs, a family of models, a method.
 FLAGS = {
-    "": "--pretrained --aug --decode --moco-dim --moco-t --batch-size --accum --drop-last --epochs --steps --opt --lr "
-    "--wd --momentum --opt-betas --clip-grad --exclude-bias-norm --schedule --lr-decay-rate --cos --min-lr --plateau "
-    "--warm --warm-epochs --warm-from --warm-steps --rise-epochs --ema --ema-epoch --amp",
+    "": f"{_LOCAL} --pretrained --aug --decode --moco-dim --moco-t --batch-size --accum --drop-last --epochs --steps "
+    "--opt --lr --wd --momentum --opt-betas --clip-grad --exclude-bias-norm --schedule --lr-decay-rate --cos --min-lr "
+    "--plateau --warm --warm-epochs --warm-from --warm-steps --rise-epochs --ema --ema-epoch --amp",
     "queue": "--moco-k --moco-m --mlp --base-temperature --symmetric --mask-same-image --bn-splits --shuffle-bn",
     "batch": "--mlp --base-temperature --contrast-mode --views --sync-bn",
     "momentum": "--moco-m --moco-m-cos --moco-mlp-dim --stop-grad-conv1",
@@ -37,7 +38,12 @@ FLAGS = {
     "synco": f"--n-hard --n1 --n2 --n3 --n4 --n5 --n6 --sigma --delta --eta --extrapolation {_SYNTHETIC}",
 }
 # Flags that mean nothing without another one, or beside it.
-IDLE = {"--warm": "--warm-epochs --warm-from", "no --cos": "--schedule --lr-decay-rate", "no --steps": "--epochs"}
+IDLE = {
+    "--warm": "--warm-epochs --warm-from",
+    "--local-crops": _LOCAL,
+    "no --cos": "--schedule --lr-decay-rate",
+    "no --steps": "--epochs",
+}
 
 
 def made_by(flags: Flags, queue: bool) -> dict[str, Any]:

@@ -17,9 +17,24 @@ from moco import distributed, files
 from moco.errors import UserError, one_line
 from moco.models.encoder import backbone_keys, build_encoder, head_of
 from moco.weights.changes import adapt, changes_of
-from moco.weights.layouts import PUBLISHED, File, from_beit3, named_arch, open_file, part_for, tensors_of
+from moco.weights.layouts import (
+    PARTS,
+    PUBLISHED,
+    File,
+    Submodule,
+    foreign_words,
+    known_part,
+    module_names,
+    named_arch,
+    open_file,
+    part_for,
+    submodules,
+    tensors_of,
+)
+from moco.weights.nests import KNOWN
 from moco.weights.origin import pretraining_of
 from moco.weights.settings import settings_of
+from moco.weights.translate import from_beit3, translate
 
 
 class Backbone(NamedTuple):
@@ -111,7 +126,7 @@ def open_backbone(
     file = open_file(path)
     known = {name: setting.value for name, setting in settings_of(file, arch, size).items()}
     if not (arch or "arch" in known):
-        raise UserError(f"{path} does not name its architecture and its tensors are of no known one; give it by -a.")
+        raise UserError(_unknown_architecture(file))
     arch, stem, channels = arch or known["arch"], known["stem"] if stem == "auto" else stem, known["channels"]
     size = int(size or known.get("size") or (32 if stem == "cifar" else 224))
     encoder = build_encoder(arch, 1, stem=stem, size=size, in_chans=channels)
@@ -176,6 +191,8 @@ def _read_into(encoder: nn.Module, file: File, arch: str, fill: bool = True) -> 
     it."""
     file, note = from_beit3(encoder, file)
     part = part_for(encoder, file)
+    others = _other_encoders(encoder, file, part)
+    part, more = translate(encoder, part)
     head = head_of(encoder) + "."
     found = {name: value for name, value in part.entries.items() if not name.startswith(head)}
     _check(encoder, found, file, arch)
@@ -185,7 +202,29 @@ def _read_into(encoder: nn.Module, file: File, arch: str, fill: bool = True) -> 
     if fill:
         files.refuse_odd(found, file.path, encoder.state_dict())
         fill_backbone(encoder, found)
-    return Read(found, own_head, part.name, file, changes + note)
+    name = ".".join(filter(None, ("" if file.nest in KNOWN else file.nest, part.name)))
+    return Read(found, own_head, name, file, changes + note + more + others)
+
+
+def _other_encoders(encoder: nn.Module, file: File, part: Submodule) -> str:
+    """What else a file has that would fit, where no project's own layout says which one it is."""
+    named, others = file.nest, [*file.others]
+    if not others and part.name not in PARTS:
+        wanted, named = backbone_keys(encoder), part.name
+        fit = [other for other in submodules(file, encoder) if wanted & other.entries.keys()]
+        others = [o.name for o in fit if o.name != named and _alike(wanted, o.entries, part.entries)]
+    if not others:
+        return ""
+    return (f"; a guess: {named} is read, and {', '.join(others)} in the file is not "
+            "(docs/evaluation.md, whose checkpoints, says how to take another)")  # fmt: skip
+
+
+def _alike(wanted: set[str], other: dict[str, Tensor], chosen: dict[str, Tensor]) -> bool:
+    """Whether the same entries are there with other numbers."""
+    names = [name for name in wanted & chosen.keys() if name in other]
+    return 2 * len(names) > len(wanted & chosen.keys()) and any(
+        other[n].shape != chosen[n].shape or not torch.equal(other[n], chosen[n]) for n in names
+    )
 
 
 def _told(read: Read) -> tuple[dict[str, Tensor], str]:
@@ -200,6 +239,11 @@ def _check(encoder: nn.Module, found: dict[str, Tensor], file: File, arch: str) 
     hint = "give the -a, --stem and --size it was trained with, and images with as many channels"
     hint = f"the file was trained with -a {theirs}, give that" if theirs and theirs != arch else hint
     own, wanted = encoder.state_dict(), backbone_keys(encoder)
+    if foreign := foreign_words(found):
+        hint = f"it {foreign}"
+    elif not wanted & found.keys():
+        held = module_names(file.tensors)
+        hint = f"it holds {held} and no such encoder; give the file that the encoder lies in, or its -a"
     missing = [name for name in own if name in wanted and name not in found and not _is_counter(name)]
     unknown = [name for name in found if name not in wanted]
     if missing or unknown:
@@ -212,6 +256,16 @@ def _check(encoder: nn.Module, found: dict[str, Tensor], file: File, arch: str) 
         raise UnfitWeightsError(
             f"{file.path} does not fit the encoder: {shapes[0]} is {there} there and {here} here{more}", hint
         )
+
+
+def _unknown_architecture(file: File) -> str:
+    held = known_part(file).entries
+    if foreign := foreign_words(held):
+        return f"{file.path} {foreign}."
+    return (
+        f"{file.path} does not name its architecture and its {len(held)} tensors ({module_names(held)}) are of no "
+        "known one; give it by -a, or, where they are a head's alone, the file that the encoder lies in."
+    )
 
 
 def _is_counter(name: str) -> bool:

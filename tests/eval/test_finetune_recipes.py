@@ -24,6 +24,7 @@ from moco.models.ema import attach_ema, moving_average
 from moco.models.encoder import build_encoder
 from moco.train.optimizers import Plateau, build_optimizer, layer_groups
 from moco.train.stop import StopRequest
+from moco.weights.layouts import File, arch_of
 from moco.weights.read import load_backbone
 
 pytestmark = pytest.mark.usefixtures("restored")
@@ -294,6 +295,28 @@ def test_an_official_file_loads_with_every_key_of_the_vision_branch(small, tmp_p
     theirs = torch.cat([vision[f"{own}{name}_proj.A.weight"] for name in "qkv"])
     assert torch.equal(block.qkv.weight, theirs)
     assert torch.equal(encoder.blocks[0].mlp.fc2.weight, vision["beit3.encoder.layers.0.ffn.A.fc2.weight"])
+
+
+def test_an_official_pretrainings_norm_of_the_last_tokens_is_left_out_as_its_own_classification_does(small, tmp_path):
+    torch.save(official(), tmp_path / "without.pth")
+    state = official()
+    state["model"] |= {
+        f"beit3.encoder.layer_norm.{branch}.{name}": torch.ones(48) for branch in "AB" for name in ("weight", "bias")
+    }
+    state["model"]["mlm_head.weight"] = torch.ones(10, 48)
+    torch.save(state, tmp_path / "with.pth")
+    encoder = build_encoder(BEIT3, 5)
+    without, _ = load_backbone(encoder, str(tmp_path / "without.pth"), BEIT3)
+    found, words = load_backbone(encoder, str(tmp_path / "with.pth"), BEIT3)
+    assert "the norm of its last tokens is not used" in words
+    assert found.keys() == without.keys() and all(torch.equal(found[name], without[name]) for name in found)
+
+
+def test_an_official_file_tells_its_architecture():
+    for width, word, patch in ((768, "base", 16), (1024, "large", 16), (1408, "giant", 14)):
+        tensors = {"beit3.vision_embed.proj.weight": torch.zeros(width, 3, patch, patch)}
+        assert arch_of(File("beit3.pth", {}, tensors, {})) == f"beit3_{word}_patch{patch}_224"
+        assert timm.is_model(f"beit3_{word}_patch{patch}_224")
 
 
 def test_an_official_fine_tuned_file_gives_its_norm_and_not_its_head(small, tmp_path):

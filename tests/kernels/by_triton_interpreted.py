@@ -28,6 +28,7 @@ from moco.config import MoCHiConfig
 from moco.errors import UserError
 from moco.kernels import Draws, by_triton, contrastive_loss, hardest_rows, resolve
 from moco.methods import mochi
+from moco.methods.controls import copies
 from moco.methods.negatives import draw, synthetic
 
 mend_interpreter()
@@ -166,6 +167,14 @@ def test_the_same_bits_every_time():
 
 def test_more_synthetic_negatives_than_hard_rows(small_blocks):
     assert_near(problem(hard=4, recipe=mochi.recipe(MoCHiConfig(40, 24))), 4)
+
+
+@pytest.mark.parametrize(("rows", "dealt"), [(67, 0), (12, 0), (7, 7)], ids=["random", "hardest", "reweight"])
+def test_copies_of_rows_in_place_of_synthetic_negatives(rows, dealt, small_blocks):
+    *tensors, draws = problem(hard=rows)
+    copied = copies(draws, dealt)
+    assert copied.counts == (sum(draws.counts), 0, 0, 0)
+    assert_near((*tensors, copied), rows)
 
 
 def test_n_hard_above_the_queue_is_the_queue():

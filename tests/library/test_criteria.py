@@ -165,6 +165,17 @@ def test_supcontrasts_call(given):
         torch.testing.assert_close(moco.SupConLoss(temperature=0.1)(z, named["labels"]), expected)
 
 
+def test_supcontrasts_gradient():
+    """For whoever normalises before the loss, as its README advises; ours normalises what is unit already."""
+    gradients = []
+    for ours in (True, False):
+        x = torch.randn(6, 2, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(1)).requires_grad_()
+        z, mask = torch.nn.functional.normalize(x, dim=2), (LABELS[:, None] == LABELS).float()
+        (moco.SupConLoss(temperature=0.1)(z, LABELS) if ours else supcontrasts(z, mask, 0.1, 0.07)).backward()
+        gradients.append(x.grad)
+    torch.testing.assert_close(gradients[0], gradients[1])
+
+
 # ------------------------------------------------------------------------------------------------------ the queue
 
 

@@ -288,7 +288,7 @@ class Session:
         )
         args = programs.parse(name, words)
         if getattr(args, "dataset", None) not in (None, "folder", "mnist5k"):
-            words += ["--dataset", "folder"]
+            words += ["--dataset", "folder", *([args.data] if "--compat" in words and args.data not in words else [])]
         for dest in IMAGES:
             self.link(getattr(args, dest, None), self.split)
         for dest in CHECKPOINTS:
@@ -333,7 +333,8 @@ def small(name: str, words: list[str]) -> list[str]:
         more += " --rise-epochs 1" * bool(args.rise)
         more += " --bn-splits 4" * bool(args.bn_splits)
         more += " --save-dir runs/unnamed --overwrite" * (args.save_dir == "./")  # beside which its checkpoint lies
-        more += " --moco-k 1024" * (not NO_QUEUE & {word.lower() for word in words})
+        no_queue = "--compat" in words and args.method in NO_QUEUE
+        more += " --moco-k 1024" * (not no_queue and not NO_QUEUE & {word.lower() for word in words})
         more += " --hard-start-epoch 0" * (args.method not in NO_QUEUE and args.hard_start_epoch > 1)
         more += " --epochs 2" * (not args.steps and args.epochs > 5) + " --steps 4" * ((args.steps or 0) > 4)
     return shlex.split(more)
@@ -413,10 +414,14 @@ OF_OTHERS = {
     "--nproc-per-node", "--nnodes", "--rdzv-backend", "--rdzv-endpoint", "--rdzv-id", "--standalone",  # torchrun
     "--durations",  # pytest
     "--start1_hard", "--start2_hard",  # the public MoCHi's, in a sentence
+    "--config_name",  # SupCon-Framework's, which --compat reads
     "--loader", "--n7",  # which data.md says is not there, and which CONTRIBUTING.md's diff adds
     "--config-file", "--eval-only", "--num-gpus", "--no-scaling", "--dist-url",  # detection/train_net.py: detectron2's
 }  # fmt: skip
-FILES_OF_OTHERS = {"benchmarks/imagenet/resnet50/mocov2.py", "docs/source/getting_started/benchmarks.rst"}  # lightly's
+FILES_OF_OTHERS = {
+    "benchmarks/imagenet/resnet50/mocov2.py", "docs/source/getting_started/benchmarks.rst",  # lightly's
+    *(f"configs/train/train_supcon_resnet18_cifar10_stage{stage}.yml" for stage in (1, 2)),  # SupCon-Framework's
+}  # fmt: skip
 FLAG = re.compile(r"(?<![\w-])--[a-z][\w-]*")
 
 

@@ -17,6 +17,7 @@ FLOORS = [
     (
         "moco.errors",
         "moco.archive",
+        "moco.plain",
         "moco.schema",
         "moco.processes",
         "moco.owner",

@@ -36,7 +36,7 @@ def test_every_page_is_in_the_index_and_has_a_whole_command():
 
 def test_the_commands_parse():
     found = commands(TEXT)
-    assert len(found) == 21
+    assert len(found) == 29
     for script, *words in found:
         if script != "-m":
             PARSE[script](words)

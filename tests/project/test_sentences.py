@@ -13,6 +13,7 @@ from conftest import ROOT
 from support import programs
 
 from moco import doors
+from moco.cli import projects
 
 FLAG = re.compile(r"(?<![\w-])--[a-z][A-Za-z0-9]*(?:[-_][a-z0-9]+)*(?![\w-]|[{[])")  # whole ones, nothing filled in
 MODULE = re.compile(r"python3? -m ([a-z]\w*(?:\.\w+)*)")
@@ -22,6 +23,8 @@ PATH = re.compile(r"\b(?:docs|configs|detection|requirements)/[\w./-]*\.(?:md|ym
 FOREIGN = {
     "--shm-size", "--nproc-per-node", "--nproc_per_node", "--nnodes", "--standalone", "--extra-index-url", "--gres",
     "--gpus", "--signal", "--requeue", "--no-build-isolation", "--depth", "--logdir", "--version",
+    *(name for program in projects.programs() for row in program.options for name in row.spellings),
+    "--dir_data", "--config_name", "--data_folder",
 }  # fmt: skip
 STYLES = ("moco/pictures/colours.py", "moco/report/page.py", "detection/install_for_ci.py")  # CSS, and pip's words
 FILES = [*(ROOT / "moco").rglob("*.py"), *(ROOT / "detection").glob("*.py"), *ROOT.glob("main_*.py")]

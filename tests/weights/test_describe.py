@@ -214,6 +214,11 @@ KINDS = {
     "SupContrast": lambda: {"model": plain("encoder.") | {"head.0.weight": torch.ones(2, 2)}},
     "solo-learn": lambda: {"state_dict": plain("backbone.") | {"classifier.weight": torch.ones(2, 2)}},
     "lightly": lambda: {"state_dict": plain("backbone."), "pytorch-lightning_version": "2.4.0"},
+    "DINO or iBOT": lambda: {"student": plain("module.backbone."), "teacher": plain("backbone.")},
+    "teacher of DINOv2": lambda: {"teacher": plain("backbone.") | {"dino_head.last_layer.weight": torch.ones(2, 2)}},
+    "of MAE": lambda: {"model": plain() | {"decoder_embed.weight": torch.ones(2, 2)}},
+    "SwAV or DeepCluster": lambda: {"state_dict": plain("module.") | {"module.prototypes.weight": torch.ones(2, 2)}},
+    "of BYOL": lambda: plain("online_encoder.net.") | plain("target_encoder.net."),
     "Barlow Twins": lambda: {"model": plain("module.backbone.") | {"module.projector.0.weight": torch.ones(2, 2)}},
 }
 

@@ -98,7 +98,7 @@ class QueueRun:
             UserError: H is more than the queue has rows.
         """
         own = self._own_negatives()
-        name = name or own
+        name = name or ("" if self.recipe.get("--control") else own)  # a control copies rows in their place
         config, hard = None, self._given("--n-hard")
         if name == "mochi" == own:
             hard, *counts = self.recipe["--mochi"]
