@@ -8,6 +8,7 @@ take a byte order and nothing else, of booleans, integers, floats, complex numbe
 from __future__ import annotations
 
 import argparse
+import math
 import re
 from collections.abc import Callable
 from typing import Any
@@ -35,8 +36,12 @@ class PlainDtype:
 
 
 class PlainArray(np.ndarray):
-    """numpy.ndarray as a pickle makes it: empty, and then of a state with shape, type, order and bytes. Written again
-    it is numpy's own."""
+    """numpy.ndarray as a pickle makes it: empty, by ``_array``, and then once of a state with shape, type, order and
+    bytes. Written again it is numpy's own."""
+
+    def __new__(cls, *given: Any, **named: Any) -> Any:
+        """Refused: a pickle that calls numpy's own constructor may name objects, foreign memory and any size."""
+        raise _refusal("a numpy array that numpy did not save")
 
     def __reduce__(self) -> Any:
         return self.view(np.ndarray).__reduce__()
@@ -44,8 +49,13 @@ class PlainArray(np.ndarray):
     def __setstate__(self, state: Any) -> None:
         _, shape, kind, fortran, content = state
         content = content.encode("latin-1") if isinstance(content, str) else content
-        if not isinstance(content, bytes):
+        if not isinstance(content, bytes) or not isinstance(kind, PlainDtype):
             raise _refusal("a numpy array of objects")
+        sizes = type(shape) is tuple and all(type(n) is int and n >= 0 for n in shape)
+        # A second state would free the memory that a tensor may share.
+        if not sizes or math.prod(shape) > len(content) or getattr(self, "_filled", False):
+            raise _refusal("a numpy array that does not fit its bytes")
+        self._filled = True
         super().__setstate__((1, tuple(shape), kind.dtype, bool(fortran), content))  # pyright: ignore[reportArgumentType]
 
 

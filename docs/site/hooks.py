@@ -23,6 +23,7 @@ PAGES = {
     "detection/README.md": "detection.md",
     "moco/kernels/README.md": "kernels.md",
     "benchmarks/README.md": "benchmarks.md",
+    "benchmarks/results/2026-11-28_h200/README.md": "h200.md",
 }
 ORIGINS = {name: path for path, name in PAGES.items()}
 CODE = re.compile(r"(^```.*?^```$|`[^`\n]*`)", re.M | re.S)

@@ -41,9 +41,7 @@ def of(program: Program, special: Mapping[str, str], args: Namespace, typed: Map
         return Words(defaults=_supcontrast(program, special, args, typed))
     if program.project == "mochi":
         return _mochi(program, special, typed)
-    if program.project == "supcon-framework":
-        return Words(defaults=_framework(program, special, typed))
-    return Words()
+    return Words(defaults=_framework(program, special, typed)) if program.project == "supcon-framework" else Words()
 
 
 def _is_typed(typed: Mapping[str, Any], *names: str) -> bool:
@@ -166,10 +164,11 @@ def _entries(program: Program, path: str) -> dict[str, Any]:
     """The keys of a file, with dots between them; the published ones of its name where there is no such file."""
     if os.path.isfile(path):
         tree = read_yaml(path, f"--config_name {path}")
-        if not isinstance(tree, dict) or "model" not in tree or "dataset" not in tree:
+        found = _flat(tree) if isinstance(tree, dict) else {}
+        if "dataset" not in found or not any(key.startswith("model.") for key in found):
             raise UserError(f"--config_name {path} has no model and dataset, as the files of SupCon-Framework have; "
                             "a file of this project's flags is given by --config.")  # fmt: skip
-        return _flat(tree)
+        return found
     named = _PUBLISHED.search(path)
     if named is None:
         raise UserError(f"--config_name {path}: no such file; give the path of a YAML file of SupCon-Framework.")
@@ -183,10 +182,9 @@ def _published(program: Program, kind: str, dataset: str, stage: str) -> dict[st
         return {"model.top_k_checkoints": 3, "train.weights_dir": f"weights/supcon_{word}_stage_{dataset}"}
     rows = [row for row in program.options if row.key and row.default != "none"]
     found: dict[str, Any] = {row.theirs: row.default.replace("cifar10", dataset) for row in rows}
-    found |= {"train.amp": True, "train.ema": True}
+    found |= {"train.amp": True, "train.ema": True, "train.stage": word}
     if "model.num_classes" in found:
         found["model.num_classes"] = dataset.removeprefix("cifar")
-    found["train.stage"] = word
     if kind == "lr_finder":
         kept = ("model.backbone", "model.num_classes", "dataset", "dataloaders.num_workers", "optimizer.name")
         found = {key: found[key] for key in kept if key in found}
@@ -218,8 +216,9 @@ def _plain(program: Program, path: str, entries: Mapping[str, Any]) -> list[list
     words: list[list[str]] = []
     for key, value in entries.items():
         row = program.find(key)
-        if row is None:
-            tell(f"{path}: {key} is passed over, as it has no counterpart here", error=True)
+        if row is None or (not row.here and not row.special and str(value) != row.default):
+            why = f": {row.remark}" if row else ", as it has no counterpart here"
+            tell(f"{path}: {key} is passed over{why}", error=True)
         elif row.here and not row.special:
             values = cast("list[Any]", value) if isinstance(value, list) else [value]
             words.append([row.here, *(str(x).lower() if row.here == "--opt" else str(x) for x in values)])
@@ -238,13 +237,13 @@ def _of_network(program: Program, entries: Mapping[str, Any], another: bool) -> 
     name = str(entries.get("model.backbone", program.default("model.backbone")))
     given = entries.get("model.ckpt_pretrained")
     words = [["--arch", name.replace("timm_", "timm/", 1)]]
-    if program.main == "pretrain" and not given and not another and not name.startswith("timm_"):
-        given = f"torchvision:{name}"
+    if not given and not another and not name.startswith("timm_"):
+        given = "torchvision:IMAGENET1K_V1"  # what pretrained=True is
     return [*words, *([["--pretrained", str(given)]] if given else [])]
 
 
 def _of_schedule(entries: Mapping[str, Any]) -> list[list[str]]:
     if entries.get("scheduler.name") == "ReduceLROnPlateau":
         return [["--plateau", str(entries.get("scheduler.params.patience", 10))]]
-    cosine = [["--cos"], ["--min-lr", str(entries.get("scheduler.params.eta_min", 0))]]
-    return cosine if "scheduler.name" in entries else []
+    least = str(entries.get("scheduler.params.eta_min", 0))
+    return [["--cos"], ["--min-lr", least]] if "scheduler.name" in entries else []

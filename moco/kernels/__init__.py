@@ -37,7 +37,7 @@ __all__ = [
     "resolve_precision",
 ]
 
-SOONER = 0.95  # of the usual precision's time: a clock's noise changes no bits
+SOONER = 0.95  # of the usual precision's time; near it two runs may choose otherwise, where none is named
 IMPLEMENTATIONS = ("auto", "reference", "cpu", "triton")
 
 

@@ -274,18 +274,20 @@ def device_time(device: torch.device, size: Size, precision: str) -> float:
     a GPU is busy with the encoders it is hidden.
     """
     try:
-        call = functools.partial(by_triton.compute, *_of_size(device, size), precision, True)
-        seconds(call, device)  # compiles
-        call = _replay(call) if device.type == "cuda" else call
+        step = functools.partial(by_triton.compute, *_of_size(device, size), precision, True)
+        if seconds(step, device) == torch.inf:  # which compiles: a capture must not
+            return torch.inf
+        replay = _replay(step, device) if device.type == "cuda" else step  # step stays: a graph reads its tensors
     except Exception:  # no memory, or what a capture refuses
         return torch.inf
-    return statistics.median(seconds(call, device) for _ in range(CALLS[1]))
+    return statistics.median(seconds(replay, device) for _ in range(CALLS[1]))
 
 
-def _replay(call: Callable[[], object]) -> Callable[[], object]:
-    """A launch of all that ``call`` launches, as a CUDA graph."""
+def _replay(call: Callable[[], object], device: torch.device) -> Callable[[], object]:
+    """A launch of all that ``call`` launches, as a CUDA graph of the device, which need not be this thread's."""
     graph = torch.cuda.CUDAGraph()
-    with torch.no_grad(), operands("fp32", True), torch.cuda.graph(graph, capture_error_mode="thread_local"):
+    alone = {"stream": torch.cuda.Stream(device), "capture_error_mode": "thread_local"}
+    with torch.cuda.device(device), torch.no_grad(), operands("fp32", True), torch.cuda.graph(graph, **alone):
         call()
     return graph.replay
 

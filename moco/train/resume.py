@@ -114,7 +114,7 @@ def changes(state: dict, path: str | None, own: dict[str, Any], classes: Classes
     return [sentence for sentence in said if sentence]
 
 
-_SINCE: Flags = {"--control": None}  # what the runs had whose files are older than the flag
+_SINCE: Flags = {"--control": None, "--local-crops": 0}  # what the runs had whose files are older than the flag
 
 
 def _other_flags(path: str, state: dict, before: Flags, now: Flags, classes: Classes) -> str:

@@ -63,7 +63,7 @@ def _kind(file: File) -> Iterator[str]:
     kinds = (
         ("encoder_q" in first, f"pretraining checkpoint of {_queue_project(file)}"),
         ("base_encoder" in first, "pretraining checkpoint of MoCo v3"),
-        ("opt" in state or {"encoder", "head"} <= first, "pretraining checkpoint of SupContrast"),
+        ({"opt", "model"} <= state.keys() or {"encoder", "head"} <= first, "pretraining checkpoint of SupContrast"),
         ("classifier" in first and bool(first & {"backbone", "encoder"}), "checkpoint of solo-learn"),
         ({"student", "teacher"} <= state.keys(), "pretraining checkpoint of DINO or iBOT"),
         ("teacher" in state and "dino_head" in first, "teacher of DINOv2"),

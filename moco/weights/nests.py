@@ -63,7 +63,13 @@ def choose_nest(state: dict, known: Callable[[dict[str, Tensor]], bool]) -> Nest
     elif not found:
         return Nest("", {})
     else:
-        chosen = min(found, key=lambda nest: (not known(nest.tensors), preference(nest.name), -len(nest.tensors)))
+        most = max(len(nest.tensors) for nest in found)
+
+        def late(nest: Nest) -> tuple[bool, bool, int, int]:
+            few = 2 * len(nest.tensors) < most  # a head beside its backbone
+            return not known(nest.tensors), few, preference(nest.name), -len(nest.tensors)
+
+        chosen = min(found, key=late)
     return chosen._replace(others=tuple(nest.name for nest in found if _like(nest, chosen)))
 
 
@@ -80,18 +86,24 @@ def _tensors(state: dict) -> dict[str, Tensor]:
     """The tensors by name; numpy's arrays where there are no tensors at all (weights that came from JAX)."""
     named = {name: value for name, value in state.items() if isinstance(name, str)}
     found = {name: value for name, value in named.items() if isinstance(value, Tensor)}
-    found = found or {name: torch.from_numpy(np.array(value)) for name, value in named.items() if _numeric(value)}
+    found = found or _of_arrays({name: value for name, value in named.items() if _numeric(value)})
     return {_WRAPPER.sub("", name): value for name, value in found.items()}
 
 
+def _of_arrays(arrays: dict[str, np.ndarray]) -> dict[str, Tensor]:
+    """An array that has several names is copied once."""
+    copies = {id(value): torch.from_numpy(value.astype(value.dtype.newbyteorder("="))) for value in arrays.values()}
+    return {name: copies[id(value)] for name, value in arrays.items()}
+
+
 def _numeric(value: Any) -> bool:
-    return isinstance(value, np.ndarray) and value.dtype.kind in "fiub" and value.dtype.isnative
+    return isinstance(value, np.ndarray) and value.dtype.kind in "fiub"
 
 
 def _like(nest: Nest, chosen: Nest) -> bool:
     """Whether two dictionaries are networks of the same kind."""
     common = nest.tensors.keys() & chosen.tensors.keys()
-    return nest.name != chosen.name and 2 * len(common) > len(chosen.tensors)
+    return nest.name != chosen.name and 2 * len(common) > min(len(nest.tensors), len(chosen.tensors))
 
 
 def prefixes(names: dict[str, Tensor], signs: tuple[str, ...], but: tuple[str, ...]) -> list[str]:

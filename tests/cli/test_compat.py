@@ -94,7 +94,7 @@ PUBLISHED = {
     },
     "supcon-framework train.py pretrain": {
         "epochs": 100, "batch_size": 200, "lr": 0.1, "momentum": 0.0, "weight_decay": 0.0, "min_lr": 0.01, "cos": True,
-        "moco_t": 0.1, "ema_epoch": 0.3, "amp": "fp16", "arch": "resnet18", "pretrained": "torchvision:resnet18",
+        "moco_t": 0.1, "ema_epoch": 0.3, "amp": "fp16", "arch": "resnet18", "pretrained": "torchvision:IMAGENET1K_V1",
         "save_dir": "weights/supcon_first_stage_cifar10", "data": "data/cifar10", "dataset": "cifar10", "size": 224,
     },
     "supcon-framework train.py lincls": {

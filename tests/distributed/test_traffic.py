@@ -52,10 +52,10 @@ def counting(folder: str, args) -> int:
     classify = OnlineProbe.add  # its backward sends nothing
     backward = torch.Tensor.backward
 
-    def unseen(self, ids):
+    def unseen(self, *given, **named):
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(torch.Tensor, "backward", backward)
-            classify(self, ids)
+            classify(self, *given, **named)
 
     OnlineProbe.add = unseen
     OnlineProbe.step = counted(OnlineProbe.step, lambda self: "online probe")

@@ -76,7 +76,7 @@ def ran(site: Path, folder: Path, *command: object) -> subprocess.CompletedProce
 def sources() -> dict[str, Path]:
     """The files of this checkout that a wheel has, by their paths in it."""
     trees = [("moco", "moco", "*.py"), ("configs", "moco/recipes", "*.yml")]
-    trees += [("moco/pictures/assets", "moco/pictures/assets", "*")]
+    trees += [("moco/pictures/assets", "moco/pictures/assets", "*"), ("moco/cli", "moco/cli", "*.txt")]
     trees += [("detection", "moco_detection", "*.py"), ("detection/configs", "moco_detection/configs", "*.yaml")]
     found = {"moco/py.typed": ROOT / "moco" / "py.typed"} | {f"moco/mains/{name}": ROOT / name for name in MAINS}
     for here, there, kind in trees:

@@ -78,7 +78,8 @@ class Reduced:
     "call",
     [(print, ("ran",)), (np.load, ("x.npy",)), (np.frombuffer, (b"12345678",)), (eval, ("1",)),
      (np.dtype, ("f8", False, True), (3, "<", None, ("a",), {"a": (np.dtype("f8"), 100)}, 8, 1, 0)),
-     (np.dtype, ("O", False, True), (3, "|", None, None, None, -1, -1, 0))],
+     (np.dtype, ("O", False, True), (3, "|", None, None, None, -1, -1, 0)),
+     (np.ndarray, ((1,), "O", b"AAAAAAAA")), (np.ndarray, ((16,), "f4", b"abcdefgh", -64))],
     ids=lambda call: call[0].__name__ + str(len(call)),
 )  # fmt: skip
 def test_nothing_is_called_and_no_layout_of_memory_is_taken(tmp_path, capsys, call):
@@ -95,16 +96,35 @@ def test_an_arrays_content_is_bytes(content):
         array.__setstate__((1, (2,), plain.PlainDtype("f8"), False, content))
 
 
-def test_an_array_shorter_than_its_shape_is_no_array(tmp_path):
+@pytest.mark.parametrize("shape", [(1 << 40,), (1 << 62,), (-1,), (2.0,), [1], np.zeros(3, int)], ids=str)
+@pytest.mark.parametrize("kind", ["f8", "S0"])
+def test_an_array_that_does_not_fit_its_bytes_is_none(shape, kind):
     array = np.empty(0, np.uint8).view(plain.PlainArray)
-    with pytest.raises(ValueError):
-        array.__setstate__((1, (1 << 40,), plain.PlainDtype("f8"), False, b"12345678"))
+    with pytest.raises(Damaged, match="does not fit its bytes"):
+        array.__setstate__((1, shape, plain.PlainDtype(kind), False, b"12345678"))
+
+
+def test_an_array_is_filled_once():
+    """A second time would free what a tensor may share."""
+    array = np.empty(0, np.uint8).view(plain.PlainArray)
+    array.__setstate__((1, (1,), plain.PlainDtype("u1"), False, b"7"))
+    with pytest.raises(Damaged, match="does not fit its bytes"):
+        array.__setstate__((1, (1,), plain.PlainDtype("u1"), False, b"8"))
+    assert array.tolist() == [ord("7")]
 
 
 def test_a_network_of_arrays_is_read_as_tensors(tmp_path):
     torch.save({"state_dict": {"layer1.weight": np.arange(6, dtype=np.float32).reshape(2, 3)}}, tmp_path / "x.pth")
     (found,) = open_file(str(tmp_path / "x.pth")).tensors.values()
     assert torch.equal(found, torch.arange(6.0).reshape(2, 3))
+
+
+def test_arrays_of_the_other_byte_order_are_weights_too_and_one_of_two_names_is_copied_once(tmp_path):
+    array = np.arange(3, dtype=">f4")
+    torch.save({"state_dict": {"a": array, "b": array}}, tmp_path / "x.pth")
+    found = open_file(str(tmp_path / "x.pth")).tensors
+    assert found["a"].tolist() == [0.0, 1.0, 2.0]
+    assert found["a"].data_ptr() == found["b"].data_ptr()
 
 
 def test_what_is_read_can_be_written_again(tmp_path):
