@@ -338,8 +338,11 @@ def _same_statistics(block: nn.Module) -> Iterator[None]:
 # ------------------------------------------------------------------------------------------------ compiling
 
 
-def compile_encoders(encoders: list[nn.Module], mode: str) -> None:
+def compile_encoders(encoders: list[nn.Module], mode: str, several: bool = False) -> None:
     """Have torch compile them when they are first called; ``mode`` is torch.compile's.
+
+    several: images of several sizes come, for each of which they are compiled: one graph for all sizes, which torch
+    would try at the second one, fails in torch 2.14.
 
     Raises:
         UserError: this machine cannot compile at all (no C++ compiler, no Triton).
@@ -351,4 +354,4 @@ def compile_encoders(encoders: list[nn.Module], mode: str) -> None:
         reason = said[0] if said else type(error).__name__
         raise UserError(f"--compile: torch.compile does not work on this machine ({reason}); leave it out.") from error
     for encoder in encoders:
-        encoder.compile(mode=mode)
+        encoder.compile(mode=mode, **({"dynamic": False} if several else {}))

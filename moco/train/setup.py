@@ -172,7 +172,7 @@ def build_model(
         summary += "\n" + begin_with(model, own.begin_with, own.arch)
     model.to(device).to(memory_format=model.layout)
     if own.compile_mode:
-        compile_encoders(encoders, own.compile_mode)
+        compile_encoders(encoders, own.compile_mode, several=local.count > 0)
     return model, summary
 
 

@@ -368,6 +368,8 @@ def test_the_encoders_are_compiled_as_asked(image_folder, tmp_path, in_process, 
     assert in_process(*words, "--compile", "--compile-mode", "reduce-overhead") == 0
     assert in_process(*words, "--compile") == 0
     assert asked == [{"mode": "reduce-overhead"}] * 2 + [{"mode": "default"}] * 2
+    assert in_process(*words, "--compile", "--local-crops", 1, "--local-crop-size", 8) == 0
+    assert asked[4:] == [{"mode": "default", "dynamic": False}] * 2  # a graph for each size
     with pytest.raises(SystemExit, match="2"):
         in_process(*words, "--compile-mode", "reduce-overhead")
     assert "says how to --compile; give both" in capsys.readouterr().err
