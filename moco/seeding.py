@@ -64,7 +64,7 @@ def numpy_generator(stream: str, seed: int, *where: int) -> np.random.Generator:
 
 
 class _Kept(threading.local):
-    """A generator of each thread, and what its state is set to: to make one anew takes five times as long."""
+    """A generator of each thread, and what its state is set to, which is less work than to make one anew."""
 
     def __init__(self) -> None:
         self.bits = np.random.Philox(key=0)

@@ -367,8 +367,8 @@ _operator.register_autograd(_backward, setup_context=_save)
 
 
 class _Eager(torch.autograd.Function):
-    """The operator without torch's dispatch of one written in Python, which takes the host as long as all the rest of
-    the loss (benchmarks/speed/host_time.py)."""
+    """The operator without torch's dispatch of one written in Python, which is two fifths of what the host does beside
+    the launches (benchmarks/speed/host_time.py)."""
 
     @staticmethod
     def forward(ctx, *inputs):

@@ -33,11 +33,11 @@ NUMBERS = [
         "eval": "between_epochs embed fewshot finetune_loss finetune_recipes knn mined neighbours rankme retrieval",
         "kernels": "draws images norm threads trial",
         "library": "criteria momentum load_encoder",
-        "methods": "losses negatives",
-        "models": "buffers encoder in_batch moco moco_v3 more_views supcon_queue",
+        "methods": "controls losses negatives",
+        "models": "buffers encoder in_batch local_crops moco moco_v3 more_views supcon_queue",
         "train": "diagnoses online_probe queue_and_schedule schedules start step",
         "runs": "many_channels",
-        "weights": "average export read settings",
+        "weights": "average export full_files read settings",
     }.items() for name in names.split()),
 ]  # fmt: skip
 

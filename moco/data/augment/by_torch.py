@@ -41,7 +41,7 @@ def pack_params(
         steps += [OPERATIONS.index(name), int(factor * 255) if name == "hue" else factor]
     steps += [NONE, 0.0] * (4 - len(steps) // 2)
     row = [*steps, grey, sigma or 0.0, flip, solarize, vflip, turn]
-    return torch.from_numpy(np.array(row, np.float32))  # a third of the time of torch.tensor, once a view
+    return torch.from_numpy(np.array(row, np.float32))  # less work than torch.tensor, once a view
 
 
 def by_operation(table: Tensor) -> dict[str, np.ndarray]:
